@@ -1,0 +1,31 @@
+"""The engine: low-rank adapters of many concurrent slots, forward, backward and step. Shapes and rules: tmem.reference.
+
+Each function states and checks its arguments and calls torch.ops.tmem.<name>, which the dispatcher hands to exactly one
+kernel; `kernel_for` tells which. torch.ops.tmem.* takes the same arguments and skips the Python checks (lora_linear
+there also returns z).
+"""
+
+from tmem.ops._registry import kernel_for, load_compiled
+from tmem.ops.expand import lora_expand_
+from tmem.ops.gram import lora_gram, lora_gram_
+from tmem.ops.linear import lora_linear
+from tmem.ops.rsvd import batched_rsvd
+from tmem.ops.shrink import lora_shrink
+from tmem.ops.step import HYPER, bank_step_
+
+OPS = ("lora_shrink", "lora_expand_", "lora_gram_", "lora_gram", "lora_linear", "bank_step_")
+
+__all__ = [
+    "HYPER",
+    "OPS",
+    "bank_step_",
+    "batched_rsvd",
+    "kernel_for",
+    "lora_expand_",
+    "lora_gram",
+    "lora_gram_",
+    "lora_linear",
+    "lora_shrink",
+]
+
+load_compiled()

@@ -1,0 +1,58 @@
+"""bank_step_: one optimizer step for the active rows of a bank, each row with its own settings."""
+
+import torch
+from torch import Tensor
+
+from tmem import reference
+from tmem.ops import _checks
+from tmem.ops._registry import define
+
+HYPER = reference.HYPER
+
+
+def _fake(param, grad, m, v, step, hyper, active):
+    return param.new_empty(param.shape[0], dtype=torch.float32)
+
+
+_op = define(
+    "bank_step_(Tensor(a!) param, Tensor(b!) grad, Tensor(c!)? m, Tensor(d!)? v, Tensor(e!) step, Tensor hyper,"
+    " Tensor active) -> Tensor",
+    reference.bank_step_,
+    _fake,
+)
+
+
+def bank_step_(
+    param: Tensor, grad: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor, hyper: Tensor, active: Tensor
+) -> Tensor:
+    """One optimizer step of the active rows, in place: AdamW with decoupled decay if m and v are given, SGD if not.
+
+    param, grad, m, v [S,P], all fp32 or all fp64, any strides. step int32 [S]: steps taken so far, counted up here for
+    the rows that are stepped. hyper fp32 or fp64 [S,6], columns HYPER = (lr, beta1, beta2, eps, weight_decay, clip);
+    clip > 0 limits the row's gradient norm as torch.nn.utils.clip_grad_norm_ does, 0 = off. active bool [S].
+    Returns the norm of each active row's gradient before clipping, fp32 [S], 0 for the others. The gradients of active
+    rows are zeroed. A row whose norm is not finite is otherwise left alone: its norm is the report. Inactive rows keep
+    every bit. Formula: tmem.reference.bank_step_. Raises ValueError or TypeError before anything is written.
+    """
+    op = "bank_step_"
+    _checks.dtype(op, "param", param, torch.float32, torch.float64)
+    _checks.shape(op, "param", param, None, None)
+    if (m is None) != (v is None):
+        raise ValueError(f"{op}: give both m and v (AdamW) or neither (SGD), got only {'v' if m is None else 'm'}")
+    rows, width = param.shape
+    _checks.writable(op, "param", param)
+    for name, x in (("grad", grad), ("m", m), ("v", v)):
+        if x is not None:
+            _checks.dtype(op, name, x, param.dtype)
+            _checks.shape(op, name, x, rows, width)
+            _checks.writable(op, name, x)
+    _checks.same_device(op, param, grad=grad, m=m, v=v, step=step, hyper=hyper, active=active)
+    _checks.dtype(op, "step", step, torch.int32)
+    _checks.shape(op, "step", step, rows)
+    _checks.dtype(op, "hyper", hyper, torch.float32, torch.float64)
+    _checks.shape(op, "hyper", hyper, rows, len(HYPER))
+    _checks.dtype(op, "active", active, torch.bool)
+    _checks.shape(op, "active", active, rows)
+    norms = _op(param, grad, m, v, step, hyper, active)
+    torch.autograd.graph.increment_version([x for x in (param, grad, m, v, step) if x is not None])
+    return norms

@@ -1,0 +1,140 @@
+"""Every op in plain PyTorch: the specification, the oracle of the tests, and the kernel where no other one exists.
+
+Notation. M rows are cut into G contiguous segments, `seg_off` int32 [G+1] from 0 to M; segment g belongs to slot
+`seg_slot[g]` (int32 [G], -1 = base only). A slot computes with its own `rank[slot]` (int32 [S], 1..R; 0 = freed) out of
+the R stored rows of its factor `f[slot]` [R, D], last dimension contiguous; `f` [1, R, D] is shared by all slots.
+
+Rounding.
+  activations fp32 or bf16, factors fp32 or bf16 (independently): every operand is widened to fp32 (exact), products
+  are summed in fp32, `scale` multiplies the finished fp32 sum, and z and all gradients g stay fp32.
+  expand adds its finished fp32 sum to o widened to fp32 and rounds once, to nearest even, to o's dtype.
+  lora_linear in bf16 therefore rounds twice: the base product with its bias, then the sum with the adapter's part.
+  all fp64: the same with fp64 in place of fp32; `scale` stays fp32 and is widened.
+  bank_step_: scalars (1 - lr·wd, 1 - beta, bias corrections, clip coefficient) are computed in fp64 and rounded once to
+  the dtype of the row; the elementwise part runs in that dtype; the squares of the norm are summed in fp64.
+
+Order. A sum never crosses segments, and a slot's segments are added to g one after another. A kernel may choose the
+order inside a segment's sum, but only by D, R, the dtype and the segment itself, never by what else is in the batch.
+"""
+
+import torch
+from torch import Tensor
+
+HYPER = ("lr", "beta1", "beta2", "eps", "weight_decay", "clip")
+"""Columns of `hyper`. clip > 0 limits the norm of a row's gradient, 0 = off. SGD reads lr, weight_decay and clip."""
+
+
+def _accumulator(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _segments(seg_off: Tensor, seg_slot: Tensor, rank: Tensor):
+    """(first row, last row + 1, slot, rank) of every segment that has both rows and a slot."""
+    offsets, ranks = seg_off.tolist(), rank.tolist()
+    for g, slot in enumerate(seg_slot.tolist()):
+        if slot >= 0 and offsets[g + 1] > offsets[g]:
+            yield offsets[g], offsets[g + 1], slot, ranks[slot]
+
+
+def _factor(f: Tensor, slot: int, r: int, dtype: torch.dtype) -> Tensor:
+    return f[slot if f.shape[0] > 1 else 0, :r].to(dtype)
+
+
+def lora_shrink(v: Tensor, f: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor) -> Tensor:
+    """z[m,j] = scale[slot]·Σ_d v[m,d]·f[slot,j,d] for j < rank[slot], else 0.  v [M,D] -> z [M,R]."""
+    acc = _accumulator(v)
+    z = v.new_zeros(v.shape[0], f.shape[1], dtype=acc)
+    for lo, hi, slot, r in _segments(seg_off, seg_slot, rank):
+        z[lo:hi, :r] = (v[lo:hi].to(acc) @ _factor(f, slot, r, acc).T) * scale[slot].to(acc)
+    return z
+
+
+def lora_expand_(o: Tensor, z: Tensor, f: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor) -> None:
+    """o[m,d] += Σ_{j<rank[slot]} z[m,j]·f[slot,j,d], in place.  z [M,R], o [M,D]."""
+    acc = _accumulator(z)
+    for lo, hi, slot, r in _segments(seg_off, seg_slot, rank):
+        rows = o[lo:hi]
+        rows.copy_(rows.to(acc) + z[lo:hi, :r] @ _factor(f, slot, r, acc))
+
+
+def lora_gram_(g: Tensor, z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor) -> None:
+    """g[slot,j,d] += Σ_{m in slot} z[m,j]·v[m,d] for j < rank[slot], in place.  z [M,R], v [M,D], g [S,R,D]."""
+    for lo, hi, slot, r in _segments(seg_off, seg_slot, rank):
+        g[slot, :r] += z[lo:hi, :r].T @ v[lo:hi].to(z.dtype)
+
+
+def lora_gram(z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor) -> Tensor:
+    """`lora_gram_` onto zeros.  -> g [S,R,D] in z's dtype."""
+    g = z.new_zeros(rank.shape[0], z.shape[1], v.shape[1])
+    lora_gram_(g, z, v, seg_off, seg_slot, rank)
+    return g
+
+
+def lora_linear(
+    x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, bt: Tensor,
+    seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """y = x Wᵀ + bias + expand(z, bt) with z = shrink(x, a).  w [N,K], a [S|1,R,K], bt [S,R,N]."""
+    y = torch.nn.functional.linear(x, w, bias).contiguous()
+    z = lora_shrink(x.reshape(-1, x.shape[-1]), a, seg_off, seg_slot, rank, scale)
+    lora_expand_(y.view(-1, w.shape[0]), z, bt, seg_off, seg_slot, rank)
+    return y, z
+
+
+def bank_step_(
+    param: Tensor, grad: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor, hyper: Tensor, active: Tensor
+) -> Tensor:
+    """One optimizer step of the active rows. param, grad, m, v [S,P]; step, active [S]; hyper [S,6] -> norms fp32 [S].
+
+    n = ‖grad‖;  g = grad·min(1, clip/(n + 1e-6)) if clip > 0;  grad = 0;  t = step + 1
+    SGD   (m, v None):  param = param·(1 - lr·wd) - lr·g
+    AdamW             :  m = m + (1-β1)(g - m);  v = β2·v + (1-β2)·g²
+                         param = param·(1 - lr·wd) - lr/(1-β1ᵗ) · m / (√v/√(1-β2ᵗ) + eps)
+    A row whose norm is not finite in fp32 loses its gradient and keeps everything else, step included.
+    """
+    norms = torch.zeros(param.shape[0], dtype=torch.float32, device=param.device)
+    for s in active.nonzero().flatten().tolist():
+        g, p = grad[s].clone(), param[s]
+        norm = g.double().square().sum().sqrt()
+        norms[s] = norm
+        grad[s].zero_()
+        if not norms[s].isfinite():
+            continue
+        step[s] += 1
+        t = int(step[s])
+        lr, beta1, beta2, eps, decay, clip = hyper[s].tolist()
+        if clip > 0:
+            g *= min(1.0, clip / (float(norm) + 1e-6))
+        p *= 1 - lr * decay
+        if m is None:
+            p -= lr * g
+            continue
+        m[s] += (1 - beta1) * (g - m[s])
+        v[s] *= beta2
+        v[s] += (1 - beta2) * (g * g)
+        p -= lr / (1 - beta1**t) * (m[s] / (v[s].sqrt() / (1 - beta2**t) ** 0.5 + eps))
+    return norms
+
+
+def batched_rsvd(
+    matrices: list[Tensor], rank: int, oversample: int = 8, iters: int = 2, seed: int = 0
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Randomized truncated SVD of each [m,n] matrix, in fp32 -> (U [m,r], S [r], V [n,r]); A ≈ U diag(S) Vᵀ.
+
+    torch.svd_lowrank (Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1) with q = rank + oversample. The entry of
+    largest magnitude in each column of V is positive. Every matrix is seeded alike and by itself: its result does not
+    depend on its neighbours, and the global generators are left as they were.
+    """
+    out = []
+    for matrix in matrices:
+        generator = torch.cuda.default_generators[matrix.device.index] if matrix.is_cuda else torch.default_generator
+        state = generator.get_state()
+        try:
+            generator.manual_seed(seed)
+            u, s, v = torch.svd_lowrank(matrix.float(), q=min(rank + oversample, *matrix.shape), niter=iters)
+        finally:
+            generator.set_state(state)
+        u, s, v = u[:, :rank], s[:rank].clone(), v[:, :rank]
+        sign = torch.where(v.gather(0, v.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
+        out.append((u * sign, s, v * sign))
+    return out
