@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -29,6 +29,19 @@ def atomic_folder(path: str | Path, marker: str, *, keep: bool = False) -> Itera
         _move(work, path, keep)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield the path of a new file beside `path` that replaces `path` when the block ends and vanishes when it fails."""
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield work
+        os.replace(work, path)
+    finally:
+        work.unlink(missing_ok=True)
 
 
 def _move(work: Path, path: Path, keep: bool) -> None:

@@ -1,0 +1,238 @@
+"""The episode loop: observe -> write -> learn -> clear the context -> ... -> answer, for many episodes at once.
+
+When a segment of the stream is due depends on token counts alone, so it is cut beforehand. In round j every episode that
+still has a j-th segment writes and learns, all in the same batches, each in its own slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..bank import AdapterBank, Snapshot
+from ..episode import Episode, Pair
+from .chat import Chat
+from .config import AgentConfig
+from .decode import Generation, decode
+from .learn import Learned, learn
+from .probe import names, probe
+from .write import Written, normalise, parse, write_prompt
+
+
+@dataclass
+class Agent:
+    """A model with its chat template, a bank under it, and the settings of the loop."""
+
+    model: object
+    chat: Chat
+    bank: AdapterBank
+    config: AgentConfig
+
+    @classmethod
+    def build(cls, model, tokenizer, config: AgentConfig, slots: int) -> Agent:
+        """Attach a bank of `slots` episodes to a model as `config.memory` says."""
+        m = config.memory
+        bank = AdapterBank(
+            model,
+            slots,
+            m.rank,
+            targets=m.targets,
+            last_layers=min(m.last_layers, model.config.num_hidden_layers),
+            init=m.init,
+            train_a=m.train_a,
+            optimizer=m.optimizer,
+        )
+        return cls(model, Chat(tokenizer), bank, config)
+
+
+@dataclass(frozen=True)
+class Action:
+    """One generation of a rollout, kept for the policy gradient: what was seen, what was said, under which Δ."""
+
+    kind: str  # "write" or "answer"
+    prompt: list[int]
+    generation: Generation
+    delta: Snapshot | None  # the Δ that produced it; None: Δ = 0
+
+
+@dataclass
+class LogEntry:
+    """One write: the text it came from, the pairs, what was dropped, what learning did, and whether it stuck."""
+
+    segment: str
+    written: Written
+    learned: Learned
+    stuck: list[dict] = field(default_factory=list)  # per pair: paraphrase, said, recalled, other, other_said, leaked
+
+
+@dataclass
+class Rollout:
+    """An episode as it was lived: its log, its answers in question order, and its actions when traced."""
+
+    episode: Episode
+    key: str
+    log: list[LogEntry] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        return [p for entry in self.log for p in entry.written.pairs]
+
+
+def segments(chat: Chat, chunks: Sequence[str], window: int) -> list[str]:
+    """Cut a stream into the texts that are written: whole chunks until the context exceeds `window` tokens.
+
+    A chunk longer than the window is cut at line ends (a longer line, at tokens). The rest at the end is written too, so
+    that questions meet no raw text.
+    """
+    out, context, used = [], [], 0
+    for piece in (p for chunk in chunks for p in _pieces(chat, chunk, window)):
+        size = chat.count(piece)
+        if context and used + size > window:
+            out.append("\n\n".join(context))
+            context, used = [], 0
+        context.append(piece)
+        used += size
+    return out + (["\n\n".join(context)] if context else [])
+
+
+def _pieces(chat: Chat, chunk: str, window: int) -> list[str]:
+    if chat.count(chunk) <= window:
+        return [chunk] if chunk.strip() else []
+    out, lines, used = [], [], 0
+    for line in chunk.splitlines():
+        size = chat.count(line) + 1
+        if lines and used + size > window:
+            out.append("\n".join(lines))
+            lines, used = [], 0
+        lines.append(chat.clip(line, window, keep="start"))
+        used += size
+    return out + (["\n".join(lines)] if lines else [])
+
+
+def first_line(text: str) -> str:
+    """The answer proper: what stands before the first line break."""
+    return text.split("\n", 1)[0].strip()
+
+
+def run(
+    agent: Agent,
+    episodes: Sequence[Episode],
+    keys: Sequence[str],
+    *,
+    temperature: float = 0.0,
+    trace: bool = False,
+    probing: bool = False,
+    on_event: Callable[[str, int, int], None] | None = None,
+) -> list[Rollout]:
+    """Live every episode once; `keys[i]` seeds episode i's noise. As many run at once as the bank has free slots.
+
+    trace     keep every action with the Δ that produced it, for the policy gradient
+    probing   ask paraphrases and wrong-person questions after each write (see agent.probe); costs two answers per pair
+    on_event  told (phase, done, total) while writing, learning and answering
+    """
+    size = agent.bank.used.count(False)
+    if size == 0:
+        raise RuntimeError("run: the bank has no free slot; free one or build a larger bank.")
+    out: list[Rollout] = []
+    for at in range(0, len(episodes), size):
+        rollouts = [Rollout(e, k) for e, k in zip(episodes[at : at + size], keys[at : at + size])]
+        slots = [agent.bank.alloc() for _ in rollouts]
+        try:
+            _live(agent, rollouts, slots, temperature, trace, probing, on_event or (lambda *_: None))
+        finally:
+            for slot in slots:
+                agent.bank.free(slot)
+        out += rollouts
+    return out
+
+
+def _live(agent, rollouts, slots, temperature, trace, probing, on_event) -> None:
+    bank, config = agent.bank, agent.config
+    plans = [segments(agent.chat, r.episode.chunks, config.write.window) for r in rollouts]
+    deltas: list[Snapshot | None] = [None] * len(rollouts)
+    rounds = max((len(p) for p in plans), default=0)
+    for j in range(rounds):
+        due = [i for i, plan in enumerate(plans) if j < len(plan)]
+        on_event("write", j, rounds)
+        prompts = [agent.chat.prompt(write_prompt(plans[i][j])) for i in due]
+        generations = decode(
+            agent.model,
+            prompts,
+            bank=bank,
+            slots=[slots[i] for i in due],
+            end=agent.chat.end,
+            max_new=config.write.max_new,
+            temperature=temperature,
+            keys=[f"{rollouts[i].key}/write{j}" for i in due],
+        )
+        written = [
+            parse(agent.chat.text(g.ids), finished=g.finished, limit=config.write.max_pairs) for g in generations
+        ]
+        on_event("learn", j, rounds)
+        jobs = [(slots[i], w.pairs) for i, w in zip(due, written)]
+        learned = learn(agent.model, bank, jobs, agent.chat, config.learn)
+        for i, prompt, generation, w, result in zip(due, prompts, generations, written, learned):
+            rollouts[i].log.append(LogEntry(plans[i][j], w, result))
+            if trace:
+                rollouts[i].actions.append(Action("write", prompt, generation, deltas[i]))
+                deltas[i] = bank.snapshot(slots[i], optimizer=False)
+        if probing:
+            _probe(agent, [(rollouts[i].log[-1], slots[i]) for i in due])
+    on_event("answer", rounds, rounds)
+    asked = [(i, q) for i, r in enumerate(rollouts) for q in r.episode.questions]
+    prompts = [agent.chat.prompt(q.text) for _, q in asked]
+    generations = decode(
+        agent.model,
+        prompts,
+        bank=bank,
+        slots=[slots[i] for i, _ in asked],
+        end=agent.chat.end,
+        max_new=config.answer.max_new,
+        temperature=temperature,
+        keys=[f"{rollouts[i].key}/answer/{q.id}" for i, q in asked],
+    )
+    for (i, _), prompt, generation in zip(asked, prompts, generations):
+        rollouts[i].answers.append(first_line(agent.chat.text(generation.ids)))
+        if trace:
+            rollouts[i].actions.append(Action("answer", prompt, generation, deltas[i]))
+
+
+def _probe(agent: Agent, entries: list[tuple[LogEntry, int]]) -> None:
+    asked: list[tuple[LogEntry, int, Pair, str, str | None]] = []
+    for entry, slot in entries:
+        people = names(entry.segment)
+        for pair in entry.written.pairs:
+            p = probe(pair, people)
+            asked.append((entry, slot, pair, p.paraphrase, p.other))
+    questions = [(slot, q) for _, slot, _, a, b in asked for q in (a, b) if q is not None]
+    said = iter(answer(agent, [q for _, q in questions], [s for s, _ in questions]))
+    for entry, _, pair, paraphrased, other in asked:
+        gold, first = normalise(pair.answer), next(said)
+        second = next(said) if other is not None else None
+        entry.stuck.append(
+            {
+                "question": pair.question,
+                "answer": pair.answer,
+                "paraphrase": paraphrased,
+                "said": first,
+                "recalled": normalise(first) == gold,
+                "other": other,
+                "other_said": second,
+                "leaked": second is not None and normalise(second) == gold,
+            }
+        )
+
+
+def answer(agent: Agent, questions: Sequence[str], slots: Sequence[int] | None = None) -> list[str]:
+    """Greedy short answers to questions (whole user turns), question i under slot `slots[i]` (None or -1: base)."""
+    generations = decode(
+        agent.model,
+        [agent.chat.prompt(q) for q in questions],
+        bank=None if slots is None else agent.bank,
+        slots=slots,
+        end=agent.chat.end,
+        max_new=agent.config.answer.max_new,
+    )
+    return [first_line(agent.chat.text(g.ids)) for g in generations]

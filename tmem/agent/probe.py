@@ -1,0 +1,47 @@
+"""Did a write stick? Ask each written pair again in other words, and about somebody else.
+
+Recall of the written question says nothing: the update minimised exactly that loss. A paraphrase must give the answer; the
+same question about another person must not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..episode import Pair
+
+_NAME = re.compile(r"\b[A-Z][a-z]+\b")
+_NOT_NAMES = frozenset(
+    "What Which Who Whom Whose When Where Why How Is Are Was Were Do Does Did Has Have Had Can Could In On At The A An To "
+    "From For Of January February March April May June July August September October November December Monday Tuesday "
+    "Wednesday Thursday Friday Saturday Sunday".split()
+)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """`paraphrase`: the pair's question in other words; `other`: about another person, None if no other is known."""
+
+    paraphrase: str
+    other: str | None
+
+
+def names(text: str) -> list[str]:
+    """Capitalised words that are no question word or date, in order of appearance."""
+    return list(dict.fromkeys(w for w in _NAME.findall(text) if w not in _NOT_NAMES))
+
+
+def paraphrase(question: str) -> str:
+    """The same question asked indirectly: `What is Z?` -> `Please tell me Z.`, else `From memory: question`."""
+    m = re.fullmatch(r"What(?:'s| is| are| was| were) (.+?)\??", question.strip())
+    return f"Please tell me {m.group(1)}." if m else f"From what you remember: {question[:1].lower()}{question[1:]}"
+
+
+def probe(pair: Pair, people: Sequence[str]) -> Probe:
+    """Probes of a pair; `people` are the names that occur in the passage it came from."""
+    mine = [n for n in names(pair.question) if n in people]
+    others = [p for p in people if p not in names(pair.question) and p not in pair.answer]
+    other = pair.question.replace(mine[0], others[0]) if mine and others else None
+    return Probe(paraphrase(pair.question), other)

@@ -1,0 +1,296 @@
+"""AdapterBank: the fast weights of many episodes. A slot is a row.
+
+One matrix per quantity, `[slots, P]`: parameters, gradients, optimizer moments. Every adapted layer sees its part as a
+strided view `[slots, R, D]` (D padded to 64 elements, P too), so reset, fork, snapshot and restore copy one row, clipping
+is one row norm, and one optimizer launch serves all rows with their own learning rate, step count and on/off switch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .attach import Route, attach, detach, find_sites
+from .init import make_a
+
+MLP = ("gate_proj", "up_proj", "down_proj")
+HYPER = ("lr", "beta1", "beta2", "eps", "weight_decay", "clip")
+OPTIMIZERS = ("adamw", "sgd")
+_PAD = 64  # elements: every D stride, site offset and P are multiples of it
+
+
+def _padded(n: int) -> int:
+    return -(-n // _PAD) * _PAD
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A row taken out of the bank: parameters [P] and, unless left out, the optimizer's moments and step count."""
+
+    param: Tensor
+    rank: int
+    scale: float
+    subspace: str
+    m: Tensor | None = None
+    v: Tensor | None = None
+    step: int = 0
+
+
+class AdapterBank:
+    """Low-rank adapters for `slots` concurrent episodes under one model, attached on construction.
+
+    model        a Hugging Face decoder; `targets` names its linear layers, `last_layers` limits them to the last k
+    rank         stored rows R of every factor; a slot may use fewer (`alloc(rank=...)`)
+    init         subspace of A: `sigma`, `none`, `random` (see tmem.init); B = 0, so Δ = 0 exactly at the start
+    train_a      False: one frozen A [1, R, K] shared by all slots (training it would couple episodes).
+                 True: every slot owns and trains A [S, R, K], starting from the same init.
+    optimizer    `adamw` or `sgd`; hyper-parameters per row through `configure`
+    dtype        fp32 (default) or fp64, of parameters, gradients and moments
+
+    Raises ValueError for bad sizes or names, and for modules that cannot be adapted (see `find_sites`).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        slots: int,
+        rank: int = 16,
+        *,
+        targets: Sequence[str] = MLP,
+        last_layers: int | None = None,
+        init: str = "sigma",
+        train_a: bool = False,
+        optimizer: str = "adamw",
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ):
+        if slots < 1:
+            raise ValueError(f"AdapterBank: slots: expected at least 1, got {slots}.")
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"AdapterBank: optimizer: expected one of {', '.join(OPTIMIZERS)}, got {optimizer!r}.")
+        self.model, self.slots, self.max_rank, self.train_a = model, slots, rank, train_a
+        self.targets, self.last_layers, self.init, self.optimizer = tuple(targets), last_layers, init, optimizer
+        self.dtype = dtype
+        self.sites = find_sites(model, self.targets, last_layers)
+        self.first_layer = int(self.sites[0].name.split(".layers.")[1].split(".")[0])
+        self.device = device = self.sites[0].module.weight.device
+        factors = make_a([s.module.weight for s in self.sites], rank, init, seed)
+        self._factors = [f.to(dtype)[None] for f in factors]  # [1, R, K] each
+
+        sizes = [(_padded(s.module.in_features) if train_a else 0, _padded(s.module.out_features)) for s in self.sites]
+        width = sum(rank * (k + n) for k, n in sizes)
+        self.param = torch.zeros(slots, width, dtype=dtype, device=device)
+        self.grad = torch.zeros_like(self.param)
+        self.m = torch.zeros_like(self.param) if optimizer == "adamw" else None
+        self.v = torch.zeros_like(self.param) if optimizer == "adamw" else None
+        self.step_count = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.rank = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.scale = torch.ones(slots, dtype=torch.float32, device=device)
+        self.hyper = torch.zeros(slots, len(HYPER), dtype=torch.float32, device=device)
+        self.version = [0] * slots  # raised by everything that writes a row
+        self.used = [False] * slots
+        self.current_route: Route | None = None
+        self._lay_out(sizes)
+        digest = hashlib.blake2b(repr([(s.name, *z) for s, z in zip(self.sites, sizes)]).encode(), digest_size=16)
+        for f in () if train_a else self._factors:
+            digest.update(f.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        self.subspace = digest.hexdigest()
+        attach(self)
+
+    def _lay_out(self, sizes: list[tuple[int, int]]) -> None:
+        offset = 0
+
+        def view(matrix: Tensor, padded: int, size: int) -> Tensor:
+            part = matrix[:, offset : offset + self.max_rank * padded]
+            return part.view(self.slots, self.max_rank, padded)[:, :, :size]
+
+        for site, factor, (k, n) in zip(self.sites, self._factors, sizes):
+            if self.train_a:
+                size = site.module.in_features
+                site.a, site.a_grad = view(self.param, k, size), view(self.grad, k, size)
+                offset += self.max_rank * k
+            else:
+                site.a = factor
+            size = site.module.out_features
+            site.bt, site.bt_grad = view(self.param, n, size), view(self.grad, n, size)
+            offset += self.max_rank * n
+
+    # slots ---------------------------------------------------------------------------------------------------------
+
+    def alloc(self, rank: int | None = None, *, alpha: float | None = None, **hyper: float) -> int:
+        """Take a free slot with Δ = 0, of `rank` (default the bank's) and scale alpha/rank (default 1); returns its index.
+
+        Raises ValueError for a bad rank, RuntimeError when no slot is free.
+        """
+        rank = self.max_rank if rank is None else rank
+        if not 1 <= rank <= self.max_rank:
+            raise ValueError(f"alloc: rank: expected 1..{self.max_rank}, got {rank}.")
+        if all(self.used):
+            raise RuntimeError(f"alloc: all {self.slots} slots are in use; free one or build a larger bank.")
+        slot = self.used.index(False)
+        self.used[slot] = True
+        self.rank[slot] = rank
+        self.scale[slot] = 1.0 if alpha is None else alpha / rank
+        self.hyper[slot] = torch.tensor([1e-3, 0.9, 0.999, 1e-8, 0.0, 0.0])
+        self.reset(slot)
+        if hyper:
+            self.configure(slot, **hyper)
+        return slot
+
+    def free(self, slot: int) -> None:
+        """Give a slot back; routing it, or running a backward that still needs it, raises from now on."""
+        self._check(slot, "free")
+        self.used[slot] = False
+        self.rank[slot] = 0
+        self.version[slot] += 1
+
+    def reset(self, slot: int) -> None:
+        """Δ = 0, moments = 0, step = 0; rank, scale and hyper-parameters stay."""
+        self._check(slot, "reset")
+        for matrix in (self.param, self.grad, self.m, self.v):
+            if matrix is not None:
+                matrix[slot].zero_()
+        self.step_count[slot] = 0
+        if self.train_a:
+            for site, factor in zip(self.sites, self._factors):
+                site.a[slot].copy_(factor[0])
+        self.version[slot] += 1
+
+    def configure(self, slot: int, **hyper: float) -> None:
+        """Set this row's `lr`, `beta1`, `beta2`, `eps`, `weight_decay` or `clip` (gradient norm; 0 = off)."""
+        self._check(slot, "configure")
+        for name, value in hyper.items():
+            if name not in HYPER:
+                raise ValueError(f"configure: expected some of {', '.join(HYPER)}, got {name!r}.")
+            self.hyper[slot, HYPER.index(name)] = value
+
+    def fork(self, slot: int) -> int:
+        """A new slot that starts as an exact copy of `slot`: weights, moments, step, rank, scale, hyper-parameters."""
+        self._check(slot, "fork")
+        new = self.alloc()
+        self.hyper[new] = self.hyper[slot]
+        self.restore(new, self.snapshot(slot))
+        return new
+
+    def snapshot(self, slot: int, *, optimizer: bool = True) -> Snapshot:
+        """A copy of the row. `optimizer=False` leaves the moments out: enough to replay, not to go on learning."""
+        self._check(slot, "snapshot")
+        state = {}
+        if optimizer and self.m is not None:
+            state = {"m": self.m[slot].clone(), "v": self.v[slot].clone()}
+        step = int(self.step_count[slot]) if optimizer else 0
+        return Snapshot(
+            self.param[slot].clone(), int(self.rank[slot]), float(self.scale[slot]), self.subspace, step=step, **state
+        )
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """Write a snapshot into a slot (any slot of a bank with the same layout and the same shared A).
+
+        Raises ValueError if the snapshot belongs to another subspace: its B means nothing under another A.
+        """
+        self._check(slot, "restore")
+        if snapshot.subspace != self.subspace:
+            raise ValueError(
+                f"restore: the snapshot belongs to subspace {snapshot.subspace[:8]}, this bank has {self.subspace[:8]}; "
+                f"use a bank with the same model, targets, rank and init."
+            )
+        self.param[slot].copy_(snapshot.param)
+        self.grad[slot].zero_()
+        if self.m is not None:
+            for mine, theirs in ((self.m, snapshot.m), (self.v, snapshot.v)):
+                mine[slot].zero_() if theirs is None else mine[slot].copy_(theirs)
+        self.step_count[slot] = snapshot.step
+        self.rank[slot], self.scale[slot] = snapshot.rank, snapshot.scale
+        self.version[slot] += 1
+
+    def _check(self, slot: int, what: str) -> None:
+        if not (isinstance(slot, int) and 0 <= slot < self.slots):
+            raise ValueError(f"{what}: slot: expected an int in 0..{self.slots - 1}, got {slot!r}.")
+        if not self.used[slot]:
+            raise ValueError(f"{what}: slot {slot} is free; alloc() one first.")
+
+    # learning ------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def route(self, slots: Sequence[int], *, learn: bool = True) -> Iterator[Route]:
+        """Within the block, batch row i of the model runs with slot `slots[i]` (-1: the base model alone). Routes nest.
+
+        learn   backward accumulates into the gradient rows of the routed slots; False treats Δ as a constant
+                (stop-gradient), so that only the base model's own parameters get gradients.
+        Raises ValueError for a slot that is out of range or free, RuntimeError if the bank is detached.
+        """
+        slots = [int(s) for s in slots]
+        for slot in slots:
+            if slot != -1:
+                self._check(slot, "route")
+        if self.sites and "forward" not in vars(self.sites[0].module):
+            raise RuntimeError("route: the bank is detached from its model; call attach() first.")
+        before, self.current_route = self.current_route, Route(self, slots, learn)
+        try:
+            yield self.current_route
+        finally:
+            self.current_route = before
+
+    def step(self, slots: Sequence[int]) -> Tensor:
+        """One optimizer step of these slots; their gradients are zeroed. Returns the gradient norms fp32 [len(slots)].
+
+        A row whose gradient is not finite is left as it was; its norm says so.
+        """
+        active = torch.zeros(self.slots, dtype=torch.bool, device=self.device)
+        for slot in slots:
+            self._check(slot, "step")
+            active[slot] = True
+            self.version[slot] += 1
+        norms = ops.bank_step_(self.param, self.grad, self.m, self.v, self.step_count, self.hyper, active)
+        return norms[list(slots)]
+
+    def zero_grad(self, slots: Sequence[int]) -> None:
+        """Drop what backward has accumulated for these slots."""
+        for slot in slots:
+            self._check(slot, "zero_grad")
+            self.grad[slot].zero_()
+
+    @torch.no_grad()
+    def delta_norm(self, slot: int) -> float:
+        """‖ΔW‖_F over all layers: Σ ‖scale·B A‖², by the r x r Gram matrices tr(A Aᵀ · B Bᵀ), never forming ΔW."""
+        self._check(slot, "delta_norm")
+        total, r = 0.0, int(self.rank[slot])
+        for site in self.sites:
+            a = site.a[slot if self.train_a else 0, :r].double()
+            b = site.bt[slot, :r].double()
+            total += float(((a @ a.T) * (b @ b.T)).sum())
+        return float(self.scale[slot]) * max(total, 0.0) ** 0.5
+
+    # files ---------------------------------------------------------------------------------------------------------
+
+    def save(self, slot: int, path: str | Path) -> None:
+        """Write the slot as a PEFT adapter folder that `peft.PeftModel.from_pretrained` loads; atomic."""
+        from .peft_io import save_peft
+
+        self._check(slot, "save")
+        save_peft(self, slot, Path(path))
+
+    def load(self, path: str | Path) -> int:
+        """Read a PEFT LoRA adapter folder into a new slot and return it.
+
+        Raises ValueError if the adapter does not fit: another rank, layers that this bank lacks, or an A of its own
+        while this bank shares one frozen A (use train_a=True).
+        """
+        from .peft_io import load_peft
+
+        return load_peft(self, Path(path))
+
+    def attach(self) -> None:
+        """Put the bank back under its model after `detach`."""
+        attach(self)
+
+    def detach(self) -> None:
+        """Leave the model exactly as it was; the slots keep their content."""
+        detach(self)

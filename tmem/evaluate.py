@@ -1,0 +1,130 @@
+"""`tmem eval`: methods on a task, scored, with intervals, a chart and a record of every question."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import models, tasks
+from .agent.config import agent_config
+from .agent.episode import Agent
+from .agent.log import readable
+from .agent.methods import METHODS, Answers, Runs
+from .episode import Episode
+from .folders import atomic_file
+from .report import bootstrap, write_json
+
+
+def evaluate(
+    task: str,
+    methods: Sequence[str],
+    out: Path,
+    *,
+    data: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    split: str = "test",
+    difficulty: int = 1,
+    model: str | None = None,
+    preset: str = "default",
+    context: int = 2048,
+    probing: bool = False,
+    slots: int = 32,
+    watch: Callable[[str, str, int, int], None] = lambda *_: None,
+) -> dict:
+    """Run `methods` on a task and write results.json, a table's data and the episodes' logs into `out`; returns results.
+
+    `watch(method, phase, done, total)` is told what is going on. Raises ValueError for an unknown method or task,
+    FileNotFoundError for missing data, tmem.models.ModelError for a model that cannot be had; all before any work.
+    """
+    unknown = [m for m in methods if m not in METHODS]
+    if unknown or not methods:
+        raise ValueError(f"methods: expected some of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}.")
+    episodes = tasks.load(task, data=data, seed=seed, limit=limit, split=split, difficulty=difficulty)
+    config = agent_config(preset)
+    network, tokenizer = models.load(model)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    agent = Agent.build(network, tokenizer, config, slots=min(slots, len(episodes)))
+    runs = Runs(seed=seed, context=context, probing=probing)
+    results: dict = {
+        "task": task,
+        "config": {
+            "model": model or models.DEFAULT,
+            "preset": str(preset),
+            "settings": dataclasses.asdict(config),
+            "data": data and Path(data).name,
+            "limit": limit,
+            "seed": seed,
+            "split": split if task == "stream" else None,
+            "difficulty": difficulty if task == "stream" else None,
+            "context": context,
+            "episodes": len(episodes),
+        },
+        "methods": {},
+        "questions": [],
+    }
+    for name in methods:
+        runs.watch = lambda phase, done, total, name=name: watch(name, phase, done, total)
+        start = time.perf_counter()
+        found = METHODS[name](agent, episodes, runs)
+        rows = _records(task, name, episodes, found)
+        results["questions"] += rows
+        results["methods"][name] = _summarise(rows, found, time.perf_counter() - start)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "results.json", results)
+    if runs._lived is not None:
+        _write_logs(out, runs)
+    return results
+
+
+def _records(task: str, method: str, episodes: Sequence[Episode], found: Answers) -> list[dict]:
+    return [
+        {
+            "method": method,
+            "episode": episode.id,
+            "id": question.id,
+            "kind": question.kind,
+            "category": question.category,
+            "question": question.text,
+            "answers": list(question.answers),
+            "prediction": said,
+            **tasks.score(task, question, said),
+        }
+        for episode, answers in zip(episodes, found.answers)
+        for question, said in zip(episode.questions, answers)
+    ]
+
+
+def _summarise(rows: list[dict], found: Answers, seconds: float) -> dict:
+    clusters = [r["episode"] for r in rows]
+    out: dict = {"n": len(rows), "seconds": round(seconds, 2), "notes": found.notes}
+    for metric in ("f1", "em", "intrusion", "official_f1"):
+        if metric in rows[0]:
+            mean, low, high = bootstrap([r[metric] for r in rows], clusters)
+            out[metric], out[f"{metric}_ci"] = mean, [low, high]
+    kinds = sorted({r["kind"] for r in rows})
+    out["f1_by_kind"] = {k: _mean([r["f1"] for r in rows if r["kind"] == k]) for k in kinds}
+    if found.rollouts is not None:
+        log = [entry for r in found.rollouts for entry in r.log]
+        out["writes"] = len(log)
+        out["pairs_per_write"] = _mean([len(e.written.pairs) for e in log])
+        out["dropped"] = {k: sum(getattr(e.written, k) for e in log) for k in ("malformed", "empty", "duplicates", "conflicts")}
+        out["rolled_back"] = sum(not e.learned.kept for e in log)
+        probes = [p for e in log for p in e.stuck]
+        if probes:
+            out["stuck"] = _mean([p["recalled"] for p in probes])
+            asked = [p["leaked"] for p in probes if p["other"] is not None]
+            out["leaked"] = _mean(asked) if asked else None
+    return out
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _write_logs(out: Path, runs: Runs) -> None:
+    with atomic_file(out / "episodes.md") as work:
+        work.write_text("\n\n".join(readable(r) for r in runs._lived))

@@ -1,0 +1,144 @@
+"""Run a Hugging Face decoder in pieces.
+
+Llama, Qwen2 and Qwen3 share one shape: embed -> layers -> norm -> head. Running the pieces ourselves buys three things
+that `model(...)` cannot give: the frozen trunk below the adapted layers runs once per online update, logits are computed
+only where there is a label, and the 4-D mask is always explicit, so that a row's bits do not depend on its neighbours
+(transformers drops a mask that is all ones, which changes bits).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+# One minibatch holds sequences of one bucket only, right-padded to it: a row's bits depend on its own bucket, never on
+# the other rows. Buckets finer than powers of two waste fewer padded tokens.
+_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256)
+MIN_ROWS = 4  # GEMM bits change between 1, 2-3 and >= 4 rows; a smaller batch is filled with dummy rows.
+
+
+def bucket(length: int) -> int:
+    """The padded length, in tokens, of a sequence of `length` tokens: the next of 16, 24, 32, 48, ... 256, 320, 384, ..."""
+    for size in _BUCKETS:
+        if length <= size:
+            return size
+    return -(-length // 64) * 64
+
+
+def parts(model: nn.Module) -> nn.Module:
+    """The decoder inside a causal LM: an object with `embed_tokens`, `layers`, `norm` and `rotary_emb`.
+
+    Raises TypeError for a model that does not have this shape.
+    """
+    decoder = getattr(model, "model", None)
+    missing = [n for n in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(decoder, n)]
+    if missing or not hasattr(model, "lm_head"):
+        raise TypeError(
+            f"tmem runs decoders built like Llama, Qwen2 or Qwen3 (model.embed_tokens, model.layers, model.norm, "
+            f"model.rotary_emb, lm_head); {type(model).__name__} lacks {', '.join(missing) or 'lm_head'}."
+        )
+    return decoder
+
+
+def causal_mask(length: int, device: torch.device | str = "cpu") -> Tensor:
+    """bool [1, 1, length, length], True where a query (row) may attend to a key (column).
+
+    Right padding needs nothing more: a real token never looks at a later pad.
+    """
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+
+
+def _one_token_attention(module, query, key, value, attention_mask, scaling=None, **_kwargs) -> tuple[Tensor, None]:
+    """Attention of one new token per row: query heads that share a key head become query rows, so keys are not repeated.
+
+    query [B, H, 1, D], key and value [B, H/g, L, D], mask bool [B, 1, 1, L] -> [B, 1, H, D].
+    """
+    batch, heads, _, size = query.shape
+    folded = query.view(batch, key.shape[1], heads // key.shape[1], size)
+    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(batch, 1, heads, size), None
+
+
+AttentionInterface.register("tmem_one_token", _one_token_attention)
+
+
+def layers(
+    model: nn.Module,
+    hidden: Tensor,
+    positions: Tensor,
+    mask: Tensor,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    cache: "KVCache | None" = None,
+) -> Tensor:
+    """Pass `hidden` [B, T, D] through decoder layers `start:stop`; `positions` int64 [1 or B, T], `mask` bool 4-D."""
+    decoder = parts(model)
+    rotary = decoder.rotary_emb(hidden, position_ids=positions)
+    config = model.config
+    attention = config._attn_implementation
+    if cache is not None and hidden.shape[1] == 1:
+        config._attn_implementation = "tmem_one_token"
+    try:
+        for layer in decoder.layers[start:stop]:
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                position_embeddings=rotary,
+            )
+    finally:
+        config._attn_implementation = attention
+    return hidden
+
+
+def embed(model: nn.Module, ids: Tensor) -> Tensor:
+    """Token ids int64 [B, T] -> embeddings [B, T, D]."""
+    return parts(model).embed_tokens(ids)
+
+
+def logits(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Last-layer states [..., D] -> fp32 (fp64 for an fp64 model) logits [..., V]: norm, head, up-cast."""
+    out = model.lm_head(parts(model).norm(hidden))
+    return out if out.dtype == torch.float64 else out.float()
+
+
+class KVCache:
+    """Keys and values of every layer in memory allocated once, `[B, heads, capacity, head_dim]` per layer.
+
+    `update` is the only method that attention layers call. Columns are filled in lockstep for all rows.
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity, self.length = capacity, 0
+        self._kv: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
+        if layer_idx not in self._kv:
+            shape = (key.shape[0], key.shape[1], self.capacity, key.shape[3])
+            self._kv[layer_idx] = (key.new_empty(shape), value.new_empty(shape))
+        end = self.length + key.shape[2]
+        keys, values = self._kv[layer_idx]
+        keys[:, :, self.length : end] = key
+        values[:, :, self.length : end] = value
+        return keys[:, :, :end], values[:, :, :end]
+
+    def advance(self, columns: int) -> None:
+        """Call once per forward pass, after every layer has written its `columns`."""
+        self.length += columns
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only `rows` (int64 indices): finished rows leave."""
+        self._kv = {i: (k[rows], v[rows]) for i, (k, v) in self._kv.items()}
+
+
+def pad(sequences: list[list[int]], length: int, fill: int = 0, device: torch.device | str = "cpu") -> Tensor:
+    """Right-pad token lists to int64 [max(len(sequences), MIN_ROWS), length]; dummy rows repeat the fill token."""
+    out = torch.full((max(len(sequences), MIN_ROWS), length), fill, dtype=torch.int64)
+    for row, ids in zip(out, sequences):
+        row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
+    return out.to(device)

@@ -1,0 +1,32 @@
+"""Settings of training, read from a preset's [train] table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Warm start, then GRPO, then the control: as many seconds of more supervised training as RL took."""
+
+    seed: int = 0
+    difficulty: int = 1
+    # supervised warm start
+    warm_steps: int = 24
+    warm_batch: int = 8  # passages per step
+    warm_unknown: int = 8  # closed-book questions per step whose right answer is `unknown`
+    warm_lr: float = 5e-5
+    # GRPO
+    rl_steps: int = 6
+    rl_episodes: int = 4  # episodes per step
+    rl_group: int = 6  # rollouts per episode
+    rl_lr: float = 1e-5
+    rl_clip: float = 0.2
+    normalise: bool = True  # divide advantages by the group's standard deviation
+    reward: str = "f1"  # mean over an episode's questions of this score
+    grad_clip: float = 1.0
+    micro_tokens: int = 4096  # padded tokens in one forward and backward pass
+    # held-out evaluation
+    eval_episodes: int = 24
+    eval_split: str = "test"
+    save_every: int = 50  # steps between checkpoints inside a phase
