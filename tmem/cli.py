@@ -1,0 +1,112 @@
+"""The `tmem` command: one function per verb. Heavy imports stay inside the verbs, so that help is instant."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import click
+
+
+class Verbs(click.Group):
+    """Errors that a user can act on become one sentence and exit code 2; Ctrl-C exits 130 without a word."""
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(130) from None
+        except (ValueError, OSError) as error:
+            if os.environ.get("TMEM_DEBUG") or getattr(error, "errno", None) == errno.EPIPE:
+                raise
+            sentence = click.ClickException(_sentence(error))
+            sentence.exit_code = 2
+            raise sentence from error
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}."
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="tmem", message="tmem %(version)s")
+def main() -> None:
+    """An LLM agent with memory in its weights.
+
+    While it reads a stream, the model writes down question/answer pairs; a few gradient steps learn them into fast
+    weights that belong to this episode alone; the text goes, and answers come from the weights.
+
+    \b
+    Examples:
+      tmem info             versions, devices, and which kernel serves each op
+      tmem info --json      the same for a program
+      tmem VERB --help      what a verb takes
+
+    An error is one sentence and exit code 2; TMEM_DEBUG=1 shows where it arose. TMEM_CACHE says where converted
+    models are kept (else ~/.cache/tmem).
+    """
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def info(as_json: bool) -> None:
+    """Versions, devices, the default model, and which kernel serves each op."""
+    import json
+
+    facts = _facts()
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        _print(facts)
+
+
+def _facts() -> dict:
+    """{"versions", "machine", "model": {"name", "folder", "cached"}, "kernels": {device: {op: kernel}}}."""
+    import torch
+
+    from . import machine, models, ops
+
+    try:
+        folder, cached = models.default_folder()
+    except models.ModelError:
+        folder, cached = None, False
+    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    return {
+        "versions": machine.versions(),
+        "machine": machine.machine(),
+        "model": {"name": models.DEFAULT, "folder": folder and str(folder), "cached": cached},
+        "kernels": {device: {op: ops.kernel_for(op, device) for op in ops.OPS} for device in devices},
+    }
+
+
+def _print(facts: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    box, model, kernels = facts["machine"], facts["model"], facts["kernels"]
+    gpus = [f"{gpu['name']}, sm_{gpu['sm']}, {gpu['memory_gib']} GiB" for gpu in box["gpus"]] or ["none"]
+    lines = [
+        ("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
+        ("CPU", f"{box['cpu']}, {box['cores']} cores, {box['memory_gib']} GiB"),
+        ("SIMD", f"{box['simd']}, bf16 {'by ' + box['bf16'].upper() if box['bf16'] else 'not native: fp32 is used'}"),
+        *(("GPU", gpu) for gpu in gpus),
+        ("model", model["name"]),
+        ("kept in", model["folder"] or "not installed; `make` installs it"),
+        ("", "" if model["cached"] or not model["folder"] else "not converted yet: happens at its first use"),
+    ]
+    console = Console()
+    grid = Table.grid(padding=(0, 2))
+    for name, value in lines:
+        if value:
+            grid.add_row(name, value)
+    console.print(grid, highlight=False)
+    table = Table("op", *kernels, title="\nkernel that serves each op", title_justify="left", title_style="")
+    for op in kernels["cpu"]:
+        table.add_row(op, *(kernels[device][op] for device in kernels))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
