@@ -40,6 +40,6 @@ setup(
     packages=[*find_packages(include=["tmem", "tmem.*"]), "tmem.triton_kernels", "tmem.bench"],
     package_dir={"tmem.triton_kernels": "triton_kernels", "tmem.bench": "bench"},
     package_data={"tmem": ["presets/*"]},
-    ext_modules=[Extension("tmem.libtmem_cpu", sources=[])] if (ROOT / "CMakeLists.txt").exists() else [],
+    ext_modules=[Extension("tmem.libtmem_cpu", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 _LIBRARY = torch.library.Library("tmem", "DEF")
+_LIBRARY.define("cpu_instructions() -> str")
 _COMPILED = Path(__file__).parent.parent / "libtmem_cpu.so"
 
 

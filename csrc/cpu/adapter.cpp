@@ -1,0 +1,191 @@
+// Launchers of lora_shrink, lora_expand_, lora_gram(_) and lora_linear.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "launch.h"
+
+namespace tmem {
+
+using torch::stable::parallel_for;
+
+constexpr int64_t ROWS = 16;     // rows of one task of shrink and expand
+constexpr int64_t COLUMNS = 64;  // columns of one task of gram
+
+static int64_t grain(int64_t task_cost) { return std::max<int64_t>(1, TASK / std::max<int64_t>(1, task_cost)); }
+
+static const Tensor& checked_scale(const char* op, const Tensor& scale, int64_t slots) {
+  check_dtype(op, "scale", scale, ScalarType::Float);
+  check_dim(op, "scale", scale, 1);
+  check_size(op, "scale", scale, 0, slots);
+  return scale;
+}
+
+// The kernels on checked tensors whose last dimension is contiguous; z [rows, ranks] is written in full.
+static void run_shrink(Pair pair, const Segments& seg, const Tensor& v, const Tensor& f, const Tensor& scale,
+                       const Tensor& z) {
+  const int64_t rows = v.size(0), ranks = f.size(1), width = v.size(1);
+  const Shrink a = {seg,       v.const_data_ptr(), v.stride(0),
+                    factor(f), static_cast<const float*>(scale.const_data_ptr()),
+                    z.mutable_data_ptr(),          ranks,
+                    width};
+  const auto kernel = kernels().shrink[pair];
+  parallel_for(0, (rows + ROWS - 1) / ROWS, grain(ROWS * ranks * width), [&](int64_t first, int64_t end) {
+    kernel(a, first * ROWS, std::min(end * ROWS, rows));
+  });
+}
+
+static void run_expand(Pair pair, const Segments& seg, const Tensor& o, const Tensor& z, const Tensor& f) {
+  const int64_t rows = o.size(0), ranks = f.size(1), width = o.size(1);
+  const Expand a = {seg,         o.mutable_data_ptr(), o.stride(0), z.const_data_ptr(),
+                    z.stride(0), factor(f),            width};
+  const auto kernel = kernels().expand[pair];
+  parallel_for(0, (rows + ROWS - 1) / ROWS, grain(ROWS * ranks * width), [&](int64_t first, int64_t end) {
+    kernel(a, first * ROWS, std::min(end * ROWS, rows));
+  });
+}
+
+// One owner per (slot, stretch of columns): it walks the slot's segments in order.
+static void run_gram(const Descriptor& descriptor, const Tensor& g, const Tensor& z, const Tensor& v) {
+  const Segments& seg = descriptor.segments();
+  std::vector<int64_t> start(descriptor.slots() + 1, 0), segments, busy;
+  for (int64_t i = 0; i < seg.count; i++)
+    if (seg.slot[i] >= 0 && seg.off[i] < seg.off[i + 1]) start[seg.slot[i] + 1]++;
+  for (int64_t s = 0; s < descriptor.slots(); s++) {
+    if (start[s + 1]) busy.push_back(s);
+    start[s + 1] += start[s];
+  }
+  segments.resize(start.back());
+  std::vector<int64_t> next(start);
+  for (int64_t i = 0; i < seg.count; i++)
+    if (seg.slot[i] >= 0 && seg.off[i] < seg.off[i + 1]) segments[next[seg.slot[i]]++] = i;
+
+  const int64_t width = v.size(1), tiles = (width + COLUMNS - 1) / COLUMNS, slots = busy.size();
+  const Gram a = {seg,         g.mutable_data_ptr(), g.stride(0), g.stride(1), z.const_data_ptr(),
+                  z.stride(0), v.const_data_ptr(),   v.stride(0)};
+  const auto kernel = kernels().gram[element_of(v)];
+  const int64_t cost = slots ? v.size(0) / slots * z.size(1) * COLUMNS : 1;
+  parallel_for(0, tiles * slots, grain(cost), [&](int64_t first, int64_t end) {
+    for (int64_t task = first; task < end; task++) {
+      const int64_t slot = busy[task % slots], column = task / slots * COLUMNS;
+      kernel(a, &segments[start[slot]], start[slot + 1] - start[slot], column, std::min(column + COLUMNS, width));
+    }
+  });
+}
+
+static void check_z(const char* op, const Tensor& z, const Tensor& activation) {
+  check_dtype(op, "z", z, accumulator(activation));
+  check_dim(op, "z", z, 2);
+  check_size(op, "z", z, 0, activation.size(0));
+}
+
+Tensor lora_shrink(const Tensor& v, const Tensor& f, const Tensor& seg_off, const Tensor& seg_slot, const Tensor& rank,
+                   const Tensor& scale) {
+  const char* op = "lora_shrink";
+  check_activation(op, "v", v);
+  check_dim(op, "v", v, 2);
+  check_dim(op, "f", f, 3);
+  const Descriptor descriptor(op, seg_off, seg_slot, rank, v.size(0), f.size(1));
+  check_factor(op, "f", f, descriptor.slots(), f.size(1), v.size(1));
+  const Pair pair = pair_of(op, "f", v, f);
+  checked_scale(op, scale, descriptor.slots());
+  const Tensor z = torch::stable::new_empty(v, {v.size(0), f.size(1)}, accumulator(v));
+  run_shrink(pair, descriptor.segments(), readable(v), readable(f), readable(scale), z);
+  return z;
+}
+
+void lora_expand_(const Tensor& o, const Tensor& z, const Tensor& f, const Tensor& seg_off, const Tensor& seg_slot,
+                  const Tensor& rank) {
+  const char* op = "lora_expand_";
+  check_activation(op, "o", o);
+  check_dim(op, "o", o, 2);
+  check_z(op, z, o);
+  const Descriptor descriptor(op, seg_off, seg_slot, rank, o.size(0), z.size(1));
+  check_factor(op, "f", f, descriptor.slots(), z.size(1), o.size(1));
+  const Pair pair = pair_of(op, "f", o, f);
+  Written written(o);
+  run_expand(pair, descriptor.segments(), written.rows(), readable(z), readable(f));
+  written.finish();
+}
+
+static Descriptor check_gram(const char* op, const Tensor& z, const Tensor& v, const Tensor& seg_off,
+                             const Tensor& seg_slot, const Tensor& rank) {
+  check_activation(op, "v", v);
+  check_dim(op, "v", v, 2);
+  check_z(op, z, v);
+  return Descriptor(op, seg_off, seg_slot, rank, v.size(0), z.size(1));
+}
+
+void lora_gram_(const Tensor& g, const Tensor& z, const Tensor& v, const Tensor& seg_off, const Tensor& seg_slot,
+                const Tensor& rank) {
+  const char* op = "lora_gram_";
+  const Descriptor descriptor = check_gram(op, z, v, seg_off, seg_slot, rank);
+  check_dtype(op, "g", g, accumulator(v));
+  check_dim(op, "g", g, 3);
+  check_size(op, "g", g, 0, descriptor.slots());
+  check_size(op, "g", g, 1, z.size(1));
+  check_size(op, "g", g, 2, v.size(1));
+  Written written(g);
+  run_gram(descriptor, written.rows(), readable(z), readable(v));
+  written.finish();
+}
+
+Tensor lora_gram(const Tensor& z, const Tensor& v, const Tensor& seg_off, const Tensor& seg_slot, const Tensor& rank) {
+  const Descriptor descriptor = check_gram("lora_gram", z, v, seg_off, seg_slot, rank);
+  const Tensor g = torch::stable::new_zeros(z, {descriptor.slots(), z.size(1), v.size(1)});
+  run_gram(descriptor, g, readable(z), readable(v));
+  return g;
+}
+
+static Tensor linear(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(x), torch::stable::detail::from(w),
+                                    torch::stable::detail::from(bias)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0]));
+}
+
+std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& w, std::optional<Tensor> bias, const Tensor& a,
+                                       const Tensor& bt, const Tensor& seg_off, const Tensor& seg_slot,
+                                       const Tensor& rank, const Tensor& scale) {
+  const char* op = "lora_linear";
+  check_activation(op, "x", x);
+  check_dtype(op, "w", w, x.scalar_type());
+  check_dim(op, "w", w, 2);
+  STD_TORCH_CHECK(x.dim() >= 1, op, ": x must have at least 1 dimension, got 0");
+  const int64_t outputs = w.size(0), width = w.size(1);
+  check_size(op, "x", x, x.dim() - 1, width);
+  if (bias) {
+    check_dtype(op, "bias", *bias, x.scalar_type());
+    check_dim(op, "bias", *bias, 1);
+    check_size(op, "bias", *bias, 0, outputs);
+  }
+  int64_t rows = 1;
+  for (int64_t i = 0; i + 1 < x.dim(); i++) rows *= x.size(i);
+  check_dim(op, "a", a, 3);
+  const Descriptor descriptor(op, seg_off, seg_slot, rank, rows, a.size(1));
+  check_factor(op, "a", a, descriptor.slots(), a.size(1), width);
+  check_factor(op, "bt", bt, descriptor.slots(), a.size(1), outputs);
+  check_size(op, "bt", bt, 0, descriptor.slots());
+  const Pair down = pair_of(op, "a", x, a), up = pair_of(op, "bt", x, bt);
+  checked_scale(op, scale, descriptor.slots());
+
+  const Tensor y = linear(x, w, bias);
+  const Tensor z = torch::stable::new_empty(x, {rows, a.size(1)}, accumulator(x));
+  run_shrink(down, descriptor.segments(), readable(torch::stable::reshape(x, {rows, width})), readable(a),
+             readable(scale), z);
+  run_expand(up, descriptor.segments(), torch::stable::view(y, {rows, outputs}), z, readable(bt));
+  return {y, z};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tmem, CPU, m) {
+  m.impl("lora_shrink", TORCH_BOX(&lora_shrink));
+  m.impl("lora_expand_", TORCH_BOX(&lora_expand_));
+  m.impl("lora_gram_", TORCH_BOX(&lora_gram_));
+  m.impl("lora_gram", TORCH_BOX(&lora_gram));
+  m.impl("lora_linear", TORCH_BOX(&lora_linear));
+}
+
+}  // namespace tmem

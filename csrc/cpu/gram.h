@@ -1,0 +1,64 @@
+// gram: each element of g is summed over the rows of one segment in order, from zero, then added to g; segments follow one
+// another in order.
+#pragma once
+#include "kernels.h"
+#include "vec.h"
+
+namespace {
+
+template <int J, int N, class V>
+TMEM_INLINE void gram_block(typename Compute<V>::scalar* g, int64_t g_stride, const typename Compute<V>::scalar* z,
+                            int64_t z_stride, const V* v, int64_t v_stride, int64_t rows, int64_t columns) {
+  using vec = typename Compute<V>::vec;
+  constexpr int L = Compute<V>::lanes;
+  const bool whole = columns >= N * L;  // a block with absent lanes has N = 1
+  vec acc[J][N] = {};
+  for (int64_t m = 0; m < rows; m++) {
+    vec x[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) x[n] = whole ? load(v + m * v_stride + n * L) : load_first(v + m * v_stride, columns);
+#pragma GCC unroll 8
+    for (int j = 0; j < J; j++) {
+      const typename Compute<V>::scalar y = z[m * z_stride + j];
+#pragma GCC unroll 8
+      for (int n = 0; n < N; n++) acc[j][n] += y * x[n];
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < J; j++)
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) {
+      auto* at = g + j * g_stride + n * L;
+      if (whole)
+        store(at, load(at) + acc[j][n]);
+      else
+        store_first(at, load_first(at, columns) + acc[j][n], columns);
+    }
+}
+
+template <int N, class V>
+TMEM_INLINE void gram_columns(const tmem::Gram& a, int64_t segment, int64_t d, int64_t columns) {
+  using scalar = typename Compute<V>::scalar;
+  const int64_t lo = a.seg.off[segment], rows = a.seg.off[segment + 1] - lo, slot = a.seg.slot[segment];
+  const int64_t rank = a.seg.rank[slot];
+  scalar* g = static_cast<scalar*>(a.g) + slot * a.g_slot_stride + d;
+  const scalar* z = static_cast<const scalar*>(a.z) + lo * a.z_stride;
+  const V* v = static_cast<const V*>(a.v) + lo * a.v_stride + d;
+  int64_t j = 0;
+  for (; j + 4 <= rank; j += 4)
+    gram_block<4, N>(g + j * a.g_rank_stride, a.g_rank_stride, z + j, a.z_stride, v, a.v_stride, rows, columns);
+  for (; j < rank; j++)
+    gram_block<1, N>(g + j * a.g_rank_stride, a.g_rank_stride, z + j, a.z_stride, v, a.v_stride, rows, columns);
+}
+
+template <class V>
+void gram(const tmem::Gram& a, const int64_t* segments, int64_t count, int64_t first, int64_t end) {
+  constexpr int L = Compute<V>::lanes;
+  for (int64_t i = 0; i < count; i++) {
+    int64_t d = first;
+    for (; d + 4 * L <= end; d += 4 * L) gram_columns<4, V>(a, segments[i], d, 4 * L);
+    for (; d < end; d += L) gram_columns<1, V>(a, segments[i], d, end - d);
+  }
+}
+
+}  // namespace

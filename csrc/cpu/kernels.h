@@ -1,0 +1,74 @@
+// What the launchers and the kernels agree on: plain pointers, sizes and strides (in elements), no torch.
+#pragma once
+#include <cstdint>
+
+namespace tmem {
+
+// Rows [off[g], off[g+1]) belong to slot[g], -1 = none; a slot computes with rank[slot] of the stored ranks.
+struct Segments {
+  const int32_t* off;
+  const int32_t* slot;
+  const int32_t* rank;
+  int64_t count;
+};
+
+// Last dimension contiguous. A shared factor has slot_stride 0.
+struct Factor {
+  const void* data;
+  int64_t slot_stride, rank_stride;
+};
+
+struct Shrink {  // z[m,j] = scale[slot] * sum_d v[m,d] * f[slot,j,d]
+  Segments seg;
+  const void* v;
+  int64_t v_stride;
+  Factor f;
+  const float* scale;
+  void* z;  // [rows, ranks], contiguous; every element is written
+  int64_t ranks, width;
+};
+
+struct Expand {  // o[m,d] += sum_j z[m,j] * f[slot,j,d]
+  Segments seg;
+  void* o;
+  int64_t o_stride;
+  const void* z;
+  int64_t z_stride;
+  Factor f;
+  int64_t width;
+};
+
+struct Gram {  // g[slot,j,d] += sum over one slot's rows of z[m,j] * v[m,d]
+  Segments seg;
+  void* g;
+  int64_t g_slot_stride, g_rank_stride;
+  const void* z;
+  int64_t z_stride;
+  const void* v;
+  int64_t v_stride;
+};
+
+struct Update {  // one stretch of one row of the bank; scalars ready to use, m and v null for SGD
+  void *param, *grad, *m, *v;
+  int64_t count;
+  double clip, keep, rate, one_minus_beta1, beta2, one_minus_beta2, root_correction2, eps;
+};
+
+// Pairs of (activation, factor) element types, and single element types.
+enum Pair { F32_F32, F32_BF16, BF16_F32, BF16_BF16, F64_F64, PAIRS };
+enum Element { F32, BF16, F64, ELEMENTS };
+
+// One set of kernels, compiled for one instruction set. Rows, and columns of g, are the caller's to share out: the bits of
+// an output do not depend on how.
+struct Kernels {
+  const char* instructions;
+  void (*shrink[PAIRS])(const Shrink&, int64_t first_row, int64_t end_row);
+  void (*expand[PAIRS])(const Expand&, int64_t first_row, int64_t end_row);
+  void (*gram[ELEMENTS])(const Gram&, const int64_t* segments, int64_t count, int64_t first_column, int64_t end_column);
+  double (*sum_of_squares[ELEMENTS])(const void* x, int64_t count);
+  void (*update[ELEMENTS])(const Update&);
+};
+
+const Kernels& kernels();  // the best set this processor runs
+
+}  // namespace tmem

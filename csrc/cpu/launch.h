@@ -1,0 +1,111 @@
+// What every launcher needs: tensors checked before a pointer is taken, and pointers the kernels can use.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "kernels.h"
+
+namespace tmem {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Multiply-adds that are worth waking another thread for.
+constexpr int64_t TASK = 1 << 17;
+
+inline ScalarType accumulator(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline void check_cpu(const char* op, const char* name, const Tensor& x) {
+  STD_TORCH_CHECK(x.is_cpu(), op, ": ", name, " must be on the CPU as the other tensors are");
+}
+
+inline void check_dtype(const char* op, const char* name, const Tensor& x, ScalarType expected) {
+  check_cpu(op, name, x);
+  STD_TORCH_CHECK(x.scalar_type() == expected, op, ": ", name, " must be ", torch::headeronly::toString(expected),
+                  ", got ", torch::headeronly::toString(x.scalar_type()));
+}
+
+inline void check_activation(const char* op, const char* name, const Tensor& x) {
+  check_cpu(op, name, x);
+  const ScalarType t = x.scalar_type();
+  STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::BFloat16 || t == ScalarType::Double, op, ": ", name,
+                  " must be Float, BFloat16 or Double, got ", torch::headeronly::toString(t));
+}
+
+inline void check_dim(const char* op, const char* name, const Tensor& x, int64_t dims) {
+  STD_TORCH_CHECK(x.dim() == dims, op, ": ", name, " must have ", dims, " dimensions, got ", x.dim());
+}
+
+inline void check_size(const char* op, const char* name, const Tensor& x, int64_t dim, int64_t expected) {
+  STD_TORCH_CHECK(x.size(dim) == expected, op, ": ", name, " must have size ", expected, " in dimension ", dim, ", got ",
+                  x.size(dim));
+}
+
+inline bool rows_contiguous(const Tensor& x) {
+  const int64_t last = x.dim() - 1;
+  return x.size(last) <= 1 || x.stride(last) == 1;
+}
+
+// An input whose last dimension is contiguous: itself, or a copy.
+inline Tensor readable(const Tensor& x) { return rows_contiguous(x) ? x : torch::stable::contiguous(x); }
+
+// An output written in place through its own strides: itself, or a copy that `finish` writes back.
+class Written {
+ public:
+  explicit Written(const Tensor& x) : whole_(x), rows_(rows_contiguous(x) ? x : torch::stable::contiguous(x)) {}
+  const Tensor& rows() const { return rows_; }
+  void finish() {
+    if (rows_.get() != whole_.get()) torch::stable::copy_(whole_, rows_);
+  }
+
+ private:
+  Tensor whole_, rows_;
+};
+
+inline Pair pair_of(const char* op, const char* name, const Tensor& activation, const Tensor& factor) {
+  check_activation(op, name, factor);
+  const ScalarType a = activation.scalar_type(), f = factor.scalar_type();
+  STD_TORCH_CHECK((a == ScalarType::Double) == (f == ScalarType::Double), op, ": ", name,
+                  " must be Double exactly when the activation is, got ", torch::headeronly::toString(f), " and ",
+                  torch::headeronly::toString(a));
+  if (a == ScalarType::Double) return F64_F64;
+  const bool bf16 = f == ScalarType::BFloat16;
+  if (a == ScalarType::BFloat16) return bf16 ? BF16_BF16 : BF16_F32;
+  return bf16 ? F32_BF16 : F32_F32;
+}
+
+inline Element element_of(const Tensor& x) {
+  if (x.scalar_type() == ScalarType::Double) return F64;
+  return x.scalar_type() == ScalarType::BFloat16 ? BF16 : F32;
+}
+
+inline void check_factor(const char* op, const char* name, const Tensor& f, int64_t slots, int64_t ranks, int64_t width) {
+  check_dim(op, name, f, 3);
+  STD_TORCH_CHECK(f.size(0) == slots || f.size(0) == 1, op, ": ", name, " must have 1 or ", slots,
+                  " slots in dimension 0, got ", f.size(0));
+  check_size(op, name, f, 1, ranks);
+  check_size(op, name, f, 2, width);
+}
+
+inline Factor factor(const Tensor& f) {
+  return {f.const_data_ptr(), f.size(0) == 1 ? 0 : f.stride(0), f.stride(1)};
+}
+
+// The descriptor of `rows` rows, every value checked: nothing the kernels read from it can lead out of bounds.
+class Descriptor {
+ public:
+  Descriptor(const char* op, const Tensor& off, const Tensor& slot, const Tensor& rank, int64_t rows, int64_t ranks);
+  const Segments& segments() const { return segments_; }
+  int64_t slots() const { return slots_; }
+
+ private:
+  Tensor off_, slot_, rank_;
+  Segments segments_;
+  int64_t slots_;
+};
+
+}  // namespace tmem

@@ -1,0 +1,72 @@
+// The optimizer on one stretch of one row: formula in tmem/reference.py. Scalars come in double and are rounded once.
+#pragma once
+#include "kernels.h"
+#include "vec.h"
+
+namespace {
+
+TMEM_INLINE float root(float x) { return __builtin_sqrtf(x); }
+TMEM_INLINE double root(double x) { return __builtin_sqrt(x); }
+
+// 8 sums in double, element i into sum i % 8, then a tree.
+template <class T>
+double sum_of_squares(const void* data, int64_t count) {
+  const T* x = static_cast<const T*>(data);
+  double part[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    for (int k = 0; k < 8; k++) part[k] += static_cast<double>(x[i + k]) * x[i + k];
+  for (int k = 0; i + k < count; k++) part[k] += static_cast<double>(x[i + k]) * x[i + k];
+  return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
+}
+
+template <class T>
+struct Scalars {
+  T clip, keep, rate, one_minus_beta1, beta2, one_minus_beta2, root_correction2, eps;
+};
+
+// BLOCK elements at once through local arrays, so that the last elements of a row go through the same instructions.
+template <class T, bool ADAM>
+TMEM_INLINE void update_block(const Scalars<T>& c, T* param, T* grad, T* m, T* v, int64_t count) {
+  constexpr int BLOCK = 64 / sizeof(T);
+  T p[BLOCK] = {}, g[BLOCK] = {}, mm[BLOCK] = {}, vv[BLOCK] = {};
+  memcpy(p, param, count * sizeof(T));
+  memcpy(g, grad, count * sizeof(T));
+  for (int i = 0; i < BLOCK; i++) g[i] *= c.clip;
+  if (ADAM) {
+    memcpy(mm, m, count * sizeof(T));
+    memcpy(vv, v, count * sizeof(T));
+    for (int i = 0; i < BLOCK; i++) mm[i] += c.one_minus_beta1 * (g[i] - mm[i]);
+    for (int i = 0; i < BLOCK; i++) vv[i] = c.beta2 * vv[i] + c.one_minus_beta2 * (g[i] * g[i]);
+    for (int i = 0; i < BLOCK; i++) g[i] = mm[i] / (root(vv[i]) / c.root_correction2 + c.eps);
+    memcpy(m, mm, count * sizeof(T));
+    memcpy(v, vv, count * sizeof(T));
+  }
+  for (int i = 0; i < BLOCK; i++) p[i] = p[i] * c.keep - c.rate * g[i];
+  memcpy(param, p, count * sizeof(T));
+  memset(grad, 0, count * sizeof(T));
+}
+
+template <class T, bool ADAM>
+TMEM_INLINE void update_all(const tmem::Update& a) {
+  constexpr int BLOCK = 64 / sizeof(T);
+  const Scalars<T> c = {T(a.clip),  T(a.keep),            T(a.rate),             T(a.one_minus_beta1),
+                        T(a.beta2), T(a.one_minus_beta2), T(a.root_correction2), T(a.eps)};
+  T *param = static_cast<T*>(a.param), *grad = static_cast<T*>(a.grad);
+  T *m = static_cast<T*>(a.m), *v = static_cast<T*>(a.v);
+  int64_t i = 0;
+  for (; i + BLOCK <= a.count; i += BLOCK)
+    update_block<T, ADAM>(c, param + i, grad + i, ADAM ? m + i : nullptr, ADAM ? v + i : nullptr, BLOCK);
+  if (i < a.count)
+    update_block<T, ADAM>(c, param + i, grad + i, ADAM ? m + i : nullptr, ADAM ? v + i : nullptr, a.count - i);
+}
+
+template <class T>
+void update(const tmem::Update& a) {
+  if (a.m)
+    update_all<T, true>(a);
+  else
+    update_all<T, false>(a);
+}
+
+}  // namespace
