@@ -1,0 +1,92 @@
+"""Scores of one prediction, all in 0..1.
+
+`f1` and `em` are the plain ones of memory papers: lower case, no ASCII punctuation, single spaces; nothing is stemmed
+and articles stay. `official_f1` is LoCoMo's own (snap-research/locomo, task_eval/evaluation.py).
+"""
+
+import re
+import string
+from collections import Counter
+from functools import lru_cache
+
+from nltk.stem import PorterStemmer
+
+from tmem.tasks.episode import Question
+
+__all__ = ["em", "f1", "intrusion", "normalise", "official_f1"]
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_STEMMER = PorterStemmer()
+
+
+def normalise(text: str) -> str:
+    """Lower case, without ASCII punctuation, words separated by single spaces."""
+    return " ".join(text.lower().translate(_PUNCTUATION).split())
+
+
+def _token_f1(prediction: list[str], gold: list[str]) -> float:
+    """2PR / (P + R) over the multisets of tokens; two empty lists agree, an empty and a non-empty one do not."""
+    if not prediction or not gold:
+        return float(prediction == gold)
+    common = (Counter(prediction) & Counter(gold)).total()
+    return 2 * common / (len(prediction) + len(gold))
+
+
+def f1(prediction: str, question: Question) -> float:
+    """Token F1 with the best of the question's answers."""
+    tokens = normalise(prediction).split()
+    return max(_token_f1(tokens, normalise(answer).split()) for answer in question.answers)
+
+
+def em(prediction: str, question: Question) -> float:
+    """1.0 when the normalised prediction equals one of the normalised answers, else 0.0."""
+    return float(normalise(prediction) in map(normalise, question.answers))
+
+
+def intrusion(prediction: str, question: Question) -> int:
+    """1 when the prediction is not right (`em`) and says one of the question's intrusions as whole words, else 0."""
+    if em(prediction, question):
+        return 0
+    said = f" {normalise(prediction)} "
+    values = filter(None, map(normalise, question.intrusions))
+    return int(any(f" {value} " in said for value in values))
+
+
+_stem = lru_cache(maxsize=65536)(_STEMMER.stem)
+
+
+def _official_tokens(text: str) -> list[str]:
+    words = re.sub(r"\b(a|an|the|and)\b", " ", normalise(text)).split()
+    return [_stem(word) for word in words]
+
+
+def _official_token_f1(prediction: str, gold: str) -> float:
+    """As in the official code, nothing in common is 0, also when both are empty."""
+    return _token_f1(tokens, _official_tokens(gold)) if (tokens := _official_tokens(prediction)) else 0.0
+
+
+def official_f1(prediction: str, question: Question) -> float:
+    """LoCoMo's score for `question.category` "1" to "5", over stemmed tokens without a, an, the, and.
+
+    1 (multi-hop): both sides are split at commas; mean over the golds of the best F1 of any predicted part.
+    2, 4: F1 of the whole strings. 3: the same, the gold cut at its first ";".
+    5 (adversarial): 1.0 if the prediction contains "no information available" or "not mentioned". The bare answer
+    "unknown" counts as well: it is how this project's prompts ask a model to abstain, where the official prompt
+    offers the literal "No information available" as one of two choices.
+    Raises ValueError for any other category.
+    """
+    gold = question.answers[0]
+    match question.category:
+        case "1":
+            parts = prediction.split(",")
+            golds = gold.split(",")
+            return sum(max(_official_token_f1(part, g) for part in parts) for g in golds) / len(golds)
+        case "2" | "4":
+            return _official_token_f1(prediction, gold)
+        case "3":
+            return _official_token_f1(prediction, gold.split(";")[0])
+        case "5":
+            said = prediction.lower()
+            abstains = "no information available" in said or "not mentioned" in said
+            return float(abstains or normalise(prediction) == "unknown")
+    raise ValueError(f"official_f1: question {question.id} has category {question.category!r}, expected '1' to '5'")
