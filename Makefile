@@ -64,7 +64,7 @@ $(DONE)/packages: requirements.txt $(DONE)/venv
 	@touch $@
 
 $(DONE)/ops: $(NATIVE) $(DONE)/packages
-	@echo 'Building the compiled ops and installing tmem (about 20 seconds)'
+	@echo 'Building the compiled ops and installing tmem (about 30 seconds)'
 	@$(PIP) install --no-build-isolation --no-deps --editable .
 	@touch $@
 

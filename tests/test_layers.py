@@ -12,12 +12,12 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up; a module imports from its own line and the lines above it. A new module takes its place here.
 LEVELS = (
-    {"folders", "machine", "episode"},
+    {"folders", "machine", "episode", "testing"},
     {"triton_kernels", "reference"},
     {"ops"},
     {"bank", "attach", "forward", "init", "peft_io", "models", "gguf", "report"},
     {"agent", "memory"},
-    {"tasks", "evaluate", "rl", "bench"},
+    {"tasks", "evaluate", "rl", "bench", "console"},
     {"cli"},
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
