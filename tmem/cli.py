@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import click
 
@@ -40,13 +41,62 @@ def main() -> None:
 
     \b
     Examples:
-      tmem info             versions, devices, and which kernel serves each op
-      tmem info --json      the same for a program
-      tmem VERB --help      what a verb takes
+      tmem train                                    warm start, then reinforcement learning, in ten minutes
+      tmem eval --task stream --methods none,tmem   methods on a task, with a table and a chart
+      tmem eval --task locomo --data locomo10.json --limit 20
+      tmem bench lora                               the ops against what else there is
+      tmem info                                     versions, devices, and which kernel serves each op
+      tmem VERB --help                              what a verb takes
 
     An error is one sentence and exit code 2; TMEM_DEBUG=1 shows where it arose. TMEM_CACHE says where converted
     models are kept (else ~/.cache/tmem).
     """
+
+
+@main.command()
+@click.option("--preset", default="default", show_default=True, help="default, study, or the path of a .toml file.")
+@click.option("--model", help="A Hugging Face folder, a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="runs/train", show_default=True)
+@click.option("--resume", is_flag=True, help="Go on with the run that --out holds.")
+@click.option("--seed", type=int, help="Seed of episodes, noise and batches. [default: the preset's]")
+@click.option("--warm-steps", type=click.IntRange(0), help="Supervised steps before RL. [default: the preset's]")
+@click.option("--rl-steps", type=click.IntRange(0), help="GRPO steps. [default: the preset's]")
+@click.option("--eval-episodes", type=click.IntRange(1), help="Held-out episodes. [default: the preset's]")
+def train(preset: str, model: str | None, out: Path, resume: bool, **overrides) -> None:
+    """Train the model to write what later pays.
+
+    A supervised warm start on generated episodes, then GRPO on the answers' score with fast-weight rollouts, then the
+    control: as many seconds of supervised training instead of RL. Each is evaluated on held-out episodes, greedy and at
+    T=1. Ctrl-C stops with a checkpoint; --resume goes on. The output folder holds summary.json, metrics.jsonl,
+    curve.png, readable episodes, and the trained models (warm/, rl/) for --model.
+    """
+    from .console import train as watch
+
+    watch(preset, out, model=model, resume=resume, **{k: v for k, v in overrides.items() if v is not None})
+
+
+@main.command("eval")
+@click.option("--task", type=click.Choice(["stream", "locomo"]), default="stream", show_default=True)
+@click.option("--data", type=click.Path(dir_okay=False), help="The task's file, e.g. the official locomo10.json.")
+@click.option("--methods", default="none,full,retrieval,pairs,tmem", show_default=True, help="Comma-separated.")
+@click.option("--limit", type=click.IntRange(1), help="stream: episodes; locomo: questions per conversation.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True, help="stream only.")
+@click.option("--difficulty", type=click.IntRange(1, 3), default=1, show_default=True, help="stream only.")
+@click.option("--model", help="A folder (runs/train/rl), a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]")
+@click.option("--preset", default="default", show_default=True)
+@click.option("--context", type=click.IntRange(64), default=2048, show_default=True, help="Tokens of text in a prompt.")
+@click.option("--probe", is_flag=True, help="Also ask paraphrases and wrong-person questions after each write.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="runs/eval", show_default=True)
+def evaluate(task: str, methods: str, probe: bool, out: Path, **options) -> None:
+    """Compare ways of remembering: tmem, its pairs as text, retrieval, the full history, nothing.
+
+    Writes results.json, chart.png and episodes.md (every pair with the text it came from) into --out.
+    """
+    from .console import evaluate as watch
+
+    names = [m.strip() for m in methods.split(",") if m.strip()]
+    watch(task, names, out, probing=probe, **options)
 
 
 @main.command()

@@ -15,12 +15,14 @@ from transformers import AttentionInterface
 
 # One minibatch holds sequences of one bucket only, right-padded to it: a row's bits depend on its own bucket, never on
 # the other rows. Buckets finer than powers of two waste fewer padded tokens.
-_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256)
-MIN_ROWS = 4  # GEMM bits change between 1, 2-3 and >= 4 rows; a smaller batch is filled with dummy rows.
+_BUCKETS = (16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+# An fp32 GEMM of M rows rounds the last M mod 4 rows otherwise than the rest while M < 12 (oneDNN and MKL on x86): batches
+# and label lists are filled with dummy rows up to a multiple of this.
+ROWS = 4
 
 
 def bucket(length: int) -> int:
-    """The padded length, in tokens, of a sequence of `length` tokens: the next of 16, 24, 32, 48, ... 256, 320, 384, ..."""
+    """The padded length, in tokens, of a sequence of `length` tokens: 16, 24, 32, 48, 64, 96, 128, 160, ... 256, 320, 384, ..."""
     for size in _BUCKETS:
         if length <= size:
             return size
@@ -136,9 +138,14 @@ class KVCache:
         self._kv = {i: (k[rows], v[rows]) for i, (k, v) in self._kv.items()}
 
 
+def filled(rows: int) -> int:
+    """`rows` rounded up to a multiple of ROWS."""
+    return -(-rows // ROWS) * ROWS
+
+
 def pad(sequences: list[list[int]], length: int, fill: int = 0, device: torch.device | str = "cpu") -> Tensor:
-    """Right-pad token lists to int64 [max(len(sequences), MIN_ROWS), length]; dummy rows repeat the fill token."""
-    out = torch.full((max(len(sequences), MIN_ROWS), length), fill, dtype=torch.int64)
+    """Right-pad token lists to int64 [filled(len(sequences)), length]; dummy rows repeat the fill token."""
+    out = torch.full((filled(len(sequences)), length), fill, dtype=torch.int64)
     for row, ids in zip(out, sequences):
         row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
     return out.to(device)

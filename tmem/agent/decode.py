@@ -1,6 +1,6 @@
 """Batched decoding: one prompt per row, one slot per row, noise keyed by episode, finished rows leave.
 
-Bits: rows of one length bucket share a batch of at least MIN_ROWS rows, prompts are padded on the right to the bucket, the
+Bits: rows of one length bucket share a batch filled to a multiple of 4 rows, prompts are padded on the right to the bucket, the
 mask is explicit, and a row draws its noise from its own key. So what a row generates does not depend on its neighbours.
 """
 
@@ -137,9 +137,9 @@ def _decode_bucket(model, prompts, length, bank, slots, end, max_new, temperatur
             on_token(len(alive))
         if not alive or step == max_new - 1:
             break
-        if len(alive) <= len(row_of) // 2 and len(row_of) > fw.MIN_ROWS:
+        if len(alive) <= len(row_of) // 2 and len(row_of) > fw.ROWS:
             rest = [r for r, p in enumerate(row_of) if p < 0]
-            keep = alive + rest[: max(0, fw.MIN_ROWS - len(alive))]
+            keep = alive + rest[: fw.filled(len(alive)) - len(alive)]
             rows = torch.tensor(keep, device=device)
             cache.keep(rows)
             token, lengths, visible = token[rows], lengths[rows], visible[rows]

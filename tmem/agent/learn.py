@@ -30,6 +30,7 @@ class LearnConfig:
     lr: float = 1e-3
     epochs: int = 10
     batch: int = 16  # pairs per minibatch and slot
+    target: float = 0.0  # mean answer-token loss (nats) of an epoch at which a slot has learned enough and stops
     clip: float = 0.0  # gradient norm per slot; 0 = off
     weight_decay: float = 0.0
     norm_cap: float = math.inf  # ‖ΔW‖_F above which a write is rolled back
@@ -49,15 +50,39 @@ class Learned:
 
 @dataclass
 class _Block:
-    """Sequences of one bucket: trunk output [B, T, D], slot per row, and the labels as flat positions with weights."""
+    """Sequences of one bucket: trunk output [B, T, D], slot per row, and the labels as flat positions with weights.
+
+    Rows and labels are filled up to multiples of 4 with dummies: slot -1, weight 0.
+    """
 
     hidden: Tensor
     slots: list[int]
-    rows: Tensor
-    columns: Tensor
-    targets: Tensor
-    weights: Tensor  # 1 / labels of this slot in this minibatch; 0 for dummies
-    owners: Tensor  # slot per label
+    rows: list[int]
+    columns: list[int]
+    targets: list[int]
+    weights: list[float]  # 1 / labels of this slot in this minibatch
+
+    @classmethod
+    def filled(cls, hidden, slots, labels: list[tuple[int, int, int, float]]) -> _Block:
+        """From labels (row, column, target, weight)."""
+        labels = labels + [(0, 0, 0, 0.0)] * (fw.filled(len(labels)) - len(labels))
+        slots = slots + [-1] * (fw.filled(len(slots)) - len(slots))
+        if len(hidden) < len(slots):
+            hidden = torch.cat([hidden, hidden[:1].expand(len(slots) - len(hidden), -1, -1)])
+        return cls(hidden, slots, *(list(x) for x in zip(*labels)))
+
+    def only(self, slots: set[int]) -> _Block | None:
+        """The sequences of these slots alone; None if there are none."""
+        keep = [r for r, s in enumerate(self.slots) if s in slots]
+        if not keep:
+            return None
+        place = {r: i for i, r in enumerate(keep)}
+        labels = [
+            (place[r], c, t, w)
+            for r, c, t, w in zip(self.rows, self.columns, self.targets, self.weights)
+            if w and r in place
+        ]
+        return self.filled(self.hidden[keep], [self.slots[r] for r in keep], labels)
 
 
 def learn(
@@ -70,6 +95,7 @@ def learn(
 ) -> list[Learned]:
     """Teach slot `s` its pairs, for every job `(s, pairs)`: `epochs` passes in minibatches, one optimizer step each.
 
+    A slot whose epoch had a loss below `config.target` stops: further steps only push its weights away from all else.
     A write that ends with a higher loss, a non-finite number or a norm above the cap is rolled back: the slot is as
     before. `on_step(done, total)` reports progress. Jobs without pairs return zeros and leave their slot alone.
     Raises ValueError if a slot appears twice.
@@ -81,27 +107,34 @@ def learn(
     for slot, _ in active:
         bank.configure(slot, lr=config.lr, clip=config.clip, weight_decay=config.weight_decay)
     minibatches = _minibatches(model, bank, active, chat, config)
-    total = config.epochs * len(minibatches)
+    count = {slot: math.ceil(len(pairs) / config.batch) for slot, pairs in active}
+    learning, todo = {slot for slot, _ in active}, minibatches
     first: dict[int, float] = {}
-    for epoch in range(config.epochs):
-        for index, (slots, blocks) in enumerate(minibatches):
-            losses = _pass(model, bank, blocks, backward=True)
-            bank.step(slots)
-            if epoch == 0:
-                _accumulate(first, losses)
-            if on_step is not None:
-                on_step(epoch * len(minibatches) + index + 1, total)
+    for epoch in range(config.epochs if learning else 0):
+        losses: dict[int, float] = {}
+        for blocks in todo:
+            _accumulate(losses, _pass(model, bank, blocks, backward=True))
+            bank.step(sorted({s for block in blocks for s in block.slots} & learning))
+        first = first or losses
+        enough = {slot for slot in learning if losses[slot] / count[slot] < config.target}
+        if enough:
+            learning -= enough
+            todo = [blocks for m in todo if (blocks := [b for block in m if (b := block.only(learning))])]
+        if on_step is not None:
+            on_step(epoch + 1 if learning else config.epochs, config.epochs)
+        if not learning:
+            break
     last: dict[int, float] = {}
     with torch.no_grad():
-        for _, blocks in minibatches:
+        for blocks in minibatches:
             _accumulate(last, _pass(model, bank, blocks, backward=False))
     out = []
     for slot, pairs in jobs:
         if not pairs:
             out.append(Learned(0.0, 0.0, bank.delta_norm(slot), True, "nothing to learn"))
             continue
-        n = math.ceil(len(pairs) / config.batch)
-        loss_before, loss_after, norm = first[slot] / n, last[slot] / n, bank.delta_norm(slot)
+        loss_before, loss_after = first[slot] / count[slot], last[slot] / count[slot]
+        norm = bank.delta_norm(slot)
         reason = ""
         if not (math.isfinite(loss_after) and math.isfinite(norm)):
             reason = "not finite"
@@ -120,7 +153,7 @@ def _accumulate(total: dict[int, float], losses: dict[int, float]) -> None:
         total[slot] = total.get(slot, 0.0) + value
 
 
-def _minibatches(model, bank, jobs, chat, config) -> list[tuple[list[int], list[_Block]]]:
+def _minibatches(model, bank, jobs, chat, config) -> list[list[_Block]]:
     """Minibatch j holds pairs [j·batch, (j+1)·batch) of every slot that has so many."""
     out = []
     for start in range(0, max((len(p) for _, p in jobs), default=0), config.batch):
@@ -143,7 +176,7 @@ def _minibatches(model, bank, jobs, chat, config) -> list[tuple[list[int], list[
                     group = []
                 group += [(slot, ids, prompt) for ids, prompt in sequences]
             blocks.append(_block(model, bank, group, length, labels))
-        out.append((sorted(labels), blocks))
+        out.append(blocks)
     return out
 
 
@@ -156,26 +189,12 @@ def _block(model, bank, group, length, labels) -> _Block:
         model, fw.embed(model, ids), positions, fw.causal_mask(length, device), stop=bank.first_layer
     )
     # The state at column c predicts token c + 1.
-    spots = [(r, c - 1, s) for r, (s, seq, prompt) in enumerate(group) for c in range(prompt, len(seq))]
-    rows, columns, owners = (list(x) for x in zip(*spots))
-    weights = [1.0 / labels[s] for s in owners]
-    targets = ids[rows, [c + 1 for c in columns]]
-    for _ in range(fw.MIN_ROWS - len(rows)):  # dummy labels keep the head's GEMM in its M >= 4 class
-        rows.append(0)
-        columns.append(0)
-        owners.append(-1)
-        weights.append(0.0)
-        targets = torch.cat([targets, targets[:1]])
-    slots = [g[0] for g in group] + [-1] * (len(ids) - len(group))
-    return _Block(
-        hidden,
-        slots,
-        torch.tensor(rows, device=device),
-        torch.tensor(columns, device=device),
-        targets,
-        torch.tensor(weights, device=device),
-        torch.tensor(owners, device=device),
-    )
+    spots = [
+        (row, c - 1, seq[c], 1.0 / labels[slot])
+        for row, (slot, seq, prompt) in enumerate(group)
+        for c in range(prompt, len(seq))
+    ]
+    return _Block.filled(hidden[: len(group)], [g[0] for g in group], spots)
 
 
 def _pass(model, bank, blocks: list[_Block], *, backward: bool) -> dict[int, float]:
@@ -185,13 +204,15 @@ def _pass(model, bank, blocks: list[_Block], *, backward: bool) -> dict[int, flo
         length = block.hidden.shape[1]
         positions = torch.arange(length, device=bank.device)[None]
         mask = fw.causal_mask(length, bank.device)
+        targets = torch.tensor(block.targets, device=bank.device)
+        weights = torch.tensor(block.weights, device=bank.device)
         with bank.route(block.slots, learn=backward):
             hidden = fw.layers(model, block.hidden, positions, mask, start=bank.first_layer)
             logits = fw.logits(model, hidden[block.rows, block.columns])
-            nll = F.cross_entropy(logits, block.targets, reduction="none") * block.weights
+            nll = F.cross_entropy(logits, targets, reduction="none") * weights
             if backward:
                 nll.sum().backward()
-        for slot, value in zip(block.owners.tolist(), nll.detach().tolist()):
-            if slot >= 0:
-                losses[slot] = losses.get(slot, 0.0) + value
+        for row, weight, value in zip(block.rows, block.weights, nll.detach().tolist()):
+            if weight:
+                losses[block.slots[row]] = losses.get(block.slots[row], 0.0) + value
     return losses

@@ -14,8 +14,8 @@ from ..episode import Pair
 
 _PROMPT = (
     "{passage}\n\n"
-    "Write down every fact above that may be asked about later: who, what, when, where, preferences, plans, changes. "
-    "Name the person in every question. Give short answers. Use two lines for each fact:\nQ: question\nA: answer"
+    "Write each fact above as a question that names the person, and a short answer, on two lines:\n"
+    "Q: question\nA: answer"
 )
 
 

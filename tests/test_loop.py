@@ -1,0 +1,295 @@
+"""The episode loop: what an episode gets alone it gets among others, bit for bit; and every part of the loop."""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny import Letters, model, pairs
+
+from tmem import forward as fw
+from tmem.agent.chat import Chat
+from tmem.agent.config import AgentConfig, LearnConfig, MemoryConfig, WriteConfig, agent_config, build, read
+from tmem.agent.decode import decode, uniforms
+from tmem.agent.episode import Agent, run, segments
+from tmem.agent.learn import learn
+from tmem.agent.probe import names, probe
+from tmem.agent.write import Written, parse, render
+from tmem.episode import Episode, Pair, Question
+
+CONFIG = AgentConfig(
+    memory=MemoryConfig(rank=4, last_layers=2),
+    learn=LearnConfig(lr=1e-2, epochs=3, batch=4),
+    write=WriteConfig(window=80, max_new=40),
+)
+
+
+def agent_of(slots=4, dtype=torch.float32, config=CONFIG, **sizes):
+    return Agent.build(model(dtype=dtype, **sizes), Letters(), config, slots)
+
+
+# learning --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_episode_learns_the_same_bits_alone_and_among_others(dtype):
+    jobs = {0: pairs(6, "a"), 1: pairs(3, "bb"), 2: pairs(9, "c"), 3: pairs(1)}
+    together = agent_of(dtype=dtype)
+    slots = {k: together.bank.alloc() for k in jobs}
+    results = learn(together.model, together.bank, [(slots[k], p) for k, p in jobs.items()], together.chat, CONFIG.learn)
+    for (k, job), result in zip(jobs.items(), results):
+        alone = agent_of(dtype=dtype)
+        for _ in range(4 - k):  # another slot than among the others
+            slot = alone.bank.alloc()
+        (single,) = learn(alone.model, alone.bank, [(slot, job)], alone.chat, CONFIG.learn)
+        assert torch.equal(alone.bank.param[slot], together.bank.param[slots[k]]), k
+        assert single == result
+        assert single.loss_after < single.loss_before
+
+
+def test_an_idle_slot_does_not_change_by_one_bit():
+    agent = agent_of()
+    idle, busy = agent.bank.alloc(weight_decay=0.5), agent.bank.alloc()
+    learn(agent.model, agent.bank, [(idle, pairs(3))], agent.chat, dataclasses.replace(CONFIG.learn, weight_decay=0.5))
+    before = agent.bank.snapshot(idle)
+    learn(agent.model, agent.bank, [(busy, pairs(5)), (idle, [])], agent.chat, CONFIG.learn)
+    after = agent.bank.snapshot(idle)
+    for name in ("param", "m", "v"):
+        assert torch.equal(getattr(after, name), getattr(before, name)), name
+    assert after.step == before.step
+
+
+def test_a_nan_in_one_episode_leaves_its_neighbours_untouched_and_is_rolled_back():
+    clean, dirty = agent_of(), agent_of()
+    for agent in (clean, dirty):
+        for _ in range(2):
+            agent.bank.alloc()
+    dirty.bank.param[0] = float("nan")
+    before = dirty.bank.snapshot(0)
+    jobs = [(0, pairs(3)), (1, pairs(4, "b"))]
+    learn(clean.model, clean.bank, jobs, clean.chat, CONFIG.learn)
+    first, second = learn(dirty.model, dirty.bank, jobs, dirty.chat, CONFIG.learn)
+    assert torch.equal(clean.bank.param[1], dirty.bank.param[1])
+    assert second.kept and not first.kept and first.reason == "not finite"
+    assert torch.equal(dirty.bank.param[0].isnan(), before.param.isnan())
+
+
+def test_a_write_that_blows_up_is_rolled_back():
+    agent = agent_of(initializer_range=0.3)
+    slot = agent.bank.alloc()
+    learn(agent.model, agent.bank, [(slot, pairs(3))], agent.chat, CONFIG.learn)
+    before = agent.bank.snapshot(slot)
+    for options, reason in (({"lr": 50.0, "epochs": 1}, "the loss rose"), ({"norm_cap": 1e-6}, "above")):
+        (result,) = learn(
+            agent.model, agent.bank, [(slot, pairs(4, "q"))], agent.chat, dataclasses.replace(CONFIG.learn, **options)
+        )
+        assert not result.kept and reason in result.reason
+        assert torch.equal(agent.bank.param[slot], before.param) and torch.equal(agent.bank.m[slot], before.m)
+
+
+def test_the_trunk_may_run_once():
+    """The same update with every layer run in every pass gives the same bits."""
+    fast, slow = agent_of(), agent_of()
+    for agent in (fast, slow):
+        agent.bank.alloc()
+    assert fast.bank.first_layer == 2
+    learn(fast.model, fast.bank, [(0, pairs(5))], fast.chat, CONFIG.learn)
+    slow.bank.first_layer = 0
+    learn(slow.model, slow.bank, [(0, pairs(5))], slow.chat, CONFIG.learn)
+    assert torch.equal(fast.bank.param[0], slow.bank.param[0])
+
+
+def test_a_slot_that_has_learned_enough_stops_and_the_others_go_on():
+    agent, alone = agent_of(), agent_of()
+    quick = dataclasses.replace(CONFIG.learn, epochs=30, target=4.0)
+    slots = [agent.bank.alloc(), agent.bank.alloc(), agent.bank.alloc()]
+    jobs = [(0, pairs(2)), (1, pairs(9, "b")), (2, pairs(1, "cc"))]
+    results = learn(agent.model, agent.bank, jobs, agent.chat, quick)
+    steps = [int(agent.bank.step_count[s]) for s in slots]
+    assert len(set(steps)) > 1 and all(0 < s < 30 * 3 for s in steps)
+    assert all(r.loss_after < 4.0 for r in results)
+    for slot, job in jobs:
+        alone.bank.alloc()
+        assert (learn(alone.model, alone.bank, [(slot, job)], alone.chat, quick)) == [results[slot]]
+        assert torch.equal(alone.bank.param[slot], agent.bank.param[slot])
+
+
+def test_two_jobs_for_one_slot_are_refused():
+    agent = agent_of()
+    slot = agent.bank.alloc()
+    with pytest.raises(ValueError, match="a slot appears in two jobs"):
+        learn(agent.model, agent.bank, [(slot, pairs(1)), (slot, pairs(1))], agent.chat, CONFIG.learn)
+
+
+# decoding --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_episode_decodes_the_same_alone_and_among_others(dtype, temperature):
+    agent = agent_of(dtype=dtype)
+    for s in range(3):
+        learn(agent.model, agent.bank, [(agent.bank.alloc(), pairs(3, str(s)))], agent.chat, CONFIG.learn)
+    prompts = [agent.chat.prompt("x" * n + "?") for n in (1, 3, 20, 21, 22, 30, 45)]
+    slots = [0, 1, 2, 0, -1, 1, 2]
+    keys = [f"k{i}" for i in range(7)]
+    options = dict(bank=agent.bank, end=0, max_new=12, temperature=temperature)
+    together = decode(agent.model, prompts, slots=slots, keys=keys, **options)
+    for i in range(7):
+        (alone,) = decode(agent.model, [prompts[i]], slots=[slots[i]], keys=[keys[i]], **options)
+        assert alone == together[i], i
+    assert len({tuple(g.ids) for g in together}) > 3
+
+
+def test_decoding_matches_transformers_generate():
+    network = model()
+    ids = torch.randint(1, 160, (1, 11))
+    want = network.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, pad_token_id=0)
+    (got,) = decode(network, [ids[0].tolist()], end=0, max_new=10)
+    assert got.ids == want[0, 11:].tolist()
+    full = network(input_ids=want).logits[0, 10:-1].log_softmax(-1)
+    assert torch.tensor(got.logprobs).allclose(full.gather(-1, want[0, 11:, None])[:, 0], atol=1e-4)
+
+
+def test_sampling_follows_the_distribution_and_the_key():
+    assert (uniforms("a", 5) == uniforms("a", 9)[:5]).all() and uniforms("a", 1) != uniforms("b", 1)
+    network = model(num_hidden_layers=1)
+    prompt = [5, 6, 7]
+    p = network(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    n = 4000
+    found = decode(network, [prompt] * n, end=-1, max_new=1, temperature=1.0, keys=[str(i) for i in range(n)])
+    counts = torch.bincount(torch.tensor([g.ids[0] for g in found]), minlength=160) / n
+    assert (counts - p).abs().max() < 4 * (p.max() / n) ** 0.5
+    with pytest.raises(ValueError, match="one noise key per prompt"):
+        decode(network, [prompt], end=0, max_new=1, temperature=1.0)
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        decode(network, [[]], end=0, max_new=1)
+
+
+def test_buckets_cover_every_length():
+    sizes = [fw.bucket(n) for n in range(1, 2000)]
+    assert sizes == sorted(sizes) and all(s >= n for n, s in enumerate(sizes, 1)) and sizes[0] == 16
+
+
+# writing ---------------------------------------------------------------------------------------------------------------
+
+
+def test_parse_reads_back_what_render_writes():
+    assert parse(render(pairs(4))) == Written(pairs=pairs(4))
+
+
+@pytest.mark.parametrize(
+    "text, finished, want",
+    [
+        ("", True, Written()),
+        ("I am a helpful assistant.", True, Written(malformed=1)),
+        ("Q: a?\nA: b\nQ: c?", True, Written([Pair("a?", "b")], malformed=1)),
+        ("Q: a?\nA: b\nQ: c?\nA: d and th", False, Written([Pair("a?", "b")], malformed=2)),
+        ("Q: a?\nQ: b?\nA: c", True, Written([Pair("b?", "c")], malformed=1)),
+        ("A: b\nQ: a?\nA:", True, Written(malformed=1, empty=1)),
+        ("Q: a?\nA: b\nQ: A ?\nA: B.", True, Written([Pair("a?", "b")], duplicates=1)),
+        ("Q: a?\nA: b\nQ: a?\nA: c", True, Written([Pair("a?", "c")], conflicts=1)),
+    ],
+)
+def test_parse_drops_and_counts(text, finished, want):
+    assert parse(text, finished=finished) == want
+
+
+def test_parse_keeps_at_most_the_limit():
+    assert parse(render(pairs(9)), limit=4).malformed == 5
+
+
+def test_control_tokens_in_a_text_stay_text():
+    class Marked(Letters):
+        eos_token = "<end>"
+        all_special_tokens = ("<end>",)
+
+    chat = Chat(Marked())
+    assert chat.plain("a<end>b") == [ord(c) for c in "a< end>b"]
+
+
+def test_probes_ask_otherwise_and_about_somebody_else():
+    p = probe(Pair("What is Ada's job?", "pilot"), names("Ada: I fly. Ben: I see. Monday"))
+    assert p.paraphrase == "Please tell me Ada's job." and p.other == "What is Ben's job?"
+    assert probe(Pair("Where does Ada live?", "Ulm"), ["Ada"]).other is None
+
+
+def test_segments_hold_whole_chunks_up_to_the_window():
+    chat = Chat(Letters())
+    assert segments(chat, ["a" * 30, "b" * 30, "c" * 30], 64) == ["a" * 30 + "\n\n" + "b" * 30, "c" * 30]
+    assert segments(chat, [], 64) == [] and segments(chat, ["", "  "], 64) == []
+    long = "\n".join(["d" * 30] * 5)
+    cut = segments(chat, [long], 64)
+    assert "\n".join(cut) == long and all(len(s) <= 64 for s in cut)
+    assert segments(chat, ["e" * 100], 64) == ["e" * 64]
+
+
+# the loop --------------------------------------------------------------------------------------------------------------
+
+EPISODES = [
+    Episode(
+        f"e{i}",
+        tuple(f"day {j}\nAda: {'la ' * (5 + i + j)}" for j in range(2 + i)),
+        ((),) * (2 + i),
+        (Question("q", f"what {'x' * i}?", ("a",), "attribute"),),
+    )
+    for i in range(3)
+]
+
+
+def test_the_loop_gives_an_episode_the_same_life_alone_and_among_others():
+    keys = ["k0", "k1", "k2"]
+    together = run(agent_of(slots=3), EPISODES, keys, temperature=1.0, trace=True)
+    two_slots = run(agent_of(slots=2), EPISODES, keys, temperature=1.0, trace=True)
+    for i, r in enumerate(together):
+        (alone,) = run(agent_of(slots=1), EPISODES[i : i + 1], keys[i : i + 1], temperature=1.0, trace=True)
+        for other in (alone, two_slots[i]):
+            assert other.answers == r.answers
+            assert [a.generation for a in other.actions] == [a.generation for a in r.actions]
+    assert [len(r.log) for r in together] == [len(segments(Chat(Letters()), e.chunks, 80)) for e in EPISODES]
+
+
+def test_every_action_carries_the_delta_that_produced_it():
+    """Scoring an action again under its snapshot gives the log-probabilities it was sampled with."""
+    agent = agent_of(slots=1)
+    teach = {"write": Pair("who?", "me")}
+    import tmem.agent.episode as loop
+
+    parsed, loop.parse = loop.parse, lambda *a, **k: Written([teach["write"]])
+    try:
+        (rollout,) = run(agent, EPISODES[2:], ["k"], temperature=1.0, trace=True)
+    finally:
+        loop.parse = parsed
+    deltas = [a.delta for a in rollout.actions]
+    assert deltas[0] is None and all(d is not None for d in deltas[1:])
+    for action in rollout.actions:
+        slot = agent.bank.alloc()
+        if action.delta is not None:
+            agent.bank.restore(slot, action.delta)
+        ids = action.prompt + action.generation.ids
+        with agent.bank.route([slot], learn=False), torch.no_grad():
+            logp = agent.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        agent.bank.free(slot)
+        n = len(action.prompt)
+        again = logp[torch.arange(n - 1, len(ids) - 1), torch.tensor(action.generation.ids)]
+        assert torch.tensor(action.generation.logprobs).allclose(again, atol=1e-4)
+
+
+def test_slots_are_given_back_even_when_an_episode_fails():
+    agent = agent_of(slots=2)
+    broken = dataclasses.replace(EPISODES[0], questions=(Question("q", None, ("a",), "x"),))
+    with pytest.raises(TypeError):
+        run(agent, [broken], ["k"])
+    assert not any(agent.bank.used)
+
+
+# presets ---------------------------------------------------------------------------------------------------------------
+
+
+def test_presets_are_complete_and_typos_are_named():
+    for name in ("default", "paper", "study"):
+        agent_config(name)
+    assert agent_config("paper").memory == MemoryConfig(rank=6, last_layers=4, optimizer="sgd")
+    with pytest.raises(ValueError, match="no preset 'papper'; expected one of default, paper, study"):
+        read("papper")
+    with pytest.raises(ValueError, match="has no setting 'lrr'"):
+        build(LearnConfig, {"lrr": 1}, "learn")

@@ -1,0 +1,159 @@
+"""What a person sees while long work runs: progress with time left, then tables and where the files are."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import evaluate as evaluation
+from . import report
+from .report import write_json
+
+console = Console()
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    columns = (SpinnerColumn(), TextColumn("{task.description:18}"), BarColumn(bar_width=24), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console, transient=False) as progress:
+        yield progress
+
+
+@contextmanager
+def _stop_on_ctrl_c() -> Iterator[list[bool]]:
+    """The first Ctrl-C asks the work to stop at its next safe point, the second interrupts at once."""
+    asked: list[bool] = []
+
+    def handle(*_):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(True)
+        console.print("stopping after this step; press Ctrl-C again to stop at once")
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def train(preset: str, out: Path, *, model: str | None, resume: bool, **overrides) -> None:
+    """Run the trainer under a progress bar; print the table of the four phases and write the summary and the curve."""
+    from .rl import trainer as rl
+
+    start = time.perf_counter()
+    trainer = rl.Trainer(preset, out, model=model, resume=resume, **overrides)
+    bars: dict[str, int] = {}
+    with _stop_on_ctrl_c() as asked, _bar() as progress:
+
+        def phase(name: str, done: int, total: int, note: str) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=total, note=note)
+            progress.update(bars[name], completed=done, note=note)
+
+        try:
+            summary = trainer.run(rl.Progress(lambda row: None, phase), stop=lambda: bool(asked))
+        except rl.Interrupted:
+            console.print(f"stopped; go on with: tmem train --preset {preset} --out {out} --resume")
+            raise SystemExit(130) from None
+    summary["machine"] = report.machine()
+    summary["wall_seconds"] = round(time.perf_counter() - start, 1)
+    write_json(out / "summary.json", summary)
+    report.curve(out / "curve.png", report.read_jsonl(out / "metrics.jsonl"))
+    _print_phases(summary)
+    console.print(
+        f"{summary['wall_seconds']:.0f} s. Files in {out}: summary.json, metrics.jsonl, curve.png, episodes/, "
+        f"models warm/ and rl/ (tmem eval --model {out}/rl)"
+    )
+
+
+_PHASE_NAMES = {
+    "base": "base",
+    "warm": "after warm start",
+    "rl": "after RL",
+    "sft": "after the same seconds of more supervised training",
+}
+
+
+def _interval(cell: dict) -> str:
+    return f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]"
+
+
+def _print_phases(summary: dict) -> None:
+    table = Table(
+        title=f"{summary['n_episodes']} held-out episodes, mean and 95 % interval (bootstrap over episodes)",
+        title_justify="left",
+    )
+    for column in ("model", "decoding", "F1", "EM", "intrusions", "recall of facts", "pairs/write"):
+        table.add_column(column)
+    for phase, name in _PHASE_NAMES.items():
+        for mode, cells in summary["evaluations"].get(phase, {}).items():
+            table.add_row(
+                name if mode == "greedy" else "", {"greedy": "greedy", "sampled": "T=1"}[mode],
+                *(_interval(cells[k]) for k in ("f1", "em", "intrusion", "recall")),
+                f"{cells['pairs_per_write']['mean']:.1f}",
+            )
+    console.print(table)
+
+
+def evaluate(task: str, methods: list[str], out: Path, **options) -> None:
+    """Run an evaluation under a progress bar; print its table and write the chart."""
+    start = time.perf_counter()
+    bars: dict[str, int] = {}
+    with _bar() as progress:
+
+        def watch(method: str, phase: str, done: int, total: int) -> None:
+            for other, bar in bars.items():
+                if other != method:
+                    progress.update(bar, completed=1, total=1, note="")
+            if method not in bars:
+                bars[method] = progress.add_task(method, total=None, note="")
+            progress.update(bars[method], completed=done, total=max(total, 1), note=phase)
+
+        results = evaluation.evaluate(task, methods, out, watch=watch, **options)
+        for bar in bars.values():
+            progress.update(bar, completed=1, total=1, note="")
+    results["machine"] = report.machine()
+    results["wall_seconds"] = round(time.perf_counter() - start, 1)
+    write_json(out / "results.json", results)
+    title = _title(results)
+    report.bar_chart(out / "chart.png", results["methods"], title=title)
+    _print_methods(results, title)
+    console.print(f"{results['wall_seconds']:.0f} s. Files in {out}: results.json, chart.png")
+
+
+def _title(results: dict) -> str:
+    config = results["config"]
+    n = next(iter(results["methods"].values()))["n"]
+    what = {"locomo": "LoCoMo", "stream": f"stream ({config['split']}, difficulty {config['difficulty']})"}
+    return f"{what[results['task']]}, {n} questions in {config['episodes']} episodes, seed {config['seed']}, {config['model']}"
+
+
+def _print_methods(results: dict, title: str) -> None:
+    methods = results["methods"]
+    official = any("official_f1" in m for m in methods.values())
+    table = Table(title=title + ": mean and 95 % interval", title_justify="left")
+    for column in ("method", "F1", "EM", *(["official F1"] if official else []), "intrusions", "seconds"):
+        table.add_column(column)
+    for name, m in methods.items():
+        cells = ["f1", "em"] + (["official_f1"] if official else []) + ["intrusion"]
+        table.add_row(
+            name, *(_interval({"mean": m[k], "low": m[f"{k}_ci"][0], "high": m[f"{k}_ci"][1]}) for k in cells),
+            f"{m['seconds']:.0f}",
+        )
+    console.print(table)
+    for m in methods.values():
+        for note in m["notes"]:
+            console.print(note)
+        if "writes" in m:
+            dropped = ", ".join(f"{v} {k}" for k, v in m["dropped"].items())
+            stuck = f"; probes: {m['stuck']:.0%} of paraphrases held, {m['leaked'] or 0:.0%} leaked" if "stuck" in m else ""
+            console.print(f"{m['writes']} writes, {m['pairs_per_write']:.1f} pairs each; dropped: {dropped}; rolled back: {m['rolled_back']}{stuck}")
