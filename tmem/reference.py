@@ -15,6 +15,7 @@ Rounding.
 
 Order. A sum never crosses segments, and a slot's segments are added to g one after another. A kernel may choose the
 order inside a segment's sum, but only by D, R, the dtype and the segment itself, never by what else is in the batch.
+The order here is torch.matmul's, which may also depend on strides and threads; the C++ kernels' does not.
 """
 
 import torch

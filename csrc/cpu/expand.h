@@ -8,8 +8,8 @@ namespace {
 constexpr int64_t EXPAND_TILE = 256;  // columns whose 16 factor rows stay in the first-level cache over all rows
 
 template <int M, int N, class O, class F>
-TMEM_INLINE void expand_block(O* o, int64_t o_stride, const typename Compute<O>::scalar* z, int64_t z_stride, const F* f,
-                              int64_t f_stride, int64_t rank, int64_t columns) {
+TMEM_INLINE void expand_block(O* o, int64_t o_stride, const typename Compute<O>::scalar* z, int64_t z_stride,
+                              const F* f, int64_t f_stride, int64_t rank, int64_t columns) {
   using vec = typename Compute<O>::vec;
   constexpr int L = Compute<O>::lanes;
   const bool whole = columns >= N * L;  // a block with absent lanes has N = 1

@@ -1,5 +1,5 @@
-// gram: each element of g is summed over the rows of one segment in order, from zero, then added to g; segments follow one
-// another in order.
+// gram: each element of g is summed over the rows of one segment in order, from zero, then added to g; segments follow
+// one another in order.
 #pragma once
 #include "kernels.h"
 #include "vec.h"

@@ -58,8 +58,8 @@ struct Update {  // one stretch of one row of the bank; scalars ready to use, m 
 enum Pair { F32_F32, F32_BF16, BF16_F32, BF16_BF16, F64_F64, PAIRS };
 enum Element { F32, BF16, F64, ELEMENTS };
 
-// One set of kernels, compiled for one instruction set. Rows, and columns of g, are the caller's to share out: the bits of
-// an output do not depend on how.
+// One set of kernels, compiled for one instruction set. Rows, and columns of g, are the caller's to share out: the bits
+// of an output do not depend on how.
 struct Kernels {
   const char* instructions;
   void (*shrink[PAIRS])(const Shrink&, int64_t first_row, int64_t end_row);

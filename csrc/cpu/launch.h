@@ -41,8 +41,8 @@ inline void check_dim(const char* op, const char* name, const Tensor& x, int64_t
 }
 
 inline void check_size(const char* op, const char* name, const Tensor& x, int64_t dim, int64_t expected) {
-  STD_TORCH_CHECK(x.size(dim) == expected, op, ": ", name, " must have size ", expected, " in dimension ", dim, ", got ",
-                  x.size(dim));
+  STD_TORCH_CHECK(x.size(dim) == expected, op, ": ", name, " must have size ", expected, " in dimension ", dim,
+                  ", got ", x.size(dim));
 }
 
 inline bool rows_contiguous(const Tensor& x) {
@@ -83,7 +83,8 @@ inline Element element_of(const Tensor& x) {
   return x.scalar_type() == ScalarType::BFloat16 ? BF16 : F32;
 }
 
-inline void check_factor(const char* op, const char* name, const Tensor& f, int64_t slots, int64_t ranks, int64_t width) {
+inline void check_factor(const char* op, const char* name, const Tensor& f, int64_t slots, int64_t ranks,
+                         int64_t width) {
   check_dim(op, name, f, 3);
   STD_TORCH_CHECK(f.size(0) == slots || f.size(0) == 1, op, ": ", name, " must have 1 or ", slots,
                   " slots in dimension 0, got ", f.size(0));

@@ -1,5 +1,5 @@
-// Which set of kernels runs here: the widest the processor has. TMEM_CPU=baseline|avx2|avx512 in the environment asks for
-// another one, read once; a set that this processor cannot run, or that was not built, is refused.
+// Which set of kernels runs here: the widest the processor has. TMEM_CPU=baseline|avx2|avx512 in the environment asks
+// for another one, read once; a set that this processor cannot run, or that was not built, is refused.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>

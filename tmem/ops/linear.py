@@ -89,7 +89,7 @@ def lora_linear(
     _checks.dtype(op, "x", x, torch.float32, torch.bfloat16, torch.float64)
     if x.dim() < 1 or w.dim() != 2 or x.shape[-1] != w.shape[1]:
         raise ValueError(f"{op}: x [..., K] and w [N, K] must agree in K, got {list(x.shape)} and {list(w.shape)}")
-    (n, k), slots = w.shape, rank.shape[0] if rank.dim() == 1 else 0
+    n, k = w.shape
     _checks.dtype(op, "w", w, x.dtype)
     if bias is not None:
         _checks.dtype(op, "bias", bias, x.dtype)
@@ -98,7 +98,9 @@ def lora_linear(
         op, x, w=w, bias=bias, a=a, bt=bt, seg_off=seg_off, seg_slot=seg_slot, rank=rank, scale=scale
     )  # fmt: skip
     rows = x.numel() // k if k else x.shape[:-1].numel()
-    _checks.segments(op, seg_off, seg_slot, rank, rows, a.shape[1] if a.dim() == 3 else 0)
+    _checks.shape(op, "a", a, None, None, k)
+    _checks.segments(op, seg_off, seg_slot, rank, rows, a.shape[1])
+    slots = rank.shape[0]
     _checks.factor(op, "a", a, x, slots, None, k)
     _checks.shape(op, "bt", bt, slots, a.shape[1], n)
     _checks.factor(op, "bt", bt, x, slots, a.shape[1], n)

@@ -1,0 +1,333 @@
+"""What must hold of any implementation of the ops. Each check takes an object with the ops as attributes (tmem.ops, the
+reference, or one with a fault put in) and raises AssertionError where the promise is broken."""
+
+import torch
+from torch import Tensor
+
+from tmem.testing import TOLERANCES, Case, assert_close, make_case
+
+NAN = float("nan")
+DTYPES = [
+    (torch.float32, torch.float32),
+    (torch.float32, torch.bfloat16),
+    (torch.bfloat16, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float64, torch.float64),
+]
+
+
+def cases(dtype=torch.float32, factor_dtype=None):
+    """Ragged, empty, base-only and repeated segments, mixed ranks, odd widths, one row, no rows, slots without rows."""
+    kinds = {"dtype": dtype, "factor_dtype": factor_dtype}
+    yield make_case([5, 0, 3, 9, 1, 17], [2, 0, -1, 0, 1, 2], [3, 8, 5, 1], stored=8, **kinds)
+    yield make_case([5, 0, 3, 9, 1, 17], [2, 0, -1, 0, 1, 2], [3, 8, 5, 1], stored=8, shared_a=True, **kinds)
+    yield make_case([1], [1], [1, 2], k=1, n=1, bias=False, seed=1, **kinds)
+    yield make_case([4, 33], [1, 0], [16, 13], k=257, n=130, seed=2, **kinds)
+    yield make_case([2, 2], [-1, -1], [4], seed=3, **kinds)
+    yield make_case([0, 0], [0, -1], [4, 4], seed=4, **kinds)
+    yield make_case([], [], [4], seed=5, **kinds)
+
+
+def dense(case: Case, dtype=torch.float64) -> dict[str, Tensor]:
+    """All ops by one dense formula in fp64, a factor gathered for every row: z, expand's sum, y, gram."""
+    slot = torch.repeat_interleave(case.seg_slot.long(), case.seg_off.long().diff())
+    named = slot.clamp(min=0)
+    used = (torch.arange(case.bt.shape[1]) < case.rank[named, None]) & (slot >= 0)[:, None]
+
+    def rows_of(f):
+        f = f.to(dtype)[named if f.shape[0] > 1 else torch.zeros_like(named)]
+        return torch.where(used[:, :, None], f, 0.0)
+
+    x, a, bt = case.x.to(dtype), rows_of(case.a), rows_of(case.bt)
+    z = torch.einsum("mk,mjk->mj", x, a) * case.scale.to(dtype)[named, None]
+    up = torch.einsum("mj,mjn->mn", z, bt)
+    base = torch.nn.functional.linear(x, case.w.to(dtype), None if case.bias is None else case.bias.to(dtype))
+    owner = torch.nn.functional.one_hot(named, case.rank.shape[0]).to(dtype)
+    gram = torch.einsum("ms,mj,mk->sjk", owner, torch.where(used, z, 0.0), x)
+    return {"z": z, "up": up, "y": base + up, "gram": gram}
+
+
+def values(ops) -> None:
+    """Every op gives what the dense formula gives, for every pair of dtypes; what is not its own keeps its bits."""
+    for dtype, factor_dtype in DTYPES:
+        acc, tol = TOLERANCES[torch.float64 if dtype == torch.float64 else torch.float32], TOLERANCES[dtype]
+        for case in cases(dtype, factor_dtype):
+            ref = dense(case)
+            z = ops.lora_shrink(case.x, case.a, *case.seg, case.scale)
+            assert_close("z", z, ref["z"], acc)
+            assert_close("gram", ops.lora_gram(z, case.x, *case.seg), ref["gram"], acc)
+
+            o = torch.randn(case.x.shape[0], case.w.shape[0]).to(dtype)
+            expected = o.double() + ref["up"]
+            kept, before = torch.repeat_interleave(case.seg_slot, case.seg_off.diff()) < 0, o.clone()
+            assert ops.lora_expand_(o, z, case.bt, *case.seg) is None
+            assert_close("o", o, expected, tol)
+            assert torch.equal(o[kept], before[kept]), "rows without a slot changed"
+
+            g = torch.randn(ref["gram"].shape).to(z.dtype)
+            expected = g.double() + ref["gram"]
+            untouched, before = ref["gram"] == 0, g.clone()
+            assert ops.lora_gram_(g, z, case.x, *case.seg) is None
+            assert_close("g", g, expected, acc)
+            assert torch.equal(g[untouched], before[untouched]), (
+                "gradient beyond a slot's rank, or of an idle slot, changed"
+            )
+
+            assert_close("y", ops.lora_linear(*case.linear), ref["y"], tol)
+
+
+def strided(ops) -> None:
+    """Views of any stride: read right, and written through their strides without touching what lies between."""
+    case = make_case([5, 3, 9], [1, -1, 0], [4, 3], k=24, n=40)
+    wide = {
+        name: torch.full((*t.shape, 2), NAN)
+        for name, t in vars(case).items()
+        if t is not None and t.is_floating_point()
+    }
+    for name, t in wide.items():
+        t[..., 0] = getattr(case, name)
+    every_other = Case(**{name: wide[name][..., 0] if name in wide else t for name, t in vars(case).items()})
+    assert_close("y", ops.lora_linear(*every_other.linear), ops.lora_linear(*case.linear), 1e-6)
+    z = ops.lora_shrink(every_other.x, every_other.a, *case.seg, every_other.scale)
+    assert torch.equal(z, ops.lora_shrink(case.x, case.a, *case.seg, case.scale))
+
+    for rows, view in [(torch.randn(40, 17), lambda t: t.T), (torch.randn(17, 80), lambda t: t[:, ::2])]:
+        before, o = rows.clone(), view(rows)
+        expected = o.clone()
+        ops.lora_expand_(o, z, case.bt, *case.seg)
+        ops.lora_expand_(expected, z, case.bt, *case.seg)
+        assert torch.equal(o, expected)
+        view(before).copy_(expected)
+        assert torch.equal(rows, before), "elements outside the view changed"
+
+    bank = torch.zeros(2, 4 * 64 + 64)
+    ops.lora_gram_(bank[:, : 4 * 64].view(2, 4, 64)[:, :, :24], z, case.x, *case.seg)
+    assert torch.equal(bank[:, : 4 * 64].view(2, 4, 64)[:, :, :24], ops.lora_gram(z, case.x, *case.seg))
+    assert not bank[:, : 4 * 64].view(2, 4, 64)[:, :, 24:].any() and not bank[:, 4 * 64 :].any(), "padding was written"
+    columns = torch.zeros(24, 4, 2).permute(2, 1, 0)
+    ops.lora_gram_(columns, z, case.x, *case.seg)
+    assert torch.equal(columns, ops.lora_gram(z, case.x, *case.seg))
+
+
+def gradients(ops) -> None:
+    """lora_linear's gradients in x, w, bias, a and bt are those of autograd through the dense formula in fp64."""
+    for dtype, factor_dtype in DTYPES:
+        for case in cases(dtype, factor_dtype):
+            names = ["x", "w", "bias", "a", "bt"] if case.a.shape[0] == case.bt.shape[0] else ["x", "w", "bias", "bt"]
+            names = [name for name in names if getattr(case, name) is not None]
+            dy = torch.randn(case.x.shape[0], case.w.shape[0]).to(dtype)
+
+            def grads(function, promote, case=case, names=names, dy=dy):
+                leaves = {name: promote(getattr(case, name).detach()).requires_grad_() for name in names}
+                function(Case(**{**vars(case), **leaves})).backward(promote(dy))
+                return {name: leaf.grad for name, leaf in leaves.items()}
+
+            got = grads(lambda c: ops.lora_linear(*c.linear), lambda t: t.clone())
+            want = grads(lambda c: dense(c)["y"], lambda t: t.double())
+            for name in names:
+                assert got[name].dtype == getattr(case, name).dtype
+                assert_close(f"d{name}", got[name], want[name], 2 * TOLERANCES[getattr(case, name).dtype])
+
+
+def _alone(case: Case, g: int) -> Case:
+    """Segment g of a case, by itself."""
+    rows = slice(int(case.seg_off[g]), int(case.seg_off[g + 1]))
+    seg_off = torch.tensor([0, rows.stop - rows.start], dtype=torch.int32)
+    return Case(**{**vars(case), "x": case.x[rows].clone(), "seg_off": seg_off, "seg_slot": case.seg_slot[g : g + 1]})
+
+
+def invariance(ops) -> None:
+    """A segment's z, o and g have the same bits alone, in a batch, repeated, with slots renamed, on 1 or 2 threads."""
+    for dtype, factor_dtype in DTYPES:
+        lengths, slots, ranks = [7, 64, 1, 30, 5], [2, 0, -1, 1, 3], [16, 5, 16, 9]
+        case = make_case(lengths, slots, ranks, k=193, n=300, dtype=dtype, factor_dtype=factor_dtype)
+        o = torch.randn(sum(lengths), 300).to(dtype)
+
+        def run(case, o):
+            o = o.clone()
+            z = ops.lora_shrink(case.x, case.a, *case.seg, case.scale)
+            ops.lora_expand_(o, z, case.bt, *case.seg)
+            return z, o, ops.lora_gram(z, case.x, *case.seg)
+
+        z, out, g = run(case, o)
+        threads = torch.get_num_threads()
+        try:
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                for name, got, want in zip("zog", run(case, o), (z, out, g)):
+                    assert torch.equal(got, want), f"{name} changed on another run with {count} threads"
+        finally:
+            torch.set_num_threads(threads)
+
+        for i, slot in enumerate(slots):
+            rows = slice(int(case.seg_off[i]), int(case.seg_off[i + 1]))
+            z1, o1, g1 = run(_alone(case, i), o[rows])
+            assert torch.equal(z1, z[rows]), "z of a segment depends on the batch"
+            assert torch.equal(o1, out[rows]), "o of a segment depends on the batch"
+            assert slot < 0 or torch.equal(g1[slot], g[slot]), "g of a segment depends on the batch"
+
+        new = torch.tensor([3, 1, 0, 2])  # slot s becomes new[s]
+        old = new.argsort()
+        renamed = Case(
+            case.x, case.w, case.bias, case.a[old], case.bt[old], case.seg_off,
+            torch.where(case.seg_slot < 0, -1, new[case.seg_slot.clamp(min=0).long()]).int(),
+            case.rank[old], case.scale[old],
+        )  # fmt: skip
+        z2, o2, g2 = run(renamed, o)
+        assert torch.equal(z2, z) and torch.equal(o2, out) and torch.equal(g2[new], g), "bits depend on a slot's number"
+
+
+def rows_alone(ops) -> None:
+    """A row's z and o do not even depend on the length of its segment (decode sees what training saw)."""
+    case = make_case([11], [0], [7], k=193, n=300)
+    z = ops.lora_shrink(case.x, case.a, *case.seg, case.scale)
+    o = torch.zeros(11, 300)
+    ops.lora_expand_(o, z, case.bt, *case.seg)
+    seg = torch.tensor([0, 1], dtype=torch.int32), *case.seg[1:]
+    for m in range(11):
+        z1, o1 = ops.lora_shrink(case.x[m : m + 1], case.a, *seg, case.scale), torch.zeros(1, 300)
+        ops.lora_expand_(o1, z1, case.bt, *seg)
+        assert torch.equal(z1[0], z[m]) and torch.equal(o1[0], o[m]), "a row's bits depend on its segment's length"
+
+
+def accumulation(ops) -> None:
+    """Segments of one slot in one lora_gram_ call, or in one call after another: the same bits."""
+    for dtype in (torch.float32, torch.bfloat16):
+        case = make_case([9, 4, 21, 2], [1, 0, 1, 1], [4, 6], k=100, dtype=dtype)
+        z = ops.lora_shrink(case.x, case.a, *case.seg, case.scale)
+        start = torch.randn(2, 6, 100)
+        once, each = start.clone(), start.clone()
+        ops.lora_gram_(once, z, case.x, *case.seg)
+        for g in range(4):
+            part = _alone(case, g)
+            ops.lora_gram_(each, z[case.seg_off[g] : case.seg_off[g + 1]], part.x, *part.seg)
+        assert torch.equal(once, each), "g depends on how its segments are shared out to calls"
+
+
+def isolation(ops) -> None:
+    """A NaN in one slot's rows, factors or scale reaches no other slot's output or gradient, in any bit."""
+    lengths, slots, ranks = [6, 3, 11, 4], [0, -1, 1, 2], [4, 8, 6]
+    clean = make_case(lengths, slots, ranks, k=50, n=90)
+    ill = Case(**{name: t.clone() for name, t in vars(clean).items()})
+    lo, hi = int(ill.seg_off[2]), int(ill.seg_off[3])
+    ill.x[lo:hi], ill.a[1], ill.bt[1], ill.scale[1] = NAN, NAN, NAN, NAN
+
+    def run(case):
+        x, a, bt = (t.clone().requires_grad_() for t in (case.x, case.a, case.bt))
+        z = ops.lora_shrink(case.x, case.a, *case.seg, case.scale)
+        o = torch.ones(24, 90)
+        ops.lora_expand_(o, z, case.bt, *case.seg)
+        y = ops.lora_linear(x, case.w, case.bias, a, bt, *case.seg, case.scale)
+        y.backward(torch.ones_like(y))
+        by_row = {"z": z, "o": o, "y": y.detach(), "dx": x.grad}
+        by_slot = {"gram": ops.lora_gram(z, case.x, *case.seg), "da": a.grad, "dbt": bt.grad}
+        return by_row, by_slot
+
+    (rows, factors), (ill_rows, ill_factors) = run(clean), run(ill)
+    well = torch.ones(24, dtype=torch.bool)
+    well[lo:hi] = False
+    for name, want in rows.items():
+        assert torch.equal(ill_rows[name][well], want[well]), f"a NaN in one slot reached {name} of another"
+        assert ill_rows[name][~well].isnan().any(), f"the slot with NaN hides it in {name}"
+    for name, want in factors.items():
+        assert torch.equal(ill_factors[name][[0, 2]], want[[0, 2]]), f"a NaN in one slot reached {name} of another"
+
+
+HYPERS = torch.tensor(
+    [
+        [2**-7, 0.875, 0.9375, 2**-20, 0.125, 0.0],
+        [2**-5, 0.5, 0.75, 2**-10, 0.0, 0.5],
+        [2**-6, 0.75, 0.96875, 2**-14, 0.25, 64.0],
+        [2**-7, 0.875, 0.9375, 2**-20, 0.5, 1.0],
+    ]
+)
+"""Rows of settings without, with a biting, and with a slack clip; every value exact in fp32."""
+
+
+def _bank(dtype=torch.float32, width=1003, adam=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    param, grad = (torch.randn(4, width, generator=generator).to(dtype) for _ in range(2))
+    moments = [torch.zeros(4, width, dtype=dtype) for _ in range(2)] if adam else [None, None]
+    return [param, grad, *moments, torch.zeros(4, dtype=torch.int32), HYPERS.clone()]
+
+
+def step(ops) -> None:
+    """Five steps give what torch.optim and clip_grad_norm_ give row by row; grads end as zero; each row counts."""
+    for dtype, tol in ((torch.float32, 2e-6), (torch.float64, 1e-13)):
+        for adam in (True, False):
+            bank = _bank(dtype, adam=adam)
+            rows = [torch.nn.Parameter(bank[0][s].clone()) for s in range(4)]
+            optims = []
+            for row, (lr, beta1, beta2, eps, decay, _) in zip(rows, HYPERS.tolist()):
+                if adam:
+                    optims.append(torch.optim.AdamW([row], lr, (beta1, beta2), eps, weight_decay=decay))
+                else:
+                    optims.append(torch.optim.SGD([row], lr, weight_decay=decay))
+            for k in range(5):
+                bank[1].copy_(torch.randn(bank[1].shape, generator=torch.Generator().manual_seed(k)))
+                active = torch.tensor([True, k % 2 == 0, True, False])
+                want = torch.zeros(4)
+                for s in active.nonzero().flatten().tolist():
+                    rows[s].grad = bank[1][s].clone()
+                    clip = float(HYPERS[s, 5]) or float("inf")
+                    want[s] = torch.nn.utils.clip_grad_norm_([rows[s]], clip)
+                    optims[s].step()
+                norms = ops.bank_step_(*bank, active)
+                assert norms.dtype == torch.float32
+                assert_close("norm", norms, want, 1e-6)
+                assert not bank[1][active].any(), "a gradient was left behind"
+            assert bank[4].tolist() == [5, 3, 5, 0], "a row's step count is its own"
+            for s, row in enumerate(rows):
+                assert_close(f"row {s}", bank[0][s], row.detach(), tol)
+
+
+def idle(ops) -> None:
+    """An inactive row keeps every bit of parameter, gradient, moments and step count, whatever its settings say."""
+    bank = _bank()
+    for t in bank[2:4]:
+        t.copy_(torch.rand(t.shape))
+    before = [t.clone() for t in bank]
+    norms = ops.bank_step_(*bank, torch.tensor([True, False, True, False]))
+    for name, now, then in zip(["param", "grad", "m", "v", "step", "hyper"], bank, before):
+        assert torch.equal(now[[1, 3]], then[[1, 3]]), f"{name} of an idle slot changed"
+    assert not norms[[1, 3]].any()
+    assert not torch.equal(bank[0][[0, 2]], before[0][[0, 2]])
+
+
+def step_alone(ops) -> None:
+    """A row's step has the same bits whichever other rows step with it, and where in the bank it lies."""
+    everyone = torch.ones(4, dtype=torch.bool)
+    together = _bank(width=40_003)
+    norms = ops.bank_step_(*together, everyone)
+    for s in range(4):
+        bank = _bank(width=40_003)
+        alone = ops.bank_step_(*bank, torch.arange(4) == s)
+        assert alone[s] == norms[s], "a norm depends on the other rows"
+        assert all(torch.equal(now[s], then[s]) for now, then in zip(bank, together)), (
+            "a step depends on the other rows"
+        )
+    order = torch.tensor([2, 0, 3, 1])
+    bank = [t[order].clone() for t in _bank(width=40_003)]
+    assert torch.equal(ops.bank_step_(*bank, everyone), norms[order])
+    assert all(torch.equal(now, then[order]) for now, then in zip(bank, together)), "a step depends on a slot's number"
+
+
+def not_finite(ops) -> None:
+    """A row with a NaN or Inf in its gradient keeps everything but the gradient; its norm reports it; others step."""
+    for adam in (True, False):
+        bank, clean = _bank(adam=adam), _bank(adam=adam)
+        bank[1][1, 5], bank[1][2, 7] = NAN, float("inf")
+        before = [None if t is None else t.clone() for t in bank]
+        norms = ops.bank_step_(*bank, torch.ones(4, dtype=torch.bool))
+        ops.bank_step_(*clean, torch.ones(4, dtype=torch.bool))
+        assert norms.isfinite().tolist() == [True, False, False, True]
+        assert not bank[1].any(), "a gradient was left behind"
+        for i in (0, 2, 3, 4):
+            if bank[i] is not None:
+                assert torch.equal(bank[i][[1, 2]], before[i][[1, 2]]), "a row without a finite norm was stepped"
+                assert torch.equal(bank[i][[0, 3]], clean[i][[0, 3]]), "a NaN in one row changed another"
+
+
+ALL = [
+    values, strided, gradients, invariance, accumulation, isolation, step, idle, step_alone, not_finite,
+]  # fmt: skip
