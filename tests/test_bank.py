@@ -129,11 +129,11 @@ def test_modules_that_cannot_be_adapted_are_refused_by_name():
     network.model.layers[0].mlp.qkv_proj = torch.nn.Linear(4, 4)
     with pytest.raises(ValueError, match="fused into qkv_proj"):
         AdapterBank(network, 1, 2, targets=("qkv",))
-    network.model.layers[1].self_attn.q_proj = torch.nn.Conv1d(48, 48, 1)
+    network.model.layers[1].self_attn.q_proj = torch.nn.Conv1d(64, 64, 1)
     with pytest.raises(ValueError, match="layers.1.self_attn.q_proj is a Conv1d"):
         AdapterBank(network, 1, 2, targets=("q_proj",))
-    with pytest.raises(ValueError, match="rank: expected 1..48"):
-        AdapterBank(model(), 1, 64)
+    with pytest.raises(ValueError, match="rank: expected 1..64"):
+        AdapterBank(model(), 1, 80)
     bank = bank_of(model())
     with pytest.raises(RuntimeError, match="detach the other bank first"):
         bank_of(bank.model)

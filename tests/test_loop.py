@@ -18,7 +18,7 @@ from tmem.episode import Episode, Pair, Question
 
 CONFIG = AgentConfig(
     memory=MemoryConfig(rank=4, last_layers=2),
-    learn=LearnConfig(lr=1e-2, epochs=3, batch=4),
+    learn=LearnConfig(lr=3e-3, epochs=3, batch=4),
     write=WriteConfig(window=80, max_new=40),
 )
 
@@ -74,7 +74,7 @@ def test_a_nan_in_one_episode_leaves_its_neighbours_untouched_and_is_rolled_back
 
 
 def test_a_write_that_blows_up_is_rolled_back():
-    agent = agent_of(initializer_range=0.3)
+    agent = agent_of()
     slot = agent.bank.alloc()
     learn(agent.model, agent.bank, [(slot, pairs(3))], agent.chat, CONFIG.learn)
     before = agent.bank.snapshot(slot)
@@ -100,13 +100,13 @@ def test_the_trunk_may_run_once():
 
 def test_a_slot_that_has_learned_enough_stops_and_the_others_go_on():
     agent, alone = agent_of(), agent_of()
-    quick = dataclasses.replace(CONFIG.learn, epochs=30, target=4.0)
+    quick = dataclasses.replace(CONFIG.learn, epochs=30, target=3.0)
     slots = [agent.bank.alloc(), agent.bank.alloc(), agent.bank.alloc()]
     jobs = [(0, pairs(2)), (1, pairs(9, "b")), (2, pairs(1, "cc"))]
     results = learn(agent.model, agent.bank, jobs, agent.chat, quick)
     steps = [int(agent.bank.step_count[s]) for s in slots]
     assert len(set(steps)) > 1 and all(0 < s < 30 * 3 for s in steps)
-    assert all(r.loss_after < 4.0 for r in results)
+    assert all(r.loss_after < 3.0 for r in results)
     for slot, job in jobs:
         alone.bank.alloc()
         assert (learn(alone.model, alone.bank, [(slot, job)], alone.chat, quick)) == [results[slot]]
@@ -143,8 +143,8 @@ def test_an_episode_decodes_the_same_alone_and_among_others(dtype, temperature):
 def test_decoding_matches_transformers_generate():
     network = model()
     ids = torch.randint(1, 160, (1, 11))
-    want = network.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, pad_token_id=0)
-    (got,) = decode(network, [ids[0].tolist()], end=0, max_new=10)
+    want = network.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, eos_token_id=None)
+    (got,) = decode(network, [ids[0].tolist()], end=-1, max_new=10)
     assert got.ids == want[0, 11:].tolist()
     full = network(input_ids=want).logits[0, 10:-1].log_softmax(-1)
     assert torch.tensor(got.logprobs).allclose(full.gather(-1, want[0, 11:, None])[:, 0], atol=1e-4)
@@ -156,7 +156,7 @@ def test_sampling_follows_the_distribution_and_the_key():
     prompt = [5, 6, 7]
     p = network(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)
     n = 4000
-    found = decode(network, [prompt] * n, end=-1, max_new=1, temperature=1.0, keys=[str(i) for i in range(n)])
+    found = decode(network, [prompt] * n, end=0, max_new=1, temperature=1.0, keys=[str(i) for i in range(n)])
     counts = torch.bincount(torch.tensor([g.ids[0] for g in found]), minlength=160) / n
     assert (counts - p).abs().max() < 4 * (p.max() / n) ** 0.5
     with pytest.raises(ValueError, match="one noise key per prompt"):

@@ -44,12 +44,12 @@ def parts(model: nn.Module) -> nn.Module:
     return decoder
 
 
-def causal_mask(length: int, device: torch.device | str = "cpu") -> Tensor:
-    """bool [1, 1, length, length], True where a query (row) may attend to a key (column).
+def causal_mask(length: int, device: torch.device | str = "cpu", columns: int | None = None) -> Tensor:
+    """bool [1, 1, length, columns or length], True where a query (row) may attend to a key (column).
 
     Right padding needs nothing more: a real token never looks at a later pad.
     """
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+    return torch.ones(length, columns or length, dtype=torch.bool, device=device).tril()[None, None]
 
 
 def _one_token_attention(module, query, key, value, attention_mask, scaling=None, **_kwargs) -> tuple[Tensor, None]:
@@ -112,22 +112,30 @@ def logits(model: nn.Module, hidden: Tensor) -> Tensor:
 class KVCache:
     """Keys and values of every layer in memory allocated once, `[B, heads, capacity, head_dim]` per layer.
 
-    `update` is the only method that attention layers call. Columns are filled in lockstep for all rows.
+    `update` is the only method that attention layers call. Columns are filled in lockstep for all rows. Attention sees
+    whole groups of 16 columns, the unwritten ones zero and masked: with other lengths the fp32 kernel's scratch rows are
+    unaligned, and then a row's bits depend on which thread it falls to.
     """
 
+    GROUP = 16
+
     def __init__(self, capacity: int):
-        self.capacity, self.length = capacity, 0
+        self.capacity, self.length = self.shown(capacity), 0
         self._kv: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
         if layer_idx not in self._kv:
             shape = (key.shape[0], key.shape[1], self.capacity, key.shape[3])
-            self._kv[layer_idx] = (key.new_empty(shape), value.new_empty(shape))
+            self._kv[layer_idx] = (key.new_zeros(shape), value.new_zeros(shape))
         end = self.length + key.shape[2]
         keys, values = self._kv[layer_idx]
         keys[:, :, self.length : end] = key
         values[:, :, self.length : end] = value
-        return keys[:, :, :end], values[:, :, :end]
+        return keys[:, :, : self.shown(end)], values[:, :, : self.shown(end)]
+
+    def shown(self, length: int) -> int:
+        """How many columns attention sees when `length` are written: the mask must be as wide."""
+        return -(-length // self.GROUP) * self.GROUP
 
     def advance(self, columns: int) -> None:
         """Call once per forward pass, after every layer has written its `columns`."""

@@ -98,7 +98,7 @@ def decode(
 
 def _decode_bucket(model, prompts, length, bank, slots, end, max_new, temperature, noise, on_token):
     device = next(model.parameters()).device
-    ids = fw.pad(prompts, length, fill=end, device=device)
+    ids = fw.pad(prompts, length, device=device)
     dummies = len(ids) - len(prompts)
     lengths = torch.tensor([len(p) for p in prompts] + [1] * dummies, device=device)
     slots = None if slots is None else list(slots) + [-1] * dummies
@@ -111,11 +111,12 @@ def _decode_bucket(model, prompts, length, bank, slots, end, max_new, temperatur
     cache = fw.KVCache(length + max_new)
     positions = torch.arange(length, device=device)[None]
     with routed():
-        hidden = fw.layers(model, fw.embed(model, ids), positions, fw.causal_mask(length, device), cache=cache)
+        mask = fw.causal_mask(length, device, cache.shown(length))
+        hidden = fw.layers(model, fw.embed(model, ids), positions, mask, cache=cache)
     cache.advance(length)
     hidden = hidden[torch.arange(len(ids), device=device), lengths - 1]
-    columns = torch.arange(length + max_new, device=device)
-    visible = (columns < lengths[:, None]) | (columns >= length)
+    columns = torch.arange(cache.capacity, device=device)
+    prompt_columns = columns < lengths[:, None]
 
     row_of = list(range(len(prompts))) + [-1] * dummies  # which prompt a batch row serves; -1: none any more
     tokens: list[list[int]] = [[] for _ in prompts]
@@ -142,11 +143,12 @@ def _decode_bucket(model, prompts, length, bank, slots, end, max_new, temperatur
             keep = alive + rest[: fw.filled(len(alive)) - len(alive)]
             rows = torch.tensor(keep, device=device)
             cache.keep(rows)
-            token, lengths, visible = token[rows], lengths[rows], visible[rows]
+            token, lengths, prompt_columns = token[rows], lengths[rows], prompt_columns[rows]
             noise = None if noise is None else noise[rows]
             row_of = [row_of[r] for r in keep]
             slots = None if slots is None else [slots[r] for r in keep]
-        mask = visible[:, None, None, : length + step + 1]
+        visible = prompt_columns | ((columns >= length) & (columns <= length + step))
+        mask = visible[:, None, None, : cache.shown(length + step + 1)]
         with routed():
             hidden = fw.layers(
                 model, fw.embed(model, token[:, None]), (lengths + step)[:, None], mask, cache=cache
