@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 
+from tmem.episode import Episode, Pair, Question
 from tmem.tasks import stream_data_dev, stream_data_test, stream_data_train
-from tmem.tasks.episode import Episode, Pair, Question
 from tmem.tasks.stream_data import Language, Topic
 
 __all__ = ["DIFFICULTIES", "LANGUAGES", "SPLITS", "UNKNOWN", "Difficulty", "episode", "probes"]
@@ -35,6 +35,7 @@ class Difficulty:
     """facts: gold pairs per session, (fewest, most); an event counts as two, its place or band and its date.
 
     words: of a session's text, (fewest, most). changes: facts that are later replaced. unknown_share: of the questions.
+    oblique: questions take a step of thought, else they say the pair's question in other words.
     told_share: of the facts, told by somebody else who is present.
     """
 
@@ -44,14 +45,17 @@ class Difficulty:
     words: tuple[int, int]
     changes: int
     questions: int
+    oblique: bool
     unknown_share: float = 0.25
     told_share: float = 0.25
 
 
 DIFFICULTIES = {
-    1: Difficulty(sessions=2, people=(3, 3), facts=(3, 4), words=(85, 110), changes=0, questions=4),
-    2: Difficulty(sessions=3, people=(3, 4), facts=(5, 5), words=(130, 180), changes=2, questions=6),
-    3: Difficulty(sessions=5, people=(5, 6), facts=(5, 6), words=(200, 280), changes=4, questions=8),
+    1: Difficulty(
+        sessions=2, people=(3, 3), facts=(3, 4), words=(60, 85), changes=0, questions=4, oblique=False, told_share=0.15
+    ),
+    2: Difficulty(sessions=3, people=(3, 4), facts=(5, 5), words=(130, 180), changes=2, questions=6, oblique=True),
+    3: Difficulty(sessions=5, people=(5, 6), facts=(5, 6), words=(200, 280), changes=4, questions=8, oblique=True),
 }
 
 _MONTHS = (
@@ -162,7 +166,7 @@ def probes(episode: Episode) -> tuple[tuple[Question, ...], ...]:
                 for kind, person in (("paraphrase", statement.person), ("wrong_person", other)):
                     where = statement.topic, part, person
                     id = f"{episode.id}/probe{i}.{len(asked)}"
-                    asked.append(_question(deck, language, known, where, id, kind))
+                    asked.append(_question(deck, language, level, known, where, id, kind))
         found.append(tuple(asked))
     return tuple(found)
 
@@ -269,8 +273,8 @@ def _session(
         return rng.choice(rest) if (rest := [person for person in present if person not in than]) else None
 
     # A line is (place, speaker, text); sorting by place puts chit-chat around the statement it belongs to. Small talk
-    # has no speaker yet: whoever did not speak last. What may be added, `extra`, has
-    # the pool to draw from and the addressee instead of a text.
+    # has no speaker yet: whoever did not speak last. What may be added, `extra`, has the pool to draw from and the
+    # addressee instead of a text.
     spoken = [((-1, 0), rng.choice(present), deck.draw(chat.open))]
     extra = [((len(statements), 9), rng.choice(present), chat.close, "")]
     for k, statement in enumerate(statements):
@@ -326,11 +330,12 @@ def _pairs(deck: _Deck, language: Language, statements: tuple[_Statement, ...]) 
 
 
 def _question(
-    deck: _Deck, language: Language, known: _Known, where: tuple[str, str, str], id: str, kind: str
+    deck: _Deck, language: Language, level: Difficulty, known: _Known, where: tuple[str, str, str], id: str, kind: str
 ) -> Question:
     name, part, person = where
     topic: Topic = language.topics[name]
-    text = deck.draw(topic.ask if part == "value" else topic.ask_date).format(name=person)
+    of_value, of_date = (topic.ask, topic.ask_date) if level.oblique else (topic.plain, topic.plain_date)
+    text = deck.draw(of_value if part == "value" else of_date).format(name=person)
     return Question(id, text, known.answers(*where), kind, known.intrusions(*where), name)
 
 
@@ -354,4 +359,6 @@ def _questions(deck: _Deck, language: Language, level: Difficulty, plan: _Plan, 
     def kind(where: tuple[str, str, str]) -> str:
         return UNKNOWN if where in never else "change" if where in changed else language.topics[where[0]].kind
 
-    return tuple(_question(deck, language, known, where, f"{id}/q{i}", kind(where)) for i, where in enumerate(asked))
+    return tuple(
+        _question(deck, language, level, known, where, f"{id}/q{i}", kind(where)) for i, where in enumerate(asked)
+    )

@@ -24,8 +24,9 @@ class Topic:
     """One thing that people tell about themselves or each other.
 
     said: first person. told: by another person who is present. changed: first person, replaces an older fact; empty
-    when such a fact does not change. pair: questions of the gold pairs. ask: questions after the text is gone.
-    An event also has a date, with its own pair_date and ask_date.
+    when such a fact does not change. pair: questions of the gold pairs. After the text is gone, ask: oblique questions,
+    which take a step of thought; plain: the pair's question in other words or another order.
+    An event also has a date, with its own pair_date, ask_date and plain_date.
     """
 
     kind: str
@@ -34,9 +35,11 @@ class Topic:
     told: tuple[str, ...]
     pair: tuple[str, ...]
     ask: tuple[str, ...]
+    plain: tuple[str, ...]
     changed: tuple[str, ...] = ()
     pair_date: tuple[str, ...] = ()
     ask_date: tuple[str, ...] = ()
+    plain_date: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,11 @@ TOPICS = {
             What does {name} shout when the dog should come back?
             There is a dog in {name}'s home; who is it?
         """),
+        plain=lines("""
+            What do people call {name}'s dog?
+            By what name does {name}'s dog go?
+            What is the name of the dog that {name} owns?
+        """),
     ),
     "job": Topic(
         "attribute",
@@ -158,6 +163,11 @@ TOPICS = {
             For what kind of work is {name} paid?
             What is {name} by trade?
         """),
+        plain=lines("""
+            In which job does {name} work?
+            What occupation does {name} have?
+            What is the profession of {name}?
+        """),
     ),
     "city": Topic(
         "attribute",
@@ -188,6 +198,11 @@ TOPICS = {
             Where does {name} go back to after a journey?
             In which town does {name} pay rent or own a house?
         """),
+        plain=lines("""
+            Which city is home to {name}?
+            In which city does {name} have a home?
+            {name} lives in which city?
+        """),
     ),
     "instrument": Topic(
         "attribute",
@@ -206,7 +221,7 @@ TOPICS = {
         changed=lines("""
             I changed instruments and play the {v} now.
             The old instrument is in the attic, these days I play the {v}.
-            My teacher convinced me to switch, I play the {v} from now on.
+            A friend convinced me to switch, I play the {v} from now on.
         """),
         pair=lines("""
             What instrument can {name} play?
@@ -217,6 +232,11 @@ TOPICS = {
             What would {name} bring to an evening of live music?
             Which instrument is lying around in {name}'s home?
             In an orchestra, what would {name} be playing?
+        """),
+        plain=lines("""
+            What kind of instrument does {name} play?
+            What is the name of {name}'s instrument?
+            Which instrument does {name} make music on?
         """),
     ),
     "car": Topic(
@@ -229,7 +249,7 @@ TOPICS = {
             Somebody scratched my car, and {v} paint is hard to get.
         """),
         told=lines("""
-            {name} came in a {v} car.
+            {name} is the owner of a {v} car.
             I nearly hit {name}'s {v} car when I parked.
             {name} has a car that is {v}, one cannot miss it.
         """),
@@ -247,6 +267,11 @@ TOPICS = {
             By which colour could you recognise {name}'s car?
             What paint would you need to mend a scratch on {name}'s car?
             A car stops and {name} gets out; what colour is it?
+        """),
+        plain=lines("""
+            Which colour is the car of {name}?
+            What colour is the paint of {name}'s car?
+            What colour is the car that {name} owns?
         """),
     ),
     "allergy": Topic(
@@ -272,6 +297,11 @@ TOPICS = {
             What triggers an allergic reaction in {name}?
             Because of an allergy, what must {name} avoid?
             A doctor asks {name} about allergies; what is the answer?
+        """),
+        plain=lines("""
+            What does {name} have an allergic reaction to?
+            What is the cause of {name}'s allergy?
+            What exactly is {name} allergic to?
         """),
     ),
     "hobby": Topic(
@@ -304,6 +334,11 @@ TOPICS = {
             What does {name} enjoy after work?
             Which club would {name} most likely join?
         """),
+        plain=lines("""
+            What is the hobby that {name} has?
+            Which hobby does {name} spend time on?
+            What activity is a hobby of {name}'s?
+        """),
     ),
     "language": Topic(
         "attribute",
@@ -334,6 +369,11 @@ TOPICS = {
             {name} goes to language class; which one?
             What will {name} be able to speak after the course?
         """),
+        plain=lines("""
+            What language is {name} learning?
+            Which language does {name} have lessons in?
+            What is the language {name} is studying?
+        """),
     ),
     "dish": Topic(
         "preference",
@@ -363,6 +403,11 @@ TOPICS = {
             With what dinner could you spoil {name}?
             {name} may order anything on the menu; what will it be?
             Which plate is the first one {name} would empty?
+        """),
+        plain=lines("""
+            Which food does {name} like most?
+            What is {name}'s favourite dish?
+            What is the food that {name} loves most?
         """),
     ),
     "drink": Topic(
@@ -395,6 +440,11 @@ TOPICS = {
             What should the waiter bring {name}?
             Which bottle or cup would {name} reach for first?
         """),
+        plain=lines("""
+            What drink does {name} prefer?
+            What is the drink that {name} likes best?
+            What does {name} like drinking most?
+        """),
     ),
     "flower": Topic(
         "preference",
@@ -406,7 +456,7 @@ TOPICS = {
             The best flowers in the world, if you ask me, are called {v}.
         """),
         told=lines("""
-            {name} smiles at the sight of {v}, the best flowers of all.
+            {name} smiles at the sight of {v}, flowers loved above all others.
             The favourite flowers of {name} are called {v}.
             I ordered {v} for {name}, who loves no flowers more.
         """),
@@ -424,6 +474,11 @@ TOPICS = {
             What would be the right bunch to bring to {name}?
             What would {name} want to see growing in a garden?
             Which blossoms please {name} most?
+        """),
+        plain=lines("""
+            What flowers does {name} like best?
+            What is {name}'s favourite kind of flower?
+            Which are the flowers that {name} loves most?
         """),
     ),
     "sister": Topic(
@@ -450,6 +505,11 @@ TOPICS = {
             A sister of {name} introduces herself; what name does she say?
             Which woman would {name} call a sibling?
         """),
+        plain=lines("""
+            What do people call {name}'s sister?
+            {name} has a sister; who is she?
+            By what name does {name}'s sister go?
+        """),
     ),
     "flatmate": Topic(
         "relation",
@@ -463,7 +523,7 @@ TOPICS = {
         told=lines("""
             {v} is the flatmate of {name}, we met on the stairs.
             {name} lives together with {v}, they split the bills.
-            I left the keys for {name} with flatmate {v}.
+            I left {name}'s keys with {v}, who is {name}'s flatmate.
         """),
         changed=lines("""
             Somebody new lives with me, my flatmate is called {v} now.
@@ -479,6 +539,11 @@ TOPICS = {
             Who might open the door at {name}'s home?
             Whose name is on the doorbell beside that of {name}?
             With whom does {name} divide the bills at home?
+        """),
+        plain=lines("""
+            Which person does {name} share a flat with?
+            What is the first name of {name}'s flatmate?
+            Who is living with {name} as a flatmate?
         """),
     ),
     "trip": Topic(
@@ -505,6 +570,11 @@ TOPICS = {
             From where could {name} have brought a souvenir?
             At what place were {name}'s holiday pictures taken?
         """),
+        plain=lines("""
+            Which place did {name} visit on a trip?
+            Where was {name}'s trip to?
+            On a trip, where did {name} travel to?
+        """),
         pair_date=lines("""
             On which date was {name}'s trip?
             When was {name}'s trip?
@@ -514,6 +584,11 @@ TOPICS = {
             On what day was {name} away travelling?
             Which day was the ticket for {name}'s journey valid?
             Which date did {name} choose for the journey?
+        """),
+        plain_date=lines("""
+            What was the date when {name} travelled?
+            When did {name}'s trip take place?
+            On which date did {name} make a trip?
         """),
     ),
     "concert": Topic(
@@ -542,6 +617,11 @@ TOPICS = {
             Which musicians did {name} pay to see?
             Which band could be on a tour shirt of {name}'s?
         """),
+        plain=lines("""
+            Which band did {name} go to hear in concert?
+            What band played the concert {name} attended?
+            Whose concert did {name} attend?
+        """),
         pair_date=lines("""
             When was the concert that {name} attended?
             On which date did {name} go to a concert?
@@ -551,6 +631,11 @@ TOPICS = {
             On what day did {name} stand in front of a stage?
             What day was {name}'s evening of live music?
             Which day would {name} name for the live show?
+        """),
+        plain_date=lines("""
+            What date was the concert {name} went to?
+            When did {name} hear a band in concert?
+            On which date did {name} see a concert?
         """),
     ),
 }

@@ -127,6 +127,11 @@ TOPICS = {
             Which four-legged friend lives at {name}'s place?
             The vet calls in {name}'s dog; by what name?
         """),
+        plain=lines("""
+            What name did {name} give the dog?
+            What name does the dog of {name} have?
+            {name} has a dog; what is it called?
+        """),
     ),
     "job": Topic(
         "attribute",
@@ -158,6 +163,11 @@ TOPICS = {
             What does {name} spend the working day as?
             Which trade feeds {name}?
         """),
+        plain=lines("""
+            What does {name} do as a job?
+            What is the occupation of {name}?
+            What sort of job does {name} have?
+        """),
     ),
     "city": Topic(
         "attribute",
@@ -187,6 +197,11 @@ TOPICS = {
             To which city would you travel to ring {name}'s doorbell?
             Where is {name} a resident?
             In what place does {name} sleep on ordinary nights?
+        """),
+        plain=lines("""
+            In which city is {name}'s home?
+            In what city is {name} living?
+            What is the city that {name} lives in?
         """),
     ),
     "instrument": Topic(
@@ -219,6 +234,11 @@ TOPICS = {
             For which instrument does {name} need sheet music?
             What would {name} play on a stage?
         """),
+        plain=lines("""
+            What musical instrument does {name} play?
+            What sort of instrument can {name} play?
+            On what instrument does {name} play music?
+        """),
     ),
     "car": Topic(
         "attribute",
@@ -227,10 +247,10 @@ TOPICS = {
         said=lines("""
             Mine is the {v} car across the road.
             I chose {v} for my car, because nobody else has it.
-            My old car may be rusty, but the {v} still shines.
+            My car is old and dented, but its {v} paint still shines.
         """),
         told=lines("""
-            {name} was waving at us from a {v} car.
+            {name} bought a {v} car and waved at us from it.
             There goes {name}'s car, the {v} one.
             {name}'s car was towed away, it is the {v} one.
         """),
@@ -248,6 +268,11 @@ TOPICS = {
             How would a witness describe the paint of {name}'s car?
             Which colour would stand in the papers of {name}'s car?
             {name} drives past; in what colour of car?
+        """),
+        plain=lines("""
+            {name} has a car; what colour is it?
+            {name} drives a car of what colour?
+            What is the colour that {name}'s car has?
         """),
     ),
     "allergy": Topic(
@@ -274,6 +299,11 @@ TOPICS = {
             Which substance is dangerous for {name}?
             {name} wears an allergy bracelet; what does it warn of?
         """),
+        plain=lines("""
+            What kind of allergy does {name} have?
+            What is the thing {name} is allergic to?
+            Which allergy does {name} suffer from?
+        """),
     ),
     "hobby": Topic(
         "attribute",
@@ -286,7 +316,7 @@ TOPICS = {
             I am hooked on {v}, my evenings are full of it.
         """),
         told=lines("""
-            {name} got me interested in {v}, the hobby of a lifetime.
+            {name} talks of nothing but {v}, the hobby of a lifetime.
             If {name} is not at home, then it is because of {v}, that old hobby.
             I have never met anybody as keen on {v} as {name}.
         """),
@@ -304,6 +334,11 @@ TOPICS = {
             What is {name} busy with on a day off?
             Which leisure activity does {name} love?
             For what would {name} gladly give up an evening?
+        """),
+        plain=lines("""
+            What is {name}'s favourite free-time activity?
+            Which hobby does {name} like to do?
+            What is the hobby that {name} enjoys?
         """),
     ),
     "language": Topic(
@@ -335,6 +370,11 @@ TOPICS = {
             What language is {name}'s textbook about?
             Which language is {name} not yet fluent in, but working on?
         """),
+        plain=lines("""
+            Which foreign language is {name} learning?
+            What language does {name} take lessons in?
+            Which language is {name} busy learning?
+        """),
     ),
     "dish": Topic(
         "preference",
@@ -347,7 +387,7 @@ TOPICS = {
             The way to my heart is food, and {v} in particular.
         """),
         told=lines("""
-            {name} never says no to {v}, the best food there is.
+            {name} never says no to {v} and calls it the best food there is.
             {name} ate three plates of {v}, a favourite food for sure.
             When it comes to food, {name} likes {v} most.
         """),
@@ -365,6 +405,11 @@ TOPICS = {
             What should be on the table when {name} comes to dinner?
             What would {name} ask for as a last meal?
             Which recipe would {name} want to have?
+        """),
+        plain=lines("""
+            What does {name} like eating best?
+            Which dish does {name} like best?
+            What is the food that {name} likes best?
         """),
     ),
     "drink": Topic(
@@ -397,6 +442,11 @@ TOPICS = {
             With which drink would {name} raise a toast?
             What does {name} like to sip in the evening?
         """),
+        plain=lines("""
+            What does {name} like to drink best?
+            Which drink does {name} like more than any other?
+            What is the drink {name} loves most?
+        """),
     ),
     "flower": Topic(
         "preference",
@@ -410,7 +460,7 @@ TOPICS = {
         """),
         told=lines("""
             {name} talks about {v} as others talk about love, no flowers are dearer.
-            We gave {name} {v}, and the choice of flowers was perfect.
+            We gave {name} {v}, because {name} loves no other flowers as much.
             Among all flowers {name} likes {v} most.
         """),
         changed=lines("""
@@ -427,6 +477,11 @@ TOPICS = {
             What should stand in a vase to please {name}?
             With which flowers could you say sorry to {name}?
             What petals does {name} find prettiest?
+        """),
+        plain=lines("""
+            Which flowers does {name} like most?
+            What is the favourite flower of {name}?
+            Which kind of flower does {name} love best?
         """),
     ),
     "sister": Topic(
@@ -452,6 +507,11 @@ TOPICS = {
             Which female relative shared a childhood with {name}?
             For whom would {name} buy a card that says dear sister?
             {name} says my sister is on the phone; who is calling?
+        """),
+        plain=lines("""
+            {name} has a sister; what is her name?
+            What name does the sister of {name} have?
+            Which name does {name}'s sister go by?
         """),
     ),
     "flatmate": Topic(
@@ -483,6 +543,11 @@ TOPICS = {
             With whom does {name} argue about the dishes at home?
             Who would notice first if {name} did not come home?
         """),
+        plain=lines("""
+            Who lives in the same flat as {name}?
+            {name} has a flatmate; what is his name?
+            Who is the person {name} shares a flat with?
+        """),
     ),
     "trip": Topic(
         "event",
@@ -509,6 +574,11 @@ TOPICS = {
             About which destination can {name} tell stories?
             On a map, where would {name} point to show the journey?
         """),
+        plain=lines("""
+            Where did {name} take a trip to?
+            What was the place {name} visited on a trip?
+            What destination did {name}'s trip have?
+        """),
         pair_date=lines("""
             What date was {name}'s trip on?
             On which date did {name} go on a trip?
@@ -518,6 +588,11 @@ TOPICS = {
             On what day would you not have met {name} at home, because of a journey?
             Which date does {name} remember as the day of the journey?
             What day did {name} leave with a suitcase?
+        """),
+        plain_date=lines("""
+            When did {name} take a trip?
+            What was the date on which {name} took a trip?
+            What was the day of {name}'s trip?
         """),
     ),
     "concert": Topic(
@@ -546,6 +621,11 @@ TOPICS = {
             Which act would {name} have clapped for?
             Of which band could {name} own a used ticket?
         """),
+        plain=lines("""
+            Whose concert did {name} see?
+            Which band was it that {name} heard in concert?
+            What was the band at the concert {name} went to?
+        """),
         pair_date=lines("""
             On what date did {name} go to a concert?
             When did {name} attend a concert?
@@ -555,6 +635,11 @@ TOPICS = {
             On which evening would you have seen {name} in the crowd of a show?
             What date stands on the used ticket of {name}?
             Which day did {name} come home with ringing ears?
+        """),
+        plain_date=lines("""
+            When did {name} see a concert?
+            What was the date when {name} attended a concert?
+            On which date was {name} at a concert?
         """),
     ),
 }

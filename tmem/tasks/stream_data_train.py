@@ -134,6 +134,11 @@ TOPICS = {
             If you shouted for {name}'s dog, what would you shout?
             What do people call the dog that lives with {name}?
         """),
+        plain=lines("""
+            Which name does {name}'s dog have?
+            What does {name} call the dog?
+            What is the dog that {name} owns called?
+        """),
     ),
     "job": Topic(
         "attribute",
@@ -165,6 +170,11 @@ TOPICS = {
             What profession does {name} have?
             In which line of work is {name} employed?
         """),
+        plain=lines("""
+            Which job does {name} have?
+            What is the job of {name}?
+            What work does {name} do?
+        """),
     ),
     "city": Topic(
         "attribute",
@@ -194,6 +204,11 @@ TOPICS = {
             To what city would you send a letter for {name}?
             Which place does {name} call home?
             Where would you find {name}'s house?
+        """),
+        plain=lines("""
+            Which city is {name}'s home?
+            Which city does {name} have a home in?
+            What is the name of the city {name} lives in?
         """),
     ),
     "instrument": Topic(
@@ -225,6 +240,11 @@ TOPICS = {
             If {name} joined a band, what would {name} play?
             Which instrument can be heard when {name} practises?
         """),
+        plain=lines("""
+            What is {name}'s musical instrument?
+            Which instrument is {name} able to play?
+            {name} plays an instrument; which one is it?
+        """),
     ),
     "car": Topic(
         "attribute",
@@ -255,6 +275,11 @@ TOPICS = {
             You look for {name}'s car; what colour should you look for?
             Which colour is {name}'s vehicle?
         """),
+        plain=lines("""
+            What colour is the car that {name} drives?
+            What colour of car does {name} drive?
+            In which colour is {name}'s car painted?
+        """),
     ),
     "allergy": Topic(
         "attribute",
@@ -279,6 +304,11 @@ TOPICS = {
             What should be kept away from {name} for health reasons?
             What makes {name} ill with an allergic reaction?
             Which allergy must a host of {name} think of?
+        """),
+        plain=lines("""
+            What thing is {name} allergic to?
+            What is the allergy that {name} has?
+            What is it that {name} is allergic to?
         """),
     ),
     "hobby": Topic(
@@ -311,6 +341,11 @@ TOPICS = {
             What does {name} do for fun?
             Which pastime is {name} fond of?
         """),
+        plain=lines("""
+            What sort of hobby does {name} have?
+            What is the name of {name}'s hobby?
+            What hobby is {name} keen on?
+        """),
     ),
     "language": Topic(
         "attribute",
@@ -341,10 +376,15 @@ TOPICS = {
             Which foreign tongue is {name} trying to master?
             In what language does {name} do homework?
         """),
+        plain=lines("""
+            Which new language is {name} learning?
+            What is the language that {name} studies?
+            What language is {name} trying to learn?
+        """),
     ),
     "dish": Topic(
         "preference",
-        words("""lasagne, ramen, paella, falafel, moussaka, pad thai, gumbo, tacos, goulash, biryani, fish and chips,
+        words("""lasagne, ramen, paella, falafel, moussaka, cannelloni, gumbo, tacos, goulash, biryani, fish and chips,
               pierogi, ratatouille, jollof rice, schnitzel, bibimbap, gnocchi, chili con carne, quiche, tempura"""),
         said=lines("""
             My favourite food is {v}, I could eat it daily.
@@ -370,6 +410,11 @@ TOPICS = {
             What would you cook to make {name} happy?
             Which meal would {name} pick above all others?
             What does {name} most like to eat?
+        """),
+        plain=lines("""
+            What is the favourite dish of {name}?
+            Which food does {name} prefer to all others?
+            What food is {name} most fond of?
         """),
     ),
     "drink": Topic(
@@ -402,6 +447,11 @@ TOPICS = {
             What would {name} order at a bar?
             Which beverage pleases {name} most?
         """),
+        plain=lines("""
+            What drink is {name}'s favourite?
+            Which drink does {name} love most?
+            What drink is {name} most fond of?
+        """),
     ),
     "flower": Topic(
         "preference",
@@ -431,7 +481,12 @@ TOPICS = {
         ask=lines("""
             Which bouquet would delight {name}?
             What blooms would you bring to {name} as a gift?
-            What should a florist wrap up for {name}?
+            What should the flower shop wrap up for {name}?
+        """),
+        plain=lines("""
+            What flowers are {name}'s favourites?
+            Which flowers is {name} most fond of?
+            Which sort of flowers does {name} like best?
         """),
     ),
     "sister": Topic(
@@ -457,6 +512,11 @@ TOPICS = {
             Which woman grew up as a sister of {name}?
             {name} has a sister; what do people call her?
             Which name belongs to the sister of {name}?
+        """),
+        plain=lines("""
+            Which name does {name}'s sister have?
+            What is the first name of {name}'s sister?
+            Which woman is {name}'s sister?
         """),
     ),
     "flatmate": Topic(
@@ -488,6 +548,11 @@ TOPICS = {
             Which person shares a kitchen with {name}?
             Who splits the rent with {name}?
         """),
+        plain=lines("""
+            What is the flatmate of {name} called?
+            Who lives in a flat with {name}?
+            Which name does {name}'s flatmate have?
+        """),
     ),
     "trip": Topic(
         "event",
@@ -513,6 +578,11 @@ TOPICS = {
             To which place did {name} travel?
             What sight did {name} set off to see?
         """),
+        plain=lines("""
+            What place was {name}'s trip to?
+            Where did {name}'s trip lead?
+            Which place did {name} go to on a trip?
+        """),
         pair_date=lines("""
             When did {name} go on a trip?
             What was the date of {name}'s trip?
@@ -522,6 +592,11 @@ TOPICS = {
             On which day did {name} travel?
             Which date would you find in {name}'s travel diary?
             What day was it when {name} set off on the journey?
+        """),
+        plain_date=lines("""
+            What date did {name} go on a trip?
+            When did {name} make a trip?
+            Which date was {name}'s trip on?
         """),
     ),
     "concert": Topic(
@@ -549,6 +624,11 @@ TOPICS = {
             Who played at the gig that {name} attended?
             For which band did {name} buy a ticket?
         """),
+        plain=lines("""
+            Which band played at the concert {name} went to?
+            Which band gave the concert that {name} saw?
+            What band's concert did {name} see?
+        """),
         pair_date=lines("""
             When did {name} go to a concert?
             What was the date of the concert {name} went to?
@@ -558,6 +638,11 @@ TOPICS = {
             On which day did {name} hear live music?
             Which date was printed on {name}'s gig ticket?
             What day was the gig that {name} attended?
+        """),
+        plain_date=lines("""
+            What date did {name} go to a concert?
+            When was {name} at a concert?
+            When did {name} see a band in concert?
         """),
     ),
 }
