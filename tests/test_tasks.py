@@ -211,7 +211,7 @@ def test_episodes_differ_by_seed_split_and_difficulty_and_not_by_process():
 @pytest.mark.parametrize("split, difficulty", SETTINGS)
 def test_probes_ask_the_pairs_otherwise_and_about_somebody_else(split, difficulty):
     wrong_known = 0
-    for seed in SEEDS:
+    for seed in (*SEEDS, "1/rl/0"):
         episode = stream.episode(seed, split, difficulty)
         said: dict[tuple[str, str, bool], str] = {}
         for pairs, asked in zip(episode.pairs, stream.probes(episode), strict=True):

@@ -1,7 +1,7 @@
 """Tasks: streams of text with questions asked after the text is gone, and their scores."""
 
+from tmem.episode import Episode, Pair, Question
 from tmem.tasks import locomo, metrics, stream
-from tmem.tasks.episode import Episode, Pair, Question
 
 __all__ = ["TASKS", "Episode", "Pair", "Question", "load", "score"]
 

@@ -8,7 +8,7 @@ import json
 import random
 from pathlib import Path
 
-from tmem.tasks.episode import Episode, Question
+from tmem.episode import Episode, Question
 
 __all__ = ["DATE_SUFFIX", "KINDS", "load"]
 

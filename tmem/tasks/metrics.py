@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from nltk.stem import PorterStemmer
 
-from tmem.tasks.episode import Question
+from tmem.episode import Question
 
 __all__ = ["em", "f1", "intrusion", "normalise", "official_f1"]
 

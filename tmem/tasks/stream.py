@@ -120,8 +120,9 @@ class _Deck:
         return left.pop()
 
 
-def episode(seed: int, split: str = "train", difficulty: int = 1) -> Episode:
-    """The episode of this seed: the same on every machine, another for every seed.
+def episode(seed: int | str, split: str = "train", difficulty: int = 1) -> Episode:
+    """The episode of this seed: the same on every machine, another for every seed (5 and "5" are
+    the same one).
 
     Chunks are sessions of "Name: text" lines under a date; pairs[i] has one pair for each fact stated in chunk i, in
     the order of the text; questions have kind attribute, preference, relation, event, change or unknown, and the topic
@@ -148,7 +149,7 @@ def probes(episode: Episode) -> tuple[tuple[Question, ...], ...]:
     fact's value is among the intrusions. Raises ValueError for an episode that `stream.episode` did not make.
     """
     try:
-        task, split, difficulty, _ = episode.id.split("/")
+        task, split, difficulty, _ = episode.id.split("/", 3)
         if task != "stream":
             raise ValueError(task)
         language, level = _setting(split, int(difficulty))
