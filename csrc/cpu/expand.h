@@ -46,9 +46,10 @@ TMEM_INLINE void expand_rows(const tmem::Expand& a, int64_t row, int64_t slot, i
   const scalar* z = static_cast<const scalar*>(a.z) + row * a.z_stride;
   const F* f = static_cast<const F*>(a.f.data) + slot * a.f.slot_stride;
   const int64_t rank = a.seg.rank[slot];
+  constexpr int N = M == 1 ? 8 : 4;  // enough independent sums to hide the latency of an addition
   int64_t d = lo;
-  for (; d + 4 * L <= hi; d += 4 * L)
-    expand_block<M, 4>(o + d, a.o_stride, z, a.z_stride, f + d, a.f.rank_stride, rank, 4 * L);
+  for (; d + N * L <= hi; d += N * L)
+    expand_block<M, N>(o + d, a.o_stride, z, a.z_stride, f + d, a.f.rank_stride, rank, N * L);
   for (; d < hi; d += L)
     expand_block<M, 1>(o + d, a.o_stride, z, a.z_stride, f + d, a.f.rank_stride, rank, hi - d);
 }

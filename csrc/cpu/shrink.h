@@ -46,9 +46,10 @@ TMEM_INLINE void shrink_rows(const tmem::Shrink& a, int64_t row, int64_t slot) {
   scalar* z = static_cast<scalar*>(a.z) + row * a.ranks;
   const int64_t rank = a.seg.rank[slot];
   const scalar scale = a.scale[slot];
+  constexpr int N = M == 1 ? 8 : 4;  // enough independent sums to hide the latency of an addition
   int64_t j = 0;
-  for (; j + 4 <= rank; j += 4)
-    dot_block<M, 4>(v, a.v_stride, f + j * a.f.rank_stride, a.f.rank_stride, a.width, scale, z + j, a.ranks);
+  for (; j + N <= rank; j += N)
+    dot_block<M, N>(v, a.v_stride, f + j * a.f.rank_stride, a.f.rank_stride, a.width, scale, z + j, a.ranks);
   for (; j < rank; j++)
     dot_block<M, 1>(v, a.v_stride, f + j * a.f.rank_stride, a.f.rank_stride, a.width, scale, z + j, a.ranks);
   for (int m = 0; m < M; m++)
