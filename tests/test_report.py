@@ -1,0 +1,162 @@
+"""Reports: intervals respect episodes, charts are drawn, files appear whole and hold no NaN."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from tmem import report
+
+METHODS = {
+    "none": {"f1": 0.0, "f1_ci": [0.0, 0.0], "em": 0.0, "em_ci": [0.0, 0.0], "n": 40},
+    "tmem": {"f1": 0.75, "f1_ci": [0.6, 0.9], "em": 0.5, "em_ci": [0.5, 0.5], "n": 40},
+}
+
+
+def test_bootstrap_is_the_percentile_interval_of_the_mean():
+    values = np.random.default_rng(1).normal(0.5, 0.2, 400)
+    mean, low, high = report.bootstrap(values, range(400))
+    assert mean == pytest.approx(values.mean())
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(mean - half, abs=0.1 * half)
+    assert high == pytest.approx(mean + half, abs=0.1 * half)
+    assert report.bootstrap(values, range(400)) == (mean, low, high)
+    assert report.bootstrap(values, range(400), seed=1) != (mean, low, high)
+
+
+def test_bootstrap_draws_whole_episodes():
+    """Ten questions an episode, all alike: only the episodes count, so the interval is that of one question each."""
+    episodes = [0.0, 1.0] * 8
+    each = report.bootstrap(episodes, range(16))
+    repeated = report.bootstrap(
+        [v for v in episodes for _ in range(10)], [str(i) for i in range(16) for _ in range(10)]
+    )
+    assert repeated == pytest.approx(each)
+    as_if_independent = report.bootstrap([v for v in episodes for _ in range(10)], range(160))
+    assert repeated[2] - repeated[1] > 2 * (as_if_independent[2] - as_if_independent[1])
+
+
+def test_bootstrap_weighs_questions_when_episodes_differ_in_size():
+    mean, low, high = report.bootstrap([1.0, 0.0, 0.0, 0.0], ["a", "b", "b", "b"])
+    assert (mean, low, high) == (0.25, 0.0, 1.0)
+    assert report.bootstrap([1.0, 0.0], ["a", "a"]) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    "values, clusters, match",
+    [
+        ([], [], "0 values and 0 clusters"),
+        ([1.0], ["a", "b"], "1 values and 2 clusters"),
+        ([1.0, math.nan], ["a", "b"], "value 1 is not finite"),
+    ],
+)
+def test_bootstrap_refuses_what_has_no_mean(values, clusters, match):
+    with pytest.raises(ValueError, match=match):
+        report.bootstrap(values, clusters)
+
+
+def printed(table):
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))
+    console.print(table)
+    return console.export_text()
+
+
+def test_a_table_has_methods_metrics_and_intervals():
+    text = printed(report.table("stream, seed 3", METHODS))
+    assert "stream, seed 3" in text and "0.75 [0.60, 0.90]" in text and "40" in text
+    assert "F1" in text and "EM" in text and "official" not in text
+    with pytest.raises(ValueError, match="no methods"):
+        report.table("empty", {})
+
+
+def colours(path, box=(0, 0, 1, 1)):
+    """How many pixels there are of each colour inside a box given as fractions (left, top, right, bottom)."""
+    image = Image.open(path).convert("RGB")
+    left, top, right, bottom = (int(f * size) for f, size in zip(box, image.size * 2, strict=True))
+    found = image.crop((left, top, right, bottom)).getcolors(image.width * image.height)
+    return {f"#{r:02X}{g:02X}{b:02X}": count for count, (r, g, b) in found}
+
+
+def test_a_bar_chart_shows_each_metric_in_proportion(tmp_path):
+    path = tmp_path / "new" / "chart.png"
+    report.bar_chart(path, METHODS, title="stream, 40 questions, seed 3")
+    below_legend = colours(path, (0.08, 0.16, 1, 1))
+    f1, em = (below_legend[report.METRICS[key][1]] for key in ("f1", "em"))
+    assert f1 / em == pytest.approx(0.75 / 0.5, rel=0.05)
+    assert report.METRICS["official_f1"][1] not in below_legend
+    assert [file.name for file in path.parent.iterdir()] == ["chart.png"]
+    with pytest.raises(ValueError, match="no methods"):
+        report.bar_chart(tmp_path / "none.png", {}, title="none")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_a_long_title_fits(tmp_path):
+    report.bar_chart(tmp_path / "short.png", METHODS, title="x")
+    report.bar_chart(tmp_path / "long.png", METHODS, title="a model with a long name, " * 8)
+    short, long = (Image.open(tmp_path / f"{name}.png") for name in ("short", "long"))
+    assert long.size == short.size
+    assert colours(tmp_path / "long.png", (0.98, 0, 1, 0.15)).keys() == {"#FFFFFF"}, "no letter is cut at the right"
+
+
+def training():
+    seconds = 0
+    for phase, count in (("warm", 30), ("rl", 20), ("sft", 30)):
+        for step in range(count):
+            seconds += 5
+            yield {"phase": phase, "step": step, "seconds": seconds, "loss": 1.0} | (
+                {"reward": 0.5} if phase == "rl" else {}
+            )
+        for mode in ("greedy", "sampled"):
+            yield {"phase": f"eval_{phase}", "step": 0, "seconds": seconds, "mode": mode, "f1": 0.6}
+
+
+def test_a_curve_marks_its_phases(tmp_path):
+    report.curve(tmp_path / "curve.png", list(training()))
+    seen = colours(tmp_path / "curve.png")
+    warm, rl, sft = (seen[colour] for _, colour in report.PHASES.values())
+    assert warm == pytest.approx(sft, rel=0.3) and rl == pytest.approx(warm * 2 / 3, rel=0.3)
+    assert seen[report.METRICS["f1"][1]] > 100, "the reward"
+    assert seen[report.METRICS["intrusion"][1]] > 100, "the evaluations"
+
+
+def test_a_curve_of_a_run_that_measured_nothing_is_drawn(tmp_path):
+    report.curve(tmp_path / "curve.png", [])
+    seen = colours(tmp_path / "curve.png")
+    assert all(seen.get(colour, 0) < 100 for _, colour in report.PHASES.values())
+
+
+def test_the_machine_names_what_a_figure_depends_on():
+    found = report.machine()
+    assert found["cpu"] and found["cores"] >= 1
+    assert found["python"] == sys.version.split()[0] and {"torch", "transformers", "numpy"} <= found.keys()
+    json.dumps(found, allow_nan=False)
+
+
+def test_json_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "results.json"
+    report.write_json(path, {"name": "Zoë", "f1": 0.5})
+    assert json.loads(path.read_text("utf-8")) == {"name": "Zoë", "f1": 0.5}
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"got one at methods\.tmem\.f1_ci\.1"):
+            report.write_json(path, {"methods": {"tmem": {"f1": 0.5, "f1_ci": [0.1, bad]}}})
+    assert json.loads(path.read_text("utf-8"))["f1"] == 0.5
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_jsonl_names_a_broken_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    assert report.read_jsonl(path) == [{"a": 1}, {"a": 2}]
+    path.write_text('{"a": 1}\n{"a"\n')
+    with pytest.raises(ValueError, match="line 2: not a JSON object"):
+        report.read_jsonl(path)
+
+
+def test_importing_reports_is_cheap():
+    code = "import sys, tmem.report; assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""

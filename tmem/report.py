@@ -1,0 +1,262 @@
+"""What is shown and kept of a measurement: intervals, tables, charts, the machine, files that appear whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import textwrap
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from . import machine as box
+from .folders import atomic_file
+
+__all__ = ["bar_chart", "bootstrap", "curve", "machine", "read_jsonl", "table", "write_json"]
+
+# What a metric is called and its colour (Okabe and Ito's palette, told apart by colour-blind readers), in this order.
+METRICS = {
+    "f1": ("F1", "#0072B2"),
+    "em": ("EM", "#56B4E9"),
+    "official_f1": ("official F1", "#E69F00"),
+    "intrusion": ("intrusions (fewer is better)", "#D55E00"),
+}
+# Training phases: name and shade behind the curves.
+PHASES = {
+    "warm": ("warm start", "#DDEBF5"),
+    "rl": ("RL", "#FBE9D0"),
+    "sft": ("control: supervised instead of RL", "#E9E9E9"),
+}
+_STYLE = {
+    "figure.dpi": 160,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "legend.frameon": False,
+    "grid.color": "#E0E0E0",
+    "grid.linewidth": 0.8,
+}
+
+
+def bootstrap(
+    values: Sequence[float], clusters: Sequence[Hashable], n: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """(mean, low, high): the mean of `values` with its 95 % percentile interval over `n` resamples of whole clusters.
+
+    clusters[i] names the cluster, such as the episode, of values[i]: questions of one episode are not independent, so
+    episodes are drawn, with all their questions. The same arguments give the same interval. A single cluster cannot
+    show any spread: its interval is its mean twice. Raises ValueError for no values, unequal lengths, or a value
+    that is not finite.
+    """
+    if len(values) != len(clusters) or not len(values):
+        raise ValueError(
+            f"bootstrap: {len(values)} values and {len(clusters)} clusters, expected as many of both, not 0"
+        )
+    data = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(data).all():
+        raise ValueError(f"bootstrap: value {int(np.argmin(np.isfinite(data)))} is not finite")
+    index: dict[Hashable, int] = {}
+    member = np.array([index.setdefault(cluster, len(index)) for cluster in clusters])
+    sums, sizes = np.bincount(member, data), np.bincount(member)
+    drawn = np.random.default_rng(seed).integers(len(index), size=(n, len(index)))
+    low, high = np.percentile(sums[drawn].sum(1) / sizes[drawn].sum(1), [2.5, 97.5])
+    return float(data.mean()), float(low), float(high)
+
+
+def table(title: str, methods: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Methods by metrics, each mean with its interval, from the "methods" of results.json; for `Console.print`."""
+    grid = Table(title=title, title_justify="left")
+    grid.add_column("method")
+    shown = _shown(methods)
+    for key in shown:
+        grid.add_column(METRICS[key][0], justify="right")
+    grid.add_column("n", justify="right")
+    for name, found in methods.items():
+        grid.add_row(name, *(_cell(found, key) for key in shown), str(found["n"]))
+    return grid
+
+
+def _cell(found: Mapping[str, Any], key: str) -> str:
+    low, high = found[f"{key}_ci"]
+    return f"{found[key]:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _shown(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if not methods:
+        raise ValueError("report: no methods to show, expected at least one")
+    return [key for key in METRICS if all(key in found for found in methods.values())]
+
+
+def bar_chart(path: str | Path, methods: Mapping[str, Mapping[str, Any]], *, title: str) -> None:
+    """A PNG of grouped bars, one group for each method and one bar for each metric, with 95 % intervals.
+
+    methods: those of results.json, {name: {"f1", "f1_ci": [low, high], "em", ..., "n"}}. The title should say task, n
+    and seed. Raises ValueError when there is no method.
+    """
+    shown = _shown(methods)
+    width = 0.8 / len(shown)
+    with _figure(path, (max(6.4, 1.2 + 1.3 * len(methods)), 4.0)) as figure:
+        axes = figure.add_subplot()
+        axes.grid(axis="y")
+        for i, key in enumerate(shown):
+            label, colour = METRICS[key]
+            at = np.arange(len(methods)) + (i - (len(shown) - 1) / 2) * width
+            means = [found[key] for found in methods.values()]
+            bounds = [found[f"{key}_ci"] for found in methods.values()]
+            spread = [(m - low, high - m) for m, (low, high) in zip(means, bounds, strict=True)]
+            axes.bar(
+                at, means, 0.92 * width, color=colour, label=label, yerr=np.clip(np.transpose(spread), 0, None),
+                error_kw={"elinewidth": 1, "capsize": 2.5, "ecolor": "#333333"},
+            )  # fmt: skip
+            for x, mean, (_, high) in zip(at, means, bounds, strict=True):
+                axes.annotate(
+                    f"{mean:.2f}", (x, max(mean, high)), (0, 3), textcoords="offset points", ha="center", fontsize=8
+                )
+        axes.set_xticks(range(len(methods)), methods)
+        axes.set_ylim(0, 1.08)
+        axes.set_yticks(np.linspace(0, 1, 6))
+        axes.set_ylabel("score, mean and 95 % interval")
+        axes.set_title(_wrapped(title, figure), pad=26)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(shown), borderaxespad=0.2)
+
+
+def curve(path: str | Path, rows: Sequence[Mapping[str, Any]], *, title: str = "Training") -> None:
+    """A PNG of a training run over its seconds: reward above, supervised loss below, the phases marked.
+
+    rows: those of metrics.jsonl, {"phase", "step", "seconds", ...}. "reward" and "loss" are drawn where a row has them;
+    rows of phase "eval_*" are evaluations on held-out episodes, drawn as points of their "f1" by "mode". RL's loss is a
+    policy gradient's and says nothing by itself: left out. A chart of nothing says so.
+    """
+    train = [row for row in rows if row["phase"] in PHASES]
+    evals = [row for row in rows if row["phase"].startswith("eval_") and "f1" in row]
+    with _figure(path, (8.0, 5.2)) as figure:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        _shade_phases((upper, lower), train)
+        _trace(upper, [row for row in train if "reward" in row], "reward", METRICS["f1"][1], "reward in training")
+        for mode, colour, marker, label in (
+            ("greedy", METRICS["intrusion"][1], "o", "held-out F1, greedy"),
+            ("sampled", METRICS["official_f1"][1], "^", "held-out F1, T=1"),
+        ):
+            points = [(row["seconds"], row["f1"]) for row in evals if row.get("mode") == mode]
+            if points:
+                upper.plot(*zip(*points, strict=True), marker, color=colour, label=label, clip_on=False, zorder=4)
+        _trace(
+            lower,
+            [row for row in train if "loss" in row and row["phase"] != "rl"],
+            "loss",
+            "#333333",
+            "supervised loss",
+        )
+        upper.set_ylim(0, 1)
+        upper.set_ylabel("score (0 to 1)")
+        lower.set_ylim(bottom=0)
+        lower.set_ylabel("loss (nats per token)")
+        lower.set_xlabel("seconds of training (evaluations not counted)")
+        for axes in (upper, lower):
+            axes.grid(axis="y")
+            axes.margins(x=0.01)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(loc="best")
+            else:
+                axes.text(0.5, 0.5, "nothing was measured", transform=axes.transAxes, ha="center", color="#666666")
+        upper.set_title(_wrapped(title, figure), pad=20)
+
+
+def _shade_phases(panels: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """A band behind each phase, from the end of what came before to its own last row, with its name above."""
+    start = 0.0
+    for phase in dict.fromkeys(row["phase"] for row in rows):
+        end = max(row["seconds"] for row in rows if row["phase"] == phase)
+        name, colour = PHASES[phase]
+        for axes in panels:
+            axes.axvspan(start, end, color=colour, linewidth=0, zorder=0)
+        panels[0].annotate(
+            name, ((start + end) / 2, 1), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
+            ha="center", fontsize=9, color="#444444",
+        )  # fmt: skip
+        start = end
+
+
+def _trace(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, colour: str, label: str) -> None:
+    """Every measurement as a faint point, and their running mean over a tenth of the phase, phase by phase."""
+    for phase in dict.fromkeys(row["phase"] for row in rows):
+        at, values = np.array([(row["seconds"], row[key]) for row in rows if row["phase"] == phase], float).T
+        axes.plot(at, values, ".", color=colour, alpha=0.35, markersize=4)
+        half = len(values) // 20
+        smooth = [values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))]
+        axes.plot(at, smooth, color=colour, linewidth=1.8, label=label)
+        label = None
+
+
+@contextmanager
+def _figure(path: str | Path, size: tuple[float, float]) -> Iterator[Any]:
+    """A matplotlib figure of `size` inches in the project's style, saved to `path` as a PNG when the block ends."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    # Figure without pyplot draws with Agg and leaves nothing global behind.
+    with rc_context(_STYLE), atomic_file(path) as work:
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
+        figure.savefig(work, format="png")
+
+
+def _wrapped(title: str, figure: Any) -> str:
+    """The title broken into lines that fit above the axes, at about 11 characters an inch."""
+    return textwrap.fill(title, int(11 * (figure.get_figwidth() - 0.6)))
+
+
+def machine() -> dict[str, Any]:
+    """What a figure depends on: processor, cores, GPUs, versions (read from metadata), and the commit if in a checkout.
+
+    The commit ends in "-dirty" when tracked files differ from it; an installed package has none.
+    """
+    found = {**box.machine(), **box.versions()}
+    root = Path(__file__).parents[1]
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        try:
+            found["commit"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            found["commit"] = None
+    return found
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as JSON; the file appears whole or not at all. ValueError, saying where, for NaN or infinity."""
+    try:
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: JSON has no NaN or infinity, got one at {_not_finite(value)}; nothing written"
+        ) from error
+    with atomic_file(path) as work:
+        work.write_text(text + "\n", encoding="utf-8")
+
+
+def _not_finite(value: Any, where: str = "the top") -> str | None:
+    """Where in `value` the first NaN or infinity is, like "methods.tmem.f1"."""
+    if isinstance(value, float):
+        return None if np.isfinite(value) else where
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    prefix = "" if where == "the top" else f"{where}."
+    return next((found for key, item in items if (found := _not_finite(item, f"{prefix}{key}"))), None)
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a file with one JSON object a line. Raises ValueError that names a broken line."""
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not a JSON object ({error}); mend or remove this line") from error
+    return rows
