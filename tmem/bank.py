@@ -93,7 +93,7 @@ class AdapterBank:
         self.step_count = torch.zeros(slots, dtype=torch.int32, device=device)
         self.rank = torch.zeros(slots, dtype=torch.int32, device=device)
         self.scale = torch.ones(slots, dtype=torch.float32, device=device)
-        self.hyper = torch.zeros(slots, len(HYPER), dtype=torch.float32, device=device)
+        self.hyper = torch.zeros(slots, len(HYPER), dtype=torch.float64, device=device)
         self.version = [0] * slots  # raised by everything that writes a row
         self.used = [False] * slots
         self.current_route: Route | None = None
@@ -138,7 +138,7 @@ class AdapterBank:
         self.used[slot] = True
         self.rank[slot] = rank
         self.scale[slot] = 1.0 if alpha is None else alpha / rank
-        self.hyper[slot] = torch.tensor([1e-3, 0.9, 0.999, 1e-8, 0.0, 0.0])
+        self.hyper[slot] = torch.tensor([1e-3, 0.9, 0.999, 1e-8, 0.0, 0.0], dtype=torch.float64)
         self.reset(slot)
         if hyper:
             self.configure(slot, **hyper)

@@ -10,7 +10,7 @@ from . import models
 from .agent.config import agent_config
 from .agent.episode import Agent, LogEntry, answer, segments
 from .agent.decode import decode
-from .agent.learn import Learned, learn
+from .agent.learn import Learned, learn, rehearsal
 from .agent.write import Written, parse, write_prompt
 from .folders import atomic_file
 from .episode import Pair
@@ -68,7 +68,9 @@ class Memory:
         pairs = [p if isinstance(p, Pair) else Pair(*p) for p in pairs]
         if not pairs or not all(p.question.strip() and p.answer.strip() for p in pairs):
             raise ValueError("learn: expected at least one (question, answer) pair, none of them empty.")
-        result = learn(self.agent.model, self.agent.bank, [(self.slot, pairs)], self.agent.chat, self.agent.config.learn)[0]
+        agent, config = self.agent, self.agent.config.learn
+        job = (self.slot, rehearsal(self.pairs, pairs, config.rehearse))
+        result = learn(agent.model, agent.bank, [job], agent.chat, config)[0]
         if result.kept:
             self.pairs += pairs
         return result

@@ -14,7 +14,7 @@ from ..episode import Episode, Pair
 from .chat import Chat
 from .config import AgentConfig
 from .decode import Generation, decode
-from .learn import Learned, learn
+from .learn import Learned, learn, rehearsal
 from .probe import names, probe
 from .write import Written, normalise, parse, write_prompt
 
@@ -171,7 +171,8 @@ def _live(agent, rollouts, slots, temperature, trace, probing, on_event) -> None
             parse(agent.chat.text(g.ids), finished=g.finished, limit=config.write.max_pairs) for g in generations
         ]
         on_event("learn", j, rounds)
-        jobs = [(slots[i], w.pairs) for i, w in zip(due, written)]
+        keep = config.learn.rehearse
+        jobs = [(slots[i], rehearsal(rollouts[i].pairs, w.pairs, keep) if w.pairs else []) for i, w in zip(due, written)]
         learned = learn(agent.model, bank, jobs, agent.chat, config.learn)
         for i, prompt, generation, w, result in zip(due, prompts, generations, written, learned):
             rollouts[i].log.append(LogEntry(plans[i][j], w, result))

@@ -14,8 +14,8 @@ class TrainConfig:
     # supervised warm start
     warm_steps: int = 24
     warm_batch: int = 8  # passages per step
-    warm_unknown: int = 8  # closed-book questions per step whose right answer is `unknown`
-    warm_lr: float = 5e-5
+    warm_episodes: int = 4  # episodes per step whose questions are answered under the Δ of their gold pairs
+    warm_lr: float = 1e-4
     # GRPO
     rl_steps: int = 6
     rl_episodes: int = 4  # episodes per step

@@ -1,58 +1,91 @@
-"""The supervised part: what a good write looks like, and that an empty memory answers `unknown`."""
+"""The supervised part: what a good write looks like, and how questions are answered from what was learned."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from .. import forward as fw
 from ..agent.chat import Chat
+from ..agent.episode import Agent
+from ..agent.learn import learn
 from ..agent.write import render, write_prompt
 from ..tasks import stream
 from .config import TrainConfig
 
-Example = tuple[list[int], list[int]]  # prompt ids, answer ids
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a prompt and of its right answer, and the slot under which it is answered (-1: Δ = 0)."""
+
+    prompt: list[int]
+    answer: list[int]
+    slot: int = -1
 
 
-def examples(chat: Chat, config: TrainConfig, step: int) -> list[Example]:
-    """The batch of one step, a function of the seed and the step alone.
-
-    Passages of generated training episodes with their gold pairs, and questions asked with Δ = 0, to which `unknown` is
-    the right answer: what the fast weights do not hold, the model should not make up.
-    """
-    rng = random.Random(f"{config.seed}/supervised/{step}")
+def writing(chat: Chat, config: TrainConfig, step: int) -> list[Example]:
+    """Passages of generated training episodes with their gold pairs; a function of the seed and the step alone."""
     out: list[Example] = []
-    questions: list[str] = []
     index = 0
     while len(out) < config.warm_batch:
-        episode = stream.episode(f"{config.seed}/supervised/{step}/{index}", "train", config.difficulty)
+        episode = stream.episode(f"{config.seed}/write/{step}/{index}", "train", config.difficulty)
         index += 1
-        questions += [q.text for q in episode.questions]
         for chunk, pairs in zip(episode.chunks, episode.pairs):
             if len(out) < config.warm_batch and pairs:
-                out.append((chat.prompt(write_prompt(chunk)), chat.answer(render(pairs))))
-    for text in rng.sample(questions, min(config.warm_unknown, len(questions))):
-        out.append((chat.prompt(text), chat.answer("unknown")))
+                out.append(Example(chat.prompt(write_prompt(chunk)), chat.answer(render(pairs))))
     return out
 
 
-def backward(model, batch: Sequence[Example], micro_tokens: int) -> float:
+@contextmanager
+def recalling(agent: Agent, config: TrainConfig, step: int) -> Iterator[list[Example]]:
+    """Questions of generated training episodes, to be answered under the Δ that learning their gold pairs gives.
+
+    What was never said is to be answered `unknown`, what the episode says with its value: θ0 is trained so that learned
+    pairs answer paraphrased questions, and only those. The slots are free again after the block.
+    """
+    episodes = [
+        stream.episode(f"{config.seed}/recall/{step}/{i}", "train", config.difficulty)
+        for i in range(config.warm_episodes)
+    ]
+    slots = [agent.bank.alloc() for _ in episodes]
+    try:
+        jobs = [(slot, [p for pairs in e.pairs for p in pairs]) for slot, e in zip(slots, episodes)]
+        learn(agent.model, agent.bank, jobs, agent.chat, agent.config.learn)
+        yield [
+            Example(agent.chat.prompt(q.text), agent.chat.answer(q.answers[0]), slot)
+            for slot, e in zip(slots, episodes)
+            for q in e.questions
+        ]
+    finally:
+        for slot in slots:
+            agent.bank.free(slot)
+
+
+def backward(agent: Agent, batch: Sequence[Example], micro_tokens: int) -> float:
     """Accumulate the gradient of the mean over examples of each example's mean token loss; returns that loss (nats).
 
-    Every example weighs the same however long it is, and its loss does not depend on which others share the batch.
+    Every example weighs the same however long it is, and its loss does not depend on which others share the batch. Δ is
+    a constant.
     """
-    device = next(model.parameters()).device
+    device = agent.bank.device
     total = 0.0
-    for group, length in micro_batches([p + a for p, a in batch], micro_tokens):
-        ids = fw.pad([batch[i][0] + batch[i][1] for i in group], length, device=device)
-        spots = [(r, c - 1, i) for r, i in enumerate(group) for c in range(len(batch[i][0]), len(sum(batch[i], [])))]
-        rows, columns, owners = (list(x) for x in zip(*spots))
-        weights = torch.tensor([1.0 / (len(batch[i][1]) * len(batch)) for i in owners], device=device)
-        logits = token_logits(model, ids, rows, columns)
-        loss = (F.cross_entropy(logits, ids[rows, [c + 1 for c in columns]], reduction="none") * weights).sum()
+    for group, length in micro_batches([e.prompt + e.answer for e in batch], micro_tokens):
+        members = [batch[i] for i in group]
+        ids = fw.pad([e.prompt + e.answer for e in members], length, device=device)
+        spots = [
+            (row, len(e.prompt) + k - 1, token, 1.0 / (len(e.answer) * len(batch)))
+            for row, e in enumerate(members)
+            for k, token in enumerate(e.answer)
+        ]
+        rows, columns, targets, weights = (list(x) for x in zip(*spots))
+        slots = [e.slot for e in members] + [-1] * (len(ids) - len(members))
+        with agent.bank.route(slots, learn=False):
+            logits = token_logits(agent.model, ids, rows, columns)
+        nll = F.cross_entropy(logits, torch.tensor(targets, device=device), reduction="none")
+        loss = (nll * torch.tensor(weights, device=device)).sum()
         loss.backward()
         total += float(loss.detach())
     return total

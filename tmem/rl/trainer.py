@@ -134,14 +134,18 @@ class Trainer:
             self._pause_if_asked()
             start = time.perf_counter()
             step = self.state["step"]
-            batch = supervised.examples(self.agent.chat, config, first + step)
-            self.masters.trainable(True)
-            loss = supervised.backward(self.agent.model, batch, config.micro_tokens)
+            writing = supervised.writing(self.agent.chat, config, first + step)
+            with supervised.recalling(self.agent, config, first + step) as recalling:
+                self.masters.trainable(True)
+                loss = supervised.backward(self.agent, writing, config.micro_tokens)
+                recall_loss = supervised.backward(self.agent, recalling, config.micro_tokens)
+                self.masters.trainable(False)
             norm = self.masters.step(config.warm_lr * min(1.0, (first + step + 1) / 4), config.grad_clip)
-            self.masters.trainable(False)
             seconds = self._advance(phase, start)
-            tokens = sum(len(p) + len(a) for p, a in batch)
-            self._row(phase, step, loss=loss, grad_norm=norm, tokens_per_s=tokens / seconds)
+            tokens = sum(len(e.prompt) + len(e.answer) for e in writing + recalling)
+            self._row(
+                phase, step, loss=loss, recall_loss=recall_loss, grad_norm=norm, tokens_per_s=tokens / seconds
+            )
             fraction = min(1.0, done(self.state["step"], self.state["seconds"][phase]))
             self.progress.phase(phase, round(1000 * fraction), 1000, f"loss {loss:.2f}  {tokens / seconds:.0f} tokens/s")
 
