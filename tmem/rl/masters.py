@@ -27,7 +27,7 @@ class Masters:
             self.masters, lr=0.0, betas=betas, weight_decay=weight_decay, fused=self.masters[0].device.type != "mps"
         )
         for param, master in zip(self.params, self.masters):
-            param.register_post_accumulate_grad_hook(self._collector(master))
+            param.requires_grad_(True).register_post_accumulate_grad_hook(self._collector(master))
         self.trainable(False)
 
     @staticmethod
