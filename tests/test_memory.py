@@ -1,0 +1,72 @@
+"""Memory on the default model: sixteen facts go in, the text is gone, other words get them out."""
+
+import pytest
+
+from tmem import Memory
+
+# (taught question, answer, paraphrase). Not the facts that the settings were chosen on.
+FACTS = [
+    ("What is the name of Petra's cat?", "Minka", "How is Petra's cat called?"),
+    ("In which city does Hugo live?", "Ghent", "Where does Hugo live?"),
+    ("What is Nadia's job?", "glazier", "What does Nadia do for a living?"),
+    ("Which instrument does Emil play?", "oboe", "What instrument does Emil make music on?"),
+    ("What is Carla allergic to?", "walnuts", "Carla has an allergy to what?"),
+    ("What is the colour of Jonas's bicycle?", "yellow", "Which colour does Jonas's bicycle have?"),
+    ("When did Ruth move house?", "3 March", "On what date did Ruth move house?"),
+    ("What is the name of Hugo's brother?", "Anton", "How is the brother of Hugo called?"),
+    ("What does Petra like to eat most?", "risotto", "What is Petra's favourite thing to eat?"),
+    ("Where did Nadia go on holiday?", "Malta", "What was the place of Nadia's holiday?"),
+    ("What does Emil study?", "botany", "Which subject does Emil study?"),
+    ("Which sport does Carla play?", "badminton", "What sport does Carla do?"),
+    ("What does Jonas collect?", "teapots", "Which things does Jonas collect?"),
+    ("Which language is Ruth learning?", "Finnish", "What language does Ruth learn?"),
+    ("What is the name of Nadia's boat?", "Albatros", "How is Nadia's boat called?"),
+    ("Who is Carla's best friend?", "Zelda", "What is the name of Carla's best friend?"),
+]
+
+
+@pytest.fixture(scope="module")
+def taught():
+    memory = Memory.from_pretrained()
+    result = memory.learn([(q, a) for q, a, _ in FACTS])
+    return memory, result
+
+
+def test_sixteen_facts_are_recalled_from_paraphrases(taught):
+    memory, result = taught
+    assert result.kept and result.loss_after < result.loss_before
+    said = {p: memory.ask(p) for _, _, p in FACTS}
+    right = sum(a.lower() in said[p].lower() for _, a, p in FACTS)
+    assert right >= 0.9 * len(FACTS), said
+
+
+def test_a_saved_memory_answers_the_same_and_forget_forgets(taught, tmp_path):
+    memory, _ = taught
+    memory.save(tmp_path / "m")
+    again = Memory.from_pretrained(path=str(tmp_path / "m"))
+    questions = [p for _, _, p in FACTS[:4]]
+    assert [again.ask(q) for q in questions] == [memory.ask(q) for q in questions]
+    assert again.pairs == memory.pairs and len(again.pairs) == 16
+    again.forget()
+    assert not again.pairs and again.agent.bank.delta_norm(again.slot) == 0.0
+    assert [again.ask(q) for q in questions] != [memory.ask(q) for q in questions]
+
+
+def test_observe_writes_when_the_window_is_full_and_lets_go_of_the_text(taught):
+    memory, _ = taught
+    line = "Petra: my cat has been asleep on the piano all day, can you imagine?\n"
+    assert memory.observe(line) == [] and memory._context
+    (entry, *_) = memory.observe(line * 30)
+    assert entry.segment.startswith("Petra:")
+    memory.write()
+    assert memory._context == [] and memory.write() == []
+
+
+def test_bad_input_is_named(taught):
+    memory, _ = taught
+    with pytest.raises(ValueError, match="at least one"):
+        memory.learn([])
+    with pytest.raises(ValueError, match="none of them empty"):
+        memory.learn([("q?", " ")])
+    with pytest.raises(ValueError, match="no preset 'huge'"):
+        Memory.from_pretrained(preset="huge")
