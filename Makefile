@@ -30,7 +30,7 @@ train: $(DONE)/ops $(DONE)/model
 	@$(BIN)/tmem train $(ARGS)
 
 test: $(DONE)/ops $(DONE)/model
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/pytest $(ARGS)
 
 bench: $(DONE)/ops $(DONE)/model
 	@$(BIN)/tmem bench $(ARGS)

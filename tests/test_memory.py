@@ -1,28 +1,15 @@
 """Memory on the default model: sixteen facts go in, the text is gone, other words get them out."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 
 from tmem import Memory
 
-# (taught question, answer, paraphrase). Not the facts that the settings were chosen on.
-FACTS = [
-    ("What is the name of Petra's cat?", "Minka", "How is Petra's cat called?"),
-    ("In which city does Hugo live?", "Ghent", "Where does Hugo live?"),
-    ("What is Nadia's job?", "glazier", "What does Nadia do for a living?"),
-    ("Which instrument does Emil play?", "oboe", "What instrument does Emil make music on?"),
-    ("What is Carla allergic to?", "walnuts", "Carla has an allergy to what?"),
-    ("What is the colour of Jonas's bicycle?", "yellow", "Which colour does Jonas's bicycle have?"),
-    ("When did Ruth move house?", "3 March", "On what date did Ruth move house?"),
-    ("What is the name of Hugo's brother?", "Anton", "How is the brother of Hugo called?"),
-    ("What does Petra like to eat most?", "risotto", "What is Petra's favourite thing to eat?"),
-    ("Where did Nadia go on holiday?", "Malta", "What was the place of Nadia's holiday?"),
-    ("What does Emil study?", "botany", "Which subject does Emil study?"),
-    ("Which sport does Carla play?", "badminton", "What sport does Carla do?"),
-    ("What does Jonas collect?", "teapots", "Which things does Jonas collect?"),
-    ("Which language is Ruth learning?", "Finnish", "What language does Ruth learn?"),
-    ("What is the name of Nadia's boat?", "Albatros", "How is Nadia's boat called?"),
-    ("Who is Carla's best friend?", "Zelda", "What is the name of Carla's best friend?"),
-]
+# Sixteen facts, not those that the settings were chosen on.
+EXAMPLE = Path(__file__).parents[1] / "examples" / "facts.py"
+FACTS = runpy.run_path(str(EXAMPLE))["FACTS"]
 
 
 @pytest.fixture(scope="module")

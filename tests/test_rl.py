@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_loop import CONFIG, EPISODES, agent_of
 from tiny import Letters, model, pairs
+from wrong import batch_loss, stale_snapshot
 
 import tmem.agent.episode as loop
 from tmem import models
@@ -19,7 +20,6 @@ from tmem.rl import supervised, trainer
 from tmem.rl.loss import advantages, policy_loss
 from tmem.rl.masters import Masters
 from tmem.testing import assert_close
-from wrong import batch_loss, stale_snapshot
 
 # the loss --------------------------------------------------------------------------------------------------------------
 

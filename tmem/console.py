@@ -67,7 +67,8 @@ def train(preset: str, out: Path, *, model: str | None, resume: bool, **override
     summary["machine"] = report.machine()
     summary["wall_seconds"] = round(time.perf_counter() - start, 1)
     write_json(out / "summary.json", summary)
-    report.curve(out / "curve.png", report.read_jsonl(out / "metrics.jsonl"))
+    title = f"tmem train --preset {preset}, {summary['n_episodes']} held-out episodes"
+    report.curve(out / "curve.png", report.read_jsonl(out / "metrics.jsonl"), title=title)
     _print_phases(summary)
     console.print(
         f"{summary['wall_seconds']:.0f} s. Files in {out}: summary.json, metrics.jsonl, curve.png, episodes/, "
@@ -127,7 +128,7 @@ def evaluate(task: str, methods: list[str], out: Path, **options) -> None:
     title = _title(results)
     report.bar_chart(out / "chart.png", results["methods"], title=title)
     _print_methods(results, title)
-    console.print(f"{results['wall_seconds']:.0f} s. Files in {out}: results.json, chart.png")
+    console.print(f"{results['wall_seconds']:.0f} s. Files in {out}: results.json, chart.png" + (", episodes.md" if (out / "episodes.md").exists() else ""))
 
 
 def _title(results: dict) -> str:
@@ -139,21 +140,16 @@ def _title(results: dict) -> str:
 
 def _print_methods(results: dict, title: str) -> None:
     methods = results["methods"]
-    official = any("official_f1" in m for m in methods.values())
-    table = Table(title=title + ": mean and 95 % interval", title_justify="left")
-    for column in ("method", "F1", "EM", *(["official F1"] if official else []), "intrusions", "seconds"):
-        table.add_column(column)
-    for name, m in methods.items():
-        cells = ["f1", "em"] + (["official_f1"] if official else []) + ["intrusion"]
-        table.add_row(
-            name, *(_interval({"mean": m[k], "low": m[f"{k}_ci"][0], "high": m[f"{k}_ci"][1]}) for k in cells),
-            f"{m['seconds']:.0f}",
-        )
-    console.print(table)
+    console.print(report.table(f"{title}: mean and 95 % interval (bootstrap over episodes)", methods))
+    seen = set()
     for m in methods.values():
         for note in m["notes"]:
             console.print(note)
-        if "writes" in m:
+        if "writes" in m and "writes" not in seen:
+            seen.add("writes")
             dropped = ", ".join(f"{v} {k}" for k, v in m["dropped"].items())
-            stuck = f"; probes: {m['stuck']:.0%} of paraphrases held, {m['leaked'] or 0:.0%} leaked" if "stuck" in m else ""
-            console.print(f"{m['writes']} writes, {m['pairs_per_write']:.1f} pairs each; dropped: {dropped}; rolled back: {m['rolled_back']}{stuck}")
+            line = f"{m['writes']} writes, {m['pairs_per_write']:.1f} pairs each; dropped: {dropped}"
+            if "stuck" in m:
+                leaked = "" if m["leaked"] is None else f", {m['leaked']:.0%} leaked to another person"
+                line += f"; probed: {m['stuck']:.0%} of paraphrases held{leaked}"
+            console.print(f"{line}; rolled back: {m['rolled_back']}")

@@ -74,7 +74,7 @@ def layers(
     *,
     start: int = 0,
     stop: int | None = None,
-    cache: "KVCache | None" = None,
+    cache: KVCache | None = None,
 ) -> Tensor:
     """Pass `hidden` [B, T, D] through decoder layers `start:stop`; `positions` int64 [1 or B, T], `mask` bool 4-D."""
     decoder = parts(model)

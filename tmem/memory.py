@@ -8,12 +8,12 @@ from pathlib import Path
 
 from . import models
 from .agent.config import agent_config
-from .agent.episode import Agent, LogEntry, answer, segments
 from .agent.decode import decode
+from .agent.episode import Agent, LogEntry, answer, segments
 from .agent.learn import Learned, learn, rehearsal
-from .agent.write import Written, parse, write_prompt
-from .folders import atomic_file
+from .agent.write import parse, write_prompt
 from .episode import Pair
+from .folders import atomic_file
 
 
 class Memory:

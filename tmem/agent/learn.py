@@ -35,7 +35,7 @@ class LearnConfig:
     target: float = 0.0  # mean answer-token loss (nats) of an epoch at which a slot has learned enough and stops
     clip: float = 0.0  # gradient norm per slot; 0 = off
     weight_decay: float = 0.0
-    norm_cap: float = math.inf  # ‖ΔW‖_F above which a write is rolled back
+    norm_cap: float = 0.0  # ‖ΔW‖_F above which a write is rolled back; 0 = off
     max_pair_tokens: int = 512
 
 
@@ -154,7 +154,7 @@ def learn(
             reason = "not finite"
         elif loss_after > loss_before:
             reason = "the loss rose"
-        elif norm > config.norm_cap:
+        elif 0 < config.norm_cap < norm:
             reason = f"‖ΔW‖ above {config.norm_cap:g}"
         if reason:
             bank.restore(slot, before[slot])

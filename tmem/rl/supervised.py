@@ -17,6 +17,7 @@ from ..agent.write import render, write_prompt
 from ..tasks import stream
 from .config import TrainConfig
 
+
 @dataclass(frozen=True)
 class Example:
     """Token ids of a prompt and of its right answer, and the slot under which it is answered (-1: Δ = 0)."""

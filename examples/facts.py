@@ -1,0 +1,36 @@
+"""Teach sixteen facts, then ask for them in other words: python examples/facts.py"""
+
+import time
+
+from tmem import Memory
+
+FACTS = [
+    ("What is the name of Petra's cat?", "Minka", "How is Petra's cat called?"),
+    ("In which city does Hugo live?", "Ghent", "Where does Hugo live?"),
+    ("What is Nadia's job?", "glazier", "What does Nadia do for a living?"),
+    ("Which instrument does Emil play?", "oboe", "What instrument does Emil make music on?"),
+    ("What is Carla allergic to?", "walnuts", "Carla has an allergy to what?"),
+    ("What is the colour of Jonas's bicycle?", "yellow", "Which colour does Jonas's bicycle have?"),
+    ("When did Ruth move house?", "3 March", "On what date did Ruth move house?"),
+    ("What is the name of Hugo's brother?", "Anton", "How is the brother of Hugo called?"),
+    ("What does Petra like to eat most?", "risotto", "What is Petra's favourite thing to eat?"),
+    ("Where did Nadia go on holiday?", "Malta", "What was the place of Nadia's holiday?"),
+    ("What does Emil study?", "botany", "Which subject does Emil study?"),
+    ("Which sport does Carla play?", "badminton", "What sport does Carla do?"),
+    ("What does Jonas collect?", "teapots", "Which things does Jonas collect?"),
+    ("Which language is Ruth learning?", "Finnish", "What language does Ruth learn?"),
+    ("What is the name of Nadia's boat?", "Albatros", "How is Nadia's boat called?"),
+    ("Who is Carla's best friend?", "Zelda", "What is the name of Carla's best friend?"),
+]
+
+if __name__ == "__main__":
+    start = time.perf_counter()
+    memory = Memory.from_pretrained()
+    learned = memory.learn([(question, answer) for question, answer, _ in FACTS])
+    print(f"learned {len(FACTS)} facts: loss {learned.loss_before:.2f} -> {learned.loss_after:.3f}")
+    right = 0
+    for _, answer, paraphrase in FACTS:
+        said = memory.ask(paraphrase)
+        right += said == answer
+        print(f"{'+' if said == answer else '-'} {paraphrase:42} {said}")
+    print(f"{right} of {len(FACTS)} recalled from other words, {time.perf_counter() - start:.0f} s in all")
