@@ -128,7 +128,8 @@ def evaluate(task: str, methods: list[str], out: Path, **options) -> None:
     title = _title(results)
     report.bar_chart(out / "chart.png", results["methods"], title=title)
     _print_methods(results, title)
-    console.print(f"{results['wall_seconds']:.0f} s. Files in {out}: results.json, chart.png" + (", episodes.md" if (out / "episodes.md").exists() else ""))
+    files = ["results.json", "chart.png"] + ["episodes.md"] * (out / "episodes.md").exists()
+    console.print(f"{results['wall_seconds']:.0f} s. Files in {out}: {', '.join(files)}")
 
 
 def _title(results: dict) -> str:

@@ -22,7 +22,7 @@ ROWS = 4
 
 
 def bucket(length: int) -> int:
-    """The padded length, in tokens, of a sequence of `length` tokens: 16, 24, 32, 48, 64, 96, 128, 160, ... 256, 320, 384, ..."""
+    """The padded length, in tokens, of a sequence of `length` tokens: 16, 24, 32, 48, ... 256, 320, ..."""
     for size in _BUCKETS:
         if length <= size:
             return size

@@ -85,5 +85,5 @@ def build(kind: type, table: dict, where: str):
 
 def agent_config(name: str | Path = "default") -> AgentConfig:
     """The [memory], [learn], [write] and [answer] tables of a preset."""
-    tables = read(name)
-    return build(AgentConfig, {k: v for k, v in tables.items() if k in {f.name for f in dataclasses.fields(AgentConfig)}}, "agent")
+    known = {f.name for f in dataclasses.fields(AgentConfig)}
+    return build(AgentConfig, {k: v for k, v in read(name).items() if k in known}, "agent")

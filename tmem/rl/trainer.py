@@ -173,7 +173,10 @@ class Trainer:
         self.masters.trainable(False)
         seconds = self._advance("rl", start)
         generated = sum(len(a.generation.ids) for r in rollouts for a in r.actions)
-        mean = {k: sum(getattr(s, k) for s in results) / len(results) for k in ("f1", "em", "intrusion", "pairs_per_write", "recall")}
+        mean = {
+            k: sum(getattr(s, k) for s in results) / len(results)
+            for k in ("f1", "em", "intrusion", "pairs_per_write", "recall")
+        }
         self._row(
             "rl", step,
             reward=float(rewards.mean()),
@@ -206,7 +209,7 @@ class Trainer:
             keys = [f"{config.seed}/eval/{e.id}" for e in episodes]
             rollouts = run(
                 self.agent, episodes, keys, temperature=temperature,
-                on_event=lambda what, j, n: self.progress.phase(f"evaluate {phase}", index, 2, f"{mode} {what}"),
+                on_event=lambda what, j, n, i=index, m=mode: self.progress.phase(f"evaluate {phase}", i, 2, f"{m} {what}"),
             )
             found[mode] = [dataclasses.asdict(ro.scores("stream", r)) for r in rollouts]
             self._write_log(phase, mode, rollouts)
