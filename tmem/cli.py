@@ -100,6 +100,23 @@ def evaluate(task: str, methods: str, probe: bool, out: Path, **options) -> None
 
 
 @main.command()
+@click.argument("names", nargs=-1, type=click.Choice(["lora", "step"]))
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures here.")
+@click.option("--quick", is_flag=True, help="Tiny shapes, three rounds: shows that it runs, says nothing about speed.")
+@click.option("--threads", type=click.IntRange(1), help="Of torch on the CPU. [default: torch's]")
+def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: int | None) -> None:
+    """Time the ops against what else there is: lora, step, or both.
+
+    lora: forward and backward of one linear layer under many adapters, against the frozen layer alone, a loop over
+    adapters as PEFT does it, and a padded bmm. step: one AdamW step of all adapters, against torch's fused AdamW.
+    All ways are first compared with an fp64 oracle, then timed in turns in one process, on the GPU where there is one.
+    """
+    from .bench.show import bench as watch
+
+    watch(names, json_file, quick=quick, threads=threads)
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def info(as_json: bool) -> None:
     """Versions, devices, the default model, and which kernel serves each op."""

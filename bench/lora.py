@@ -1,0 +1,169 @@
+"""Bench `lora`: forward and backward of one linear layer under many adapters, against the frozen layer alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..attach import Route
+from ..bank import AdapterBank
+from ..testing import segments
+from .cases import LoraCase, lora_cases
+from .measure import Provider
+
+RATIO_TO = "base"
+SCALE = 2.0
+
+cases = lora_cases
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """x [M, K], w [N, K] and dy [M, N] in the case's dtype, a [R, K] and b [S, R, N] fp32; rows of episode i: rows[i]."""
+
+    x: Tensor
+    w: Tensor
+    dy: Tensor
+    a: Tensor
+    b: Tensor
+    rows: list[slice]
+
+    def oracle(self, adapted: bool = True) -> dict[str, Tensor]:
+        """y, dx and, with adapters, db in fp64."""
+        x, w, dy, a = self.x.double(), self.w.double(), self.dy.double(), self.a.double()
+        y, dx, db = x @ w.T, dy @ w, []
+        for rows, b in zip(self.rows, self.b.double()) if adapted else ():
+            z = SCALE * x[rows] @ a.T
+            y[rows] += z @ b
+            dx[rows] += SCALE * dy[rows] @ b.T @ a
+            db.append(z.T @ dy[rows])
+        return {"y": y, "dx": dx} | ({"db": torch.stack(db)} if adapted else {})
+
+
+def inputs(case: LoraCase, device: str) -> Inputs:
+    """Random inputs with an adapter's part as large as the base's."""
+    generator = torch.Generator().manual_seed(0)
+    m, slots = sum(case.lengths), len(case.lengths)
+
+    def random(*shape, size=1.0, dtype=torch.float32):
+        return (torch.randn(*shape, generator=generator) * size).to(device, dtype)
+
+    ends = torch.tensor(case.lengths).cumsum(0).tolist()
+    return Inputs(
+        random(m, case.k, dtype=case.dtype),
+        random(case.n, case.k, size=case.k**-0.5, dtype=case.dtype),
+        random(m, case.n, dtype=case.dtype),
+        random(case.rank, case.k, size=case.k**-0.5),
+        random(slots, case.rank, case.n, size=case.rank**-0.5),
+        [slice(end - length, end) for end, length in zip(ends, case.lengths)],
+    )
+
+
+def providers(case: LoraCase, device: str) -> dict[str, Provider]:
+    data = inputs(case, device)
+    return {
+        "base": _base(data),
+        "tmem": _tmem(case, data),
+        "peft loop": _peft_loop(data),
+        "padded bmm": _padded_bmm(case, data),
+    }
+
+
+def _base(data: Inputs) -> Provider:
+    """The frozen layer alone: y and dX."""
+    x = data.x.clone().requires_grad_()
+
+    def call():
+        y = F.linear(x, data.w)
+        return y, *torch.autograd.grad(y, x, data.dy)
+
+    return Provider(call, lambda: dict(zip(("y", "dx"), call())), data.oracle(adapted=False))
+
+
+class _Ragged(Route):
+    """A route whose segments are given, not one of equal length per batch row."""
+
+    def __init__(self, bank: AdapterBank, lengths: tuple[int, ...], device: str):
+        super().__init__(bank, list(range(len(lengths))), learn=True)
+        self.given = segments(lengths, self.slots, device)
+
+    def segments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.given
+
+
+def _tmem(case: LoraCase, data: Inputs) -> Provider:
+    """What an attached bank runs, dB accumulated into the bank's gradient rows."""
+    linear = nn.Linear(case.k, case.n, bias=False, device="meta")
+    linear.weight = nn.Parameter(data.w, requires_grad=False)
+    layer = nn.ModuleDict({"proj": linear})
+    model = nn.ModuleDict({"model": nn.ModuleDict({"layers": nn.ModuleList([layer])})})
+    bank = AdapterBank(model, len(case.lengths), case.rank, targets=("proj",), init="random")
+    for _ in case.lengths:
+        bank.alloc(alpha=SCALE * case.rank)
+    site = bank.sites[0]
+    site.a.copy_(data.a)
+    site.bt.copy_(data.b)
+    bank.current_route = _Ragged(bank, case.lengths, data.x.device.type)
+    x = data.x.clone().requires_grad_()
+
+    def call():
+        y = linear(x)
+        return y, *torch.autograd.grad(y, x, data.dy)
+
+    def results():
+        bank.grad.zero_()
+        return dict(zip(("y", "dx", "db"), (*call(), site.bt_grad.clone())))
+
+    return Provider(call, results, data.oracle(), prepare=bank.grad.zero_)
+
+
+def _peft_loop(data: Inputs) -> Provider:
+    """One adapter after another on its own rows, the base layer included: PEFT's lora.Linear with A frozen."""
+    xs = [data.x[rows].clone().requires_grad_() for rows in data.rows]
+    dys = [data.dy[rows].clone() for rows in data.rows]
+    bs = [b.T.contiguous().requires_grad_() for b in data.b]  # lora_B.weight [N, R]
+
+    def call():
+        out = []
+        for x, dy, b in zip(xs, dys, bs):
+            y = F.linear(x, data.w)
+            y = (y + F.linear(F.linear(x.to(b.dtype), data.a), b) * SCALE).to(x.dtype)
+            out.append((y, *torch.autograd.grad(y, (x, b), dy)))
+        return out
+
+    def results():
+        ys, dxs, dbs = zip(*call())
+        return {"y": torch.cat(ys), "dx": torch.cat(dxs), "db": torch.stack([db.T for db in dbs])}
+
+    return Provider(call, results, data.oracle())
+
+
+def _padded_bmm(case: LoraCase, data: Inputs) -> Provider:
+    """Episodes padded to the longest, the base layer on the padded batch, A and B by bmm. Padding itself is not timed."""
+    slots, longest = len(case.lengths), max(case.lengths)
+
+    def padded(flat: Tensor) -> Tensor:
+        out = flat.new_zeros(slots, longest, flat.shape[1])
+        for i, rows in enumerate(data.rows):
+            out[i, : case.lengths[i]] = flat[rows]
+        return out
+
+    def flat(batch: Tensor) -> Tensor:
+        return torch.cat([batch[i, :length] for i, length in enumerate(case.lengths)])
+
+    x, dy = padded(data.x).requires_grad_(), padded(data.dy)
+    a, b = data.a.T.expand(slots, -1, -1), data.b.clone().requires_grad_()
+
+    def call():
+        adapter = torch.bmm(torch.bmm(x.to(b.dtype), a), b) * SCALE
+        y = (F.linear(x, data.w) + adapter).to(x.dtype)
+        return y, *torch.autograd.grad(y, (x, b), dy)
+
+    def results():
+        y, dx, db = call()
+        return {"y": flat(y), "dx": flat(dx), "db": db}
+
+    return Provider(call, results, data.oracle())

@@ -1,0 +1,68 @@
+"""What a person sees of a benchmark: progress, then one table per bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..report import write_json
+from . import BENCHES, run
+
+TITLES = {
+    "lora": "one linear layer K→N, adapters x tokens, forward and backward: ms, ratio to base",
+    "step": "one AdamW step of all adapters: ms, ratio to one flat tensor, % of copy bandwidth",
+}
+
+_SHORT = {"float32": "fp32", "bfloat16": "bf16"}
+
+
+def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: int | None) -> None:
+    """Run under a progress bar, print the tables, write `json` if given."""
+    console = Console()
+    columns = (TextColumn("{task.description:44}"), BarColumn(bar_width=24), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("", total=None)
+        found = run(
+            names, quick=quick, threads=threads,
+            watch=lambda case, done, total: progress.update(bar, description=case, completed=done, total=total),
+        )  # fmt: skip
+    for name in BENCHES:
+        rows = [r for r in found["rows"] if r["bench"] == name]
+        if rows:
+            console.print(_table(name, rows))
+    settings = found["settings"]
+    console.print(
+        f"{_device(found)}, {settings['threads']} threads, medians of {settings['rounds']} rounds in turns"
+        + (", tiny shapes: not a measurement" if quick else "")
+    )
+    if json:
+        write_json(json, found)
+        console.print(f"written to {json}")
+
+
+def _device(found: dict) -> str:
+    box = found["machine"]
+    return box["gpus"][0]["name"] if found["rows"][0]["device"] == "cuda" else box["cpu"]
+
+
+def _table(name: str, rows: list[dict]) -> Table:
+    names = list(dict.fromkeys(r["provider"] for r in rows))
+    table = Table(title="\n" + TITLES[name], title_justify="left", title_style="", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("case", no_wrap=True)
+    table.add_column("type")
+    for provider in names:
+        table.add_column(provider, justify="right")
+    by_case: dict[tuple, dict] = {}
+    for r in rows:
+        by_case.setdefault((r["case"], r["dtype"]), {})[r["provider"]] = r
+    for (case, dtype), found in by_case.items():
+        cells = [f"{r['ms']:.3g} {r['ratio']:.2f}x" for r in (found[p] for p in names)]
+        if name == "step":
+            cells = [f"{cell} {found[p]['of_copy']:.0%}" for cell, p in zip(cells, names)]
+        table.add_row(case, _SHORT[dtype], *cells)
+    return table

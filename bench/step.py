@@ -1,0 +1,91 @@
+"""Bench `step`: one AdamW step of many adapters, one call over the bank's rows against torch's fused AdamW."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops import bank_step_
+from .cases import StepCase, step_cases
+from .measure import Provider
+
+LR, BETA1, BETA2, EPS, DECAY = 1e-3, 0.9, 0.999, 1e-8, 0.01
+CHECKED = 3  # steps compared with the oracle: enough for both moments and both corrections to matter
+RATIO_TO = "torch fused, one flat tensor"
+
+cases = step_cases
+
+
+def gradients(case: StepCase, device: str, step: int) -> Tensor:
+    """[slots, width] fp32, another for each step."""
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(case.slots, case.width, generator=generator).to(device)
+
+
+def oracle(case: StepCase, device: str) -> dict[str, Tensor]:
+    """Parameters after CHECKED steps from zero, in fp64: AdamW with decoupled decay (Loshchilov and Hutter 2019)."""
+    p = torch.zeros(case.slots, case.width, dtype=torch.float64, device=device)
+    m, v = torch.zeros_like(p), torch.zeros_like(p)
+    for t in range(1, CHECKED + 1):
+        g = gradients(case, device, t).double()
+        m.lerp_(g, 1 - BETA1)
+        v.lerp_(g * g, 1 - BETA2)
+        p.mul_(1 - LR * DECAY).sub_(LR * (m / (1 - BETA1**t)) / ((v / (1 - BETA2**t)).sqrt() + EPS))
+    return {"param": p}
+
+
+def providers(case: StepCase, device: str) -> dict[str, Provider]:
+    expected = oracle(case, device)
+    return {
+        "tmem bank_step_": _bank(case, device, expected),
+        "torch fused, one group per adapter": _grouped(case, device, expected),
+        RATIO_TO: _flat(case, device, expected),
+    }
+
+
+def _provider(case: StepCase, device: str, expected: dict, grad: Tensor, param, step) -> Provider:
+    """`step()` takes the gradient [slots, width] that lies in `grad`; `param()` gives [slots, width]."""
+    last = gradients(case, device, CHECKED)
+
+    def results():
+        for t in range(1, CHECKED + 1):
+            grad.copy_(gradients(case, device, t))
+            step()
+        return {"param": param()}
+
+    return Provider(step, results, expected, prepare=lambda: grad.copy_(last))
+
+
+def _bank(case: StepCase, device: str, expected: dict) -> Provider:
+    """One call, which also takes each row's norm and zeroes its gradient."""
+    p = torch.zeros(case.slots, case.width, device=device)
+    g, m, v = (torch.zeros_like(p) for _ in range(3))
+    count = torch.zeros(case.slots, dtype=torch.int32, device=device)
+    hyper = torch.tensor([LR, BETA1, BETA2, EPS, DECAY, 0.0], dtype=torch.float64, device=device)
+    hyper, active = hyper.repeat(case.slots, 1), torch.ones(case.slots, dtype=torch.bool, device=device)
+    return _provider(case, device, expected, g, lambda: p, lambda: bank_step_(p, g, m, v, count, hyper, active))
+
+
+def _grouped(case: StepCase, device: str, expected: dict) -> Provider:
+    """PEFT's tensors, one per site and adapter, and a parameter group per adapter so that it has its own settings."""
+    grad = torch.zeros(case.slots, case.width, device=device)
+    sizes = [case.rank * n for n in case.widths]
+    groups = [[torch.zeros(n, case.rank, device=device) for n in case.widths] for _ in range(case.slots)]
+    for tensors, row in zip(groups, grad):
+        for p, g in zip(tensors, row.split(sizes)):
+            p.grad = g.view_as(p)
+    optimizer = torch.optim.AdamW([{"params": g} for g in groups], **_SETTINGS)
+    return _provider(
+        case, device, expected, grad, lambda: torch.stack([torch.cat([p.flatten() for p in g]) for g in groups]),
+        optimizer.step,
+    )  # fmt: skip
+
+
+def _flat(case: StepCase, device: str, expected: dict) -> Provider:
+    """All adapters as one tensor in one group: the least overhead, and the same settings for all."""
+    p = torch.zeros(case.slots, case.width, device=device)
+    p.grad = torch.zeros_like(p)
+    return _provider(case, device, expected, p.grad, lambda: p, torch.optim.AdamW([p], **_SETTINGS).step)
+
+
+_SETTINGS = {"lr": LR, "betas": (BETA1, BETA2), "eps": EPS, "weight_decay": DECAY, "fused": True}
