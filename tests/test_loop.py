@@ -286,10 +286,10 @@ def test_slots_are_given_back_even_when_an_episode_fails():
 
 
 def test_presets_are_complete_and_typos_are_named():
-    for name in ("default", "paper", "study"):
+    for name in ("default", "long", "paper", "study"):
         agent_config(name)
     assert agent_config("paper").memory == MemoryConfig(rank=6, last_layers=4, optimizer="sgd")
-    with pytest.raises(ValueError, match="no preset 'papper'; expected one of default, paper, study"):
+    with pytest.raises(ValueError, match="no preset 'papper'; expected one of default, long, paper, study"):
         read("papper")
     with pytest.raises(ValueError, match="has no setting 'lrr'"):
         build(LearnConfig, {"lrr": 1}, "learn")
