@@ -49,12 +49,13 @@ def measured(bench: str, case, providers: dict[str, Provider], ratio_to: str, se
     """The rows of one case: median, p20, p80 and min in ms, ratio of the medians to provider `ratio_to`'s.
 
     `of_copy` is the time of a plain copy that moves case.bytes, timed in the same rounds, over the provider's time: the
-    fraction of the measured memory bandwidth that the task's least traffic would have to reach.
+    fraction of the measured copy bandwidth that the task's least traffic reaches. More than 1 means that its data
+    stayed in the caches, or that a copy, half of whose traffic is writes, is not the fastest use of this memory.
     Raises WrongNumbers before anything is timed.
     """
     for name, provider in providers.items():
         _check(bench, case, name, provider)
-    copied = torch.zeros(2, max(case.bytes // 2, 1), dtype=torch.uint8, device=device)
+    copied = torch.ones(2, -(-case.bytes // 8), device=device)  # not zeros: those share one page until written
     times = _in_turns(
         {"copy": Provider(lambda: copied[0].copy_(copied[1]), dict, {}), **providers}, settings, device
     )

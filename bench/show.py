@@ -14,7 +14,7 @@ from . import BENCHES, run
 
 TITLES = {
     "lora": "one linear layer K→N, adapters x tokens, forward and backward: ms, ratio to base",
-    "step": "one AdamW step of all adapters: ms, ratio to one flat tensor, % of copy bandwidth",
+    "step": "one AdamW step of all adapters: ms, ratio to flat tensor, % of copy bandwidth",
 }
 
 _SHORT = {"float32": "fp32", "bfloat16": "bf16"}
@@ -50,6 +50,10 @@ def _device(found: dict) -> str:
     return box["gpus"][0]["name"] if found["rows"][0]["device"] == "cuda" else box["cpu"]
 
 
+def _short(ms: float) -> str:
+    return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
+
+
 def _table(name: str, rows: list[dict]) -> Table:
     names = list(dict.fromkeys(r["provider"] for r in rows))
     table = Table(title="\n" + TITLES[name], title_justify="left", title_style="", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -61,7 +65,7 @@ def _table(name: str, rows: list[dict]) -> Table:
     for r in rows:
         by_case.setdefault((r["case"], r["dtype"]), {})[r["provider"]] = r
     for (case, dtype), found in by_case.items():
-        cells = [f"{r['ms']:.3g} {r['ratio']:.2f}x" for r in (found[p] for p in names)]
+        cells = [f"{_short(r['ms'])} {r['ratio']:.2f}x" for r in (found[p] for p in names)]
         if name == "step":
             cells = [f"{cell} {found[p]['of_copy']:.0%}" for cell, p in zip(cells, names)]
         table.add_row(case, _SHORT[dtype], *cells)
