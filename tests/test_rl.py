@@ -167,7 +167,6 @@ max_new = 8
 max_new = 4
 [train]
 warm_steps = 2
-warm_batch = 2
 warm_episodes = 1
 rl_steps = 2
 rl_episodes = 1

@@ -13,9 +13,9 @@ class TrainConfig:
     difficulty: int = 1
     # supervised warm start
     warm_steps: int = 24
-    warm_batch: int = 8  # passages per step
-    warm_episodes: int = 4  # episodes per step whose questions are answered under the Δ of their gold pairs
-    warm_lr: float = 1e-4
+    warm_episodes: int = 2  # episodes per step: all their passages, and their questions under the Δ of their gold pairs
+    warm_recall: float = 0.1  # weight of the questions' loss beside the passages'
+    warm_lr: float = 2e-4
     # GRPO
     rl_steps: int = 6
     rl_episodes: int = 4  # episodes per step

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from .. import forward as fw
-from ..agent.chat import Chat
 from ..agent.episode import Agent
-from ..agent.learn import learn
+from ..agent.learn import learn, rehearsal
 from ..agent.write import render, write_prompt
 from ..tasks import stream
 from .config import TrainConfig
@@ -27,46 +26,49 @@ class Example:
     slot: int = -1
 
 
-def writing(chat: Chat, config: TrainConfig, step: int) -> list[Example]:
-    """Passages of generated training episodes with their gold pairs; a function of the seed and the step alone."""
-    out: list[Example] = []
-    index = 0
-    while len(out) < config.warm_batch:
-        episode = stream.episode(f"{config.seed}/write/{step}/{index}", "train", config.difficulty)
-        index += 1
-        for chunk, pairs in zip(episode.chunks, episode.pairs):
-            if len(out) < config.warm_batch and pairs:
-                out.append(Example(chat.prompt(write_prompt(chunk)), chat.answer(render(pairs))))
-    return out
-
-
 @contextmanager
-def recalling(agent: Agent, config: TrainConfig, step: int) -> Iterator[list[Example]]:
-    """Questions of generated training episodes, to be answered under the Δ that learning their gold pairs gives.
+def examples(agent: Agent, config: TrainConfig, step: int) -> Iterator[tuple[list[Example], list[Example]]]:
+    """Writing and recalling examples of one step's generated training episodes, a function of the seed and the step.
 
-    What was never said is to be answered `unknown`, what the episode says with its value: θ0 is trained so that learned
-    pairs answer paraphrased questions, and only those. The slots are free again after the block.
+    Chunk j with its gold pairs is to be written under the Δ that learning the gold pairs of the chunks before it gives,
+    as in a rollout: a model that writes well only while it has learned nothing stops writing after its first write.
+    Questions are to be answered under the Δ of all gold pairs, with `unknown` where the episode does not say.
+    The slots are free again after the block.
     """
     episodes = [
-        stream.episode(f"{config.seed}/recall/{step}/{i}", "train", config.difficulty)
-        for i in range(config.warm_episodes)
+        stream.episode(f"{config.seed}/warm/{step}/{i}", "train", config.difficulty) for i in range(config.warm_episodes)
     ]
-    slots = [agent.bank.alloc() for _ in episodes]
+    chat, bank = agent.chat, agent.bank
+    writing: list[Example] = []
+    slots = [bank.alloc() for _ in episodes]
+    taken = list(slots)
     try:
-        jobs = [(slot, [p for pairs in e.pairs for p in pairs]) for slot, e in zip(slots, episodes)]
-        learn(agent.model, agent.bank, jobs, agent.chat, agent.config.learn)
-        yield [
-            Example(agent.chat.prompt(q.text), agent.chat.answer(q.answers[0]), slot)
+        for j in range(max(len(e.chunks) for e in episodes)):
+            jobs = []
+            for i, episode in enumerate(episodes):
+                if j >= len(episode.chunks):
+                    continue
+                prompt, answer = chat.prompt(write_prompt(episode.chunks[j])), chat.answer(render(episode.pairs[j]))
+                writing.append(Example(prompt, answer, slots[i] if j else -1))
+                if j:
+                    slots[i] = bank.fork(slots[i])
+                    taken.append(slots[i])
+                past = [p for pairs in episode.pairs[:j] for p in pairs]
+                jobs.append((slots[i], rehearsal(past, episode.pairs[j], agent.config.learn.rehearse)))
+            learn(agent.model, bank, jobs, chat, agent.config.learn)
+        recalling = [
+            Example(chat.prompt(q.text), chat.answer(q.answers[0]), slot)
             for slot, e in zip(slots, episodes)
             for q in e.questions
         ]
+        yield writing, recalling
     finally:
-        for slot in slots:
-            agent.bank.free(slot)
+        for slot in taken:
+            bank.free(slot)
 
 
-def backward(agent: Agent, batch: Sequence[Example], micro_tokens: int) -> float:
-    """Accumulate the gradient of the mean over examples of each example's mean token loss; returns that loss (nats).
+def backward(agent: Agent, batch: Sequence[Example], micro_tokens: int, scale: float = 1.0) -> float:
+    """Accumulate `scale` times the gradient of the mean over examples of their mean token loss; returns the loss (nats).
 
     Every example weighs the same however long it is, and its loss does not depend on which others share the batch. Δ is
     a constant.
@@ -87,7 +89,7 @@ def backward(agent: Agent, batch: Sequence[Example], micro_tokens: int) -> float
             logits = token_logits(agent.model, ids, rows, columns)
         nll = F.cross_entropy(logits, torch.tensor(targets, device=device), reduction="none")
         loss = (nll * torch.tensor(weights, device=device)).sum()
-        loss.backward()
+        (scale * loss).backward()
         total += float(loss.detach())
     return total
 

@@ -134,11 +134,10 @@ class Trainer:
             self._pause_if_asked()
             start = time.perf_counter()
             step = self.state["step"]
-            writing = supervised.writing(self.agent.chat, config, first + step)
-            with supervised.recalling(self.agent, config, first + step) as recalling:
+            with supervised.examples(self.agent, config, first + step) as (writing, recalling):
                 self.masters.trainable(True)
                 loss = supervised.backward(self.agent, writing, config.micro_tokens)
-                recall_loss = supervised.backward(self.agent, recalling, config.micro_tokens)
+                recall_loss = supervised.backward(self.agent, recalling, config.micro_tokens, config.warm_recall)
                 self.masters.trainable(False)
             norm = self.masters.step(config.warm_lr * min(1.0, (first + step + 1) / 4), config.grad_clip)
             seconds = self._advance(phase, start)
