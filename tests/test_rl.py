@@ -167,6 +167,7 @@ max_new = 8
 max_new = 4
 [train]
 warm_steps = 2
+warm_plain = 1
 warm_episodes = 1
 rl_steps = 2
 rl_episodes = 1

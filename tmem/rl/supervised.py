@@ -13,6 +13,7 @@ from .. import forward as fw
 from ..agent.episode import Agent
 from ..agent.learn import learn, rehearsal
 from ..agent.write import render, write_prompt
+from ..episode import Episode
 from ..tasks import stream
 from .config import TrainConfig
 
@@ -33,12 +34,20 @@ def examples(agent: Agent, config: TrainConfig, step: int) -> Iterator[tuple[lis
     Chunk j with its gold pairs is to be written under the Δ that learning the gold pairs of the chunks before it gives,
     as in a rollout: a model that writes well only while it has learned nothing stops writing after its first write.
     Questions are to be answered under the Δ of all gold pairs, with `unknown` where the episode does not say.
+    In the first `warm_plain` steps Δ = 0 and no questions: how to write comes first, and costs half as much to teach.
     The slots are free again after the block.
     """
     episodes = [
         stream.episode(f"{config.seed}/warm/{step}/{i}", "train", config.difficulty) for i in range(config.warm_episodes)
     ]
     chat, bank = agent.chat, agent.bank
+
+    def passage(episode: Episode, j: int, slot: int) -> Example:
+        return Example(chat.prompt(write_prompt(episode.chunks[j])), chat.answer(render(episode.pairs[j])), slot)
+
+    if step < config.warm_plain:
+        yield [passage(e, j, -1) for e in episodes for j in range(len(e.chunks))], []
+        return
     writing: list[Example] = []
     slots = [bank.alloc() for _ in episodes]
     taken = list(slots)
@@ -48,8 +57,7 @@ def examples(agent: Agent, config: TrainConfig, step: int) -> Iterator[tuple[lis
             for i, episode in enumerate(episodes):
                 if j >= len(episode.chunks):
                     continue
-                prompt, answer = chat.prompt(write_prompt(episode.chunks[j])), chat.answer(render(episode.pairs[j]))
-                writing.append(Example(prompt, answer, slots[i] if j else -1))
+                writing.append(passage(episode, j, slots[i] if j else -1))
                 if j:
                     slots[i] = bank.fork(slots[i])
                     taken.append(slots[i])
