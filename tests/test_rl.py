@@ -11,7 +11,7 @@ from wrong import batch_loss, stale_snapshot
 
 import tmem.agent.episode as loop
 from tmem import models
-from tmem.agent.episode import run
+from tmem.agent.episode import run, segments
 from tmem.agent.learn import learn
 from tmem.agent.write import Written
 from tmem.episode import Pair
@@ -19,6 +19,7 @@ from tmem.rl import rollout as ro
 from tmem.rl import supervised, trainer
 from tmem.rl.loss import advantages, policy_loss
 from tmem.rl.masters import Masters
+from tmem.tasks import stream
 from tmem.testing import assert_close
 
 # the loss --------------------------------------------------------------------------------------------------------------
@@ -192,8 +193,8 @@ def silent():
 def test_a_run_does_its_phases_and_an_interrupted_one_resumes_to_the_same_weights(tmp_path, tiny_models):
     preset = tmp_path / "tiny.toml"
     preset.write_text(PRESET)
-    whole = trainer.Trainer(preset, tmp_path / "whole")
-    summary = whole.run(silent())
+    summary = trainer.Trainer(preset, tmp_path / "whole").run(silent())
+    trained = {k: v.clone() for k, v in tiny_models["rl"].items()}
     assert set(summary) >= {"reward_base", "reward_warm", "reward_sft", "reward_rl", "n_episodes"}
     assert all(0 <= summary[f"reward_{p}"] <= 1 for p in trainer.PHASES) and set(tiny_models) == {"warm", "rl"}
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
@@ -216,10 +217,26 @@ def test_a_run_does_its_phases_and_an_interrupted_one_resumes_to_the_same_weight
     assert again.state["phase"] == "rl" and again.state["step"] == 1
     resumed = again.run(silent())
     assert resumed["reward_rl"] == summary["reward_rl"]
-    final = [torch.cat([m.flatten() for m in t.masters.masters]) for t in (whole, again)]
-    assert final[0].shape == final[1].shape
+    assert all(torch.equal(v, tiny_models["rl"][k]) for k, v in trained.items())
     with pytest.raises(FileNotFoundError, match="holds no run"):
         trainer.Trainer(preset, tmp_path / "nothing", resume=True)
+
+
+@pytest.mark.parametrize("window", [80, 400, 2000])
+def test_the_warm_start_teaches_passages_as_the_agent_cuts_them_with_the_pairs_that_stand(window):
+    agent = agent_of()
+    config = dataclasses.replace(agent.config, write=dataclasses.replace(agent.config.write, window=window))
+    agent = dataclasses.replace(agent, config=config)
+    for seed in range(8):
+        episode = stream.episode(f"passages/{seed}", "train", 3)
+        found = supervised.passages(agent, episode)
+        fits = all(agent.chat.count(chunk) <= window for chunk in episode.chunks)
+        assert not fits or [text for text, _ in found] == segments(agent.chat, episode.chunks, window)
+        assert "\n\n".join(text for text, _ in found) == "\n\n".join(episode.chunks)
+        for _, gold in found:
+            assert len({p.question for p in gold}) == len(gold)
+        last = {p.question: p.answer for gold in episode.pairs for p in gold}
+        assert {p.question: p.answer for _, gold in found for p in gold} == last
 
 
 def test_supervised_examples_weigh_the_same_however_they_are_batched():

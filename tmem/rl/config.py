@@ -12,11 +12,11 @@ class TrainConfig:
     seed: int = 0
     difficulty: int = 1
     # supervised warm start
-    warm_steps: int = 30
-    warm_plain: int = 20  # the first of them teach writing under Δ = 0 only
+    warm_steps: int = 25
+    warm_plain: int = 16  # the first of them teach writing under Δ = 0 only
     warm_episodes: int = 4  # episodes per step: all their passages, and their questions under the Δ of their gold pairs
     warm_recall: float = 0.1  # weight of the questions' loss beside the passages'
-    warm_lr: float = 2e-4
+    warm_lr: float = 3e-4
     # GRPO
     rl_steps: int = 6
     rl_episodes: int = 4  # episodes per step

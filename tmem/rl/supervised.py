@@ -13,7 +13,7 @@ from .. import forward as fw
 from ..agent.episode import Agent
 from ..agent.learn import learn, rehearsal
 from ..agent.write import render, write_prompt
-from ..episode import Episode
+from ..episode import Episode, Pair
 from ..tasks import stream
 from .config import TrainConfig
 
@@ -27,12 +27,31 @@ class Example:
     slot: int = -1
 
 
+def passages(agent: Agent, episode: Episode) -> list[tuple[str, list[Pair]]]:
+    """The texts an agent would write, whole chunks up to its window, each with the gold pairs that then stand.
+
+    A model that only ever saw single chunks writes about the first of several and stops.
+    """
+    out: list[tuple[str, list[Pair]]] = []
+    used = 0
+    for chunk, pairs in zip(episode.chunks, episode.pairs):
+        size = agent.chat.count(chunk)
+        if out and used + size <= agent.config.write.window:
+            text, standing = out[-1]
+            out[-1] = f"{text}\n\n{chunk}", rehearsal(standing, pairs, len(standing))
+            used += size
+        else:
+            out.append((chunk, list(pairs)))
+            used = size
+    return out
+
+
 @contextmanager
 def examples(agent: Agent, config: TrainConfig, step: int) -> Iterator[tuple[list[Example], list[Example]]]:
     """Writing and recalling examples of one step's generated training episodes, a function of the seed and the step.
 
-    Chunk j with its gold pairs is to be written under the Δ that learning the gold pairs of the chunks before it gives,
-    as in a rollout: a model that writes well only while it has learned nothing stops writing after its first write.
+    Passage j with its gold pairs is to be written under the Δ that learning the gold pairs before it gives, as in a
+    rollout: a model that writes well only while it has learned nothing stops writing after its first write.
     Questions are to be answered under the Δ of all gold pairs, with `unknown` where the episode does not say.
     In the first `warm_plain` steps Δ = 0 and no questions: how to write comes first, and costs half as much to teach.
     The slots are free again after the block.
@@ -41,28 +60,30 @@ def examples(agent: Agent, config: TrainConfig, step: int) -> Iterator[tuple[lis
         stream.episode(f"{config.seed}/warm/{step}/{i}", "train", config.difficulty) for i in range(config.warm_episodes)
     ]
     chat, bank = agent.chat, agent.bank
+    cut = [passages(agent, e) for e in episodes]
 
-    def passage(episode: Episode, j: int, slot: int) -> Example:
-        return Example(chat.prompt(write_prompt(episode.chunks[j])), chat.answer(render(episode.pairs[j])), slot)
+    def example(text: str, pairs: list[Pair], slot: int) -> Example:
+        return Example(chat.prompt(write_prompt(text)), chat.answer(render(pairs)), slot)
 
     if step < config.warm_plain:
-        yield [passage(e, j, -1) for e in episodes for j in range(len(e.chunks))], []
+        yield [example(*passage, -1) for plan in cut for passage in plan], []
         return
     writing: list[Example] = []
     slots = [bank.alloc() for _ in episodes]
     taken = list(slots)
+    past: list[list[Pair]] = [[] for _ in episodes]
     try:
-        for j in range(max(len(e.chunks) for e in episodes)):
+        for j in range(max(len(plan) for plan in cut)):
             jobs = []
-            for i, episode in enumerate(episodes):
-                if j >= len(episode.chunks):
+            for i, plan in enumerate(cut):
+                if j >= len(plan):
                     continue
-                writing.append(passage(episode, j, slots[i] if j else -1))
+                writing.append(example(*plan[j], slots[i] if j else -1))
                 if j:
                     slots[i] = bank.fork(slots[i])
                     taken.append(slots[i])
-                past = [p for pairs in episode.pairs[:j] for p in pairs]
-                jobs.append((slots[i], rehearsal(past, episode.pairs[j], agent.config.learn.rehearse)))
+                jobs.append((slots[i], rehearsal(past[i], plan[j][1], agent.config.learn.rehearse)))
+                past[i] += plan[j][1]
             learn(agent.model, bank, jobs, chat, agent.config.learn)
         recalling = [
             Example(chat.prompt(q.text), chat.answer(q.answers[0]), slot)
