@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import forward as fw
 from .. import tasks
 from ..agent.episode import Action, Agent, Rollout, run
 from ..agent.probe import names
@@ -15,7 +14,7 @@ from ..agent.write import normalise
 from ..bank import Snapshot
 from ..episode import Episode, Pair
 from .loss import policy_loss
-from .supervised import micro_batches, token_logits
+from .supervised import micro_batches, padded, token_logits
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,9 @@ def backward(agent: Agent, actions: Sequence[tuple[Action, float]], clip: float,
     live = [(a, adv) for a, adv in actions if adv != 0.0 and a.generation.ids]
     out = Replayed(tokens=sum(len(a.generation.ids) for a, _ in live))
     model, bank = agent.model, agent.bank
-    for group, length in micro_batches([a.prompt + a.generation.ids for a, _ in live], micro_tokens):
+    for group in micro_batches([a.prompt + a.generation.ids for a, _ in live], micro_tokens):
         members = [live[i] for i in group]
-        ids = fw.pad([a.prompt + a.generation.ids for a, _ in members], length, device=bank.device)
+        ids = padded([a.prompt + a.generation.ids for a, _ in members], bank.device)
         spots = [
             (r, len(a.prompt) + k - 1, token, old, adv)
             for r, (a, adv) in enumerate(members)
@@ -94,7 +93,7 @@ def backward(agent: Agent, actions: Sequence[tuple[Action, float]], clip: float,
         rows, columns, targets, old, adv = (list(x) for x in zip(*spots))
         slots = _place(bank, [a.delta for a, _ in members])
         try:
-            with bank.route(slots + [-1] * (len(ids) - len(slots)), learn=False):
+            with bank.route(slots, learn=False):
                 logits = token_logits(model, ids, rows, columns)
                 new = logits.log_softmax(-1).gather(-1, torch.tensor(targets, device=bank.device)[:, None])[:, 0]
                 result = policy_loss(

@@ -104,17 +104,16 @@ def backward(agent: Agent, batch: Sequence[Example], micro_tokens: int, scale: f
     """
     device = agent.bank.device
     total = 0.0
-    for group, length in micro_batches([e.prompt + e.answer for e in batch], micro_tokens):
+    for group in micro_batches([e.prompt + e.answer for e in batch], micro_tokens):
         members = [batch[i] for i in group]
-        ids = fw.pad([e.prompt + e.answer for e in members], length, device=device)
+        ids = padded([e.prompt + e.answer for e in members], device)
         spots = [
             (row, len(e.prompt) + k - 1, token, 1.0 / (len(e.answer) * len(batch)))
             for row, e in enumerate(members)
             for k, token in enumerate(e.answer)
         ]
         rows, columns, targets, weights = (list(x) for x in zip(*spots))
-        slots = [e.slot for e in members] + [-1] * (len(ids) - len(members))
-        with agent.bank.route(slots, learn=False):
+        with agent.bank.route([e.slot for e in members], learn=False):
             logits = token_logits(agent.model, ids, rows, columns)
         nll = F.cross_entropy(logits, torch.tensor(targets, device=device), reduction="none")
         loss = (nll * torch.tensor(weights, device=device)).sum()
@@ -123,16 +122,27 @@ def backward(agent: Agent, batch: Sequence[Example], micro_tokens: int, scale: f
     return total
 
 
-def micro_batches(sequences: Sequence[list[int]], tokens: int) -> list[tuple[list[int], int]]:
-    """Indices of sequences grouped by length bucket into parts of at most `tokens` padded tokens: (indices, bucket)."""
-    buckets: dict[int, list[int]] = {}
-    for i, ids in enumerate(sequences):
-        buckets.setdefault(fw.bucket(len(ids)), []).append(i)
-    out = []
-    for length, members in sorted(buckets.items()):
-        size = max(1, tokens // length)
-        out += [(members[at : at + size], length) for at in range(0, len(members), size)]
+def micro_batches(sequences: Sequence[list[int]], tokens: int) -> list[list[int]]:
+    """Indices of sequences, longest first, in parts of at most `tokens` padded tokens and at most a quarter padding each.
+
+    A gradient over a batch is a sum in fp32: unlike an online update it is not promised bit by bit, so sequences of
+    different length may share a pass and no row is filled in.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    out: list[list[int]] = []
+    for i in order:
+        if out:
+            longest = len(sequences[out[-1][0]])
+            if (len(out[-1]) + 1) * longest <= tokens and 4 * len(sequences[i]) >= 3 * longest:
+                out[-1].append(i)
+                continue
+        out.append([i])
     return out
+
+
+def padded(sequences: Sequence[list[int]], device) -> torch.Tensor:
+    """Token ids int64 [len(sequences), longest], zeros to the right."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True).to(device)
 
 
 def token_logits(model, ids: torch.Tensor, rows: list[int], columns: list[int]) -> torch.Tensor:
