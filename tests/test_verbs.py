@@ -39,6 +39,26 @@ def test_eval_compares_all_methods_and_leaves_its_files(tmem, tmp_path):
     assert json.loads((tmp_path / "OUT2/results.json").read_text())["questions"] == results["questions"]
 
 
+def test_an_interrupted_eval_keeps_the_methods_it_finished(tmem, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    words = ["eval", "--limit", "2", "--split", "dev", "--methods", "none,retrieval", "--out", "OUT"]
+    assert tmem(*words).exit_code == 0
+    whole = json.loads((tmp_path / "OUT/results.json").read_text())
+    words[-1] = "OUT2"
+    with monkeypatch.context() as patch:
+        patch.setitem(METHODS, "retrieval", interrupted)
+        assert tmem(*words).exit_code == 130
+    with monkeypatch.context() as patch:
+        patch.setitem(METHODS, "none", interrupted)  # not lived again
+        assert tmem(*words, "--resume").exit_code == 0
+    found = json.loads((tmp_path / "OUT2/results.json").read_text())
+    assert found["questions"] == whole["questions"] and list(found["methods"]) == ["none", "retrieval"]
+    other = tmem(*words, "--resume", "--seed", "1")
+    assert other.exit_code == 2 and "other settings (seed)" in other.output
+
+
 def test_eval_reads_locomo_and_limits_questions_by_seed(tmem, tmp_path):
     turns = [{"speaker": s, "dia_id": f"D1:{i}", "text": f"line {i}"} for i, s in enumerate(["Ada", "Ben"] * 3)]
     qa = [{"question": f"q{i}?", "answer": f"a{i}", "evidence": [], "category": 4} for i in range(5)]
@@ -61,6 +81,7 @@ def test_eval_reads_locomo_and_limits_questions_by_seed(tmem, tmp_path):
         (["eval", "--task", "locomo", "--data", "nowhere.json"], "nowhere.json"),
         (["eval", "--preset", "huge"], "no preset 'huge'"),
         (["train", "--resume", "--out", "OUT"], "holds no run"),
+        (["eval", "--resume", "--out", "OUT"], "holds no results.json"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(tmem, tmp_path, words, sentence):

@@ -88,10 +88,11 @@ def train(preset: str, model: str | None, out: Path, resume: bool, **overrides) 
 @click.option("--context", type=click.IntRange(64), default=2048, show_default=True, help="Tokens of text in a prompt.")
 @click.option("--probe", is_flag=True, help="Also ask paraphrases and wrong-person questions after each write.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="runs/eval", show_default=True)
+@click.option("--resume", is_flag=True, help="Keep the methods that --out already holds, and do the others.")
 def evaluate(task: str, methods: str, probe: bool, out: Path, **options) -> None:
     """Compare ways of remembering: tmem, its pairs as text, retrieval, the full history, nothing.
 
-    Writes results.json, chart.png and episodes.md (every pair with the text it came from) into --out.
+    Writes results.json, chart.png and episodes.md (every pair with the text it came from) into --out, after each method.
     """
     from .console import evaluate as watch
 

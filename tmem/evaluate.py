@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import models, tasks
 from .agent.config import agent_config
-from .agent.episode import Agent
+from .agent.episode import Agent, Rollout
 from .agent.log import readable
 from .agent.methods import METHODS, Answers, Runs
 from .episode import Episode
@@ -32,23 +33,21 @@ def evaluate(
     context: int = 2048,
     probing: bool = False,
     slots: int = 32,
+    resume: bool = False,
     watch: Callable[[str, str, int, int], None] = lambda *_: None,
 ) -> dict:
-    """Run `methods` on a task and write results.json, a table's data and the episodes' logs into `out`; returns results.
+    """Run `methods` on a task and write results.json and the episodes' logs into `out`; returns the results.
 
-    `watch(method, phase, done, total)` is told what is going on. Raises ValueError for an unknown method or task,
-    FileNotFoundError for missing data, tmem.models.ModelError for a model that cannot be had; all before any work.
+    They are written after each method; `resume` keeps the methods that `out` holds from the same settings.
+    `watch(method, phase, done, total)` is told what is going on. Raises ValueError for an unknown method or task
+    or results of other settings, FileNotFoundError for missing data or nothing to resume, tmem.models.ModelError for a
+    model that cannot be had; all before any work.
     """
     unknown = [m for m in methods if m not in METHODS]
     if unknown or not methods:
         raise ValueError(f"methods: expected some of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}.")
     episodes = tasks.load(task, data=data, seed=seed, limit=limit, split=split, difficulty=difficulty)
     config = agent_config(preset)
-    network, tokenizer = models.load(model)
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    agent = Agent.build(network, tokenizer, config, slots=min(slots, len(episodes)))
-    runs = Runs(seed=seed, context=context, probing=probing)
     results: dict = {
         "task": task,
         "config": {
@@ -61,23 +60,49 @@ def evaluate(
             "split": split if task == "stream" else None,
             "difficulty": difficulty if task == "stream" else None,
             "context": context,
+            "probe": probing,
             "episodes": len(episodes),
         },
         "methods": {},
         "questions": [],
     }
+    if resume:
+        _take_over(results, out)
+    network, tokenizer = models.load(model)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    agent = Agent.build(network, tokenizer, config, slots=min(slots, len(episodes)))
+    runs = Runs(seed=seed, context=context, probing=probing)
     for name in methods:
+        if name in results["methods"]:
+            continue
         runs.watch = lambda phase, done, total, name=name: watch(name, phase, done, total)
         start = time.perf_counter()
         found = METHODS[name](agent, episodes, runs)
         rows = _records(task, name, episodes, found)
         results["questions"] += rows
         results["methods"][name] = _summarise(rows, found, time.perf_counter() - start)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "results.json", results)
-    if runs._lived is not None:
-        _write_logs(out, runs)
+        out.mkdir(parents=True, exist_ok=True)
+        if found.rollouts is not None:
+            _write_logs(out, found.rollouts)
+        write_json(out / "results.json", results)
     return results
+
+
+def _take_over(results: dict, out: Path) -> None:
+    """Add the methods and questions that `out` holds. Raises ValueError if they were made with other settings."""
+    file = out / "results.json"
+    if not file.exists():
+        raise FileNotFoundError(f"resume: {out} holds no results.json; leave out --resume.")
+    held = json.loads(file.read_text())
+    config = json.loads(json.dumps(results["config"]))
+    changed = [k for k in config if held["config"].get(k) != config[k]]
+    if held["task"] != results["task"] or changed:
+        raise ValueError(
+            f"resume: {out} was made with other settings ({', '.join(changed) or 'task'}); "
+            f"use the same flags, or give another --out."
+        )
+    results["methods"], results["questions"] = held["methods"], held["questions"]
 
 
 def _records(task: str, method: str, episodes: Sequence[Episode], found: Answers) -> list[dict]:
@@ -125,6 +150,6 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _write_logs(out: Path, runs: Runs) -> None:
+def _write_logs(out: Path, rollouts: Sequence[Rollout]) -> None:
     with atomic_file(out / "episodes.md") as work:
-        work.write_text("\n\n".join(readable(r) for r in runs._lived))
+        work.write_text("\n\n".join(readable(r) for r in rollouts))
