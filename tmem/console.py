@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -76,12 +77,7 @@ def train(preset: str, out: Path, *, model: str | None, resume: bool, **override
     )
 
 
-_PHASE_NAMES = {
-    "base": "base",
-    "warm": "after warm start",
-    "rl": "after RL",
-    "sft": "after the same seconds of more supervised training",
-}
+_PHASE_NAMES = {"base": "base", "warm": "warm start", "rl": "RL", "sft": "control"}
 
 
 def _interval(cell: dict) -> str:
@@ -89,20 +85,29 @@ def _interval(cell: dict) -> str:
 
 
 def _print_phases(summary: dict) -> None:
+    """Fits 80 columns."""
     table = Table(
-        title=f"{summary['n_episodes']} held-out episodes, mean and 95 % interval (bootstrap over episodes)",
+        title=f"{summary['n_episodes']} held-out episodes: mean and 95 % interval (bootstrap over episodes)",
         title_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        padding=0,
     )
-    for column in ("model", "decoding", "F1", "EM", "intrusions", "recall of facts", "pairs/write"):
-        table.add_column(column)
+    for column in ("model", "decoding", "F1", "EM", "intrusions", "facts", "pairs"):
+        table.add_column(column, no_wrap=True)
     for phase, name in _PHASE_NAMES.items():
         for mode, cells in summary["evaluations"].get(phase, {}).items():
             table.add_row(
                 name if mode == "greedy" else "", {"greedy": "greedy", "sampled": "T=1"}[mode],
-                *(_interval(cells[k]) for k in ("f1", "em", "intrusion", "recall")),
-                f"{cells['pairs_per_write']['mean']:.1f}",
+                _interval(cells["f1"]), f"{cells['em']['mean']:.2f}", _interval(cells["intrusion"]),
+                f"{cells['recall']['mean']:.2f}", f"{cells['pairs_per_write']['mean']:.1f}",
             )
     console.print(table)
+    console.print(
+        "RL and control both start from the warm start; control is supervised training for the seconds that RL took. "
+        "intrusions: answers that belong to somebody else. facts: share of the stream's facts that were written as they "
+        "are. pairs: per write."
+    )
 
 
 def evaluate(task: str, methods: list[str], out: Path, **options) -> None:
