@@ -98,7 +98,7 @@ def test_train_prints_the_four_models_and_leaves_its_files(tmem, tmp_path):
     for phase in ("base", "warm", "sft", "rl"):
         assert 0 <= summary[f"reward_{phase}"] <= 1
         assert set(summary["evaluations"][phase]) == {"greedy", "sampled"}
-    for text in ("base", "after warm start", "after RL", "after the same seconds"):
+    for text in ("base", "warm start", "RL", "control"):
         assert text in found.output
     assert (tmp_path / "OUT/curve.png").read_bytes()[:4] == b"\x89PNG"
     assert "--resume" in tmem("train", "--out", "OUT").output

@@ -50,7 +50,6 @@ def train(preset: str, out: Path, *, model: str | None, resume: bool, **override
     """Run the trainer under a progress bar; print the table of the four phases and write the summary and the curve."""
     from .rl import trainer as rl
 
-    start = time.perf_counter()
     trainer = rl.Trainer(preset, out, model=model, resume=resume, **overrides)
     bars: dict[str, int] = {}
     with _stop_on_ctrl_c() as asked, _bar() as progress:
@@ -66,7 +65,6 @@ def train(preset: str, out: Path, *, model: str | None, resume: bool, **override
             console.print(f"stopped; go on with: tmem train --preset {preset} --out {out} --resume")
             raise SystemExit(130) from None
     summary["machine"] = report.machine()
-    summary["wall_seconds"] = round(time.perf_counter() - start, 1)
     write_json(out / "summary.json", summary)
     title = f"tmem train --preset {preset}, {summary['n_episodes']} held-out episodes"
     report.curve(out / "curve.png", report.read_jsonl(out / "metrics.jsonl"), title=title)

@@ -77,7 +77,13 @@ class Rollout:
 
     @property
     def pairs(self) -> list[Pair]:
+        """All pairs written."""
         return [p for entry in self.log for p in entry.written.pairs]
+
+    @property
+    def learned(self) -> list[Pair]:
+        """The pairs of the writes that were kept: what a rolled-back write learned must not be rehearsed."""
+        return [p for entry in self.log if entry.learned.kept for p in entry.written.pairs]
 
 
 def segments(chat: Chat, chunks: Sequence[str], window: int) -> list[str]:
@@ -172,7 +178,7 @@ def _live(agent, rollouts, slots, temperature, trace, probing, on_event) -> None
         ]
         on_event("learn", j, rounds)
         keep = config.learn.rehearse
-        jobs = [(slots[i], rehearsal(rollouts[i].pairs, w.pairs, keep) if w.pairs else []) for i, w in zip(due, written)]
+        jobs = [(slots[i], rehearsal(rollouts[i].learned, w.pairs, keep) if w.pairs else []) for i, w in zip(due, written)]
         learned = learn(agent.model, bank, jobs, agent.chat, config.learn)
         for i, prompt, generation, w, result in zip(due, prompts, generations, written, learned):
             rollouts[i].log.append(LogEntry(plans[i][j], w, result))

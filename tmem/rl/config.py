@@ -30,4 +30,4 @@ class TrainConfig:
     # held-out evaluation
     eval_episodes: int = 24
     eval_split: str = "test"
-    save_every: int = 50  # steps between checkpoints inside a phase
+    save_every: float = 180.0  # seconds between checkpoints inside a phase

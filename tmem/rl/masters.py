@@ -89,12 +89,13 @@ class Masters:
 
     @torch.no_grad()
     def load(self, path: Path) -> None:
-        """Take back what `save` wrote. Raises ValueError if the file belongs to another model."""
-        with safe_open(path, framework="pt") as file:
+        """Take back what `save` wrote, moments or their absence included. Raises ValueError for another model's file."""
+        with safe_open(path, framework="pt", device=str(self.masters[0].device)) as file:
             keys = set(file.keys())
             absent = [n for n in self.names if f"master/{n}" not in keys]
             if absent:
                 raise ValueError(f"resume: {path} lacks {absent[0]}; it belongs to another model.")
+            self.restart()
             for name, master in zip(self.names, self.masters):
                 master.copy_(file.get_tensor(f"master/{name}"))
                 state = {k: file.get_tensor(f"{k}/{name}") for k in ("step", "exp_avg", "exp_avg_sq") if f"{k}/{name}" in keys}

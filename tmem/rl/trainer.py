@@ -55,7 +55,10 @@ class Trainer:
         self.agent_config = build(AgentConfig, agent, "agent")
         self.preset, self.out, self.model_name = str(preset), out, model
         self.state_file = out / "state.json"
-        self.state = {"phase": "base", "step": 0, "seconds": {}, "evaluations": {}, "settings": self._settings()}
+        self.state = {
+            "phase": "base", "step": 0, "seconds": {}, "evaluations": {}, "settings": self._settings(),
+            "checkpoint": None, "rows": 0, "wall_seconds": 0.0,
+        }
         if self.state_file.exists():
             if not resume:
                 raise FileExistsError(
@@ -63,7 +66,7 @@ class Trainer:
                 )
             self.state = json.loads(self.state_file.read_text())
             if self.state["settings"] != self._settings():
-                changed = [k for k, v in self._settings().items() if self.state["settings"].get(k) != v]
+                changed = _differences(self.state["settings"], self._settings())
                 raise ValueError(
                     f"resume: {out} was made with other settings ({', '.join(changed)}); "
                     f"use the same preset and flags, or give another --out."
@@ -82,6 +85,7 @@ class Trainer:
     def run(self, progress: Progress, stop: Callable[[], bool] = lambda: False) -> dict:
         """Do the phases that are left. Raises Interrupted after a checkpoint when `stop()` turns true."""
         self.progress, self.stop = progress, stop
+        self.since = self.saved = time.perf_counter()
         self.out.mkdir(parents=True, exist_ok=True)
         model, self.tokenizer = models.load(self.model_name)
         rollouts = self.config.rl_episodes * self.config.rl_group
@@ -89,12 +93,15 @@ class Trainer:
             model, self.tokenizer, self.agent_config, slots=max(rollouts, self.config.eval_episodes)
         )
         self.masters = Masters(model)
-        if (self.out / "checkpoint.safetensors").exists():
-            self.masters.load(self.out / "checkpoint.safetensors")
+        if self.state["checkpoint"]:
+            self.masters.load(self.out / self.state["checkpoint"])
+        self._keep_rows(self.state["rows"])
         for phase in PHASES[PHASES.index(self.state["phase"]) :]:
             self.state["phase"] = phase
-            getattr(self, f"_{phase}")()
-            self._evaluate(phase)
+            if self._done(phase) is None:
+                getattr(self, f"_{phase}")()
+                self._save()
+                self._evaluate(phase)
             following = PHASES[min(PHASES.index(phase) + 1, len(PHASES) - 1)]
             self.state.update(phase=following, step=0)
             self._save()
@@ -107,25 +114,23 @@ class Trainer:
         pass
 
     def _warm(self) -> None:
-        if self._done("warm") is None:
-            self._supervised("warm", 0, lambda step, _: step / self.config.warm_steps)
-            self._checkpoint_model("warm")
+        total = self.config.warm_steps
+        self._supervised("warm", 0, lambda step, _: step / total if total else 1.0)
+        self._checkpoint_model("warm")
 
     def _rl(self) -> None:
-        if self._done("rl") is None:
-            if self.state["step"] == 0:
-                self.masters.restart()
-            while self.state["step"] < self.config.rl_steps:
-                self._pause_if_asked()
-                self._rl_step()
-            self._checkpoint_model("rl")
+        if self.state["step"] == 0:
+            self.masters.restart()
+        while self.state["step"] < self.config.rl_steps:
+            self._pause_if_asked()
+            self._rl_step()
+        self._checkpoint_model("rl")
 
     def _sft(self) -> None:
-        if self._done("sft") is None:
-            if self.state["step"] == 0:
-                self.masters.load(self.out / "warm.safetensors")
-            budget = max(self.state["seconds"].get("rl", 0.0), 1e-9)
-            self._supervised("sft", self.config.warm_steps, lambda _, seconds: seconds / budget)
+        if self.state["step"] == 0:
+            self.masters.load(self.out / "warm.safetensors")
+        budget = self.state["seconds"].get("rl", 0.0)
+        self._supervised("sft", self.config.warm_steps, lambda _, seconds: seconds / budget if budget else 1.0)
 
     def _supervised(self, phase: str, first: int, done: Callable[[int, float], float]) -> None:
         """Supervised steps `first`, `first + 1`, ... until `done(steps, seconds)` reaches 1."""
@@ -196,8 +201,6 @@ class Trainer:
     # evaluation ----------------------------------------------------------------------------------------------------
 
     def _evaluate(self, phase: str) -> None:
-        if self._done(phase) is not None:
-            return
         config = self.config
         episodes = tasks.load(
             "stream", seed=config.seed, limit=config.eval_episodes, split=config.eval_split, difficulty=config.difficulty
@@ -228,6 +231,7 @@ class Trainer:
 
         out: dict = {f"reward_{p}": None for p in PHASES}
         out.update(n_episodes=self.config.eval_episodes, seconds=self.state["seconds"], evaluations={})
+        out["wall_seconds"] = round(self.state["wall_seconds"], 1)
         for phase, found in self.state["evaluations"].items():
             rows = {}
             for mode, episodes in found.items():
@@ -245,27 +249,44 @@ class Trainer:
         seconds = time.perf_counter() - start
         self.state["seconds"][phase] = self.state["seconds"].get(phase, 0.0) + seconds
         self.state["step"] += 1
-        if self.state["step"] % self.config.save_every == 0:
-            self._save()
         return seconds
 
     def _row(self, phase: str, step: int, **values) -> None:
         row = {"phase": phase, "step": step, "seconds": sum(self.state["seconds"].values()), **values}
         with (self.out / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
+        self.state["rows"] += 1
         self.progress.row(row)
 
+    def _keep_rows(self, count: int) -> None:
+        """Drop the metrics of steps that no checkpoint holds: they will be taken again."""
+        file = self.out / "metrics.jsonl"
+        if file.exists():
+            rows = file.read_text().splitlines(keepends=True)
+            with atomic_file(file) as work:
+                work.write_text("".join(rows[:count]))
+
     def _pause_if_asked(self) -> None:
+        """Between steps: a checkpoint if the last is old, or a stop if one was asked for."""
+        if time.perf_counter() - self.saved > self.config.save_every:
+            self._save()
         if self.stop():
             self._save()
             raise Interrupted
 
     def _save(self) -> None:
-        """The state and the weights it belongs to; the state file is last, so it never points at older weights."""
+        """The weights in a file of their own name, then the state that names it: whichever is cut off, both fit."""
+        now = time.perf_counter()
+        self.state["wall_seconds"] += now - self.since
+        self.since = self.saved = now
         if self.state["phase"] != "base":
-            self.masters.save(self.out / "checkpoint.safetensors")
+            self.state["checkpoint"] = f"checkpoint-{self.state['phase']}-{self.state['step']}.safetensors"
+            self.masters.save(self.out / self.state["checkpoint"])
         with atomic_file(self.state_file) as work:
             work.write_text(json.dumps(self.state))
+        for old in self.out.glob("checkpoint-*.safetensors"):
+            if old.name != self.state["checkpoint"]:
+                old.unlink()
 
     def _checkpoint_model(self, phase: str) -> None:
         """The trained θ0 as a Hugging Face folder; after the warm start also the masters the control starts from."""
@@ -277,3 +298,15 @@ class Trainer:
         if phase == "warm":
             self.masters.restart()
             self.masters.save(self.out / "warm.safetensors")
+
+
+def _differences(old: dict, new: dict, where: str = "") -> list[str]:
+    """Names of the settings in which two nested dicts differ."""
+    out = []
+    for key in {**old, **new}:
+        a, b, name = old.get(key), new.get(key), f"{where}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += _differences(a, b, f"{name}.")
+        elif a != b:
+            out.append(name)
+    return out
