@@ -12,7 +12,7 @@ from tmem.agent.config import AgentConfig, LearnConfig, MemoryConfig, WriteConfi
 from tmem.agent.decode import decode, uniforms
 from tmem.agent.episode import Agent, run, segments
 from tmem.agent.learn import learn
-from tmem.agent.probe import names, probe
+from tmem.agent.probe import probe, speakers
 from tmem.agent.write import Written, parse, render
 from tmem.episode import Episode, Pair, Question
 
@@ -208,7 +208,10 @@ def test_control_tokens_in_a_text_stay_text():
 
 
 def test_probes_ask_otherwise_and_about_somebody_else():
-    p = probe(Pair("What is Ada's job?", "pilot"), names("Ada: I fly. Ben: I see. Monday"))
+    job = Pair("What is Ada's job?", "pilot")
+    people = speakers("Date: 3 May\nAda: Hey, I fly.\nBen: My word. As I see.", [job, Pair("Where does Cem live?", "Ulm")])
+    assert people == ["Ada", "Ben", "Cem"]
+    p = probe(job, people)
     assert p.paraphrase == "Please tell me Ada's job." and p.other == "What is Ben's job?"
     assert probe(Pair("Where does Ada live?", "Ulm"), ["Ada"]).other is None
 
@@ -220,7 +223,10 @@ def test_segments_hold_whole_chunks_up_to_the_window():
     long = "\n".join(["d" * 30] * 5)
     cut = segments(chat, [long], 64)
     assert "\n".join(cut) == long and all(len(s) <= 64 for s in cut)
-    assert segments(chat, ["e" * 100], 64) == ["e" * 64]
+    assert segments(chat, ["e" * 100], 64) == ["e" * 50] * 2
+    words = " ".join(["word"] * 60)  # one line, five times the window: nothing of it is lost
+    cut = segments(chat, [words], 64)
+    assert all(len(s) <= 64 for s in cut) and "".join(cut).replace("\n", "") == words
 
 
 # the loop --------------------------------------------------------------------------------------------------------------

@@ -85,13 +85,19 @@ def test_the_policy_gradient_does_not_depend_on_micro_batches_and_delta_is_a_con
     masters = Masters(agent.model)
     actions = [(a, s) for r in rollouts for a, s in zip(r.actions, (1.0, -0.5, 2.0, 0.25, 1.0, 0.0))]
     grads = []
-    for micro in (64, 4096):
+    for micro, taken in ((64, 0), (4096, 0), (4096, 7)):  # at last with one free slot, so one Δ at a time
+        for _ in range(taken):
+            agent.bank.alloc()
         masters.trainable(True)
         ro.backward(agent, actions, clip=0.2, micro_tokens=micro)
         masters.trainable(False)
         grads.append(torch.cat([m.grad.flatten() for m in masters.masters]))
         masters.optimizer.zero_grad()
     assert_close("micro-batches", grads[0], grads[1], 1e-4)
+    assert_close("few slots", grads[2], grads[1], 1e-4)
+    with pytest.raises(RuntimeError, match="all 8 slots are in use"):
+        agent.bank.alloc()
+        ro.backward(agent, actions, clip=0.2, micro_tokens=64)
     assert grads[0].any() and not agent.bank.grad.any()
 
 
@@ -151,7 +157,7 @@ def test_masters_are_adamw_in_fp32_and_publish_to_a_bf16_model(tmp_path):
 
 def test_a_gradient_that_is_not_finite_takes_no_step():
     masters = Masters(model())
-    before = masters.snapshot()
+    before = [m.clone() for m in masters.masters]
     masters.masters[0].grad = torch.full_like(masters.masters[0], float("nan"))
     assert not masters.step(1.0) < float("inf")
     assert all(torch.equal(a, b) for a, b in zip(before, masters.masters))

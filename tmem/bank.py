@@ -132,6 +132,7 @@ class AdapterBank:
         rank = self.max_rank if rank is None else rank
         if not 1 <= rank <= self.max_rank:
             raise ValueError(f"alloc: rank: expected 1..{self.max_rank}, got {rank}.")
+        self._known(hyper)
         if all(self.used):
             raise RuntimeError(f"alloc: all {self.slots} slots are in use; free one or build a larger bank.")
         slot = self.used.index(False)
@@ -166,10 +167,15 @@ class AdapterBank:
     def configure(self, slot: int, **hyper: float) -> None:
         """Set this row's `lr`, `beta1`, `beta2`, `eps`, `weight_decay` or `clip` (gradient norm; 0 = off)."""
         self._check(slot, "configure")
+        self._known(hyper)
         for name, value in hyper.items():
+            self.hyper[slot, HYPER.index(name)] = value
+
+    @staticmethod
+    def _known(hyper: dict[str, float]) -> None:
+        for name in hyper:
             if name not in HYPER:
                 raise ValueError(f"configure: expected some of {', '.join(HYPER)}, got {name!r}.")
-            self.hyper[slot, HYPER.index(name)] = value
 
     def fork(self, slot: int) -> int:
         """A new slot that starts as an exact copy of `slot`: weights, moments, step, rank, scale, hyper-parameters."""
@@ -224,7 +230,8 @@ class AdapterBank:
 
         learn   backward accumulates into the gradient rows of the routed slots; False treats Δ as a constant
                 (stop-gradient), so that only the base model's own parameters get gradients.
-        Raises ValueError for a slot that is out of range or free, RuntimeError if the bank is detached.
+        Raises ValueError for a slot that is out of range or free, RuntimeError if the bank is detached or the model
+        would recompute layers in backward, where no route is open (gradient checkpointing).
         """
         slots = [int(s) for s in slots]
         for slot in slots:
@@ -232,6 +239,11 @@ class AdapterBank:
                 self._check(slot, "route")
         if self.sites and "forward" not in vars(self.sites[0].module):
             raise RuntimeError("route: the bank is detached from its model; call attach() first.")
+        if self.model.training and torch.is_grad_enabled() and getattr(self.model, "is_gradient_checkpointing", False):
+            raise RuntimeError(
+                "route: the model recomputes its layers in backward, where this route is closed and Δ would be missing; "
+                "call model.gradient_checkpointing_disable() or model.eval()."
+            )
         before, self.current_route = self.current_route, Route(self, slots, learn)
         try:
             yield self.current_route

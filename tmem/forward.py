@@ -21,6 +21,10 @@ _BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256)
 ROWS = 4
 
 
+# Families whose forward pass is what `embed`, `layers` and `logits` do; others scale embeddings, logits or residuals.
+FAMILIES = ("llama", "qwen2", "qwen3")
+
+
 def bucket(length: int) -> int:
     """The padded length, in tokens, of a sequence of `length` tokens: 16, 32, 48, 64, 96, 128, 192, 256, 320, ..."""
     for size in _BUCKETS:
@@ -32,12 +36,18 @@ def bucket(length: int) -> int:
 def parts(model: nn.Module) -> nn.Module:
     """The decoder inside a causal LM: an object with `embed_tokens`, `layers`, `norm` and `rotary_emb`.
 
-    Raises TypeError for a model that does not have this shape.
+    Raises ValueError for a model that does not have this shape.
     """
+    config = model.config
+    if config.model_type not in FAMILIES or getattr(config, "use_sliding_window", False):
+        raise ValueError(
+            f"tmem runs models of the families {', '.join(FAMILIES)} without sliding windows; "
+            f"{type(model).__name__} is of family {config.model_type!r}; choose another model."
+        )
     decoder = getattr(model, "model", None)
     missing = [n for n in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(decoder, n)]
     if missing or not hasattr(model, "lm_head"):
-        raise TypeError(
+        raise ValueError(
             f"tmem runs decoders built like Llama, Qwen2 or Qwen3 (model.embed_tokens, model.layers, model.norm, "
             f"model.rotary_emb, lm_head); {type(model).__name__} lacks {', '.join(missing) or 'lm_head'}."
         )

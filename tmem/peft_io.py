@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from .folders import atomic_folder
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from .bank import AdapterBank
 
 _PREFIX = "base_model.model."
+_SAME = 1e-3  # relative: an SVD on another machine, or with other threads, differs in the last bits of A
 
 
 def save_peft(bank: AdapterBank, slot: int, path: Path) -> None:
@@ -50,16 +50,25 @@ def load_peft(bank: AdapterBank, path: Path) -> int:
     config = json.loads(files[0].read_text())
     extras = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out")
     unsupported = [k for k in extras if config.get(k)]
+    if isinstance(config.get("init_lora_weights"), str) and config["init_lora_weights"] not in ("gaussian", "orthogonal"):
+        unsupported.append(f"init_lora_weights {config['init_lora_weights']}, which changes the base model,")
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unsupported:
         raise ValueError(
             f"load: {path} is not a plain LoRA adapter (peft_type {config.get('peft_type')}, "
             f"{', '.join(unsupported) or 'bias ' + str(config.get('bias'))}); only plain LoRA without bias is read."
         )
-    rank = int(config["r"])
+    if not (isinstance(config.get("r"), int) and config["r"] > 0 and isinstance(config.get("lora_alpha"), int | float)):
+        raise ValueError(
+            f"load: {files[0]}: expected r >= 1 and a number lora_alpha, "
+            f"got r {config.get('r')!r} and lora_alpha {config.get('lora_alpha')!r}."
+        )
+    rank = config["r"]
     if rank > bank.max_rank:
         raise ValueError(f"load: {path} has rank {rank}, this bank stores {bank.max_rank}; build it with a larger rank.")
     scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
     tensors = load_file(files[1])
+    if not tensors:
+        raise ValueError(f"load: {files[1]} holds no weights; save the adapter again.")
     pairs = {}
     for site in bank.sites:
         keys = [f"{_PREFIX}{site.name}.lora_{x}.weight" for x in "AB"]
@@ -69,10 +78,10 @@ def load_peft(bank: AdapterBank, path: Path) -> int:
             if (tuple(a.shape), tuple(b.shape)) != want:
                 raise ValueError(f"load: {site.name}: expected A, B of {want}, got {tuple(a.shape)}, {tuple(b.shape)}.")
             shared = site.a[0, :rank].float().cpu()
-            if not bank.train_a and not torch.equal(a.float(), shared):
+            if not bank.train_a and (a.float() - shared).norm() > _SAME * shared.norm():
                 raise ValueError(
-                    f"load: {site.name} has an A of its own, but this bank shares one frozen A; "
-                    f"load it into AdapterBank(..., train_a=True)."
+                    f"load: {site.name} has another A than this bank, which shares one frozen A; load it under the model, "
+                    f"targets and init that it was made with, or into AdapterBank(..., train_a=True)."
                 )
             pairs[site.name] = (a, b)
     if tensors:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from .. import forward as fw
 from ..bank import AdapterBank, Snapshot
 from ..episode import Episode, Pair
 from .chat import Chat
 from .config import AgentConfig
 from .decode import Generation, decode
 from .learn import Learned, learn, rehearsal
-from .probe import names, probe
+from .probe import probe, speakers
 from .write import Written, normalise, parse, write_prompt
 
 
@@ -30,7 +31,11 @@ class Agent:
 
     @classmethod
     def build(cls, model, tokenizer, config: AgentConfig, slots: int) -> Agent:
-        """Attach a bank of `slots` episodes to a model as `config.memory` says."""
+        """Attach a bank of `slots` episodes to a model as `config.memory` says.
+
+        Raises ValueError for a model that tmem.forward cannot run.
+        """
+        fw.parts(model)
         m = config.memory
         bank = AdapterBank(
             model,
@@ -89,7 +94,7 @@ class Rollout:
 def segments(chat: Chat, chunks: Sequence[str], window: int) -> list[str]:
     """Cut a stream into the texts that are written: whole chunks until the context exceeds `window` tokens.
 
-    A chunk longer than the window is cut at line ends (a longer line, at tokens). The rest at the end is written too, so
+    A chunk longer than the window is cut at line ends (a longer line, at spaces). The rest at the end is written too, so
     that questions meet no raw text.
     """
     out, context, used = [], [], 0
@@ -107,14 +112,24 @@ def _pieces(chat: Chat, chunk: str, window: int) -> list[str]:
     if chat.count(chunk) <= window:
         return [chunk] if chunk.strip() else []
     out, lines, used = [], [], 0
-    for line in chunk.splitlines():
+    for line in (part for whole in chunk.splitlines() for part in _halved(chat, whole, window)):
         size = chat.count(line) + 1
         if lines and used + size > window:
             out.append("\n".join(lines))
             lines, used = [], 0
-        lines.append(chat.clip(line, window, keep="start"))
+        lines.append(line)
         used += size
     return out + (["\n".join(lines)] if lines else [])
+
+
+def _halved(chat: Chat, line: str, window: int) -> list[str]:
+    """A line in parts of at most `window` tokens, cut at the last space of the first half (at the middle of a word)."""
+    if chat.count(line) <= window or len(line) < 2:
+        return [line]
+    middle = len(line) // 2
+    at = line.rfind(" ", 1, middle + 1)
+    at = at if at > 0 else middle
+    return _halved(chat, line[:at], window) + _halved(chat, line[at:], window)
 
 
 def first_line(text: str) -> str:
@@ -209,7 +224,7 @@ def _live(agent, rollouts, slots, temperature, trace, probing, on_event) -> None
 def _probe(agent: Agent, entries: list[tuple[LogEntry, int]]) -> None:
     asked: list[tuple[LogEntry, int, Pair, str, str | None]] = []
     for entry, slot in entries:
-        people = names(entry.segment)
+        people = speakers(entry.segment, entry.written.pairs)
         for pair in entry.written.pairs:
             p = probe(pair, people)
             asked.append((entry, slot, pair, p.paraphrase, p.other))

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from ..episode import Pair
 
 _NAME = re.compile(r"\b[A-Z][a-z]+\b")
+_SPEAKER = re.compile(r"^([A-Z][a-z]+): ", re.MULTILINE)  # how a line of talk begins
 _NOT_NAMES = frozenset(
+    "Date As With By "
     "What Which Who Whom Whose When Where Why How Is Are Was Were Do Does Did Has Have Had Can Could In On At The A An To "
     "From For Of January February March April May June July August September October November December Monday Tuesday "
     "Wednesday Thursday Friday Saturday Sunday".split()
@@ -33,6 +35,15 @@ def names(text: str) -> list[str]:
     return list(dict.fromkeys(w for w in _NAME.findall(text) if w not in _NOT_NAMES))
 
 
+def speakers(passage: str, pairs: Sequence[Pair]) -> list[str]:
+    """Who talks in a passage, then the names that the pairs written from it ask about.
+
+    Any capitalised word would do for a name otherwise, and a question about `Date` or `Hey` leaks nothing.
+    """
+    asked = [n for p in pairs for n in names(p.question)]
+    return [n for n in dict.fromkeys(_SPEAKER.findall(passage) + asked) if n not in _NOT_NAMES]
+
+
 def paraphrase(question: str) -> str:
     """The same question asked indirectly: `What is Z?` -> `Please tell me Z.`, else `From memory: question`."""
     m = re.fullmatch(r"What(?:'s| is| are| was| were) (.+?)\??", question.strip())
@@ -40,7 +51,7 @@ def paraphrase(question: str) -> str:
 
 
 def probe(pair: Pair, people: Sequence[str]) -> Probe:
-    """Probes of a pair; `people` are the names that occur in the passage it came from."""
+    """Probes of a pair; `people` are those of the passage it came from (see `speakers`)."""
     mine = [n for n in names(pair.question) if n in people]
     others = [p for p in people if p not in names(pair.question) and p not in pair.answer]
     other = pair.question.replace(mine[0], others[0]) if mine and others else None

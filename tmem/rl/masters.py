@@ -66,17 +66,6 @@ class Masters:
         """Forget moments and step counts: a new phase starts."""
         self.optimizer.state.clear()
 
-    def snapshot(self) -> list[Tensor]:
-        """Copies of the masters, without optimizer state."""
-        return [m.clone() for m in self.masters]
-
-    @torch.no_grad()
-    def restore(self, values: list[Tensor]) -> None:
-        """Take a snapshot back and forget the optimizer state."""
-        torch._foreach_copy_(self.masters, values)
-        self.publish()
-        self.restart()
-
     def save(self, path: Path) -> None:
         """Masters, moments and step counts as safetensors; atomic."""
         tensors = {}

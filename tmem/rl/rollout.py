@@ -11,10 +11,9 @@ from .. import tasks
 from ..agent.episode import Action, Agent, Rollout, run
 from ..agent.probe import names
 from ..agent.write import normalise
-from ..bank import Snapshot
 from ..episode import Episode, Pair
 from .loss import policy_loss
-from .supervised import micro_batches, padded, token_logits
+from .supervised import micro_batches, padded, token_logits, under
 
 
 @dataclass(frozen=True)
@@ -74,15 +73,15 @@ class Replayed:
 def backward(agent: Agent, actions: Sequence[tuple[Action, float]], clip: float, micro_tokens: int) -> Replayed:
     """Accumulate the policy gradient of `(action, advantage)` pairs into the base model.
 
-    Each action is scored under θ0 + sg(Δ), with Δ the snapshot that was in its slot when it was sampled: the snapshots
-    go into free slots of the bank, one per row, and are constants there.
+    Each action is scored under θ0 + sg(Δ), with Δ the snapshot that was in its slot when it was sampled.
     Actions whose advantage is 0 contribute nothing and are skipped, but their tokens count in Σ|o|.
     """
     total = sum(len(a.generation.ids) for a, _ in actions)
     live = [(a, adv) for a, adv in actions if adv != 0.0 and a.generation.ids]
     out = Replayed(tokens=sum(len(a.generation.ids) for a, _ in live))
     model, bank = agent.model, agent.bank
-    for group in micro_batches([a.prompt + a.generation.ids for a, _ in live], micro_tokens):
+    deltas = [a.delta for a, _ in live]
+    for group in micro_batches([a.prompt + a.generation.ids for a, _ in live], micro_tokens, deltas, bank):
         members = [live[i] for i in group]
         ids = padded([a.prompt + a.generation.ids for a, _ in members], bank.device)
         spots = [
@@ -91,34 +90,19 @@ def backward(agent: Agent, actions: Sequence[tuple[Action, float]], clip: float,
             for k, (token, old) in enumerate(zip(a.generation.ids, a.generation.logprobs))
         ]
         rows, columns, targets, old, adv = (list(x) for x in zip(*spots))
-        slots = _place(bank, [a.delta for a, _ in members])
-        try:
-            with bank.route(slots, learn=False):
-                logits = token_logits(model, ids, rows, columns)
-                new = logits.log_softmax(-1).gather(-1, torch.tensor(targets, device=bank.device)[:, None])[:, 0]
-                result = policy_loss(
-                    new,
-                    torch.tensor(old, device=bank.device, dtype=new.dtype),
-                    torch.tensor(adv, device=bank.device, dtype=new.dtype),
-                    torch.full_like(new, 1.0 / total).detach(),
-                    clip,
-                )
-                result.loss.backward()
-        finally:
-            for slot in {s for s in slots if s >= 0}:
-                bank.free(slot)
+        with under(bank, [a.delta for a, _ in members]):
+            logits = token_logits(model, ids, rows, columns)
+            new = logits.log_softmax(-1).gather(-1, torch.tensor(targets, device=bank.device)[:, None])[:, 0]
+            result = policy_loss(
+                new,
+                torch.tensor(old, device=bank.device, dtype=new.dtype),
+                torch.tensor(adv, device=bank.device, dtype=new.dtype),
+                torch.full_like(new, 1.0 / total).detach(),
+                clip,
+            )
+            result.loss.backward()
         share = len(rows) / out.tokens
         out.loss += float(result.loss.detach())
         out.ratio_off += share * result.ratio_off
         out.clipped += share * result.clipped
     return out
-
-
-def _place(bank, deltas: Sequence[Snapshot | None]) -> list[int]:
-    """A slot for every distinct snapshot (-1 for Δ = 0)."""
-    slots: dict[int, int] = {}
-    for delta in deltas:
-        if delta is not None and id(delta) not in slots:
-            slots[id(delta)] = bank.alloc()
-            bank.restore(slots[id(delta)], delta)
-    return [-1 if d is None else slots[id(d)] for d in deltas]

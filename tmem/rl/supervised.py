@@ -13,6 +13,7 @@ from .. import forward as fw
 from ..agent.episode import Agent
 from ..agent.learn import learn, rehearsal
 from ..agent.write import render, write_prompt
+from ..bank import AdapterBank, Snapshot
 from ..episode import Episode, Pair
 from ..tasks import stream
 from .config import TrainConfig
@@ -20,11 +21,11 @@ from .config import TrainConfig
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt and of its right answer, and the slot under which it is answered (-1: Δ = 0)."""
+    """Token ids of a prompt and of its right answer, and the Δ under which it is answered (None: Δ = 0)."""
 
     prompt: list[int]
     answer: list[int]
-    slot: int = -1
+    delta: Snapshot | None = None
 
 
 def passages(agent: Agent, episode: Episode) -> list[tuple[str, list[Pair]]]:
@@ -46,15 +47,13 @@ def passages(agent: Agent, episode: Episode) -> list[tuple[str, list[Pair]]]:
     return out
 
 
-@contextmanager
-def examples(agent: Agent, config: TrainConfig, step: int) -> Iterator[tuple[list[Example], list[Example]]]:
+def examples(agent: Agent, config: TrainConfig, step: int) -> tuple[list[Example], list[Example]]:
     """Writing and recalling examples of one step's generated training episodes, a function of the seed and the step.
 
     Passage j with its gold pairs is to be written under the Δ that learning the gold pairs before it gives, as in a
     rollout: a model that writes well only while it has learned nothing stops writing after its first write.
     Questions are to be answered under the Δ of all gold pairs, with `unknown` where the episode does not say.
     In the first `warm_plain` steps Δ = 0 and no questions: how to write comes first, and costs half as much to teach.
-    The slots are free again after the block.
     """
     episodes = [
         stream.episode(f"{config.seed}/warm/{step}/{i}", "train", config.difficulty) for i in range(config.warm_episodes)
@@ -62,38 +61,33 @@ def examples(agent: Agent, config: TrainConfig, step: int) -> Iterator[tuple[lis
     chat, bank = agent.chat, agent.bank
     cut = [passages(agent, e) for e in episodes]
 
-    def example(text: str, pairs: list[Pair], slot: int) -> Example:
-        return Example(chat.prompt(write_prompt(text)), chat.answer(render(pairs)), slot)
+    def example(text: str, pairs: list[Pair], delta: Snapshot | None) -> Example:
+        return Example(chat.prompt(write_prompt(text)), chat.answer(render(pairs)), delta)
 
     if step < config.warm_plain:
-        yield [example(*passage, -1) for plan in cut for passage in plan], []
-        return
+        return [example(*passage, None) for plan in cut for passage in plan], []
     writing: list[Example] = []
-    slots = [bank.alloc() for _ in episodes]
-    taken = list(slots)
+    deltas: list[Snapshot | None] = [None] * len(episodes)
     past: list[list[Pair]] = [[] for _ in episodes]
+    slots = [bank.alloc() for _ in episodes]
     try:
         for j in range(max(len(plan) for plan in cut)):
-            jobs = []
-            for i, plan in enumerate(cut):
-                if j >= len(plan):
-                    continue
-                writing.append(example(*plan[j], slots[i] if j else -1))
-                if j:
-                    slots[i] = bank.fork(slots[i])
-                    taken.append(slots[i])
-                jobs.append((slots[i], rehearsal(past[i], plan[j][1], agent.config.learn.rehearse)))
-                past[i] += plan[j][1]
+            due = [i for i, plan in enumerate(cut) if j < len(plan)]
+            writing += [example(*cut[i][j], deltas[i]) for i in due]
+            jobs = [(slots[i], rehearsal(past[i], cut[i][j][1], agent.config.learn.rehearse)) for i in due]
             learn(agent.model, bank, jobs, chat, agent.config.learn)
-        recalling = [
-            Example(chat.prompt(q.text), chat.answer(q.answers[0]), slot)
-            for slot, e in zip(slots, episodes)
-            for q in e.questions
-        ]
-        yield writing, recalling
+            for i in due:
+                past[i] += cut[i][j][1]
+                deltas[i] = bank.snapshot(slots[i], optimizer=False)
     finally:
-        for slot in taken:
+        for slot in slots:
             bank.free(slot)
+    recalling = [
+        Example(chat.prompt(q.text), chat.answer(q.answers[0]), delta)
+        for delta, episode in zip(deltas, episodes)
+        for q in episode.questions
+    ]
+    return writing, recalling
 
 
 def backward(agent: Agent, batch: Sequence[Example], micro_tokens: int, scale: float = 1.0) -> float:
@@ -104,7 +98,8 @@ def backward(agent: Agent, batch: Sequence[Example], micro_tokens: int, scale: f
     """
     device = agent.bank.device
     total = 0.0
-    for group in micro_batches([e.prompt + e.answer for e in batch], micro_tokens):
+    groups = micro_batches([e.prompt + e.answer for e in batch], micro_tokens, [e.delta for e in batch], agent.bank)
+    for group in groups:
         members = [batch[i] for i in group]
         ids = padded([e.prompt + e.answer for e in members], device)
         spots = [
@@ -113,31 +108,57 @@ def backward(agent: Agent, batch: Sequence[Example], micro_tokens: int, scale: f
             for k, token in enumerate(e.answer)
         ]
         rows, columns, targets, weights = (list(x) for x in zip(*spots))
-        with agent.bank.route([e.slot for e in members], learn=False):
+        with under(agent.bank, [e.delta for e in members]):
             logits = token_logits(agent.model, ids, rows, columns)
-        nll = F.cross_entropy(logits, torch.tensor(targets, device=device), reduction="none")
-        loss = (nll * torch.tensor(weights, device=device)).sum()
-        (scale * loss).backward()
+            nll = F.cross_entropy(logits, torch.tensor(targets, device=device), reduction="none")
+            loss = (nll * torch.tensor(weights, device=device)).sum()
+            (scale * loss).backward()
         total += float(loss.detach())
     return total
 
 
-def micro_batches(sequences: Sequence[list[int]], tokens: int) -> list[list[int]]:
+def micro_batches(
+    sequences: Sequence[list[int]], tokens: int, deltas: Sequence[Snapshot | None], bank: AdapterBank
+) -> list[list[int]]:
     """Indices of sequences, longest first, in parts of at most `tokens` padded tokens and at most a quarter padding each.
 
-    A gradient over a batch is a sum in fp32: unlike an online update it is not promised bit by bit, so sequences of
-    different length may share a pass and no row is filled in.
+    A part has no more different Δ than the bank has free slots. A gradient over a batch is a sum in fp32: unlike an
+    online update it is not promised bit by bit, so sequences of different length share a pass and no row is filled in.
     """
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    free = bank.used.count(False)
     out: list[list[int]] = []
-    for i in order:
+    kinds: set[int] = set()
+    for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
+        mine = set() if deltas[i] is None else {id(deltas[i])}
         if out:
             longest = len(sequences[out[-1][0]])
-            if (len(out[-1]) + 1) * longest <= tokens and 4 * len(sequences[i]) >= 3 * longest:
+            fits = (len(out[-1]) + 1) * longest <= tokens and len(kinds | mine) <= free
+            if fits and 4 * len(sequences[i]) >= 3 * longest:
                 out[-1].append(i)
+                kinds |= mine
                 continue
         out.append([i])
+        kinds = mine
     return out
+
+
+@contextmanager
+def under(bank: AdapterBank, deltas: Sequence[Snapshot | None]) -> Iterator[None]:
+    """Batch row i of the model runs under `deltas[i]` as a constant; forward and backward belong into the block.
+
+    The snapshots take free slots of the bank, one for each different Δ. Raises RuntimeError if there are too few.
+    """
+    slots: dict[int, int] = {}
+    try:
+        for delta in deltas:
+            if delta is not None and id(delta) not in slots:
+                slots[id(delta)] = bank.alloc()
+                bank.restore(slots[id(delta)], delta)
+        with bank.route([-1 if d is None else slots[id(d)] for d in deltas], learn=False):
+            yield
+    finally:
+        for slot in slots.values():
+            bank.free(slot)
 
 
 def padded(sequences: Sequence[list[int]], device) -> torch.Tensor:

@@ -139,11 +139,11 @@ class Trainer:
             self._pause_if_asked()
             start = time.perf_counter()
             step = self.state["step"]
-            with supervised.examples(self.agent, config, first + step) as (writing, recalling):
-                self.masters.trainable(True)
-                loss = supervised.backward(self.agent, writing, config.micro_tokens)
-                recall_loss = supervised.backward(self.agent, recalling, config.micro_tokens, config.warm_recall)
-                self.masters.trainable(False)
+            writing, recalling = supervised.examples(self.agent, config, first + step)
+            self.masters.trainable(True)
+            loss = supervised.backward(self.agent, writing, config.micro_tokens)
+            recall_loss = supervised.backward(self.agent, recalling, config.micro_tokens, config.warm_recall)
+            self.masters.trainable(False)
             norm = self.masters.step(config.warm_lr * min(1.0, (first + step + 1) / 4), config.grad_clip)
             seconds = self._advance(phase, start)
             tokens = sum(len(e.prompt) + len(e.answer) for e in writing + recalling)
