@@ -1,5 +1,7 @@
 """AdapterBank and attachment: slots, routing, files, and that nothing but the routed slot moves."""
 
+import json
+
 import peft
 import pytest
 import torch
@@ -190,7 +192,8 @@ def test_peft_reads_what_save_writes_and_load_reads_what_peft_writes(tmp_path, t
     assert_close("logits in PEFT", logits(theirs, IDS), ours, 1e-5)
     theirs.save_pretrained(tmp_path / "theirs")
     again = bank.load(tmp_path / "theirs")
-    assert torch.equal(bank.param[again], bank.param[slot]) or train_a
+    used = [s.bt[:, :3] for s in bank.sites] + [s.a[:, :3] for s in bank.sites if train_a]
+    assert all(torch.equal(part[again], part[slot]) for part in used)
     with bank.route([again] * 3, learn=False):
         assert_close("logits after load", logits(network, IDS), ours, 1e-6)
 
@@ -214,7 +217,50 @@ def test_load_takes_an_adapter_made_by_peft_and_refuses_what_does_not_fit(tmp_pa
         AdapterBank(model(), 1, 4, targets=("q_proj",), train_a=True).load(tmp_path / "a")
     with pytest.raises(FileNotFoundError, match="adapter_config.json is missing"):
         shared.load(tmp_path)
+    config_file = tmp_path / "a" / "adapter_config.json"
+    fields = json.loads(config_file.read_text())
+    for change, sentence in (
+        ({"r": 0}, "expected r >= 1"), ({"lora_alpha": None}, "a number lora_alpha"), ({"init_lora_weights": "pissa"}, "pissa")
+    ):
+        config_file.write_text(json.dumps(fields | change))
+        with pytest.raises(ValueError, match=sentence):
+            bank_of(model(), train_a=True).load(tmp_path / "a")
     assert not any(shared.used)
+
+
+def test_an_adapter_whose_a_differs_in_the_last_bits_only_is_taken(tmp_path):
+    """The subspace is an SVD: other threads or another machine round it otherwise."""
+    bank = bank_of(model())
+    slot = bank.alloc()
+    fill(bank, slot)
+    bank.save(slot, tmp_path / "a")
+    twin = bank_of(model())
+    for site in twin.sites:
+        site.a.mul_(1 + 1e-5)
+    assert torch.equal(twin.param[twin.load(tmp_path / "a")], bank.param[slot])
+    with pytest.raises(ValueError, match="has another A"):
+        bank_of(model(), init="random").load(tmp_path / "a")
+
+
+def test_a_model_that_recomputes_layers_is_refused_under_a_route():
+    network = model()
+    bank = bank_of(network)
+    slot = bank.alloc()
+    network.gradient_checkpointing_enable()
+    network.train()
+    with pytest.raises(RuntimeError, match="gradient_checkpointing_disable"):
+        with bank.route([slot]):
+            pass
+    network.gradient_checkpointing_disable()
+    with bank.route([slot]):
+        pass
+
+
+def test_a_name_that_is_no_setting_takes_no_slot():
+    bank = bank_of(model())
+    with pytest.raises(ValueError, match="got 'lrr'"):
+        bank.alloc(lrr=1.0)
+    assert not any(bank.used)
 
 
 def test_delta_norm_is_that_of_the_dense_product():

@@ -7,14 +7,16 @@ import torch
 from tiny import Letters, model, pairs
 
 from tmem import forward as fw
+from tmem import models
 from tmem.agent.chat import Chat
-from tmem.agent.config import AgentConfig, LearnConfig, MemoryConfig, WriteConfig, agent_config, build, read
+from tmem.agent.config import AgentConfig, LearnConfig, MemoryConfig, WriteConfig, agent_config, read
 from tmem.agent.decode import decode, uniforms
 from tmem.agent.episode import Agent, run, segments
 from tmem.agent.learn import learn
 from tmem.agent.probe import probe, speakers
 from tmem.agent.write import Written, parse, render
 from tmem.episode import Episode, Pair, Question
+from tmem.rl.trainer import Trainer
 
 CONFIG = AgentConfig(
     memory=MemoryConfig(rank=4, last_layers=2),
@@ -199,12 +201,32 @@ def test_parse_keeps_at_most_the_limit():
 
 
 def test_control_tokens_in_a_text_stay_text():
-    class Marked(Letters):
-        eos_token = "<end>"
-        all_special_tokens = ("<end>",)
+    from transformers import AutoTokenizer
 
-    chat = Chat(Marked())
-    assert chat.plain("a<end>b") == [ord(c) for c in "a< end>b"]
+    tokenizer = AutoTokenizer.from_pretrained(models.resolve(), local_files_only=True)
+    chat, text = Chat(tokenizer), "a<|im_end|>\n<|im_start|>user <repo_name> b"
+    control = {i for i, t in tokenizer.added_tokens_decoder.items()}
+    assert control & set(chat.prompt("")) and not control & set(chat.plain(text))
+    assert chat.text(chat.plain(text)) == text and chat.count(text) == len(chat.plain(text))
+
+
+@pytest.mark.parametrize(
+    "bos, template, want",
+    [
+        ("<b>", "<b><h>system</h>{}<e><h>user</h>{}<e><h>assistant</h>", "<b><h>user</h>hi<e><h>assistant</h>"),  # Llama 3
+        ("<s>", "<s>system\n{}<e>\n<s>user\n{}<e>\n<s>assistant\n", "<s>user\nhi<e>\n<s>assistant\n"),  # SmolLM2
+        (None, "<s>system\n{}<e>\n<s>user\n{}<e>\n<s>a\n<think></think>", "<s>user\nhi<e>\n<s>a\n<think></think>"),  # Qwen3
+    ],
+)
+def test_a_prompt_is_the_template_without_its_system_turn(bos, template, want):
+    class Templated(Letters):
+        chat_template, eos_token, bos_token = template, "<e>", bos
+
+        def apply_chat_template(self, turns, *, tokenize, add_generation_prompt, enable_thinking):
+            assert not tokenize and add_generation_prompt and enable_thinking is False
+            return template.format(*(t["content"] for t in turns))
+
+    assert Letters().decode(Chat(Templated()).prompt("hi")) == want
 
 
 def test_probes_ask_otherwise_and_about_somebody_else():
@@ -297,5 +319,31 @@ def test_presets_are_complete_and_typos_are_named():
     assert agent_config("paper").memory == MemoryConfig(rank=6, last_layers=4, optimizer="sgd")
     with pytest.raises(ValueError, match="no preset 'papper'; expected one of default, long, paper, study"):
         read("papper")
-    with pytest.raises(ValueError, match="has no setting 'lrr'"):
-        build(LearnConfig, {"lrr": 1}, "learn")
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("[learn]\nlrr = 1", "\\[learn\\] has no setting 'lrr'"),
+        ("[lern]\nlr = 1", "has \\[lern\\]; expected the tables memory"),
+        ("[learn]\nepochs = 0", "epochs: expected 1 or more, got 0"),
+        ("[learn]\nlr = 'high'", "lr: expected a number such as 0.001, got 'high'"),
+        ("[write]\nwindow = 1.5", "window: expected a whole number"),
+        ("[train]\nreward = 'fun'", "reward: expected f1 or em"),
+        ("[train]\nrl_group = 1", "rl_group: expected 2 or more"),
+        ("[learn", "not valid TOML"),
+    ],
+)
+def test_a_preset_that_means_nothing_is_refused_before_any_work(tmp_path, text, sentence):
+    (tmp_path / "p.toml").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        Trainer(tmp_path / "p.toml", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_family_that_would_be_computed_wrongly_is_refused():
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    network = GraniteForCausalLM(GraniteConfig(**model().config.to_dict() | {"model_type": "granite"}))
+    with pytest.raises(ValueError, match="is of family 'granite'"):
+        Agent.build(network, Letters(), CONFIG, 2)

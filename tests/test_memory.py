@@ -34,6 +34,10 @@ def test_a_saved_memory_answers_the_same_and_forget_forgets(taught, tmp_path):
     questions = [p for _, _, p in FACTS[:4]]
     assert [again.ask(q) for q in questions] == [memory.ask(q) for q in questions]
     assert again.pairs == memory.pairs and len(again.pairs) == 16
+    record = (tmp_path / "m/tmem.json").read_text()
+    (tmp_path / "m/tmem.json").write_text(record.replace('"init": "sigma"', '"init": "random"'))
+    with pytest.raises(ValueError, match="was made with init random"):
+        Memory.from_pretrained(path=str(tmp_path / "m"))
     again.forget()
     assert not again.pairs and again.agent.bank.delta_norm(again.slot) == 0.0
     assert [again.ask(q) for q in questions] != [memory.ask(q) for q in questions]
@@ -47,6 +51,24 @@ def test_observe_writes_when_the_window_is_full_and_lets_go_of_the_text(taught):
     assert entry.segment.startswith("Petra:")
     memory.write()
     assert memory._context == [] and memory.write() == []
+
+
+def test_an_interrupted_write_keeps_the_text(taught, monkeypatch):
+    memory, _ = taught
+    waiting = "Petra: I saw a heron today.\n" * 60
+    with monkeypatch.context() as patch:
+        patch.setattr("tmem.memory.decode", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            memory.observe(waiting)
+    assert "".join("\n".join(memory._context).split()) == "".join(waiting.split())
+    memory._context = []
+
+
+def test_of_contradicting_answers_the_last_is_learned(taught):
+    memory, _ = taught
+    memory.forget()
+    memory.learn([("What is Ada's job?", "pilot"), ("what is Ada's job", "baker")])
+    assert [p.answer for p in memory.pairs] == ["baker"] and memory.ask("What is Ada's job?") == "baker"
 
 
 def test_bad_input_is_named(taught):

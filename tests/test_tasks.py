@@ -15,7 +15,7 @@ import pytest
 from tmem import tasks
 from tmem.tasks import Question, locomo, metrics, stream
 
-LOCOMO = Path(__file__).parents[2] / "shared/data/locomo/locomo5.json"
+LOCOMO = Path(os.environ.get("TMEM_LOCOMO", Path(__file__).parents[2] / "shared/data/locomo/locomo5.json"))
 SEEDS = range(40)
 SETTINGS = list(product(stream.SPLITS, stream.DIFFICULTIES))
 PHRASINGS = ("said", "told", "changed", "pair", "ask", "plain", "pair_date", "ask_date", "plain_date")

@@ -55,6 +55,8 @@ def test_an_interrupted_eval_keeps_the_methods_it_finished(tmem, tmp_path, monke
         assert tmem(*words, "--resume").exit_code == 0
     found = json.loads((tmp_path / "OUT2/results.json").read_text())
     assert found["questions"] == whole["questions"] and list(found["methods"]) == ["none", "retrieval"]
+    over = tmem(*words)
+    assert over.exit_code == 2 and "already holds results" in over.output
     other = tmem(*words, "--resume", "--seed", "1")
     assert other.exit_code == 2 and "other settings (seed)" in other.output
 

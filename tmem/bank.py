@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,6 @@ from .attach import Route, attach, detach, find_sites
 from .init import make_a
 
 MLP = ("gate_proj", "up_proj", "down_proj")
-HYPER = ("lr", "beta1", "beta2", "eps", "weight_decay", "clip")
 OPTIMIZERS = ("adamw", "sgd")
 _PAD = 64  # elements: every D stride, site offset and P are multiples of it
 
@@ -93,7 +93,7 @@ class AdapterBank:
         self.step_count = torch.zeros(slots, dtype=torch.int32, device=device)
         self.rank = torch.zeros(slots, dtype=torch.int32, device=device)
         self.scale = torch.ones(slots, dtype=torch.float32, device=device)
-        self.hyper = torch.zeros(slots, len(HYPER), dtype=torch.float64, device=device)
+        self.hyper = torch.zeros(slots, len(ops.HYPER), dtype=torch.float64, device=device)
         self.version = [0] * slots  # raised by everything that writes a row
         self.used = [False] * slots
         self.current_route: Route | None = None
@@ -169,13 +169,13 @@ class AdapterBank:
         self._check(slot, "configure")
         self._known(hyper)
         for name, value in hyper.items():
-            self.hyper[slot, HYPER.index(name)] = value
+            self.hyper[slot, ops.HYPER.index(name)] = value
 
     @staticmethod
     def _known(hyper: dict[str, float]) -> None:
         for name in hyper:
-            if name not in HYPER:
-                raise ValueError(f"configure: expected some of {', '.join(HYPER)}, got {name!r}.")
+            if name not in ops.HYPER:
+                raise ValueError(f"configure: expected some of {', '.join(ops.HYPER)}, got {name!r}.")
 
     def fork(self, slot: int) -> int:
         """A new slot that starts as an exact copy of `slot`: weights, moments, step, rank, scale, hyper-parameters."""
@@ -282,12 +282,15 @@ class AdapterBank:
 
     # files ---------------------------------------------------------------------------------------------------------
 
-    def save(self, slot: int, path: str | Path) -> None:
-        """Write the slot as a PEFT adapter folder that `peft.PeftModel.from_pretrained` loads; atomic."""
+    def save(self, slot: int, path: str | Path, extra: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Write the slot as a PEFT adapter folder that `peft.PeftModel.from_pretrained` loads; atomic.
+
+        extra   further text files of the folder, by name
+        """
         from .peft_io import save_peft
 
         self._check(slot, "save")
-        save_peft(self, slot, Path(path))
+        save_peft(self, slot, Path(path), extra)
 
     def load(self, path: str | Path) -> int:
         """Read a PEFT LoRA adapter folder into a new slot and return it.

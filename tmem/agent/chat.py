@@ -18,11 +18,15 @@ class Chat:
                 [{"role": "system", "content": ""}, {"role": "user", "content": _MARK}],
                 tokenize=False,
                 add_generation_prompt=True,
+                enable_thinking=False,  # templates that do not know it ignore it
             )
             before, after = text.split(_MARK)
             closing = tokenizer.eos_token or ""
             if closing and closing in before:  # drop the system turn: everything up to its closing token and newline
-                before = before.rsplit(closing, 1)[1].lstrip("\n")
+                whole, before = before, before.rsplit(closing, 1)[1].lstrip("\n")
+                opening = tokenizer.bos_token or ""
+                if opening and whole.startswith(opening) and not before.startswith(opening):
+                    before = opening + before  # a model that was taught with it answers badly without it
         else:
             before, after = "User: ", "\nAssistant: "
         self._before, self._after = self._ids(before), self._ids(after)
@@ -32,15 +36,12 @@ class Chat:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def prompt(self, text: str) -> list[int]:
-        """Token ids of a user turn with `text`, ready for the assistant's answer. Control tokens inside are neutralised."""
+        """Token ids of a user turn with `text`, ready for the assistant's answer."""
         return self._before + self.plain(text) + self._after
 
     def plain(self, text: str) -> list[int]:
         """Token ids of ordinary text: a control token spelled out in it stays ordinary characters."""
-        for token in self.tokenizer.all_special_tokens:
-            if token in text:
-                text = text.replace(token, token.replace("<", "< "))
-        return self._ids(text)
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an assistant's answer, with its closing token."""
@@ -52,11 +53,11 @@ class Chat:
 
     def clip(self, text: str, tokens: int, *, keep: str = "end") -> str:
         """The last (`keep="end"`) or first `tokens` tokens of `text`; the text itself if it is shorter."""
-        ids = self._ids(text)
+        ids = self.plain(text)
         if len(ids) <= tokens:
             return text
         return self.tokenizer.decode(ids[-tokens:] if keep == "end" else ids[:tokens])
 
     def count(self, text: str) -> int:
         """Length of `text` in tokens."""
-        return len(self._ids(text))
+        return len(self.plain(text))

@@ -16,6 +16,8 @@ else:
     import tomli as tomllib
 
 PRESETS = Path(__file__).parent.parent / "presets"
+TABLES = ("memory", "learn", "write", "answer", "train")
+ZERO = ("seed", "rehearse", "warm_steps", "warm_plain", "rl_steps")  # whole numbers that may be 0; the others may not
 
 
 @dataclass(frozen=True)
@@ -55,35 +57,52 @@ class AgentConfig:
 
 
 def read(name: str | Path) -> dict:
-    """The tables of a preset, by name (`default`, `paper`, `study`) or by the path of a .toml file.
+    """The tables of a preset, by its name in tmem/presets or by the path of a .toml file.
 
-    Raises ValueError naming the presets that exist, or the line of a syntax error.
+    Raises ValueError naming the presets that exist, the line of a syntax error, or a table that means nothing.
     """
     path = Path(name) if str(name).endswith(".toml") else PRESETS / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
         raise ValueError(f"preset: no preset {str(name)!r}; expected one of {known}, or the path of a .toml file.")
     try:
-        return tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"preset: {path} is not valid TOML: {error}.") from error
+    unknown = [t for t in tables if t not in TABLES]
+    if unknown:
+        raise ValueError(f"preset: {path} has [{unknown[0]}]; expected the tables {', '.join(TABLES)}.")
+    return tables
 
 
 def build(kind: type, table: dict, where: str):
     """A config dataclass from a TOML table; nested dataclasses from sub-tables. Raises ValueError for an unknown key."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    defaults = kind()
     values = {}
     for key, value in table.items():
-        if key not in fields:
-            raise ValueError(f"preset: [{where}] has no setting {key!r}; expected some of {', '.join(fields)}.")
-        default = fields[key].default_factory if fields[key].default_factory is not dataclasses.MISSING else None
+        if not hasattr(defaults, key):
+            known = ", ".join(f.name for f in dataclasses.fields(kind))
+            raise ValueError(f"preset: [{where}] has no setting {key!r}; expected some of {known}.")
+        default = getattr(defaults, key)
         if dataclasses.is_dataclass(default):
-            value = build(default, value, f"{where}.{key}")
-        values[key] = tuple(value) if isinstance(value, list) else value
+            value = build(type(default), value, key)
+        value = tuple(value) if isinstance(value, list) else value
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(default):
+            raise ValueError(f"preset: [{where}] {key}: expected {_article(default)} such as {default!r}, got {value!r}.")
+        least = 0 if isinstance(default, float) or key in ZERO else 1
+        if type(value) in (int, float) and not least <= value < float("inf"):
+            raise ValueError(f"preset: [{where}] {key}: expected {least} or more, got {value!r}.")
+        values[key] = value
     return kind(**values)
+
+
+def _article(value) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", tuple: "a list"}
+    return names.get(type(value), "a table")
 
 
 def agent_config(name: str | Path = "default") -> AgentConfig:
     """The [memory], [learn], [write] and [answer] tables of a preset."""
-    known = {f.name for f in dataclasses.fields(AgentConfig)}
-    return build(AgentConfig, {k: v for k, v in read(name).items() if k in known}, "agent")
+    return build(AgentConfig, {k: v for k, v in read(name).items() if k != "train"}, "agent")

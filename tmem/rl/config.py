@@ -31,3 +31,14 @@ class TrainConfig:
     eval_episodes: int = 24
     eval_split: str = "test"
     save_every: float = 180.0  # seconds between checkpoints inside a phase
+
+    def __post_init__(self):
+        if self.reward not in ("f1", "em"):
+            raise ValueError(f"preset: [train] reward: expected f1 or em, got {self.reward!r}.")
+        if self.rl_steps and self.rl_group < 2:
+            raise ValueError("preset: [train] rl_group: expected 2 or more; alone in its group a rollout has no advantage.")
+        if self.eval_split not in ("dev", "test") or self.difficulty not in (1, 2, 3):
+            raise ValueError(
+                f"preset: [train]: expected eval_split dev or test and difficulty 1, 2 or 3, "
+                f"got {self.eval_split!r} and {self.difficulty!r}."
+            )

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from .. import models, tasks
-from ..agent.config import AgentConfig, build, read
+from ..agent.config import agent_config, build, read
 from ..agent.episode import Agent, Rollout, run
 from ..agent.log import readable
 from ..folders import atomic_file
@@ -51,8 +51,7 @@ class Trainer:
     def __init__(self, preset: str, out: Path, *, model: str | None = None, resume: bool = False, **overrides):
         tables = read(preset)
         self.config = dataclasses.replace(build(TrainConfig, tables.get("train", {}), "train"), **overrides)
-        agent = {k: v for k, v in tables.items() if k in ("memory", "learn", "write", "answer")}
-        self.agent_config = build(AgentConfig, agent, "agent")
+        self.agent_config = agent_config(preset)
         self.preset, self.out, self.model_name = str(preset), out, model
         self.state_file = out / "state.json"
         self.state = {
