@@ -41,7 +41,11 @@ class LearnConfig:
 
 @dataclass(frozen=True)
 class Learned:
-    """What one update did to one slot: mean answer-token loss (nats) before and after, ‖ΔW‖_F, and if it was kept."""
+    """What one update did to one slot: mean answer-token loss (nats), ‖ΔW‖_F, and if it was kept.
+
+    `loss_before` is taken in the first epoch: each minibatch's before its own step, but after those of the minibatches
+    before it. `loss_after` is taken when all is done.
+    """
 
     loss_before: float
     loss_after: float

@@ -24,7 +24,7 @@ class Scores:
     em: float
     intrusion: float
     pairs_per_write: float
-    malformed: int
+    dropped: int  # lines and pairs that the parser left out, for whatever reason
     recall: float  # share of the gold pairs of the stream that were written: same answer, same person
 
 
@@ -45,7 +45,7 @@ def scores(task: str, rollout: Rollout) -> Scores:
     return Scores(
         **mean,
         pairs_per_write=len(rollout.pairs) / max(1, len(rollout.log)),
-        malformed=sum(e.written.dropped for e in rollout.log),
+        dropped=sum(e.written.dropped for e in rollout.log),
         recall=recall(rollout.pairs, gold),
     )
 

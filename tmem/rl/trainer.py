@@ -5,6 +5,9 @@ The phases run in order; what is done is kept in the output folder after each, s
     warm      supervised steps on generated episodes, then evaluate
     rl        GRPO from the warm start, then evaluate
     sft       from the warm start again, supervised steps for as many seconds as RL took, then evaluate
+
+A, the subspace of Δ, is that of the model as it came, in all phases. A bank built later on the saved model takes A from
+the trained weights, so `tmem eval --model OUT/rl` differs from the summary by as much as the two subspaces do.
 """
 
 from __future__ import annotations
@@ -185,7 +188,7 @@ class Trainer:
             reward=float(rewards.mean()),
             reward_std_in_group=float(rewards.std(1, correction=0).mean()),
             dead_groups=float((rewards.amax(1) == rewards.amin(1)).float().mean()),
-            malformed=sum(s.malformed for s in results),
+            dropped=sum(s.dropped for s in results),
             rolled_back=sum(not e.learned.kept for r in rollouts for e in r.log),
             loss=replayed.loss, ratio_off=replayed.ratio_off, clipped=replayed.clipped, grad_norm=norm,
             tokens_per_s=generated / seconds, seconds_sampling=sampled - start, seconds_update=seconds - (sampled - start),
@@ -194,7 +197,7 @@ class Trainer:
         self.progress.phase(
             "rl", self.state["step"], config.rl_steps,
             f"reward {rewards.mean():.2f}  pairs/write {mean['pairs_per_write']:.1f}  "
-            f"dropped {sum(s.malformed for s in results)}  recall {mean['recall']:.2f}  {generated / seconds:.0f} tokens/s",
+            f"dropped {sum(s.dropped for s in results)}  recall {mean['recall']:.2f}  {generated / seconds:.0f} tokens/s",
         )
 
     # evaluation ----------------------------------------------------------------------------------------------------
