@@ -50,6 +50,7 @@ def train(preset: str, out: Path, *, model: str | None, resume: bool, **override
     """Run the trainer under a progress bar; print the table of the four phases and write the summary and the curve."""
     from .rl import trainer as rl
 
+    machine = report.machine()  # at the start: the commit that runs, not the one checked out when it ends
     trainer = rl.Trainer(preset, out, model=model, resume=resume, **overrides)
     bars: dict[str, int] = {}
     with _stop_on_ctrl_c() as asked, _bar() as progress:
@@ -64,7 +65,7 @@ def train(preset: str, out: Path, *, model: str | None, resume: bool, **override
         except rl.Interrupted:
             console.print(f"stopped; go on with: tmem train --preset {preset} --out {out} --resume")
             raise SystemExit(130) from None
-    summary["machine"] = report.machine()
+    summary["machine"] = machine
     write_json(out / "summary.json", summary)
     title = f"tmem train --preset {preset}, {summary['n_episodes']} held-out episodes"
     report.curve(out / "curve.png", report.read_jsonl(out / "metrics.jsonl"), title=title)
@@ -110,7 +111,7 @@ def _print_phases(summary: dict) -> None:
 
 def evaluate(task: str, methods: list[str], out: Path, **options) -> None:
     """Run an evaluation under a progress bar; print its table and write the chart."""
-    start = time.perf_counter()
+    start, machine = time.perf_counter(), report.machine()
     bars: dict[str, int] = {}
     with _bar() as progress:
 
@@ -125,7 +126,7 @@ def evaluate(task: str, methods: list[str], out: Path, **options) -> None:
         results = evaluation.evaluate(task, methods, out, watch=watch, **options)
         for bar in bars.values():
             progress.update(bar, completed=1, total=1, note="")
-    results["machine"] = report.machine()
+    results["machine"] = machine
     results["wall_seconds"] = round(time.perf_counter() - start, 1)
     write_json(out / "results.json", results)
     title = _title(results)
