@@ -6,13 +6,14 @@ import pytest
 import torch
 from tiny import Letters, model, pairs
 
+import tmem.agent.episode as loop
 from tmem import forward as fw
 from tmem import models
 from tmem.agent.chat import Chat
 from tmem.agent.config import AgentConfig, LearnConfig, MemoryConfig, WriteConfig, agent_config, read
 from tmem.agent.decode import decode, uniforms
 from tmem.agent.episode import Agent, run, segments
-from tmem.agent.learn import learn
+from tmem.agent.learn import Learned, learn
 from tmem.agent.probe import probe, speakers
 from tmem.agent.write import Written, parse, render
 from tmem.episode import Episode, Pair, Question
@@ -276,17 +277,12 @@ def test_the_loop_gives_an_episode_the_same_life_alone_and_among_others():
     assert [len(r.log) for r in together] == [len(segments(Chat(Letters()), e.chunks, 80)) for e in EPISODES]
 
 
-def test_every_action_carries_the_delta_that_produced_it():
+def test_every_action_carries_the_delta_that_produced_it(monkeypatch):
     """Scoring an action again under its snapshot gives the log-probabilities it was sampled with."""
     agent = agent_of(slots=1)
-    teach = {"write": Pair("who?", "me")}
-    import tmem.agent.episode as loop
-
-    parsed, loop.parse = loop.parse, lambda *a, **k: Written([teach["write"]])
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "parse", lambda *_, **__: Written([Pair("who?", "me")]))
         (rollout,) = run(agent, EPISODES[2:], ["k"], temperature=1.0, trace=True)
-    finally:
-        loop.parse = parsed
     deltas = [a.delta for a in rollout.actions]
     assert deltas[0] is None and all(d is not None for d in deltas[1:])
     for action in rollout.actions:
@@ -300,6 +296,21 @@ def test_every_action_carries_the_delta_that_produced_it():
         n = len(action.prompt)
         again = logp[torch.arange(n - 1, len(ids) - 1), torch.tensor(action.generation.ids)]
         assert torch.tensor(action.generation.logprobs).allclose(again, atol=1e-4)
+
+
+def test_what_a_rolled_back_write_learned_is_not_rehearsed(monkeypatch):
+    agent = agent_of(slots=1, config=dataclasses.replace(CONFIG, learn=dataclasses.replace(CONFIG.learn, rehearse=8)))
+    jobs = []
+
+    def learned(model, bank, batch, chat, config):
+        jobs.extend([p.question for p in pairs] for _, pairs in batch)
+        return [Learned(1.0, 2.0, 0.0, len(jobs) != 2, "the loss rose") for _ in batch]
+
+    monkeypatch.setattr(loop, "parse", lambda *_, **__: Written([Pair(f"who {len(jobs)}?", "me")]))
+    monkeypatch.setattr(loop, "learn", learned)
+    (rollout,) = run(agent, EPISODES[2:], ["k"])
+    assert jobs[:3] == [["who 0?"], ["who 0?", "who 1?"], ["who 0?", "who 2?"]]
+    assert [p.question for p in rollout.pairs[:3]] == ["who 0?", "who 1?", "who 2?"]
 
 
 def test_slots_are_given_back_even_when_an_episode_fails():
