@@ -32,7 +32,7 @@ class Letters:
     eos_token, eos_token_id = "\x00", 0
     bos_token = None
 
-    def __call__(self, text, add_special_tokens=False, split_special_tokens=False):
+    def __call__(self, text, add_special_tokens=False, split_special_tokens=False, verbose=True):
         return {"input_ids": [min(ord(c), 159) for c in text]}
 
     def decode(self, ids, skip_special_tokens=False):

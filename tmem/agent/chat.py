@@ -33,7 +33,7 @@ class Chat:
         self.end: int = tokenizer.eos_token_id
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def prompt(self, text: str) -> list[int]:
         """Token ids of a user turn with `text`, ready for the assistant's answer."""
@@ -41,7 +41,7 @@ class Chat:
 
     def plain(self, text: str) -> list[int]:
         """Token ids of ordinary text: a control token spelled out in it stays ordinary characters."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an assistant's answer, with its closing token."""
