@@ -308,7 +308,8 @@ def test_what_a_rolled_back_write_learned_is_not_rehearsed(monkeypatch):
 
     monkeypatch.setattr(loop, "parse", lambda *_, **__: Written([Pair(f"who {len(jobs)}?", "me")]))
     monkeypatch.setattr(loop, "learn", learned)
-    (rollout,) = run(agent, EPISODES[2:], ["k"])
+    episode = Episode("e", EPISODES[2].chunks * 2, ((),) * 8, EPISODES[2].questions)
+    (rollout,) = run(agent, [episode], ["k"])
     assert jobs[:3] == [["who 0?"], ["who 0?", "who 1?"], ["who 0?", "who 2?"]]
     assert [p.question for p in rollout.pairs[:3]] == ["who 0?", "who 1?", "who 2?"]
 
