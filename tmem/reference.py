@@ -16,6 +16,9 @@ Rounding.
 Order. A sum never crosses segments, and a slot's segments are added to g one after another. A kernel may choose the
 order inside a segment's sum, but only by D, R, the dtype and the segment itself, never by what else is in the batch.
 The order here is torch.matmul's, which may also depend on strides and threads; the C++ kernels' does not.
+
+Plan. What kernels on a GPU need to know about the segments, made once per batch by lora_plan and shared by all layers.
+Every op builds it by itself where it is not given; the CPU's kernels and these formulas do without.
 """
 
 import torch
@@ -23,6 +26,33 @@ from torch import Tensor
 
 HYPER = ("lr", "beta1", "beta2", "eps", "weight_decay", "clip")
 """Columns of `hyper`. clip > 0 limits the norm of a row's gradient, 0 = off. SGD reads lr, weight_decay and clip."""
+
+
+TILE = 32
+"""Rows of one tile of a plan."""
+
+
+def lora_plan(seg_off: Tensor, seg_slot: Tensor, rank: Tensor, rows: int) -> Tensor:
+    """The tiles of all segments and the segments of all slots, in one int32 tensor:
+
+    count [1] | tile_seg [T] | tile_row [T] | slot_ptr [S+1] | seg_order [G],  T = ceil(rows/TILE) + G.
+    Tile t < count covers TILE rows from tile_row[t] on, as far as its segment tile_seg[t] reaches. Slot s owns the segments
+    seg_order[slot_ptr[s] : slot_ptr[s+1]], in the order of the batch, empty ones left out. The rest is zero.
+    """
+    offsets, ranks, slots = seg_off.tolist(), rank.tolist(), seg_slot.tolist()
+    tiles = [(g, row) for g in range(len(slots)) for row in range(offsets[g], offsets[g + 1], TILE)]
+    most = -(-rows // TILE) + len(slots)
+    owned = [
+        [g for g, owner in enumerate(slots) if owner == s and r > 0 and offsets[g + 1] > offsets[g]]
+        for s, r in enumerate(ranks)
+    ]
+    plan = [len(tiles)]
+    for part in zip(*tiles) if tiles else ((), ()):
+        plan += [*part] + [0] * (most - len(tiles))
+    ends = [sum(map(len, owned[:s])) for s in range(len(ranks) + 1)]
+    order = sum(owned, [])
+    plan += ends + order + [0] * (len(slots) - len(order))
+    return torch.tensor(plan, dtype=torch.int32, device=seg_off.device)
 
 
 def _accumulator(x: Tensor) -> torch.dtype:
@@ -41,7 +71,9 @@ def _factor(f: Tensor, slot: int, r: int, dtype: torch.dtype) -> Tensor:
     return f[slot if f.shape[0] > 1 else 0, :r].to(dtype)
 
 
-def lora_shrink(v: Tensor, f: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor) -> Tensor:
+def lora_shrink(
+    v: Tensor, f: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor, plan: Tensor | None = None
+) -> Tensor:
     """z[m,j] = scale[slot]·Σ_d v[m,d]·f[slot,j,d] for j < rank[slot], else 0.  v [M,D] -> z [M,R]."""
     acc = _accumulator(v)
     z = v.new_zeros(v.shape[0], f.shape[1], dtype=acc)
@@ -50,7 +82,17 @@ def lora_shrink(v: Tensor, f: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: T
     return z
 
 
-def lora_expand_(o: Tensor, z: Tensor, f: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor) -> None:
+def lora_shrink_multi(
+    v: Tensor, f: list[Tensor], seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor,
+    plan: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`lora_shrink` through each of P factors that read the same rows.  v [M,D], P times f -> z [P,M,R]."""
+    return torch.stack([lora_shrink(v, one, seg_off, seg_slot, rank, scale) for one in f])
+
+
+def lora_expand_(
+    o: Tensor, z: Tensor, f: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None
+) -> None:
     """o[m,d] += Σ_{j<rank[slot]} z[m,j]·f[slot,j,d], in place.  z [M,R], o [M,D]."""
     acc = _accumulator(z)
     for lo, hi, slot, r in _segments(seg_off, seg_slot, rank):
@@ -58,22 +100,35 @@ def lora_expand_(o: Tensor, z: Tensor, f: Tensor, seg_off: Tensor, seg_slot: Ten
         rows.copy_(rows.to(acc) + z[lo:hi, :r] @ _factor(f, slot, r, acc))
 
 
-def lora_gram_(g: Tensor, z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor) -> None:
+def lora_gram_(
+    g: Tensor, z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None
+) -> None:
     """g[slot,j,d] += Σ_{m in slot} z[m,j]·v[m,d] for j < rank[slot], in place.  z [M,R], v [M,D], g [S,R,D]."""
     for lo, hi, slot, r in _segments(seg_off, seg_slot, rank):
         g[slot, :r] += z[lo:hi, :r].T @ v[lo:hi].to(z.dtype)
 
 
-def lora_gram(z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor) -> Tensor:
+def lora_gram(
+    z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None
+) -> Tensor:
     """`lora_gram_` onto zeros.  -> g [S,R,D] in z's dtype."""
     g = z.new_zeros(rank.shape[0], z.shape[1], v.shape[1])
     lora_gram_(g, z, v, seg_off, seg_slot, rank)
     return g
 
 
+def lora_backward_(
+    g: Tensor, z: Tensor, dy: Tensor, bt: Tensor,
+    seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor, plan: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """What needs dy: g += gram(z, dy) in place, and dz = shrink(dy, bt).  dy [M,N], bt [S,R,N] -> dz [M,R]."""
+    lora_gram_(g, z, dy, seg_off, seg_slot, rank)
+    return lora_shrink(dy, bt, seg_off, seg_slot, rank, scale)
+
+
 def lora_linear(
     x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, bt: Tensor,
-    seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor,
+    seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor, plan: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y = x Wᵀ + bias + expand(z, bt) with z = shrink(x, a).  w [N,K], a [S|1,R,K], bt [S,R,N]."""
     y = torch.nn.functional.linear(x, w, bias).contiguous()
@@ -82,9 +137,19 @@ def lora_linear(
     return y, z
 
 
+def lora_decode_(
+    y: Tensor, x: Tensor, a: Tensor, bt: Tensor, row_slot: Tensor, rank: Tensor, scale: Tensor
+) -> None:
+    """y[m] += expand(shrink(x[m], a), bt) with slot row_slot[m], in place; -1: none.  x [M,K], y [M,N], row_slot [M]."""
+    seg_off = torch.arange(len(row_slot) + 1)
+    z = lora_shrink(x, a, seg_off, row_slot, rank, scale)
+    lora_expand_(y, z, bt, seg_off, row_slot, rank)
+
+
 def bank_step_(
-    param: Tensor, grad: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor, hyper: Tensor, active: Tensor
-) -> Tensor:
+    param: Tensor, grad: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor, hyper: Tensor, active: Tensor,
+    copy: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """One optimizer step of the active rows. param, grad, m, v [S,P]; step, active [S]; hyper [S,6] -> norms fp32 [S].
 
     n = ‖grad‖;  g = grad·min(1, clip/(n + 1e-6)) if clip > 0;  grad = 0;  t = step + 1
@@ -92,6 +157,7 @@ def bank_step_(
     AdamW             :  m = m + (1-β1)(g - m);  v = β2·v + (1-β2)·g²
                          param = param·(1 - lr·wd) - lr/(1-β1ᵗ) · m / (√v/√(1-β2ᵗ) + eps)
     A row whose norm is not finite in fp32 loses its gradient and keeps everything else, step included.
+    copy bf16 [S,P], if given, receives the new parameters of the rows that moved, rounded to nearest even.
     """
     norms = torch.zeros(param.shape[0], dtype=torch.float32, device=param.device)
     for s in active.nonzero().flatten().tolist():
@@ -109,12 +175,21 @@ def bank_step_(
         p *= 1 - lr * decay
         if m is None:
             p -= lr * g
-            continue
-        m[s] += (1 - beta1) * (g - m[s])
-        v[s] *= beta2
-        v[s] += (1 - beta2) * (g * g)
-        p -= lr / (1 - beta1**t) * (m[s] / (v[s].sqrt() / (1 - beta2**t) ** 0.5 + eps))
+        else:
+            m[s] += (1 - beta1) * (g - m[s])
+            v[s] *= beta2
+            v[s] += (1 - beta2) * (g * g)
+            p -= lr / (1 - beta1**t) * (m[s] / (v[s].sqrt() / (1 - beta2**t) ** 0.5 + eps))
+        if copy is not None:
+            copy[s] = p
     return norms
+
+
+def bank_copy_(matrices: list[Tensor], source: Tensor, target: Tensor) -> None:
+    """Row target[i] of every matrix becomes its row source[i], or zero where source[i] is -1.  matrices [S,...]."""
+    for matrix in matrices:
+        for s, t in zip(source.tolist(), target.tolist()):
+            matrix[t].copy_(matrix[s]) if s >= 0 else matrix[t].zero_()
 
 
 def batched_rsvd(

@@ -40,6 +40,11 @@ class Case:
     scale: Tensor
 
     @property
+    def decode(self) -> tuple[Tensor, ...]:
+        """What lora_decode_ takes after y and x, where every segment is one row."""
+        return self.a, self.bt, self.seg_slot, self.rank, self.scale
+
+    @property
     def seg(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.seg_off, self.seg_slot, self.rank
 

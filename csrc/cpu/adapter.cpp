@@ -1,4 +1,4 @@
-// Launchers of lora_shrink, lora_expand_, lora_gram(_) and lora_linear.
+// Launchers of the adapter ops. A plan, which a GPU needs, is taken and not read.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -82,23 +82,37 @@ static void check_z(const char* op, const Tensor& z, const Tensor& activation) {
   check_size(op, "z", z, 0, activation.size(0));
 }
 
-Tensor lora_shrink(const Tensor& v, const Tensor& f, const Tensor& seg_off, const Tensor& seg_slot, const Tensor& rank,
-                   const Tensor& scale) {
-  const char* op = "lora_shrink";
+// z [factors, rows, ranks] of factors that read the same rows.
+static Tensor shrink(const char* op, const Tensor& v, const std::vector<Tensor>& factors, const Tensor& seg_off,
+                     const Tensor& seg_slot, const Tensor& rank, const Tensor& scale) {
+  STD_TORCH_CHECK(!factors.empty(), op, ": f must hold at least one factor, got none");
   check_activation(op, "v", v);
   check_dim(op, "v", v, 2);
-  check_dim(op, "f", f, 3);
-  const Descriptor descriptor(op, seg_off, seg_slot, rank, v.size(0), f.size(1));
-  check_factor(op, "f", f, descriptor.slots(), f.size(1), v.size(1));
-  const Pair pair = pair_of(op, "f", v, f);
+  check_dim(op, "f", factors[0], 3);
+  const int64_t count = factors.size(), rows = v.size(0), ranks = factors[0].size(1);
+  const Descriptor descriptor(op, seg_off, seg_slot, rank, rows, ranks);
   checked_scale(op, scale, descriptor.slots());
-  const Tensor z = torch::stable::new_empty(v, {v.size(0), f.size(1)}, accumulator(v));
-  run_shrink(pair, descriptor.segments(), readable(v), readable(f), readable(scale), z);
+  for (const Tensor& f : factors) check_factor(op, "f", f, descriptor.slots(), ranks, v.size(1));
+  const Tensor z = torch::stable::new_empty(v, {count, rows, ranks}, accumulator(v));
+  const Tensor lines = readable(v), scales = readable(scale);
+  for (int64_t i = 0; i < count; i++)
+    run_shrink(pair_of(op, "f", v, factors[i]), descriptor.segments(), lines, readable(factors[i]), scales,
+               torch::stable::select(z, 0, i));
   return z;
 }
 
+Tensor lora_shrink(const Tensor& v, const Tensor& f, const Tensor& seg_off, const Tensor& seg_slot, const Tensor& rank,
+                   const Tensor& scale, std::optional<Tensor>) {
+  return torch::stable::select(shrink("lora_shrink", v, {f}, seg_off, seg_slot, rank, scale), 0, 0);
+}
+
+Tensor lora_shrink_multi(const Tensor& v, const std::vector<Tensor>& f, const Tensor& seg_off, const Tensor& seg_slot,
+                         const Tensor& rank, const Tensor& scale, std::optional<Tensor>) {
+  return shrink("lora_shrink_multi", v, f, seg_off, seg_slot, rank, scale);
+}
+
 void lora_expand_(const Tensor& o, const Tensor& z, const Tensor& f, const Tensor& seg_off, const Tensor& seg_slot,
-                  const Tensor& rank) {
+                  const Tensor& rank, std::optional<Tensor>) {
   const char* op = "lora_expand_";
   check_activation(op, "o", o);
   check_dim(op, "o", o, 2);
@@ -119,25 +133,47 @@ static Descriptor check_gram(const char* op, const Tensor& z, const Tensor& v, c
   return Descriptor(op, seg_off, seg_slot, rank, v.size(0), z.size(1));
 }
 
-void lora_gram_(const Tensor& g, const Tensor& z, const Tensor& v, const Tensor& seg_off, const Tensor& seg_slot,
-                const Tensor& rank) {
-  const char* op = "lora_gram_";
-  const Descriptor descriptor = check_gram(op, z, v, seg_off, seg_slot, rank);
+static void check_gradient(const char* op, const Tensor& g, const Tensor& z, const Tensor& v, int64_t slots) {
   check_dtype(op, "g", g, accumulator(v));
   check_dim(op, "g", g, 3);
-  check_size(op, "g", g, 0, descriptor.slots());
+  check_size(op, "g", g, 0, slots);
   check_size(op, "g", g, 1, z.size(1));
   check_size(op, "g", g, 2, v.size(1));
+}
+
+void lora_gram_(const Tensor& g, const Tensor& z, const Tensor& v, const Tensor& seg_off, const Tensor& seg_slot,
+                const Tensor& rank, std::optional<Tensor>) {
+  const char* op = "lora_gram_";
+  const Descriptor descriptor = check_gram(op, z, v, seg_off, seg_slot, rank);
+  check_gradient(op, g, z, v, descriptor.slots());
   Written written(g);
   run_gram(descriptor, written.rows(), readable(z), readable(v));
   written.finish();
 }
 
-Tensor lora_gram(const Tensor& z, const Tensor& v, const Tensor& seg_off, const Tensor& seg_slot, const Tensor& rank) {
+Tensor lora_gram(const Tensor& z, const Tensor& v, const Tensor& seg_off, const Tensor& seg_slot, const Tensor& rank,
+                 std::optional<Tensor>) {
   const Descriptor descriptor = check_gram("lora_gram", z, v, seg_off, seg_slot, rank);
   const Tensor g = torch::stable::new_zeros(z, {descriptor.slots(), z.size(1), v.size(1)});
   run_gram(descriptor, g, readable(z), readable(v));
   return g;
+}
+
+Tensor lora_backward_(const Tensor& g, const Tensor& z, const Tensor& dy, const Tensor& bt, const Tensor& seg_off,
+                      const Tensor& seg_slot, const Tensor& rank, const Tensor& scale, std::optional<Tensor>) {
+  const char* op = "lora_backward_";
+  const Descriptor descriptor = check_gram(op, z, dy, seg_off, seg_slot, rank);
+  check_gradient(op, g, z, dy, descriptor.slots());
+  check_factor(op, "bt", bt, descriptor.slots(), z.size(1), dy.size(1));
+  check_size(op, "bt", bt, 0, descriptor.slots());
+  const Pair pair = pair_of(op, "bt", dy, bt);
+  checked_scale(op, scale, descriptor.slots());
+  const Tensor lines = readable(dy), dz = torch::stable::new_empty(z, {z.size(0), z.size(1)});
+  run_shrink(pair, descriptor.segments(), lines, readable(bt), readable(scale), dz);
+  Written written(g);
+  run_gram(descriptor, written.rows(), readable(z), lines);
+  written.finish();
+  return dz;
 }
 
 static Tensor linear(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias) {
@@ -149,7 +185,7 @@ static Tensor linear(const Tensor& x, const Tensor& w, const std::optional<Tenso
 
 std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& w, std::optional<Tensor> bias, const Tensor& a,
                                        const Tensor& bt, const Tensor& seg_off, const Tensor& seg_slot,
-                                       const Tensor& rank, const Tensor& scale) {
+                                       const Tensor& rank, const Tensor& scale, std::optional<Tensor>) {
   const char* op = "lora_linear";
   check_activation(op, "x", x);
   check_dtype(op, "w", w, x.scalar_type());
@@ -180,8 +216,38 @@ std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& w, std::op
   return {y, z};
 }
 
+void lora_decode_(const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& bt, const Tensor& row_slot,
+                  const Tensor& rank, const Tensor& scale) {
+  const char* op = "lora_decode_";
+  check_activation(op, "y", y);
+  check_dim(op, "y", y, 2);
+  check_dtype(op, "x", x, y.scalar_type());
+  check_dim(op, "x", x, 2);
+  const int64_t rows = y.size(0);
+  check_size(op, "x", x, 0, rows);
+  check_dim(op, "row_slot", row_slot, 1);
+  check_size(op, "row_slot", row_slot, 0, rows);
+  check_dim(op, "a", a, 3);
+  const Tensor offsets = torch::stable::new_empty(row_slot, {rows + 1}, ScalarType::Int);
+  for (int64_t i = 0; i <= rows; i++) static_cast<int32_t*>(offsets.mutable_data_ptr())[i] = i;
+  const Descriptor descriptor(op, offsets, row_slot, rank, rows, a.size(1));
+  check_factor(op, "a", a, descriptor.slots(), a.size(1), x.size(1));
+  check_factor(op, "bt", bt, descriptor.slots(), a.size(1), y.size(1));
+  check_size(op, "bt", bt, 0, descriptor.slots());
+  const Pair down = pair_of(op, "a", x, a), up = pair_of(op, "bt", x, bt);
+  checked_scale(op, scale, descriptor.slots());
+  const Tensor z = torch::stable::new_empty(x, {rows, a.size(1)}, accumulator(x));
+  run_shrink(down, descriptor.segments(), readable(x), readable(a), readable(scale), z);
+  Written written(y);
+  run_expand(up, descriptor.segments(), written.rows(), z, readable(bt));
+  written.finish();
+}
+
 STABLE_TORCH_LIBRARY_IMPL(tmem, CPU, m) {
   m.impl("lora_shrink", TORCH_BOX(&lora_shrink));
+  m.impl("lora_shrink_multi", TORCH_BOX(&lora_shrink_multi));
+  m.impl("lora_backward_", TORCH_BOX(&lora_backward_));
+  m.impl("lora_decode_", TORCH_BOX(&lora_decode_));
   m.impl("lora_expand_", TORCH_BOX(&lora_expand_));
   m.impl("lora_gram_", TORCH_BOX(&lora_gram_));
   m.impl("lora_gram", TORCH_BOX(&lora_gram));

@@ -1,4 +1,4 @@
-// Launcher of bank_step_, and the op that names the instruction set in use.
+// Launchers of bank_step_ and bank_copy_, and the op that names the instruction set in use.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -62,7 +62,7 @@ static Update adam_scalars(const Hyper& h, double norm, int32_t t) {
 }
 
 Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor> m, std::optional<Tensor> v,
-                  const Tensor& step, const Tensor& hyper, const Tensor& active) {
+                  const Tensor& step, const Tensor& hyper, const Tensor& active, std::optional<Tensor> copy) {
   const char* op = "bank_step_";
   check_cpu(op, "param", param);
   STD_TORCH_CHECK(param.scalar_type() == ScalarType::Float || param.scalar_type() == ScalarType::Double, op,
@@ -76,6 +76,12 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
     check_bank(op, "v", *v, param);
   }
   const int64_t rows = param.size(0), width = param.size(1);
+  if (copy) {
+    check_dtype(op, "copy", *copy, ScalarType::BFloat16);
+    check_dim(op, "copy", *copy, 2);
+    check_size(op, "copy", *copy, 0, rows);
+    check_size(op, "copy", *copy, 1, width);
+  }
   check_column(op, "step", step, ScalarType::Int, rows);
   check_column(op, "active", active, ScalarType::Bool, rows);
   check_dtype(op, "hyper", hyper, hyper.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
@@ -89,60 +95,107 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
   for (int64_t s = 0; s < rows; s++)
     if (static_cast<const bool*>(active.const_data_ptr())[s * active.stride(0)]) chosen.push_back(s);
 
-  Written p(param), g(grad), first(m ? *m : param), second(v ? *v : param);
+  Written p(param), g(grad), first(m ? *m : param), second(v ? *v : param), third(copy ? *copy : param);
   const Element element = element_of(param);
-  const int64_t bytes = param.element_size(), stretches = (width + STRETCH - 1) / STRETCH;
-  const int64_t tasks = stretches * chosen.size();
-  const auto at = [&](const Tensor& x, int64_t row, int64_t column) -> void* {
-    return static_cast<char*>(x.mutable_data_ptr()) + (row * x.stride(0) + column) * bytes;
+  const int64_t stretches = (width + STRETCH - 1) / STRETCH, steps = chosen.size();
+  const auto at = [](const Tensor& x, int64_t row, int64_t column) -> void* {
+    return static_cast<char*>(x.mutable_data_ptr()) + (row * x.stride(0) + column) * x.element_size();
   };
+  std::vector<double> squares(steps * stretches);
+  std::vector<Update> updates(steps);
 
-  std::vector<double> squares(tasks);
-  torch::stable::parallel_for(0, tasks, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; task++) {
-      const int64_t column = task % stretches * STRETCH;
-      squares[task] = kernels().sum_of_squares[element](at(g.rows(), chosen[task / stretches], column),
-                                                        std::min(STRETCH, width - column));
-    }
-  });
-
-  std::vector<Update> updates(chosen.size());
-  for (size_t i = 0; i < chosen.size(); i++) {
+  const auto sum_stretch = [&](int64_t i, int64_t k) {
+    const int64_t column = k * STRETCH, count = std::min(STRETCH, width - column);
+    squares[i * stretches + k] = kernels().sum_of_squares[element](at(g.rows(), chosen[i], column), count);
+  };
+  const auto finish_norm = [&](int64_t i) {
     const int64_t s = chosen[i];
     double square = 0;
     for (int64_t k = 0; k < stretches; k++) square += squares[i * stretches + k];
     norm[s] = static_cast<float>(std::sqrt(square));
-    if (!std::isfinite(norm[s])) continue;
+    if (!std::isfinite(norm[s])) return;
     int32_t& t = static_cast<int32_t*>(step.mutable_data_ptr())[s * step.stride(0)];
     t++;
     const Hyper h = hyper_of(hyper, s);
     updates[i] = m ? adam_scalars(h, std::sqrt(square), t) : sgd_scalars(h, std::sqrt(square));
-  }
+  };
+  const auto update_stretch = [&](int64_t i, int64_t k) {
+    const int64_t s = chosen[i], column = k * STRETCH;
+    Update u = updates[i];
+    u.count = std::min(STRETCH, width - column);
+    u.param = at(p.rows(), s, column);
+    u.grad = at(g.rows(), s, column);
+    u.m = m ? at(first.rows(), s, column) : nullptr;
+    u.v = v ? at(second.rows(), s, column) : nullptr;
+    u.copy = copy ? at(third.rows(), s, column) : nullptr;
+    if (std::isfinite(norm[s]))
+      kernels().update[element](u);
+    else
+      memset(u.grad, 0, u.count * grad.element_size());
+  };
 
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; task++) {
-      const int64_t s = chosen[task / stretches], column = task % stretches * STRETCH;
-      Update u = updates[task / stretches];
-      u.count = std::min(STRETCH, width - column);
-      u.param = at(p.rows(), s, column);
-      u.grad = at(g.rows(), s, column);
-      u.m = m ? at(first.rows(), s, column) : nullptr;
-      u.v = v ? at(second.rows(), s, column) : nullptr;
-      if (std::isfinite(norm[s]))
-        kernels().update[element](u);
-      else
-        memset(u.grad, 0, u.count * bytes);
-    }
-  });
+  // Whole rows where there are enough of them, so that a gradient is still in the cache when it is used; else stretches.
+  if (steps >= 2 * static_cast<int64_t>(torch::stable::get_num_threads())) {
+    torch::stable::parallel_for(0, steps, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
+        for (int64_t k = 0; k < stretches; k++) sum_stretch(i, k);
+        finish_norm(i);
+        for (int64_t k = stretches - 1; k >= 0; k--) update_stretch(i, k);  // the last is the warmest
+      }
+    });
+  } else {
+    const auto each = [&](const auto& work) {
+      torch::stable::parallel_for(0, steps * stretches, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; task++) work(task / stretches, task % stretches);
+      });
+    };
+    each(sum_stretch);
+    for (int64_t i = 0; i < steps; i++) finish_norm(i);
+    each(update_stretch);
+  }
   p.finish();
   g.finish();
   if (m) first.finish(), second.finish();
+  if (copy) third.finish();
   return norms;
+}
+
+void bank_copy_(const std::vector<Tensor>& matrices, const Tensor& source, const Tensor& target) {
+  const char* op = "bank_copy_";
+  STD_TORCH_CHECK(!matrices.empty(), op, ": matrices must hold at least one tensor, got none");
+  const int64_t rows = matrices[0].dim() ? matrices[0].size(0) : 0, count = source.numel();
+  check_column(op, "source", source, ScalarType::Int, count);
+  check_column(op, "target", target, ScalarType::Int, count);
+  const Tensor from = readable(source), to = readable(target);
+  const int32_t *read = static_cast<const int32_t*>(from.const_data_ptr()),
+                *write = static_cast<const int32_t*>(to.const_data_ptr());
+  for (int64_t i = 0; i < count; i++) {
+    STD_TORCH_CHECK(read[i] >= -1 && read[i] < rows, op, ": source must be in [-1, ", rows, "), got ", read[i]);
+    STD_TORCH_CHECK(write[i] >= 0 && write[i] < rows, op, ": target must be in [0, ", rows, "), got ", write[i]);
+    for (int64_t k = 0; k < count; k++)
+      STD_TORCH_CHECK(write[i] != read[k] && (i == k || write[i] != write[k]), op,
+                      ": target must not name a row twice or a row of source, got row ", write[i]);
+  }
+  for (const Tensor& matrix : matrices) {
+    check_cpu(op, "matrices", matrix);
+    STD_TORCH_CHECK(matrix.dim() >= 1 && matrix.size(0) == rows, op, ": matrices must have ", rows, " rows each");
+  }
+  for (const Tensor& matrix : matrices)
+    for (int64_t i = 0; i < count; i++) {
+      Tensor row = torch::stable::select(matrix, 0, write[i]);
+      if (read[i] >= 0)
+        torch::stable::copy_(row, torch::stable::select(matrix, 0, read[i]));
+      else
+        torch::stable::zero_(row);
+    }
 }
 
 std::string cpu_instructions() { return kernels().instructions; }
 
-STABLE_TORCH_LIBRARY_IMPL(tmem, CPU, m) { m.impl("bank_step_", TORCH_BOX(&bank_step_)); }
+STABLE_TORCH_LIBRARY_IMPL(tmem, CPU, m) {
+  m.impl("bank_step_", TORCH_BOX(&bank_step_));
+  m.impl("bank_copy_", TORCH_BOX(&bank_copy_));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(tmem, CompositeExplicitAutograd, m) {
   m.impl("cpu_instructions", TORCH_BOX(&cpu_instructions));

@@ -48,8 +48,8 @@ struct Gram {  // g[slot,j,d] += sum over one slot's rows of z[m,j] * v[m,d]
   int64_t v_stride;
 };
 
-struct Update {  // one stretch of one row of the bank; scalars ready to use, m and v null for SGD
-  void *param, *grad, *m, *v;
+struct Update {  // one stretch of one row of the bank; scalars ready to use, m and v null for SGD, copy (bf16) if kept
+  void *param, *grad, *m, *v, *copy;
   int64_t count;
   double clip, keep, rate, one_minus_beta1, beta2, one_minus_beta2, root_correction2, eps;
 };

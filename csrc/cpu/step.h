@@ -61,12 +61,24 @@ TMEM_INLINE void update_all(const tmem::Update& a) {
     update_block<T, ADAM>(c, param + i, grad + i, ADAM ? m + i : nullptr, ADAM ? v + i : nullptr, a.count - i);
 }
 
+// to = from, rounded to nearest even.
+template <class T>
+void narrow(const T* from, bf16* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) {
+    const int64_t n = least(count - i, 16);
+    float x[16] = {};
+    for (int64_t k = 0; k < n; k++) x[k] = static_cast<float>(from[i + k]);
+    store_first(to + i, load(x), n);
+  }
+}
+
 template <class T>
 void update(const tmem::Update& a) {
   if (a.m)
     update_all<T, true>(a);
   else
     update_all<T, false>(a);
+  if (a.copy) narrow(static_cast<const T*>(a.param), static_cast<bf16*>(a.copy), a.count);
 }
 
 }  // namespace

@@ -6,26 +6,47 @@ there also returns z).
 """
 
 from tmem.ops._registry import kernel_for, load_compiled
+from tmem.ops.backward import lora_backward_
+from tmem.ops.copy import bank_copy_
+from tmem.ops.decode import lora_decode_
 from tmem.ops.expand import lora_expand_
 from tmem.ops.gram import lora_gram, lora_gram_
 from tmem.ops.linear import lora_linear
+from tmem.ops.plan import lora_plan
 from tmem.ops.rsvd import batched_rsvd
-from tmem.ops.shrink import lora_shrink
+from tmem.ops.shrink import lora_shrink, lora_shrink_multi
 from tmem.ops.step import HYPER, bank_step_
 
-OPS = ("lora_shrink", "lora_expand_", "lora_gram_", "lora_gram", "lora_linear", "bank_step_")
+OPS = (
+    "lora_plan",
+    "lora_shrink",
+    "lora_shrink_multi",
+    "lora_expand_",
+    "lora_gram_",
+    "lora_gram",
+    "lora_backward_",
+    "lora_linear",
+    "lora_decode_",
+    "bank_step_",
+    "bank_copy_",
+)
 
 __all__ = [
     "HYPER",
     "OPS",
+    "bank_copy_",
     "bank_step_",
     "batched_rsvd",
     "kernel_for",
+    "lora_backward_",
+    "lora_decode_",
     "lora_expand_",
     "lora_gram",
     "lora_gram_",
     "lora_linear",
+    "lora_plan",
     "lora_shrink",
+    "lora_shrink_multi",
 ]
 
 load_compiled()

@@ -7,6 +7,8 @@ them would wait for the device; there the kernels guard memory by themselves.
 import torch
 from torch import Tensor
 
+from tmem import reference
+
 FACTOR = (torch.float32, torch.bfloat16)
 
 
@@ -44,6 +46,23 @@ def factor(op: str, name: str, f: Tensor, activation: Tensor, slots: int, ranks:
     shape(op, name, f, None, ranks, width)
 
 
+def plan(op: str, given: Tensor | None, seg_slot: Tensor, rank: Tensor, rows: int) -> None:
+    """What lora_plan gave for a batch of this size."""
+    if given is None:
+        return
+    dtype(op, "plan", given, torch.int32)
+    if given.dim() != 1 or given.shape[0] != plan_size(rows, seg_slot.shape[0], rank.shape[0]):
+        raise ValueError(
+            f"{op}: plan must be lora_plan(seg_off, seg_slot, rank, {rows}) of these segments and slots, of shape"
+            f" [{plan_size(rows, seg_slot.shape[0], rank.shape[0])}], got {list(given.shape)}"
+        )
+
+
+def plan_size(rows: int, segments: int, slots: int) -> int:
+    """Elements of a plan: count, tiles twice, slot_ptr, seg_order. See tmem.reference.lora_plan."""
+    return 2 + 2 * (-(-rows // reference.TILE) + segments) + slots + segments
+
+
 def segments(op: str, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, rows: int, stored: int) -> None:
     """A descriptor of `rows` rows: offsets 0 .. rows nondecreasing, slots in [-1, S), 1 <= rank <= stored if named."""
     dtype(op, "seg_off", seg_off, torch.int32)
@@ -54,15 +73,30 @@ def segments(op: str, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, rows: int
     shape(op, "rank", rank, None)
     if torch.compiler.is_compiling() or type(seg_off) is not Tensor or not seg_off.is_cpu:
         return
-    offsets, ranks = seg_off.tolist(), rank.tolist()
+    offsets = seg_off.tolist()
     if offsets[0] != 0 or offsets[-1] != rows:
         raise ValueError(f"{op}: seg_off must run from 0 to {rows} (rows), got {offsets[0]} to {offsets[-1]}")
-    for g, slot in enumerate(seg_slot.tolist()):
+    for g in range(len(offsets) - 1):
         if offsets[g + 1] < offsets[g]:
             raise ValueError(f"{op}: seg_off must not decrease, got {offsets[g]} then {offsets[g + 1]} at segment {g}")
+    _slots(op, "seg_slot", "segment", seg_slot, rank, stored)
+
+
+def rows(op: str, row_slot: Tensor, rank: Tensor, stored: int) -> None:
+    """One slot in [-1, S) per row, 1 <= rank <= stored if named."""
+    dtype(op, "row_slot", row_slot, torch.int32)
+    dtype(op, "rank", rank, torch.int32)
+    shape(op, "rank", rank, None)
+    if not torch.compiler.is_compiling() and type(row_slot) is Tensor and row_slot.is_cpu:
+        _slots(op, "row_slot", "row", row_slot, rank, stored)
+
+
+def _slots(op: str, name: str, item: str, slots: Tensor, rank: Tensor, stored: int) -> None:
+    ranks = rank.tolist()
+    for i, slot in enumerate(slots.tolist()):
         if not -1 <= slot < len(ranks):
-            raise ValueError(f"{op}: seg_slot must be in [-1, {len(ranks)}), got slot {slot} at segment {g}")
+            raise ValueError(f"{op}: {name} must be in [-1, {len(ranks)}), got slot {slot} at {item} {i}")
         if slot >= 0 and ranks[slot] == 0:
-            raise ValueError(f"{op}: seg_slot names slot {slot} at segment {g}, but that slot is freed (rank 0)")
+            raise ValueError(f"{op}: {name} names slot {slot} at {item} {i}, but that slot is freed (rank 0)")
         if slot >= 0 and not 1 <= ranks[slot] <= stored:
             raise ValueError(f"{op}: rank of slot {slot} must be in 1..{stored} (stored ranks), got {ranks[slot]}")

@@ -1,9 +1,10 @@
-"""The one place that talks to torch.library: schemas, the compiled kernels, and which kernel serves an op where.
+"""The one place that talks to torch.library: schemas, the kernels, and which of them serves an op where.
 
-Each op's plain-PyTorch reference is registered for every backend; a compiled library then takes over its own device
-through the dispatcher.
+Each op's plain-PyTorch reference is registered for every backend; C++ then takes over the CPU, Triton and CUDA C++ take
+over the GPU. The dispatcher is the only switch.
 """
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 
 _LIBRARY = torch.library.Library("tmem", "DEF")
 _LIBRARY.define("cpu_instructions() -> str")
-_COMPILED = Path(__file__).parent.parent / "libtmem_cpu.so"
+_CPU, _CUDA = (Path(__file__).parent.parent / f"libtmem_{name}.so" for name in ("cpu", "cuda"))
+_in_python: set[str] = set()  # ops whose kernel for key CUDA was registered by `serve`
 
 
 def define(schema: str, reference: Callable, fake: Callable) -> Callable:
@@ -27,19 +29,39 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> No
     torch.library.register_autograd(f"tmem::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
 
 
+def serve(name: str, kernel: Callable) -> None:
+    """Serve tmem::<name> on GPUs by a Triton launcher."""
+    _LIBRARY.impl(name, kernel, "CUDA")
+    _in_python.add(name)
+
+
 def load_compiled() -> None:
-    """Load the C++ kernels if they were built. A library that is there and does not load is an error."""
-    if _COMPILED.exists():
-        torch.ops.load_library(str(_COMPILED))
+    """Load the kernels that are there. A library that was built and does not load is an error.
+
+    The CUDA library only where torch has CUDA, the Triton kernels only where Triton is installed: without them the
+    references serve.
+    """
+    if _CPU.exists():
+        torch.ops.load_library(str(_CPU))
+    if torch.version.cuda and _CUDA.exists():
+        torch.ops.load_library(str(_CUDA))
+    if importlib.util.find_spec("triton"):
+        from tmem.ops import _triton
+
+        _triton.register()
 
 
 def kernel_for(name: str, device_type: str) -> str:
-    """Which kernel serves tmem::<name> for tensors on `device_type`: "C++ CPU (avx512)", "PyTorch reference", ...
+    """Which kernel serves tmem::<name> for tensors on `device_type`: "C++ CPU (avx512)", "Triton", "CUDA C++", or
+    "PyTorch reference". (fp64 on a GPU: always the reference.)
 
     Raises ValueError for an op that does not exist.
     """
     if not hasattr(torch.ops.tmem, name):
         raise ValueError(f"kernel_for: there is no op tmem::{name}")
-    if device_type == "cpu" and torch._C._dispatch_has_kernel_for_dispatch_key(f"tmem::{name}", "CPU"):
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
+    if key is None or not torch._C._dispatch_has_kernel_for_dispatch_key(f"tmem::{name}", key):
+        return "PyTorch reference"
+    if key == "CPU":
         return f"C++ CPU ({torch.ops.tmem.cpu_instructions()})"
-    return "PyTorch reference"
+    return "Triton" if name in _in_python else "CUDA C++"

@@ -8,58 +8,63 @@ from tmem.ops import _checks
 from tmem.ops._registry import define
 
 
-def _fake_(g, z, v, seg_off, seg_slot, rank):
+def _fake_(g, z, v, seg_off, seg_slot, rank, plan=None):
     return None
 
 
-def _fake(z, v, seg_off, seg_slot, rank):
+def _fake(z, v, seg_off, seg_slot, rank, plan=None):
     return z.new_empty(rank.shape[0], z.shape[1], v.shape[1])
 
 
 _op_ = define(
-    "lora_gram_(Tensor(a!) g, Tensor z, Tensor v, Tensor seg_off, Tensor seg_slot, Tensor rank) -> ()",
+    "lora_gram_(Tensor(a!) g, Tensor z, Tensor v, Tensor seg_off, Tensor seg_slot, Tensor rank, Tensor? plan=None) -> ()",
     reference.lora_gram_,
     _fake_,
 )
 _op = define(
-    "lora_gram(Tensor z, Tensor v, Tensor seg_off, Tensor seg_slot, Tensor rank) -> Tensor",
+    "lora_gram(Tensor z, Tensor v, Tensor seg_off, Tensor seg_slot, Tensor rank, Tensor? plan=None) -> Tensor",
     reference.lora_gram,
     _fake,
 )
 
 
-def _check(op: str, z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor) -> None:
+def _check(op, z, v, seg_off, seg_slot, rank, plan) -> None:
     _checks.shape(op, "v", v, None, None)
     _checks.dtype(op, "v", v, torch.float32, torch.bfloat16, torch.float64)
-    _checks.same_device(op, z, v=v, seg_off=seg_off, seg_slot=seg_slot, rank=rank)
+    _checks.same_device(op, z, v=v, seg_off=seg_off, seg_slot=seg_slot, rank=rank, plan=plan)
     _checks.shape(op, "z", z, v.shape[0], None)
     _checks.dtype(op, "z", z, torch.float64 if v.dtype == torch.float64 else torch.float32)
     _checks.segments(op, seg_off, seg_slot, rank, v.shape[0], z.shape[1])
+    _checks.plan(op, plan, seg_slot, rank, v.shape[0])
 
 
-def lora_gram_(g: Tensor, z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor) -> None:
+def lora_gram_(
+    g: Tensor, z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None
+) -> None:
     """g[slot,j,d] += Σ_{m in slot} z[m,j]·v[m,d] for j < rank[slot], in place. Not differentiable.
 
     Each segment is summed by itself and then added to g, in order: the bits are the same whether a slot's segments come
     in one call or in several. Slots without rows and rows j >= rank[slot] keep every bit.
-    g [S,R,D] fp32, any strides; z [M,R] fp32; v [M,D] fp32 or bf16; or all fp64. seg_off, seg_slot, rank: see
-    tmem.reference. Raises ValueError or TypeError before anything is written.
+    g [S,R,D] fp32, any strides; z [M,R] fp32; v [M,D] fp32 or bf16; or all fp64. seg_off, seg_slot, rank, plan:
+    see tmem.reference. Raises ValueError or TypeError before anything is written.
     """
     op = "lora_gram_"
-    _check(op, z, v, seg_off, seg_slot, rank)
+    _check(op, z, v, seg_off, seg_slot, rank, plan)
     _checks.dtype(op, "g", g, z.dtype)
     _checks.shape(op, "g", g, rank.shape[0], z.shape[1], v.shape[1])
     _checks.writable(op, "g", g)
     _checks.same_device(op, z, g=g)
-    _op_(g, z, v, seg_off, seg_slot, rank)
+    _op_(g, z, v, seg_off, seg_slot, rank, plan)
     torch.autograd.graph.increment_version(g)
 
 
-def lora_gram(z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor) -> Tensor:
+def lora_gram(
+    z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None
+) -> Tensor:
     """g[slot,j,d] = Σ_{m in slot} z[m,j]·v[m,d] for j < rank[slot], else 0. Not differentiable.
 
-    z [M,R] fp32; v [M,D] fp32 or bf16; or both fp64. seg_off, seg_slot, rank [S]: see tmem.reference.
+    z [M,R] fp32; v [M,D] fp32 or bf16; or both fp64. seg_off, seg_slot, rank [S], plan: see tmem.reference.
     Returns g [S,R,D] in z's dtype. Raises ValueError or TypeError before anything is computed.
     """
-    _check("lora_gram", z, v, seg_off, seg_slot, rank)
-    return _op(z, v, seg_off, seg_slot, rank)
+    _check("lora_gram", z, v, seg_off, seg_slot, rank, plan)
+    return _op(z, v, seg_off, seg_slot, rank, plan)

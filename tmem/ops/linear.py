@@ -8,7 +8,7 @@ from tmem.ops import _checks
 from tmem.ops._registry import define, differentiable
 
 
-def _fake(x, w, bias, a, bt, seg_off, seg_slot, rank, scale):
+def _fake(x, w, bias, a, bt, seg_off, seg_slot, rank, scale, plan=None):
     rows = x.numel() // x.shape[-1]
     y = x.new_empty(*x.shape[:-1], w.shape[0])
     return y, x.new_empty(rows, a.shape[1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
@@ -16,7 +16,7 @@ def _fake(x, w, bias, a, bt, seg_off, seg_slot, rank, scale):
 
 _op = define(
     "lora_linear(Tensor x, Tensor w, Tensor? bias, Tensor a, Tensor bt,"
-    " Tensor seg_off, Tensor seg_slot, Tensor rank, Tensor scale) -> (Tensor, Tensor)",
+    " Tensor seg_off, Tensor seg_slot, Tensor rank, Tensor scale, Tensor? plan=None) -> (Tensor, Tensor)",
     reference.lora_linear,
     _fake,
 )
@@ -37,7 +37,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, dy, _):
-    x, w, a, bt, z, seg_off, seg_slot, rank, scale = ctx.saved_tensors
+    x, w, a, bt, z, seg_off, seg_slot, rank, scale, plan = ctx.saved_tensors
     need_x, need_w, need_bias, need_a, need_bt = ctx.needs_input_grad[:5]
     seg = seg_off, seg_slot, rank
     ops = torch.ops.tmem
@@ -45,20 +45,20 @@ def _backward(ctx, dy, _):
     rows = None if x is None else x.reshape(-1, x.shape[-1])
     dx = dw = dbias = da = dbt = None
     if need_x or need_a:
-        dz = ops.lora_shrink(dy, bt, *seg, scale)
+        dz = ops.lora_shrink(dy, bt, *seg, scale, plan)
     if need_x:
         dx = dy @ w
-        ops.lora_expand_(dx, dz, a, *seg)
+        ops.lora_expand_(dx, dz, a, *seg, plan)
         dx = dx.view(ctx.x_shape)
     if need_w:
         dw = dy.T @ rows
     if need_bias:
         dbias = dy.sum(0)
     if need_a:
-        da = ops.lora_gram(dz, rows, *seg).to(ctx.a_dtype)
+        da = ops.lora_gram(dz, rows, *seg, plan).to(ctx.a_dtype)
     if need_bt:
-        dbt = ops.lora_gram(z, dy, *seg).to(ctx.bt_dtype)
-    return dx, dw, dbias, da, dbt, None, None, None, None
+        dbt = ops.lora_gram(z, dy, *seg, plan).to(ctx.bt_dtype)
+    return dx, dw, dbias, da, dbt, None, None, None, None, None
 
 
 differentiable("lora_linear", _setup_context, _backward)
@@ -74,12 +74,12 @@ def _refuse_shared_a(a: Tensor, slots: int) -> None:
 
 def lora_linear(
     x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, bt: Tensor,
-    seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor,
+    seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor, plan: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """y = x Wᵀ + bias + (scale[slot]·x a[slot]ᵀ) bt[slot], slot = that of the row's segment; -1: the base alone.
 
     x [..., K], flattened to M rows; w [N,K] and bias [N] in x's dtype, fp32 or bf16; a [S,R,K], or [1,R,K] shared by
-    all slots; bt [S,R,N]; a and bt fp32 or bf16, any strides; or all fp64. seg_off, seg_slot, rank: see tmem.reference;
+    all slots; bt [S,R,N]; a and bt fp32 or bf16, any strides; or all fp64. seg_off, seg_slot, rank, plan: see tmem.reference;
     scale fp32 [S]. Returns y [..., N] in x's dtype.
     Differentiable in x, w, bias, a and bt; with z = shrink(x, a, scale) and dz = shrink(dy, bt, scale):
     dx = dy w + expand(dz, a), dbt = gram(z, dy), da = gram(dz, x), the last two in their factor's dtype.
@@ -95,7 +95,7 @@ def lora_linear(
         _checks.dtype(op, "bias", bias, x.dtype)
         _checks.shape(op, "bias", bias, n)
     _checks.same_device(
-        op, x, w=w, bias=bias, a=a, bt=bt, seg_off=seg_off, seg_slot=seg_slot, rank=rank, scale=scale
+        op, x, w=w, bias=bias, a=a, bt=bt, seg_off=seg_off, seg_slot=seg_slot, rank=rank, scale=scale, plan=plan
     )  # fmt: skip
     rows = x.numel() // k if k else x.shape[:-1].numel()
     _checks.shape(op, "a", a, None, None, k)
@@ -106,6 +106,7 @@ def lora_linear(
     _checks.factor(op, "bt", bt, x, slots, a.shape[1], n)
     _checks.dtype(op, "scale", scale, torch.float32)
     _checks.shape(op, "scale", scale, slots)
+    _checks.plan(op, plan, seg_slot, rank, rows)
     if a.requires_grad and torch.is_grad_enabled():
         _refuse_shared_a(a, slots)
-    return _op(x, w, bias, a, bt, seg_off, seg_slot, rank, scale)[0]
+    return _op(x, w, bias, a, bt, seg_off, seg_slot, rank, scale, plan)[0]

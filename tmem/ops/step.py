@@ -10,26 +10,28 @@ from tmem.ops._registry import define
 HYPER = reference.HYPER
 
 
-def _fake(param, grad, m, v, step, hyper, active):
+def _fake(param, grad, m, v, step, hyper, active, copy=None):
     return param.new_empty(param.shape[0], dtype=torch.float32)
 
 
 _op = define(
     "bank_step_(Tensor(a!) param, Tensor(b!) grad, Tensor(c!)? m, Tensor(d!)? v, Tensor(e!) step, Tensor hyper,"
-    " Tensor active) -> Tensor",
+    " Tensor active, Tensor(f!)? copy=None) -> Tensor",
     reference.bank_step_,
     _fake,
 )
 
 
 def bank_step_(
-    param: Tensor, grad: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor, hyper: Tensor, active: Tensor
-) -> Tensor:
+    param: Tensor, grad: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor, hyper: Tensor, active: Tensor,
+    copy: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """One optimizer step of the active rows, in place: AdamW with decoupled decay if m and v are given, SGD if not.
 
     param, grad, m, v [S,P], all fp32 or all fp64, any strides. step int32 [S]: steps taken so far, counted up here for
     the rows that are stepped. hyper fp32 or fp64 [S,6], columns HYPER = (lr, beta1, beta2, eps, weight_decay, clip);
     clip > 0 limits the row's gradient norm as torch.nn.utils.clip_grad_norm_ does, 0 = off. active bool [S].
+    copy bf16 [S,P], if given, receives the new parameters of the rows that moved.
     Returns the norm of each active row's gradient before clipping, fp32 [S], 0 for the others. The gradients of active
     rows are zeroed. A row whose norm is not finite is otherwise left alone: its norm is the report. Inactive rows keep
     every bit. Formula: tmem.reference.bank_step_. Raises ValueError or TypeError before anything is written.
@@ -46,13 +48,17 @@ def bank_step_(
             _checks.dtype(op, name, x, param.dtype)
             _checks.shape(op, name, x, rows, width)
             _checks.writable(op, name, x)
-    _checks.same_device(op, param, grad=grad, m=m, v=v, step=step, hyper=hyper, active=active)
+    _checks.same_device(op, param, grad=grad, m=m, v=v, step=step, hyper=hyper, active=active, copy=copy)
     _checks.dtype(op, "step", step, torch.int32)
     _checks.shape(op, "step", step, rows)
     _checks.dtype(op, "hyper", hyper, torch.float32, torch.float64)
     _checks.shape(op, "hyper", hyper, rows, len(HYPER))
     _checks.dtype(op, "active", active, torch.bool)
     _checks.shape(op, "active", active, rows)
-    norms = _op(param, grad, m, v, step, hyper, active)
-    torch.autograd.graph.increment_version([x for x in (param, grad, m, v, step) if x is not None])
+    if copy is not None:
+        _checks.dtype(op, "copy", copy, torch.bfloat16)
+        _checks.shape(op, "copy", copy, rows, width)
+        _checks.writable(op, "copy", copy)
+    norms = _op(param, grad, m, v, step, hyper, active, copy)
+    torch.autograd.graph.increment_version([x for x in (param, grad, m, v, step, copy) if x is not None])
     return norms

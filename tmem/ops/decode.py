@@ -1,0 +1,48 @@
+"""lora_decode_: the adapters of single rows, each row with a slot of its own."""
+
+import torch
+from torch import Tensor
+
+from tmem import reference
+from tmem.ops import _checks
+from tmem.ops._registry import define
+
+
+def _fake(y, x, a, bt, row_slot, rank, scale):
+    return None
+
+
+_op = define(
+    "lora_decode_(Tensor(a!) y, Tensor x, Tensor a, Tensor bt, Tensor row_slot, Tensor rank, Tensor scale) -> ()",
+    reference.lora_decode_,
+    _fake,
+)
+
+
+def lora_decode_(y: Tensor, x: Tensor, a: Tensor, bt: Tensor, row_slot: Tensor, rank: Tensor, scale: Tensor) -> None:
+    """y[m] += (scale[slot]·x[m] a[slot]ᵀ) bt[slot] with slot = row_slot[m], in place; -1 leaves the row alone.
+
+    For one or a few rows per slot, where a row's bits must not depend on its neighbours and the factors' bytes are what
+    costs. y [M,N] and x [M,K], both fp32 or both bf16; a [S,R,K], or [1,R,K] shared by all slots; bt [S,R,N]; a and bt fp32
+    or bf16; or all fp64; any strides. row_slot int32 [M], rank int32 [S], scale fp32 [S]. y is rounded once, from the fp32
+    sum. Not differentiable. Raises ValueError or TypeError before anything is written; on a GPU the values of row_slot are
+    not read: there a slot that is out of range or freed shows as NaN.
+    """
+    op = "lora_decode_"
+    _checks.shape(op, "y", y, None, None)
+    _checks.dtype(op, "y", y, torch.float32, torch.bfloat16, torch.float64)
+    _checks.writable(op, "y", y)
+    _checks.same_device(op, y, x=x, a=a, bt=bt, row_slot=row_slot, rank=rank, scale=scale)
+    (rows, n), slots = y.shape, rank.shape[0]
+    _checks.dtype(op, "x", x, y.dtype)
+    _checks.shape(op, "x", x, rows, None)
+    _checks.shape(op, "a", a, None, None, x.shape[1])
+    _checks.shape(op, "row_slot", row_slot, rows)
+    _checks.rows(op, row_slot, rank, a.shape[1])
+    _checks.factor(op, "a", a, x, slots, None, x.shape[1])
+    _checks.shape(op, "bt", bt, slots, a.shape[1], n)
+    _checks.factor(op, "bt", bt, x, slots, a.shape[1], n)
+    _checks.dtype(op, "scale", scale, torch.float32)
+    _checks.shape(op, "scale", scale, slots)
+    _op(y, x, a, bt, row_slot, rank, scale)
+    torch.autograd.graph.increment_version(y)

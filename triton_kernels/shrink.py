@@ -1,0 +1,87 @@
+"""shrink: z[p,m,j] = scale[slot]·Σ_d v[m,d]·f_p[slot,j,d] for up to three factors f_p that read the same rows v."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .configs import config, padded_rank
+from .dot import dot
+from .plan import TILE, known_rank, row_stride, slot_stride, tiles
+
+MOST = 3  # factors that share one read of v: q, k and v
+
+
+@triton.jit
+def _factor(f, slot, slot_stride, rank_stride, j, d, r, D: tl.constexpr):
+    """f[slot, j, d] as [BD, RP]: the live ranks alone are read."""
+    at = f + slot.to(tl.int64) * slot_stride + j[None, :] * rank_stride + d[:, None]
+    return tl.load(at, (j < r)[None, :] & (d < D)[:, None], other=0.0)
+
+
+@triton.jit(do_not_specialize=["rows", "slots", "capacity"])
+def shrink_kernel(
+    v, v_stride, f0, f1, f2, slot_stride0, slot_stride1, slot_stride2, rank_stride0, rank_stride1, rank_stride2,
+    z, plan, seg_off, seg_slot, rank, scale, rows, slots, capacity,
+    P: tl.constexpr, D: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """One program: one tile of rows over all of D, in steps of BD. Rows without a slot get zeros."""
+    t = tl.program_id(0)
+    count = tl.load(plan)
+    j = tl.arange(0, RP)
+    nothing = 0.0
+    factor = 0.0
+    r = 0
+    acc0 = tl.zeros([BM, RP], tl.float32)
+    acc1 = acc0
+    acc2 = acc0
+    if count < 0:
+        m = t * BM + tl.arange(0, BM)
+        live = m < rows
+        nothing = float("nan")
+    else:
+        if t >= count:
+            return
+        segment = tl.load(plan + 1 + t)
+        m = tl.load(plan + 1 + capacity + t) + tl.arange(0, BM)
+        live = m < tl.load(seg_off + segment + 1)
+        slot = tl.load(seg_slot + segment)
+        r = known_rank(slot, rank, slots, R)
+        if r > 0:
+            factor = tl.load(scale + slot)
+            for first in range(0, D, BD):
+                d = first + tl.arange(0, BD)
+                at = v + m.to(tl.int64)[:, None] * v_stride + d[None, :]
+                x = tl.load(at, live[:, None] & (d < D)[None, :], other=0.0)
+                acc0 = dot(x, _factor(f0, slot, slot_stride0, rank_stride0, j, d, r, D), acc0)
+                if P > 1:
+                    acc1 = dot(x, _factor(f1, slot, slot_stride1, rank_stride1, j, d, r, D), acc1)
+                if P > 2:
+                    acc2 = dot(x, _factor(f2, slot, slot_stride2, rank_stride2, j, d, r, D), acc2)
+        elif slot != -1:
+            nothing = float("nan")
+    # After the dot: 0·NaN is NaN. What has no known slot, though it names one, shows as NaN.
+    used = (j < r)[None, :]
+    at = z + m.to(tl.int64)[:, None] * R + j[None, :]
+    mask = live[:, None] & (j < R)[None, :]
+    tl.store(at, tl.where(used, acc0 * factor, nothing), mask)
+    if P > 1:
+        tl.store(at + rows.to(tl.int64) * R, tl.where(used, acc1 * factor, nothing), mask)
+    if P > 2:
+        tl.store(at + 2 * rows.to(tl.int64) * R, tl.where(used, acc2 * factor, nothing), mask)
+
+
+def shrink(v, factors, seg_off, seg_slot, rank, scale, plan):
+    """v [M,D], 1 to 3 factors [S or 1,R,D] -> z fp32 [P,M,R]. Last dimensions contiguous; plan: see plan.py."""
+    (rows, width), ranks, count = v.shape, factors[0].shape[1], len(factors)
+    z = torch.empty(count, rows, ranks, dtype=torch.float32, device=v.device)
+    if rows == 0 or ranks == 0:
+        return z
+    kernel = "shrink" if count == 1 else "shrink of several factors"
+    c, capacity = config(kernel, v.dtype, factors[0].dtype, ranks), tiles(rows, seg_slot.shape[0])
+    f = [*factors, *factors[:1] * (MOST - count)]
+    shrink_kernel[(capacity,)](
+        v, row_stride(v), *f, *(slot_stride(x) for x in f), *(x.stride(1) for x in f),
+        z, plan, seg_off, seg_slot, rank, scale, rows, rank.shape[0], capacity,
+        P=count, D=width, R=ranks, RP=padded_rank(ranks), BM=TILE, BD=c.bd, num_warps=c.warps, num_stages=c.stages,
+    )  # fmt: skip
+    return z
