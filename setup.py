@@ -1,5 +1,6 @@
 """Builds the compiled ops with CMake and maps the source folders into one package. Metadata: pyproject.toml."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -22,15 +23,29 @@ def cmake() -> str:
 
 
 class CMakeBuild(build_ext):
-    """Plain shared libraries without Python.h: built by CMake, then put beside tmem/__init__.py."""
+    """Plain shared libraries without Python.h: built by CMake, then put beside tmem/__init__.py.
+
+    The one for CUDA is built where nvcc is found; TMEM_CUDA=OFF or ON in the environment decides otherwise.
+    """
+
+    def run(self):
+        settings = [f"-DPython_EXECUTABLE={sys.executable}", f"-DTMEM_CUDA={os.environ.get('TMEM_CUDA', 'AUTO')}"]
+        where = ["-S", str(ROOT), "-B", str(BUILD), "-G", "Unix Makefiles"]
+        for ext in self.extensions:  # none may be left of another build
+            (BUILD / self.library(ext)).unlink(missing_ok=True)
+            (ROOT / "tmem" / self.library(ext)).unlink(missing_ok=True)
+        subprocess.run([cmake(), *where, *settings], check=True)
+        subprocess.run([cmake(), "--build", str(BUILD), "--parallel", "2"], check=True)
+        self.extensions = [ext for ext in self.extensions if (BUILD / self.library(ext)).exists()]
+        super().run()
 
     def build_extension(self, ext):
-        where = ["-S", str(ROOT), "-B", str(BUILD)]
-        subprocess.run([cmake(), *where, "-G", "Unix Makefiles", f"-DPython_EXECUTABLE={sys.executable}"], check=True)
-        subprocess.run([cmake(), "--build", str(BUILD), "--parallel", "2"], check=True)
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(BUILD / target.name, target)
+
+    def library(self, ext):
+        return Path(self.get_ext_filename(ext.name)).name
 
     def get_ext_filename(self, fullname):
         return fullname.replace(".", "/") + ".so"
@@ -40,6 +55,6 @@ setup(
     packages=[*find_packages(include=["tmem", "tmem.*"]), "tmem.triton_kernels", "tmem.bench"],
     package_dir={"tmem.triton_kernels": "triton_kernels", "tmem.bench": "bench"},
     package_data={"tmem": ["presets/*"]},
-    ext_modules=[Extension("tmem.libtmem_cpu", sources=[])],
+    ext_modules=[Extension("tmem.libtmem_cpu", sources=[]), Extension("tmem.libtmem_cuda", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -1,18 +1,22 @@
 """What every kernel may take on sm_90, and what it takes. `python tests/budgets.py` measures all and writes budgets.json.
 
-A row of budgets.json: registers of a thread, bytes of shared memory of a program. Local memory, where spilled registers
-go, is 0 everywhere. Register counts are those of Triton 3.6's assembler and of nvcc 13.0; others count otherwise.
+A row of budgets.json: registers of a thread, bytes of shared memory of a program or block. Local memory, where spilled
+registers go, is 0 everywhere. Triton's rows are for a layer of width 4096 and hold for Triton 3.6, whose assembler counts
+registers otherwise than its successors'; rows named "nvcc ..." are the CUDA library's, by nvcc 13.0.
 """
 
 import itertools
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import sm90
 import torch
-from tmem.triton_kernels import configs, expand, gram, plan, shrink
+from triton import knobs
 
 from tmem.testing import make_case
+from tmem.triton_kernels import configs, expand, gram, plan, shrink
 
 FILE = Path(__file__).with_suffix(".json")
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -35,22 +39,46 @@ def launches(dtype: torch.dtype, factor_dtype: torch.dtype, ranks: int, width: i
     return list(zip(names, (kernel for _, kernel in found), strict=True))
 
 
-def combinations():
-    return itertools.product(TYPES, TYPES, configs.RANKS)
-
-
 def triton() -> dict[str, sm90.Compiled]:
-    """"kernel activation factor rank" -> what it takes, for every row of the tuning table."""
+    """ "kernel activation factor rank" -> what it takes, for every row of the tuning table."""
     found = {}
-    for dtype, factor_dtype, ranks in combinations():
+    for dtype, factor_dtype, ranks in itertools.product(TYPES, TYPES, configs.RANKS):
         for name, kernel in launches(dtype, factor_dtype, ranks):
             found[f"{name} {TYPES[dtype]} {TYPES[factor_dtype]} {ranks}"] = sm90.resources(name, kernel)
     return found
 
 
+def _dump(tool, *arguments: object) -> str:
+    text = subprocess.run([tool.path, *map(str, arguments)], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True).stdout
+
+
+def _name(mangled: str) -> str:
+    """ "nvcc down<float, __nv_bfloat16, true>" of a kernel's full name."""
+    return "nvcc " + re.search(r"::(\w+(<[^()]*>)?)\(", mangled).group(1).replace("__nv_bfloat16", "bf16")
+
+
+def library(path: Path) -> dict[str, dict[str, int]]:
+    """ "nvcc kernel<...>" -> registers, shared and local bytes of the library's kernels for sm_90."""
+    text, found = _dump(knobs.nvidia.cuobjdump, "-arch", "sm_90", "-res-usage", path), {}
+    pattern = r"Function (.*):\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
+    for name, registers, stack, shared, local in re.findall(pattern, text):
+        found[_name(name)] = {"registers": int(registers), "shared": int(shared), "local": int(stack) + int(local)}
+    return found
+
+
+def machine_code(path: Path) -> dict[str, str]:
+    """ "nvcc kernel<...>" -> its instructions on sm_90."""
+    text = _dump(knobs.nvidia.cuobjdump, "-arch", "sm_90", "-sass", path)
+    parts = re.split(r"Function : (.*)\n", text)[1:]
+    return {_name(name): code for name, code in zip(parts[::2], parts[1::2])}
+
+
 def main():
     rows = {name: {"registers": k.registers, "shared": k.shared} for name, k in triton().items()}
-    FILE.write_text(json.dumps(rows, indent=0) + "\n")
+    for name, row in library(Path(__file__).parents[1] / "tmem/libtmem_cuda.so").items():
+        rows[name] = {"registers": row["registers"], "shared": row["shared"]}
+    FILE.write_text(json.dumps(dict(sorted(rows.items())), indent=0) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ DTYPES = [
     (torch.float64, torch.float64),
 ]
 
+BANK_DTYPES = [torch.float32, torch.float64]
+
 
 def cases(dtype=torch.float32, factor_dtype=None):
     """Ragged, empty, base-only and repeated segments, mixed ranks, odd widths, one row, no rows, slots without rows."""
@@ -313,7 +315,8 @@ def _bank(dtype=torch.float32, width=1003, adam=True, seed=0):
 
 def step(ops) -> None:
     """Five steps give what torch.optim and clip_grad_norm_ give row by row; grads end as zero; each row counts."""
-    for dtype, tol in ((torch.float32, 2e-6), (torch.float64, 1e-13)):
+    for dtype in BANK_DTYPES:
+        tol = 2e-6 if dtype == torch.float32 else 1e-13
         for adam in (True, False):
             bank = _bank(dtype, adam=adam)
             rows = [torch.nn.Parameter(bank[0][s].clone()) for s in range(4)]
@@ -390,7 +393,7 @@ def not_finite(ops) -> None:
 
 def step_copy(ops) -> None:
     """The bf16 copy of a row follows its parameters, rounded to nearest even; a row that does not move keeps its copy."""
-    for dtype in (torch.float32, torch.float64):
+    for dtype in BANK_DTYPES:
         for adam in (True, False):
             bank, plain = _bank(dtype, adam=adam), _bank(dtype, adam=adam)
             for b in (bank, plain):

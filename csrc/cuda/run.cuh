@@ -1,0 +1,26 @@
+// Starting a kernel that takes one argument.
+#pragma once
+#include <cuda_runtime.h>
+
+namespace tmem::cuda {
+
+template <class A>
+cudaError_t run(void (*kernel)(A), dim3 grid, int threads, cudaStream_t stream, A a) {
+  void* arguments[] = {&a};
+  return cudaLaunchKernel(kernel, grid, dim3(threads), arguments, 0, stream);
+}
+
+// As many blocks as the GPU holds at once, `most` at most, all of them running together: they may wait for one another.
+template <class A>
+cudaError_t run_together(void (*kernel)(A), int64_t most, int threads, cudaStream_t stream, A a) {
+  int device, processors, blocks;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (status == cudaSuccess) status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0);
+  if (status != cudaSuccess) return status;
+  const int64_t all = static_cast<int64_t>(processors) * blocks;
+  void* arguments[] = {&a};
+  return cudaLaunchCooperativeKernel(kernel, dim3(all < most ? all : most), dim3(threads), arguments, 0, stream);
+}
+
+}  // namespace tmem::cuda

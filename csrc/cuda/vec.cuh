@@ -1,0 +1,73 @@
+// Eight neighbouring elements as floats: 16-byte accesses where the row allows them, single elements where it does not.
+#pragma once
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+namespace tmem::cuda {
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <bool WIDE>
+__device__ __forceinline__ void load8(const __nv_bfloat16* p, int64_t n, float (&out)[8]) {
+  if (WIDE && n >= 8) {
+    const uint4 raw = *reinterpret_cast<const uint4*>(p);
+    const uint32_t word[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      out[2 * i] = __uint_as_float(word[i] << 16);
+      out[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++) out[i] = i < n ? widen(p[i]) : 0.f;
+  }
+}
+
+template <bool WIDE>
+__device__ __forceinline__ void load8(const float* p, int64_t n, float (&out)[8]) {
+  if (WIDE && n >= 8) {
+    const float4 low = *reinterpret_cast<const float4*>(p), high = *reinterpret_cast<const float4*>(p + 4);
+    out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w;
+    out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++) out[i] = i < n ? p[i] : 0.f;
+  }
+}
+
+template <bool WIDE>
+__device__ __forceinline__ void store8(__nv_bfloat16* p, int64_t n, const float (&x)[8]) {
+  if (WIDE && n >= 8) {
+    alignas(16) __nv_bfloat16 out[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) out[i] = __float2bfloat16_rn(x[i]);
+    *reinterpret_cast<uint4*>(p) = *reinterpret_cast<const uint4*>(out);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (i < n) p[i] = __float2bfloat16_rn(x[i]);
+  }
+}
+
+template <bool WIDE>
+__device__ __forceinline__ void store8(float* p, int64_t n, const float (&x)[8]) {
+  if (WIDE && n >= 8) {
+    *reinterpret_cast<float4*>(p) = make_float4(x[0], x[1], x[2], x[3]);
+    *reinterpret_cast<float4*>(p + 4) = make_float4(x[4], x[5], x[6], x[7]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+      if (i < n) p[i] = x[i];
+  }
+}
+
+// Whether rows at p, `stride` and `outer` elements apart, all start at a multiple of 16 bytes.
+template <class T>
+bool aligned(const T* p, int64_t stride, int64_t outer = 0) {
+  constexpr int64_t each = 16 / sizeof(T);
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride % each == 0 && outer % each == 0;
+}
+
+}  // namespace tmem::cuda

@@ -1,0 +1,200 @@
+// As much of CUDA as csrc/cuda uses, on the CPU: what test_cuda.py compiles the kernels against where there is no GPU.
+// A thread of a block is a fiber; a block is run by one thread of the CPU, blocks that run together by one each. Threads
+// of a warp meet at every shuffle, threads of a block at every barrier; whatever lies between runs one thread after
+// another, so a missing barrier shows as a wrong number. It finds no error of memory order between blocks.
+#pragma once
+#include <ucontext.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static thread_local
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+typedef void* cudaStream_t;
+enum cudaError_t { cudaSuccess };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 3, cudaSuccess; }
+template <class K>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, K, int, size_t) {
+  return *blocks = 1, cudaSuccess;
+}
+
+namespace emulation {
+
+constexpr size_t STACK = 1 << 16;
+
+// Passes once every one of its members that still runs has come.
+struct Meeting {
+  int members = 0, come = 0;
+  long round = 0;
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[STACK]};
+  bool done = false;
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  std::vector<Meeting> warps;
+  std::vector<double> lanes;
+  Meeting all;
+  ucontext_t scheduler;
+  size_t current = 0;
+  std::function<void()> body;
+};
+
+inline thread_local Block* block = nullptr;
+
+inline void pause() { swapcontext(&block->fibers[block->current].context, &block->scheduler); }
+
+inline void meet(Meeting& meeting) {
+  const long round = meeting.round;
+  if (++meeting.come == meeting.members) meeting.come = 0, meeting.round++;
+  while (meeting.round == round) pause();
+}
+
+inline void leave(Meeting& meeting) {
+  if (--meeting.members && meeting.come == meeting.members) meeting.come = 0, meeting.round++;
+}
+
+inline void enter() {
+  block->body();
+  Block* mine = block;
+  leave(mine->all);
+  leave(mine->warps[mine->current / 32]);
+  mine->fibers[mine->current].done = true;
+  pause();
+}
+
+}  // namespace emulation
+
+inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+
+inline void run_block(unsigned threads, std::function<void()> body) {
+  Block mine;
+  mine.body = std::move(body);
+  mine.fibers = std::vector<Fiber>(threads);
+  mine.warps = std::vector<Meeting>((threads + 31) / 32);
+  mine.lanes = std::vector<double>(threads);
+  mine.all.members = threads;
+  for (unsigned i = 0; i < threads; i++) mine.warps[i / 32].members++;
+  block = &mine;
+  for (Fiber& fiber : mine.fibers) {
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = STACK;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, enter, 0);
+  }
+  for (unsigned running = threads; running;) {
+    running = 0;
+    for (mine.current = 0; mine.current < threads; mine.current++) {
+      if (mine.fibers[mine.current].done) continue;
+      threadIdx = dim3(mine.current, 0, 0);
+      swapcontext(&mine.scheduler, &mine.fibers[mine.current].context);
+      running += !mine.fibers[mine.current].done;
+    }
+  }
+  block = nullptr;
+}
+
+template <class A>
+void start(void (*kernel)(A), dim3 grid, dim3 threads, const A& a, dim3 at) {
+  gridDim = grid, blockDim = threads, blockIdx = at;
+  run_block(threads.x, [&] { kernel(a); });
+}
+
+}  // namespace emulation
+
+template <class A>
+cudaError_t cudaLaunchKernel(void (*kernel)(A), dim3 grid, dim3 threads, void** arguments, size_t, cudaStream_t) {
+  const A a = *static_cast<A*>(arguments[0]);
+  for (unsigned z = 0; z < grid.z; z++)
+    for (unsigned y = 0; y < grid.y; y++)
+      for (unsigned x = 0; x < grid.x; x++) emulation::start(kernel, grid, threads, a, dim3(x, y, z));
+  return cudaSuccess;
+}
+
+template <class A>
+cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(A), dim3 grid, dim3 threads, void** arguments, size_t,
+                                        cudaStream_t) {
+  const A a = *static_cast<A*>(arguments[0]);
+  std::vector<std::thread> blocks;
+  for (unsigned x = 0; x < grid.x; x++)
+    blocks.emplace_back([=] { emulation::start(kernel, grid, threads, a, dim3(x, 0, 0)); });
+  for (std::thread& block : blocks) block.join();
+  return cudaSuccess;
+}
+
+#ifdef TMEM_WITHOUT_BARRIERS  // shows that the tests would see one missing
+inline void __syncthreads() {}
+#else
+inline void __syncthreads() { emulation::meet(emulation::block->all); }
+#endif
+
+template <class T>
+T __shfl_xor_sync(unsigned, T x, int mask) {
+  emulation::Block& block = *emulation::block;
+  emulation::Meeting& warp = block.warps[block.current / 32];
+  block.lanes[block.current] = x;
+  emulation::meet(warp);
+  const T other = static_cast<T>(block.lanes[block.current ^ mask]);
+  emulation::meet(warp);
+  return other;
+}
+
+inline void __nanosleep(unsigned) {
+  std::this_thread::yield();
+  emulation::pause();
+}
+inline void __trap() {
+  std::fputs("a block waited too long\n", stderr);
+  std::abort();
+}
+inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+inline int atomicAdd(int* at, int x) { return __atomic_fetch_add(at, x, __ATOMIC_SEQ_CST); }
+inline int atomicExch(int* at, int x) { return __atomic_exchange_n(at, x, __ATOMIC_SEQ_CST); }
+template <class T>
+T __ldcg(const T* at) {
+  return *at;
+}
+inline float __uint_as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+inline float __int_as_float(int32_t bits) { return __uint_as_float(bits); }
+using std::fmin;
+using std::isfinite;
+using std::pow;
