@@ -13,10 +13,10 @@ from pathlib import Path
 
 import sm90
 import torch
+from tmem.triton_kernels import configs, expand, gram, plan, shrink
 from triton import knobs
 
 from tmem.testing import make_case
-from tmem.triton_kernels import configs, expand, gram, plan, shrink
 
 FILE = Path(__file__).with_suffix(".json")
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
