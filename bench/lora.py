@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attach import Route
+from ..attach import Route, Segments
 from ..bank import AdapterBank
+from ..ops import lora_plan
 from ..testing import segments
 from .cases import LoraCase, lora_cases
 from .measure import Provider
@@ -88,9 +89,11 @@ class _Ragged(Route):
 
     def __init__(self, bank: AdapterBank, lengths: tuple[int, ...], device: str):
         super().__init__(bank, list(range(len(lengths))), learn=True)
-        self.given = segments(lengths, self.slots, device)
+        off, slot = segments(lengths, self.slots, device)
+        plan = lora_plan(off, slot, bank.rank, sum(lengths)) if device == "cuda" else None
+        self.given = Segments(off, slot, plan)
 
-    def segments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def segments(self, x: Tensor) -> Segments:
         return self.given
 
 

@@ -242,18 +242,124 @@ def test_an_adapter_whose_a_differs_in_the_last_bits_only_is_taken(tmp_path):
         bank_of(model(), init="random").load(tmp_path / "a")
 
 
-def test_a_model_that_recomputes_layers_is_refused_under_a_route():
+def gradients_of(network, bank, slots, **options):
+    """Gradient rows after one backward, which runs when the route is closed."""
+    with bank.route(slots, **options):
+        loss = logits(network, IDS)[:, :5].square().mean()
+    loss.backward()
+    grad = bank.grad.clone()
+    bank.grad.zero_()
+    return grad
+
+
+def test_layers_recomputed_in_backward_run_with_the_route_they_had():
     network = model()
     bank = bank_of(network)
-    slot = bank.alloc()
-    network.gradient_checkpointing_enable()
+    a, b = bank.alloc(), bank.alloc()
+    fill(bank, a, b)
     network.train()
-    with pytest.raises(RuntimeError, match="gradient_checkpointing_disable"):
-        with bank.route([slot]):
-            pass
-    network.gradient_checkpointing_disable()
-    with bank.route([slot]):
-        pass
+    want = gradients_of(network, bank, [a, -1, b])
+    assert want.any()
+    network.gradient_checkpointing_enable({"use_reentrant": False})
+    assert torch.equal(gradients_of(network, bank, [a, -1, b]), want)
+    with bank.route([b, b, b]):  # another route is open when the first one's layers are recomputed
+        assert torch.equal(gradients_of(network, bank, [a, -1, b]), want)
+    network.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(RuntimeError, match="use_reentrant=True gives adapters no gradient"):
+        gradients_of(network, bank, [a, -1, b])
+    bank.detach()
+    assert not any(hasattr(vars(m).get("_gradient_checkpointing_func"), "tmem_inner") for m in network.modules())
+
+
+def test_adapters_do_no_work_on_padding():
+    """With lengths, padded positions are the base model's; real ones and the gradients keep every bit."""
+    network = model()
+    plain = logits(network, IDS)
+    bank = bank_of(network)
+    a, b = bank.alloc(), bank.alloc()
+    fill(bank, a, b)
+    lengths = [7, 5, 6]
+    with torch.no_grad():
+        with bank.route([a, b, -1]):
+            padded = logits(network, IDS)
+        with bank.route([a, b, -1], lengths=lengths) as route:
+            real = logits(network, IDS)
+            assert route.segments(IDS[..., None]).slot.tolist() == [a, -1, b, -1, -1, -1]
+        site = bank.sites[0]
+        x = torch.randn(3, 7, site.module.in_features)
+        with bank.route([a, b, -1], lengths=lengths):
+            y = site.module(x)
+        base = torch.nn.functional.linear(x, site.module.weight, site.module.bias)
+    for row, n in enumerate(lengths):
+        assert torch.equal(real[row, :n], padded[row, :n])
+        assert torch.equal(y[row, n:], base[row, n:])
+    assert torch.equal(gradients_of(network, bank, [a, b, a], lengths=[5, 5, 5]), gradients_of(network, bank, [a, b, a]))
+    assert torch.equal(logits(network, IDS), plain)
+    for bad in ([7, 5], [7, 5, -1]):
+        with pytest.raises(ValueError, match="lengths: expected 3 token counts, one per row"):
+            with bank.route([a, b, -1], lengths=bad):
+                pass
+    with bank.route([a, b, -1], lengths=[9, 1, 1]), pytest.raises(ValueError, match="row of 9 tokens .* saw 7"):
+        logits(network, IDS)
+
+
+def test_a_slot_freed_while_it_is_routed_is_refused():
+    network = model()
+    bank = bank_of(network)
+    a, b = bank.alloc(), bank.alloc()
+    with bank.route([a, a, -1]):
+        bank.free(b)
+        logits(network, IDS)
+        bank.free(a)
+        with pytest.raises(RuntimeError, match=f"slot {a} was freed while it is routed"):
+            logits(network, IDS)
+
+
+@pytest.mark.parametrize("train_a", [False, True])
+def test_what_a_gpu_does_otherwise_is_the_same_function(train_a):
+    """Projections that share one read of their input, single rows by lora_decode_, and a bf16 copy for these."""
+    network = model()
+    bank = bank_of(network, train_a=train_a, copy=True)
+    a, b = bank.alloc(rank=3), bank.alloc()
+    fill(bank, a, b)
+    assert [len(s.together) for s in bank.sites[:7]] == [1, 2, 2, 3, 1, 3, 3]
+    one = IDS[:, :1]
+    want = gradients_of(network, bank, [a, -1, b])
+    with torch.no_grad(), bank.route([a, -1, b]):
+        many, single = logits(network, IDS), logits(network, one)
+    bank.reads_once = True
+    assert torch.equal(gradients_of(network, bank, [a, -1, b]), want)
+    with torch.no_grad(), bank.route([a, -1, b]):
+        assert torch.equal(logits(network, IDS), many)
+    bank.decodes_rows = True
+    for slot in (a, b):
+        bank._written(slot)
+    bank.param.fill_(float("nan"))  # decode reads the copy
+    with torch.no_grad(), bank.route([a, -1, b]):
+        assert_close("decode", logits(network, one), single, 4e-3)
+
+
+def test_the_copy_follows_every_write(tmp_path):
+    network = model()
+    bank = bank_of(network, copy=True)
+    slot = bank.alloc()
+
+    def follows():
+        return torch.equal(bank.copy, bank.param.to(torch.bfloat16))
+
+    bank.grad[slot] = torch.randn(bank.grad.shape[1])
+    bank.step([slot])
+    assert follows() and bank.copy[slot].any()
+    bank.save(slot, tmp_path / "a")
+    kept = bank.snapshot(slot)
+    other = bank.fork(slot)
+    assert follows() and torch.equal(bank.copy[other], bank.copy[slot])
+    bank.reset(slot)
+    assert follows() and not bank.copy[slot].any()
+    bank.restore(slot, kept)
+    assert follows() and bank.copy[slot].any()
+    bank.load(tmp_path / "a")
+    assert follows()
 
 
 def test_a_name_that_is_no_setting_takes_no_slot():

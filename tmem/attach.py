@@ -7,9 +7,10 @@ are. Without a route the replacement is one attribute test.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Site:
-    """One adapted linear layer and its part of the bank: `a` [S or 1, R, K], `bt` [S, R, N] and their gradients."""
+    """One adapted linear layer and its part of the bank: `a` [S or 1, R, K], `bt` [S, R, N], their gradients, and the bf16
+    copies that decode reads, if the bank keeps them. `together`: the sites that read the same input, itself included."""
 
     name: str
     module: nn.Linear
@@ -29,6 +31,12 @@ class Site:
     bt: Tensor | None = None
     a_grad: Tensor | None = None
     bt_grad: Tensor | None = None
+    a_copy: Tensor | None = None
+    bt_copy: Tensor | None = None
+    together: tuple[Site, ...] = field(default=(), repr=False)
+
+
+_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # projections of one input, by the module's name
 
 
 def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | None) -> list[Site]:
@@ -67,33 +75,88 @@ def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | No
                 raise ValueError(f"targets: {name} is not inside a decoder layer; leave it out.")
             if layer_of[name] >= first:
                 sites.append(Site(name, module))
+    groups: dict[tuple, list[Site]] = {}
+    for site in sites:
+        parent, _, last = site.name.rpartition(".")
+        kind = next((i for i, names in enumerate(_TOGETHER) if last in names), last)
+        groups.setdefault((parent, kind), []).append(site)
+    for group in groups.values():
+        for site in group:
+            site.together = tuple(group)
     return sorted(sites, key=lambda s: (layer_of[s.name], s.name))
+
+
+class Segments(NamedTuple):
+    """A route's batch as the ops take it: see tmem.reference. `plan` on a GPU only, where all layers share it."""
+
+    off: Tensor
+    slot: Tensor
+    plan: Tensor | None
 
 
 class Route:
     """Which slot serves each batch row, fixed while a `with bank.route(...)` block is open and for its backward."""
 
-    def __init__(self, bank: AdapterBank, slots: list[int], learn: bool):
-        self.bank, self.slots, self.learn = bank, slots, learn
+    def __init__(self, bank: AdapterBank, slots: list[int], learn: bool, lengths: list[int] | None = None):
+        self.bank, self.slots, self.learn, self.lengths = bank, slots, learn, lengths
         self.used = sorted({s for s in slots if s >= 0})
         self.versions = [bank.version[s] for s in self.used]
-        self._segments: dict[int, tuple[Tensor, Tensor]] = {}
+        self.freed = bank.freed
+        self._segments: dict[int, Segments] = {}
+        self._shrunk: tuple[Tensor, int | None, dict[Site, Tensor]] | None = None
         # A leaf that requires grad makes autograd visit the adapters although neither x nor the base weight need it.
         self.handle = torch.zeros((), requires_grad=True) if learn else None
 
-    def segments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`seg_off` int32 [B+1] and `seg_slot` int32 [B] of an input [B, ..., K]: one segment per batch row."""
-        rows = len(self.slots)
-        if x.dim() < 2 or x.shape[0] != rows:
+    def segments(self, x: Tensor) -> Segments:
+        """The segments of an input [B, ..., K]: one per batch row, and one without a slot for what is padding."""
+        if self.freed != self.bank.freed:
+            self._refuse_freed()
+        if x.dim() < 2 or x.shape[0] != len(self.slots):
             raise ValueError(
-                f"route: the model saw a batch of {x.shape[0] if x.dim() > 1 else 1} rows, but {rows} slots are routed; "
-                f"give one slot per row (num_return_sequences and beams multiply the rows)."
+                f"route: the model saw a batch of {x.shape[0] if x.dim() > 1 else 1} rows, but {len(self.slots)} slots "
+                f"are routed; give one slot per row (num_return_sequences and beams multiply the rows)."
             )
         length = x.shape[1:-1].numel()
-        if length not in self._segments:
-            offsets = torch.arange(rows + 1, dtype=torch.int32, device=x.device) * length
-            self._segments[length] = (offsets, torch.tensor(self.slots, dtype=torch.int32, device=x.device))
-        return self._segments[length]
+        found = self._segments.get(length)
+        return found or self._segments.setdefault(length, self._cut(length, x.device))
+
+    def _cut(self, length: int, device: torch.device) -> Segments:
+        rows, lengths, slots = len(self.slots), [length] * len(self.slots), self.slots
+        if self.lengths is not None:
+            if max(self.lengths, default=0) > length:
+                raise ValueError(
+                    f"route: a row of {max(self.lengths)} tokens is routed, but the model saw {length}; "
+                    f"open another route for this pass."
+                )
+            # Real tokens, then padding, which no adapter touches.
+            lengths = [n for real in self.lengths for n in (real, length - real)]
+            slots = [s for slot in self.slots for s in (slot, -1)]
+        off = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+        slot = torch.tensor(slots, dtype=torch.int32, device=device)
+        on_gpu = device.type == "cuda"
+        plan = torch.ops.tmem.lora_plan(off, slot, self.bank.rank, rows * length) if on_gpu else None
+        return Segments(off, slot, plan)
+
+    def shrink(self, site: Site, x: Tensor) -> Tensor | None:
+        """z of a site whose neighbours read the same x: all of theirs are made at its first use. None: make your own."""
+        if not (self.bank.reads_once and len(site.together) > 1):
+            return None
+        version = None if x.is_inference() else x._version
+        if self._shrunk is None or self._shrunk[0] is not x or self._shrunk[1] != version or site not in self._shrunk[2]:
+            seg, bank = self.segments(x), self.bank
+            factors, rows = [s.a for s in site.together], x.reshape(-1, x.shape[-1])
+            z = _shrink_multi(rows, factors, seg.off, seg.slot, bank.rank, bank.scale, seg.plan)
+            self._shrunk = x, version, dict(zip(site.together, z))
+        z = self._shrunk[2].pop(site)
+        if not self._shrunk[2]:
+            self._shrunk = None
+        return z
+
+    def _refuse_freed(self) -> None:
+        gone = [s for s in self.used if not self.bank.used[s]]
+        if gone:
+            raise RuntimeError(f"route: slot {gone[0]} was freed while it is routed; free it after the block.")
+        self.freed = self.bank.freed
 
     def check(self) -> None:
         """Raise RuntimeError if a routed slot was written, freed or reset since the route was opened."""
@@ -105,6 +168,24 @@ class Route:
             )
 
 
+_linear, _shrink, _shrink_multi, _expand_, _gram_, _backward_, _decode_ = (
+    getattr(torch.ops.tmem, name).default
+    for name in (
+        "lora_linear", "lora_shrink", "lora_shrink_multi", "lora_expand_", "lora_gram_", "lora_backward_", "lora_decode_",
+    )
+)  # fmt: skip
+
+
+def _adapted(site: Site, route: Route, z: Tensor | None, x: Tensor, w: Tensor, bias: Tensor | None, seg: Segments):
+    """y = x Wᵀ + b + scale·(x Aᵀ) B, and z = scale·x Aᵀ, which may be there already."""
+    bank = route.bank
+    if z is None:
+        return _linear(x, w, bias, site.a, site.bt, seg.off, seg.slot, bank.rank, bank.scale, seg.plan)
+    y = F.linear(x, w, bias)
+    _expand_(y.view(-1, y.shape[-1]), z, site.bt, seg.off, seg.slot, bank.rank, seg.plan)
+    return y, z
+
+
 class _BankLinear(torch.autograd.Function):
     """y = x Wᵀ + b + scale·(x Aᵀ) B; backward accumulates dB (and dA) into the bank's gradient rows, in place.
 
@@ -112,13 +193,12 @@ class _BankLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, w, bias, handle, site, route):
-        bank = route.bank
+    def forward(ctx, x, w, bias, handle, site, route, z):
         seg = route.segments(x)
-        y, z = torch.ops.tmem.lora_linear(x, w, bias, site.a, site.bt, *seg, bank.rank, bank.scale)
+        y, z = _adapted(site, route, z, x, w, bias, seg)
         ctx.site, ctx.route, ctx.seg = site, route, seg
         ctx.learn = route.learn and handle is not None
-        need_x = w.requires_grad or (ctx.learn and bank.train_a)
+        need_x = w.requires_grad or (ctx.learn and route.bank.train_a)
         ctx.save_for_backward(x if need_x else None, w, z if ctx.learn else None)
         return y
 
@@ -126,33 +206,76 @@ class _BankLinear(torch.autograd.Function):
     def backward(ctx, dy):
         x, w, z = ctx.saved_tensors
         site, route, bank = ctx.site, ctx.route, ctx.route.bank
+        off, slot, plan = ctx.seg
         need_dx, need_dw, need_db = ctx.needs_input_grad[:3]
         route.check()
         rows = dy.reshape(-1, dy.shape[-1])
         train_a = ctx.learn and bank.train_a
-        if need_dx or train_a:
-            dz = torch.ops.tmem.lora_shrink(rows, site.bt, *ctx.seg, bank.rank, bank.scale)
+        if ctx.learn and (need_dx or train_a):
+            dz = _backward_(site.bt_grad, z, rows, site.bt, off, slot, bank.rank, bank.scale, plan)
+        elif ctx.learn:
+            _gram_(site.bt_grad, z, rows, off, slot, bank.rank, plan)
+        elif need_dx:
+            dz = _shrink(rows, site.bt, off, slot, bank.rank, bank.scale, plan)
         dx = dw = None
-        if ctx.learn:
-            torch.ops.tmem.lora_gram_(site.bt_grad, z, rows, *ctx.seg, bank.rank)
         if train_a:
-            torch.ops.tmem.lora_gram_(site.a_grad, dz, x.reshape(-1, x.shape[-1]), *ctx.seg, bank.rank)
+            _gram_(site.a_grad, dz, x.reshape(-1, x.shape[-1]), off, slot, bank.rank, plan)
         if need_dx:
             dx = rows @ w
-            torch.ops.tmem.lora_expand_(dx, dz, site.a, *ctx.seg, bank.rank)
+            _expand_(dx, dz, site.a, off, slot, bank.rank, plan)
             dx = dx.view(*dy.shape[:-1], w.shape[1])
         if need_dw:
             dw = rows.T @ x.reshape(-1, x.shape[-1])
-        return dx, dw, rows.sum(0) if need_db else None, None, None, None
+        return dx, dw, rows.sum(0) if need_db else None, None, None, None, None
 
 
 def _forward(bank: AdapterBank, site: Site, x: Tensor) -> Tensor:
-    w, bias, route = site.module.weight, site.module.bias, bank.current_route
+    parameters, route = site.module._parameters, bank.current_route  # the attribute lookup of a module is slow
+    w, bias = parameters["weight"], parameters["bias"]
     if route is None:
         return F.linear(x, w, bias)
     if torch.is_grad_enabled() and (route.learn or x.requires_grad or w.requires_grad):
-        return _BankLinear.apply(x, w, bias, route.handle, site, route)
-    return torch.ops.tmem.lora_linear(x, w, bias, site.a, site.bt, *route.segments(x), bank.rank, bank.scale)[0]
+        with torch.no_grad():
+            z = route.shrink(site, x)
+        return _BankLinear.apply(x, w, bias, route.handle, site, route, z)
+    seg = route.segments(x)
+    if bank.decodes_rows and x.shape[1:-1].numel() == 1 and route.lengths is None:
+        y = F.linear(x, w, bias)
+        a, bt = (site.a, site.bt) if site.bt_copy is None else (site.a_copy, site.bt_copy)
+        _decode_(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a, bt, seg.slot, bank.rank, bank.scale)
+        return y
+    return _adapted(site, route, route.shrink(site, x), x, w, bias, seg)[0]
+
+
+def routed_checkpoints(bank: AdapterBank, learn: bool) -> None:
+    """Let layers that are recomputed in backward run with the route they had in forward.
+
+    Raises RuntimeError for the checkpointing of torch that hides what is inside from autograd (use_reentrant=True).
+    """
+    for layer in bank.model.modules():
+        checkpoint = vars(layer).get("_gradient_checkpointing_func")
+        if checkpoint is None or not getattr(layer, "gradient_checkpointing", False):
+            continue
+        inner = getattr(checkpoint, "tmem_inner", checkpoint)
+        if learn and getattr(inner, "keywords", {}).get("use_reentrant"):
+            raise RuntimeError(
+                "route: checkpointing with use_reentrant=True gives adapters no gradient; call "
+                "model.gradient_checkpointing_enable({'use_reentrant': False})."
+            )
+        layer._gradient_checkpointing_func = functools.partial(_checkpoint, bank, inner)
+        layer._gradient_checkpointing_func.tmem_inner = inner
+
+
+def _checkpoint(bank: AdapterBank, checkpoint, function, *args):
+    return checkpoint(functools.partial(_with_route, bank, bank.current_route, function), *args)
+
+
+def _with_route(bank: AdapterBank, route: Route | None, function, *args):
+    before, bank.current_route = bank.current_route, route
+    try:
+        return function(*args)
+    finally:
+        bank.current_route = before
 
 
 def attach(bank: AdapterBank) -> None:
@@ -170,3 +293,7 @@ def detach(bank: AdapterBank) -> None:
         mine = vars(site.module).get("forward")
         if isinstance(mine, functools.partial) and mine.args[0] is bank:
             del site.module.forward
+    for layer in bank.model.modules():
+        inner = getattr(vars(layer).get("_gradient_checkpointing_func"), "tmem_inner", None)
+        if inner is not None:
+            layer._gradient_checkpointing_func = inner

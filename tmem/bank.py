@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .attach import Route, attach, detach, find_sites
+from .attach import Route, attach, detach, find_sites, routed_checkpoints
 from .init import make_a
 
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -52,7 +52,9 @@ class AdapterBank:
     train_a      False: one frozen A [1, R, K] shared by all slots (training it would couple episodes).
                  True: every slot owns and trains A [S, R, K], starting from the same init.
     optimizer    `adamw` or `sgd`; hyper-parameters per row through `configure`
-    dtype        fp32 (default) or fp64, of parameters, gradients and moments
+    dtype        fp32 (default) or fp64 (on the CPU), of parameters, gradients and moments
+    copy         keep a bf16 copy of the parameters, which decode then reads instead: half the bytes, another rounding.
+                 None: where the model is in bf16 on a GPU
 
     Raises ValueError for bad sizes or names, and for modules that cannot be adapted (see `find_sites`).
     """
@@ -70,6 +72,7 @@ class AdapterBank:
         optimizer: str = "adamw",
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        copy: bool | None = None,
     ):
         if slots < 1:
             raise ValueError(f"AdapterBank: slots: expected at least 1, got {slots}.")
@@ -81,6 +84,13 @@ class AdapterBank:
         self.sites = find_sites(model, self.targets, last_layers)
         self.first_layer = int(self.sites[0].name.split(".layers.")[1].split(".")[0])
         self.device = device = self.sites[0].module.weight.device
+        on_gpu = device.type == "cuda"
+        if on_gpu and dtype != torch.float32:
+            raise ValueError(f"AdapterBank: dtype: expected float32 on a GPU, got {str(dtype).removeprefix('torch.')}.")
+        # What pays on a GPU: one read of what several projections share, and single rows by the decode kernel.
+        self.reads_once = self.decodes_rows = on_gpu
+        if copy is None:
+            copy = on_gpu and self.sites[0].module.weight.dtype == torch.bfloat16
         factors = make_a([s.module.weight for s in self.sites], rank, init, seed)
         self._factors = [f.to(dtype)[None] for f in factors]  # [1, R, K] each
 
@@ -90,12 +100,14 @@ class AdapterBank:
         self.grad = torch.zeros_like(self.param)
         self.m = torch.zeros_like(self.param) if optimizer == "adamw" else None
         self.v = torch.zeros_like(self.param) if optimizer == "adamw" else None
+        self.copy = torch.zeros_like(self.param, dtype=torch.bfloat16) if copy else None
         self.step_count = torch.zeros(slots, dtype=torch.int32, device=device)
         self.rank = torch.zeros(slots, dtype=torch.int32, device=device)
         self.scale = torch.ones(slots, dtype=torch.float32, device=device)
         self.hyper = torch.zeros(slots, len(ops.HYPER), dtype=torch.float64, device=device)
         self.version = [0] * slots  # raised by everything that writes a row
         self.used = [False] * slots
+        self.freed = 0  # how many slots were freed so far
         self.current_route: Route | None = None
         self._lay_out(sizes)
         digest = hashlib.blake2b(repr([(s.name, *z) for s, z in zip(self.sites, sizes)]).encode(), digest_size=16)
@@ -115,11 +127,14 @@ class AdapterBank:
             if self.train_a:
                 size = site.module.in_features
                 site.a, site.a_grad = view(self.param, k, size), view(self.grad, k, size)
+                site.a_copy = None if self.copy is None else view(self.copy, k, size)
                 offset += self.max_rank * k
             else:
                 site.a = factor
+                site.a_copy = None if self.copy is None else factor.to(torch.bfloat16)
             size = site.module.out_features
             site.bt, site.bt_grad = view(self.param, n, size), view(self.grad, n, size)
+            site.bt_copy = None if self.copy is None else view(self.copy, n, size)
             offset += self.max_rank * n
 
     # slots ---------------------------------------------------------------------------------------------------------
@@ -149,20 +164,30 @@ class AdapterBank:
         """Give a slot back; routing it, or running a backward that still needs it, raises from now on."""
         self._check(slot, "free")
         self.used[slot] = False
+        self.freed += 1
         self.rank[slot] = 0
         self.version[slot] += 1
 
     def reset(self, slot: int) -> None:
         """Δ = 0, moments = 0, step = 0; rank, scale and hyper-parameters stay."""
         self._check(slot, "reset")
-        for matrix in (self.param, self.grad, self.m, self.v):
-            if matrix is not None:
-                matrix[slot].zero_()
-        self.step_count[slot] = 0
+        self._copy_row(-1, slot)
         if self.train_a:
             for site, factor in zip(self.sites, self._factors):
                 site.a[slot].copy_(factor[0])
+        self._written(slot)
+
+    def _copy_row(self, source: int, target: int) -> None:
+        """Everything that learning moves, from one row to another; -1: zero."""
+        matrices = [x for x in (self.param, self.grad, self.m, self.v, self.step_count) if x is not None]
+        source, target = (torch.tensor([s], dtype=torch.int32, device=self.device) for s in (source, target))
+        ops.bank_copy_(matrices, source, target)
+
+    def _written(self, slot: int) -> None:
+        """To be called by whatever writes a row's parameters."""
         self.version[slot] += 1
+        if self.copy is not None:
+            self.copy[slot] = self.param[slot]
 
     def configure(self, slot: int, **hyper: float) -> None:
         """Set this row's `lr`, `beta1`, `beta2`, `eps`, `weight_decay` or `clip` (gradient norm; 0 = off)."""
@@ -181,8 +206,11 @@ class AdapterBank:
         """A new slot that starts as an exact copy of `slot`: weights, moments, step, rank, scale, hyper-parameters."""
         self._check(slot, "fork")
         new = self.alloc()
-        self.hyper[new] = self.hyper[slot]
-        self.restore(new, self.snapshot(slot))
+        self._copy_row(slot, new)
+        self.grad[new].zero_()
+        self._written(new)
+        for column in (self.hyper, self.rank, self.scale):
+            column[new] = column[slot]
         return new
 
     def snapshot(self, slot: int, *, optimizer: bool = True) -> Snapshot:
@@ -214,7 +242,7 @@ class AdapterBank:
                 mine[slot].zero_() if theirs is None else mine[slot].copy_(theirs)
         self.step_count[slot] = snapshot.step
         self.rank[slot], self.scale[slot] = snapshot.rank, snapshot.scale
-        self.version[slot] += 1
+        self._written(slot)
 
     def _check(self, slot: int, what: str) -> None:
         if not (isinstance(slot, int) and 0 <= slot < self.slots):
@@ -225,26 +253,32 @@ class AdapterBank:
     # learning ------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def route(self, slots: Sequence[int], *, learn: bool = True) -> Iterator[Route]:
+    def route(
+        self, slots: Sequence[int], *, learn: bool = True, lengths: Sequence[int] | None = None
+    ) -> Iterator[Route]:
         """Within the block, batch row i of the model runs with slot `slots[i]` (-1: the base model alone). Routes nest.
 
-        learn   backward accumulates into the gradient rows of the routed slots; False treats Δ as a constant
-                (stop-gradient), so that only the base model's own parameters get gradients.
-        Raises ValueError for a slot that is out of range or free, RuntimeError if the bank is detached or the model
-        would recompute layers in backward, where no route is open (gradient checkpointing).
+        learn     backward accumulates into the gradient rows of the routed slots; False treats Δ as a constant
+                  (stop-gradient), so that only the base model's own parameters get gradients.
+        lengths   real tokens of each row, which come first; adapters do no work on the padding behind them, whose
+                  outputs are then the base model's.
+        The route belongs to what ran under it: layers that are recomputed in backward (gradient checkpointing) run with
+        it again. Raises ValueError for a slot that is out of range or free and for lengths that are not one per row,
+        RuntimeError if the bank is detached or the model's checkpointing hides adapters from autograd.
         """
         slots = [int(s) for s in slots]
+        if lengths is not None:
+            lengths = [int(n) for n in lengths]
+            if len(lengths) != len(slots) or min(lengths, default=0) < 0:
+                raise ValueError(f"route: lengths: expected {len(slots)} token counts, one per row, got {lengths}.")
         for slot in slots:
             if slot != -1:
                 self._check(slot, "route")
         if self.sites and "forward" not in vars(self.sites[0].module):
             raise RuntimeError("route: the bank is detached from its model; call attach() first.")
         if self.model.training and torch.is_grad_enabled() and getattr(self.model, "is_gradient_checkpointing", False):
-            raise RuntimeError(
-                "route: the model recomputes its layers in backward, where this route is closed and Δ would be missing; "
-                "call model.gradient_checkpointing_disable() or model.eval()."
-            )
-        before, self.current_route = self.current_route, Route(self, slots, learn)
+            routed_checkpoints(self, learn)
+        before, self.current_route = self.current_route, Route(self, slots, learn, lengths)
         try:
             yield self.current_route
         finally:
@@ -260,7 +294,7 @@ class AdapterBank:
             self._check(slot, "step")
             active[slot] = True
             self.version[slot] += 1
-        norms = ops.bank_step_(self.param, self.grad, self.m, self.v, self.step_count, self.hyper, active)
+        norms = ops.bank_step_(self.param, self.grad, self.m, self.v, self.step_count, self.hyper, active, self.copy)
         return norms[list(slots)]
 
     def zero_grad(self, slots: Sequence[int]) -> None:

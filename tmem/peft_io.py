@@ -96,5 +96,5 @@ def load_peft(bank: AdapterBank, path: Path) -> int:
             site.bt[slot, :rank].copy_(b.T)
             if bank.train_a:
                 site.a[slot, :rank].copy_(a)
-    bank.version[slot] += 1
+    bank._written(slot)
     return slot

@@ -12,10 +12,18 @@ namespace tmem {
 
 using torch::stable::parallel_for;
 
-constexpr int64_t ROWS = 16;     // rows of one task of shrink and expand
+constexpr int64_t ROWS = 16;     // rows of one task of shrink and expand, where there are enough for all threads
 constexpr int64_t COLUMNS = 64;  // columns of one task of gram
 
 static int64_t grain(int64_t task_cost) { return std::max<int64_t>(1, TASK / std::max<int64_t>(1, task_cost)); }
+
+// work(first row, end row) over all rows, each row once; `cost` multiply-adds a row.
+template <class Work>
+static void share_rows(int64_t rows, int64_t cost, const Work& work) {
+  const int64_t threads = torch::stable::get_num_threads(), task = std::clamp<int64_t>(rows / threads, 1, ROWS);
+  parallel_for(0, (rows + task - 1) / task, grain(task * cost),
+               [&](int64_t first, int64_t end) { work(first * task, std::min(end * task, rows)); });
+}
 
 static const Tensor& checked_scale(const char* op, const Tensor& scale, int64_t slots) {
   check_dtype(op, "scale", scale, ScalarType::Float);
@@ -24,27 +32,45 @@ static const Tensor& checked_scale(const char* op, const Tensor& scale, int64_t 
   return scale;
 }
 
+// Elements from one row to the next of a tensor whose last dimension is contiguous; one of another shape than
+// [rows, width] is contiguous as a whole.
+static int64_t row_stride(const Tensor& x) { return x.dim() == 2 ? x.stride(0) : x.dim() ? x.size(x.dim() - 1) : 1; }
+
 // The kernels on checked tensors whose last dimension is contiguous; z [rows, ranks] is written in full.
+static Shrink shrink_of(const Segments& seg, const Tensor& v, const Tensor& f, const Tensor& scale, const Tensor& z) {
+  return {seg,       v.const_data_ptr(), row_stride(v),
+          factor(f), static_cast<const float*>(scale.const_data_ptr()),
+          z.mutable_data_ptr(),          f.size(1),
+          f.size(2)};
+}
+
+static Expand expand_of(const Segments& seg, const Tensor& o, const Tensor& z, const Tensor& f) {
+  return {seg, o.mutable_data_ptr(), row_stride(o), z.const_data_ptr(), row_stride(z), factor(f), f.size(2)};
+}
+
 static void run_shrink(Pair pair, const Segments& seg, const Tensor& v, const Tensor& f, const Tensor& scale,
                        const Tensor& z) {
-  const int64_t rows = v.size(0), ranks = f.size(1), width = v.size(1);
-  const Shrink a = {seg,       v.const_data_ptr(), v.stride(0),
-                    factor(f), static_cast<const float*>(scale.const_data_ptr()),
-                    z.mutable_data_ptr(),          ranks,
-                    width};
+  const Shrink a = shrink_of(seg, v, f, scale, z);
   const auto kernel = kernels().shrink[pair];
-  parallel_for(0, (rows + ROWS - 1) / ROWS, grain(ROWS * ranks * width), [&](int64_t first, int64_t end) {
-    kernel(a, first * ROWS, std::min(end * ROWS, rows));
-  });
+  share_rows(v.size(0), a.ranks * a.width, [&](int64_t first, int64_t end) { kernel(a, first, end); });
 }
 
 static void run_expand(Pair pair, const Segments& seg, const Tensor& o, const Tensor& z, const Tensor& f) {
-  const int64_t rows = o.size(0), ranks = f.size(1), width = o.size(1);
-  const Expand a = {seg,         o.mutable_data_ptr(), o.stride(0), z.const_data_ptr(),
-                    z.stride(0), factor(f),            width};
+  const Expand a = expand_of(seg, o, z, f);
   const auto kernel = kernels().expand[pair];
-  parallel_for(0, (rows + ROWS - 1) / ROWS, grain(ROWS * ranks * width), [&](int64_t first, int64_t end) {
-    kernel(a, first * ROWS, std::min(end * ROWS, rows));
+  share_rows(o.size(0), f.size(1) * a.width, [&](int64_t first, int64_t end) { kernel(a, first, end); });
+}
+
+// Both, one after the other on each thread's rows: threads are woken once.
+static void run_adapter(Pair down, Pair up, const Segments& seg, const Tensor& x, const Tensor& a, const Tensor& scale,
+                        const Tensor& z, const Tensor& y, const Tensor& bt) {
+  const Shrink shrink = shrink_of(seg, x, a, scale, z);
+  const Expand expand = expand_of(seg, y, z, bt);
+  const auto first_kernel = kernels().shrink[down];
+  const auto second_kernel = kernels().expand[up];
+  share_rows(z.size(0), shrink.ranks * (shrink.width + expand.width), [&](int64_t first, int64_t end) {
+    first_kernel(shrink, first, end);
+    second_kernel(expand, first, end);
   });
 }
 
@@ -210,9 +236,8 @@ std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& w, std::op
 
   const Tensor y = linear(x, w, bias);
   const Tensor z = torch::stable::new_empty(x, {rows, a.size(1)}, accumulator(x));
-  run_shrink(down, descriptor.segments(), readable(torch::stable::reshape(x, {rows, width})), readable(a),
-             readable(scale), z);
-  run_expand(up, descriptor.segments(), torch::stable::view(y, {rows, outputs}), z, readable(bt));
+  const Tensor lines = x.is_contiguous() ? x : readable(torch::stable::reshape(x, {rows, width}));
+  run_adapter(down, up, descriptor.segments(), lines, readable(a), readable(scale), z, y, readable(bt));
   return {y, z};
 }
 
@@ -237,9 +262,9 @@ void lora_decode_(const Tensor& y, const Tensor& x, const Tensor& a, const Tenso
   const Pair down = pair_of(op, "a", x, a), up = pair_of(op, "bt", x, bt);
   checked_scale(op, scale, descriptor.slots());
   const Tensor z = torch::stable::new_empty(x, {rows, a.size(1)}, accumulator(x));
-  run_shrink(down, descriptor.segments(), readable(x), readable(a), readable(scale), z);
   Written written(y);
-  run_expand(up, descriptor.segments(), written.rows(), z, readable(bt));
+  run_adapter(down, up, descriptor.segments(), readable(x), readable(a), readable(scale), z, written.rows(),
+              readable(bt));
   written.finish();
 }
 

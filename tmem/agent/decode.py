@@ -105,12 +105,12 @@ def _decode_bucket(model, prompts, length, bank, slots, end, max_new, temperatur
     if noise is not None:
         noise = torch.cat([noise, torch.zeros(dummies, max_new)]).to(device)
 
-    def routed():
-        return contextlib.nullcontext() if slots is None else bank.route(slots, learn=False)
+    def routed(lengths=None):
+        return contextlib.nullcontext() if slots is None else bank.route(slots, learn=False, lengths=lengths)
 
     cache = fw.KVCache(length + max_new)
     positions = torch.arange(length, device=device)[None]
-    with routed():
+    with routed([*map(len, prompts)] + [0] * dummies):
         mask = fw.causal_mask(length, device, cache.shown(length))
         hidden = fw.layers(model, fw.embed(model, ids), positions, mask, cache=cache)
     cache.advance(length)

@@ -56,26 +56,29 @@ class Learned:
 
 @dataclass
 class _Block:
-    """Sequences of one bucket: trunk output [B, T, D], slot per row, and the labels as flat positions with weights.
+    """Sequences of one bucket: trunk output [B, T, D], slot and length per row, and the labels as flat positions with
+    weights.
 
     Rows and labels are filled up to multiples of 4 with dummies: slot -1, weight 0.
     """
 
     hidden: Tensor
     slots: list[int]
+    lengths: list[int]  # real tokens per row
     rows: list[int]
     columns: list[int]
     targets: list[int]
     weights: list[float]  # 1 / labels of this slot in this minibatch
 
     @classmethod
-    def filled(cls, hidden, slots, labels: list[tuple[int, int, int, float]]) -> _Block:
+    def filled(cls, hidden, slots, lengths, labels: list[tuple[int, int, int, float]]) -> _Block:
         """From labels (row, column, target, weight)."""
+        lengths = lengths + [0] * (fw.filled(len(slots)) - len(slots))
         labels = labels + [(0, 0, 0, 0.0)] * (fw.filled(len(labels)) - len(labels))
         slots = slots + [-1] * (fw.filled(len(slots)) - len(slots))
         if len(hidden) < len(slots):
             hidden = torch.cat([hidden, hidden[:1].expand(len(slots) - len(hidden), -1, -1)])
-        return cls(hidden, slots, *(list(x) for x in zip(*labels)))
+        return cls(hidden, slots, lengths, *(list(x) for x in zip(*labels)))
 
     def only(self, slots: set[int]) -> _Block | None:
         """The sequences of these slots alone; None if there are none."""
@@ -88,7 +91,7 @@ class _Block:
             for r, c, t, w in zip(self.rows, self.columns, self.targets, self.weights)
             if w and r in place
         ]
-        return self.filled(self.hidden[keep], [self.slots[r] for r in keep], labels)
+        return self.filled(self.hidden[keep], [self.slots[r] for r in keep], [self.lengths[r] for r in keep], labels)
 
 
 def rehearsal(earlier: Sequence[Pair], new: Sequence[Pair], limit: int) -> list[Pair]:
@@ -212,7 +215,7 @@ def _block(model, bank, group, length, labels) -> _Block:
         for row, (slot, seq, prompt) in enumerate(group)
         for c in range(prompt, len(seq))
     ]
-    return _Block.filled(hidden[: len(group)], [g[0] for g in group], spots)
+    return _Block.filled(hidden[: len(group)], [g[0] for g in group], [len(g[1]) for g in group], spots)
 
 
 def _pass(model, bank, blocks: list[_Block], *, backward: bool) -> dict[int, float]:
@@ -224,7 +227,7 @@ def _pass(model, bank, blocks: list[_Block], *, backward: bool) -> dict[int, flo
         mask = fw.causal_mask(length, bank.device)
         targets = torch.tensor(block.targets, device=bank.device)
         weights = torch.tensor(block.weights, device=bank.device)
-        with bank.route(block.slots, learn=backward):
+        with bank.route(block.slots, learn=backward, lengths=block.lengths):
             hidden = fw.layers(model, block.hidden, positions, mask, start=bank.first_layer)
             logits = fw.logits(model, hidden[block.rows, block.columns])
             nll = F.cross_entropy(logits, targets, reduction="none") * weights
