@@ -1,7 +1,8 @@
 """What is measured against what: cases, providers, the table. Installed as `tmem.bench`.
 
 A case is a shape with its numbers of bytes and flops; a provider is one way to compute it. Every provider is first held
-against the case's fp64 oracle, then all are timed in turns in one process. `run` gives what `tmem bench --json` writes.
+against the case's oracle, then all are timed in turns in one process, and the machine's ceilings with them. `run` gives
+what `tmem bench --json` writes.
 """
 
 from __future__ import annotations
@@ -11,10 +12,17 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .. import machine, report
-from . import lora, step
-from .measure import Settings, measured
+from . import decode, lora, model, step, update
+from .measure import Settings, ceilings, measured
 
-BENCHES = {"lora": lora, "step": step}
+BENCHES = {
+    "lora": {"lora": lora, "model": model, "update": update},
+    "step": {"step": step},
+    "decode": {"decode": decode},
+}
+"""What `tmem bench NAME` runs: training with adapters (one layer, the whole decoder, one online update), their optimizer
+step, decoding with them."""
+ON_GPU = ("lora", "step", "decode")  # the model-level benches are for the CPU, where an op is large beside its launch
 
 
 def run(
@@ -29,17 +37,19 @@ def run(
     quick    tiny shapes and three rounds: shows that everything runs, says nothing about speed
     threads  of torch on the CPU, for this call
     watch    called with (bench and case, cases done, cases in all) before each case
-    Returns {"machine", "versions", "commit" (None outside a checkout), "settings", "rows"}; one row per case and provider.
-    Raises ValueError for an unknown name, WrongNumbers if a provider computes something else than the oracle.
+    Returns {"machine", "versions", "commit" (None outside a checkout), "settings", "ceilings", "rows"}; one row per case
+    and provider. Raises ValueError for an unknown name, WrongNumbers if a provider computes something else.
     """
     unknown = [n for n in names if n not in BENCHES]
     if unknown:
         raise ValueError(f"bench: expected {' or '.join(BENCHES)}, got {unknown[0]!r}.")
     settings = Settings.quick() if quick else Settings()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        rows = list(_rows(names or tuple(BENCHES), quick, settings, watch))
+        limits = ceilings(quick, device)
+        rows = list(_rows(names or tuple(BENCHES), quick, settings, device, watch))
         kept = {"quick": quick, "threads": torch.get_num_threads(), "rounds": settings.rounds, "warmup": settings.warmup}
     finally:
         torch.set_num_threads(before)
@@ -48,13 +58,21 @@ def run(
         "versions": machine.versions(),
         "commit": report.machine().get("commit"),
         "settings": kept,
+        "ceilings": limits,
         "rows": rows,
     }
 
 
-def _rows(names, quick, settings, watch):
-    todo = [(name, case) for name in dict.fromkeys(names) for case in BENCHES[name].cases(quick)]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for done, (name, case) in enumerate(todo):
+def _rows(names, quick, settings, device, watch):
+    benches = [(n, b) for name in dict.fromkeys(names) for n, b in BENCHES[name].items()]
+    todo = [
+        (name, bench, case)
+        for name, bench in benches
+        if device == "cpu" or name in ON_GPU
+        for case in bench.cases(quick, device)
+    ]
+    for done, (name, bench, case) in enumerate(todo):
         watch(f"{name} {case.name}", done, len(todo))
-        yield from measured(name, case, BENCHES[name].providers(case, device), BENCHES[name].RATIO_TO, settings, device)
+        kept = settings.slow() if getattr(bench, "SLOW", False) else settings
+        for row in measured(name, case, bench.providers(case, device), bench.RATIO_TO, kept, device):
+            yield {**row, "sweep": getattr(case, "sweep", "")}

@@ -1,4 +1,5 @@
-"""The shapes: SmolLM2-135M's linear layers and many adapters, each case with the least bytes and flops of its task."""
+"""The shapes: SmolLM2-135M's linear layers and many adapters, on a GPU also a large model's; each case with the least
+bytes and flops of its task."""
 
 from __future__ import annotations
 
@@ -7,12 +8,16 @@ from dataclasses import dataclass
 import torch
 
 _LAYERS = ((576, 1536), (1536, 576), (576, 576))  # (K, N): gate and up, down, q and o
-_LENGTHS = {
-    "8x16..128": (16, 128, 40, 96, 24, 72, 56, 112),
-    "8x64": (64,) * 8,
-    "32x16": (16,) * 32,
+RAGGED = (16, 128, 40, 96, 24, 72, 56, 112)
+_LENGTHS = {"8x16..128": RAGGED, "32x16": (16,) * 32, "1x512": (512,)}
+# What the cost depends on, one at a time; the one in the middle is 8 adapters of rank 16 with 64 tokens each.
+_SWEEPS = {
+    "adapters": [(slots, 512 // slots, 16) for slots in (1, 2, 4, 8, 16, 32, 64, 128)],
+    "tokens": [(8, tokens, 16) for tokens in (1, 4, 16, 64, 256)],
+    "rank": [(8, 64, rank) for rank in (1, 4, 8, 16, 32, 64)],
 }
 _MLP_SITES = (1536, 1536, 576) * 8  # N of gate, up and down in the last 8 layers
+_ALL_SITES = (576, 192, 192, 576, 1536, 1536, 576) * 30  # of every linear layer
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class LoraCase:
     episodes: str
     lengths: tuple[int, ...]
     dtype: torch.dtype
+    sweep: str = ""  # which picture it belongs to; "" = the table's own
 
     @property
     def name(self) -> str:
@@ -55,10 +61,11 @@ class StepCase:
     rank: int
     widths: tuple[int, ...]
     dtype: torch.dtype = torch.float32
+    layers: str = "MLP, last 8 layers"
 
     @property
     def name(self) -> str:
-        return f"{self.slots} adapters r={self.rank}"
+        return f"{self.slots} adapters r={self.rank}, {self.layers}"
 
     @property
     def width(self) -> int:
@@ -76,18 +83,96 @@ class StepCase:
         return 7 * 4 * self.slots * self.width
 
 
-def lora_cases(quick: bool) -> list[LoraCase]:
+@dataclass(frozen=True)
+class ModelCase:
+    """A whole decoder of SmolLM2-135M's shape, random weights, with adapters of `rank` in `targets` of the last layers."""
+
+    precision: str  # "float32", "float32 medium" (torch.set_float32_matmul_precision), "bfloat16"
+    rank: int
+    targets: tuple[str, ...]
+    last_layers: int | None
+    sizes: tuple[tuple[str, int], ...]
+    name: str
+    flops: int
+    bytes: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MLP = ALL[4:]
+SMOL = (
+    ("vocab_size", 49152), ("hidden_size", 576), ("intermediate_size", 1536), ("num_hidden_layers", 30),
+    ("num_attention_heads", 9), ("num_key_value_heads", 3),
+)  # fmt: skip
+TINY = (
+    ("vocab_size", 160), ("hidden_size", 64), ("intermediate_size", 80), ("num_hidden_layers", 3),
+    ("num_attention_heads", 4), ("num_key_value_heads", 2),
+)  # fmt: skip
+
+
+def linear_sizes(sizes: tuple[tuple[str, int], ...]) -> dict[str, tuple[int, int]]:
+    """(K, N) of every linear layer of a decoder layer."""
+    size = dict(sizes)
+    hidden, mlp = size["hidden_size"], size["intermediate_size"]
+    kv = hidden // size["num_attention_heads"] * size["num_key_value_heads"]
+    attention = {"q_proj": (hidden, hidden), "k_proj": (hidden, kv), "v_proj": (hidden, kv), "o_proj": (hidden, hidden)}
+    return {**attention, "gate_proj": (hidden, mlp), "up_proj": (hidden, mlp), "down_proj": (mlp, hidden)}
+
+
+def model_case(
+    name: str, precision: str, rank: int, targets: tuple[str, ...], last_layers: int | None,
+    sizes: tuple[tuple[str, int], ...], tokens: int, slots: int, *, passes: int, layers: int | None = None,
+    logits: int = 0,
+) -> ModelCase:  # fmt: skip
+    """`tokens` through all (or the last `layers`) decoder layers, forward (`passes` 2: and dX), with `slots` adapters.
+
+    Counted are the linear layers, `logits` rows of the head, and the adapters; attention, norms and activations are not:
+    the least bytes are those of the weights, once a pass.
+    """
+    linear, size = linear_sizes(sizes), dict(sizes)
+    base = sum(k * n for k, n in linear.values()) * (layers or size["num_hidden_layers"])
+    head = size["hidden_size"] * size["vocab_size"] if logits else 0
+    adapted = [linear[t] for t in targets] * (last_layers or size["num_hidden_layers"])
+    up = rank * sum(n for _, n in adapted)
+    both = rank * sum(k + n for k, n in adapted)
+    itemsize = 2 if precision == "bfloat16" else 4
+    flops = 2 * passes * (tokens * base + logits * head) + 2 * tokens * (both * passes + (up if passes == 2 else 0))
+    return ModelCase(
+        precision, rank, targets, last_layers, sizes, name, flops,
+        passes * (base + head) * itemsize + 4 * slots * up * (4 if passes == 2 else 1),
+    )  # fmt: skip
+
+
+def lora_cases(quick: bool, device: str = "cpu") -> list[LoraCase]:
     dtypes = (torch.float32, torch.bfloat16)
     if quick:
-        return [LoraCase(64, 96, 4, "3x2..7", (5, 2, 7), d) for d in dtypes]
-    return [
+        sweep = [LoraCase(64, 96, 4, f"{s}x4", (4,) * s, torch.float32, "adapters") for s in (1, 2)]
+        return [LoraCase(64, 96, 4, "3x2..7", (5, 2, 7), d) for d in dtypes] + sweep
+    if device == "cuda":
+        large = {"64x128": (128,) * 64, "64x1..255": tuple(1 + 4 * (i * 37 % 64) for i in range(64)), "1x8192": (8192,)}
+        return [LoraCase(4096, 4096, r, e, lengths, torch.bfloat16) for r in (16, 64) for e, lengths in large.items()]
+    table = [
         LoraCase(k, n, r, episodes, lengths, d)
         for d in dtypes
         for k, n in _LAYERS
         for r in (8, 16)
         for episodes, lengths in _LENGTHS.items()
     ]
+    sweeps = [
+        LoraCase(576, 1536, rank, f"{slots}x{tokens}", (tokens,) * slots, torch.float32, sweep)
+        for sweep, points in _SWEEPS.items()
+        for slots, tokens, rank in points
+    ]
+    return table + sweeps
 
 
-def step_cases(quick: bool) -> list[StepCase]:
-    return [StepCase(3, 4, (64, 128))] if quick else [StepCase(slots, 16, _MLP_SITES) for slots in (8, 32)]
+def step_cases(quick: bool, device: str = "cpu") -> list[StepCase]:
+    if quick:
+        return [StepCase(3, 4, (64, 128))]
+    if device == "cuda":
+        return [StepCase(64, 16, (4096,) * 64)]
+    mlp = [StepCase(slots, 16, _MLP_SITES) for slots in (8, 32)]
+    return [*mlp, StepCase(32, 8, _ALL_SITES, layers="all linear layers")]

@@ -70,6 +70,8 @@ def providers(case: LoraCase, device: str) -> dict[str, Provider]:
         "tmem": _tmem(case, data),
         "peft loop": _peft_loop(data),
         "padded bmm": _padded_bmm(case, data),
+        "grouped_mm, stacked": _grouped_mm(case, data, stacked=True),
+        "grouped_mm, one bank": _grouped_mm(case, data, stacked=False),
     }
 
 
@@ -140,6 +142,33 @@ def _peft_loop(data: Inputs) -> Provider:
     def results():
         ys, dxs, dbs = zip(*call())
         return {"y": torch.cat(ys), "dx": torch.cat(dxs), "db": torch.stack([db.T for db in dbs])}
+
+    return Provider(call, results, data.oracle())
+
+
+def _grouped_mm(case: LoraCase, data: Inputs, *, stacked: bool) -> Provider:
+    """torch's grouped GEMM over the segments; A is shared, so one GEMM. `stacked`: adapters are tensors of their own and
+    are stacked in every forward, as in published trainers; else they are one bank already, the strongest form.
+
+    Its rows of memory must be multiples of 16 bytes: adapters of another rank are kept padded.
+    """
+    each = 16 // data.b.element_size()
+    ranks = -(-case.rank // each) * each
+    a = F.pad(data.a, (0, 0, 0, ranks - case.rank))
+    padded = F.pad(data.b, (0, 0, 0, ranks - case.rank))
+    bank = [b.clone().requires_grad_() for b in padded] if stacked else padded.clone().requires_grad_()
+    x = data.x.clone().requires_grad_()
+    offs = torch.tensor([rows.stop for rows in data.rows], dtype=torch.int32, device=data.x.device)
+
+    def call():
+        b = torch.stack(bank) if stacked else bank
+        z = F.linear(x.to(a.dtype), a) * SCALE
+        y = (F.linear(x, data.w) + torch._grouped_mm(z, b, offs=offs)).to(x.dtype)
+        return y, *torch.autograd.grad(y, (x, *bank) if stacked else (x, bank), data.dy)
+
+    def results():
+        y, dx, *db = call()
+        return {"y": y, "dx": dx, "db": (torch.stack(db) if stacked else db[0])[:, : case.rank]}
 
     return Provider(call, results, data.oracle())
 

@@ -28,6 +28,10 @@ class Settings:
     def quick(cls) -> Settings:
         return cls(rounds=3, warmup=1)
 
+    def slow(self) -> Settings:
+        """For cases of seconds: a third of the rounds, one of them not kept."""
+        return Settings(rounds=max(3, self.rounds // 3), warmup=1)
+
 
 @dataclass(frozen=True)
 class Provider:
@@ -37,12 +41,14 @@ class Provider:
     results   computes the case once and returns it by name, in the layout of `oracle`
     oracle    the same names in fp64
     prepare   what each call needs but a user would not pay for at this place; never timed
+    tolerance relative RMS that the results may be off; None: that of their dtype, for one op
     """
 
     call: Callable[[], object]
     results: Callable[[], dict[str, Tensor]]
     oracle: dict[str, Tensor]
     prepare: Callable[[], object] = lambda: None
+    tolerance: float | None = None
 
 
 def measured(bench: str, case, providers: dict[str, Provider], ratio_to: str, settings: Settings, device: str):
@@ -64,7 +70,7 @@ def measured(bench: str, case, providers: dict[str, Provider], ratio_to: str, se
     return [
         {
             "bench": bench, "case": case.name, "provider": name, "device": device,
-            "dtype": str(case.dtype).removeprefix("torch."), **q,
+            "dtype": getattr(case, "precision", str(case.dtype).removeprefix("torch.")), **q,
             "ratio": q["ms"] / quantiles[ratio_to]["ms"], "ratio_to": ratio_to,
             "flops": case.flops, "bytes": case.bytes, "of_copy": copy / q["ms"],
             "copy_gb_per_s": case.bytes / copy / 1e6,
@@ -80,10 +86,11 @@ def _check(bench: str, case, name: str, provider: Provider) -> None:
     for what, out in found.items():
         expected = provider.oracle[what]
         off = rel_rms(out, expected) if out.shape == expected.shape else float("inf")
-        if not off <= TOLERANCES[out.dtype]:
+        allowed = provider.tolerance or TOLERANCES[out.dtype]
+        if not off <= allowed:
             raise WrongNumbers(
-                f"bench {bench}, {case.name}, {case.dtype}: {what} of {name} is {off:.2g} (relative RMS) off the fp64"
-                f" oracle, allowed {TOLERANCES[out.dtype]:.2g}; nothing was timed."
+                f"bench {bench}, {case.name}, {case.dtype}: {what} of {name} is {off:.2g} (relative RMS) off the"
+                f" oracle, allowed {allowed:.2g}; nothing was timed."
             )
 
 
@@ -112,14 +119,37 @@ def _cpu_ms(call: Callable) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
+_FLUSH = 256 << 20  # bytes written before each call on a GPU: more than any second-level cache holds
+
+
 def _cuda_ms(call: Callable) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
+    # Written on the same stream: the cache is cold, and the launches of `call` queue up while it is being written.
+    torch.empty(_FLUSH, dtype=torch.int8, device="cuda").zero_()
     start.record()
     call()
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end)
+
+
+def ceilings(quick: bool, device: str) -> dict[str, float]:
+    """What this machine reaches, best of some: a copy larger than its caches (GB/s read and written), GEMMs (GF/s)."""
+    timer, found = (_cuda_ms if device == "cuda" else _cpu_ms), {}
+    count, size = (1 << 16, 128) if quick else (1 << 28, 8192) if device == "cuda" else (1 << 25, 2048)
+    source, target = torch.ones(count, device=device), torch.ones(count, device=device)
+    best = min(timer(lambda: target.copy_(source)) for _ in range(7))
+    found["copy GB/s"] = 8 * count / best / 1e6
+    before = torch.get_float32_matmul_precision()
+    try:
+        for name in ("float32", "float32 medium", "bfloat16"):
+            torch.set_float32_matmul_precision("medium" if "medium" in name else "highest")
+            dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
+            a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+            found[f"{name} GF/s"] = 2 * size**3 / min(timer(lambda: a @ b) for _ in range(5)) / 1e6
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return found
 
 
 def _quantiles(ms: list[float]) -> dict[str, float]:

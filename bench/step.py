@@ -40,6 +40,7 @@ def providers(case: StepCase, device: str) -> dict[str, Provider]:
         "tmem bank_step_": _bank(case, device, expected),
         "torch fused, one group per adapter": _grouped(case, device, expected),
         RATIO_TO: _flat(case, device, expected),
+        "the same, gradients zeroed": _flat(case, device, expected, zero=True),
     }
 
 
@@ -57,7 +58,7 @@ def _provider(case: StepCase, device: str, expected: dict, grad: Tensor, param, 
 
 
 def _bank(case: StepCase, device: str, expected: dict) -> Provider:
-    """One call, which also takes each row's norm and zeroes its gradient."""
+    """One call, which also takes each row's norm, and zeroes its gradient, as rows that accumulate in place need."""
     p = torch.zeros(case.slots, case.width, device=device)
     g, m, v = (torch.zeros_like(p) for _ in range(3))
     count = torch.zeros(case.slots, dtype=torch.int32, device=device)
@@ -81,11 +82,18 @@ def _grouped(case: StepCase, device: str, expected: dict) -> Provider:
     )  # fmt: skip
 
 
-def _flat(case: StepCase, device: str, expected: dict) -> Provider:
+def _flat(case: StepCase, device: str, expected: dict, zero: bool = False) -> Provider:
     """All adapters as one tensor in one group: the least overhead, and the same settings for all."""
     p = torch.zeros(case.slots, case.width, device=device)
     p.grad = torch.zeros_like(p)
-    return _provider(case, device, expected, p.grad, lambda: p, torch.optim.AdamW([p], **_SETTINGS).step)
+    optimizer = torch.optim.AdamW([p], **_SETTINGS)
+
+    def step():
+        optimizer.step()
+        if zero:
+            p.grad.zero_()
+
+    return _provider(case, device, expected, p.grad, lambda: p, step)
 
 
 _SETTINGS = {"lr": LR, "betas": (BETA1, BETA2), "eps": EPS, "weight_decay": DECAY, "fused": True}

@@ -1,0 +1,154 @@
+"""Bench `decode`: one token for every episode, each with its own adapter, against the frozen decoder; on a GPU also one
+layer's adapters alone."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+from .. import forward as fw
+from ..ops import lora_decode_
+from .cases import ALL, MLP, SMOL, TINY, ModelCase, model_case
+from .measure import Provider
+from .model import bank_of, decoder
+
+RATIO_TO = "base"
+SLOTS, CONTEXT = 16, 128
+
+
+@dataclass(frozen=True)
+class RowsCase:
+    """y += (x Aᵀ) B of `slots` rows, each with its own bf16 adapter, onto a layer of width d."""
+
+    slots: int
+    d: int = 4096
+    rank: int = 16
+    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def name(self) -> str:
+        return f"{self.slots} slots, {self.d}→{self.d} r={self.rank}"
+
+    @property
+    def flops(self) -> int:
+        return 4 * self.slots * self.rank * self.d
+
+    @property
+    def bytes(self) -> int:
+        """Both factors and x read, y read and written."""
+        return 2 * self.slots * self.d * (2 * self.rank + 3)
+
+
+def cases(quick: bool, device: str = "cpu") -> list[ModelCase | RowsCase]:
+    if device == "cuda":
+        return [RowsCase(n) for n in ((3,) if quick else (1, 16, 64, 128, 256, 512))]
+    sizes, slots = (TINY, 3) if quick else (SMOL, SLOTS)
+    kinds = (("MLP, last 8 layers", MLP, 2 if quick else 8, 16), ("all linear layers", ALL, None, 8))
+    return [
+        model_case(
+            f"{slots} slots, {name} r={rank}", "bfloat16", rank, targets, last, sizes, slots, slots, passes=1, logits=slots
+        )
+        for name, targets, last, rank in kinds
+    ]  # fmt: skip
+
+
+def providers(case: ModelCase | RowsCase, device: str) -> dict[str, Provider]:
+    return _rows(case, device) if isinstance(case, RowsCase) else _model(case, device)
+
+
+def _model(case: ModelCase, device: str) -> dict[str, Provider]:
+    """One step of the decode loop: last-token logits of every row, keys and values of CONTEXT tokens behind it."""
+    slots, context = (3, 16) if case.sizes == TINY else (SLOTS, CONTEXT)
+    network = decoder(case, device)
+    bank = bank_of(case, network, slots)
+    bank.detach()
+    cache = fw.KVCache(context + 1)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 150, (slots, context + 1), generator=generator).to(device)
+    with torch.inference_mode():
+        mask = fw.causal_mask(context, device, cache.shown(context))
+        fw.layers(network, fw.embed(network, ids[:, :-1]), torch.arange(context)[None], mask, cache=cache)
+    mask = torch.arange(cache.shown(context + 1), device=device)[None, None, None] <= context
+    position = torch.full((slots, 1), context, device=device)
+
+    @torch.inference_mode()
+    def step(route):
+        cache.length = context
+        with route:
+            hidden = fw.layers(network, fw.embed(network, ids[:, -1:]), position, mask.expand(slots, -1, -1, -1), cache=cache)
+            return fw.logits(network, hidden[:, 0])
+
+    def tmem():
+        return step(bank.route(list(range(slots)), learn=False))
+
+    @torch.inference_mode()
+    def dense():
+        """Row by row, Δ added to the weights: what each episode would compute by itself."""
+        out = []
+        for slot in range(slots):
+            kept = [site.module.weight for site in bank.sites]
+            for site in bank.sites:
+                delta = site.bt[slot].T @ site.a[0]
+                site.module.weight = torch.nn.Parameter((site.module.weight.float() + delta).to(case.dtype), False)
+            out.append(step(contextlib.nullcontext())[slot])
+            for site, weight in zip(bank.sites, kept):
+                site.module.weight = weight
+        return torch.stack(out)
+
+    def attached(call):
+        def run():
+            bank.attach()
+            try:
+                return call()
+            finally:
+                bank.detach()
+
+        return run
+
+    def base():
+        return step(contextlib.nullcontext())
+
+    # The keys and values of the context are the base model's in all arms; a rounded sum of weights is another rounding.
+    return {
+        "base": Provider(base, lambda: {"logits": base()}, {"logits": base()}),
+        "tmem": Provider(attached(tmem), lambda: {"logits": attached(tmem)()}, {"logits": dense()}, tolerance=0.05),
+    }
+
+
+def _rows(case: RowsCase, device: str) -> dict[str, Provider]:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return (torch.randn(*shape, generator=generator) * case.d**-0.5).to(device, case.dtype)
+
+    x, w = random(case.slots, case.d), random(case.d, case.d)
+    a, bt = random(case.slots, case.rank, case.d), random(case.slots, case.rank, case.d)
+    row_slot = torch.arange(case.slots, dtype=torch.int32, device=device)
+    rank = torch.full((case.slots,), case.rank, dtype=torch.int32, device=device)
+    scale = torch.ones(case.slots, device=device)
+    y = torch.zeros(case.slots, case.d, device=device, dtype=case.dtype)
+    z = torch.einsum("md,mrd->mr", x.double(), a.double())
+    oracle = {"y": torch.einsum("mr,mrd->md", z, bt.double())}
+
+    def tmem():
+        lora_decode_(y, x, a, bt, row_slot, rank, scale)
+
+    def bmm():
+        return torch.bmm(torch.bmm(x[:, None], a.mT), bt)[:, 0].add_(y)
+
+    def from_zero():
+        y.zero_()
+        tmem()
+        return {"y": y.clone()}
+
+    def bmm_from_zero():
+        y.zero_()
+        return {"y": bmm()}
+
+    return {
+        "base": Provider(lambda: x @ w.T, lambda: {"y": x @ w.T}, {"y": x.double() @ w.double().T}),
+        "tmem lora_decode_": Provider(tmem, from_zero, oracle, y.zero_),
+        "bmm on one bank": Provider(bmm, bmm_from_zero, oracle, tolerance=0.01),
+    }
