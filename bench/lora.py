@@ -70,8 +70,8 @@ def providers(case: LoraCase, device: str) -> dict[str, Provider]:
         "tmem": _tmem(case, data),
         "peft loop": _peft_loop(data),
         "padded bmm": _padded_bmm(case, data),
-        "grouped_mm, stacked": _grouped_mm(case, data, stacked=True),
-        "grouped_mm, one bank": _grouped_mm(case, data, stacked=False),
+        "grouped stacked": _grouped_mm(case, data, stacked=True),
+        "grouped bank": _grouped_mm(case, data, stacked=False),
     }
 
 

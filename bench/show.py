@@ -1,4 +1,4 @@
-"""What a person sees of a benchmark: progress, then one table per bench."""
+"""What a person sees of a benchmark: progress, one table per bench, what was aimed at, and two pictures."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from ..report import write_json
-from . import BENCHES, run
+from . import plots, run, targets
 
 TITLES = {
-    "lora": "one linear layer K→N, adapters x tokens, forward and backward: ms, ratio to base",
-    "step": "one AdamW step of all adapters: ms, ratio to flat tensor, % of copy bandwidth",
+    "lora": "one linear layer K→N, adapters x tokens, forward and backward: ms, ratio to base (grouped: torch._grouped_mm)",
+    "model": "8 ragged episodes through the whole decoder, forward and backward: ms, ratio to base",
+    "update": "one online update, 8 tokens of each pair labelled: ms, ratio to the plain way",
+    "step": "one AdamW step of all adapters, tmem and torch's fused: ms, ratio to one flat tensor, % of copy bandwidth",
+    "decode": "one token for every episode, each with its own adapter: ms, ratio to base",
 }
 
-_SHORT = {"float32": "fp32", "bfloat16": "bf16"}
+_SHORT = {"float32": "fp32", "float32 medium": "fp32 medium", "bfloat16": "bf16"}
 
 
 def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: int | None) -> None:
-    """Run under a progress bar, print the tables, write `json` if given."""
+    """Run under a progress bar, print the tables, write `json` and its pictures if given."""
     console = Console()
     columns = (TextColumn("{task.description:44}"), BarColumn(bar_width=24), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip
@@ -31,10 +34,15 @@ def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: in
             names, quick=quick, threads=threads,
             watch=lambda case, done, total: progress.update(bar, description=case, completed=done, total=total),
         )  # fmt: skip
-    for name in BENCHES:
-        rows = [r for r in found["rows"] if r["bench"] == name]
+    for name in TITLES:
+        rows = [r for r in found["rows"] if r["bench"] == name and not r["sweep"]]
         if rows:
             console.print(_table(name, rows))
+    aims = targets.reached(found["rows"])
+    if aims and not quick:
+        console.print(_aims(aims))
+    limits = (f"{name[: name.rindex(' ')]} {value:.0f}{name[name.rindex(' ') :]}" for name, value in found["ceilings"].items())
+    console.print(f"this machine's limits in this run: {', '.join(limits)}")
     settings = found["settings"]
     console.print(
         f"{_device(found)}, {settings['threads']} threads, medians of {settings['rounds']} rounds in turns"
@@ -42,7 +50,17 @@ def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: in
     )
     if json:
         write_json(json, found)
-        console.print(f"written to {json}")
+        console.print(f"written to {json}" + "".join(f", {path}" for path in plots.draw(found, json)))
+
+
+def _aims(aims: list[dict]) -> Table:
+    table = Table(title="\nwhat was aimed at", title_justify="left", title_style="", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("work", "aim", "reached"):
+        table.add_column(column, justify="left" if column == "work" else "right")
+    for aim in aims:
+        style = "green" if aim["met"] else "red"
+        table.add_row(aim["work"], aim["aim"], f"[{style}]{aim['reached']:.2f}x[/]")
+    return table
 
 
 def _device(found: dict) -> str:
@@ -57,10 +75,10 @@ def _short(ms: float) -> str:
 def _table(name: str, rows: list[dict]) -> Table:
     names = list(dict.fromkeys(r["provider"] for r in rows))
     table = Table(title="\n" + TITLES[name], title_justify="left", title_style="", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("case", no_wrap=True)
+    table.add_column("case", overflow="fold")
     table.add_column("type")
     for provider in names:
-        table.add_column(provider, justify="right")
+        table.add_column(provider, justify="right", overflow="fold")
     by_case: dict[tuple, dict] = {}
     for r in rows:
         by_case.setdefault((r["case"], r["dtype"]), {})[r["provider"]] = r

@@ -11,7 +11,7 @@ from .measure import Provider
 
 LR, BETA1, BETA2, EPS, DECAY = 1e-3, 0.9, 0.999, 1e-8, 0.01
 CHECKED = 3  # steps compared with the oracle: enough for both moments and both corrections to matter
-RATIO_TO = "torch fused, one flat tensor"
+RATIO_TO = "flat"
 
 cases = step_cases
 
@@ -37,10 +37,10 @@ def oracle(case: StepCase, device: str) -> dict[str, Tensor]:
 def providers(case: StepCase, device: str) -> dict[str, Provider]:
     expected = oracle(case, device)
     return {
-        "tmem bank_step_": _bank(case, device, expected),
-        "torch fused, one group per adapter": _grouped(case, device, expected),
+        "tmem": _bank(case, device, expected),
+        "group per slot": _grouped(case, device, expected),
         RATIO_TO: _flat(case, device, expected),
-        "the same, gradients zeroed": _flat(case, device, expected, zero=True),
+        "flat, zeroing": _flat(case, device, expected, zero=True),
     }
 
 

@@ -17,7 +17,7 @@ EPOCHS, PAIRS, TOKENS, LABELS = 5, 16, 45, 8
 
 def cases(quick: bool, device: str = "cpu") -> list[ModelCase]:
     sizes, last, pairs = (TINY, 2, 4) if quick else (SMOL, 8, PAIRS)
-    name = f"{EPOCHS} epochs, {pairs} pairs of {TOKENS} tokens, {LABELS} labelled, MLP, last {last} layers"
+    name = f"{EPOCHS} epochs, {pairs}x{TOKENS} tokens, last {last} layers"
     tokens = pairs * fw.bucket(TOKENS)
     return [
         model_case(name, "float32", 16, MLP, last, sizes, EPOCHS * tokens, 1, passes=2, layers=last,

@@ -6,17 +6,17 @@ from collections import defaultdict
 import pytest
 import torch
 from click.testing import CliRunner
-from tmem.bench import lora, measure, step
+from tmem.bench import lora, measure, plots, step, targets
 from tmem.bench.measure import Provider, Settings, WrongNumbers
 
 from tmem import bench, cli
 
 PROVIDERS = {
-    "lora": ({"base", "tmem", "peft loop", "padded bmm"}, "base"),
-    "step": (
-        {"tmem bank_step_", "torch fused, one group per adapter", "torch fused, one flat tensor"},
-        "torch fused, one flat tensor",
-    ),
+    "lora": ({"base", "tmem", "peft loop", "padded bmm", "grouped stacked", "grouped bank"}, "base"),
+    "model": ({"base", "tmem", "padded bmm"}, "base"),
+    "update": ({"plain", "trunk once", "logits at labels", "tmem: both"}, "plain"),
+    "step": ({"tmem", "group per slot", "flat", "flat, zeroing"}, "flat"),
+    "decode": ({"base", "tmem"}, "base"),
 }
 
 
@@ -26,7 +26,7 @@ def run(*arguments):
     return result.output
 
 
-@pytest.mark.parametrize("names", [["lora"], ["step"], []])
+@pytest.mark.parametrize("names", [["lora"], ["step", "decode"], []])
 def test_the_json_holds_every_provider_of_every_case(names, tmp_path):
     file = tmp_path / "new" / "bench.json"
     threads = torch.get_num_threads()
@@ -38,8 +38,11 @@ def test_the_json_holds_every_provider_of_every_case(names, tmp_path):
     groups = defaultdict(dict)
     for row in found["rows"]:
         groups[row["bench"], row["case"], row["dtype"], row["device"]][row["provider"]] = row
-    assert {key[0] for key in groups} == set(names or PROVIDERS)
-    assert {key[2] for key in groups if key[0] == "lora"} == ({"float32", "bfloat16"} if "step" not in names else set())
+    assert {key[0] for key in groups} == {b for name in names or bench.BENCHES for b in bench.BENCHES[name]}
+    types = {"float32", "bfloat16"}
+    assert {key[2] for key in groups if key[0] == "lora"} == (types if "step" not in names else set())
+    assert found["ceilings"].keys() == {"copy GB/s", "float32 GF/s", "float32 medium GF/s", "bfloat16 GF/s"}
+    assert file.with_name("bench-roofline.png").read_bytes().startswith(b"\x89PNG")
     for (name, *_), rows in groups.items():
         expected, ratio_to = PROVIDERS[name]
         assert rows.keys() == expected
@@ -50,9 +53,48 @@ def test_the_json_holds_every_provider_of_every_case(names, tmp_path):
 
 
 def test_an_unknown_bench_is_refused():
-    assert CliRunner().invoke(cli.main, ["bench", "decode"]).exit_code == 2
-    with pytest.raises(ValueError, match="expected lora or step, got 'decode'"):
-        bench.run(["decode"])
+    assert CliRunner().invoke(cli.main, ["bench", "rsvd"]).exit_code == 2
+    with pytest.raises(ValueError, match="expected lora or step or decode, got 'rsvd'"):
+        bench.run(["rsvd"])
+
+
+def test_without_a_name_the_json_goes_to_the_folder_one_is_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("step", "--json")
+    assert (tmp_path / "bench.json").exists()
+
+
+@pytest.mark.parametrize("name", ["model", "update", "decode"])
+def test_a_model_with_other_numbers_is_never_timed(name, monkeypatch):
+    untimed(monkeypatch)
+    module = {"model": bench.model, "update": bench.update, "decode": bench.decode}[name]
+    case = module.cases(quick=True)[-1]
+    ways = module.providers(case, "cpu")
+    ours = next(p for label, p in ways.items() if label.startswith("tmem"))
+    assert ours.oracle.keys() == ours.results().keys()
+    for what in ours.oracle:
+        wrong = {**ours.results(), what: ours.results()[what] * 1.5}
+        other = Provider(ours.call, lambda wrong=wrong: wrong, ours.oracle, tolerance=ours.tolerance)
+        with pytest.raises(WrongNumbers, match=f"{what} of tmem is .* nothing was timed"):
+            measure.measured(name, case, {**ways, "tmem": other}, module.RATIO_TO, Settings.quick(), "cpu")
+
+
+def test_targets_are_read_from_the_rows():
+    row = {"bench": "step", "case": "32 adapters r=8, all linear layers", "dtype": "float32", "device": "cpu", "sweep": ""}
+    rows = [{**row, "provider": p, "ms": ms} for p, ms in (("tmem", 2.0), ("flat", 2.0), ("group per slot", 4.0))]
+    found = {aim["work"]: (aim["reached"], aim["met"]) for aim in targets.reached(rows)}
+    assert found == {
+        "AdamW, 32 slots, all linear layers: speed-up over a group per slot": (2.0, False),
+        "the same over one flat tensor": (1.0, True),
+    }
+
+
+def test_both_pictures_are_drawn(tmp_path):
+    row = {"provider": "tmem", "dtype": "float32", "flops": 10, "bytes": 20, "ms": 1.0, "ratio": 1.5, "bench": "lora"}
+    rows = [{**row, "case": "8→9 r=4 2x3", "sweep": sweep} for sweep in ("", "adapters", "tokens", "rank")]
+    limits = {"copy GB/s": 60, "float32 GF/s": 200, "float32 medium GF/s": 400, "bfloat16 GF/s": 900}
+    drawn = plots.draw({"rows": rows, "ceilings": limits}, tmp_path / "x.json")
+    assert [path.name for path in drawn] == ["x-roofline.png", "x-scaling.png"] and all(p.exists() for p in drawn)
 
 
 def untimed(monkeypatch):
@@ -89,8 +131,8 @@ def test_a_step_with_another_setting_is_never_timed(name, other, monkeypatch):
     case = step.cases(quick=True)[0]
     ways = step.providers(case, "cpu")
     monkeypatch.setattr(step, name, other)
-    ways["tmem bank_step_"] = step._bank(case, "cpu", ways["tmem bank_step_"].oracle)
-    with pytest.raises(WrongNumbers, match="param of tmem bank_step_"):
+    ways["tmem"] = step._bank(case, "cpu", ways["tmem"].oracle)
+    with pytest.raises(WrongNumbers, match="param of tmem"):
         measure.measured("step", case, ways, step.RATIO_TO, Settings.quick(), "cpu")
 
 

@@ -101,16 +101,24 @@ def evaluate(task: str, methods: str, probe: bool, out: Path, **options) -> None
 
 
 @main.command()
-@click.argument("names", nargs=-1, type=click.Choice(["lora", "step"]))
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures here.")
+@click.argument("names", nargs=-1, type=click.Choice(["lora", "step", "decode"]))
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), is_flag=False,
+              flag_value="bench.json", metavar="[FILE]",
+              help="Also write the figures, and two pictures beside them. [default: bench.json]")
 @click.option("--quick", is_flag=True, help="Tiny shapes, three rounds: shows that it runs, says nothing about speed.")
 @click.option("--threads", type=click.IntRange(1), help="Of torch on the CPU. [default: torch's]")
 def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: int | None) -> None:
-    """Time the ops against what else there is: lora, step, or both.
+    """Time the ops against what else there is: lora, step, decode, or all three (about 8 minutes on 2 cores).
 
-    lora: forward and backward of one linear layer under many adapters, against the frozen layer alone, a loop over
-    adapters as PEFT does it, and a padded bmm. step: one AdamW step of all adapters, against torch's fused AdamW.
-    All ways are first compared with an fp64 oracle, then timed in turns in one process, on the GPU where there is one.
+    lora: forward and backward of one linear layer and of a whole decoder under many adapters, against the frozen model
+    alone, a loop over adapters as PEFT does it, a padded bmm and torch's grouped GEMM; and one online update with and
+    without its fast paths. step: one AdamW step of all adapters, against torch's fused AdamW. decode: one token for every
+    episode. All ways are first compared with an oracle, then timed in turns in one process, on the GPU where there is one.
+
+    \b
+    Compare two versions of the code:
+      pytest bench/speed.py --benchmark-save=before
+      pytest bench/speed.py --benchmark-compare
     """
     from .bench.show import bench as watch
 

@@ -103,8 +103,8 @@ def bar_chart(path: str | Path, methods: Mapping[str, Mapping[str, Any]], *, tit
     """
     shown = _shown(methods)
     width = 0.8 / len(shown)
-    with _figure(path, (max(6.4, 1.2 + 1.3 * len(methods)), 4.0)) as figure:
-        axes = figure.add_subplot()
+    with figure(path, (max(6.4, 1.2 + 1.3 * len(methods)), 4.0)) as picture:
+        axes = picture.add_subplot()
         axes.grid(axis="y")
         for i, key in enumerate(shown):
             label, colour = METRICS[key]
@@ -124,7 +124,7 @@ def bar_chart(path: str | Path, methods: Mapping[str, Mapping[str, Any]], *, tit
         axes.set_ylim(0, 1.08)
         axes.set_yticks(np.linspace(0, 1, 6))
         axes.set_ylabel("score, mean and 95 % interval")
-        axes.set_title(_wrapped(title, figure), pad=26)
+        axes.set_title(_wrapped(title, picture), pad=26)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(shown), borderaxespad=0.2)
 
 
@@ -137,8 +137,8 @@ def curve(path: str | Path, rows: Sequence[Mapping[str, Any]], *, title: str = "
     """
     train = [row for row in rows if row["phase"] in PHASES]
     evals = [row for row in rows if row["phase"].startswith("eval_") and "f1" in row]
-    with _figure(path, (8.0, 5.2)) as figure:
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    with figure(path, (8.0, 5.2)) as picture:
+        upper, lower = picture.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         _shade_phases((upper, lower), train)
         _trace(upper, [row for row in train if "reward" in row], "reward", METRICS["f1"][1], "reward in training")
         for mode, colour, marker, label in (
@@ -167,7 +167,7 @@ def curve(path: str | Path, rows: Sequence[Mapping[str, Any]], *, title: str = "
                 axes.legend(loc="best")
             else:
                 axes.text(0.5, 0.5, "nothing was measured", transform=axes.transAxes, ha="center", color="#666666")
-        upper.set_title(_wrapped(title, figure), pad=20)
+        upper.set_title(_wrapped(title, picture), pad=20)
 
 
 def _shade_phases(panels: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -197,16 +197,16 @@ def _trace(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, colour: str, 
 
 
 @contextmanager
-def _figure(path: str | Path, size: tuple[float, float]) -> Iterator[Any]:
+def figure(path: str | Path, size: tuple[float, float]) -> Iterator[Any]:
     """A matplotlib figure of `size` inches in the project's style, saved to `path` as a PNG when the block ends."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     # Figure without pyplot draws with Agg and leaves nothing global behind.
     with rc_context(_STYLE), atomic_file(path) as work:
-        figure = Figure(figsize=size, layout="constrained")
-        yield figure
-        figure.savefig(work, format="png")
+        made = Figure(figsize=size, layout="constrained")
+        yield made
+        made.savefig(work, format="png")
 
 
 def _wrapped(title: str, figure: Any) -> str:
