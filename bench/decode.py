@@ -97,23 +97,23 @@ def _model(case: ModelCase, device: str) -> dict[str, Provider]:
                 site.module.weight = weight
         return torch.stack(out)
 
-    def attached(call):
-        def run():
-            bank.attach()
-            try:
-                return call()
-            finally:
-                bank.detach()
-
-        return run
-
     def base():
         return step(contextlib.nullcontext())
 
+    def attached():
+        bank.detach()
+        bank.attach()
+
+    def adapted():
+        attached()
+        found = tmem()
+        bank.detach()
+        return {"logits": found}
+
     # The keys and values of the context are the base model's in all arms; a rounded sum of weights is another rounding.
     return {
-        "base": Provider(base, lambda: {"logits": base()}, {"logits": base()}),
-        "tmem": Provider(attached(tmem), lambda: {"logits": attached(tmem)()}, {"logits": dense()}, tolerance=0.05),
+        "base": Provider(base, lambda: {"logits": base()}, {"logits": base()}, bank.detach),
+        "tmem": Provider(tmem, adapted, {"logits": dense()}, attached, tolerance=0.05),
     }
 
 

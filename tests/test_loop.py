@@ -143,6 +143,33 @@ def test_an_episode_decodes_the_same_alone_and_among_others(dtype, temperature):
     assert len({tuple(g.ids) for g in together}) > 3
 
 
+@pytest.mark.parametrize("bank_too", [True, False])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_steps_at_fixed_addresses_decode_the_same(bank_too, temperature):
+    """What a GPU captures as a graph: the same tokens, whatever was decoded before in the same memory."""
+    agent = agent_of()
+    for s in range(3):
+        learn(agent.model, agent.bank, [(agent.bank.alloc(), pairs(3, str(s)))], agent.chat, CONFIG.learn)
+    options = dict(bank=agent.bank, max_new=12, temperature=temperature)
+    owner = agent.bank if bank_too else agent.model
+    for lengths in ((1, 3, 20, 21, 22, 30, 45, 9, 11), (2, 40), (1, 3, 20, 21, 22)):
+        prompts = [agent.chat.prompt("x" * n + "?") for n in lengths]
+        slots = [i % 4 - 1 for i in range(len(prompts))] if bank_too else None
+        keys = [f"k{i}" for i in range(len(prompts))]
+        options["end"] = -1
+        ends = [g.ids[4] for g in decode(agent.model, prompts, slots=slots, keys=keys, **options)]
+        options["end"] = max(ends, key=ends.count)  # some rows end there, and leave
+        want = decode(agent.model, prompts, slots=slots, keys=keys, fixed=False, **options)
+        got = decode(agent.model, prompts, slots=slots, keys=keys, fixed=True, **options)
+        assert any(g.finished for g in want)
+        for a, b in zip(got, want):
+            assert a.ids == b.ids and a.finished == b.finished
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+        kept = dict(vars(owner)["_decode_steps"])
+        assert {rows for rows, _ in kept} <= {4, 8, 16} and {columns for _, columns in kept} == {512}
+    assert all(vars(owner)["_decode_steps"][key] is steps for key, steps in kept.items())
+
+
 def test_decoding_matches_transformers_generate():
     network = model()
     ids = torch.randint(1, 160, (1, 11))

@@ -102,7 +102,7 @@ class Route:
         self.used = sorted({s for s in slots if s >= 0})
         self.versions = [bank.version[s] for s in self.used]
         self.freed = bank.freed
-        self._segments: dict[int, Segments] = {}
+        self._segments: dict[torch.Size, Segments] = {}
         self._shrunk: tuple[Tensor, int | None, dict[Site, Tensor]] | None = None
         # A leaf that requires grad makes autograd visit the adapters although neither x nor the base weight need it.
         self.handle = torch.zeros((), requires_grad=True) if learn else None
@@ -111,16 +111,16 @@ class Route:
         """The segments of an input [B, ..., K]: one per batch row, and one without a slot for what is padding."""
         if self.freed != self.bank.freed:
             self._refuse_freed()
+        found = self._segments.get(x.shape[:-1])
+        return found or self._segments.setdefault(x.shape[:-1], self._cut(x))
+
+    def _cut(self, x: Tensor) -> Segments:
         if x.dim() < 2 or x.shape[0] != len(self.slots):
             raise ValueError(
                 f"route: the model saw a batch of {x.shape[0] if x.dim() > 1 else 1} rows, but {len(self.slots)} slots "
                 f"are routed; give one slot per row (num_return_sequences and beams multiply the rows)."
             )
-        length = x.shape[1:-1].numel()
-        found = self._segments.get(length)
-        return found or self._segments.setdefault(length, self._cut(length, x.device))
-
-    def _cut(self, length: int, device: torch.device) -> Segments:
+        length, device = x.shape[1:-1].numel(), x.device
         rows, lengths, slots = len(self.slots), [length] * len(self.slots), self.slots
         if self.lengths is not None:
             if max(self.lengths, default=0) > length:

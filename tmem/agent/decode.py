@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import forward as fw
 from ..bank import AdapterBank
+from .steps import Steps
 
 MAX_ROWS = 96  # rows decoded at once; bounds the key/value cache
 
@@ -59,11 +60,13 @@ def decode(
     temperature: float = 0.0,
     keys: Sequence[str] | None = None,
     on_token: Callable[[int], None] | None = None,
+    fixed: bool | None = None,
 ) -> list[Generation]:
     """Generate up to `max_new` tokens after each prompt (token ids), with slot `slots[i]` (-1: base) for prompt i.
 
     `temperature` 0 is greedy; above it, row i samples with noise keyed by `keys[i]` and the position.
-    `on_token(n)` is told how many tokens each step produced. Raises ValueError for an empty prompt or missing keys.
+    `on_token(n)` is told how many tokens each step produced. `fixed`: steps at fixed addresses (see steps.py), by default
+    on a GPU, where they are captured as CUDA graphs. Raises ValueError for an empty prompt or missing keys.
     """
     if any(not p for p in prompts):
         raise ValueError("decode: a prompt is empty; every prompt needs at least one token.")
@@ -90,14 +93,16 @@ def decode(
                 temperature,
                 noise,
                 on_token,
+                fixed,
             )
             for i, generation in zip(part, found):
                 out[i] = generation
     return out
 
 
-def _decode_bucket(model, prompts, length, bank, slots, end, max_new, temperature, noise, on_token):
+def _decode_bucket(model, prompts, length, bank, slots, end, max_new, temperature, noise, on_token, fixed):
     device = next(model.parameters()).device
+    fixed = device.type == "cuda" if fixed is None else fixed
     ids = fw.pad(prompts, length, device=device)
     dummies = len(ids) - len(prompts)
     lengths = torch.tensor([len(p) for p in prompts] + [1] * dummies, device=device)
@@ -115,17 +120,20 @@ def _decode_bucket(model, prompts, length, bank, slots, end, max_new, temperatur
         hidden = fw.layers(model, fw.embed(model, ids), positions, mask, cache=cache)
     cache.advance(length)
     hidden = hidden[torch.arange(len(ids), device=device), lengths - 1]
+    logits = fw.logits(model, hidden)
     columns = torch.arange(cache.capacity, device=device)
     prompt_columns = columns < lengths[:, None]
+    steps = None
+    if fixed:
+        steps = Steps.of(model, bank if slots is not None else None, len(ids), cache.capacity)
+        steps.begin(cache, torch.arange(len(ids), device=device), slots)
 
     row_of = list(range(len(prompts))) + [-1] * dummies  # which prompt a batch row serves; -1: none any more
     tokens: list[list[int]] = [[] for _ in prompts]
     logps: list[list[float]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
     for step in range(max_new):
-        token, logp = _choose(
-            fw.logits(model, hidden), temperature, noise[:, step] if noise is not None else lengths
-        )
+        token, logp = _choose(logits, temperature, noise[:, step] if noise is not None else lengths)
         for batch_row, (t, lp) in enumerate(zip(token.tolist(), logp.tolist())):
             prompt = row_of[batch_row]
             if prompt >= 0:
@@ -142,16 +150,26 @@ def _decode_bucket(model, prompts, length, bank, slots, end, max_new, temperatur
             rest = [r for r, p in enumerate(row_of) if p < 0]
             keep = alive + rest[: fw.filled(len(alive)) - len(alive)]
             rows = torch.tensor(keep, device=device)
-            cache.keep(rows)
             token, lengths, prompt_columns = token[rows], lengths[rows], prompt_columns[rows]
             noise = None if noise is None else noise[rows]
             row_of = [row_of[r] for r in keep]
             slots = None if slots is None else [slots[r] for r in keep]
+            if fixed:
+                smaller = Steps.of(model, bank if slots is not None else None, len(keep), cache.capacity)
+                smaller.move(steps, rows, slots)
+                steps = smaller
+            else:
+                cache.keep(rows)
         visible = prompt_columns | ((columns >= length) & (columns <= length + step))
+        if fixed:
+            with routed():  # refuses a slot that was freed meanwhile
+                logits = steps(token, lengths + step, visible[:, : length + step + 1], length + step)
+            continue
         mask = visible[:, None, None, : cache.shown(length + step + 1)]
         with routed():
             hidden = fw.layers(
                 model, fw.embed(model, token[:, None]), (lengths + step)[:, None], mask, cache=cache
             )[:, 0]
+        logits = fw.logits(model, hidden)
         cache.advance(1)
     return [Generation(t, lp, f) for t, lp, f in zip(tokens, logps, finished)]

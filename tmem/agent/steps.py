@@ -1,0 +1,120 @@
+"""Decode steps at fixed addresses: everything a step reads and writes lies in memory allocated once, so that on a GPU it is
+captured as one CUDA graph and replayed. Elsewhere the same function runs step by step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import forward as fw
+from ..attach import Route
+from ..bank import AdapterBank
+
+captures: dict[tuple, int] = {}
+"""How often a step was captured, by (rows, columns, dtype): at most once each for a bank, or a model without one."""
+
+
+def bucket(rows: int) -> int:
+    """Rows of the step that `rows` rows run in: powers of two, at least 4."""
+    return max(fw.ROWS, 1 << (rows - 1).bit_length())
+
+
+class _Columns:
+    """Keys and values [B, heads, columns, head_dim] of every layer; a step writes the column that `at` names."""
+
+    def __init__(self, model, rows: int, columns: int, at: Tensor, like: Tensor):
+        config = model.config
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, 2, rows, config.num_key_value_heads, columns, size)
+        self.memory, self.at = like.new_zeros(shape), at
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
+        keys, values = self.memory[layer_idx]
+        keys.index_copy_(2, self.at, key)
+        values.index_copy_(2, self.at, value)
+        return keys, values
+
+
+class Steps:
+    """One token a row: `rows` rows over `columns` columns of context, each row with its own slot of the bank."""
+
+    def __init__(self, model, bank: AdapterBank | None, rows: int, columns: int):
+        weight = next(model.parameters())
+        device = weight.device
+        self.model, self.bank, self.key = model, bank, (rows, columns, weight.dtype)
+        self.ids, self.position = (torch.zeros(rows, 1, dtype=torch.int64, device=device) for _ in range(2))
+        self.column = torch.zeros(1, dtype=torch.int64, device=device)
+        self.mask = torch.zeros(rows, 1, 1, columns, dtype=torch.bool, device=device)
+        self.cache = _Columns(model, rows, columns, self.column, weight)
+        self.route = None if bank is None else Route(bank, [-1] * rows, learn=False)
+        self.logits: Tensor | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    @classmethod
+    def of(cls, model, bank: AdapterBank | None, rows: int, columns: int) -> Steps:
+        """Those kept with the bank, or else with the model; made when first asked for."""
+        key = (bucket(rows), max(512, 1 << (columns - 1).bit_length()))
+        kept = vars(model if bank is None else bank).setdefault("_decode_steps", {})
+        if key not in kept:
+            kept[key] = cls(model, bank, *key)
+        return kept[key]
+
+    def begin(self, cache: fw.KVCache, rows: Tensor, slots: list[int] | None) -> None:
+        """Take over `rows` (int64 indices) of a prefilled cache."""
+        self.cache.memory.zero_()
+        for layer, (keys, values) in cache._kv.items():
+            for part, source in enumerate((keys, values)):
+                self.cache.memory[layer, part, : len(rows), :, : cache.length] = source[rows, :, : cache.length]
+        self._take(slots, len(rows))
+
+    def move(self, other: Steps, rows: Tensor, slots: list[int] | None) -> None:
+        """Take over `rows` of another one, which has as many columns."""
+        self.cache.memory[:, :, : len(rows)] = other.cache.memory[:, :, rows]
+        self._take(slots, len(rows))
+
+    def _take(self, slots: list[int] | None, count: int) -> None:
+        self.ids.zero_()
+        self.position.zero_()
+        self.mask.zero_()
+        self.mask[count:, ..., 0] = True  # a row that serves nothing still attends to something
+        if self.route is not None:
+            named = self.route.segments(self.ids[..., None]).slot
+            named.fill_(-1)
+            named[:count] = torch.tensor(slots, dtype=torch.int32, device=named.device)
+
+    def __call__(self, token: Tensor, position: Tensor, visible: Tensor, column: int) -> Tensor:
+        """token, position int64 [n], visible bool [n, columns so far] -> fp32 logits [n, V] of the next token."""
+        count = len(token)
+        self.ids[:count, 0], self.position[:count, 0] = token, position
+        self.mask[:count, 0, 0, : visible.shape[1]] = visible
+        self.column.fill_(column)
+        if self.ids.is_cuda:
+            if self._graph is None:
+                self._capture()
+            self._graph.replay()
+        else:
+            self._run()
+        return self.logits[:count]
+
+    def _run(self) -> None:
+        bank = self.bank
+        if bank is not None:
+            before, bank.current_route = bank.current_route, self.route
+        try:
+            hidden = fw.layers(self.model, fw.embed(self.model, self.ids), self.position, self.mask, cache=self.cache)
+        finally:
+            if bank is not None:
+                bank.current_route = before
+        self.logits = fw.logits(self.model, hidden[:, 0])
+
+    def _capture(self) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # kernels are compiled and handles made before anything is recorded
+            for _ in range(3):
+                self._run()
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._run()
+        captures[self.key] = captures.get(self.key, 0) + 1
