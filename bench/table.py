@@ -30,7 +30,8 @@ def aims() -> list[str]:
     found = json.loads(CPU.read_text())
     lines = ["| work | aim | reached |", "|---|---:|---:|"]
     for aim in targets.reached(found["rows"]):
-        lines.append(f"| {aim['work']} | {aim['aim']} | {'' if aim['met'] else '**'}{aim['reached']:.2f}x{'' if aim['met'] else '**'} |")
+        bold = "" if aim["met"] else "**"
+        lines.append(f"| {aim['work']} | {aim['aim']} | {bold}{aim['reached']:.2f}x{bold} |")
     return [*lines, "", f"Bold: missed. {_source(found, CPU)}"]
 
 

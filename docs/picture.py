@@ -73,7 +73,8 @@ def main():
     box(axes, 9.4, 2.3, 5.4, 1.1, "bank_step_: one launch for all rows and layers\nnorm, clip, AdamW or SGD, zero, bf16 copy",
         "#f4efe6", 8)  # fmt: skip
     arrow(axes, (12.1, 3.65), (12.1, 3.45))
-    box(axes, 9.4, 0.9, 5.4, 1.0, "lora_decode_: a row of x, a slot of its own\nreads the copy that the step just wrote", "#f4efe6", 8)
+    box(axes, 9.4, 0.9, 5.4, 1.0, "lora_decode_: a row of x, a slot of its own\nreads the copy that the step just wrote",
+        "#f4efe6", 8)  # fmt: skip
     arrow(axes, (12.1, 2.25), (12.1, 1.95))
     figure.savefig(Path(__file__).with_name("kernels.png"))
 
