@@ -6,7 +6,7 @@ from collections import defaultdict
 import pytest
 import torch
 from click.testing import CliRunner
-from tmem.bench import lora, measure, plots, step, targets
+from tmem.bench import lora, measure, plots, step, table, targets
 from tmem.bench.measure import Provider, Settings, WrongNumbers
 
 from tmem import bench, cli
@@ -143,3 +143,8 @@ def test_nan_is_wrong(monkeypatch):
     ways = {"x": Provider(lambda: None, lambda: nan, step.oracle(case, "cpu"))}
     with pytest.raises(WrongNumbers, match="param of x is nan"):
         measure.measured("step", case, ways, "x", Settings.quick(), "cpu")
+
+
+def test_the_tables_of_the_document_are_those_of_the_committed_runs():
+    """After a new run: python -m tmem.bench.table"""
+    assert table.filled(table.DOCUMENT.read_text()) == table.DOCUMENT.read_text()

@@ -13,7 +13,7 @@ from tmem.agent.chat import Chat
 from tmem.agent.config import AgentConfig, LearnConfig, MemoryConfig, WriteConfig, agent_config, read
 from tmem.agent.decode import decode, uniforms
 from tmem.agent.episode import Agent, run, segments
-from tmem.agent.learn import Learned, learn
+from tmem.agent.learn import Learned, learn, trunk_layers
 from tmem.agent.probe import probe, speakers
 from tmem.agent.write import Written, parse, render
 from tmem.episode import Episode, Pair, Question
@@ -99,6 +99,19 @@ def test_the_trunk_may_run_once():
     slow.bank.first_layer = 0
     learn(slow.model, slow.bank, [(0, pairs(5))], slow.chat, CONFIG.learn)
     assert torch.equal(fast.bank.param[0], slow.bank.param[0])
+
+
+def test_with_dropout_no_layer_is_run_once_for_all_epochs():
+    agent = agent_of()
+    agent.bank.alloc()
+    assert trunk_layers(agent.model, agent.bank) == 2
+    agent.model.train()
+    assert trunk_layers(agent.model, agent.bank) == 2
+    agent.model.config.attention_dropout = 0.1
+    assert trunk_layers(agent.model, agent.bank) == 0
+    learn(agent.model, agent.bank, [(0, pairs(3))], agent.chat, CONFIG.learn)
+    agent.model.eval()
+    assert trunk_layers(agent.model, agent.bank) == 2
 
 
 def test_a_slot_that_has_learned_enough_stops_and_the_others_go_on():

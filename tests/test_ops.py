@@ -74,7 +74,7 @@ def ragged(draw):
     stored = draw(st.integers(1, 20))
     owners = draw(st.lists(st.integers(-1, slots - 1), max_size=6))
     dtype, factor_dtype = draw(st.sampled_from(checks.DTYPES))
-    return make_case(
+    case = make_case(
         draw(st.lists(st.integers(0, 19), min_size=len(owners), max_size=len(owners))),
         owners,
         draw(st.lists(st.integers(1, stored), min_size=slots, max_size=slots)),
@@ -87,6 +87,11 @@ def ragged(draw):
         bias=draw(st.booleans()),
         seed=draw(st.integers(0, 99)),
     )
+    for name in draw(st.sets(st.sampled_from(["x", "a", "bt", "scale"]))):  # every other element of a wider tensor
+        wide = torch.full((*getattr(case, name).shape, 2), float("nan"), dtype=getattr(case, name).dtype)
+        wide[..., 0] = getattr(case, name)
+        setattr(case, name, wide[..., 0])
+    return case
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)

@@ -139,7 +139,7 @@ class Route:
 
     def shrink(self, site: Site, x: Tensor) -> Tensor | None:
         """z of a site whose neighbours read the same x: all of theirs are made at its first use. None: make your own."""
-        if not (self.bank.reads_once and len(site.together) > 1):
+        if len(site.together) == 1:
             return None
         version = None if x.is_inference() else x._version
         if self._shrunk is None or self._shrunk[0] is not x or self._shrunk[1] != version or site not in self._shrunk[2]:
@@ -195,7 +195,8 @@ class _BankLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w, bias, handle, site, route, z):
         seg = route.segments(x)
-        y, z = _adapted(site, route, z, x, w, bias, seg)
+        with torch._C._AutoDispatchBelowAutograd():  # the op's own backward, in Python, would be prepared in vain
+            y, z = _adapted(site, route, z, x, w, bias, seg)
         ctx.site, ctx.route, ctx.seg = site, route, seg
         ctx.learn = route.learn and handle is not None
         need_x = w.requires_grad or (ctx.learn and route.bank.train_a)
@@ -235,8 +236,10 @@ def _forward(bank: AdapterBank, site: Site, x: Tensor) -> Tensor:
     if route is None:
         return F.linear(x, w, bias)
     if torch.is_grad_enabled() and (route.learn or x.requires_grad or w.requires_grad):
-        with torch.no_grad():
-            z = route.shrink(site, x)
+        z = None
+        if bank.reads_once:
+            with torch.no_grad():
+                z = route.shrink(site, x)
         return _BankLinear.apply(x, w, bias, route.handle, site, route, z)
     seg = route.segments(x)
     if bank.decodes_rows and x.shape[1:-1].numel() == 1 and route.lengths is None:
@@ -244,7 +247,7 @@ def _forward(bank: AdapterBank, site: Site, x: Tensor) -> Tensor:
         a, bt = (site.a, site.bt) if site.bt_copy is None else (site.a_copy, site.bt_copy)
         _decode_(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a, bt, seg.slot, bank.rank, bank.scale)
         return y
-    return _adapted(site, route, route.shrink(site, x), x, w, bias, seg)[0]
+    return _adapted(site, route, route.shrink(site, x) if bank.reads_once else None, x, w, bias, seg)[0]
 
 
 def routed_checkpoints(bank: AdapterBank, learn: bool) -> None:

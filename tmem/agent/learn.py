@@ -2,7 +2,8 @@
 
 All episodes learn in the same minibatches. What each gets is what it would get alone, bit for bit: its loss is normalised
 by its own label count, only sequences of one length bucket share a batch, and a slot's sequences of a bucket never split
-over two batches. The frozen trunk below the lowest adapted layer runs once per update, logits exist only at labels.
+over two batches. The frozen trunk below the lowest adapted layer runs once per update (not where it draws dropout anew in
+every pass), logits exist only at labels.
 """
 
 from __future__ import annotations
@@ -169,6 +170,15 @@ def learn(
     return out
 
 
+def trunk_layers(model, bank: AdapterBank) -> int:
+    """How many layers give the same activations in every epoch: those below the first adapted one, without dropout."""
+    if not model.training:
+        return bank.first_layer
+    dropout = [v for k, v in model.config.to_dict().items() if "drop" in k and isinstance(v, float)]
+    modules = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    return 0 if any(dropout + modules) else bank.first_layer
+
+
 def _accumulate(total: dict[int, float], losses: dict[int, float]) -> None:
     for slot, value in losses.items():
         total[slot] = total.get(slot, 0.0) + value
@@ -207,7 +217,7 @@ def _block(model, bank, group, length, labels) -> _Block:
     ids = fw.pad([g[1] for g in group], length, device=device)
     positions = torch.arange(length, device=device)[None]
     hidden = fw.layers(
-        model, fw.embed(model, ids), positions, fw.causal_mask(length, device), stop=bank.first_layer
+        model, fw.embed(model, ids), positions, fw.causal_mask(length, device), stop=trunk_layers(model, bank)
     )
     # The state at column c predicts token c + 1.
     spots = [
@@ -228,7 +238,7 @@ def _pass(model, bank, blocks: list[_Block], *, backward: bool) -> dict[int, flo
         targets = torch.tensor(block.targets, device=bank.device)
         weights = torch.tensor(block.weights, device=bank.device)
         with bank.route(block.slots, learn=backward, lengths=block.lengths):
-            hidden = fw.layers(model, block.hidden, positions, mask, start=bank.first_layer)
+            hidden = fw.layers(model, block.hidden, positions, mask, start=trunk_layers(model, bank))
             logits = fw.logits(model, hidden[block.rows, block.columns])
             nll = F.cross_entropy(logits, targets, reduction="none") * weights
             if backward:
