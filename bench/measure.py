@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ class Settings:
         return cls(rounds=3, warmup=1)
 
     def slow(self) -> Settings:
-        """For cases of seconds: a third of the rounds, one of them not kept."""
-        return Settings(rounds=max(3, self.rounds // 3), warmup=1)
+        """For cases of seconds: half the rounds, and one of warm-up."""
+        return Settings(rounds=max(3, self.rounds // 2), warmup=1)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Provider:
 
 
 def measured(bench: str, case, providers: dict[str, Provider], ratio_to: str, settings: Settings, device: str):
-    """The rows of one case: median, p20, p80 and min in ms, ratio of the medians to provider `ratio_to`'s.
+    """The rows of one case: median, p20, p80 and min in ms; ratio to provider `ratio_to`: the median of the rounds' own
+    ratios, each of two times taken within seconds, so that a machine that slows down for a while does not tilt it.
 
     `of_copy` is the time of a plain copy that moves case.bytes, timed in the same rounds, over the provider's time: the
     fraction of the measured copy bandwidth that the task's least traffic reaches. More than 1 means that its data
@@ -72,7 +74,7 @@ def measured(bench: str, case, providers: dict[str, Provider], ratio_to: str, se
         {
             "bench": bench, "case": case.name, "provider": name, "device": device,
             "dtype": getattr(case, "precision", str(case.dtype).removeprefix("torch.")), **q,
-            "ratio": q["ms"] / quantiles[ratio_to]["ms"], "ratio_to": ratio_to,
+            "ratio": statistics.median(a / b for a, b in zip(times[name], times[ratio_to])), "ratio_to": ratio_to,
             "flops": case.flops, "bytes": case.bytes, "of_copy": copy / q["ms"],
             "copy_gb_per_s": case.bytes / copy / 1e6,
         }

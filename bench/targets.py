@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Target:
-    """ms of `provider` over ms of `over` (or the reverse, where more is better) in every case of a bench that fits."""
+    """Time of `provider` over that of `over` (or the reverse, where more is better) in the case of a bench that fits."""
 
     work: str
     bench: str
@@ -43,9 +43,9 @@ def reached(rows: Sequence[dict]) -> list[dict]:
     out = []
     for t in CPU:
         here = [r for r in rows if (r["device"], r["bench"], r["dtype"]) == ("cpu", t.bench, t.dtype)]
-        ms = {r["provider"]: r["ms"] for r in here if t.case in r["case"] and not r["sweep"]}
-        if t.provider in ms and t.over in ms:
-            ratio = ms[t.over] / ms[t.provider] if t.more else ms[t.provider] / ms[t.over]
+        cost = {r["provider"]: r["ratio"] for r in here if t.case in r["case"] and not r["sweep"]}
+        if t.provider in cost and t.over in cost:
+            ratio = cost[t.over] / cost[t.provider] if t.more else cost[t.provider] / cost[t.over]
             met = ratio >= t.limit if t.more else ratio <= t.limit
             aim = f"{'≥' if t.more else '≤'} {t.limit:.2f}x"
             out.append({"work": t.work, "aim": aim, "reached": ratio, "met": met})

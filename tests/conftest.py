@@ -1,7 +1,12 @@
 """Shared by all tests: what a marker needs, and memory that shows where nothing was written."""
 
+import os
+
 import pytest
 import torch
+
+# With deterministic algorithms, which poison memory, cuBLAS asks for a workspace of fixed size. Read when CUDA starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def pytest_collection_modifyitems(items):

@@ -36,7 +36,7 @@ TABLE = {
         (16, 16): (Config(256, stages=1), Config(256, stages=1), Config(128, stages=1)),
         (16, 32): (Config(256, stages=1), Config(256, stages=1), Config(128, stages=1)),
         (32, 16): (Config(128, stages=1), Config(128, stages=1), Config(64, stages=1)),
-        (32, 32): (Config(128, stages=1), Config(128, stages=1), Config(64, stages=1)),
+        (32, 32): (Config(128, stages=1), Config(64, stages=1), Config(64, stages=1)),
     },
     "gram": {
         (16, 32): (Config(128), Config(128, stages=3), Config(64, stages=3)),

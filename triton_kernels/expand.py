@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .configs import config, padded_rank
 from .dot import dot
-from .plan import TILE, known_rank, row_stride, slot_stride, tiles
+from .plan import TILE, row_stride, slot_stride, tile_of, tiles
 
 
 @triton.jit(do_not_specialize=["rows", "slots", "capacity"])
@@ -14,25 +14,12 @@ def expand_kernel(
     D: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of rows x BD columns. Rows without a slot are not touched."""
-    t = tl.program_id(0)
+    m, live, slot, r = tile_of(plan, seg_off, seg_slot, rank, rows, slots, capacity, R, BM)
+    if slot == -1:
+        return
     d = tl.program_id(1) * BD + tl.arange(0, BD)
-    count = tl.load(plan)
-    if count < 0:
-        m = t * BM + tl.arange(0, BM)
-        live = m < rows
-        slot = -2
-    else:
-        if t >= count:
-            return
-        segment = tl.load(plan + 1 + t)
-        m = tl.load(plan + 1 + capacity + t) + tl.arange(0, BM)
-        live = m < tl.load(seg_off + segment + 1)
-        slot = tl.load(seg_slot + segment)
-        if slot == -1:
-            return
     at = o + m.to(tl.int64)[:, None] * o_stride + d[None, :]
     mask = live[:, None] & (d < D)[None, :]
-    r = known_rank(slot, rank, slots, R)
     if r > 0:
         j = tl.arange(0, RP)
         used = j < r

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .configs import config, padded_rank
 from .dot import dot
-from .plan import TILE, known_rank, row_stride, slot_stride, tiles
+from .plan import TILE, known_rank, row_stride, slot_stride, tile_of, tiles
 
 
 @triton.jit(do_not_specialize=["rows", "slots", "capacity"])
@@ -61,32 +61,15 @@ def reduce_kernel(
     PLANES: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """dz[m,j] = scale[slot]·Σ_p planes[p,m,j], planes in order, for j < rank[slot], else 0. One program: one tile."""
-    t = tl.program_id(0)
-    count = tl.load(plan)
+    m, live, slot, r = tile_of(plan, seg_off, seg_slot, rank, rows, slots, capacity, R, BM)
     j = tl.arange(0, RP)
-    nothing = 0.0
-    factor = 0.0
-    r = 0
     acc = tl.zeros([BM, RP], tl.float32)
-    if count < 0:
-        m = t * BM + tl.arange(0, BM)
-        live = m < rows
-        nothing = float("nan")
-    else:
-        if t >= count:
-            return
-        segment = tl.load(plan + 1 + t)
-        m = tl.load(plan + 1 + capacity + t) + tl.arange(0, BM)
-        live = m < tl.load(seg_off + segment + 1)
-        slot = tl.load(seg_slot + segment)
-        r = known_rank(slot, rank, slots, R)
-        if r > 0:
-            factor = tl.load(scale + slot)
-            at = planes + m.to(tl.int64)[:, None] * RP + j[None, :]
-            for p in range(PLANES):
-                acc += tl.load(at + p * rows.to(tl.int64) * RP, live[:, None], other=0.0)
-        elif slot != -1:
-            nothing = float("nan")
+    if r > 0:
+        at = planes + m.to(tl.int64)[:, None] * RP + j[None, :]
+        for p in range(PLANES):
+            acc += tl.load(at + p * rows.to(tl.int64) * RP, live[:, None], other=0.0)
+    factor = tl.load(scale + slot, r > 0, other=0.0)
+    nothing = tl.where((r == 0) & (slot != -1), float("nan"), 0.0)
     out = tl.where((j < r)[None, :], acc * factor, nothing)
     tl.store(dz + m.to(tl.int64)[:, None] * R + j[None, :], out, live[:, None] & (j < R)[None, :])
 

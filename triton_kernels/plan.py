@@ -5,7 +5,7 @@ segment alone. Slots own their segments: a slot's segments in the order of the b
 
 Memory, int32, one tensor: count [1] (tiles in use) | tile_seg [T] | tile_row [T] | slot_ptr [S+1] | seg_order [G], where
 T = ceil(M/TILE) + G bounds the tiles of any batch with M rows and G segments: grids are fixed, programs beyond `count`
-return at once. Segments without rows, or whose slot is -1, out of range or freed, are in no slot's list.
+have nothing to do. Segments without rows, or whose slot is -1, out of range or freed, are in no slot's list.
 
 The values live on the device and reading them would wait for it, so no error is raised for them: offsets that do not run
 from 0 to M without decreasing give count = -1, upon which every kernel writes NaN.
@@ -44,6 +44,25 @@ def known_rank(slot, rank, slots, R: tl.constexpr):
     """The rank a segment's slot computes with: 0 for none, and for one that is freed, out of range or above the stored R."""
     r = tl.load(rank + slot, (slot >= 0) & (slot < slots), other=0)
     return tl.where((r > 0) & (r <= R), r, 0)
+
+
+@triton.jit
+def tile_of(plan, seg_off, seg_slot, rank, rows, slots, capacity, R: tl.constexpr, BM: tl.constexpr):
+    """Of the tile of program 0-axis t: its rows m [BM] and which of them are live, its slot, the slot's rank.
+
+    Beyond the last tile no row is live. Under a plan that says "bad", tiles cover all rows, with a slot that is not known.
+    """
+    t, count = tl.program_id(0), tl.load(plan)
+    here = t < count
+    segment = tl.load(plan + 1 + t, here, other=0)
+    first = tl.load(plan + 1 + capacity + t, here, other=0)
+    end = tl.load(seg_off + segment + 1, here, other=0)
+    slot = tl.load(seg_slot + segment, here, other=-1)
+    bad = count < 0
+    m = tl.where(bad, t * BM, first) + tl.arange(0, BM)
+    live = m < tl.where(bad, rows, end)
+    slot = tl.where(bad, -2, slot)
+    return m, live, slot, known_rank(slot, rank, slots, R)
 
 
 @triton.jit(do_not_specialize=["rows", "segments", "slots", "capacity"])

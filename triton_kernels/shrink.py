@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .configs import config, padded_rank
 from .dot import dot
-from .plan import TILE, known_rank, row_stride, slot_stride, tiles
+from .plan import TILE, row_stride, slot_stride, tile_of, tiles
 
 MOST = 3  # factors that share one read of v: q, k and v
 
@@ -25,41 +25,23 @@ def shrink_kernel(
     P: tl.constexpr, D: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of rows over all of D, in steps of BD. Rows without a slot get zeros."""
-    t = tl.program_id(0)
-    count = tl.load(plan)
+    m, live, slot, r = tile_of(plan, seg_off, seg_slot, rank, rows, slots, capacity, R, BM)
     j = tl.arange(0, RP)
-    nothing = 0.0
-    factor = 0.0
-    r = 0
     acc0 = tl.zeros([BM, RP], tl.float32)
     acc1 = acc0
     acc2 = acc0
-    if count < 0:
-        m = t * BM + tl.arange(0, BM)
-        live = m < rows
-        nothing = float("nan")
-    else:
-        if t >= count:
-            return
-        segment = tl.load(plan + 1 + t)
-        m = tl.load(plan + 1 + capacity + t) + tl.arange(0, BM)
-        live = m < tl.load(seg_off + segment + 1)
-        slot = tl.load(seg_slot + segment)
-        r = known_rank(slot, rank, slots, R)
-        if r > 0:
-            factor = tl.load(scale + slot)
-            for first in range(0, D, BD):
-                d = first + tl.arange(0, BD)
-                at = v + m.to(tl.int64)[:, None] * v_stride + d[None, :]
-                x = tl.load(at, live[:, None] & (d < D)[None, :], other=0.0)
-                acc0 = dot(x, _factor(f0, slot, slot_stride0, rank_stride0, j, d, r, D), acc0)
-                if P > 1:
-                    acc1 = dot(x, _factor(f1, slot, slot_stride1, rank_stride1, j, d, r, D), acc1)
-                if P > 2:
-                    acc2 = dot(x, _factor(f2, slot, slot_stride2, rank_stride2, j, d, r, D), acc2)
-        elif slot != -1:
-            nothing = float("nan")
+    if r > 0:
+        for first in range(0, D, BD):
+            d = first + tl.arange(0, BD)
+            x = tl.load(v + m.to(tl.int64)[:, None] * v_stride + d[None, :], live[:, None] & (d < D)[None, :], other=0.0)
+            acc0 = dot(x, _factor(f0, slot, slot_stride0, rank_stride0, j, d, r, D), acc0)
+            if P > 1:
+                acc1 = dot(x, _factor(f1, slot, slot_stride1, rank_stride1, j, d, r, D), acc1)
+            if P > 2:
+                acc2 = dot(x, _factor(f2, slot, slot_stride2, rank_stride2, j, d, r, D), acc2)
     # After the dot: 0·NaN is NaN. What has no known slot, though it names one, shows as NaN.
+    factor = tl.load(scale + slot, r > 0, other=0.0)
+    nothing = tl.where((r == 0) & (slot != -1), float("nan"), 0.0)
     used = (j < r)[None, :]
     at = z + m.to(tl.int64)[:, None] * R + j[None, :]
     mask = live[:, None] & (j < R)[None, :]
