@@ -178,6 +178,7 @@ def test_offsets_beyond_2_to_31_elements():
 def test_a_bank_learns_as_on_the_cpu():
     from tiny import model
 
+    torch.use_deterministic_algorithms(False)  # the model's own ops need not have a deterministic form
     losses = []
     for device in ("cpu", "cuda"):
         network = model(dtype=torch.float32).to(device)
@@ -201,6 +202,7 @@ def test_a_decode_step_is_captured_once_for_each_size():
     from tmem.agent import steps
     from tmem.agent.decode import decode
 
+    torch.use_deterministic_algorithms(False)  # index_copy_ has another form then, which may not be captured
     for dtype in (torch.float32, torch.bfloat16):
         network = model(dtype=dtype).cuda()
         bank = AdapterBank(network, 3, 4, init="random")

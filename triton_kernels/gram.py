@@ -51,6 +51,7 @@ def gram_kernel(
                 part = dot(x, y, tl.zeros([BM, RP], tl.float32))
                 tl.store(plane + m.to(tl.int64)[:, None] * RP + j[None, :], part, live[:, None])
         tl.store(at, tl.load(at, mask, other=0.0) + acc, mask)
+        tl.debug_barrier()  # the next segment's load may be another thread's
     if lost:
         tl.store(at, tl.full([RP, BD], float("nan"), tl.float32), mask)
 

@@ -6,7 +6,9 @@ fp64, which no matrix unit multiplies as these kernels need it, goes to the refe
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -140,9 +142,22 @@ def lora_linear(x, w, bias, a, bt, seg_off, seg_slot, rank, scale, plan=None):
     return y, z
 
 
+def _on_its_device(kernel: Callable) -> Callable:
+    """Triton launches on the current device: make that the one of the first argument."""
+
+    @functools.wraps(kernel)
+    def launch(first, *rest):
+        if first.get_device() == torch.cuda.current_device():
+            return kernel(first, *rest)
+        with torch.cuda.device(first.device):
+            return kernel(first, *rest)
+
+    return launch
+
+
 def register() -> None:
     """Take over key CUDA. Nothing is imported or run until a tensor on a GPU comes."""
     for kernel in (
         lora_plan, lora_shrink, lora_shrink_multi, lora_expand_, lora_gram_, lora_gram, lora_backward_, lora_linear,
     ):  # fmt: skip
-        serve(kernel.__name__, kernel)
+        serve(kernel.__name__, _on_its_device(kernel))
