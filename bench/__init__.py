@@ -12,17 +12,17 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .. import machine, report
-from . import decode, lora, model, step, update
+from . import decode, idle, lora, model, step, update
 from .measure import Settings, ceilings, measured
 
 BENCHES = {
     "lora": {"lora": lora, "model": model, "update": update},
-    "step": {"step": step},
+    "step": {"step": step, "idle": idle},
     "decode": {"decode": decode},
 }
 """What `tmem bench NAME` runs: training with adapters (one layer, the whole decoder, one online update), their optimizer
 step, decoding with them."""
-ON_GPU = ("lora", "step", "decode")  # the model-level benches are for the CPU, where an op is large beside its launch
+ON_GPU = ("lora", "step", "idle", "decode")  # the model-level benches are for the CPU, where an op is large beside its launch
 
 
 def run(

@@ -28,7 +28,7 @@ def _roofline(found: dict, path: Path) -> Path:
     """GF/s against flops a byte, both as declared by the cases; lines: the copy and GEMM rates of the same run."""
     limits = found["ceilings"]
     copy = limits["copy GB/s"]
-    ours = [r for r in found["rows"] if r["provider"].startswith("tmem") and not r["sweep"]]
+    ours = [r for r in found["rows"] if r["provider"].startswith("tmem") and not r["sweep"] and r["bench"] != "idle"]
     with figure(path, (7.5, 4.6)) as picture:
         axes = picture.subplots()
         shades = {"float32": "C0", "float32 medium": "C2", "bfloat16": "C1"}

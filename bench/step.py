@@ -57,14 +57,18 @@ def _provider(case: StepCase, device: str, expected: dict, grad: Tensor, param, 
     return Provider(step, results, expected, prepare=lambda: grad.copy_(last))
 
 
-def _bank(case: StepCase, device: str, expected: dict) -> Provider:
+def _bank(case: StepCase, device: str, expected: dict, active: Tensor | None = None) -> Provider:
     """One call, which also takes each row's norm, and zeroes its gradient, as rows that accumulate in place need."""
-    p = torch.zeros(case.slots, case.width, device=device)
+    if active is None:
+        active = torch.ones(case.slots, dtype=torch.bool, device=device)
+    slots, places = len(active), active.nonzero().flatten()
+    p = torch.zeros(slots, case.width, device=device)
     g, m, v = (torch.zeros_like(p) for _ in range(3))
-    count = torch.zeros(case.slots, dtype=torch.int32, device=device)
-    hyper = torch.tensor([LR, BETA1, BETA2, EPS, DECAY, 0.0], dtype=torch.float64, device=device)
-    hyper, active = hyper.repeat(case.slots, 1), torch.ones(case.slots, dtype=torch.bool, device=device)
-    return _provider(case, device, expected, g, lambda: p, lambda: bank_step_(p, g, m, v, count, hyper, active))
+    count = torch.zeros(slots, dtype=torch.int32, device=device)
+    hyper = torch.tensor([LR, BETA1, BETA2, EPS, DECAY, 0.0], dtype=torch.float64, device=device).repeat(slots, 1)
+    grad = g[:: slots // case.slots]  # the rows that `active` names
+    assert places.tolist() == list(range(0, slots, slots // case.slots))
+    return _provider(case, device, expected, grad, lambda: p[places], lambda: bank_step_(p, g, m, v, count, hyper, active))
 
 
 def _grouped(case: StepCase, device: str, expected: dict) -> Provider:

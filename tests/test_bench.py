@@ -16,6 +16,7 @@ PROVIDERS = {
     "model": ({"base", "tmem", "padded bmm"}, "base"),
     "update": ({"plain", "trunk once", "logits at labels", "tmem: both"}, "plain"),
     "step": ({"tmem", "group per slot", "flat", "flat, zeroing"}, "flat"),
+    "idle": ({"tmem", "tmem, no idle rows"}, "tmem, no idle rows"),
     "decode": ({"base", "tmem"}, "base"),
 }
 
