@@ -192,25 +192,97 @@ def bank_copy_(matrices: list[Tensor], source: Tensor, target: Tensor) -> None:
             matrix[t].copy_(matrix[s]) if s >= 0 else matrix[t].zero_()
 
 
-def batched_rsvd(
-    matrices: list[Tensor], rank: int, oversample: int = 8, iters: int = 2, seed: int = 0
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Randomized truncated SVD of each [m,n] matrix, in fp32 -> (U [m,r], S [r], V [n,r]); A ≈ U diag(S) Vᵀ.
+# What batched_rsvd is made of. `w` is a list of b matrices [m,n] of one shape and dtype, any strides, or one tensor [b,m,n] in
+# a list of its own. fp32 results for fp32, bf16 and fp16 (which are widened), fp64 for fp64.
 
-    torch.svd_lowrank (Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1) with q = rank + oversample. The entry of
-    largest magnitude in each column of V is positive. Every matrix is seeded alike and by itself: its result does not
-    depend on its neighbours, and the global generators are left as they were.
+
+def _widened(w: list[Tensor]) -> list[Tensor]:
+    matrices = w[0].unbind(0) if w[0].dim() == 3 else w
+    return [matrix.to(_accumulator(matrix)) for matrix in matrices]
+
+
+def svd_scan(w: list[Tensor]) -> Tensor:
+    """max |w_ij| of every matrix [b]: NaN if it holds a NaN, inf if it holds an infinity and no NaN."""
+    return torch.stack([torch.linalg.vector_norm(matrix, torch.inf) for matrix in _widened(w)])
+
+
+_PHILOX = (0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85)  # two multipliers, two steps of the key
+_MASK = 0xFFFFFFFF
+
+
+def _philox(counter: list[Tensor], key: list[int]) -> list[Tensor]:
+    """Philox4x32-10 (Salmon et al. 2011, as in Random123): four words of 32 bits, in int64, from four and a key of two."""
+    a, b, c, d = counter
+    k0, k1 = key
+    for _ in range(10):
+        p, q = a * _PHILOX[0], c * _PHILOX[1]  # wraps as unsigned; the shift below is made logical by the mask
+        a, b, c, d = ((q >> 32) & _MASK) ^ b ^ k0, q & _MASK, ((p >> 32) & _MASK) ^ d ^ k1, p & _MASK
+        k0, k1 = (k0 + _PHILOX[2]) & _MASK, (k1 + _PHILOX[3]) & _MASK
+    return [a, b, c, d]
+
+
+SKETCH_SCALE = (4 * (256**2 - 1) / 12) ** -0.5
+"""One over the standard deviation of a sum of four bytes."""
+
+
+def svd_sketch(key: Tensor, seed: int, rows: int, columns: int) -> Tensor:
+    """Random x fp32 [b,rows,columns] of mean 0 and variance 1, key int64 [b]; the same bits on every device.
+
+    x[b,i,j] depends on (seed, key[b], i, j) alone: word j%4 of Philox4x32-10 with key (seed's low, high word) and counter
+    (i, j//4, key's low, high word); its four bytes are added up and centred, which is nearly a Gaussian.
     """
-    out = []
-    for matrix in matrices:
-        generator = torch.cuda.default_generators[matrix.device.index] if matrix.is_cuda else torch.default_generator
-        state = generator.get_state()
-        try:
-            generator.manual_seed(seed)
-            u, s, v = torch.svd_lowrank(matrix.float(), q=min(rank + oversample, *matrix.shape), niter=iters)
-        finally:
-            generator.set_state(state)
-        u, s, v = u[:, :rank], s[:rank].clone(), v[:, :rank]
-        sign = torch.where(v.gather(0, v.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
-        out.append((u * sign, s, v * sign))
-    return out
+    i = torch.arange(rows, device=key.device)[None, :, None]
+    j = torch.arange(-(-columns // 4), device=key.device)[None, None, :]
+    low, high = (key & _MASK)[:, None, None], ((key >> 32) & _MASK)[:, None, None]
+    counter = [t.expand(len(key), rows, j.shape[-1]) for t in (i, j, low, high)]
+    words = torch.stack(_philox(counter, [seed & _MASK, (seed >> 32) & _MASK]), dim=-1).flatten(2)[:, :, :columns]
+    total = sum((words >> shift) & 255 for shift in (0, 8, 16, 24)) - 510
+    return total.float() * torch.tensor(SKETCH_SCALE, dtype=torch.float32)
+
+
+def svd_product(w: list[Tensor], x: Tensor, scale: Tensor | None = None, minus: Tensor | None = None) -> Tensor:
+    """scale·W x, or minus - scale·W x.  x [b,n,l], scale [b] powers of two (None = 1), minus [b,m,l] -> [b,m,l].
+
+    x is multiplied by scale before the product, so that W of any magnitude overflows nothing.
+    """
+    x = x if scale is None else x * scale[:, None, None]
+    out = torch.stack([matrix @ one for matrix, one in zip(_widened(w), x)])
+    return out if minus is None else minus - out
+
+
+def svd_gram(w: list[Tensor], x: Tensor, scale: Tensor) -> Tensor:
+    """scale²·Wᵀ W x.  x [b,n,l], scale [b] -> [b,n,l]. Both products are scaled as in svd_product."""
+    inner = svd_product(w, x, scale)
+    return svd_product([matrix.mT for matrix in w], inner, scale)
+
+
+def svd_factor(g: Tensor, shift: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The inverse of g's Cholesky factor.  g [b,l,l] symmetric positive -> (inverse [b,l,l] upper triangular, pivot [b]).
+
+    With D = diag(g)^-1/2:  D g D + shift·I = Rᵀ R,  inverse = D R⁻¹, so y·inverse has orthonormal columns if g = yᵀ y.
+    pivot: the smallest R_jj², near 1 for nearly orthogonal columns of any lengths, 0 where g is not positive definite or not
+    finite; the inverse is D there.
+    """
+    diagonal = g.diagonal(dim1=1, dim2=2)
+    d = torch.where((diagonal > 0) & diagonal.isfinite(), diagonal, 1).rsqrt()
+    scaled = d[:, :, None] * g * d[:, None, :]
+    scaled = torch.where(scaled.isfinite(), scaled, 0)
+    scaled.diagonal(dim1=1, dim2=2).add_(shift)
+    r, failed = torch.linalg.cholesky_ex(scaled, upper=True)
+    pivot = r.diagonal(dim1=1, dim2=2).square().amin(1)
+    pivot = torch.where((failed == 0) & (diagonal > 0).all(1) & g.isfinite().all(2).all(1), pivot, 0)
+    eye = torch.eye(g.shape[1], dtype=g.dtype, device=g.device)
+    r = torch.where((pivot == 0)[:, None, None], eye, r)
+    return d[:, :, None] * torch.linalg.solve_triangular(r, eye, upper=True), pivot
+
+
+def svd_eigh(t: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues, descending, of symmetric positive t [b,k,k], and their vectors: ([b,count], [b,k,count])."""
+    values, vectors = torch.linalg.eigh(t)
+    return values.flip(1)[:, :count].contiguous(), vectors.flip(2)[:, :, :count].contiguous()
+
+
+def svd_small(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """r [b,l,l] = u diag(s) vᵀ: u [b,l,l], s [b,l] descending, v [b,l,l], to high relative accuracy of every s."""
+    u, s, vh = torch.linalg.svd(r)
+    return u, s, vh.mT.contiguous()

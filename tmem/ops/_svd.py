@@ -1,0 +1,56 @@
+"""What batched_rsvd is made of, as ops of the dispatcher. For tmem.ops.rsvd alone, which checks the arguments."""
+
+import torch
+
+from tmem import reference
+from tmem.ops._registry import define
+
+
+def _accumulator(x):
+    return reference._accumulator(x)
+
+
+def _batch(w):
+    """b, m, n of the matrices."""
+    return tuple(w[0].shape) if w[0].dim() == 3 else (len(w), *w[0].shape)
+
+
+def _fake_scan(w):
+    return w[0].new_empty(_batch(w)[0], dtype=_accumulator(w[0]))
+
+
+def _fake_sketch(key, seed, rows, columns):
+    return key.new_empty(key.shape[0], rows, columns, dtype=torch.float32)
+
+
+def _fake_product(w, x, scale=None, minus=None):
+    return x.new_empty(x.shape[0], _batch(w)[1], x.shape[2])
+
+
+def _fake_gram(w, x, scale):
+    return x.new_empty(x.shape)
+
+
+def _fake_factor(g, shift=0.0):
+    return g.new_empty(g.shape), g.new_empty(g.shape[0])
+
+
+def _fake_eigh(t, count):
+    return t.new_empty(t.shape[0], count), t.new_empty(t.shape[0], t.shape[1], count)
+
+
+def _fake_small(r):
+    return r.new_empty(r.shape), r.new_empty(r.shape[:2]), r.new_empty(r.shape)
+
+
+scan = define("svd_scan(Tensor[] w) -> Tensor", reference.svd_scan, _fake_scan)
+sketch = define("svd_sketch(Tensor key, int seed, int rows, int columns) -> Tensor", reference.svd_sketch, _fake_sketch)
+product = define(
+    "svd_product(Tensor[] w, Tensor x, Tensor? scale=None, Tensor? minus=None) -> Tensor",
+    reference.svd_product,
+    _fake_product,
+)
+gram = define("svd_gram(Tensor[] w, Tensor x, Tensor scale) -> Tensor", reference.svd_gram, _fake_gram)
+factor = define("svd_factor(Tensor g, float shift=0.0) -> (Tensor, Tensor)", reference.svd_factor, _fake_factor)
+eigh = define("svd_eigh(Tensor t, int count) -> (Tensor, Tensor)", reference.svd_eigh, _fake_eigh)
+small = define("svd_small(Tensor r) -> (Tensor, Tensor, Tensor)", reference.svd_small, _fake_small)
