@@ -73,10 +73,10 @@ def test_info_tells_versions_devices_model_and_kernels():
     assert {"tmem", "python", "torch", "transformers"} <= facts["versions"].keys()
     assert facts["machine"]["cores"] >= 1 and facts["machine"]["cpu"]
     assert facts["model"]["name"] == models.DEFAULT
-    assert facts["kernels"]["cpu"] == {op: ops.kernel_for(op, "cpu") for op in ops.OPS}
+    assert facts["kernels"]["cpu"] == {op: ops.kernel_for(op, "cpu") for op in ops.OPS + ops.SVD_PARTS}
     shown = CliRunner().invoke(cli.main, ["info"], catch_exceptions=False).output
     assert facts["versions"]["torch"] in shown
-    assert all(op in shown for op in ops.OPS)
+    assert all(op in shown for op in ops.OPS + ops.SVD_PARTS)
 
 
 def test_info_works_without_the_default_model(monkeypatch):

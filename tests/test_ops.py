@@ -182,38 +182,6 @@ def test_rel_rms():
             assert_close("name", bad, one, 0.1)
 
 
-# --- batched_rsvd ----------------------------------------------------------------------------------------------------
-
-
-def test_rsvd_recovers_low_rank_matrices():
-    torch.manual_seed(0)
-    matrices = [torch.randn(m, 5) @ torch.randn(5, n) for m, n in ((40, 30), (20, 64))]
-    for matrix, (u, s, v) in zip(matrices, ops.batched_rsvd(matrices, 5)):
-        assert u.dtype == s.dtype == v.dtype == torch.float32
-        assert_close("USVᵀ", u * s @ v.T, matrix, 1e-5)
-        assert_close("UᵀU", u.T @ u, torch.eye(5), 1e-5)
-        assert_close("S", s, torch.linalg.svdvals(matrix)[:5], 1e-5)
-        assert (v.gather(0, v.abs().argmax(0, keepdim=True)) > 0).all()
-
-
-def test_rsvd_is_alone_with_its_seed():
-    matrices = [torch.randn(40, 30), torch.randn(20, 64)]
-    before = torch.get_rng_state()
-    together = ops.batched_rsvd(matrices, 4, seed=3)
-    assert torch.equal(torch.get_rng_state(), before)
-    for matrix, triple in zip(matrices, together):
-        for one, other in zip(ops.batched_rsvd([matrix], 4, seed=3)[0], triple):
-            assert torch.equal(one, other)
-    assert not torch.equal(ops.batched_rsvd(matrices, 4, seed=4)[0][0], together[0][0])
-
-
-def test_rsvd_refuses_a_rank_beyond_the_matrix():
-    with pytest.raises(ValueError, match=r"batched_rsvd: rank must be in 1\.\.3 for matrices\[1\]"):
-        ops.batched_rsvd([torch.randn(9, 9), torch.randn(3, 9)], 4)
-    with pytest.raises(ValueError, match=r"batched_rsvd: matrices\[0\] must have shape \[any, any\], got \[3\]"):
-        ops.batched_rsvd([torch.randn(3)], 1)
-
-
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 

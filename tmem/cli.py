@@ -153,7 +153,7 @@ def _facts() -> dict:
         "versions": machine.versions(),
         "machine": machine.machine(),
         "model": {"name": models.DEFAULT, "folder": folder and str(folder), "cached": cached},
-        "kernels": {device: {op: ops.kernel_for(op, device) for op in ops.OPS} for device in devices},
+        "kernels": {device: {op: ops.kernel_for(op, device) for op in ops.OPS + ops.SVD_PARTS} for device in devices},
     }
 
 

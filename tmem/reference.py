@@ -273,7 +273,7 @@ def svd_factor(g: Tensor, shift: float = 0.0) -> tuple[Tensor, Tensor]:
     pivot = torch.where((failed == 0) & (diagonal > 0).all(1) & g.isfinite().all(2).all(1), pivot, 0)
     eye = torch.eye(g.shape[1], dtype=g.dtype, device=g.device)
     r = torch.where((pivot == 0)[:, None, None], eye, r)
-    return d[:, :, None] * torch.linalg.solve_triangular(r, eye, upper=True), pivot
+    return (d[:, :, None] * torch.linalg.solve_triangular(r, eye, upper=True)).contiguous(), pivot
 
 
 def svd_eigh(t: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -285,4 +285,4 @@ def svd_eigh(t: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def svd_small(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """r [b,l,l] = u diag(s) vᵀ: u [b,l,l], s [b,l] descending, v [b,l,l], to high relative accuracy of every s."""
     u, s, vh = torch.linalg.svd(r)
-    return u, s, vh.mT.contiguous()
+    return u.contiguous(), s, vh.mT.contiguous()

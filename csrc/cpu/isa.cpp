@@ -4,6 +4,7 @@
 #include "gram.h"
 #include "kernels.h"
 #include "shrink.h"
+#include "skinny.h"
 #include "step.h"
 
 #define TMEM_JOIN2(a, b) a##b
@@ -21,6 +22,9 @@ const Kernels TMEM_JOIN(kernels_, TMEM_ISA) = {
     {gram<float>, gram<bf16>, gram<double>},
     {sum_of_squares<float>, nullptr, sum_of_squares<double>},
     {update<float>, nullptr, update<double>},
+    skinny,
+    {widen<float>, widen<bf16>, widen<f16>},
+    {magnitude<float, uint32_t>, magnitude<bf16, uint16_t>, magnitude<f16, uint16_t>},
 };
 
 }  // namespace tmem

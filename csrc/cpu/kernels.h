@@ -54,9 +54,24 @@ struct Update {  // one stretch of one row of the bank; scalars ready to use, m 
   double clip, keep, rate, one_minus_beta1, beta2, one_minus_beta2, root_correction2, eps;
 };
 
+// c [rows, columns] = a x, or += if `add`; x [depth, columns] and c contiguous, columns a multiple of 16. Element (i, k) of a
+// lies at k*stride + i if along_rows, else at i*stride + k.
+struct Skinny {
+  const float* a;
+  int64_t stride;
+  bool along_rows;
+  const float* x;
+  float* c;
+  int64_t depth, columns;
+  bool add;
+};
+
+constexpr int64_t DEPTH = 128;  // terms that are summed before the sum goes to memory
+
 // Pairs of (activation, factor) element types, and single element types.
 enum Pair { F32_F32, F32_BF16, BF16_F32, BF16_BF16, F64_F64, PAIRS };
 enum Element { F32, BF16, F64, ELEMENTS };
+enum Weight { W_F32, W_BF16, W_F16, WEIGHTS };
 
 // One set of kernels, compiled for one instruction set. Rows, and columns of g, are the caller's to share out: the bits
 // of an output do not depend on how.
@@ -67,6 +82,9 @@ struct Kernels {
   void (*gram[ELEMENTS])(const Gram&, const int64_t* segments, int64_t count, int64_t first_column, int64_t end_column);
   double (*sum_of_squares[ELEMENTS])(const void* x, int64_t count);
   void (*update[ELEMENTS])(const Update&);
+  void (*skinny)(const Skinny&, int64_t first_row, int64_t end_row);
+  void (*widen[WEIGHTS])(const void* from, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns, float* out);
+  float (*magnitude[WEIGHTS])(const void* from, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns);
 };
 
 const Kernels& kernels();  // the best set this processor runs

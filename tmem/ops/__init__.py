@@ -6,6 +6,7 @@ there also returns z).
 """
 
 from tmem.ops._registry import kernel_for, load_compiled
+from tmem.ops._svd import SVD_PARTS
 from tmem.ops.backward import lora_backward_
 from tmem.ops.copy import bank_copy_
 from tmem.ops.decode import lora_decode_
@@ -34,6 +35,7 @@ OPS = (
 __all__ = [
     "HYPER",
     "OPS",
+    "SVD_PARTS",
     "bank_copy_",
     "bank_step_",
     "batched_rsvd",

@@ -5,6 +5,8 @@ import torch
 from tmem import reference
 from tmem.ops._registry import define
 
+SVD_PARTS = ("svd_scan", "svd_sketch", "svd_product", "svd_gram", "svd_factor", "svd_eigh", "svd_small")
+
 
 def _accumulator(x):
     return reference._accumulator(x)
@@ -43,14 +45,33 @@ def _fake_small(r):
     return r.new_empty(r.shape), r.new_empty(r.shape[:2]), r.new_empty(r.shape)
 
 
-scan = define("svd_scan(Tensor[] w) -> Tensor", reference.svd_scan, _fake_scan)
+def _kernel(schema, formula, fake, floats, most=None):
+    """The op; fp64 and problems of more than `most` columns, which no kernel takes, go to the formula. `floats`: the tensor of
+    the arguments that tells."""
+    op = define(schema, formula, fake)
+
+    def call(*args):
+        x = floats(*args)
+        return (formula if x.dtype == torch.float64 or (most and x.shape[-1] > most) else op)(*args)
+
+    return call
+
+
+def _first_matrix(w, *_):
+    return w[0]
+
+
+def _first(x, *_):
+    return x
+
+
 sketch = define("svd_sketch(Tensor key, int seed, int rows, int columns) -> Tensor", reference.svd_sketch, _fake_sketch)
-product = define(
+scan = _kernel("svd_scan(Tensor[] w) -> Tensor", reference.svd_scan, _fake_scan, _first_matrix)
+product = _kernel(
     "svd_product(Tensor[] w, Tensor x, Tensor? scale=None, Tensor? minus=None) -> Tensor",
-    reference.svd_product,
-    _fake_product,
-)
-gram = define("svd_gram(Tensor[] w, Tensor x, Tensor scale) -> Tensor", reference.svd_gram, _fake_gram)
-factor = define("svd_factor(Tensor g, float shift=0.0) -> (Tensor, Tensor)", reference.svd_factor, _fake_factor)
-eigh = define("svd_eigh(Tensor t, int count) -> (Tensor, Tensor)", reference.svd_eigh, _fake_eigh)
-small = define("svd_small(Tensor r) -> (Tensor, Tensor, Tensor)", reference.svd_small, _fake_small)
+    reference.svd_product, _fake_product, _first_matrix,
+)  # fmt: skip
+gram = _kernel("svd_gram(Tensor[] w, Tensor x, Tensor scale) -> Tensor", reference.svd_gram, _fake_gram, _first_matrix)
+factor = _kernel("svd_factor(Tensor g, float shift=0.0) -> (Tensor, Tensor)", reference.svd_factor, _fake_factor, _first, 128)
+eigh = _kernel("svd_eigh(Tensor t, int count) -> (Tensor, Tensor)", reference.svd_eigh, _fake_eigh, _first, 160)
+small = _kernel("svd_small(Tensor r) -> (Tensor, Tensor, Tensor)", reference.svd_small, _fake_small, _first, 64)

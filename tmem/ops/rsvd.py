@@ -1,28 +1,310 @@
 """batched_rsvd: truncated singular value decompositions of many matrices."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
-from tmem import reference
-from tmem.ops import _checks
+from tmem.ops import _svd
+
+METHODS = ("krylov", "subspace", "exact")
+DEFAULTS = {"krylov": (0, 6), "subspace": (8, 2), "exact": (0, 0)}
+"""oversample and iters of each method."""
+WORKSPACE = 256 << 20  # bytes
+NOT_FINITE, CHOLESKY, SHIFTED, HOUSEHOLDER = -1, 0, 1, 2
+"""info: what a matrix took. Shifted: the careful way, of shifted CholeskyQR3; Householder: where that failed too."""
+
+_WIDTH = 16  # columns of a vector register and of a tile of tensor cores: blocks are multiples
+_STEEP = 3e-3  # s_r/s_1 below which the squares in AᵀA lose too much in fp32
+_ROUNDS = 8  # of the last step where that is so; each multiplies what is missing by (s_l+1/s_r)² and squares nothing
+_LEAST_PIVOT = 1e-4  # of an equilibrated Gram matrix: the columns' condition number is then at most about 100
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class SVD(NamedTuple):
+    """A ≈ U diag(S) Vᵀ. U [m,r], S [r] descending, V [n,r] (None where not asked for), info: see batched_rsvd."""
+
+    U: Tensor | None
+    S: Tensor | None
+    V: Tensor | None
+    info: int
+
+    @property
+    def Vh(self) -> Tensor | None:
+        """Vᵀ [r,n], as torch.linalg.svd gives it."""
+        return None if self.V is None else self.V.mT
 
 
 def batched_rsvd(
-    matrices: Sequence[Tensor], rank: int, *, oversample: int = 8, iters: int = 2, seed: int = 0
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The leading `rank` singular triples of each floating-point matrix [m,n]: fp32 (U [m,rank], S [rank], V [n,rank]).
+    matrices: Sequence[Tensor] | Tensor,
+    rank: int,
+    *,
+    oversample: int | None = None,
+    iters: int | None = None,
+    method: str = "krylov",
+    seed: int = 0,
+    compute: Sequence[str] = ("U", "S", "V"),
+    out_dtype: torch.dtype | None = None,
+    check_finite: bool = True,
+    on_error: str = "raise",
+    workspace: int = WORKSPACE,
+) -> list[SVD]:
+    """The leading `rank` singular triples of every matrix, one SVD(U, S, V, info) each, in the order of the input.
 
-    A ≈ U diag(S) Vᵀ, singular values descending; the entry of largest magnitude in each column of V is positive.
-    Randomized, with `oversample` extra directions and `iters` power iterations; deterministic in `seed`, the same for a
-    matrix alone or among others; global random generators are left alone. Raises ValueError if a matrix is not 2-D or
-    has fewer than `rank` rows or columns.
+    matrices   a list of [m,n] tensors of any shapes, strides and devices, or one [b,m,n]; bf16, fp16 and fp32 are
+               computed with in fp32, fp64 in fp64. Never copied or stacked.
+    method     "krylov": Rayleigh-Ritz in the Krylov space of AᵀA from a random block of columns, with `iters`
+               multiplications (Musco & Musco 2015, arXiv 1504.05477), then one more half step on both sides. "subspace":
+               power iteration on one block, `iters` times (Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1). A
+               block has rank + oversample columns, rounded up to a multiple of 16. "exact": LAPACK or its counterpart on
+               the GPU; also taken where the space of the others would not be smaller than the matrix.
+    oversample, iters  defaults by method: krylov 0 and 6, subspace 8 and 2
+    seed       of the random block, which depends on (seed, largest magnitude of the matrix, row, column) alone
+    compute    which of "U", "S", "V" to return; the others are None
+    out_dtype  of U and V; S, and by default all three, are fp32, or fp64 for fp64
+    check_finite  False: the caller vouches that no matrix holds a NaN or an infinity, and a GPU is not waited for
+    on_error   "raise": ValueError naming every matrix that is not finite. "info": NaN factors and info -1 for those
+    workspace  bytes beyond matrices and results that may be in use; one matrix at a time is always worked on
+
+    The same seed gives the same bits on the same device with as many threads, whatever else is in the list, in any order;
+    random generators are not touched. The entry of largest magnitude in each column of V is positive. info: 0 CholeskyQR2
+    sufficed; 1 a second, careful way was taken, with shifted CholeskyQR3, as columns were near to dependent or singular
+    values fall steeply; 2 that needed Householder QR; -1 the matrix is not finite. U and V are orthonormal in every case,
+    also of zero or rank-deficient matrices. Not differentiable. Raises ValueError or TypeError, naming the matrix and its
+    shape, before anything is computed.
     """
+    op = "batched_rsvd"
+    matrices = _listed(op, matrices)
+    oversample, iters = _settings(op, method, oversample, iters, compute, out_dtype, on_error, workspace, seed)
     for i, matrix in enumerate(matrices):
-        _checks.shape("batched_rsvd", f"matrices[{i}]", matrix, None, None)
-        if not 1 <= rank <= min(matrix.shape):
+        _check(op, i, matrix, rank)
+    results: list[SVD | None] = [None] * len(matrices)
+    groups: dict[tuple, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        groups.setdefault((tuple(matrix.shape), matrix.dtype, matrix.device), []).append(i)
+    most = {key: _svd.scan([matrices[i] for i in members]) for key, members in groups.items()}
+    if check_finite:
+        finite = {key: values.isfinite().tolist() for key, values in most.items()}
+        bad = sorted(i for key, members in groups.items() for i, good in zip(members, finite[key]) if not good)
+        if bad and on_error == "raise":
+            named = ", ".join(f"matrices[{i}] of shape {list(matrices[i].shape)}" for i in bad)
             raise ValueError(
-                f"batched_rsvd: rank must be in 1..{min(matrix.shape)} for matrices[{i}] of shape"
-                f" {list(matrix.shape)}, got {rank}"
+                f'{op}: {named} {"holds" if len(bad) == 1 else "hold"} NaN or infinity; repair it, or pass on_error="info"'
             )
-    return reference.batched_rsvd(matrices, rank, oversample, iters, seed)
+    for key, members in groups.items():
+        good = [j for j in range(len(members)) if not check_finite or finite[key][j]]
+        for j in set(range(len(members))) - set(good):
+            results[members[j]] = _not_finite(matrices[members[j]], rank)
+        if good:
+            some = [matrices[members[j]] for j in good]
+            found = _group(some, most[key][good], rank, method, oversample, iters, seed, workspace)
+            for j, result in zip(good, found):
+                results[members[j]] = result
+    return [_finished(*result, compute, out_dtype) for result in results]
+
+
+def _listed(op: str, matrices) -> list[Tensor]:
+    if isinstance(matrices, Tensor):
+        if matrices.dim() != 3:
+            raise ValueError(f"{op}: matrices must be a list of [m,n] or one [b,m,n], got one tensor {list(matrices.shape)}")
+        return list(matrices.detach().unbind(0))
+    return [matrix.detach() if isinstance(matrix, Tensor) else matrix for matrix in matrices]
+
+
+def _settings(op, method, oversample, iters, compute, out_dtype, on_error, workspace, seed) -> tuple[int, int]:
+    if method not in METHODS:
+        raise ValueError(f"{op}: method must be one of {', '.join(METHODS)}, got {method!r}")
+    if on_error not in ("raise", "info"):
+        raise ValueError(f"{op}: on_error must be raise or info, got {on_error!r}")
+    if not set(compute) <= {"U", "S", "V"}:
+        raise ValueError(f"{op}: compute must name some of U, S, V, got {compute!r}")
+    if out_dtype is not None and out_dtype not in _DTYPES:
+        raise TypeError(f"{op}: out_dtype must be one of {', '.join(map(str, _DTYPES))}, got {out_dtype}")
+    given = {"oversample": oversample, "iters": iters}
+    for (name, value), default in zip(given.items(), DEFAULTS[method]):
+        given[name] = default if value is None else value
+        if type(given[name]) is not int or given[name] < 0:
+            raise ValueError(f"{op}: {name} must be a whole number, 0 or more, got {value!r}")
+    if type(seed) is not int or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"{op}: seed must be a whole number of 64 bits, got {seed!r}")
+    if workspace < 1:
+        raise ValueError(f"{op}: workspace must be a positive number of bytes, got {workspace!r}")
+    return given["oversample"], given["iters"]
+
+
+def _check(op: str, i: int, matrix: Tensor, rank: int) -> None:
+    name = f"matrices[{i}]"
+    if not isinstance(matrix, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(matrix).__name__}")
+    if hasattr(matrix, "placements"):
+        raise TypeError(f"{op}: {name} is sharded (a DTensor); gather it first, as with full_tensor()")
+    if matrix.dim() != 2:
+        raise ValueError(f"{op}: {name} must have shape [m, n], got {list(matrix.shape)}")
+    if matrix.dtype not in _DTYPES or matrix.layout != torch.strided:
+        raise TypeError(
+            f"{op}: {name} of shape {list(matrix.shape)} must be a dense tensor of float32, bfloat16, float16 or float64,"
+            f" got {str(matrix.dtype).removeprefix('torch.')}, {str(matrix.layout).removeprefix('torch.')}"
+        )
+    if matrix.is_meta:
+        raise ValueError(f"{op}: {name} of shape {list(matrix.shape)} is on the meta device and has no values")
+    if type(rank) is not int or not 1 <= rank <= min(matrix.shape):
+        raise ValueError(
+            f"{op}: rank must be in 1..{min(matrix.shape)} for {name} of shape {list(matrix.shape)}, got {rank!r}"
+        )
+
+
+def _not_finite(w: Tensor, rank: int) -> tuple:
+    dtype = _accumulator(w)
+    sizes = (len(w), rank), (rank,), (w.shape[1], rank)
+    return *(torch.full(size, float("nan"), dtype=dtype, device=w.device) for size in sizes), NOT_FINITE
+
+
+def _accumulator(w: Tensor) -> torch.dtype:
+    return torch.float64 if w.dtype == torch.float64 else torch.float32
+
+
+def _finished(u: Tensor, s: Tensor, v: Tensor, info: int, compute: Sequence[str], out_dtype) -> SVD:
+    """The sign rule, and only what was asked for."""
+    sign = torch.where(v.gather(0, v.abs().argmax(0, keepdim=True)) < 0, -1, 1)
+    u, v = ((x * sign).to(out_dtype or x.dtype) for x in (u, v))
+    return SVD(*(x if name in compute else None for name, x in zip("USV", (u, s, v))), info)
+
+
+def _group(w, most, rank, method, oversample, iters, seed, workspace) -> list[tuple]:
+    """(u, s, v, info) of matrices of one shape, dtype and device, each worked on as if it were alone."""
+    long, short = max(w[0].shape), min(w[0].shape)
+    columns = -(-(rank + oversample) // _WIDTH) * _WIDTH
+    space = columns * (iters + 1) if method == "krylov" else columns
+    if method == "exact" or space >= short:
+        return [_exact(one, rank) for one in w]
+    size = 8 if w[0].dtype == torch.float64 else 4
+    each = size * (short * (space + 4 * columns) + 3 * long * columns + 4 * space**2)  # basis, blocks, eigenproblem
+    chunk = max(1, workspace // each)
+    # A power of two that brings the largest magnitude into [1/2, 1); 2^±100 leaves room for sums at the ends of fp32.
+    mantissa, exponent = torch.frexp(most)
+    scale = torch.ldexp(torch.ones_like(most), -exponent.clamp(-100, 100))
+    key = (mantissa.float() * 2**24).long()
+    out = []
+    for i in range(0, len(w), chunk):
+        part = slice(i, i + chunk)
+        out += _chunk(w[part], key[part], scale[part], columns, iters, method, rank, seed)
+    return out
+
+
+def _exact(w: Tensor, rank: int) -> tuple:
+    u, s, vh = torch.linalg.svd(w.to(_accumulator(w)), full_matrices=False)
+    return u[:, :rank], s[:rank].clone(), vh[:rank].mT, CHOLESKY
+
+
+def _chunk(w, key, scale, columns, iters, method, rank, seed) -> list[tuple]:
+    """All matrices by CholeskyQR2; then again, the careful way, those for which that is not enough."""
+    space = _krylov if method == "krylov" else _subspace
+    wide = w[0].shape[0] < w[0].shape[1]
+    start = _svd.sketch(key, seed, min(w[0].shape), columns).to(scale.dtype)
+
+    def decompose(which: list[int], orthonormal: Callable, rounds: int) -> tuple:
+        some, by = [w[i] for i in which], scale[which]
+        levels: list[Tensor] = []
+
+        def orth(y: Tensor, basis: Tensor | None = None) -> Tensor:
+            q, level = orthonormal(y, basis)
+            levels.append(level)
+            return q
+
+        tall = [one.mT for one in some] if wide else some
+        v = space(tall, by, start[which], iters, orth)
+        if wide:
+            v = orth(_svd.product(tall, v, by))
+        for _ in range(rounds):
+            u, s, v = _both_sides(some, by, v, orth)
+        steep = s[:, rank - 1] <= _STEEP * s[:, 0]
+        level = torch.stack(levels).amax(0)
+        return u[:, :, :rank], s[:, :rank] / by[:, None], v[:, :, :rank], level.tolist(), steep.tolist()
+
+    *factors, level, steep = decompose(list(range(len(w))), _cholesky_qr, 1)
+    out = [(*each, CHOLESKY) for each in zip(*factors)]
+    again = [i for i in range(len(w)) if level[i] != CHOLESKY or steep[i]]
+    if again:
+        *factors, level, _ = decompose(again, _careful_qr, _ROUNDS)
+        for i, *each in zip(again, *factors, level):
+            out[i] = tuple(each)
+    return out
+
+
+def _krylov(w, scale, start, iters, orth) -> Tensor:
+    """The best vectors [b,n,l] for AᵀA, A [m,n] of w with m >= n, in the space of start, AᵀA·start, ..., (AᵀA)^iters·start:
+    block Lanczos with the basis orthonormalised in full against itself, twice."""
+    b, n, columns = start.shape
+    basis = start.new_empty(b, n, columns * (iters + 1))
+    t = start.new_zeros(b, columns * (iters + 1), columns * (iters + 1))
+    q = orth(start)
+    for j in range(iters + 1):
+        end = (j + 1) * columns
+        basis[:, :, end - columns : end] = q
+        y = _svd.gram(w, q, scale)
+        so_far = basis[:, :, :end]
+        c = _svd.product([so_far.mT], y)
+        t[:, :end, end - columns : end] = c
+        if j < iters:
+            q = orth(_svd.product([so_far], c, None, y), so_far)
+    t = t.triu() + t.triu(1).mT
+    _, vectors = _svd.eigh(t, columns)
+    return _svd.product([basis], vectors)
+
+
+def _subspace(w, scale, start, iters, orth) -> Tensor:
+    q = orth(start)
+    for _ in range(iters):
+        q = orth(_svd.gram(w, q, scale))
+    return q
+
+
+def _both_sides(w, scale, v, orth) -> tuple[Tensor, Tensor, Tensor]:
+    """P = orth(A v), B = Aᵀ P = Q R, R = X diag(s) Yᵀ: A ≈ P Bᵀ = (P Y) diag(s) (Q X)ᵀ. What AᵀA has lost of the small
+    singular values, which it squares, is found again."""
+    p = orth(_svd.product(w, v, scale))
+    b = _svd.product([one.mT for one in w], p, scale)
+    q = orth(b)
+    x, s, y = _svd.small(_svd.product([q.mT], b))
+    return _svd.product([p], y), s, _svd.product([q], x)
+
+
+def _whitened(y: Tensor, shift: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """One Cholesky QR: q, the smallest pivot, and the shortest squared column of y."""
+    g = _svd.product([y.mT], y)
+    inverse, pivot = _svd.factor(g, shift)
+    return _svd.product([y], inverse), pivot, g.diagonal(dim1=1, dim2=2).amin(1)
+
+
+def _without(basis: Tensor, y: Tensor) -> Tensor:
+    return _svd.product([basis], _svd.product([basis.mT], y), None, y)
+
+
+def _cholesky_qr(y: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
+    """CholeskyQR2 of y [b,n,l], which `basis` was taken from once and is taken from again in between: orthonormal columns
+    orthogonal to the basis, and CHOLESKY where it is so, else more."""
+    q, first, _ = _whitened(y)
+    if basis is not None:
+        q = _without(basis, q)
+    q, second, shortest = _whitened(q)
+    well = (first > _LEAST_PIVOT) & (second > 0.5) & (shortest > 0.5)
+    return q, torch.where(well, CHOLESKY, HOUSEHOLDER)
+
+
+def _careful_qr(y: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Shifted CholeskyQR3 (Fukaya et al. 2020), and Householder QR of [basis, y] for the matrices where it fails."""
+    shift = 64 * y.shape[2] * torch.finfo(y.dtype).eps
+    q, _, _ = _whitened(y, shift)
+    if basis is not None:
+        q = _without(basis, q)
+    q, level = _cholesky_qr(q, basis)
+    level = torch.where(level == CHOLESKY, SHIFTED, HOUSEHOLDER)
+    for i in (level == HOUSEHOLDER).nonzero().flatten().tolist():
+        size = y[i].abs().amax()
+        column = y[i] / size if size > 0 else y[i]
+        all_ = column if basis is None else torch.cat([basis[i], column], 1)
+        q[i] = torch.linalg.qr(all_)[0][:, -y.shape[2] :]
+    return q, level

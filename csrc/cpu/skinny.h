@@ -1,0 +1,122 @@
+// Products of a matrix with a few columns, c += a x, and what makes other matrices readable for them. Every element of c is
+// summed over the depth in blocks of DEPTH, one after another inside a block and one block after another, whatever tile it
+// falls into: its bits do not depend on how rows are shared out.
+#pragma once
+#include "kernels.h"
+#include "vec.h"
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int TILE_ROWS = 12;  // times one or two vectors: half or three quarters of the 32 registers
+#else
+constexpr int TILE_ROWS = 4;
+#endif
+
+template <int M, int N, bool ALONG_ROWS>
+TMEM_INLINE void skinny_tile(const tmem::Skinny& s, int64_t row, int64_t column, int64_t first, int64_t end) {
+  const float* a = s.a + (ALONG_ROWS ? row + first * s.stride : row * s.stride + first);
+  const float* x = s.x + first * s.columns + column;
+  f32v acc[M][N] = {};
+  for (int64_t k = first; k < end; k++) {
+    f32v y[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; n++) y[n] = load(x + 16 * n);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) {
+      const float one = ALONG_ROWS ? a[m] : a[m * s.stride];
+#pragma GCC unroll 4
+      for (int n = 0; n < N; n++) acc[m][n] += one * y[n];
+    }
+    a += ALONG_ROWS ? s.stride : 1;
+    x += s.columns;
+  }
+  float* c = s.c + row * s.columns + column;
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; n++) {
+      float* to = c + m * s.columns + 16 * n;
+      store(to, first == 0 && !s.add ? acc[m][n] : load(to) + acc[m][n]);
+    }
+}
+
+template <int M, bool ALONG_ROWS>
+TMEM_INLINE void skinny_rows(const tmem::Skinny& s, int64_t row, int64_t first, int64_t end) {
+  int64_t column = 0;
+  for (; column + 32 <= s.columns; column += 32) skinny_tile<M, 2, ALONG_ROWS>(s, row, column, first, end);
+  for (; column < s.columns; column += 16) skinny_tile<M, 1, ALONG_ROWS>(s, row, column, first, end);
+}
+
+template <bool ALONG_ROWS>
+TMEM_INLINE void skinny_block(const tmem::Skinny& s, int64_t row, int64_t rows, int64_t first, int64_t end) {
+  const int64_t stop = row + rows;
+  for (; row + TILE_ROWS <= stop; row += TILE_ROWS) skinny_rows<TILE_ROWS, ALONG_ROWS>(s, row, first, end);
+  for (; row + 4 <= stop; row += 4) skinny_rows<4, ALONG_ROWS>(s, row, first, end);
+  for (; row < stop; row++) skinny_rows<1, ALONG_ROWS>(s, row, first, end);
+}
+
+void skinny(const tmem::Skinny& s, int64_t row, int64_t end_row) {
+  if (s.along_rows) {  // a block of the depth is read in full before the next
+    for (int64_t k = 0; k < s.depth; k += tmem::DEPTH)
+      skinny_block<true>(s, row, end_row - row, k, least(k + tmem::DEPTH, s.depth));
+  } else {  // rows are read from end to end
+    for (; row < end_row; row += TILE_ROWS)
+      for (int64_t k = 0; k < s.depth; k += tmem::DEPTH)
+        skinny_block<false>(s, row, least(TILE_ROWS, end_row - row), k, least(k + tmem::DEPTH, s.depth));
+  }
+}
+
+struct f16 {
+  uint16_t bits;
+};
+
+TMEM_INLINE f32v load(const f16* p) {
+  u16h half;
+  memcpy(&half, p, sizeof half);
+  const u32v bits = __builtin_convertvector(half, u32v), size = bits & 0x7fffu, special = (u32v)(size >= 0x7c00u);
+  const f32v scaled = (f32v)(size << 13) * 0x1p112f;  // subnormals too
+  const u32v infinite = (size << 13) | 0x7f800000u;
+  return (f32v)((special & infinite) | (~special & (u32v)scaled) | (bits & 0x8000u) << 16);
+}
+
+TMEM_INLINE f32v wide(const float* p) { return load(p); }
+TMEM_INLINE f32v wide(const bf16* p) { return load(p); }
+TMEM_INLINE f32v wide(const f16* p) { return load(p); }
+
+// out [rows, columns], contiguous, from strides in elements.
+template <class W>
+void widen(const void* from, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns, float* out) {
+  for (int64_t i = 0; i < rows; i++) {
+    const W* p = static_cast<const W*>(from) + i * row_stride;
+    float* to = out + i * columns;
+    W few[16] = {};
+    int64_t j = 0;
+    if (column_stride == 1)
+      for (; j + 16 <= columns; j += 16) store(to + j, wide(p + j));
+    for (; j < columns; j += 16) {
+      const int64_t n = least(16, columns - j);
+      for (int64_t k = 0; k < n; k++) few[k] = p[(j + k) * column_stride];
+      store_first(to + j, wide(few), n);
+    }
+  }
+}
+
+// The largest magnitude. Bits of a float without its sign grow with it: infinity is above all numbers, NaN above infinity.
+template <class W, class Bits>
+float magnitude(const void* from, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns) {
+  const Bits mask = static_cast<Bits>(~Bits{0}) >> 1;
+  Bits most = 0;
+  for (int64_t i = 0; i < rows; i++) {
+    const Bits* p = static_cast<const Bits*>(from) + i * row_stride;
+    if (column_stride == 1)
+      for (int64_t j = 0; j < columns; j++) most = most > (p[j] & mask) ? most : p[j] & mask;
+    else
+      for (int64_t j = 0; j < columns; j++) most = most > (p[j * column_stride] & mask) ? most : p[j * column_stride] & mask;
+  }
+  W few[16] = {};
+  memcpy(few, &most, sizeof most);
+  return wide(few)[0];
+}
+
+}  // namespace
