@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .attach import Route, attach, detach, find_sites, routed_checkpoints
-from .init import make_a
+from .init import make_a, record_inputs
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 OPTIMIZERS = ("adamw", "sgd")
@@ -48,7 +48,8 @@ class AdapterBank:
 
     model        a Hugging Face decoder; `targets` names its linear layers, `last_layers` limits them to the last k
     rank         stored rows R of every factor; a slot may use fewer (`alloc(rank=...)`)
-    init         subspace of A: `sigma`, `none`, `random` (see tmem.init); B = 0, so Δ = 0 exactly at the start
+    init         subspace of A, one of tmem.init.INITS (see make_a there); B = 0, so Δ = 0 exactly at the start
+    texts        token ids of a few texts, for `activation` alone: A is where the layers' inputs lie on them
     train_a      False: one frozen A [1, R, K] shared by all slots (training it would couple episodes).
                  True: every slot owns and trains A [S, R, K], starting from the same init.
     optimizer    `adamw` or `sgd`; hyper-parameters per row through `configure`
@@ -73,6 +74,7 @@ class AdapterBank:
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         copy: bool | None = None,
+        texts: Sequence[Sequence[int]] = (),
     ):
         if slots < 1:
             raise ValueError(f"AdapterBank: slots: expected at least 1, got {slots}.")
@@ -80,7 +82,7 @@ class AdapterBank:
             raise ValueError(f"AdapterBank: optimizer: expected one of {', '.join(OPTIMIZERS)}, got {optimizer!r}.")
         self.model, self.slots, self.max_rank, self.train_a = model, slots, rank, train_a
         self.targets, self.last_layers, self.init, self.optimizer = tuple(targets), last_layers, init, optimizer
-        self.dtype = dtype
+        self.dtype, self.seed, self.texts = dtype, seed, tuple(texts)
         self.sites = find_sites(model, self.targets, last_layers)
         self.first_layer = int(self.sites[0].name.split(".layers.")[1].split(".")[0])
         self.device = device = self.sites[0].module.weight.device
@@ -91,8 +93,7 @@ class AdapterBank:
         self.reads_once = self.decodes_rows = on_gpu
         if copy is None:
             copy = on_gpu and self.sites[0].module.weight.dtype == torch.bfloat16
-        factors = make_a([s.module.weight for s in self.sites], rank, init, seed)
-        self._factors = [f.to(dtype)[None] for f in factors]  # [1, R, K] each
+        self._factors = [f.to(dtype)[None] for f in self._subspace(cache=True)]  # [1, R, K] each
 
         sizes = [(_padded(s.module.in_features) if train_a else 0, _padded(s.module.out_features)) for s in self.sites]
         width = sum(rank * (k + n) for k, n in sizes)
@@ -110,11 +111,35 @@ class AdapterBank:
         self.freed = 0  # how many slots were freed so far
         self.current_route: Route | None = None
         self._lay_out(sizes)
-        digest = hashlib.blake2b(repr([(s.name, *z) for s, z in zip(self.sites, sizes)]).encode(), digest_size=16)
-        for f in () if train_a else self._factors:
-            digest.update(f.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        self.subspace = digest.hexdigest()
+        self.subspace = self._digest()
         attach(self)
+
+    def _subspace(self, *, cache: bool) -> list[Tensor]:
+        modules = [s.module for s in self.sites]
+        inputs = record_inputs(self.model, modules, self.texts) if self.init == "activation" and self.texts else None
+        return make_a([m.weight for m in modules], self.max_rank, self.init, self.seed, inputs=inputs, cache=cache)
+
+    def _digest(self) -> str:
+        """Names the layout and the shared A: rows of banks with the same one can be exchanged."""
+        sizes = [(s.name, s.module.in_features if self.train_a else 0, s.module.out_features) for s in self.sites]
+        digest = hashlib.blake2b(repr((self.max_rank, sizes)).encode(), digest_size=16)
+        for f in () if self.train_a else self._factors:
+            digest.update(f.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def renew(self) -> None:
+        """Take A anew from the weights as they are now, after the model was trained; the subspace changes with them.
+
+        Raises RuntimeError while a slot is in use: its B means nothing under another A. Snapshots and adapters made before
+        belong to the subspace before.
+        """
+        if any(self.used):
+            raise RuntimeError(f"renew: {sum(self.used)} slots are in use and belong to the A they were made with; free them.")
+        for site, factor, new in zip(self.sites, self._factors, self._subspace(cache=False)):
+            factor.copy_(new[None])
+            if not self.train_a and site.a_copy is not None:
+                site.a_copy.copy_(factor)
+        self.subspace = self._digest()
 
     def _lay_out(self, sizes: list[tuple[int, int]]) -> None:
         offset = 0

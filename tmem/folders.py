@@ -10,6 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """$TMEM_CACHE, else $XDG_CACHE_HOME/tmem, else ~/.cache/tmem."""
+    if own := os.environ.get("TMEM_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tmem"
+
+
 @contextmanager
 def atomic_folder(path: str | Path, marker: str, *, keep: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `path` that becomes `path` when the block ends and vanishes when it fails.

@@ -8,20 +8,13 @@ import os
 from contextlib import redirect_stderr
 from pathlib import Path
 
-from .folders import atomic_folder
+from .folders import atomic_folder, cache_folder
 
 # Counts changes of what `_write` makes, so that folders of an older recipe are not used.
 _RECIPE = 1
 
 # Pre-tokenizers (GGUF's `tokenizer.ggml.pre`) that cut every digit out before byte-level BPE.
 _DIGITS_APART = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva"}
-
-
-def cache_folder() -> Path:
-    """$TMEM_CACHE, else $XDG_CACHE_HOME/tmem, else ~/.cache/tmem."""
-    if own := os.environ.get("TMEM_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tmem"
 
 
 def folder_of(file: Path) -> Path:

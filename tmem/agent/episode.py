@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from .. import forward as fw
 from ..bank import AdapterBank, Snapshot
 from ..episode import Episode, Pair
+from .calibration import TEXTS
 from .chat import Chat
 from .config import AgentConfig
 from .decode import Generation, decode
@@ -36,7 +37,7 @@ class Agent:
         Raises ValueError for a model that tmem.forward cannot run.
         """
         fw.parts(model)
-        m = config.memory
+        m, chat = config.memory, Chat(tokenizer)
         bank = AdapterBank(
             model,
             slots,
@@ -46,8 +47,9 @@ class Agent:
             init=m.init,
             train_a=m.train_a,
             optimizer=m.optimizer,
+            texts=[chat.plain(text) for text in TEXTS] if m.init == "activation" else (),
         )
-        return cls(model, Chat(tokenizer), bank, config)
+        return cls(model, chat, bank, config)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,188 @@
+"""Study `init`: what the initialisation of A is worth. One model, one optimizer, the same facts; only A differs.
+
+AdamW moves every entry of B by about lr, so ΔW = B A grows as lr times the length of A's rows (SGD: times its square). The
+sweep is therefore over the *reach* of a step, lr · RMS row length of A: at one reach every init changes W by about as much,
+whatever its scale, and what is left of a difference is the subspace. Every init has its best reach chosen on the seeds of
+one split and is then judged, at that reach, on seeds and words of another.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import forward as fw
+from .. import models
+from ..agent.calibration import TEXTS
+from ..agent.chat import Chat
+from ..agent.learn import LearnConfig, _minibatches, _pass
+from ..agent.write import normalise
+from ..bank import AdapterBank
+from ..episode import Pair
+from ..init import INITS, record_inputs
+from ..ops import batched_rsvd
+from ..tasks import stream
+
+RANK, LAST_LAYERS = 16, 12  # those of the default preset
+SAME_LR = 1e-3  # of the default preset too
+
+
+@dataclass(frozen=True)
+class Plan:
+    inits: tuple[str, ...] = INITS
+    reaches: tuple[float, ...] = (0.0015, 0.004, 0.01, 0.025, 0.06)
+    steps: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)  # where loss and recall are taken
+    tuning: int = 5  # seeds on which the reach is chosen
+    judging: int = 8  # other seeds, of another split
+    facts: int = 8
+
+    @classmethod
+    def quick(cls) -> Plan:
+        return cls(reaches=(0.01,), steps=(1, 2), tuning=1, judging=2, facts=2)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is taught, and the same asked in other words."""
+
+    taught: tuple[Pair, ...]
+    asked: tuple[Pair, ...]
+
+
+def lesson(seed: int, split: str, facts: int) -> Lesson:
+    """`facts` facts of one conversation that are still true at its end."""
+    episode = stream.episode(f"init-{seed}", split, 2)
+    found: dict[str, tuple[Pair, Pair]] = {}
+    for pairs, probes in zip(episode.pairs, stream.probes(episode)):
+        for pair, probe in zip(pairs, probes[::2], strict=True):
+            found[normalise(pair.question)] = pair, Pair(probe.text, pair.answer)
+    some = list(found.values())[-facts:]
+    if len(some) < facts:
+        raise ValueError(f"bench init: {episode.id} has {len(some)} facts, expected {facts}.")
+    return Lesson(*(tuple(x) for x in zip(*some)))
+
+
+def study(quick: bool, watch: Callable[[str, int, int], None]) -> dict:
+    """{"rows", "energy"}: a row for every init, reach, seed and number of steps; where the layers' inputs lie.
+
+    The default model on the CPU. Rows have phase "tuning" or "judging", init, reach, lr, seed, steps, loss (nats per answer
+    token of what is taught), recall (share of the paraphrases answered word for word) and norm (‖ΔW‖_F).
+    """
+    plan = Plan.quick() if quick else Plan()
+    model, tokenizer = models.load(dtype=torch.float32, device="cpu")
+    chat = Chat(tokenizer)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    total = 2 * len(plan.inits) + 1
+    rows: list[dict] = []
+    for i, init in enumerate(plan.inits):
+        watch(f"{init}: choosing the step", i, total)
+        lessons = [lesson(seed, "train", plan.facts) for seed in range(plan.tuning)]
+        settings = [(reach, None) for reach in plan.reaches] + [(None, SAME_LR)]
+        rows += _taught(model, chat, init, lessons, settings, plan, "tuning")
+    for i, init in enumerate(plan.inits):
+        watch(f"{init}: judging", len(plan.inits) + i, total)
+        lessons = [lesson(seed, "test", plan.facts) for seed in range(plan.judging)]
+        rows += _taught(model, chat, init, lessons, [(best_reach(rows, init), None)], plan, "judging")
+    watch("where the inputs lie", total - 1, total)
+    return {"rows": rows, "energy": energy(model, chat, quick)}
+
+
+def best_reach(rows: list[dict], init: str) -> float:
+    """Of the sweep's reaches, the one with the best recall, averaged over seeds and the later half of the steps; at a tie the
+    smaller."""
+    mine = [r for r in rows if r["phase"] == "tuning" and r["init"] == init and r["swept"]]
+    late = max(r["steps"] for r in mine) / 2
+    mean = {}
+    for reach in sorted({r["reach"] for r in mine}):
+        found = [r["recall"] for r in mine if r["reach"] == reach and r["steps"] >= late]
+        mean[reach] = sum(found) / len(found)
+    return max(mean, key=mean.get)
+
+
+def _taught(
+    model, chat, init: str, lessons: list[Lesson], settings, plan: Plan, phase: str, optimizer: str = "adamw"
+) -> list[dict]:
+    """All lessons at all settings at once: a slot each."""
+    slots = len(lessons) * len(settings)
+    texts = [chat.plain(text) for text in TEXTS] if init == "activation" else ()
+    bank = AdapterBank(model, slots, RANK, last_layers=LAST_LAYERS, init=init, texts=texts, optimizer=optimizer)
+    try:
+        length = torch.stack([site.a.square().sum() / RANK for site in bank.sites]).mean().sqrt().item()
+        per_lr = length if optimizer == "adamw" else length**2
+        where = {}
+        for reach, lr in settings:
+            for seed in range(len(lessons)):
+                slot = bank.alloc(lr=lr or reach / per_lr)
+                where[slot] = {"reach": reach or lr * per_lr, "lr": lr or reach / per_lr, "swept": lr is None, "seed": seed}
+        config = LearnConfig(batch=plan.facts)
+        jobs = [(slot, lessons[place["seed"]]) for slot, place in where.items()]
+        blocks = _minibatches(model, bank, [(slot, job.taught) for slot, job in jobs], chat, config)
+        asked = _minibatches(model, bank, [(slot, job.asked) for slot, job in jobs], chat, config)
+        rows = []
+        for step in range(max(plan.steps) + 1):
+            losses = dict.fromkeys(where, 0.0)
+            for minibatch in blocks:
+                for slot, loss in _pass(model, bank, minibatch, backward=True).items():
+                    losses[slot] += loss
+            if step in plan.steps or step == 0:
+                recall = _recall(model, bank, asked[0])
+                rows += [
+                    {"phase": phase, "init": init, **place, "steps": step, "loss": losses[slot], "recall": recall[slot],
+                     "norm": bank.delta_norm(slot)}
+                    for slot, place in where.items()
+                ]  # fmt: skip
+            bank.step(sorted(where))
+        return rows
+    finally:
+        bank.detach()
+        del bank
+        gc.collect()
+
+
+@torch.no_grad()
+def _recall(model, bank, blocks) -> dict[int, float]:
+    """Per slot, the share of sequences whose answer greedy decoding would give: each of its tokens is the likeliest."""
+    right: dict[int, list[bool]] = {}
+    for block in blocks:
+        length = block.hidden.shape[1]
+        positions, mask = torch.arange(length)[None], fw.causal_mask(length)
+        with bank.route(block.slots, learn=False, lengths=block.lengths):
+            hidden = fw.layers(model, block.hidden, positions, mask, start=bank.first_layer)
+            said = fw.logits(model, hidden[block.rows, block.columns]).argmax(-1).tolist()
+        good: dict[int, bool] = {}
+        for row, weight, token, target in zip(block.rows, block.weights, said, block.targets):
+            if weight:
+                good[row] = good.get(row, True) and token == target
+        for row, all_ in good.items():
+            right.setdefault(block.slots[row], []).append(all_)
+    return {slot: sum(found) / len(found) for slot, found in right.items()}
+
+
+def energy(model, chat, quick: bool) -> list[dict]:
+    """Share of ‖x‖², x what a layer reads on TEXTS, in three subspaces of 16 directions: of the layer's largest and smallest
+    right-singular directions and of random ones. One row per layer and projection; random is 16/K."""
+    sites = {
+        f"{i} {name}": getattr(part, name)
+        for i, layer in enumerate(model.model.layers)
+        for part, names in ((layer.self_attn, ("q_proj", "v_proj", "o_proj")), (layer.mlp, ("gate_proj", "up_proj", "down_proj")))
+        for name in names
+        if not quick or i < 2
+    }  # fmt: skip
+    inputs = record_inputs(model, list(sites.values()), [chat.plain(text) for text in TEXTS])
+    rows = []
+    for (where, module), x in zip(sites.items(), inputs):
+        v = torch.linalg.svd(module.weight.float(), full_matrices=False)[2]
+        own = batched_rsvd([x], RANK, compute=("V",))[0].Vh
+        layer, name = where.split()
+        shares = {kind: _share(x, basis) for kind, basis in (("top", v[:RANK]), ("bottom", v[-RANK:]), ("own", own))}
+        rows.append({"layer": int(layer), "name": name, "random": RANK / x.shape[1], **shares})
+    return rows
+
+
+def _share(x: Tensor, basis: Tensor) -> float:
+    return float((x @ basis.T).square().sum() / x.square().sum())
