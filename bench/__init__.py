@@ -7,12 +7,13 @@ what `tmem bench --json` writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from .. import machine, report
-from . import decode, idle, lora, model, step, update
+from . import decode, idle, init, lora, model, step, update
 from .measure import Settings, ceilings, measured
 
 BENCHES = {
@@ -22,6 +23,8 @@ BENCHES = {
 }
 """What `tmem bench NAME` runs: training with adapters (one layer, the whole decoder, one online update), their optimizer
 step, decoding with them."""
+STUDIES = {"init": init}
+"""What `tmem bench NAME` runs one at a time, with rows of its own: see `study`."""
 ON_GPU = ("lora", "step", "idle", "decode")  # the model-level benches are for the CPU, where an op is large beside its launch
 
 
@@ -45,22 +48,40 @@ def run(
         raise ValueError(f"bench: expected {' or '.join(BENCHES)}, got {unknown[0]!r}.")
     settings = Settings.quick() if quick else Settings()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
+    with _threads(threads) as count:
         limits = ceilings(quick, device)
         rows = list(_rows(names or tuple(BENCHES), quick, settings, device, watch))
-        kept = {"quick": quick, "threads": torch.get_num_threads(), "rounds": settings.rounds, "warmup": settings.warmup}
+    kept = {"quick": quick, "threads": count, "rounds": settings.rounds, "warmup": settings.warmup}
+    return {**_about(), "settings": kept, "ceilings": limits, "rows": rows}
+
+
+def study(
+    name: str,
+    *,
+    quick: bool = False,
+    threads: int | None = None,
+    watch: Callable[[str, int, int], None] = lambda part, done, total: None,
+) -> dict:
+    """Run one of STUDIES; arguments as for `run`. Returns {"machine", "versions", "commit", "settings"} and what it found."""
+    if name not in STUDIES:
+        raise ValueError(f"bench: expected {' or '.join(STUDIES)}, got {name!r}.")
+    with _threads(threads) as count:
+        found = STUDIES[name].study(quick, watch)
+    return {**_about(), "settings": {"quick": quick, "threads": count}, **found}
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
-    return {
-        "machine": machine.machine(),
-        "versions": machine.versions(),
-        "commit": report.machine().get("commit"),
-        "settings": kept,
-        "ceilings": limits,
-        "rows": rows,
-    }
+
+
+def _about() -> dict:
+    return {"machine": machine.machine(), "versions": machine.versions(), "commit": report.machine().get("commit")}
 
 
 def _rows(names, quick, settings, device, watch):

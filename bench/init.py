@@ -9,7 +9,8 @@ one split and is then judged, at that reach, on seeds and words of another.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,7 @@ from ..ops import batched_rsvd
 from ..tasks import stream
 
 RANK, LAST_LAYERS = 16, 12  # those of the default preset
-SAME_LR = 1e-3  # of the default preset too
+SAME_LR = {"adamw": 1e-3, "sgd": 5e-3}  # AdamW: of the default preset; SGD: where `sigma` learns
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class Plan:
     reaches: tuple[float, ...] = (0.0015, 0.004, 0.01, 0.025, 0.06)
     steps: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)  # where loss and recall are taken
     tuning: int = 5  # seeds on which the reach is chosen
-    judging: int = 8  # other seeds, of another split
+    judging: int = 12  # other seeds, of another split
     facts: int = 8
+    sgd_inits: tuple[str, ...] = ("sigma", "none", "random")
+    sgd_reaches: tuple[float, ...] = (0.3, 1.0, 3.0)
 
     @classmethod
     def quick(cls) -> Plan:
-        return cls(reaches=(0.01,), steps=(1, 2), tuning=1, judging=2, facts=2)
+        return cls(("sigma", "random", "activation"), (0.01,), (1, 2), 1, 2, 2, ("sigma",), (1.0,))
 
 
 @dataclass(frozen=True)
@@ -69,33 +72,38 @@ def lesson(seed: int, split: str, facts: int) -> Lesson:
 def study(quick: bool, watch: Callable[[str, int, int], None]) -> dict:
     """{"rows", "energy"}: a row for every init, reach, seed and number of steps; where the layers' inputs lie.
 
-    The default model on the CPU. Rows have phase "tuning" or "judging", init, reach, lr, seed, steps, loss (nats per answer
-    token of what is taught), recall (share of the paraphrases answered word for word) and norm (‖ΔW‖_F).
+    The default model on the CPU. Rows have phase "tuning" or "judging", optimizer, init, reach, lr, swept (False: the
+    learning rate that is the same for all), seed, steps, loss (nats per answer token of what is taught), recall (share of
+    the paraphrases answered word for word) and norm (‖ΔW‖_F).
     """
     plan = Plan.quick() if quick else Plan()
     model, tokenizer = models.load(dtype=torch.float32, device="cpu")
     chat = Chat(tokenizer)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    total = 2 * len(plan.inits) + 1
+    todo = [("tuning", "adamw", init) for init in plan.inits]
+    todo += [("judging", "adamw", init) for init in plan.inits]
+    todo += [("tuning", "sgd", init) for init in plan.sgd_inits]
     rows: list[dict] = []
-    for i, init in enumerate(plan.inits):
-        watch(f"{init}: choosing the step", i, total)
-        lessons = [lesson(seed, "train", plan.facts) for seed in range(plan.tuning)]
-        settings = [(reach, None) for reach in plan.reaches] + [(None, SAME_LR)]
-        rows += _taught(model, chat, init, lessons, settings, plan, "tuning")
-    for i, init in enumerate(plan.inits):
-        watch(f"{init}: judging", len(plan.inits) + i, total)
-        lessons = [lesson(seed, "test", plan.facts) for seed in range(plan.judging)]
-        rows += _taught(model, chat, init, lessons, [(best_reach(rows, init), None)], plan, "judging")
-    watch("where the inputs lie", total - 1, total)
+    for done, (phase, optimizer, init) in enumerate(todo):
+        watch(f"{init}, {optimizer}: {phase}", done, len(todo) + 1)
+        if phase == "judging":
+            lessons = [lesson(seed, "test", plan.facts) for seed in range(plan.judging)]
+            settings = [(best_reach(rows, init), None)]
+        else:
+            lessons = [lesson(seed, "train", plan.facts) for seed in range(plan.tuning)]
+            reaches = plan.reaches if optimizer == "adamw" else plan.sgd_reaches
+            settings = [*((reach, None) for reach in reaches), (None, SAME_LR[optimizer])]
+        found = _taught(model, chat, init, optimizer, lessons, settings, plan)
+        rows += [{"phase": phase, "optimizer": optimizer, "init": init, **row} for row in found]
+    watch("where the inputs lie", len(todo), len(todo) + 1)
     return {"rows": rows, "energy": energy(model, chat, quick)}
 
 
 def best_reach(rows: list[dict], init: str) -> float:
     """Of the sweep's reaches, the one with the best recall, averaged over seeds and the later half of the steps; at a tie the
     smaller."""
-    mine = [r for r in rows if r["phase"] == "tuning" and r["init"] == init and r["swept"]]
+    mine = [r for r in rows if (r["phase"], r["optimizer"], r["init"], r["swept"]) == ("tuning", "adamw", init, True)]
     late = max(r["steps"] for r in mine) / 2
     mean = {}
     for reach in sorted({r["reach"] for r in mine}):
@@ -104,9 +112,7 @@ def best_reach(rows: list[dict], init: str) -> float:
     return max(mean, key=mean.get)
 
 
-def _taught(
-    model, chat, init: str, lessons: list[Lesson], settings, plan: Plan, phase: str, optimizer: str = "adamw"
-) -> list[dict]:
+def _taught(model, chat, init: str, optimizer: str, lessons: list[Lesson], settings, plan: Plan) -> list[dict]:
     """All lessons at all settings at once: a slot each."""
     slots = len(lessons) * len(settings)
     texts = [chat.plain(text) for text in TEXTS] if init == "activation" else ()
@@ -132,8 +138,8 @@ def _taught(
             if step in plan.steps or step == 0:
                 recall = _recall(model, bank, asked[0])
                 rows += [
-                    {"phase": phase, "init": init, **place, "steps": step, "loss": losses[slot], "recall": recall[slot],
-                     "norm": bank.delta_norm(slot)}
+                    {**place, "steps": step, "loss": _finite(losses[slot]), "recall": recall[slot],
+                     "norm": _finite(bank.delta_norm(slot))}
                     for slot, place in where.items()
                 ]  # fmt: skip
             bank.step(sorted(where))
@@ -142,6 +148,10 @@ def _taught(
         bank.detach()
         del bank
         gc.collect()
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None
 
 
 @torch.no_grad()
@@ -163,24 +173,27 @@ def _recall(model, bank, blocks) -> dict[int, float]:
     return {slot: sum(found) / len(found) for slot, found in right.items()}
 
 
+ATTENTION, MLP = ("q_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+
+
 def energy(model, chat, quick: bool) -> list[dict]:
-    """Share of ‖x‖², x what a layer reads on TEXTS, in three subspaces of 16 directions: of the layer's largest and smallest
-    right-singular directions and of random ones. One row per layer and projection; random is 16/K."""
+    """Share of ‖x‖², x what a layer reads in a conversation of the stream task, that lies in four subspaces of 16 directions:
+    of the layer's largest ("top") and smallest ("bottom") right-singular values, of its inputs on TEXTS ("own", the init
+    `activation`), and random ones (16/K, exactly on average). A row per layer and projection."""
     sites = {
-        f"{i} {name}": getattr(part, name)
-        for i, layer in enumerate(model.model.layers)
-        for part, names in ((layer.self_attn, ("q_proj", "v_proj", "o_proj")), (layer.mlp, ("gate_proj", "up_proj", "down_proj")))
-        for name in names
-        if not quick or i < 2
-    }  # fmt: skip
-    inputs = record_inputs(model, list(sites.values()), [chat.plain(text) for text in TEXTS])
+        (i, name): getattr(layer.self_attn if name in ATTENTION else layer.mlp, name)
+        for i, layer in enumerate(model.model.layers[: 2 if quick else None])
+        for name in ATTENTION + MLP
+    }
+    modules = list(sites.values())
+    fitted = record_inputs(model, modules, [chat.plain(text) for text in TEXTS])
+    read = record_inputs(model, modules, [chat.plain(text) for text in stream.episode("init", "dev", 2).chunks])
     rows = []
-    for (where, module), x in zip(sites.items(), inputs):
+    for (layer, name), module, seen, x in zip(sites, modules, fitted, read):
         v = torch.linalg.svd(module.weight.float(), full_matrices=False)[2]
-        own = batched_rsvd([x], RANK, compute=("V",))[0].Vh
-        layer, name = where.split()
+        own = batched_rsvd([seen], RANK, compute=("V",))[0].Vh
         shares = {kind: _share(x, basis) for kind, basis in (("top", v[:RANK]), ("bottom", v[-RANK:]), ("own", own))}
-        rows.append({"layer": int(layer), "name": name, "random": RANK / x.shape[1], **shares})
+        rows.append({"layer": layer, "name": name, "random": RANK / x.shape[1], **shares})
     return rows
 
 
