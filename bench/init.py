@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -171,6 +171,43 @@ def _recall(model, bank, blocks) -> dict[int, float]:
         for row, all_ in good.items():
             right.setdefault(block.slots[row], []).append(all_)
     return {slot: sum(found) / len(found) for slot, found in right.items()}
+
+
+def late(rows: Sequence[dict]) -> dict[int, float]:
+    """Recall of each seed, averaged over the later half of the steps."""
+    half = max(r["steps"] for r in rows) / 2
+    by_seed: dict[int, list[float]] = {}
+    for r in rows:
+        if r["steps"] >= half:
+            by_seed.setdefault(r["seed"], []).append(r["recall"])
+    return {seed: sum(found) / len(found) for seed, found in by_seed.items()}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean, and the 95 % interval of it by bootstrap over the values."""
+    x = torch.tensor(list(values), dtype=torch.float64)
+    draws = torch.randint(len(x), (10_000, len(x)), generator=torch.Generator().manual_seed(0))
+    low, high = x[draws].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return float(x.mean()), low, high
+
+
+def summary(rows: Sequence[dict]) -> list[dict]:
+    """Per init, of the rows judged: reach, lr, late recall with its interval, its difference to `sigma` paired by seed, and
+    the mean loss after 4 steps (or the last, where there are fewer) and after all."""
+    judged = [r for r in rows if r["phase"] == "judging"]
+    last = max(r["steps"] for r in judged)
+    base = late([r for r in judged if r["init"] == "sigma"])
+    out = []
+    for init in dict.fromkeys(r["init"] for r in judged):
+        mine = [r for r in judged if r["init"] == init]
+        recall = late(mine)
+        loss = {at: [r["loss"] for r in mine if r["steps"] == at] for at in (min(4, last), last)}
+        out.append({
+            "init": init, "reach": mine[0]["reach"], "lr": mine[0]["lr"], "recall": interval(recall.values()),
+            "over_sigma": interval([recall[seed] - base[seed] for seed in base]),
+            "loss": [sum(x) / len(x) if None not in x else None for x in loss.values()],
+        })  # fmt: skip
+    return out
 
 
 ATTENTION, MLP = ("q_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")

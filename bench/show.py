@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -10,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from ..report import write_json
-from . import plots, run, targets
+from . import STUDIES, plots, run, studies, study, targets
 
 TITLES = {
     "lora": "one linear layer K→N, adapters x tokens, forward and backward: ms, ratio to base (grouped: torch._grouped_mm)",
@@ -26,24 +28,20 @@ _SHORT = {"float32": "fp32", "float32 medium": "fp32 medium", "bfloat16": "bf16"
 
 def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: int | None) -> None:
     """Run under a progress bar, print the tables, write `json` and its pictures if given."""
+    if set(names) & set(STUDIES):
+        if len(names) > 1:
+            raise ValueError(f"bench: {' and '.join(STUDIES)} run by themselves, got {', '.join(names)}; ask for one.")
+        _study(names[0], json, quick=quick, threads=threads)
+        return
     console = Console()
-    columns = (TextColumn("{task.description:44}"), BarColumn(bar_width=24), TimeElapsedColumn(),
-               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("", total=None)
-        found = run(
-            names, quick=quick, threads=threads,
-            watch=lambda case, done, total: progress.update(bar, description=case, completed=done, total=total),
-        )  # fmt: skip
+    with _progress(console) as watch:
+        found = run(names, quick=quick, threads=threads, watch=watch)
     for name in TITLES:
         rows = [r for r in found["rows"] if r["bench"] == name and not r["sweep"]]
         if rows:
             console.print(_table(name, rows))
-    aims = targets.reached(found["rows"])
-    if aims and not quick:
-        console.print(_aims(aims))
-    limits = (f"{name[: name.rindex(' ')]} {value:.0f}{name[name.rindex(' ') :]}" for name, value in found["ceilings"].items())
-    console.print(f"this machine's limits in this run: {', '.join(limits)}")
+    _print_aims(console, targets.reached(found["rows"]), quick)
+    _print_limits(console, found["ceilings"])
     settings = found["settings"]
     console.print(
         f"{_device(found)}, {settings['threads']} threads, medians of {settings['rounds']} rounds in turns"
@@ -52,6 +50,42 @@ def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: in
     if json:
         write_json(json, found)
         console.print(f"written to {json}" + "".join(f", {path}" for path in plots.draw(found, json)))
+
+
+def _study(name: str, json: Path | None, *, quick: bool, threads: int | None) -> None:
+    console = Console()
+    with _progress(console) as watch:
+        found = study(name, quick=quick, threads=threads, watch=watch)
+    for table in studies.tables(name, found):
+        console.print(table)
+    _print_aims(console, found.get("aims", []), quick)
+    if "ceilings" in found:
+        _print_limits(console, found["ceilings"])
+    console.print(
+        f"{_device(found)}, {found['settings']['threads']} threads" + (", tiny: not a measurement" if quick else "")
+    )
+    if json:
+        write_json(json, found)
+        console.print(f"written to {json}" + "".join(f", {path}" for path in studies.draw(name, found, json)))
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    columns = (TextColumn("{task.description:44}"), BarColumn(bar_width=24), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("", total=None)
+        yield lambda part, done, total: progress.update(bar, description=part, completed=done, total=total)
+
+
+def _print_aims(console: Console, aims: list[dict], quick: bool) -> None:
+    if aims and not quick:
+        console.print(_aims(aims))
+
+
+def _print_limits(console: Console, ceilings: dict[str, float]) -> None:
+    limits = (f"{name[: name.rindex(' ')]} {value:.0f}{name[name.rindex(' ') :]}" for name, value in ceilings.items())
+    console.print(f"this machine's limits in this run: {', '.join(limits)}")
 
 
 def _aims(aims: list[dict]) -> Table:
@@ -66,7 +100,7 @@ def _aims(aims: list[dict]) -> Table:
 
 def _device(found: dict) -> str:
     box = found["machine"]
-    return box["gpus"][0]["name"] if found["rows"][0]["device"] == "cuda" else box["cpu"]
+    return box["gpus"][0]["name"] if found["rows"][0].get("device") == "cuda" else box["cpu"]
 
 
 def _short(ms: float) -> str:

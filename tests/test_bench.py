@@ -6,7 +6,7 @@ from collections import defaultdict
 import pytest
 import torch
 from click.testing import CliRunner
-from tmem.bench import lora, measure, plots, step, table, targets
+from tmem.bench import init, lora, measure, plots, show, step, table, targets
 from tmem.bench.measure import Provider, Settings, WrongNumbers
 
 from tmem import bench, cli
@@ -55,9 +55,49 @@ def test_the_json_holds_every_provider_of_every_case(names, tmp_path):
 
 
 def test_an_unknown_bench_is_refused():
-    assert CliRunner().invoke(cli.main, ["bench", "rsvd"]).exit_code == 2
-    with pytest.raises(ValueError, match="expected lora or step or decode, got 'rsvd'"):
-        bench.run(["rsvd"])
+    assert CliRunner().invoke(cli.main, ["bench", "lars"]).exit_code == 2
+    with pytest.raises(ValueError, match="expected lora or step or decode, got 'lars'"):
+        bench.run(["lars"])
+
+
+@pytest.mark.parametrize("name", bench.STUDIES)
+def test_a_study_leaves_its_rows_and_pictures(name, tmp_path):
+    file = tmp_path / "found.json"
+    said = run(name, "--json", file).replace("\n", "")
+    found = json.loads(file.read_text())
+    assert found["settings"] == {"quick": True, "threads": 1} and found["rows"] and "commit" in found
+    pictures = sorted(tmp_path.glob("found-*.png"))
+    assert pictures and all(picture.read_bytes().startswith(b"\x89PNG") and picture.name in said for picture in pictures)
+    if name == "rsvd":
+        assert {"tmem", "svd_lowrank loop", "svd_lowrank batched", "pissa", "linalg.svd loop", "Gram and eigh loop",
+                "scikit-learn loop"} == {r["way"] for r in found["rows"]}  # fmt: skip
+        for row in found["rows"]:
+            assert 0.8 < row["energy"][1] <= row["energy"][0] < 1 + 1e-5 and 0 < row["min"] <= row["ms"]
+        assert found["rows"][0]["ratio"] == 1 and found["rows"][0]["energy"][0] > 0.999
+    else:
+        assert {r["phase"] for r in found["rows"]} == {"tuning", "judging"}
+        assert {r["optimizer"] for r in found["rows"]} == {"adamw", "sgd"}
+        start = [r for r in found["rows"] if r["steps"] == 0]
+        assert start and all(r["norm"] == 0 and r["recall"] < 1 for r in start)
+        assert all(0 < r["own"] <= 1 and 0 <= r["top"] < 1 for r in found["energy"])
+
+
+def test_a_study_runs_by_itself():
+    with pytest.raises(ValueError, match="rsvd and init run by themselves, got lora, rsvd"):
+        show.bench(("lora", "rsvd"), None, quick=True, threads=1)
+
+
+def test_the_reach_is_chosen_by_late_recall_of_the_tuning_seeds():
+    def row(phase, reach, steps, recall, swept=True):
+        return {"phase": phase, "optimizer": "adamw", "init": "none", "reach": reach, "steps": steps, "recall": recall,
+                "swept": swept, "seed": 0}  # fmt: skip
+
+    rows = [row("tuning", 0.1, 2, 1.0), row("tuning", 0.1, 16, 0.2), row("tuning", 0.2, 2, 0.0), row("tuning", 0.2, 16, 0.5)]
+    rows += [row("judging", 0.1, 16, 1.0), row("tuning", 0.3, 16, 1.0, swept=False), row("tuning", 0.4, 16, 0.5)]
+    assert init.best_reach(rows, "none") == 0.2
+    assert init.interval([1.0, 1.0]) == (1, 1, 1)
+    mean, low, high = init.interval([0, 1] * 50)
+    assert mean == 0.5 and 0.38 < low < 0.43 and 0.57 < high < 0.62
 
 
 def test_without_a_name_the_json_goes_to_the_folder_one_is_in(tmp_path, monkeypatch):
