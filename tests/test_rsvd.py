@@ -5,6 +5,7 @@ import importlib
 
 import pytest
 import spectra
+import svd_parts
 import torch
 from spectra import RANK
 from torch import Tensor
@@ -327,31 +328,9 @@ def test_contract_on_cuda(part):
         assert one.shape == other.shape and one.dtype == other.dtype and one.device.type == "cuda"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("m, n, l", [(577, 301, 16), (1000, 33, 16), (130, 7, 5), (1, 1, 1), (3, 300, 17), (64, 64, 32)])
-def test_products(m, n, l, dtype):  # noqa: E741
-    """Against fp64: W and transposed W, a list and a batch, with scale and minus; NaN stays in its matrix."""
-    generator = torch.Generator().manual_seed(m)
-    w = torch.randn(3, m, n, generator=generator).to(dtype)
-    x, minus = torch.randn(3, n, l, generator=generator), torch.randn(3, m, l, generator=generator)
-    scale = torch.tensor([1.0, 0.25, 2.0])
-    right = scale[:, None, None].double() * (w.double() @ x.double())
-    for some in ([w], list(w.unbind(0)), [w.mT.contiguous().mT], [one.T.contiguous().T for one in w]):
-        close("product", _svd.product(some, x, scale), right, 1e-6)
-        close("minus", _svd.product(some, x, scale, minus), minus.double() - right, 1e-6)
-    close("transposed", _svd.product([w.mT], minus), w.double().mT @ minus.double(), 1e-6)
-    close("gram", _svd.gram(list(w.unbind(0)), x, scale), scale[:, None, None].double() * (w.double().mT @ right), 2e-6)
-    want = _svd.product([w], x)
-    w[1, -1, 0] = float("nan")
-    got = _svd.product([w], x)
-    assert torch.equal(got[::2], want[::2]) and got[1, -1].isnan().all() and torch.equal(got[1, :-1], want[1, :-1])
-    assert torch.equal(_svd.scan([w]).isnan(), torch.tensor([False, True, False]))
-    assert torch.equal(_svd.scan([w])[0], w[0].abs().amax().float())
-
-
-def close(name: str, got: Tensor, want: Tensor, tolerance: float) -> None:
-    error = float((got.double() - want).norm() / want.norm())
-    assert error <= tolerance, f"{name}: relative RMS error {error:.1e}"
+@pytest.mark.parametrize("check", svd_parts.ALL, ids=lambda check: check.__name__)
+def test_parts(check, poison):
+    check(torch.ops.tmem)
 
 
 WRONG = {

@@ -1,74 +1,12 @@
 // Launchers of the CUDA kernels: tensors checked before a pointer is taken. Values on the device are not read, which would
 // wait for it: the kernels bound what they index by themselves.
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
 #include <optional>
 #include <vector>
 
 #include "kernels.cuh"
-
-#ifdef TMEM_EMULATED  // on the CPU, for the tests
-#define TMEM_KEY CPU
-#else
-#define TMEM_KEY CUDA
-// In libtorch_cuda alone. Weak: the library also loads where torch has no CUDA, so that its registrations can be checked.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
-#endif
+#include "launch.cuh"
 
 namespace tmem {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-#ifdef TMEM_EMULATED
-struct OnDevice {
-  OnDevice(const char*, const Tensor&) {}
-  cudaStream_t stream = nullptr;
-};
-static bool here(const Tensor& x, const Tensor&) { return x.is_cpu(); }
-#else
-// The device of `x` is current while this lives, and its stream is the one torch works on.
-class OnDevice {
- public:
-  OnDevice(const char* op, const Tensor& x) : guard_(x.get_device_index()) {
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, op, ": this torch has no CUDA; install one that has");
-    void* current = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &current));
-    stream = static_cast<cudaStream_t>(current);
-  }
-  cudaStream_t stream;
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-};
-static bool here(const Tensor& x, const Tensor& like) {
-  return x.is_cuda() && x.get_device_index() == like.get_device_index();
-}
-#endif
-
-static void check(const char* op, cudaError_t status) {
-  STD_TORCH_CHECK(status == cudaSuccess, op, ": CUDA says: ", cudaGetErrorString(status));
-}
-
-static void check_dtype(const char* op, const char* name, const Tensor& x, ScalarType expected) {
-  STD_TORCH_CHECK(x.scalar_type() == expected, op, ": ", name, " must be ", torch::headeronly::toString(expected),
-                  ", got ", torch::headeronly::toString(x.scalar_type()));
-}
-
-static void check_tensor(const char* op, const char* name, const Tensor& x, const Tensor& like, int64_t dims) {
-  STD_TORCH_CHECK(here(x, like), op, ": ", name, " must be on the GPU of the first argument");
-  STD_TORCH_CHECK(x.dim() == dims, op, ": ", name, " must have ", dims, " dimensions, got ", x.dim());
-}
-
-static void check_size(const char* op, const char* name, const Tensor& x, int64_t dim, int64_t expected) {
-  STD_TORCH_CHECK(x.size(dim) == expected, op, ": ", name, " must have size ", expected, " in dimension ", dim,
-                  ", got ", x.size(dim));
-}
 
 static void check_column(const char* op, const char* name, const Tensor& x, const Tensor& like, ScalarType dtype,
                          int64_t size) {
@@ -94,11 +32,6 @@ class Written {
  private:
   Tensor whole_, rows_;
 };
-
-template <class T>
-static const T* read(const Tensor& x) {
-  return static_cast<const T*>(x.const_data_ptr());
-}
 
 static cuda::Type type_of(const char* op, const char* name, const Tensor& x) {
   const ScalarType t = x.scalar_type();

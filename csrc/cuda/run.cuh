@@ -10,6 +10,21 @@ cudaError_t run(void (*kernel)(A), dim3 grid, int threads, cudaStream_t stream, 
   return cudaLaunchKernel(kernel, grid, dim3(threads), arguments, 0, stream);
 }
 
+// The same with `bytes` of shared memory whose size is known at run time, at ROOM of the kernel.
+template <class A>
+cudaError_t run_with_room(void (*kernel)(A), dim3 grid, int threads, size_t bytes, cudaStream_t stream, A a) {
+  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (status != cudaSuccess) return status;
+  void* arguments[] = {&a};
+  return cudaLaunchKernel(kernel, grid, dim3(threads), arguments, bytes, stream);
+}
+
+#ifdef TMEM_EMULATED
+#define ROOM(name) float* name = emulation::room()
+#else
+#define ROOM(name) extern __shared__ __align__(16) float name[]
+#endif
+
 // As many blocks as the GPU holds at once, `most` at most, all of them running together: they may wait for one another.
 template <class A>
 cudaError_t run_together(void (*kernel)(A), int64_t most, int threads, cudaStream_t stream, A a) {

@@ -17,6 +17,7 @@
 #include <vector>
 
 #define __global__
+#define __host__
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
@@ -38,6 +39,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 typedef void* cudaStream_t;
 enum cudaError_t { cudaSuccess };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 3, cudaSuccess; }
@@ -46,7 +48,16 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, K, int, s
   return *blocks = 1, cudaSuccess;
 }
 
+template <class K>
+cudaError_t cudaFuncSetAttribute(K, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+
 namespace emulation {
+
+// Shared memory whose size a launch names: filled with NaN before every block.
+inline thread_local std::vector<float> shared;
+inline float* room() { return shared.data(); }
 
 constexpr size_t STACK = 1 << 16;
 
@@ -138,11 +149,14 @@ void start(void (*kernel)(A), dim3 grid, dim3 threads, const A& a, dim3 at) {
 }  // namespace emulation
 
 template <class A>
-cudaError_t cudaLaunchKernel(void (*kernel)(A), dim3 grid, dim3 threads, void** arguments, size_t, cudaStream_t) {
+cudaError_t cudaLaunchKernel(void (*kernel)(A), dim3 grid, dim3 threads, void** arguments, size_t bytes, cudaStream_t) {
   const A a = *static_cast<A*>(arguments[0]);
   for (unsigned z = 0; z < grid.z; z++)
     for (unsigned y = 0; y < grid.y; y++)
-      for (unsigned x = 0; x < grid.x; x++) emulation::start(kernel, grid, threads, a, dim3(x, y, z));
+      for (unsigned x = 0; x < grid.x; x++) {
+        emulation::shared.assign((bytes + 3) / 4, NAN);
+        emulation::start(kernel, grid, threads, a, dim3(x, y, z));
+      }
   return cudaSuccess;
 }
 
@@ -188,6 +202,16 @@ inline int atomicExch(int* at, int x) { return __atomic_exchange_n(at, x, __ATOM
 template <class T>
 T __ldcg(const T* at) {
   return *at;
+}
+inline unsigned atomicMax(unsigned* at, unsigned x) {
+  const unsigned before = *at;  // blocks run one after another, unless they run together
+  return *at = before > x ? before : x, before;
+}
+inline void __syncwarp() { emulation::meet(emulation::block->warps[emulation::block->current / 32]); }
+inline uint32_t __float_as_uint(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
 }
 inline float __uint_as_float(uint32_t bits) {
   float x;

@@ -1,0 +1,84 @@
+// What the launchers and the kernels of a batched randomized SVD agree on. The formulas: svd_* in tmem/reference.py.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace tmem::svd {
+
+enum Element { E_F32, E_BF16, E_F16 };
+
+// Where a matrix lies; strides in elements.
+struct Matrix {
+  const void* data;
+  int64_t row_stride, column_stride;
+};
+
+constexpr int MOST_AT_ONCE = 96;  // matrices of one launch: their places travel as the kernel's argument
+
+// `count` matrices [m,n] of one shape and type; `first` is the place of at[0] in the whole list.
+struct Matrices {
+  Matrix at[MOST_AT_ONCE];
+  int64_t m, n;
+  int32_t count, first;
+  Element type;
+};
+
+// most[first + i] = max |w| of matrix i as bits, 0 before. NaN is larger than infinity.
+struct Scan {
+  Matrices w;
+  unsigned* most;
+};
+
+cudaError_t scan(const Scan&, cudaStream_t);
+
+// x [count, rows, columns]
+struct Sketch {
+  const int64_t* key;
+  float* x;
+  uint32_t seed[2];
+  int64_t count, rows, columns;
+};
+
+cudaError_t sketch(const Sketch&, cudaStream_t);
+
+// y = scale·W x, or minus - scale·W x, of every matrix.  x [b,n,l], minus and y [b,m,l], dense; scale [b] or null.
+struct Product {
+  Matrices w;
+  const float *x, *scale, *minus;
+  float *y, *planes;  // planes [splits(m, n), b, m, l]: partial sums, where there are several
+  int64_t b, columns;
+};
+
+// Into how many pieces the sums of a product [m,n] are cut: of the shape alone, so that bits do not depend on neighbours.
+int64_t splits(int64_t m, int64_t n);
+cudaError_t product(const Product&, cudaStream_t);
+
+constexpr int64_t MOST_FACTOR = 128, MOST_EIGH = 160, MOST_SMALL = 64;  // columns that fit into shared memory
+
+// inverse [b,l,l] and pivot [b] of g [b,l,l], dense.
+struct Factor {
+  const float* g;
+  float *inverse, *pivot;
+  float shift;
+  int64_t b, columns;
+};
+
+cudaError_t factor(const Factor&, cudaStream_t);
+
+// Singular vectors of a [b,k,k]: u, v [b,k,count], s [b,count]; u null: not wanted.
+struct Jacobi {
+  const float* a;
+  float *u, *s, *v;
+  int64_t b, columns, count;
+};
+
+cudaError_t jacobi(const Jacobi&, cudaStream_t);
+
+__device__ __forceinline__ float widened(float x) { return x; }
+__device__ __forceinline__ float widened(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float widened(__half x) { return __half2float(x); }
+
+}  // namespace tmem::svd

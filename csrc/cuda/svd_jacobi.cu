@@ -1,0 +1,143 @@
+// svd_eigh and svd_small: one-sided Jacobi (Hestenes), a block for each matrix, in shared memory. Rotations of pairs of columns
+// make all columns of A V orthogonal; their lengths are the singular values, to high relative accuracy. A sweep meets every
+// pair once, in rounds of disjoint pairs (Brent & Luk 1985), a warp for each pair. Of a symmetric positive matrix, V holds
+// eigenvectors and the lengths are the eigenvalues.
+#include "run.cuh"
+#include "svd.cuh"
+
+namespace tmem::svd {
+
+namespace {
+
+constexpr int THREADS = 512, WARPS = THREADS / 32, MOST_SWEEPS = 24;
+constexpr float TOLERANCE = 5e-7f;  // cosine of the angle between two columns that count as orthogonal
+
+__device__ __forceinline__ float over_warp(float x) {
+#pragma unroll
+  for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+
+__device__ __forceinline__ float dot(const float* x, const float* y, int size, int lane) {
+  float sum = 0.f;
+  for (int i = lane; i < size; i += 32) sum = fmaf(x[i], y[i], sum);
+  return over_warp(sum);
+}
+
+__device__ __forceinline__ void rotate(float* x, float* y, float c, float s, int size, int lane) {
+  for (int i = lane; i < size; i += 32) {
+    const float p = x[i], q = y[i];
+    x[i] = fmaf(c, p, -s * q), y[i] = fmaf(s, p, c * q);
+  }
+}
+
+// Player i of round r of a tournament of `even` players: the first stays, the others move on by one.
+__device__ __forceinline__ int player(int i, int round, int even) {
+  return i == 0 ? 0 : 1 + (i - 1 + round) % (even - 1);
+}
+
+__global__ void __launch_bounds__(THREADS) diagonalise(const Jacobi a) {
+  ROOM(room);
+  const int k = a.columns, lead = k | 1, t = threadIdx.x, warp = t / 32, lane = t % 32, count = a.count;
+  float *work = room, *v = work + k * lead, *size = v + k * lead;  // columns one after another; lengths of columns
+  int *order = reinterpret_cast<int*>(size + k), *turned = order + k;  // order[place] = column
+  const float* in = a.a + blockIdx.x * static_cast<int64_t>(k) * k;
+  for (int i = t; i < k * k; i += THREADS) {
+    work[i % k * lead + i / k] = in[i];
+    v[i % k * lead + i / k] = i % k == i / k ? 1.f : 0.f;
+  }
+  const int even = k + k % 2;
+  for (int sweep = 0; sweep < MOST_SWEEPS; sweep++) {
+    if (t == 0) *turned = 0;
+    __syncthreads();
+    for (int round = 0; round < even - 1; round++) {
+      for (int pair = warp; pair < even / 2; pair += WARPS) {
+        const int i = player(pair, round, even), j = player(even - 1 - pair, round, even);
+        const int p = i < j ? i : j, q = i < j ? j : i;
+        if (q >= k) continue;  // the one without a partner
+        float *x = work + p * lead, *y = work + q * lead;
+        const float xx = dot(x, x, k, lane), yy = dot(y, y, k, lane), xy = dot(x, y, k, lane);
+        if (!(fabsf(xy) > TOLERANCE * sqrtf(xx) * sqrtf(yy))) continue;
+        const float zeta = (yy - xx) / (2.f * xy);
+        const float tangent = fabsf(zeta) > 1e9f ? 0.5f / zeta  // whose square would overflow
+                                                 : copysignf(1.f, zeta) / (fabsf(zeta) + sqrtf(fmaf(zeta, zeta, 1.f)));
+        const float c = 1.f / sqrtf(fmaf(tangent, tangent, 1.f)), s = c * tangent;
+        rotate(x, y, c, s, k, lane);
+        rotate(v + p * lead, v + q * lead, c, s, k, lane);
+        if (lane == 0) *turned = 1;
+      }
+      __syncthreads();
+    }
+    const bool done = *turned == 0;
+    __syncthreads();
+    if (done) break;
+  }
+  for (int column = warp; column < k; column += WARPS) {
+    const float length = sqrtf(dot(work + column * lead, work + column * lead, k, lane));
+    if (lane == 0) size[column] = length;
+    // Hundreds of rotations, each rounded, leave V's columns longer or shorter by some units in the last place.
+    const float turned_length = sqrtf(dot(v + column * lead, v + column * lead, k, lane));
+    for (int i = lane; i < k; i += 32) v[column * lead + i] /= turned_length;
+  }
+  __syncthreads();
+  for (int column = t; column < k; column += THREADS) {  // descending; equal ones by column
+    int place = 0;
+    for (int i = 0; i < k; i++) place += size[i] > size[column] || (size[i] == size[column] && i < column);
+    order[place] = column;
+  }
+  __syncthreads();
+  if (a.u) {
+    for (int column = warp; column < k; column += WARPS)
+      for (int i = lane; i < k; i += 32) work[column * lead + i] *= size[column] > 0.f ? 1.f / size[column] : 0.f;
+    __syncthreads();
+    // What is zero becomes the unit vector least covered by the columns before it, made orthogonal to them twice.
+    for (int place = 0; place < k && warp == 0; place++) {
+      float* x = work + order[place] * lead;
+      if (size[order[place]] > 0.f) continue;
+      float best = 2.f;
+      int which = 0;
+      for (int i = lane; i < k; i += 32) {
+        float covered = 0.f;
+        for (int c = 0; c < place; c++) covered = fmaf(work[order[c] * lead + i], work[order[c] * lead + i], covered);
+        if (covered < best) best = covered, which = i;
+      }
+#pragma unroll
+      for (int step = 16; step; step >>= 1) {
+        const float other = __shfl_xor_sync(0xffffffffu, best, step);
+        const int place_of = __shfl_xor_sync(0xffffffffu, which, step);
+        if (other < best || (other == best && place_of < which)) best = other, which = place_of;
+      }
+      for (int i = lane; i < k; i += 32) x[i] = i == which ? 1.f : 0.f;
+      __syncwarp();
+      for (int pass = 0; pass < 2; pass++)
+        for (int c = 0; c < place; c++) {
+          const float* y = work + order[c] * lead;
+          const float along = dot(x, y, k, lane);
+          for (int i = lane; i < k; i += 32) x[i] = fmaf(-along, y[i], x[i]);
+          __syncwarp();
+        }
+      const float length = sqrtf(dot(x, x, k, lane));
+      for (int i = lane; i < k; i += 32) x[i] /= length;
+      __syncwarp();
+    }
+    __syncthreads();
+  }
+  const int64_t out = blockIdx.x * static_cast<int64_t>(k) * count;
+  for (int i = t; i < k * count; i += THREADS) {
+    const int row = i / count, column = order[i % count];
+    a.v[out + i] = v[column * lead + row];
+    if (a.u) a.u[out + i] = work[column * lead + row];
+  }
+  if (t < count) a.s[blockIdx.x * static_cast<int64_t>(count) + t] = size[order[t]];
+}
+
+}  // namespace
+
+cudaError_t jacobi(const Jacobi& a, cudaStream_t stream) {
+  if (a.b == 0 || a.columns == 0) return cudaSuccess;
+  const int64_t k = a.columns;
+  const size_t bytes = (2 * k * (k | 1) + 2 * k + 1) * sizeof(float);
+  return cuda::run_with_room(diagonalise, dim3(a.b), THREADS, bytes, stream, a);
+}
+
+}  // namespace tmem::svd

@@ -1,0 +1,181 @@
+// svd_product: W x for a few columns, fp32 sums. A block takes 128 rows of one matrix and one piece of their length; tiles
+// of 32 columns of W and rows of x go through shared memory, the next tile being fetched while one is multiplied. However W
+// lies in memory, the sums are made in the same order.
+#include "run.cuh"
+#include "svd.cuh"
+
+namespace tmem::svd {
+
+namespace {
+
+constexpr int THREADS = 128, ROWS = 128, DEPTH = 32;
+constexpr int64_t PIECE = 4096, SHORT_PIECE = 512;  // of the sums' length; short where one row of blocks has to fill a GPU
+constexpr int RUN = 8;                              // tiles summed by themselves, which halves the digits that are lost
+enum Order { BY_ROWS, BY_COLUMNS, SCATTERED };
+
+__host__ __device__ __forceinline__ int64_t piece(int64_t m) { return m <= ROWS ? SHORT_PIECE : PIECE; }
+__host__ __device__ __forceinline__ int64_t pieces(int64_t m, int64_t n) {
+  return n == 0 ? 1 : (n + piece(m) - 1) / piece(m);
+}
+
+// Which 32 elements of a tile a thread fetches, as 4 runs of 8 that lie side by side in memory, and where they go. By rows: a
+// row's 32. By columns: 8 rows of every 8th column. Scattered: as by rows.
+template <Order O>
+__device__ __forceinline__ int run_row(int i) {
+  return O == BY_COLUMNS ? threadIdx.x % 16 * 8 : threadIdx.x;
+}
+template <Order O>
+__device__ __forceinline__ int run_column(int i) {
+  return O == BY_COLUMNS ? threadIdx.x / 16 + 8 * i : 8 * i;
+}
+
+template <class T>
+__device__ __forceinline__ void load8(const T* p, float (&out)[8]) {
+  alignas(16) T raw[8];
+#pragma unroll
+  for (int i = 0; i < 8; i += 16 / sizeof(T)) *reinterpret_cast<uint4*>(raw + i) = *reinterpret_cast<const uint4*>(p + i);
+#pragma unroll
+  for (int i = 0; i < 8; i++) out[i] = widened(raw[i]);
+}
+
+template <class T, Order O>
+__device__ __forceinline__ void fetch(const Product& a, const Matrix& w, int64_t row, int64_t k, int64_t end, float (&out)[4][8]) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const int64_t r = row + run_row<O>(i), c = k + run_column<O>(i);
+    const T* p = static_cast<const T*>(w.data) + r * w.row_stride + c * w.column_stride;
+    const bool whole = O == BY_ROWS ? r < a.w.m && c + 8 <= end : O == BY_COLUMNS ? c < end && r + 8 <= a.w.m : false;
+    if (whole) {
+      load8(p, out[i]);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        const int64_t rj = O == BY_COLUMNS ? r + j : r, cj = O == BY_COLUMNS ? c : c + j;
+        out[i][j] = rj < a.w.m && cj < end ? widened(p[j * (O == BY_COLUMNS ? w.row_stride : w.column_stride)]) : 0.f;
+      }
+    }
+  }
+}
+
+// L columns of x per block, L/4 of them per thread, for four rows.
+template <class T, Order O, int L>
+__global__ void __launch_bounds__(THREADS) multiply(const Product a) {
+  constexpr int MINE = L / 4;
+  alignas(16) __shared__ float ws[DEPTH][ROWS + 4], xs[DEPTH][L];
+  const int64_t parts = pieces(a.w.m, a.w.n), matrix = blockIdx.z / parts, part = blockIdx.z % parts;
+  const int64_t row = blockIdx.x * static_cast<int64_t>(ROWS), column = blockIdx.y * static_cast<int64_t>(L);
+  const int64_t begin = part * piece(a.w.m), end = begin + piece(a.w.m) < a.w.n ? begin + piece(a.w.m) : a.w.n;
+  const Matrix w = a.w.at[matrix];
+  const int64_t place = a.w.first + matrix;
+  const float* x = a.x + place * a.w.n * a.columns;
+  const float by = a.scale ? a.scale[place] : 1.f;
+  const int mine = threadIdx.x / 32 * MINE, rows = threadIdx.x % 32 * 4;
+  float next[4][8], next_x[L / 4], sum[4][MINE] = {}, total[4][MINE] = {};
+
+  const auto fetch_x = [&](int64_t k) {
+#pragma unroll
+    for (int i = 0; i < L / 4; i++) {
+      const int at = threadIdx.x + i * THREADS;
+      const int64_t r = k + at / L, c = column + at % L;
+      next_x[i] = r < end && c < a.columns ? x[r * a.columns + c] * by : 0.f;
+    }
+  };
+  fetch<T, O>(a, w, row, begin, end, next);
+  fetch_x(begin);
+  int tiles = 0;
+  for (int64_t k = begin; k < end; k += DEPTH) {
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        if (O == BY_COLUMNS)
+          ws[run_column<O>(i)][run_row<O>(i) + j] = next[i][j];
+        else
+          ws[run_column<O>(i) + j][run_row<O>(i)] = next[i][j];
+      }
+#pragma unroll
+    for (int i = 0; i < L / 4; i++) (&xs[0][0])[threadIdx.x + i * THREADS] = next_x[i];
+    __syncthreads();
+    if (k + DEPTH < end) {
+      fetch<T, O>(a, w, row, k + DEPTH, end, next);
+      fetch_x(k + DEPTH);
+    }
+#pragma unroll
+    for (int d = 0; d < DEPTH; d++) {
+      const float4 four = *reinterpret_cast<const float4*>(&ws[d][rows]);
+      const float r[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int j = 0; j < MINE; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum[i][j] = fmaf(r[i], xs[d][mine + j], sum[i][j]);
+    }
+    if (++tiles % RUN == 0 || k + DEPTH >= end) {
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < MINE; j++) total[i][j] += sum[i][j], sum[i][j] = 0.f;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++)
+#pragma unroll
+    for (int j = 0; j < MINE; j++) {
+      const int64_t r = row + rows + i, c = column + mine + j;
+      if (r >= a.w.m || c >= a.columns) continue;
+      const int64_t at = (place * a.w.m + r) * a.columns + c;
+      if (parts > 1)
+        a.planes[part * a.b * a.w.m * a.columns + at] = total[i][j];
+      else
+        a.y[at] = a.minus ? a.minus[at] - total[i][j] : total[i][j];
+    }
+}
+
+// The partial sums, added in order.
+__global__ void __launch_bounds__(THREADS) add_planes(const Product a) {
+  const int64_t size = a.w.m * a.columns * a.w.count, from = a.w.first * a.w.m * a.columns;
+  const int64_t parts = pieces(a.w.m, a.w.n), plane = a.b * a.w.m * a.columns;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x;
+  if (i >= size) return;
+  float total = 0.f;
+  for (int64_t part = 0; part < parts; part++) total += a.planes[part * plane + from + i];
+  a.y[from + i] = a.minus ? a.minus[from + i] - total : total;
+}
+
+template <class T, Order O>
+cudaError_t run_multiply(const Product& a, cudaStream_t stream) {
+  const int wide = a.columns > 16 ? 32 : 16;
+  const int64_t parts = splits(a.w.m, a.w.n);
+  const dim3 grid((a.w.m + ROWS - 1) / ROWS, (a.columns + wide - 1) / wide, a.w.count * parts);
+  return cuda::run(wide == 32 ? multiply<T, O, 32> : multiply<T, O, 16>, grid, THREADS, stream, a);
+}
+
+// 16 bytes at once where all matrices of the launch allow it.
+template <class T>
+cudaError_t run_order(const Product& a, cudaStream_t stream) {
+  bool rows = true, columns = true;
+  for (int32_t i = 0; i < a.w.count; i++) {
+    const Matrix& w = a.w.at[i];
+    const bool aligned = reinterpret_cast<uintptr_t>(w.data) % 16 == 0;
+    rows = rows && aligned && w.column_stride == 1 && w.row_stride * sizeof(T) % 16 == 0;
+    columns = columns && aligned && w.row_stride == 1 && w.column_stride * sizeof(T) % 16 == 0;
+  }
+  if (rows) return run_multiply<T, BY_ROWS>(a, stream);
+  return columns ? run_multiply<T, BY_COLUMNS>(a, stream) : run_multiply<T, SCATTERED>(a, stream);
+}
+
+}  // namespace
+
+int64_t splits(int64_t m, int64_t n) { return pieces(m, n); }
+
+cudaError_t product(const Product& a, cudaStream_t stream) {
+  const int64_t size = a.w.m * a.columns * a.w.count;
+  if (size == 0) return cudaSuccess;
+  cudaError_t status = a.w.type == E_F32    ? run_order<float>(a, stream)
+                       : a.w.type == E_BF16 ? run_order<__nv_bfloat16>(a, stream)
+                                            : run_order<__half>(a, stream);
+  if (status != cudaSuccess || splits(a.w.m, a.w.n) == 1) return status;
+  return cuda::run(add_planes, dim3((size + THREADS - 1) / THREADS), THREADS, stream, a);
+}
+
+}  // namespace tmem::svd

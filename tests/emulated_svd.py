@@ -1,0 +1,47 @@
+"""Run by test_cuda_svd.py in a process of its own: the CUDA kernels of batched_rsvd, compiled for the CPU (tests/emulation),
+take the place of the C++ ones, and the promises of svd_parts.py are held against them; then all of it together. Prints one
+JSON object: check -> what went wrong, "" if nothing. Arguments: the library, and which checks (none = all)."""
+
+import json
+import sys
+
+import spectra
+import svd_parts
+import torch
+
+from tmem import ops
+
+
+def whole(parts) -> None:
+    """batched_rsvd on these kernels, against fp64."""
+    for m, n in ((90, 70), (70, 90)):
+        a = spectra.weight_like(m, n).float()
+        found = ops.batched_rsvd([a], 16, iters=2)[0]
+        best = torch.linalg.svdvals(a.double())[:16]
+        kept = (a.double() @ found.V.double()).square().sum() / best.square().sum()
+        assert kept > 0.99 and found.info == 0, f"energy {kept:.5f}, info {found.info}"
+        svd_parts.close("V", found.V.mT @ found.V, torch.eye(16), 1e-5)
+        svd_parts.close("U", found.U.mT @ found.U, torch.eye(16), 1e-5)
+
+
+def main():
+    torch.ops.load_library(sys.argv[1])
+    svd_parts.SHAPES = [(150, 33, 16), (131, 7, 5), (1, 1, 1), (3, 600, 17), (5, 0, 3), (70, 40, 33)]
+    svd_parts.ALL_DTYPES = False
+    svd_parts.EIGH, svd_parts.SMALL = [(1, 1), (7, 3), (33, 16)], [1, 5, 17]
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    found = {}
+    for check in (*svd_parts.ALL, whole):
+        if sys.argv[2:] and check.__name__ not in sys.argv[2:]:
+            continue
+        try:
+            check(torch.ops.tmem)
+            found[check.__name__] = ""
+        except (AssertionError, RuntimeError) as error:
+            found[check.__name__] = f"{type(error).__name__}: {error}"
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
