@@ -36,7 +36,7 @@ __device__ __forceinline__ int player(int i, int round, int even) {
   return i == 0 ? 0 : 1 + (i - 1 + round) % (even - 1);
 }
 
-__global__ void __launch_bounds__(THREADS) diagonalise(const Jacobi a) {
+__global__ void __launch_bounds__(THREADS, 1) diagonalise(const Jacobi a) {
   ROOM(room);
   const int k = a.columns, lead = k | 1, t = threadIdx.x, warp = t / 32, lane = t % 32, count = a.count;
   float *work = room, *v = work + k * lead, *size = v + k * lead;  // columns one after another; lengths of columns

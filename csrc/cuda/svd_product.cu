@@ -9,24 +9,28 @@ namespace tmem::svd {
 namespace {
 
 constexpr int THREADS = 128, ROWS = 128, DEPTH = 32;
+template <int L>
+constexpr int threads = 8 * L;  // four rows by four columns of the result each
+template <int L>
+constexpr int fetches = 64 / L;  // runs of 8 elements of a tile that each of them fetches
 constexpr int64_t PIECE = 4096, SHORT_PIECE = 512;  // of the sums' length; short where one row of blocks has to fill a GPU
 constexpr int RUN = 8;                              // tiles summed by themselves, which halves the digits that are lost
-enum Order { BY_ROWS, BY_COLUMNS, SCATTERED };
+constexpr int BY_ROWS = 0, BY_COLUMNS = 1, SCATTERED = 2;  // where the elements of W lie side by side
 
 __host__ __device__ __forceinline__ int64_t piece(int64_t m) { return m <= ROWS ? SHORT_PIECE : PIECE; }
 __host__ __device__ __forceinline__ int64_t pieces(int64_t m, int64_t n) {
   return n == 0 ? 1 : (n + piece(m) - 1) / piece(m);
 }
 
-// Which 32 elements of a tile a thread fetches, as 4 runs of 8 that lie side by side in memory, and where they go. By rows: a
-// row's 32. By columns: 8 rows of every 8th column. Scattered: as by rows.
-template <Order O>
+// Which elements of a tile a thread fetches, as runs of 8 that lie side by side in memory, and where they go. By rows:
+// neighbours in a row. By columns: 8 rows of a column. Scattered: as by rows.
+template <int O, int L>
 __device__ __forceinline__ int run_row(int i) {
-  return O == BY_COLUMNS ? threadIdx.x % 16 * 8 : threadIdx.x;
+  return O == BY_COLUMNS ? threadIdx.x % 16 * 8 : threadIdx.x % ROWS;
 }
-template <Order O>
+template <int O, int L>
 __device__ __forceinline__ int run_column(int i) {
-  return O == BY_COLUMNS ? threadIdx.x / 16 + 8 * i : 8 * i;
+  return O == BY_COLUMNS ? threadIdx.x / 16 + threads<L> / 16 * i : (threadIdx.x / ROWS * fetches<L> + i) * 8;
 }
 
 template <class T>
@@ -38,11 +42,12 @@ __device__ __forceinline__ void load8(const T* p, float (&out)[8]) {
   for (int i = 0; i < 8; i++) out[i] = widened(raw[i]);
 }
 
-template <class T, Order O>
-__device__ __forceinline__ void fetch(const Product& a, const Matrix& w, int64_t row, int64_t k, int64_t end, float (&out)[4][8]) {
+template <class T, int O, int L>
+__device__ __forceinline__ void fetch(const Product& a, const Matrix& w, int64_t row, int64_t k, int64_t end,
+                                      float (&out)[fetches<L>][8]) {
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const int64_t r = row + run_row<O>(i), c = k + run_column<O>(i);
+  for (int i = 0; i < fetches<L>; i++) {
+    const int64_t r = row + run_row<O, L>(i), c = k + run_column<O, L>(i);
     const T* p = static_cast<const T*>(w.data) + r * w.row_stride + c * w.column_stride;
     const bool whole = O == BY_ROWS ? r < a.w.m && c + 8 <= end : O == BY_COLUMNS ? c < end && r + 8 <= a.w.m : false;
     if (whole) {
@@ -57,10 +62,9 @@ __device__ __forceinline__ void fetch(const Product& a, const Matrix& w, int64_t
   }
 }
 
-// L columns of x per block, L/4 of them per thread, for four rows.
-template <class T, Order O, int L>
-__global__ void __launch_bounds__(THREADS) multiply(const Product a) {
-  constexpr int MINE = L / 4;
+// L columns of x per block.
+template <class T, int O, int L>
+__global__ void __launch_bounds__(threads<L>, 512 / threads<L>) multiply(const Product a) {
   alignas(16) __shared__ float ws[DEPTH][ROWS + 4], xs[DEPTH][L];
   const int64_t parts = pieces(a.w.m, a.w.n), matrix = blockIdx.z / parts, part = blockIdx.z % parts;
   const int64_t row = blockIdx.x * static_cast<int64_t>(ROWS), column = blockIdx.y * static_cast<int64_t>(L);
@@ -69,58 +73,59 @@ __global__ void __launch_bounds__(THREADS) multiply(const Product a) {
   const int64_t place = a.w.first + matrix;
   const float* x = a.x + place * a.w.n * a.columns;
   const float by = a.scale ? a.scale[place] : 1.f;
-  const int mine = threadIdx.x / 32 * MINE, rows = threadIdx.x % 32 * 4;
-  float next[4][8], next_x[L / 4], sum[4][MINE] = {}, total[4][MINE] = {};
+  const int mine = threadIdx.x / 32 * 4, rows = threadIdx.x % 32 * 4;
+  float next[fetches<L>][8], next_x[4], sum[4][4] = {}, total[4][4] = {};
 
   const auto fetch_x = [&](int64_t k) {
 #pragma unroll
-    for (int i = 0; i < L / 4; i++) {
-      const int at = threadIdx.x + i * THREADS;
+    for (int i = 0; i < 4; i++) {
+      const int at = threadIdx.x + i * threads<L>;
       const int64_t r = k + at / L, c = column + at % L;
       next_x[i] = r < end && c < a.columns ? x[r * a.columns + c] * by : 0.f;
     }
   };
-  fetch<T, O>(a, w, row, begin, end, next);
+  fetch<T, O, L>(a, w, row, begin, end, next);
   fetch_x(begin);
   int tiles = 0;
   for (int64_t k = begin; k < end; k += DEPTH) {
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < fetches<L>; i++)
 #pragma unroll
       for (int j = 0; j < 8; j++) {
         if (O == BY_COLUMNS)
-          ws[run_column<O>(i)][run_row<O>(i) + j] = next[i][j];
+          ws[run_column<O, L>(i)][run_row<O, L>(i) + j] = next[i][j];
         else
-          ws[run_column<O>(i) + j][run_row<O>(i)] = next[i][j];
+          ws[run_column<O, L>(i) + j][run_row<O, L>(i)] = next[i][j];
       }
 #pragma unroll
-    for (int i = 0; i < L / 4; i++) (&xs[0][0])[threadIdx.x + i * THREADS] = next_x[i];
+    for (int i = 0; i < 4; i++) (&xs[0][0])[threadIdx.x + i * threads<L>] = next_x[i];
     __syncthreads();
     if (k + DEPTH < end) {
-      fetch<T, O>(a, w, row, k + DEPTH, end, next);
+      fetch<T, O, L>(a, w, row, k + DEPTH, end, next);
       fetch_x(k + DEPTH);
     }
 #pragma unroll
     for (int d = 0; d < DEPTH; d++) {
-      const float4 four = *reinterpret_cast<const float4*>(&ws[d][rows]);
-      const float r[4] = {four.x, four.y, four.z, four.w};
+      const float4 down = *reinterpret_cast<const float4*>(&ws[d][rows]);
+      const float4 right = *reinterpret_cast<const float4*>(&xs[d][mine]);
+      const float r[4] = {down.x, down.y, down.z, down.w}, c[4] = {right.x, right.y, right.z, right.w};
 #pragma unroll
-      for (int j = 0; j < MINE; j++)
+      for (int j = 0; j < 4; j++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) sum[i][j] = fmaf(r[i], xs[d][mine + j], sum[i][j]);
+        for (int i = 0; i < 4; i++) sum[i][j] = fmaf(r[i], c[j], sum[i][j]);
     }
     if (++tiles % RUN == 0 || k + DEPTH >= end) {
 #pragma unroll
       for (int i = 0; i < 4; i++)
 #pragma unroll
-        for (int j = 0; j < MINE; j++) total[i][j] += sum[i][j], sum[i][j] = 0.f;
+        for (int j = 0; j < 4; j++) total[i][j] += sum[i][j], sum[i][j] = 0.f;
     }
   }
 #pragma unroll
   for (int i = 0; i < 4; i++)
 #pragma unroll
-    for (int j = 0; j < MINE; j++) {
+    for (int j = 0; j < 4; j++) {
       const int64_t r = row + rows + i, c = column + mine + j;
       if (r >= a.w.m || c >= a.columns) continue;
       const int64_t at = (place * a.w.m + r) * a.columns + c;
@@ -142,12 +147,13 @@ __global__ void __launch_bounds__(THREADS) add_planes(const Product a) {
   a.y[from + i] = a.minus ? a.minus[from + i] - total : total;
 }
 
-template <class T, Order O>
+template <class T, int O>
 cudaError_t run_multiply(const Product& a, cudaStream_t stream) {
   const int wide = a.columns > 16 ? 32 : 16;
   const int64_t parts = splits(a.w.m, a.w.n);
   const dim3 grid((a.w.m + ROWS - 1) / ROWS, (a.columns + wide - 1) / wide, a.w.count * parts);
-  return cuda::run(wide == 32 ? multiply<T, O, 32> : multiply<T, O, 16>, grid, THREADS, stream, a);
+  return wide == 32 ? cuda::run(multiply<T, O, 32>, grid, threads<32>, stream, a)
+                    : cuda::run(multiply<T, O, 16>, grid, threads<16>, stream, a);
 }
 
 // 16 bytes at once where all matrices of the launch allow it.
