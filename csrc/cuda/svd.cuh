@@ -48,13 +48,33 @@ cudaError_t sketch(const Sketch&, cudaStream_t);
 struct Product {
   Matrices w;
   const float *x, *scale, *minus;
-  float *y, *planes;  // planes [splits(m, n), b, m, l]: partial sums, where there are several
+  float *y, *planes;  // planes [pieces(m, n), b, m, l]: partial sums, where there are several
   int64_t b, columns;
 };
 
-// Into how many pieces the sums of a product [m,n] are cut: of the shape alone, so that bits do not depend on neighbours.
-int64_t splits(int64_t m, int64_t n);
+constexpr int64_t TILE_ROWS = 128;  // of a block
+// The sums of a product [m,n] are cut into pieces of this length, short where one row of blocks has to fill a GPU: by the
+// shape alone, so that a matrix's bits do not depend on its neighbours.
+__host__ __device__ __forceinline__ int64_t piece(int64_t m) { return m <= TILE_ROWS ? 512 : 4096; }
+__host__ __device__ __forceinline__ int64_t pieces(int64_t m, int64_t n) {
+  return n == 0 ? 1 : (n + piece(m) - 1) / piece(m);
+}
 cudaError_t product(const Product&, cudaStream_t);
+cudaError_t product_bf16(const Product&, cudaStream_t);  // its first step, or all of it where there is one piece
+
+// How the matrices of a launch may be read: 16 bytes at once along rows or columns, or element by element.
+constexpr int BY_ROWS = 0, BY_COLUMNS = 1, SCATTERED = 2;
+
+inline int order(const Matrices& w, int64_t element_size) {
+  bool rows = true, columns = true;
+  for (int32_t i = 0; i < w.count; i++) {
+    const Matrix& one = w.at[i];
+    const bool aligned = reinterpret_cast<uintptr_t>(one.data) % 16 == 0;
+    rows = rows && aligned && one.column_stride == 1 && one.row_stride * element_size % 16 == 0;
+    columns = columns && aligned && one.row_stride == 1 && one.column_stride * element_size % 16 == 0;
+  }
+  return rows ? BY_ROWS : columns ? BY_COLUMNS : SCATTERED;
+}
 
 constexpr int64_t MOST_FACTOR = 128, MOST_EIGH = 160, MOST_SMALL = 64;  // columns that fit into shared memory
 

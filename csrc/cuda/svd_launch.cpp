@@ -95,7 +95,7 @@ Tensor svd_sketch(const Tensor& key, int64_t seed, int64_t rows, int64_t columns
 // scale·W x, or minus - scale·W x; turned: of the transposes.
 static Tensor product(const char* op, const List& list, const OnDevice& device, const Tensor& x,
                       const std::optional<Tensor>& scale, const std::optional<Tensor>& minus, bool turned) {
-  const int64_t m = turned ? list.n : list.m, n = turned ? list.m : list.n, l = x.size(2), parts = svd::splits(m, n);
+  const int64_t m = turned ? list.n : list.m, n = turned ? list.m : list.n, l = x.size(2), parts = svd::pieces(m, n);
   const Tensor y = torch::stable::new_empty(x, {list.b, m, l});
   const Tensor planes = torch::stable::new_empty(x, {parts > 1 ? parts : 0, list.b, m, l});
   for (int64_t first = 0; first < list.b; first += svd::MOST_AT_ONCE) {

@@ -1,4 +1,4 @@
-// svd_product: W x for a few columns, fp32 sums. A block takes 128 rows of one matrix and one piece of their length; tiles
+// svd_product of fp32 and fp16 matrices: W x for a few columns, fp32 sums. A block takes 128 rows of one matrix and one piece of their length; tiles
 // of 32 columns of W and rows of x go through shared memory, the next tile being fetched while one is multiplied. However W
 // lies in memory, the sums are made in the same order.
 #include "run.cuh"
@@ -8,19 +8,12 @@ namespace tmem::svd {
 
 namespace {
 
-constexpr int THREADS = 128, ROWS = 128, DEPTH = 32;
+constexpr int THREADS = 128, ROWS = TILE_ROWS, DEPTH = 32;
 template <int L>
 constexpr int threads = 8 * L;  // four rows by four columns of the result each
 template <int L>
 constexpr int fetches = 64 / L;  // runs of 8 elements of a tile that each of them fetches
-constexpr int64_t PIECE = 4096, SHORT_PIECE = 512;  // of the sums' length; short where one row of blocks has to fill a GPU
-constexpr int RUN = 8;                              // tiles summed by themselves, which halves the digits that are lost
-constexpr int BY_ROWS = 0, BY_COLUMNS = 1, SCATTERED = 2;  // where the elements of W lie side by side
-
-__host__ __device__ __forceinline__ int64_t piece(int64_t m) { return m <= ROWS ? SHORT_PIECE : PIECE; }
-__host__ __device__ __forceinline__ int64_t pieces(int64_t m, int64_t n) {
-  return n == 0 ? 1 : (n + piece(m) - 1) / piece(m);
-}
+constexpr int RUN = 8;  // tiles summed by themselves, which halves the digits that are lost
 
 // Which elements of a tile a thread fetches, as runs of 8 that lie side by side in memory, and where they go. By rows:
 // neighbours in a row. By columns: 8 rows of a column. Scattered: as by rows.
@@ -150,37 +143,28 @@ __global__ void __launch_bounds__(THREADS) add_planes(const Product a) {
 template <class T, int O>
 cudaError_t run_multiply(const Product& a, cudaStream_t stream) {
   const int wide = a.columns > 16 ? 32 : 16;
-  const int64_t parts = splits(a.w.m, a.w.n);
+  const int64_t parts = pieces(a.w.m, a.w.n);
   const dim3 grid((a.w.m + ROWS - 1) / ROWS, (a.columns + wide - 1) / wide, a.w.count * parts);
   return wide == 32 ? cuda::run(multiply<T, O, 32>, grid, threads<32>, stream, a)
                     : cuda::run(multiply<T, O, 16>, grid, threads<16>, stream, a);
 }
 
-// 16 bytes at once where all matrices of the launch allow it.
 template <class T>
 cudaError_t run_order(const Product& a, cudaStream_t stream) {
-  bool rows = true, columns = true;
-  for (int32_t i = 0; i < a.w.count; i++) {
-    const Matrix& w = a.w.at[i];
-    const bool aligned = reinterpret_cast<uintptr_t>(w.data) % 16 == 0;
-    rows = rows && aligned && w.column_stride == 1 && w.row_stride * sizeof(T) % 16 == 0;
-    columns = columns && aligned && w.row_stride == 1 && w.column_stride * sizeof(T) % 16 == 0;
-  }
-  if (rows) return run_multiply<T, BY_ROWS>(a, stream);
-  return columns ? run_multiply<T, BY_COLUMNS>(a, stream) : run_multiply<T, SCATTERED>(a, stream);
+  const int lies = order(a.w, sizeof(T));
+  if (lies == BY_ROWS) return run_multiply<T, BY_ROWS>(a, stream);
+  return lies == BY_COLUMNS ? run_multiply<T, BY_COLUMNS>(a, stream) : run_multiply<T, SCATTERED>(a, stream);
 }
 
 }  // namespace
-
-int64_t splits(int64_t m, int64_t n) { return pieces(m, n); }
 
 cudaError_t product(const Product& a, cudaStream_t stream) {
   const int64_t size = a.w.m * a.columns * a.w.count;
   if (size == 0) return cudaSuccess;
   cudaError_t status = a.w.type == E_F32    ? run_order<float>(a, stream)
-                       : a.w.type == E_BF16 ? run_order<__nv_bfloat16>(a, stream)
+                       : a.w.type == E_BF16 ? product_bf16(a, stream)
                                             : run_order<__half>(a, stream);
-  if (status != cudaSuccess || splits(a.w.m, a.w.n) == 1) return status;
+  if (status != cudaSuccess || pieces(a.w.m, a.w.n) == 1) return status;
   return cuda::run(add_planes, dim3((size + THREADS - 1) / THREADS), THREADS, stream, a);
 }
 

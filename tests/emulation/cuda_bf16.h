@@ -15,3 +15,4 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
   if (x != x) return {0x7fff};
   return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
+inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }

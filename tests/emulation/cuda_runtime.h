@@ -5,6 +5,7 @@
 #pragma once
 #include <ucontext.h>
 
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -77,6 +78,7 @@ struct Block {
   std::vector<Fiber> fibers;
   std::vector<Meeting> warps;
   std::vector<double> lanes;
+  std::vector<std::array<uint32_t, 6>> words;  // what each thread brings to a product of its warp
   Meeting all;
   ucontext_t scheduler;
   size_t current = 0;
@@ -118,6 +120,7 @@ inline void run_block(unsigned threads, std::function<void()> body) {
   mine.fibers = std::vector<Fiber>(threads);
   mine.warps = std::vector<Meeting>((threads + 31) / 32);
   mine.lanes = std::vector<double>(threads);
+  mine.words.resize(threads);
   mine.all.members = threads;
   for (unsigned i = 0; i < threads; i++) mine.warps[i / 32].members++;
   block = &mine;
@@ -187,6 +190,30 @@ T __shfl_xor_sync(unsigned, T x, int mask) {
   emulation::meet(warp);
   return other;
 }
+
+namespace emulation {
+
+// As mma.cuh has it.
+inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const size_t me = block->current, first = me / 32 * 32, g = me % 32 / 4, t = me % 4;
+  block->words[me] = {a[0], a[1], a[2], a[3], b0, b1};
+  meet(block->warps[me / 32]);
+  const auto half = [](uint32_t word, int high) {
+    const uint32_t bits = high ? word & 0xffff0000u : word << 16;
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+  };
+  for (int n = 0; n < 4; n++)
+    for (int k = 0; k < 16; k++) {
+      const size_t giver = k % 8 / 2, row = first + 4 * g + giver, column = first + 4 * (2 * t + n % 2) + giver;
+      const uint32_t left = block->words[row][n / 2 + k / 8 * 2], right = block->words[column][4 + k / 8];
+      c[n] = std::fma(half(left, k % 2), half(right, k % 2), c[n]);
+    }
+  meet(block->warps[me / 32]);
+}
+
+}  // namespace emulation
 
 inline void __nanosleep(unsigned) {
   std::this_thread::yield();
