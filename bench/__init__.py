@@ -7,8 +7,10 @@ what `tmem bench --json` writes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -61,12 +63,25 @@ def study(
     quick: bool = False,
     threads: int | None = None,
     watch: Callable[[str, int, int], None] = lambda part, done, total: None,
+    partial: Path | None = None,
 ) -> dict:
-    """Run one of STUDIES; arguments as for `run`. Returns {"machine", "versions", "commit", "settings"} and what it found."""
+    """Run one of STUDIES; arguments as for `run`. Returns {"machine", "versions", "commit", "settings"} and what it found.
+
+    partial  a file for the parts that are done, under what they depend on: a study that was interrupted goes on from there
+    """
     if name not in STUDIES:
         raise ValueError(f"bench: expected {' or '.join(STUDIES)}, got {name!r}.")
+    parts = json.loads(partial.read_text()) if partial and partial.exists() else {}
+
+    def kept(key: str, make: Callable[[], list]) -> list:
+        if key not in parts:
+            parts[key] = make()
+            if partial:
+                report.write_json(partial, parts)
+        return parts[key]
+
     with _threads(threads) as count:
-        found = STUDIES[name].study(quick, watch)
+        found = STUDIES[name].study(quick, watch, kept)
     return {**_about(), "settings": {"quick": quick, "threads": count}, **found}
 
 

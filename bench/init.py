@@ -8,6 +8,7 @@ one split and is then judged, at that reach, on seeds and words of another.
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ class Plan:
     reaches: tuple[float, ...] = (0.0015, 0.004, 0.01, 0.025, 0.06)
     steps: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)  # where loss and recall are taken
     tuning: int = 5  # seeds on which the reach is chosen
-    judging: int = 12  # other seeds, of another split
+    judging: int = 36  # other seeds, of another split
     facts: int = 8
     sgd_inits: tuple[str, ...] = ("sigma", "none", "random")
     sgd_reaches: tuple[float, ...] = (0.3, 1.0, 3.0)
@@ -69,12 +70,12 @@ def lesson(seed: int, split: str, facts: int) -> Lesson:
     return Lesson(*(tuple(x) for x in zip(*some)))
 
 
-def study(quick: bool, watch: Callable[[str, int, int], None]) -> dict:
+def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable[[str, Callable[[], list]], list]) -> dict:
     """{"rows", "energy"}: a row for every init, reach, seed and number of steps; where the layers' inputs lie.
 
     The default model on the CPU. Rows have phase "tuning" or "judging", optimizer, init, reach, lr, swept (False: the
     learning rate that is the same for all), seed, steps, loss (nats per answer token of what is taught), recall (share of
-    the paraphrases answered word for word) and norm (‖ΔW‖_F).
+    the paraphrases answered word for word) and norm (‖ΔW‖_F). `kept`: see bench.study.
     """
     plan = Plan.quick() if quick else Plan()
     model, tokenizer = models.load(dtype=torch.float32, device="cpu")
@@ -94,7 +95,8 @@ def study(quick: bool, watch: Callable[[str, int, int], None]) -> dict:
             lessons = [lesson(seed, "train", plan.facts) for seed in range(plan.tuning)]
             reaches = plan.reaches if optimizer == "adamw" else plan.sgd_reaches
             settings = [*((reach, None) for reach in reaches), (None, SAME_LR[optimizer])]
-        found = _taught(model, chat, init, optimizer, lessons, settings, plan)
+        key = repr((phase, optimizer, init, settings, len(lessons), plan.facts, plan.steps))
+        found = kept(key, functools.partial(_taught, model, chat, init, optimizer, lessons, settings, plan))
         rows += [{"phase": phase, "optimizer": optimizer, "init": init, **row} for row in found]
     watch("where the inputs lie", len(todo), len(todo) + 1)
     return {"rows": rows, "energy": energy(model, chat, quick)}

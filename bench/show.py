@@ -54,8 +54,9 @@ def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: in
 
 def _study(name: str, json: Path | None, *, quick: bool, threads: int | None) -> None:
     console = Console()
+    partial = json and json.with_name(f".{json.name}.parts")
     with _progress(console) as watch:
-        found = study(name, quick=quick, threads=threads, watch=watch)
+        found = study(name, quick=quick, threads=threads, watch=watch, partial=partial)
     for table in studies.tables(name, found):
         console.print(table)
     _print_aims(console, found.get("aims", []), quick)
@@ -66,6 +67,7 @@ def _study(name: str, json: Path | None, *, quick: bool, threads: int | None) ->
     )
     if json:
         write_json(json, found)
+        partial.unlink(missing_ok=True)
         console.print(f"written to {json}" + "".join(f", {path}" for path in studies.draw(name, found, json)))
 
 

@@ -101,8 +101,8 @@ def _learning(rows: list[dict], path: Path) -> Path:
         for axes, title in zip((same, one, other), titles):
             axes.set(yscale="log", xlabel="steps", ylabel="loss, nats", title=title)
         loss.legend(frameon=False, fontsize=7)
-        for axes in (one, other):
-            axes.legend(frameon=False, fontsize=7)
+        one.legend(frameon=False, fontsize=7)
+        other.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return path
 
 
@@ -134,8 +134,8 @@ def _rsvd_tables(found: dict) -> list[Table]:
     for work in dict.fromkeys(r["work"] for r in found["rows"]):
         rows = [r for r in found["rows"] if r["work"] == work]
         table = _table(
-            f"{work}, {rows[0]['dtype']}, rank {rsvd.RANK}: time, ratio to the first, captured energy, error of σ over σ_r",
-            "way", "setting", "ms", "ratio", "E median", "worst", "σ median", "worst",
+            f"{work}, {rows[0]['dtype']}, rank {rsvd.RANK}: time, captured energy E, error of σ over σ_r, medians",
+            "way", "setting", "ms", "ratio", "E", "worst", "σ", "worst",
         )  # fmt: skip
         chosen = {id(r) for way in dict.fromkeys(r["way"] for r in rows) if (r := rsvd.fastest(rows, way))}
         for r in rows:
@@ -162,7 +162,7 @@ def _draw_rsvd(found: dict, beside: Path) -> list[Path]:
     with figure(path, (8.5, 5 * len(works))) as picture:
         for axes, work in zip(picture.subplots(len(works), 1, squeeze=False).flat, works):
             rows = [r for r in found["rows"] if r["work"] == work]
-            kinds = dict.fromkeys((r["way"], r["setting"].split(",")[0] if r["way"] == "tmem" else "") for r in rows)
+            kinds = dict.fromkeys((r["way"], r["setting"].split()[0] if r["way"] == "tmem" else "") for r in rows)
             for i, (way, kind) in enumerate(kinds):
                 mine = sorted((r for r in rows if r["way"] == way and r["setting"].startswith(kind)), key=lambda r: r["ms"])
                 lost = [[max(1 - r["energy"][k], 1e-6) for r in mine] for k in (0, 1)]

@@ -55,7 +55,8 @@ def _dump(tool, *arguments: object) -> str:
 
 def _name(mangled: str) -> str:
     """ "nvcc down<float, __nv_bfloat16, true>" of a kernel's full name."""
-    return "nvcc " + re.search(r"::(\w+(<[^()]*>)?)\(", mangled).group(1).replace("__nv_bfloat16", "bf16").replace("__half", "fp16")
+    name = re.search(r"::(\w+(<[^()]*>)?)\(", mangled).group(1)
+    return "nvcc " + name.replace("__nv_bfloat16", "bf16").replace("__half", "fp16")
 
 
 def library(path: Path) -> dict[str, dict[str, int]]:

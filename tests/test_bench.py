@@ -6,7 +6,7 @@ from collections import defaultdict
 import pytest
 import torch
 from click.testing import CliRunner
-from tmem.bench import init, lora, measure, plots, show, step, table, targets
+from tmem.bench import init, lora, measure, plots, show, step, studies, table, targets
 from tmem.bench.measure import Provider, Settings, WrongNumbers
 
 from tmem import bench, cli
@@ -80,6 +80,29 @@ def test_a_study_leaves_its_rows_and_pictures(name, tmp_path):
         start = [r for r in found["rows"] if r["steps"] == 0]
         assert start and all(r["norm"] == 0 and r["recall"] < 1 for r in start)
         assert all(0 < r["own"] <= 1 and 0 <= r["top"] < 1 for r in found["energy"])
+
+
+def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
+    taught, calls = init._taught, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return taught(*arguments)
+
+    monkeypatch.setattr(init, "_taught", interrupted)
+    plan = init.Plan(("sigma",), (0.01,), (1,), 1, 1, 2, (), ())
+    monkeypatch.setattr(init.Plan, "quick", lambda: plan)
+    monkeypatch.setattr(init, "energy", lambda *_: [])
+    file, parts = tmp_path / "init.json", tmp_path / ".init.json.parts"
+    with pytest.raises(KeyboardInterrupt):
+        show.bench(("init",), file, quick=True, threads=1)
+    assert parts.exists() and not file.exists()
+    monkeypatch.setattr(studies, "draw", lambda *_: [])
+    show.bench(("init",), file, quick=True, threads=1)
+    assert len(calls) == 3 and file.exists() and not parts.exists()
+    assert {r["phase"] for r in json.loads(file.read_text())["rows"]} == {"tuning", "judging"}
 
 
 def test_a_study_runs_by_itself():
