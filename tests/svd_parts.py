@@ -11,6 +11,7 @@ SHAPES = [
 ]  # fmt: skip
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PRODUCT = dict.fromkeys(DTYPES, 1e-6)  # relative RMS error; on tensor cores, where x is two bf16 numbers, 1e-5
+GRAMS = [(600, 40, 17), (70, 600, 16), (40, 1100, 33), (300, 520, 5), (1, 1, 1), (0, 4, 2)]
 ALL_DTYPES = True  # False: each shape in one of them
 EIGH = [(1, 1), (7, 3), (32, 32), (112, 16), (160, 20)]
 SMALL = [1, 5, 16, 32, 64]
@@ -64,10 +65,27 @@ def products(parts, device="cpu") -> None:
         close(f"{name}, gram", parts.svd_gram(list(w), x, scale), gram, 2 * tolerance)
 
 
+def grams(parts, device="cpu") -> None:
+    """scale²·WᵀW x of W in slices of columns and ranges of rows; the same bits as in products."""
+    for m, n, columns in GRAMS:
+        name = f"gram {m}x{n}, {columns} columns"
+        w, x = normal(3, m, n, seed=m, device=device).bfloat16(), normal(3, n, columns, seed=1, device=device)
+        scale = torch.tensor([1.0, 0.25, 2.0], device=device)
+        want = scale.square()[:, None, None].double() * (w.double().mT @ (w.double() @ x.double()))
+        first = parts.svd_gram([w], x, scale)
+        close(name, first, want, 2 * PRODUCT[torch.bfloat16])
+        for some in views(w):
+            equal(f"{name}, a view", parts.svd_gram(some, x, scale), first)
+        equal(f"{name}, order", parts.svd_gram([w[i] for i in (2, 0, 1)], x[[2, 0, 1]], scale[[2, 0, 1]]), first[[2, 0, 1]])
+        equal(f"{name}, alone", parts.svd_gram([w[1:2]], x[1:2], scale[1:2]), first[1:2])
+
+
 def long_lists(parts, device="cpu") -> None:
     """More matrices than one launch takes, and a length that is summed in pieces."""
     w, x = normal(200, 9, 11, device=device), normal(200, 11, 4, seed=1, device=device)
     close("200 matrices", parts.svd_product([w], x), w.double() @ x.double(), 1e-6)
+    gram = parts.svd_gram(list(w[:20].bfloat16()), x[:20], torch.ones(20, device=device))
+    equal("Gram steps of 20", gram[9:11], parts.svd_gram([w[9:11].bfloat16()], x[9:11], torch.ones(2, device=device)))
     equal("200 in a list", parts.svd_product(list(w), x), parts.svd_product([w], x))
     equal("scan of 200", parts.svd_scan(list(w)), w.abs().amax((1, 2)))
     w, x = normal(1, 140, 4500, device=device), normal(1, 4500, 16, seed=1, device=device)
@@ -171,4 +189,4 @@ def small_ones(parts, device="cpu") -> None:
             close("of rank 2", s[2, :3], torch.tensor([4.0, 3, 0]), 1e-6)
 
 
-ALL = (products, long_lists, not_finite, scans, sketches, factors, eigenproblems, small_ones)
+ALL = (products, grams, long_lists, not_finite, scans, sketches, factors, eigenproblems, small_ones)

@@ -5,6 +5,8 @@ import random
 
 import checks
 import pytest
+import spectra
+import svd_parts
 import torch
 
 from tmem import ops
@@ -53,10 +55,40 @@ def test_promises(check):
     check(OnGpu())
 
 
-@pytest.mark.parametrize("name", ops.OPS)
+@pytest.mark.parametrize("name", ops.OPS + ops.SVD_PARTS)
 def test_served_by_a_kernel_of_its_own(name):
-    kernel = "CUDA C++" if name in ("lora_decode_", "bank_step_", "bank_copy_") else "Triton"
+    kernel = "CUDA C++" if name in ("lora_decode_", "bank_step_", "bank_copy_", *ops.SVD_PARTS) else "Triton"
     assert ops.kernel_for(name, "cuda") == kernel
+
+
+@pytest.mark.parametrize("check", svd_parts.ALL, ids=lambda check: check.__name__)
+def test_parts_of_the_svd(check, monkeypatch):
+    monkeypatch.setitem(svd_parts.PRODUCT, torch.bfloat16, 1e-5)  # on tensor cores, x in two bf16 parts
+    check(torch.ops.tmem, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_svd(dtype):
+    """Accuracy on all kinds of matrices, the same bits in any company, fewer than 100 launches for matrices of one shape."""
+    kinds = {name: a.to(dtype) for name, a in spectra.matrices().items() if name not in ("1e-30", "1e36")}
+    lists = {name: a.cuda() for name, a in kinds.items()}
+    for name, a in lists.items():
+        rank = min(spectra.RANK, *a.shape)
+        found = ops.batched_rsvd([a], rank)[0]
+        v = found.V.double().cpu()
+        assert (v.T @ v - torch.eye(rank)).norm(2) <= 1e-5, name
+        best = torch.linalg.svdvals(kinds[name].double())[:rank].square().sum()
+        kept = (kinds[name].double() @ v).square().sum()
+        assert kept >= 0.995 * best, f"{name}: {kept / best:.4f}"
+    several = [spectra.weight_like(300, 250, seed).to(dtype).cuda() for seed in range(8)]
+    together = ops.batched_rsvd(several, 16)
+    for a, found in zip(several[::-1], together[::-1]):
+        alone = ops.batched_rsvd([a], 16)[0]
+        assert torch.equal(alone.V, found.V) and torch.equal(alone.U, found.U)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        ops.batched_rsvd(several, 16, check_finite=False)
+    launches = sum(e.count for e in profile.key_averages() if "Memcpy" not in e.key and "Memset" not in e.key)
+    assert launches < 200, launches  # 7 Gram steps, their orthonormalisation against the basis and two half steps
 
 
 @pytest.mark.parametrize("ranks", [1, 16, 17, 32, 64])

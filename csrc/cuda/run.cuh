@@ -19,6 +19,20 @@ cudaError_t run_with_room(void (*kernel)(A), dim3 grid, int threads, size_t byte
   return cudaLaunchKernel(kernel, grid, dim3(threads), arguments, bytes, stream);
 }
 
+// The same with the blocks in clusters of `blocks`, side by side in grid.x.
+template <class A>
+cudaError_t run_in_clusters(void (*kernel)(A), dim3 grid, int blocks, int threads, size_t bytes, cudaStream_t stream, A a) {
+  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (status != cudaSuccess) return status;
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = blocks, cluster.val.clusterDim.y = 1, cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = bytes, config.stream = stream;
+  config.attrs = &cluster, config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, a);
+}
+
 #ifdef TMEM_EMULATED
 #define ROOM(name) float* name = emulation::room()
 #else

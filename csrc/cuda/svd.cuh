@@ -62,6 +62,20 @@ __host__ __device__ __forceinline__ int64_t pieces(int64_t m, int64_t n) {
 cudaError_t product(const Product&, cudaStream_t);
 cudaError_t product_bf16(const Product&, cudaStream_t);  // its first step, or all of it where there is one piece
 
+constexpr int MOST_GRAMS = 8;  // matrices of one launch of gram: one fills a GPU, and the partial sums stay in its cache
+
+// y = scale²·WᵀW x of every matrix, W read once.  x and y [b,n,l], dense; scale [b].
+struct Gram {
+  Matrices w;
+  const float *x, *scale;
+  float *y, *planes;  // planes [ranges(m, n), count, n, l]: partial sums, where there are several
+  int64_t columns;
+};
+
+bool reads_once(Element, int64_t n);  // whether gram takes these matrices on the current GPU; else two products
+int64_t ranges(int64_t m, int64_t n);
+cudaError_t gram(const Gram&, cudaStream_t);
+
 // How the matrices of a launch may be read: 16 bytes at once along rows or columns, or element by element.
 constexpr int BY_ROWS = 0, BY_COLUMNS = 1, SCATTERED = 2;
 

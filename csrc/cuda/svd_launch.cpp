@@ -25,16 +25,16 @@ class List {
     const ScalarType t = w[0].scalar_type();
     STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::BFloat16 || t == ScalarType::Half, op,
                     ": w must be Float, BFloat16 or Half, got ", torch::headeronly::toString(t));
-    type_ = t == ScalarType::Float ? svd::E_F32 : t == ScalarType::BFloat16 ? svd::E_BF16 : svd::E_F16;
+    type = t == ScalarType::Float ? svd::E_F32 : t == ScalarType::BFloat16 ? svd::E_BF16 : svd::E_F16;
     b = batch_ ? w[0].size(0) : w.size();
     m = w[0].size(batch_), n = w[0].size(batch_ + 1);
   }
 
-  // The matrices from `first` on that one launch takes; turned: their transposes.
-  Matrices from(int64_t first, bool turned = false) const {
+  // The matrices from `first` on that one launch takes, `most` at most; turned: their transposes.
+  Matrices from(int64_t first, bool turned = false, int most = svd::MOST_AT_ONCE) const {
     Matrices out = {};
-    out.m = turned ? n : m, out.n = turned ? m : n, out.type = type_, out.first = first;
-    for (int64_t i = first; i < b && out.count < svd::MOST_AT_ONCE; i++, out.count++) {
+    out.m = turned ? n : m, out.n = turned ? m : n, out.type = type, out.first = first;
+    for (int64_t i = first; i < b && out.count < most; i++, out.count++) {
       const Tensor& one = batch_ ? w_[0] : w_[i];
       const int64_t rows = m > 1 ? one.stride(batch_) : n, columns = n > 1 ? one.stride(batch_ + 1) : 1;
       const char* data = static_cast<const char*>(one.const_data_ptr()) +
@@ -45,11 +45,11 @@ class List {
   }
 
   int64_t b, m, n;
+  svd::Element type;
 
  private:
   const std::vector<Tensor>& w_;
   bool batch_;
-  svd::Element type_;
 };
 
 static Tensor columns(const char* op, const char* name, const Tensor& x, const Tensor& like, int64_t b, int64_t rows) {
@@ -127,6 +127,16 @@ Tensor svd_gram(const std::vector<Tensor>& w, const Tensor& x, const Tensor& sca
   const List list(op, w);
   const OnDevice device(op, w[0]);
   const Tensor right = columns(op, "x", x, w[0], list.b, list.n), by = scales(op, scale, w[0], list.b);
+  if (svd::reads_once(list.type, list.n)) {
+    const int64_t n = list.n, l = x.size(2), parts = svd::ranges(list.m, n);
+    const int64_t some = list.b < svd::MOST_GRAMS ? list.b : svd::MOST_GRAMS;
+    const Tensor y = torch::stable::new_empty(right, {list.b, n, l});
+    const Tensor planes = torch::stable::new_empty(right, {parts > 1 ? parts : 0, some, n, l});
+    for (int64_t first = 0; first < list.b; first += some)
+      check(op, svd::gram({list.from(first, false, some), read<float>(right), read<float>(by), written(y), written(planes), l},
+                          device.stream));
+    return y;
+  }
   const Tensor inner = product(op, list, device, right, by, std::nullopt, false);
   return product(op, list, device, inner, by, std::nullopt, true);
 }

@@ -8,12 +8,14 @@
 #include <array>
 #include <atomic>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -39,11 +41,14 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 
 typedef void* cudaStream_t;
 enum cudaError_t { cudaSuccess };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 3, cudaSuccess; }
+// Three processors of a GPU that has clusters.
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
+  return *value = what == cudaDevAttrMultiProcessorCount ? 3 : 9, cudaSuccess;
+}
 template <class K>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, K, int, size_t) {
   return *blocks = 1, cudaSuccess;
@@ -59,6 +64,22 @@ namespace emulation {
 // Shared memory whose size a launch names: filled with NaN before every block.
 inline thread_local std::vector<float> shared;
 inline float* room() { return shared.data(); }
+
+// Blocks that run together and read one another's shared memory.
+struct Cluster {
+  std::vector<std::vector<float>*> shared;
+  std::mutex lock;
+  std::condition_variable all;
+  size_t come = 0;
+  long round = 0;
+};
+inline thread_local Cluster* cluster = nullptr;
+
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+};
 
 constexpr size_t STACK = 1 << 16;
 
@@ -79,6 +100,7 @@ struct Block {
   std::vector<Meeting> warps;
   std::vector<double> lanes;
   std::vector<std::array<uint32_t, 6>> words;  // what each thread brings to a product of its warp
+  std::vector<std::vector<Copy>> copies;  // that each thread has under way
   Meeting all;
   ucontext_t scheduler;
   size_t current = 0;
@@ -93,6 +115,16 @@ inline void meet(Meeting& meeting) {
   const long round = meeting.round;
   if (++meeting.come == meeting.members) meeting.come = 0, meeting.round++;
   while (meeting.round == round) pause();
+}
+
+// Of blocks, each on a thread of the CPU.
+inline void meet(Cluster& cluster) {
+  std::unique_lock<std::mutex> held(cluster.lock);
+  const long round = cluster.round;
+  if (++cluster.come == cluster.shared.size())
+    cluster.come = 0, cluster.round++, cluster.all.notify_all();
+  else
+    cluster.all.wait(held, [&] { return cluster.round != round; });
 }
 
 inline void leave(Meeting& meeting) {
@@ -120,7 +152,7 @@ inline void run_block(unsigned threads, std::function<void()> body) {
   mine.fibers = std::vector<Fiber>(threads);
   mine.warps = std::vector<Meeting>((threads + 31) / 32);
   mine.lanes = std::vector<double>(threads);
-  mine.words.resize(threads);
+  mine.words.resize(threads), mine.copies.resize(threads);
   mine.all.members = threads;
   for (unsigned i = 0; i < threads; i++) mine.warps[i / 32].members++;
   block = &mine;
@@ -174,6 +206,46 @@ cudaError_t cudaLaunchCooperativeKernel(void (*kernel)(A), dim3 grid, dim3 threa
   return cudaSuccess;
 }
 
+struct cudaLaunchAttribute {
+  int id;
+  struct {
+    dim3 clusterDim;
+  } val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+constexpr int cudaLaunchAttributeClusterDimension = 4;
+
+// Clusters lie along x.
+template <class A>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(A), A a) {
+  const dim3 grid = config->gridDim, threads = config->blockDim;
+  const unsigned size = config->attrs[0].val.clusterDim.x;
+  for (unsigned z = 0; z < grid.z; z++)
+    for (unsigned y = 0; y < grid.y; y++)
+      for (unsigned first = 0; first < grid.x; first += size) {
+        emulation::Cluster cluster;
+        cluster.shared.resize(size);
+        const auto run = [&](unsigned rank) {
+          emulation::cluster = &cluster, cluster.shared[rank] = &emulation::shared;
+          emulation::shared.assign((config->dynamicSmemBytes + 3) / 4, NAN);
+          emulation::meet(cluster);
+          emulation::start(kernel, grid, threads, a, dim3(first + rank, y, z));
+          emulation::meet(cluster);
+        };
+        std::vector<std::thread> others;
+        for (unsigned rank = 1; rank < size; rank++) others.emplace_back(run, rank);
+        run(0);
+        for (std::thread& other : others) other.join();
+      }
+  return cudaSuccess;
+}
+
 #ifdef TMEM_WITHOUT_BARRIERS  // shows that the tests would see one missing
 inline void __syncthreads() {}
 #else
@@ -192,6 +264,26 @@ T __shfl_xor_sync(unsigned, T x, int mask) {
 }
 
 namespace emulation {
+
+// As cluster.cuh has it.
+inline void cluster_barrier() {
+#ifndef TMEM_WITHOUT_BARRIERS
+  meet(block->all);
+  if (block->current == 0) meet(*cluster);
+  meet(block->all);
+#endif
+}
+inline float of_block(const float* mine, unsigned rank) {
+  return (*cluster->shared[rank])[mine - shared.data()];
+}
+inline void copy16(void* to, const void* from, int bytes) { block->copies[block->current].push_back({to, from, bytes}); }
+inline void wait_for_copies() {
+  for (const Copy& copy : block->copies[block->current]) {
+    std::memset(copy.to, 0, 16);
+    std::memcpy(copy.to, copy.from, copy.bytes);
+  }
+  block->copies[block->current].clear();
+}
 
 // As mma.cuh has it.
 inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
