@@ -98,10 +98,11 @@ def init_() -> list[str]:
     for row in init.summary(found["rows"]):
         (mean, low, high), (more, least, most) = row["recall"], row["over_sigma"]
         lines.append(
-            f"| {row['init']} | {row['reach']:g} | {row['lr']:.1e} | {row['loss'][0]:.2f} | {mean:.3f} | {low:.2f} to {high:.2f} "
-            f"| {more:+.3f} | {least:+.3f} to {most:+.3f} |"
+            f"| {row['init']} | {row['reach']:g} | {row['lr']:.1e} | {row['loss'][0]:.2f} | {mean:.3f} "
+            f"| {low:.2f} to {high:.2f} | {more:+.3f} | {least:+.3f} to {most:+.3f} |"
         )
-    return [*lines, "", f"Recall over the later half of the steps; intervals by bootstrap over conversations. {_source(found, INIT)}"]
+    note = "Recall over the later half of the steps; intervals by bootstrap over conversations."
+    return [*lines, "", f"{note} {_source(found, INIT)}"]
 
 
 def filled(text: str) -> str:

@@ -3,5 +3,5 @@
 from tmem.ops import rsvd
 
 
-def _krylov(w, scale, start, iters, orth):
-    return rsvd._subspace(w, scale, start, iters, orth)
+def _krylov(w, scale, start, iters, orth, careful):
+    return rsvd._subspace(w, scale, start, iters, orth, careful)

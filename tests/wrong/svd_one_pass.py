@@ -7,4 +7,4 @@ from tmem.ops import rsvd
 
 def _cholesky_qr(y, basis):
     q, pivot, _ = rsvd._whitened(y)
-    return q, torch.zeros_like(pivot, dtype=torch.int64)
+    return q, rsvd.Pivots(torch.ones_like(pivot), torch.ones_like(pivot), None)

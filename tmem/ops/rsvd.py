@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,6 @@ NOT_FINITE, CHOLESKY, SHIFTED, HOUSEHOLDER = -1, 0, 1, 2
 
 _WIDTH = 16  # columns of a vector register and of a tile of tensor cores: blocks are multiples
 _STEEP = 3e-3  # s_r/s_1 below which the squares in AᵀA lose too much in fp32
-_ROUNDS = 8  # of the last step where that is so; each multiplies what is missing by (s_l+1/s_r)² and squares nothing
 _LEAST_PIVOT = 1e-4  # of an equilibrated Gram matrix: the columns' condition number is then at most about 100
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -205,38 +204,40 @@ def _chunk(w, key, scale, columns, iters, method, rank, seed) -> list[tuple]:
     wide = w[0].shape[0] < w[0].shape[1]
     start = _svd.sketch(key, seed, min(w[0].shape), columns).to(scale.dtype)
 
-    def decompose(which: list[int], orthonormal: Callable, rounds: int) -> tuple:
+    def decompose(which: list[int], careful: bool) -> tuple:
         some, by = [w[i] for i in which], scale[which]
         levels: list[Tensor] = []
+        pivots: list[Pivots] = []  # looked at when all is done: every look is work for a GPU
 
         def orth(y: Tensor, basis: Tensor | None = None) -> Tensor:
-            q, level = orthonormal(y, basis)
-            levels.append(level)
+            if careful:
+                q, level = _careful_qr(y, basis)
+                levels.append(level)
+            else:
+                q, met = _cholesky_qr(y, basis)
+                pivots.append(met)
             return q
 
         tall = [one.mT for one in some] if wide else some
-        v = space(tall, by, start[which], iters, orth)
+        v = space(tall, by, start[which], iters, orth, careful)
         if wide:
             v = orth(_svd.product(tall, v, by))
-        for _ in range(rounds):
-            u, s, v = _both_sides(some, by, v, orth)
+        u, s, v = _both_sides(some, by, v, orth)
         steep = s[:, rank - 1] <= _STEEP * s[:, 0]
-        level = torch.stack(levels).amax(0)
-        return u[:, :, :rank], s[:, :rank] / by[:, None], v[:, :, :rank], level.tolist(), steep.tolist()
+        level = torch.stack(levels).amax(0) if careful else torch.where(_well(pivots) & ~steep, CHOLESKY, HOUSEHOLDER)
+        return u[:, :, :rank], s[:, :rank] / by[:, None], v[:, :, :rank], level.tolist()
 
-    *factors, level, steep = decompose(list(range(len(w))), _cholesky_qr, 1)
+    *factors, level = decompose(list(range(len(w))), careful=False)
     out = [(*each, CHOLESKY) for each in zip(*factors)]
-    again = [i for i in range(len(w)) if level[i] != CHOLESKY or steep[i]]
-    if again:
-        *factors, level, _ = decompose(again, _careful_qr, _ROUNDS)
-        for i, *each in zip(again, *factors, level):
-            out[i] = tuple(each)
+    for i in (i for i in range(len(w)) if level[i] != CHOLESKY):  # one by one, as a whole basis takes room
+        (out[i],) = zip(*decompose([i], careful=True))
     return out
 
 
-def _krylov(w, scale, start, iters, orth) -> Tensor:
+def _krylov(w, scale, start, iters, orth, careful) -> Tensor:
     """The best vectors [b,n,l] for AᵀA, A [m,n] of w with m >= n, in the space of start, AᵀA·start, ..., (AᵀA)^iters·start:
-    block Lanczos with the basis orthonormalised in full against itself, twice."""
+    block Lanczos with the basis orthonormalised in full against itself, twice. Careful: the whole basis [b,n,l(iters+1)],
+    for the next step to choose from: T, a square, does not hold what is small beside the largest singular value."""
     b, n, columns = start.shape
     basis = start.new_empty(b, n, columns * (iters + 1))
     t = start.new_zeros(b, columns * (iters + 1), columns * (iters + 1))
@@ -250,12 +251,14 @@ def _krylov(w, scale, start, iters, orth) -> Tensor:
         t[:, :end, end - columns : end] = c
         if j < iters:
             q = orth(_svd.product([so_far], c, None, y), so_far)
+    if careful:
+        return basis
     t = t.triu() + t.triu(1).mT
     _, vectors = _svd.eigh(t, columns)
     return _svd.product([basis], vectors)
 
 
-def _subspace(w, scale, start, iters, orth) -> Tensor:
+def _subspace(w, scale, start, iters, orth, careful) -> Tensor:
     q = orth(start)
     for _ in range(iters):
         q = orth(_svd.gram(w, q, scale))
@@ -272,36 +275,53 @@ def _both_sides(w, scale, v, orth) -> tuple[Tensor, Tensor, Tensor]:
     return _svd.product([p], y), s, _svd.product([q], x)
 
 
+class Pivots(NamedTuple):
+    """What tells whether CholeskyQR2 sufficed: the smallest pivots of its passes [b]; the squared lengths of the columns before
+    the second [b,l], where a basis was taken from them."""
+
+    first: Tensor
+    second: Tensor
+    lengths: Tensor | None
+
+
 def _whitened(y: Tensor, shift: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    """One Cholesky QR: q, the smallest pivot, and the shortest squared column of y."""
+    """One Cholesky QR: q, the smallest pivot, and the squared lengths of y's columns."""
     g = _svd.product([y.mT], y)
     inverse, pivot = _svd.factor(g, shift)
-    return _svd.product([y], inverse), pivot, g.diagonal(dim1=1, dim2=2).amin(1)
+    return _svd.product([y], inverse), pivot, g.diagonal(dim1=1, dim2=2)
 
 
 def _without(basis: Tensor, y: Tensor) -> Tensor:
     return _svd.product([basis], _svd.product([basis.mT], y), None, y)
 
 
-def _cholesky_qr(y: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
+def _cholesky_qr(y: Tensor, basis: Tensor | None) -> tuple[Tensor, Pivots]:
     """CholeskyQR2 of y [b,n,l], which `basis` was taken from once and is taken from again in between: orthonormal columns
-    orthogonal to the basis, and CHOLESKY where it is so, else more."""
+    orthogonal to the basis, where its pivots are well."""
     q, first, _ = _whitened(y)
     if basis is not None:
         q = _without(basis, q)
-    q, second, shortest = _whitened(q)
-    well = (first > _LEAST_PIVOT) & (second > 0.5) & (shortest > 0.5)
-    return q, torch.where(well, CHOLESKY, HOUSEHOLDER)
+    q, second, lengths = _whitened(q)
+    return q, Pivots(first, second, None if basis is None else lengths)
+
+
+def _well(pivots: Sequence[Pivots]) -> Tensor:
+    """Whether every QR of a matrix was well conditioned [b]."""
+    first, second = (torch.stack([getattr(p, which) for p in pivots]).amin(0) for which in ("first", "second"))
+    well = (first > _LEAST_PIVOT) & (second > 0.5)
+    lengths = [p.lengths for p in pivots if p.lengths is not None]
+    return well & (torch.stack(lengths).amin((0, 2)) > 0.5) if lengths else well
 
 
 def _careful_qr(y: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Shifted CholeskyQR3 (Fukaya et al. 2020), and Householder QR of [basis, y] for the matrices where it fails."""
+    """Shifted CholeskyQR3 (Fukaya et al. 2020), and Householder QR of [basis, y] for the matrices where it fails: q, and what
+    each took [b]."""
     shift = 64 * y.shape[2] * torch.finfo(y.dtype).eps
     q, _, _ = _whitened(y, shift)
     if basis is not None:
         q = _without(basis, q)
-    q, level = _cholesky_qr(q, basis)
-    level = torch.where(level == CHOLESKY, SHIFTED, HOUSEHOLDER)
+    q, pivots = _cholesky_qr(q, basis)
+    level = torch.where(_well([pivots]), SHIFTED, HOUSEHOLDER)
     for i in (level == HOUSEHOLDER).nonzero().flatten().tolist():
         size = y[i].abs().amax()
         column = y[i] / size if size > 0 else y[i]
