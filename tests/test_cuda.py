@@ -109,5 +109,5 @@ def test_wide_loads_are_16_bytes(library):
         wide = len(re.findall(r"LDG\.E\.128", code[name]))
         kernel = name.removeprefix("nvcc ")
         assert (wide >= 8) if "true" in kernel and "down" in kernel else True, name
-        in_order = re.match(r"multiply<\w+, [01], ", kernel)
+        in_order = re.match(r"multiply(_bf16)?<(\w+, )?[01], ", kernel)
         assert (wide > 0) == bool("true" in kernel or kernel == "copy_rows" or in_order), name

@@ -75,7 +75,7 @@ def decompositions(weights: Sequence[Tensor], rank: int, seed: int = 0, *, cache
         except (SafetensorError, KeyError) as error:
             warnings.warn(f"{file} is damaged ({error}); it is made anew.", stacklevel=2)
     found = batched_rsvd(weights, rank, seed=seed, compute=("S", "V"), out_dtype=torch.float32)
-    out = [(s.float(), v.contiguous()) for _, s, v, _ in found]
+    out = [(s.to(torch.float32, copy=True), v.clone()) for _, s, v, _ in found]
     if file is not None:
         try:
             with atomic_file(file) as work:

@@ -72,8 +72,8 @@ def batched_rsvd(
     random generators are not touched. The entry of largest magnitude in each column of V is positive. info: 0 CholeskyQR2
     sufficed; 1 a second, careful way was taken, with shifted CholeskyQR3, as columns were near to dependent or singular
     values fall steeply; 2 that needed Householder QR; -1 the matrix is not finite. U and V are orthonormal in every case,
-    also of zero or rank-deficient matrices. Not differentiable. Raises ValueError or TypeError, naming the matrix and its
-    shape, before anything is computed.
+    also of zero or rank-deficient matrices. Results may be views of what was computed together. Not differentiable. Raises
+    ValueError or TypeError, naming the matrix and its shape, before anything is computed.
     """
     op = "batched_rsvd"
     matrices = _listed(op, matrices)
@@ -166,10 +166,14 @@ def _accumulator(w: Tensor) -> torch.dtype:
 
 
 def _finished(u: Tensor, s: Tensor, v: Tensor, info: int, compute: Sequence[str], out_dtype) -> SVD:
-    """The sign rule, and only what was asked for."""
-    sign = torch.where(v.gather(0, v.abs().argmax(0, keepdim=True)) < 0, -1, 1)
-    u, v = ((x * sign).to(out_dtype or x.dtype) for x in (u, v))
-    return SVD(*(x if name in compute else None for name, x in zip("USV", (u, s, v))), info)
+    found = {"U": u.to(out_dtype or u.dtype), "S": s, "V": v.to(out_dtype or v.dtype)}
+    return SVD(*(x if name in compute else None for name, x in found.items()), info)
+
+
+def _signed(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The sign rule, of one or of many."""
+    sign = torch.where(v.gather(-2, v.abs().argmax(-2, keepdim=True)) < 0, -1, 1)
+    return u * sign, v * sign
 
 
 def _group(w, most, rank, method, oversample, iters, seed, workspace) -> list[tuple]:
@@ -195,7 +199,8 @@ def _group(w, most, rank, method, oversample, iters, seed, workspace) -> list[tu
 
 def _exact(w: Tensor, rank: int) -> tuple:
     u, s, vh = torch.linalg.svd(w.to(_accumulator(w)), full_matrices=False)
-    return u[:, :rank], s[:rank].clone(), vh[:rank].mT, CHOLESKY
+    u, v = _signed(u[:, :rank], vh[:rank].mT)
+    return u, s[:rank].clone(), v, CHOLESKY
 
 
 def _chunk(w, key, scale, columns, iters, method, rank, seed) -> list[tuple]:
@@ -225,7 +230,8 @@ def _chunk(w, key, scale, columns, iters, method, rank, seed) -> list[tuple]:
         u, s, v = _both_sides(some, by, v, orth)
         steep = s[:, rank - 1] <= _STEEP * s[:, 0]
         level = torch.stack(levels).amax(0) if careful else torch.where(_well(pivots) & ~steep, CHOLESKY, HOUSEHOLDER)
-        return u[:, :, :rank], s[:, :rank] / by[:, None], v[:, :, :rank], level.tolist()
+        u, v = _signed(u[:, :, :rank], v[:, :, :rank])
+        return u, s[:, :rank] / by[:, None], v, level.tolist()
 
     *factors, level = decompose(list(range(len(w))), careful=False)
     out = [(*each, CHOLESKY) for each in zip(*factors)]
