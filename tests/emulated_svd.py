@@ -28,9 +28,10 @@ def main():
     torch.ops.load_library(sys.argv[1])
     svd_parts.SHAPES = [(150, 33, 16), (131, 7, 5), (1, 1, 1), (3, 600, 17), (5, 0, 3), (70, 40, 33)]
     svd_parts.GRAMS = [(260, 20, 5), (40, 530, 17), (3, 2, 33), (1, 1, 1), (0, 4, 2)]
+    svd_parts.SCANS = [(2, 77, 31), (2, 70, 136), (1, 1, 1), (3, 1, 3000), (3, 3000, 1)]
     svd_parts.ALL_DTYPES = "all" in sys.argv
     svd_parts.PRODUCT[torch.bfloat16] = 1e-5
-    svd_parts.EIGH, svd_parts.SMALL = [(1, 1), (7, 3), (33, 16)], [1, 5, 17]
+    svd_parts.EIGH, svd_parts.SMALL = [(1, 1), (7, 3), (21, 16)], [1, 5, 17]
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     found = {}

@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import weakref
 
 import pytest
 import spectra
@@ -10,6 +11,8 @@ import torch
 from spectra import RANK
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tmem import ops
 from tmem.ops import _svd, rsvd
@@ -174,6 +177,43 @@ def test_a_power_of_two_changes_nothing_but_s():
     a = spectra.weight_like(300, 250).float()
     one, other = ops.batched_rsvd([a], RANK)[0], ops.batched_rsvd([a * 2.0**70], RANK)[0]
     assert torch.equal(one.U, other.U) and torch.equal(one.V, other.V) and torch.equal(one.S * 2.0**70, other.S)
+
+
+class Live(TorchDispatchMode):
+    """Bytes of tensors made within and not yet gone: the most at any time, and now."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.known: set[int] = set()
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and (key := tensor.untyped_storage()._cdata) not in self.known | given:
+                self.known.add(key)
+                size = tensor.untyped_storage().nbytes()
+                weakref.finalize(tensor.untyped_storage(), self._gone, key, size)
+                self.now += size
+        self.most = max(self.most, self.now)
+        return out
+
+
+def test_memory_is_the_workspace_and_the_results():
+    """Nothing that grows with the number of matrices, and no copy of them."""
+    above = []
+    for count in (7, 28):
+        a = [spectra.weight_like(300, 250, seed).float() for seed in range(count)]
+        with Live() as live:
+            found = ops.batched_rsvd(a, RANK, workspace=3 << 20)
+        results = sum(t.nbytes for one in found for t in one[:3])
+        above.append(live.most - results)
+    assert above[1] <= 1.1 * above[0] + (64 << 10) and max(above) <= 3 << 20, above
 
 
 def test_global_generators_are_left_alone():
