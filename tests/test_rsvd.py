@@ -271,6 +271,10 @@ def test_not_finite(bad):
             assert same(result, right)
 
 
+class Sharded(Tensor):
+    placements = ()
+
+
 @pytest.mark.parametrize(
     "matrices, change, error, words",
     [
@@ -280,6 +284,7 @@ def test_not_finite(bad):
         ([torch.ones(9, 9, dtype=torch.int8)], {}, TypeError, r"matrices\[0\] of shape \[9, 9\] .* got int8"),
         ([torch.ones(9, 9).to_sparse()], {}, TypeError, r"sparse_coo"),
         ([torch.ones(9, 9, device="meta")], {}, ValueError, r"meta device"),
+        ([torch.ones(9, 9).as_subclass(Sharded)], {}, TypeError, r"matrices\[0\] is sharded \(a DTensor\); gather it first"),
         ([[1.0]], {}, TypeError, r"matrices\[0\] must be a tensor, got list"),
         (torch.ones(9, 9), {}, ValueError, r"list of \[m,n\] or one \[b,m,n\]"),
         ([torch.ones(9, 9)], {"method": "power"}, ValueError, r"method must be one of krylov, subspace, exact, got 'power'"),

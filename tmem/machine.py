@@ -8,7 +8,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("tmem", "torch", "transformers", "peft", "triton", "numpy")
+PACKAGES = ("tmem", "torch", "transformers", "peft", "triton", "numpy", "scikit-learn")
 
 
 def versions() -> dict[str, str]:
