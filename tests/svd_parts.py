@@ -10,7 +10,7 @@ SHAPES = [
     (577, 301, 16), (150, 33, 16), (130, 7, 5), (1, 1, 1), (3, 300, 17), (64, 64, 32), (16, 1100, 16), (5, 0, 3), (129, 40, 33),
 ]  # fmt: skip
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-PRODUCT = dict.fromkeys(DTYPES, 1e-6)  # relative RMS error; on tensor cores, where x is two bf16 numbers, 1e-5
+PRODUCT = dict.fromkeys(DTYPES, 1e-6)  # relative RMS error; on tensor cores, as of two bf16 numbers each, 1e-5
 GRAMS = [(600, 40, 17), (70, 600, 16), (40, 1100, 33), (300, 520, 5), (1, 1, 1), (0, 4, 2)]
 SCANS = [(2, 577, 301), (2, 70, 136), (1, 1, 1), (3, 1, 9000), (3, 9000, 1)]
 ALL_DTYPES = True  # False: each shape in one of them
@@ -68,13 +68,14 @@ def products(parts, device="cpu") -> None:
 
 def grams(parts, device="cpu") -> None:
     """scale²·WᵀW x of W in slices of columns and ranges of rows; the same bits as in products."""
-    for m, n, columns in GRAMS:
-        name = f"gram {m}x{n}, {columns} columns"
-        w, x = normal(3, m, n, seed=m, device=device).bfloat16(), normal(3, n, columns, seed=1, device=device)
+    for i, (m, n, columns) in enumerate(GRAMS):
+        dtype = (torch.bfloat16, torch.float16)[i % 2]
+        name = f"gram {m}x{n}, {columns} columns, {dtype}"
+        w, x = normal(3, m, n, seed=m, device=device).to(dtype), normal(3, n, columns, seed=1, device=device)
         scale = torch.tensor([1.0, 0.25, 2.0], device=device)
         want = scale.square()[:, None, None].double() * (w.double().mT @ (w.double() @ x.double()))
         first = parts.svd_gram([w], x, scale)
-        close(name, first, want, 2 * PRODUCT[torch.bfloat16])
+        close(name, first, want, 2 * PRODUCT[dtype])
         for some in views(w):
             equal(f"{name}, a view", parts.svd_gram(some, x, scale), first)
         equal(f"{name}, order", parts.svd_gram([w[i] for i in (2, 0, 1)], x[[2, 0, 1]], scale[[2, 0, 1]]), first[[2, 0, 1]])

@@ -63,7 +63,8 @@ def test_served_by_a_kernel_of_its_own(name):
 
 @pytest.mark.parametrize("check", svd_parts.ALL, ids=lambda check: check.__name__)
 def test_parts_of_the_svd(check, monkeypatch):
-    monkeypatch.setitem(svd_parts.PRODUCT, torch.bfloat16, 1e-5)  # on tensor cores, x in two bf16 parts
+    for dtype in (torch.bfloat16, torch.float16):  # on tensor cores, x in two bf16 parts
+        monkeypatch.setitem(svd_parts.PRODUCT, dtype, 1e-5)
     check(torch.ops.tmem, "cuda")
 
 

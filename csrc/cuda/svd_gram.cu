@@ -1,10 +1,10 @@
-// svd_gram of bf16 matrices on Hopper: scale²·Wᵀ W x, W read once. A cluster holds 32 rows of W in shared memory, each block a
-// slice of the columns; T = W x is added up over the cluster, and each block adds Wᵀ T to its slice of the result, in
-// registers, while the next rows are on their way. Clusters share out the rows; their results are added in order. Both
-// products as in svd_product_bf16.cu: x and T as two bf16 numbers, short runs of sums in the tensor cores, the rest in fp32.
+// svd_gram of bf16 and fp16 matrices on Hopper: scale²·Wᵀ W x, W read once. A cluster holds 32 rows of W in shared memory, each
+// block a slice of the columns; T = W x is added up over the cluster, and each block adds Wᵀ T to its slice of the result, in
+// registers, while the next rows are on their way. Clusters share out the rows; their results are added in order. Both products
+// as in svd_product_bf16.cu: bf16 numbers and pairs of them, short sums in the tensor cores, the rest in fp32.
 #include "cluster.cuh"
-#include "mma.cuh"
 #include "run.cuh"
+#include "split.cuh"
 #include "svd.cuh"
 
 namespace tmem::svd {
@@ -12,7 +12,7 @@ namespace tmem::svd {
 namespace {
 
 constexpr int THREADS = 256, WARPS = THREADS / 32, ROWS = 32, STEP = WARPS * 16;
-constexpr int WIDEST = 512, TILES = WIDEST / STEP;  // columns of W of a block; of a warp, in tiles of 16
+constexpr int WIDEST = 512;  // columns of W of a block
 constexpr int64_t MOST_BLOCKS = 8, MOST_RANGES = 16, LEAST_ROWS = 256;
 
 // How a matrix is shared out, by its shape alone: `blocks` slices of `width` columns, `ranges` of `rows` rows.
@@ -46,15 +46,9 @@ constexpr int SPLIT = ROWS / 2 * (L + 8);
 template <int O, int L>
 constexpr int WORDS = 2 * SLAB<O> + (WARPS + 2) * PARTS<L> + 2 * SPLIT<L>;
 
-__device__ __forceinline__ uint32_t bits(__nv_bfloat16 x) { return __bfloat16_as_ushort(x); }
-
-__device__ __forceinline__ void split(float x, float y, uint32_t& high, uint32_t& low) {
-  const __nv_bfloat16 p = __float2bfloat16_rn(x), q = __float2bfloat16_rn(y);
-  high = bits(p) | bits(q) << 16;
-  low = bits(__float2bfloat16_rn(x - __bfloat162float(p))) | bits(__float2bfloat16_rn(y - __bfloat162float(q))) << 16;
-}
-
 #if defined(TMEM_EMULATED) || __CUDA_ARCH__ >= 900
+
+constexpr int TILES = WIDEST / STEP;  // of 16 columns of W, of a warp
 
 // 16 lines from `line` on are the rows of a tile, 8 words from `word` on its depth.
 template <int O>
@@ -80,7 +74,7 @@ __device__ __forceinline__ void across(const uint32_t* slab, int line, int word,
 template <int O>
 __device__ __forceinline__ void fetch(const Gram& a, const Matrix& w, int64_t row, int64_t column, int width,
                                       uint32_t* slab) {
-  const __nv_bfloat16* data = static_cast<const __nv_bfloat16*>(w.data);
+  const uint16_t* data = static_cast<const uint16_t*>(w.data);
   const auto at = [&](int64_t r, int64_t c) { return data + r * w.row_stride + c * w.column_stride; };
   const auto bytes = [](int64_t left) { return left >= 8 ? 16 : left > 0 ? static_cast<int>(2 * left) : 0; };
   if (O == BY_COLUMNS) {
@@ -102,15 +96,15 @@ __device__ __forceinline__ void fetch(const Gram& a, const Matrix& w, int64_t ro
     for (int i = threadIdx.x / 32; i < ROWS; i += WARPS)
       for (int j = threadIdx.x % 32 * 2; j < width; j += 32 * 2) {
         const int64_t r = row + i, c = column + j;
-        const uint32_t left = r < a.w.m && c < a.w.n ? bits(*at(r, c)) : 0;
-        const uint32_t right = r < a.w.m && c + 1 < a.w.n ? bits(*at(r, c + 1)) : 0;
+        const uint32_t left = r < a.w.m && c < a.w.n ? *at(r, c) : 0;
+        const uint32_t right = r < a.w.m && c + 1 < a.w.n ? *at(r, c + 1) : 0;
         slab[i * LINE<O> + j / 2] = left | right << 16;
       }
   }
 }
 
 // L columns of x per cluster; a warp takes the same columns of W in both products.
-template <int O, int L>
+template <class T, int O, int L>
 __device__ __forceinline__ void both_products(const Gram& a, float* room) {
   constexpr int COLUMNS = L / 8;
   const Shares s = shares(a.w.m, a.w.n);
@@ -156,13 +150,11 @@ __device__ __forceinline__ void both_products(const Gram& a, float* room) {
       for (int tile = 0; tile < TILES; tile++) {
         if (tile >= tiles) break;
         const int c = first + 16 * tile;
-        uint32_t left[4];
-        O == BY_COLUMNS ? across<O>(slab, c, 8 * i, left) : along<O>(slab, 16 * i, c / 2, left);
+        uint32_t words[4];
+        O == BY_COLUMNS ? across<O>(slab, c, 8 * i, words) : along<O>(slab, 16 * i, c / 2, words);
+        const Left<T> left(words);
 #pragma unroll
-        for (int j = 0; j < COLUMNS; j++) {
-          mma(sum[j], left, x_low[tile][j][0], x_low[tile][j][1]);
-          mma(sum[j], left, x_high[tile][j][0], x_high[tile][j][1]);
-        }
+        for (int j = 0; j < COLUMNS; j++) left.multiply(sum[j], x_high[tile][j], x_low[tile][j]);
       }
 #pragma unroll
       for (int j = 0; j < COLUMNS; j++)
@@ -195,22 +187,22 @@ __device__ __forceinline__ void both_products(const Gram& a, float* room) {
     for (int tile = 0; tile < TILES; tile++) {
       if (tile >= tiles) break;
       const int c = first + 16 * tile;
-      uint32_t left[2][4];
+      float sum[COLUMNS][4] = {};
 #pragma unroll
-      for (int d = 0; d < 2; d++)
-        O == BY_COLUMNS ? along<O>(slab, c, 8 * d, left[d]) : across<O>(slab, 16 * d, c / 2, left[d]);
+      for (int d = 0; d < 2; d++) {
+        uint32_t words[4];
+        O == BY_COLUMNS ? along<O>(slab, c, 8 * d, words) : across<O>(slab, 16 * d, c / 2, words);
+        const Left<T> left(words);
 #pragma unroll
-      for (int j = 0; j < COLUMNS; j++) {
-        float sum[4] = {};
-#pragma unroll
-        for (int d = 0; d < 2; d++) {
-          const int at = (8 * d + t) * (L + 8) + 8 * j + g;
-          mma(sum, left[d], low[at], low[at + 4 * (L + 8)]);
-          mma(sum, left[d], high[at], high[at + 4 * (L + 8)]);
+        for (int j = 0; j < COLUMNS; j++) {
+          const int one = (8 * d + t) * (L + 8) + 8 * j + g, other = one + 4 * (L + 8);
+          left.multiply(sum[j], {high[one], high[other]}, {low[one], low[other]});
         }
-#pragma unroll
-        for (int n = 0; n < 4; n++) total[tile][j][n] += sum[n];
       }
+#pragma unroll
+      for (int j = 0; j < COLUMNS; j++)
+#pragma unroll
+        for (int n = 0; n < 4; n++) total[tile][j][n] += sum[j][n];
     }
   }
   float* y = s.ranges > 1 ? a.planes + (range * static_cast<int64_t>(a.w.count) + blockIdx.z) * a.w.n * a.columns
@@ -230,11 +222,11 @@ __device__ __forceinline__ void both_products(const Gram& a, float* room) {
 
 #endif
 
-template <int O, int L>
+template <class T, int O, int L>
 __global__ void __launch_bounds__(THREADS, L == 16 ? 2 : 1) gram_once(const Gram a) {
 #if defined(TMEM_EMULATED) || __CUDA_ARCH__ >= 900
   ROOM(room);
-  both_products<O, L>(a, room);
+  both_products<T, O, L>(a, room);
 #endif
 }
 
@@ -248,23 +240,30 @@ __global__ void __launch_bounds__(THREADS) add_ranges(const Gram a) {
   a.y[a.w.first * a.w.n * a.columns + i] = total;
 }
 
-template <int O, int L>
+template <class T, int O, int L>
 cudaError_t run_once(const Gram& a, cudaStream_t stream) {
   const Shares s = shares(a.w.m, a.w.n);
   const dim3 grid(s.blocks * s.ranges, (a.columns + L - 1) / L, a.w.count);
-  return cuda::run_in_clusters(gram_once<O, L>, grid, s.blocks, THREADS, WORDS<O, L> * 4, stream, a);
+  return cuda::run_in_clusters(gram_once<T, O, L>, grid, s.blocks, THREADS, WORDS<O, L> * 4, stream, a);
 }
 
-template <int O>
+template <class T, int O>
 cudaError_t run_width(const Gram& a, cudaStream_t stream) {
-  return a.columns > 16 ? run_once<O, 32>(a, stream) : run_once<O, 16>(a, stream);
+  return a.columns > 16 ? run_once<T, O, 32>(a, stream) : run_once<T, O, 16>(a, stream);
+}
+
+template <class T>
+cudaError_t run_order(const Gram& a, cudaStream_t stream) {
+  const int lies = order(a.w, 2);
+  if (lies == BY_ROWS) return run_width<T, BY_ROWS>(a, stream);
+  return lies == BY_COLUMNS ? run_width<T, BY_COLUMNS>(a, stream) : run_width<T, SCATTERED>(a, stream);
 }
 
 }  // namespace
 
 bool reads_once(Element type, int64_t n) {
   int device, major;
-  return type == E_BF16 && n <= MOST_BLOCKS * WIDEST && cudaGetDevice(&device) == cudaSuccess &&
+  return type != E_F32 && n <= MOST_BLOCKS * WIDEST && cudaGetDevice(&device) == cudaSuccess &&
          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
 }
 
@@ -273,10 +272,7 @@ int64_t ranges(int64_t m, int64_t n) { return shares(m, n).ranges; }
 cudaError_t gram(const Gram& a, cudaStream_t stream) {
   const int64_t size = a.w.count * a.w.n * a.columns;
   if (size == 0) return cudaSuccess;
-  const int lies = order(a.w, 2);
-  const cudaError_t status = lies == BY_ROWS      ? run_width<BY_ROWS>(a, stream)
-                             : lies == BY_COLUMNS ? run_width<BY_COLUMNS>(a, stream)
-                                                  : run_width<SCATTERED>(a, stream);
+  const cudaError_t status = a.w.type == E_BF16 ? run_order<__nv_bfloat16>(a, stream) : run_order<__half>(a, stream);
   if (status != cudaSuccess || ranges(a.w.m, a.w.n) == 1) return status;
   return cuda::run(add_ranges, dim3((size + THREADS - 1) / THREADS), THREADS, stream, a);
 }

@@ -1,6 +1,6 @@
-// svd_product of fp32 and fp16 matrices: W x for a few columns, fp32 sums. A block takes 128 rows of one matrix and one piece of their length; tiles
-// of 32 columns of W and rows of x go through shared memory, the next tile being fetched while one is multiplied. However W
-// lies in memory, the sums are made in the same order.
+// svd_product of fp32 matrices: W x for a few columns, fp32 sums. A block takes 128 rows of one matrix and one piece of their
+// length; tiles of 32 columns of W and rows of x go through shared memory, the next tile being fetched while one is multiplied.
+// However W lies in memory, the sums are made in the same order.
 #include "run.cuh"
 #include "svd.cuh"
 
@@ -26,22 +26,19 @@ __device__ __forceinline__ int run_column(int i) {
   return O == BY_COLUMNS ? threadIdx.x / 16 + threads<L> / 16 * i : (threadIdx.x / ROWS * fetches<L> + i) * 8;
 }
 
-template <class T>
-__device__ __forceinline__ void load8(const T* p, float (&out)[8]) {
-  alignas(16) T raw[8];
-#pragma unroll
-  for (int i = 0; i < 8; i += 16 / sizeof(T)) *reinterpret_cast<uint4*>(raw + i) = *reinterpret_cast<const uint4*>(p + i);
-#pragma unroll
-  for (int i = 0; i < 8; i++) out[i] = widened(raw[i]);
+__device__ __forceinline__ void load8(const float* p, float (&out)[8]) {
+  const float4 low = *reinterpret_cast<const float4*>(p), high = *reinterpret_cast<const float4*>(p + 4);
+  out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w;
+  out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
 }
 
-template <class T, int O, int L>
+template <int O, int L>
 __device__ __forceinline__ void fetch(const Product& a, const Matrix& w, int64_t row, int64_t k, int64_t end,
                                       float (&out)[fetches<L>][8]) {
 #pragma unroll
   for (int i = 0; i < fetches<L>; i++) {
     const int64_t r = row + run_row<O, L>(i), c = k + run_column<O, L>(i);
-    const T* p = static_cast<const T*>(w.data) + r * w.row_stride + c * w.column_stride;
+    const float* p = static_cast<const float*>(w.data) + r * w.row_stride + c * w.column_stride;
     const bool whole = O == BY_ROWS ? r < a.w.m && c + 8 <= end : O == BY_COLUMNS ? c < end && r + 8 <= a.w.m : false;
     if (whole) {
       load8(p, out[i]);
@@ -49,14 +46,14 @@ __device__ __forceinline__ void fetch(const Product& a, const Matrix& w, int64_t
 #pragma unroll
       for (int j = 0; j < 8; j++) {
         const int64_t rj = O == BY_COLUMNS ? r + j : r, cj = O == BY_COLUMNS ? c : c + j;
-        out[i][j] = rj < a.w.m && cj < end ? widened(p[j * (O == BY_COLUMNS ? w.row_stride : w.column_stride)]) : 0.f;
+        out[i][j] = rj < a.w.m && cj < end ? p[j * (O == BY_COLUMNS ? w.row_stride : w.column_stride)] : 0.f;
       }
     }
   }
 }
 
 // L columns of x per block.
-template <class T, int O, int L>
+template <int O, int L>
 __global__ void __launch_bounds__(threads<L>, 512 / threads<L>) multiply(const Product a) {
   alignas(16) __shared__ float ws[DEPTH][ROWS + 4], xs[DEPTH][L];
   const int64_t parts = pieces(a.w.m, a.w.n), matrix = blockIdx.z / parts, part = blockIdx.z % parts;
@@ -77,7 +74,7 @@ __global__ void __launch_bounds__(threads<L>, 512 / threads<L>) multiply(const P
       next_x[i] = r < end && c < a.columns ? x[r * a.columns + c] * by : 0.f;
     }
   };
-  fetch<T, O, L>(a, w, row, begin, end, next);
+  fetch<O, L>(a, w, row, begin, end, next);
   fetch_x(begin);
   int tiles = 0;
   for (int64_t k = begin; k < end; k += DEPTH) {
@@ -95,7 +92,7 @@ __global__ void __launch_bounds__(threads<L>, 512 / threads<L>) multiply(const P
     for (int i = 0; i < 4; i++) (&xs[0][0])[threadIdx.x + i * threads<L>] = next_x[i];
     __syncthreads();
     if (k + DEPTH < end) {
-      fetch<T, O, L>(a, w, row, k + DEPTH, end, next);
+      fetch<O, L>(a, w, row, k + DEPTH, end, next);
       fetch_x(k + DEPTH);
     }
 #pragma unroll
@@ -140,20 +137,19 @@ __global__ void __launch_bounds__(THREADS) add_planes(const Product a) {
   a.y[from + i] = a.minus ? a.minus[from + i] - total : total;
 }
 
-template <class T, int O>
+template <int O>
 cudaError_t run_multiply(const Product& a, cudaStream_t stream) {
   const int wide = a.columns > 16 ? 32 : 16;
   const int64_t parts = pieces(a.w.m, a.w.n);
   const dim3 grid((a.w.m + ROWS - 1) / ROWS, (a.columns + wide - 1) / wide, a.w.count * parts);
-  return wide == 32 ? cuda::run(multiply<T, O, 32>, grid, threads<32>, stream, a)
-                    : cuda::run(multiply<T, O, 16>, grid, threads<16>, stream, a);
+  return wide == 32 ? cuda::run(multiply<O, 32>, grid, threads<32>, stream, a)
+                    : cuda::run(multiply<O, 16>, grid, threads<16>, stream, a);
 }
 
-template <class T>
-cudaError_t run_order(const Product& a, cudaStream_t stream) {
-  const int lies = order(a.w, sizeof(T));
-  if (lies == BY_ROWS) return run_multiply<T, BY_ROWS>(a, stream);
-  return lies == BY_COLUMNS ? run_multiply<T, BY_COLUMNS>(a, stream) : run_multiply<T, SCATTERED>(a, stream);
+cudaError_t product_fp32(const Product& a, cudaStream_t stream) {
+  const int lies = order(a.w, 4);
+  if (lies == BY_ROWS) return run_multiply<BY_ROWS>(a, stream);
+  return lies == BY_COLUMNS ? run_multiply<BY_COLUMNS>(a, stream) : run_multiply<SCATTERED>(a, stream);
 }
 
 }  // namespace
@@ -161,9 +157,7 @@ cudaError_t run_order(const Product& a, cudaStream_t stream) {
 cudaError_t product(const Product& a, cudaStream_t stream) {
   const int64_t size = a.w.m * a.columns * a.w.count;
   if (size == 0) return cudaSuccess;
-  cudaError_t status = a.w.type == E_F32    ? run_order<float>(a, stream)
-                       : a.w.type == E_BF16 ? product_bf16(a, stream)
-                                            : run_order<__half>(a, stream);
+  const cudaError_t status = a.w.type == E_F32 ? product_fp32(a, stream) : product_bf16(a, stream);
   if (status != cudaSuccess || pieces(a.w.m, a.w.n) == 1) return status;
   return cuda::run(add_planes, dim3((size + THREADS - 1) / THREADS), THREADS, stream, a);
 }

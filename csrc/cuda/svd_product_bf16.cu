@@ -1,20 +1,17 @@
-// svd_product of bf16 matrices, on tensor cores. W is bf16 as it is; x, in fp32, is the sum of two bf16 numbers up to 2^-17 of
-// itself, so that two products give nearly the fp32 result. Tiles, pieces and the order of sums as in svd_product.cu. In
-// shared memory two neighbours along the depth share a word, which is what mma takes.
-#include "mma.cuh"
+// svd_product of bf16 and fp16 matrices, on tensor cores: W and x as bf16 numbers and pairs of them (split.cuh). Tiles, pieces
+// and the order of sums as in svd_product.cu. In shared memory two neighbours along the depth share a word, as mma takes it.
 #include "run.cuh"
+#include "split.cuh"
 #include "svd.cuh"
 
 namespace tmem::svd {
 
 namespace {
 
-constexpr int THREADS = 128, ROWS = TILE_ROWS, DEPTH = 32, WORDS = DEPTH / 2;
-constexpr int RUN = 8;             // tiles summed by themselves
+constexpr int THREADS = 128, ROWS = TILE_ROWS, DEPTH = 32, WORDS = DEPTH / 2, STEPS = WORDS / 8;
 constexpr int PAD = 8;             // words between rows of shared memory, so that a warp's reads meet every bank once
 constexpr int PAIRS = WORDS / 8;  // pairs of columns, 8 rows each, that a thread fetches of W by columns
 
-__device__ __forceinline__ uint32_t bits(__nv_bfloat16 x) { return __bfloat16_as_ushort(x); }
 __device__ __forceinline__ uint32_t word(uint32_t low, uint32_t high) { return low | high << 16; }
 
 // What a thread fetches of a tile of W. By columns: 8 rows of PAIRS pairs of columns; else: a row's WORDS words.
@@ -26,10 +23,10 @@ struct Fetched {
   __device__ __forceinline__ static int pair(int i) { return threadIdx.x / 16 + 8 * i; }
 
   __device__ __forceinline__ void fetch(const Product& a, const Matrix& w_, int64_t first, int64_t k, int64_t end) {
-    const __nv_bfloat16* data = static_cast<const __nv_bfloat16*>(w_.data);
+    const uint16_t* data = static_cast<const uint16_t*>(w_.data);
     const int64_t r = first + row();
     const auto one = [&](int64_t i, int64_t j) {
-      return i < a.w.m && j < end ? bits(data[i * w_.row_stride + j * w_.column_stride]) : 0u;
+      return i < a.w.m && j < end ? data[i * w_.row_stride + j * w_.column_stride] : 0u;
     };
     if (O == BY_COLUMNS) {
 #pragma unroll
@@ -80,8 +77,8 @@ struct Fetched {
 };
 
 // L columns of x per block; a warp takes 32 rows.
-template <int O, int L>
-__global__ void __launch_bounds__(THREADS, 4) multiply_bf16(const Product a) {
+template <class T, int O, int L>
+__global__ void __launch_bounds__(THREADS, L == 16 ? 4 : 3) multiply_bf16(const Product a) {
   constexpr int MINE = WORDS * L / THREADS, COLUMNS = L / 8;
   alignas(16) __shared__ uint32_t ws[WORDS][ROWS + PAD];
   __shared__ uint32_t high[WORDS][L + PAD], low[WORDS][L + PAD];
@@ -94,66 +91,53 @@ __global__ void __launch_bounds__(THREADS, 4) multiply_bf16(const Product a) {
   const float by = a.scale ? a.scale[place] : 1.f;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, first = threadIdx.x / 32 * 32;
   Fetched<O> next;
-  float next_x[MINE][2], sum[2][COLUMNS][4] = {}, total[2][COLUMNS][4] = {};
+  float next_x[MINE][2], total[2][COLUMNS][4] = {};
 
   const auto fetch_x = [&](int64_t k) {
+    const float* tile = x + k * a.columns + column;
+    const int rows = end - k < DEPTH ? end - k : DEPTH, columns = a.columns - column < L ? a.columns - column : L;
+    const int c = threadIdx.x % L;
 #pragma unroll
-    for (int i = 0; i < MINE; i++) {
-      const int at = threadIdx.x + i * THREADS;
-      const int64_t r = k + at / L * 2, c = column + at % L;
+    for (int i = 0; i < MINE; i++)
 #pragma unroll
-      for (int j = 0; j < 2; j++) next_x[i][j] = r + j < end && c < a.columns ? x[(r + j) * a.columns + c] * by : 0.f;
-    }
+      for (int j = 0; j < 2; j++) {
+        const int r = (threadIdx.x + i * THREADS) / L * 2 + j;
+        next_x[i][j] = r < rows && c < columns ? tile[r * static_cast<int>(a.columns) + c] * by : 0.f;
+      }
   };
   next.fetch(a, w, row, begin, end);
   fetch_x(begin);
-  int tiles = 0;
   for (int64_t k = begin; k < end; k += DEPTH) {
     __syncthreads();
     next.store(ws);
 #pragma unroll
     for (int i = 0; i < MINE; i++) {
       const int at = threadIdx.x + i * THREADS;
-      uint32_t h[2], l[2];
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        const __nv_bfloat16 rounded = __float2bfloat16_rn(next_x[i][j]);
-        h[j] = bits(rounded), l[j] = bits(__float2bfloat16_rn(next_x[i][j] - __bfloat162float(rounded)));
-      }
-      high[at / L][at % L] = word(h[0], h[1]), low[at / L][at % L] = word(l[0], l[1]);
+      split(next_x[i][0], next_x[i][1], high[at / L][at % L], low[at / L][at % L]);
     }
     __syncthreads();
     if (k + DEPTH < end) {
       next.fetch(a, w, row, k + DEPTH, end);
       fetch_x(k + DEPTH);
     }
-#pragma unroll
-    for (int d = 0; d < WORDS; d += 8) {
-      uint32_t left[2][4];
+    // 16 columns of W are summed by themselves: tensor cores cut digits off a long sum.
+#pragma unroll 1
+    for (int d = 0; d < STEPS; d++)
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const int r = first + 16 * i + g;
-        left[i][0] = ws[d + t][r], left[i][1] = ws[d + t][r + 8];
-        left[i][2] = ws[d + t + 4][r], left[i][3] = ws[d + t + 4][r + 8];
-      }
+        const int r = first + 16 * i + g, k = 8 * d + t;
+        const uint32_t words[4] = {ws[k][r], ws[k][r + 8], ws[k + 4][r], ws[k + 4][r + 8]};
+        const Left<T> left(words);
 #pragma unroll
-      for (int j = 0; j < COLUMNS; j++) {
-        const int c = 8 * j + g;
+        for (int j = 0; j < COLUMNS; j++) {
+          const int c = 8 * j + g;
+          const uint32_t h[2] = {high[k][c], high[k + 4][c]}, l[2] = {low[k][c], low[k + 4][c]};
+          float sum[4] = {};
+          left.multiply(sum, h, l);
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-          mma(sum[i][j], left[i], low[d + t][c], low[d + t + 4][c]);
-          mma(sum[i][j], left[i], high[d + t][c], high[d + t + 4][c]);
+          for (int n = 0; n < 4; n++) total[i][j][n] += sum[n];
         }
       }
-    }
-    if (++tiles % RUN == 0 || k + DEPTH >= end) {
-#pragma unroll
-      for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int j = 0; j < COLUMNS; j++)
-#pragma unroll
-          for (int n = 0; n < 4; n++) total[i][j][n] += sum[i][j][n], sum[i][j][n] = 0.f;
-    }
   }
 #pragma unroll
   for (int i = 0; i < 2; i++)
@@ -171,19 +155,24 @@ __global__ void __launch_bounds__(THREADS, 4) multiply_bf16(const Product a) {
       }
 }
 
-template <int O>
+template <class T, int O>
 cudaError_t run_multiply(const Product& a, cudaStream_t stream) {
   const int wide = a.columns > 16 ? 32 : 16;
   const dim3 grid((a.w.m + ROWS - 1) / ROWS, (a.columns + wide - 1) / wide, a.w.count * pieces(a.w.m, a.w.n));
-  return cuda::run(wide == 32 ? multiply_bf16<O, 32> : multiply_bf16<O, 16>, grid, THREADS, stream, a);
+  return cuda::run(wide == 32 ? multiply_bf16<T, O, 32> : multiply_bf16<T, O, 16>, grid, THREADS, stream, a);
+}
+
+template <class T>
+cudaError_t run_order(const Product& a, cudaStream_t stream) {
+  const int lies = order(a.w, 2);
+  if (lies == BY_ROWS) return run_multiply<T, BY_ROWS>(a, stream);
+  return lies == BY_COLUMNS ? run_multiply<T, BY_COLUMNS>(a, stream) : run_multiply<T, SCATTERED>(a, stream);
 }
 
 }  // namespace
 
 cudaError_t product_bf16(const Product& a, cudaStream_t stream) {
-  const int lies = order(a.w, 2);
-  if (lies == BY_ROWS) return run_multiply<BY_ROWS>(a, stream);
-  return lies == BY_COLUMNS ? run_multiply<BY_COLUMNS>(a, stream) : run_multiply<SCATTERED>(a, stream);
+  return a.w.type == E_BF16 ? run_order<__nv_bfloat16>(a, stream) : run_order<__half>(a, stream);
 }
 
 }  // namespace tmem::svd

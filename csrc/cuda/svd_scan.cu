@@ -7,23 +7,40 @@ namespace tmem::svd {
 
 namespace {
 
-constexpr int THREADS = 256;
-constexpr int64_t PIECE = THREADS * 32;  // elements one block looks at
+constexpr int THREADS = 256, EACH = 8;  // runs of elements that a thread looks at
 
-template <class T>
+__device__ __forceinline__ unsigned larger(unsigned most, unsigned bits) {
+  bits &= 0x7fffffffu;
+  return bits > most ? bits : most;
+}
+
+// WIDE: a run is 16 bytes; else one element.
+template <class T, bool WIDE>
 __global__ void __launch_bounds__(THREADS) largest(const Scan a) {
+  constexpr int RUN = WIDE ? 16 / sizeof(T) : 1;
   const Matrix w = a.w.at[blockIdx.y];
-  // The inner dimension is the one whose elements lie side by side.
+  // Lines are rows, or columns where these lie side by side.
   const bool turned = w.row_stride < w.column_stride;
-  const int64_t inner = turned ? a.w.m : a.w.n, size = a.w.m * a.w.n;
+  const int64_t lines = turned ? a.w.n : a.w.m, inner = turned ? a.w.m : a.w.n, runs = (inner + RUN - 1) / RUN;
   const int64_t along = turned ? w.row_stride : w.column_stride, across = turned ? w.column_stride : w.row_stride;
-  const int64_t end = (blockIdx.x + 1) * PIECE < size ? (blockIdx.x + 1) * PIECE : size;
+  const int64_t start = blockIdx.x * static_cast<int64_t>(THREADS * EACH) + threadIdx.x;
+  int64_t line = start / runs, run = start % runs;
+  const int64_t more_lines = THREADS / runs, more_runs = THREADS % runs;
   unsigned most = 0;
-#pragma unroll 8
-  for (int64_t i = blockIdx.x * PIECE + threadIdx.x; i < end; i += THREADS) {
-    const float x = widened(static_cast<const T*>(w.data)[i / inner * across + i % inner * along]);
-    const unsigned bits = __float_as_uint(x) & 0x7fffffffu;
-    most = bits > most ? bits : most;
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    const int64_t at = run * RUN;
+    const T* p = static_cast<const T*>(w.data) + line * across + at * along;
+    if (line < lines && WIDE && at + RUN <= inner) {
+      alignas(16) T raw[RUN];
+      *reinterpret_cast<uint4*>(raw) = *reinterpret_cast<const uint4*>(p);
+#pragma unroll
+      for (int j = 0; j < RUN; j++) most = larger(most, __float_as_uint(widened(raw[j])));
+    } else if (line < lines) {
+      for (int j = 0; j < RUN && at + j < inner; j++) most = larger(most, __float_as_uint(widened(p[j * along])));
+    }
+    line += more_lines, run += more_runs;
+    if (run >= runs) run -= runs, line++;
   }
 #pragma unroll
   for (int step = 16; step; step >>= 1) {
@@ -33,14 +50,26 @@ __global__ void __launch_bounds__(THREADS) largest(const Scan a) {
   if (threadIdx.x % 32 == 0) atomicMax(a.most + a.w.first + blockIdx.y, most);
 }
 
+template <class T>
+cudaError_t run_order(const Scan& a, cudaStream_t stream) {
+  const int lies = order(a.w, sizeof(T));
+  int64_t blocks = 0;  // of the matrix that needs most: lines are rows in one and columns in another
+  for (int64_t inner : {a.w.m, a.w.n}) {
+    const int64_t each = lies == SCATTERED ? 1 : 16 / sizeof(T), runs = (inner + each - 1) / each * (a.w.m * a.w.n / inner);
+    const int64_t needed = (runs + THREADS * EACH - 1) / (THREADS * EACH);
+    blocks = needed > blocks ? needed : blocks;
+  }
+  const auto kernel = lies == SCATTERED ? largest<T, false> : largest<T, true>;
+  return cuda::run(kernel, dim3(blocks, a.w.count), THREADS, stream, a);
+}
+
 }  // namespace
 
 cudaError_t scan(const Scan& a, cudaStream_t stream) {
-  const int64_t pieces = (a.w.m * a.w.n + PIECE - 1) / PIECE;
-  if (pieces == 0 || a.w.count == 0) return cudaSuccess;
-  const dim3 grid(pieces, a.w.count);
-  const auto kernel = a.w.type == E_F32 ? largest<float> : a.w.type == E_BF16 ? largest<__nv_bfloat16> : largest<__half>;
-  return cuda::run(kernel, grid, THREADS, stream, a);
+  if (a.w.m == 0 || a.w.n == 0 || a.w.count == 0) return cudaSuccess;
+  return a.w.type == E_F32    ? run_order<float>(a, stream)
+         : a.w.type == E_BF16 ? run_order<__nv_bfloat16>(a, stream)
+                              : run_order<__half>(a, stream);
 }
 
 }  // namespace tmem::svd

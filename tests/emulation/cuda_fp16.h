@@ -12,3 +12,4 @@ inline float __half2float(__half x) {
   if (exponent == 31) return fraction ? NAN : sign * INFINITY;
   return sign * (exponent ? std::ldexp(1024.f + fraction, exponent - 25) : std::ldexp(static_cast<float>(fraction), -24));
 }
+inline __half __ushort_as_half(uint16_t bits) { return {bits}; }
