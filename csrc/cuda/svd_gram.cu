@@ -272,7 +272,8 @@ int64_t ranges(int64_t m, int64_t n) { return shares(m, n).ranges; }
 cudaError_t gram(const Gram& a, cudaStream_t stream) {
   const int64_t size = a.w.count * a.w.n * a.columns;
   if (size == 0) return cudaSuccess;
-  const cudaError_t status = a.w.type == E_BF16 ? run_order<__nv_bfloat16>(a, stream) : run_order<__half>(a, stream);
+  const cudaError_t status =
+      a.w.type == E_BF16 ? run_order<__nv_bfloat16>(a, stream) : run_order<__half>(a, stream);
   if (status != cudaSuccess || ranges(a.w.m, a.w.n) == 1) return status;
   return cuda::run(add_ranges, dim3((size + THREADS - 1) / THREADS), THREADS, stream, a);
 }
