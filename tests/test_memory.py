@@ -35,8 +35,8 @@ def test_a_saved_memory_answers_the_same_and_forget_forgets(taught, tmp_path):
     assert [again.ask(q) for q in questions] == [memory.ask(q) for q in questions]
     assert again.pairs == memory.pairs and len(again.pairs) == 16
     record = (tmp_path / "m/tmem.json").read_text()
-    (tmp_path / "m/tmem.json").write_text(record.replace('"init": "sigma"', '"init": "random"'))
-    with pytest.raises(ValueError, match="was made with init random"):
+    (tmp_path / "m/tmem.json").write_text(record.replace('"init": "random"', '"init": "sigma"'))
+    with pytest.raises(ValueError, match="was made with init sigma"):
         Memory.from_pretrained(path=str(tmp_path / "m"))
     again.forget()
     assert not again.pairs and again.agent.bank.delta_norm(again.slot) == 0.0
