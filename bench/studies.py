@@ -32,16 +32,18 @@ def _table(title: str, *columns: str) -> Table:
 
 def _init_tables(found: dict) -> list[Table]:
     table = _table(
-        "each init at the reach that was best for it on other seeds: recall of paraphrases over the later half of the steps",
-        "init", "reach", "lr", "loss @4", "loss, end", "recall", "95 %", "over sigma", "95 %",
+        "each init at its best reach: paraphrases recalled over the later half of the steps",
+        "init", "reach", "lr", "loss @4", "recall", "over sigma",
     )  # fmt: skip
     for row in init.summary(found["rows"]):
         (mean, low, high), (more, least, most) = row["recall"], row["over_sigma"]
         table.add_row(
             row["init"], f"{row['reach']:g}", f"{row['lr']:.1e}",
-            *("diverged" if x is None else f"{x:.2f}" for x in row["loss"]),
-            f"{mean:.2f}", f"{low:.2f}..{high:.2f}", f"{more:+.2f}", f"{least:+.2f}..{most:+.2f}",
+            "diverged" if row["loss"][0] is None else f"{row['loss'][0]:.2f}",
+            f"{mean:.2f} [{low:.2f}, {high:.2f}]", f"{more:+.2f} [{least:+.2f}, {most:+.2f}]",
         )  # fmt: skip
+    table.caption = "reach chosen on other seeds and words; [95 % interval by bootstrap over seeds, paired for the difference]"
+    table.caption_justify = "left"
     return [table]
 
 
