@@ -133,6 +133,33 @@ def decode(ops) -> None:
     ops.lora_decode_(none, torch.zeros(0, 1100), *make_case([], [], [2], k=1100, n=130).decode)
 
 
+def attend(ops) -> None:
+    """Softmax attention of one token over what its row sees; the rest, NaN here, and the neighbours have no influence."""
+    for dtype in {d for d, _ in DTYPES}:
+        for heads, share, width in ((3, 3, 64), (1, 5, 20), (2, 1, 100), (2, 2, 128), (1, 4, 7)):
+            lengths = torch.tensor([37, 1, 0, 16, 40, 5])
+            mask = (torch.arange(40) < lengths[:, None]) & (torch.arange(40) % 7 != 3)
+            q = 3 * torch.randn(6, heads * share, width)
+            wide = torch.randn(2, 6, heads, 40, 2 * width)
+            k, v = (x[..., ::2].to(dtype) if width == 20 else x[..., :width].to(dtype) for x in wide)  # strided, and not
+            k, v = (torch.where(mask[:, None, :, None], x, NAN) for x in (k, v))
+            q = q.to(dtype)
+            got = ops.attend(q, k, v, mask, 0.3)
+            want = reference.attend(q.double(), k.double(), v.double(), mask, 0.3)
+            assert got.dtype == dtype
+            assert_close("o", got, want, TOLERANCES[dtype])
+            assert not got[2].any(), "a row that sees nothing is not zero"
+            for row in range(6):
+                end = max(1, int(lengths[row]))
+                alone = [x[row : row + 1, ..., :end, :] for x in (k, v)]
+                found = ops.attend(q[row : row + 1], *alone, mask[row : row + 1, :end], 0.3)
+                assert torch.equal(found[0], got[row]), "a row depends on its neighbours or on what it does not see"
+        far = torch.full((1, 1, 8), 30.0, dtype=dtype)  # scores of ±7200: no overflow, no NaN
+        keys = torch.stack([far[0, 0], -far[0, 0]])[None, None]
+        values = torch.tensor([[[[2.0] * 8, [5.0] * 8]]], dtype=dtype)
+        assert torch.equal(ops.attend(far, keys, values, torch.ones(1, 2, dtype=torch.bool), 1.0), 0 * far + 2)
+
+
 def strided(ops) -> None:
     """Views of any stride: read right, and written through their strides without touching what lies between."""
     case = make_case([5, 3, 9], [1, -1, 0], [4, 3], k=24, n=40)
@@ -423,9 +450,10 @@ def copy(ops) -> None:
     ops.bank_copy_(matrices, torch.zeros(0).int(), torch.zeros(0).int())
 
 
+ATTENTION = [attend]
 ADAPTERS = [values, several, backward, decode, strided, gradients, invariance, accumulation, isolation]
 BANK = [step, idle, step_alone, not_finite, step_copy, copy]
-ALL = ADAPTERS + BANK
+ALL = ADAPTERS + ATTENTION + BANK
 
 
 def report(ops, chosen) -> dict[str, str]:

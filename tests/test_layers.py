@@ -15,10 +15,12 @@ LEVELS = (
     {"folders", "machine", "episode", "testing"},
     {"triton_kernels", "reference"},
     {"ops"},
+    {"attention"},
     {"bank", "attach", "forward", "init", "peft_io", "models", "gguf", "report"},
     {"agent", "memory"},
-    {"tasks", "evaluate", "rl", "bench", "console"},
+    {"tasks", "evaluate", "rl", "bench", "page", "console"},
     {"cli"},
+    {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FOLDERS = {"tmem": ROOT / "tmem", "tmem.triton_kernels": ROOT / "triton_kernels", "tmem.bench": ROOT / "bench"}

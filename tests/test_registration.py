@@ -13,7 +13,7 @@ from tmem.testing import make_case
 
 SERVED = (
     "lora_plan", "lora_shrink", "lora_shrink_multi", "lora_expand_", "lora_gram_", "lora_gram", "lora_backward_",
-    "lora_linear", "lora_decode_", "bank_step_", "bank_copy_",
+    "lora_linear", "lora_decode_", "attend", "bank_step_", "bank_copy_",
 )  # fmt: skip
 
 
@@ -30,6 +30,10 @@ def arguments(name, dtype=torch.float32, case=None):
         "lora_decode_": (
             torch.randn(3, 72).to(dtype), case.x[:3].contiguous(), case.a, case.bt,
             torch.tensor([2, -1, 0], dtype=torch.int32), case.rank, case.scale,
+        ),
+        "attend": (
+            torch.randn(3, 6, 20).to(dtype), *(torch.randn(3, 2, 9, 20).to(dtype) for _ in range(2)),
+            torch.arange(9) < torch.tensor([[9], [4], [0]]), 0.2,
         ),
         "bank_copy_": ([torch.randn(3, 5), torch.ones(3)], torch.tensor([1]).int(), torch.tensor([0]).int()),
         "lora_shrink": (case.x, case.a, *case.seg, case.scale),

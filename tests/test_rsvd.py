@@ -3,6 +3,7 @@
 import gc
 import importlib
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import spectra
@@ -338,6 +339,14 @@ def arguments(part: str, dtype=torch.float32) -> tuple:
         "svd_eigh": (g, 5),
         "svd_small": (g,),
     }[part]
+
+
+@pytest.mark.parametrize("device, shared, columns", [("H100", 232448, 160), ("A100", 166912, 143), ("RTX 3090", 101376, 111)])
+def test_columns_that_do_not_fit_into_a_gpus_shared_memory_go_to_the_formula(monkeypatch, device, shared, columns):
+    properties = SimpleNamespace(shared_memory_per_block_optin=shared)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    assert _svd._fitting(SimpleNamespace(device=torch.device("cuda")), 160) == columns, device
+    assert _svd._fitting(torch.empty(1), 160) == 160
 
 
 def test_all_parts_are_listed():

@@ -286,3 +286,17 @@ def svd_small(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """r [b,l,l] = u diag(s) vᵀ: u [b,l,l], s [b,l] descending, v [b,l,l], to high relative accuracy of every s."""
     u, s, vh = torch.linalg.svd(r)
     return u.contiguous(), s, vh.mT.contiguous()
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """o[b,h] = Σ_c softmax_c(scale·q[b,h]·k[b,h // (H/G),c]) v[b,h // (H/G),c] over the visible columns; zeros if there are none.
+
+    q [B,H,D]; k and v [B,G,L,D]; mask bool [B,L].
+    """
+    wide = q.dtype if q.dtype == torch.float64 else torch.float32
+    seen = mask[:, None, :, None]
+    k, v = (torch.where(seen, x, 0).to(wide) for x in (k, v))
+    rows = q.to(wide).unflatten(1, (k.shape[1], -1))
+    scores = (rows @ k.transpose(-1, -2) * scale).masked_fill(~mask[:, None, None], -torch.inf)
+    p = scores.softmax(-1).masked_fill(~mask[:, None, None], 0)
+    return (p @ v).flatten(1, 2).to(q.dtype)

@@ -1,5 +1,6 @@
 // All kernels for one instruction set: compiled once for each with its flags, TMEM_ISA naming it. Nothing but the table
 // leaves this file, so that no function of another instruction set can be linked in its place.
+#include "attend.h"
 #include "expand.h"
 #include "gram.h"
 #include "kernels.h"
@@ -22,6 +23,7 @@ const Kernels TMEM_JOIN(kernels_, TMEM_ISA) = {
     {gram<float>, gram<bf16>, gram<double>},
     {sum_of_squares<float>, nullptr, sum_of_squares<double>},
     {update<float>, nullptr, update<double>},
+    {attend<float>, attend<bf16>, attend<double>},
     skinny,
     {widen<float>, widen<bf16>, widen<f16>},
     {magnitude<float, uint32_t>, magnitude<bf16, uint16_t>, magnitude<f16, uint16_t>},

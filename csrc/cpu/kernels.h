@@ -66,6 +66,16 @@ struct Skinny {
   bool add;
 };
 
+// o[row, h] = sum over visible columns c of softmax(scale q[row, h] . k[row, g, c]) v[row, g, c], g = h / share; strides in
+// elements, the width contiguous; o [rows, heads * share, width] contiguous.
+struct Attend {
+  const void *q, *k, *v;
+  void* o;
+  int64_t q_row, q_head, k_row, k_head, k_column, v_row, v_head, v_column;
+  int64_t heads, share, width;
+  double scale;
+};
+
 constexpr int64_t DEPTH = 128;  // terms that are summed before the sum goes to memory
 
 // Pairs of (activation, factor) element types, and single element types.
@@ -82,6 +92,7 @@ struct Kernels {
   void (*gram[ELEMENTS])(const Gram&, const int64_t* segments, int64_t count, int64_t first_column, int64_t end_column);
   double (*sum_of_squares[ELEMENTS])(const void* x, int64_t count);
   void (*update[ELEMENTS])(const Update&);
+  void (*attend[ELEMENTS])(const Attend&, int64_t row, int64_t head, const int32_t* columns, int64_t count, void* scratch);
   void (*skinny)(const Skinny&, int64_t first_row, int64_t end_row);
   void (*widen[WEIGHTS])(const void* from, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns, float* out);
   float (*magnitude[WEIGHTS])(const void* from, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns);

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int THREADS = 512, WARPS = THREADS / 32, MOST_SWEEPS = 24;
 constexpr float TOLERANCE = 5e-7f;  // cosine of the angle between two columns that count as orthogonal
+constexpr float SHORTEST = 8.7e-19f;  // 2^-60 of the largest entry: columns whose squares lose digits, which count as zero in U
 
 __device__ __forceinline__ float over_warp(float x) {
 #pragma unroll
@@ -31,6 +32,8 @@ __device__ __forceinline__ void rotate(float* x, float* y, float c, float s, int
   }
 }
 
+__device__ __forceinline__ unsigned bits_of(float x) { return __float_as_uint(x) & 0x7fffffffu; }
+
 // Player i of round r of a tournament of `even` players: the first stays, the others move on by one.
 __device__ __forceinline__ int player(int i, int round, int even) {
   return i == 0 ? 0 : 1 + (i - 1 + round) % (even - 1);
@@ -42,8 +45,19 @@ __global__ void __launch_bounds__(THREADS, 1) diagonalise(const Jacobi a) {
   float *work = room, *v = work + k * lead, *size = v + k * lead;  // columns one after another; lengths of columns
   int *order = reinterpret_cast<int*>(size + k), *turned = order + k;  // order[place] = column
   const float* in = a.a + blockIdx.x * static_cast<int64_t>(k) * k;
+  // By the power of two that brings the largest entry near 1, so that no square overflows: its exponent is in the bits.
+  unsigned* most = reinterpret_cast<unsigned*>(turned);
+  if (t == 0) *most = 0;
+  __syncthreads();
+  unsigned largest = 0;
+  for (int i = t; i < k * k; i += THREADS) largest = bits_of(in[i]) > largest ? bits_of(in[i]) : largest;
+  atomicMax(most, largest);
+  __syncthreads();
+  const unsigned e = *most >> 23, exponent = e < 1 ? 1 : e > 253 ? 253 : e;  // neither power leaves the range
+  const float down = __uint_as_float((254 - exponent) << 23), up = __uint_as_float(exponent << 23);
+  __syncthreads();
   for (int i = t; i < k * k; i += THREADS) {
-    work[i % k * lead + i / k] = in[i];
+    work[i % k * lead + i / k] = in[i] * down;
     v[i % k * lead + i / k] = i % k == i / k ? 1.f : 0.f;
   }
   const int even = k + k % 2;
@@ -80,20 +94,22 @@ __global__ void __launch_bounds__(THREADS, 1) diagonalise(const Jacobi a) {
     for (int i = lane; i < k; i += 32) v[column * lead + i] /= turned_length;
   }
   __syncthreads();
-  for (int column = t; column < k; column += THREADS) {  // descending; equal ones by column
+  // Descending, equal ones by column. By the bits of the lengths, which order NaN too, as the largest: every place is taken.
+  for (int column = t; column < k; column += THREADS) {
+    const unsigned mine = bits_of(size[column]);
     int place = 0;
-    for (int i = 0; i < k; i++) place += size[i] > size[column] || (size[i] == size[column] && i < column);
+    for (int i = 0; i < k; i++) place += bits_of(size[i]) > mine || (bits_of(size[i]) == mine && i < column);
     order[place] = column;
   }
   __syncthreads();
   if (a.u) {
     for (int column = warp; column < k; column += WARPS)
-      for (int i = lane; i < k; i += 32) work[column * lead + i] *= size[column] > 0.f ? 1.f / size[column] : 0.f;
+      for (int i = lane; i < k; i += 32) work[column * lead + i] *= size[column] < SHORTEST ? 0.f : 1.f / size[column];
     __syncthreads();
     // What is zero becomes the unit vector least covered by the columns before it, made orthogonal to them twice.
     for (int place = 0; place < k && warp == 0; place++) {
       float* x = work + order[place] * lead;
-      if (size[order[place]] > 0.f) continue;
+      if (!(size[order[place]] < SHORTEST)) continue;
       float best = 2.f;
       int which = 0;
       for (int i = lane; i < k; i += 32) {
@@ -128,7 +144,7 @@ __global__ void __launch_bounds__(THREADS, 1) diagonalise(const Jacobi a) {
     a.v[out + i] = v[column * lead + row];
     if (a.u) a.u[out + i] = work[column * lead + row];
   }
-  if (t < count) a.s[blockIdx.x * static_cast<int64_t>(count) + t] = size[order[t]];
+  if (t < count) a.s[blockIdx.x * static_cast<int64_t>(count) + t] = size[order[t]] * up;
 }
 
 }  // namespace

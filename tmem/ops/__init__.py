@@ -7,6 +7,7 @@ there also returns z).
 
 from tmem.ops._registry import kernel_for, load_compiled
 from tmem.ops._svd import SVD_PARTS
+from tmem.ops.attend import attend
 from tmem.ops.backward import lora_backward_
 from tmem.ops.copy import bank_copy_
 from tmem.ops.decode import lora_decode_
@@ -28,6 +29,7 @@ OPS = (
     "lora_backward_",
     "lora_linear",
     "lora_decode_",
+    "attend",
     "bank_step_",
     "bank_copy_",
 )
@@ -36,6 +38,7 @@ __all__ = [
     "HYPER",
     "OPS",
     "SVD_PARTS",
+    "attend",
     "bank_copy_",
     "bank_step_",
     "batched_rsvd",

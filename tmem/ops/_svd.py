@@ -52,9 +52,19 @@ def _kernel(schema, formula, fake, floats, most=None):
 
     def call(*args):
         x = floats(*args)
-        return (formula if x.dtype == torch.float64 or (most and x.shape[-1] > most) else op)(*args)
+        return (formula if x.dtype == torch.float64 or (most and x.shape[-1] > _fitting(x, most)) else op)(*args)
 
     return call
+
+
+def _fitting(x, most):
+    """How many columns, `most` at most, fit with their rotations into what a block of x's device may share: 143 on an A100."""
+    if x.device.type != "cuda":
+        return most
+    floats = torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin // 4
+    while 2 * most * (most | 1) + 2 * most + 1 > floats:
+        most -= 1
+    return most
 
 
 def _first_matrix(w, *_):

@@ -1,0 +1,81 @@
+"""Attention where torch's own loses: one new token per row (on a CPU by the op `attend`), and bf16 sequences of some
+hundred tokens on a CPU.
+
+Both fold the query heads that share a key head into query rows, so that keys and values are not repeated.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface
+
+from .ops import attend
+
+ONE_TOKEN, SHORT = "tmem_one_token", "tmem_short"
+MOST = 1024  # tokens; the probabilities of a layer are kept for backward, in bf16
+
+
+def choose(hidden: Tensor, cached: bool) -> str | None:
+    """The implementation for a forward pass over `hidden` [B, T, D], None for the model's own.
+
+    torch's flash attention on CPUs spends two to six times as long on a short bf16 backward as four products.
+    """
+    if cached:
+        return ONE_TOKEN if hidden.shape[1] == 1 else None
+    short = hidden.device.type == "cpu" and hidden.dtype == torch.bfloat16 and hidden.shape[1] <= MOST
+    return SHORT if short and torch.is_grad_enabled() else None
+
+
+def _one_token(module, query, key, value, attention_mask, scaling=None, **_kwargs) -> tuple[Tensor, None]:
+    """query [B, H, 1, D], key and value [B, H/g, L, D], mask bool [B, 1, 1, L] -> [B, 1, H, D]."""
+    batch, heads, _, size = query.shape
+    if query.device.type == "cpu":
+        scaling = size**-0.5 if scaling is None else scaling
+        return attend(query[:, :, 0], key, value, attention_mask[:, 0, 0].expand(batch, -1), scaling)[:, None], None
+    folded = query.view(batch, key.shape[1], heads // key.shape[1], size)
+    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(batch, 1, heads, size), None
+
+
+def _short(module, query, key, value, attention_mask, scaling=None, **_kwargs) -> tuple[Tensor, None]:
+    """query [B, H, T, D], key and value [B, H/g, T, D], mask bool [1 or B, 1, T, T] -> [B, T, H, D]."""
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _Short.apply(query, key, value, attention_mask, scaling).transpose(1, 2), None
+
+
+class _Short(torch.autograd.Function):
+    """P = softmax(c Q Kᵀ), O = P V; dV = Pᵀ dO, dS = P ∘ (dP - rowsum(P ∘ dP)) with dP = dO Vᵀ, dQ = c dS K, dK = c dSᵀ Q.
+
+    Products in the inputs' dtype with fp32 sums inside, the softmax in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, mask, scaling):
+        batch, heads, length, size = query.shape
+        groups = key.shape[1]
+        rows = (query * scaling).reshape(batch, groups, -1, size)
+        scores = (rows @ key.transpose(-1, -2)).view(batch, groups, -1, length, length)
+        scores.masked_fill_(~mask[:, :, None], float("-inf"))
+        p = scores.softmax(-1, dtype=torch.float32).to(query.dtype).view(batch, groups, -1, length)
+        ctx.save_for_backward(rows, key, value, p)
+        ctx.scaling = scaling
+        return (p @ value).view(batch, heads, length, size)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rows, key, value, p = ctx.saved_tensors
+        shape, grad = grad.shape, grad.reshape(rows.shape)
+        d_value = p.transpose(-1, -2) @ grad
+        d_scores = grad @ value.transpose(-1, -2)
+        d_scores = d_scores.sub_((d_scores * p).sum(-1, keepdim=True, dtype=torch.float32)).mul_(p)
+        d_key = d_scores.transpose(-1, -2) @ rows  # the rows carry the scale
+        d_query = (d_scores @ key).mul_(ctx.scaling).view(shape)
+        return d_query, d_key, d_value, None, None
+
+
+AttentionInterface.register(ONE_TOKEN, _one_token)
+AttentionInterface.register(SHORT, _short)
