@@ -133,13 +133,26 @@ class AdapterBank:
         Raises RuntimeError while a slot is in use: its B means nothing under another A. Snapshots and adapters made before
         belong to the subspace before.
         """
-        if any(self.used):
-            raise RuntimeError(f"renew: {sum(self.used)} slots are in use and belong to the A they were made with; free them.")
-        for site, factor, new in zip(self.sites, self._factors, self._subspace(cache=False)):
+        self._must_be_idle("renew")
+        self.take(self._subspace(cache=False))
+
+    @property
+    def factors(self) -> list[Tensor]:
+        """A of every adapted layer, [rank, in_features] each."""
+        return [f[0] for f in self._factors]
+
+    def take(self, factors: Sequence[Tensor]) -> None:
+        """Make `factors` A. Raises RuntimeError while a slot is in use, as `renew` does."""
+        self._must_be_idle("take")
+        for site, factor, new in zip(self.sites, self._factors, factors):
             factor.copy_(new[None])
             if not self.train_a and site.a_copy is not None:
                 site.a_copy.copy_(factor)
         self.subspace = self._digest()
+
+    def _must_be_idle(self, verb: str) -> None:
+        if any(self.used):
+            raise RuntimeError(f"{verb}: {sum(self.used)} slots are in use and belong to the A they were made with; free them.")
 
     def _lay_out(self, sizes: list[tuple[int, int]]) -> None:
         offset = 0
@@ -226,6 +239,11 @@ class AdapterBank:
         for name in hyper:
             if name not in ops.HYPER:
                 raise ValueError(f"configure: expected some of {', '.join(ops.HYPER)}, got {name!r}.")
+
+    def is_zero(self, slot: int) -> bool:
+        """Whether Δ = 0 for certain: nothing was learned into this slot or restored to it."""
+        self._check(slot, "is_zero")
+        return not bool(self.param[slot].any())
 
     def fork(self, slot: int) -> int:
         """A new slot that starts as an exact copy of `slot`: weights, moments, step, rank, scale, hyper-parameters."""

@@ -42,6 +42,7 @@ def main() -> None:
     \b
     Examples:
       tmem train                                    warm start, then reinforcement learning, in ten minutes
+      tmem report runs/train                        a page to look at: what it learned to write
       tmem eval --task stream --methods none,tmem   methods on a task, with a table and a chart
       tmem eval --task locomo --data locomo10.json --limit 20
       tmem bench lora                               the ops against what else there is
@@ -75,6 +76,56 @@ def train(preset: str, model: str | None, out: Path, resume: bool, **overrides) 
     watch(preset, out, model=model, resume=resume, **{k: v for k, v in overrides.items() if v is not None})
 
 
+@main.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page. [default: RUN/report.html]")
+def report(run: Path, out: Path | None) -> None:
+    """Make one page of a training run, finished or not.
+
+    RUN is the --out of `tmem train`, or a seed of `tmem study`. The page shows held-out scores, guards against the known
+    ways to collapse, a picture of every measure over the steps, and the same episodes as the model wrote and answered them
+    before and after. It is one HTML file without anything outside itself, to look at in a browser or to send.
+    """
+    from .page import page
+
+    out = out or run / "report.html"
+    click.echo(page(run, out))
+    click.echo(f"written to {out}")
+
+
+@main.command()
+@click.option("--preset", default="study", show_default=True, help="As for train.")
+@click.option("--model", help="As for train.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="runs/study", show_default=True)
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="How often to train, from seeds 0, 1, ...")
+@click.option("--only", type=click.IntRange(0), metavar="N", help="Do seed N only, say one on each machine; no comparison.")
+@click.option("--episodes", type=click.IntRange(2), default=24, show_default=True, help="Streams of a dissection.")
+def study(preset: str, out: Path, **options) -> None:
+    """Train from several seeds, compare the phases, and tell which half learned.
+
+    Each seed is a run of `tmem train` in --out/seed-N. Then every seed's warm start and RL model are dissected on streams that
+    nothing else uses: who writes crossed with who answers, gold pairs, memory off, another episode's memory, pairs in the
+    prompt instead of in the weights, memory rebuilt from the log, what later writes destroy, and general ability. Intervals
+    are t-intervals over seeds and bootstrap intervals over episodes. The same command goes on with what --out holds.
+    """
+    from .console import study as watch
+
+    watch(preset, out, **options)
+
+
+@main.command()
+@click.option("--preset", default="default", show_default=True, help="As for train.")
+@click.option("--model", help="qwen3-4b or qwen3-8b for their shapes alone, or as for train.")
+@click.option("--ranks", type=click.IntRange(1), default=1, show_default=True, help="Processes, one GPU each.")
+@click.option("--writes", type=click.IntRange(1), default=6, show_default=True, help="Writes of an episode.")
+@click.option("--layout", type=click.Choice(["ddp", "fsdp"]), help="Of θ0 over ranks. [default: the preset's]")
+def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | None) -> None:
+    """What a training step needs on each rank, before anything is started: memory, bytes sent, operations."""
+    from .console import plan as show
+
+    show(preset, model, ranks=ranks, writes=writes, layout=layout)
+
+
 @main.command("eval")
 @click.option("--task", type=click.Choice(["stream", "locomo"]), default="stream", show_default=True)
 @click.option("--data", type=click.Path(dir_okay=False), help="The task's file, e.g. the official locomo10.json.")
@@ -101,7 +152,7 @@ def evaluate(task: str, methods: str, probe: bool, out: Path, **options) -> None
 
 
 @main.command()
-@click.argument("names", nargs=-1, type=click.Choice(["lora", "step", "decode", "rsvd", "init"]))
+@click.argument("names", nargs=-1, type=click.Choice(["lora", "step", "decode", "rsvd", "init", "train"]))
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), is_flag=False,
               flag_value="bench.json", metavar="[FILE]",
               help="Also write the figures, and two pictures beside them. [default: bench.json]")

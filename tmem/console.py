@@ -4,28 +4,79 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from . import evaluate as evaluation
 from . import report
+from .machine import keep_memory
 from .report import write_json
 
 console = Console()
 
 
+# What a live view of training shows, by field of metrics.jsonl.
+WATCHED = {
+    "reward": "reward", "recall": "gold facts written", "pairs_per_write": "pairs per write",
+    "grounded": "pairs found in the text", "copied": "questions copied with a guess", "dropped": "lines dropped",
+    "held": "own pairs held", "norm": "‖ΔW‖", "kl": "KL",
+    "entropy": "entropy, nats", "dead_groups": "dead groups", "dlogp": "|Δ log p|", "neutral_nll": "neutral text, nats",
+}  # fmt: skip
+
+
+def sparkline(values: Sequence[float], width: int = 24) -> str:
+    """The last `width` values as blocks between their own least and largest."""
+    values = list(values)[-width:]
+    low, high = min(values), max(values)
+    return "".join("▁▂▃▄▅▆▇█"[int(7.99 * (v - low) / (high - low)) if high > low else 3] for v in values)
+
+
+class _Steps:
+    """RL's steps so far as a table that redraws itself: each measure at first, now, and its way there."""
+
+    def __init__(self):
+        self.rows: list[dict] = []
+
+    def __rich__(self) -> Table | str:
+        if not self.rows:
+            return ""
+        grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column, justify in (("", "left"), ("first", "right"), ("now", "right"), (f"{len(self.rows)} steps", "left")):
+            grid.add_column(column, justify=justify)
+        for key, name in WATCHED.items():
+            values = [r[key] for r in self.rows if r.get(key) is not None]
+            if values:
+                grid.add_row(name, f"{values[0]:.3g}", f"{values[-1]:.3g}", sparkline(values))
+        return grid
+
+
+@contextmanager
+def _live() -> Iterator[tuple[Progress, _Steps]]:
+    """Progress bars, and under them RL's steps."""
+    steps = _Steps()
+    progress = Progress(*_columns(), console=console)
+    with Live(Group(progress, steps), console=console, refresh_per_second=4):
+        yield progress, steps
+
+
 @contextmanager
 def _bar() -> Iterator[Progress]:
-    columns = (SpinnerColumn(), TextColumn("{task.description:18}"), BarColumn(bar_width=24), TimeElapsedColumn(),
-               TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=console, transient=False) as progress:
+    with Progress(*_columns(), console=console, transient=False) as progress:
         yield progress
+
+
+def _columns():
+    return (
+        SpinnerColumn(), TextColumn("{task.description:18}"), BarColumn(bar_width=24), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
 
 
 @contextmanager
@@ -47,32 +98,48 @@ def _stop_on_ctrl_c() -> Iterator[list[bool]]:
 
 
 def train(preset: str, out: Path, *, model: str | None, resume: bool, **overrides) -> None:
-    """Run the trainer under a progress bar; print the table of the four phases and write the summary and the curve."""
-    from .rl import trainer as rl
+    """Run the trainer under a progress bar; print the table of the four phases and write the summary and the curve.
 
+    Under torchrun rank 0 alone shows and writes.
+    """
+    from .rl import trainer as rl
+    from .rl.world import World
+
+    keep_memory()
     machine = report.machine()  # at the start: the commit that runs, not the one checked out when it ends
-    trainer = rl.Trainer(preset, out, model=model, resume=resume, **overrides)
+    world = World.join()
+    console.quiet = not world.first
+    trainer = rl.Trainer(preset, out, model=model, resume=resume, world=world, **overrides)
     bars: dict[str, int] = {}
-    with _stop_on_ctrl_c() as asked, _bar() as progress:
+    with _stop_on_ctrl_c() as asked, _live() as (progress, steps):
+        def row(values: dict) -> None:
+            if values["phase"] == "rl":
+                steps.rows.append(values)
 
         def phase(name: str, done: int, total: int, note: str) -> None:
             if name not in bars:
                 bars[name] = progress.add_task(name, total=total, note=note)
             progress.update(bars[name], completed=done, note=note)
 
+        def warn(sentence: str) -> None:
+            console.print(f"warning: {sentence}", style="yellow", highlight=False)
+
         try:
-            summary = trainer.run(rl.Progress(lambda row: None, phase), stop=lambda: bool(asked))
+            summary = trainer.run(rl.Progress(row, phase, warn), stop=lambda: bool(asked))
         except rl.Interrupted:
             console.print(f"stopped; go on with: tmem train --preset {preset} --out {out} --resume")
             raise SystemExit(130) from None
-    summary["machine"] = machine
+    world.leave()
+    if not world.first:
+        return
+    summary["machine"] = {**machine, "ranks": world.size}
     write_json(out / "summary.json", summary)
     title = f"tmem train --preset {preset}, {summary['n_episodes']} held-out episodes"
-    report.curve(out / "curve.png", report.read_jsonl(out / "metrics.jsonl"), title=title)
+    report.curve(out / "curve.png", report.read_run(out), title=title)
     _print_phases(summary)
     console.print(
-        f"{summary['wall_seconds']:.0f} s. Files in {out}: summary.json, metrics.jsonl, curve.png, episodes/, "
-        f"models warm/ and rl/ (tmem eval --model {out}/rl)"
+        f"{summary['wall_seconds']:.0f} s. Files in {out}: summary.json, metrics.jsonl, timings.jsonl, curve.png, episodes/, "
+        f"models warm/, rl/ and sft/ (tmem eval --model {out}/rl); see it all with: tmem report {out}"
     )
 
 
@@ -109,8 +176,85 @@ def _print_phases(summary: dict) -> None:
     )
 
 
+def study(preset: str, out: Path, *, seeds: int, only: int | None, **options) -> None:
+    """Run a study of several seeds, or one of them, under progress bars; print what RL gained and which half it changed."""
+    from .rl import study as studies
+    from .rl.trainer import Interrupted, Progress
+
+    keep_memory()
+    machine, bars, at = report.machine(), {}, [only or 0]
+    with _stop_on_ctrl_c() as asked, _bar() as progress:
+
+        def phase(name: str, done: int, total: int, note: str) -> None:
+            key = at[0], name
+            if key not in bars:
+                bars[key] = progress.add_task(f"{at[0]}: {name}", total=total, note=note)
+            progress.update(bars[key], completed=done, total=total, note=note)
+
+        def warn(sentence: str) -> None:
+            progress.console.print(f"warning: seed {at[0]}: {sentence}", style="yellow", highlight=False)
+
+        options.update(progress=Progress(phase=phase, warn=warn), stop=lambda: bool(asked))
+        try:
+            if only is not None:
+                studies.one(preset, out / f"seed-{only}", only, **options)
+            else:
+                summary = studies.study(preset, out, seeds=seeds, seed_starts=lambda s: at.__setitem__(0, s), **options)
+        except Interrupted:
+            console.print("stopped; the same command goes on")
+            raise SystemExit(130) from None
+    if only is not None:
+        console.print(f"Seed {only} is in {out}/seed-{only}; without --only the seeds are compared.")
+        return
+    summary["machine"] = machine
+    write_json(out / "study.json", summary)
+    for grid in report.study_tables(summary):
+        console.print(grid)
+    console.print(f"Everything is in {out}/study.json; one seed to look at: tmem report {out}/seed-0")
+
+
+def plan(preset: str, model: str | None, *, ranks: int, writes: int, layout: str | None) -> None:
+    """Print what one rank needs for a step of training."""
+    import dataclasses
+
+    from . import models
+    from .agent.config import agent_config, build, read
+    from .rl import plan as plans
+    from .rl.config import TrainConfig
+
+    if model in plans.SHAPES:
+        shape = plans.SHAPES[model]
+    else:
+        from transformers import AutoConfig
+
+        shape = plans.Shape.of(AutoConfig.from_pretrained(models.resolve(model), local_files_only=True))
+    agent = agent_config(preset)
+    train = build(TrainConfig, read(preset).get("train", {}), "train")
+    train = dataclasses.replace(train, layout=layout or train.layout)
+    items = plans.plan(shape, agent, train, ranks=ranks, writes=writes)
+    rollouts = -(-train.rl_episodes // ranks) * train.rl_group
+    passes = plans.passes(agent, train, ranks=ranks, writes=writes)
+    grid = Table(
+        title=f"{model or models.DEFAULT}, --preset {preset}: one of {ranks} ranks, {rollouts} rollouts of {writes} writes, "
+        f"{train.layout}, bf16", title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for column, justify in (("", "left"), ("GiB", "right"), ("", "left")):
+        grid.add_column(column, justify=justify)
+    for item in items:
+        grid.add_row(item.name, f"{item.bytes / 2**30:.2f}", item.why)
+    grid.add_section()
+    grid.add_row("together", f"{sum(i.bytes for i in items) / 2**30:.2f}", "not all at the same time")
+    if ranks > 1:
+        wire = plans.sent(shape, train, ranks=ranks, passes=passes)
+        grid.add_row(wire.name, f"{wire.bytes / 2**30:.2f}", wire.why)
+    console.print(grid)
+    work = plans.flops(shape, agent, train, ranks=ranks, writes=writes)
+    console.print("operations of a step, TFLOP: " + ", ".join(f"{k} {v / 1e12:,.0f}" for k, v in work.items()), highlight=False)
+
+
 def evaluate(task: str, methods: list[str], out: Path, **options) -> None:
     """Run an evaluation under a progress bar; print its table and write the chart."""
+    keep_memory()
     start, machine = time.perf_counter(), report.machine()
     bars: dict[str, int] = {}
     with _bar() as progress:

@@ -12,7 +12,7 @@ from pathlib import Path
 from . import models, tasks
 from .agent.config import agent_config
 from .agent.episode import Agent, Rollout
-from .agent.log import readable
+from .agent.log import readable, record
 from .agent.methods import METHODS, Answers, Runs
 from .episode import Episode
 from .folders import atomic_file
@@ -178,4 +178,4 @@ def _mean(values: Sequence[float]) -> float:
 
 def _write_logs(out: Path, rollouts: Sequence[Rollout]) -> None:
     with atomic_file(out / "episodes.md") as work:
-        work.write_text("\n\n".join(readable(r) for r in rollouts))
+        work.write_text("\n\n".join(readable(record(r)) for r in rollouts))

@@ -51,6 +51,16 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         work.unlink(missing_ok=True)
 
 
+def sync(folder: Path) -> None:
+    """Have the files of a folder, and the folder's own entries, on the disk before going on."""
+    for path in [*(p for p in folder.iterdir() if p.is_file()), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def _move(work: Path, path: Path, keep: bool) -> None:
     try:
         os.rename(work, path)  # also takes the place of an empty folder

@@ -8,10 +8,12 @@ only where there is a label, and the 4-D mask is always explicit, so that a row'
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+
+from .attention import choose
 
 # One minibatch holds sequences of one bucket only, right-padded to it: a row's bits depend on its own bucket, never on
 # the other rows. Buckets finer than powers of two waste fewer padded tokens.
@@ -62,20 +64,6 @@ def causal_mask(length: int, device: torch.device | str = "cpu", columns: int | 
     return torch.ones(length, columns or length, dtype=torch.bool, device=device).tril()[None, None]
 
 
-def _one_token_attention(module, query, key, value, attention_mask, scaling=None, **_kwargs) -> tuple[Tensor, None]:
-    """Attention of one new token per row: query heads that share a key head become query rows, so keys are not repeated.
-
-    query [B, H, 1, D], key and value [B, H/g, L, D], mask bool [B, 1, 1, L] -> [B, 1, H, D].
-    """
-    batch, heads, _, size = query.shape
-    folded = query.view(batch, key.shape[1], heads // key.shape[1], size)
-    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
-    return out.reshape(batch, 1, heads, size), None
-
-
-AttentionInterface.register("tmem_one_token", _one_token_attention)
-
-
 def layers(
     model: nn.Module,
     hidden: Tensor,
@@ -91,8 +79,7 @@ def layers(
     rotary = decoder.rotary_emb(hidden, position_ids=positions)
     config = model.config
     attention = config._attn_implementation
-    if cache is not None and hidden.shape[1] == 1:
-        config._attn_implementation = "tmem_one_token"
+    config._attn_implementation = choose(hidden, cache is not None) or attention
     try:
         for layer in decoder.layers[start:stop]:
             hidden = layer(
@@ -115,32 +102,86 @@ def embed(model: nn.Module, ids: Tensor) -> Tensor:
 
 def logits(model: nn.Module, hidden: Tensor) -> Tensor:
     """Last-layer states [..., D] -> fp32 (fp64 for an fp64 model) logits [..., V]: norm, head, up-cast."""
-    out = model.lm_head(parts(model).norm(hidden))
+    out = head(model, hidden)
     return out if out.dtype == torch.float64 else out.float()
+
+
+def head(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Last-layer states [..., D] -> logits [..., V] in the model's dtype."""
+    return model.lm_head(parts(model).norm(hidden))
+
+
+def branch_mask(branches: Tensor) -> Tensor:
+    """bool [B, 1, T, T] of `branches` int64 [B, T]: a token attends to what precedes it on branch 0, the trunk, and its own."""
+    keys, queries = branches[:, None, None, :], branches[:, None, :, None]
+    return ((keys == 0) | (keys == queries)).tril()
+
+
+def token_logits(
+    model: nn.Module, ids: Tensor, rows: list[int], columns: list[int],
+    positions: Tensor | None = None, branches: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Logits [len(rows), V], in the model's dtype, at positions (row, column) of right-padded `ids` int64 [B, T]; the head
+    runs nowhere else.
+
+    positions, branches  int64 [B, T]: where every token stands in its own text, and which one of the texts that share the
+                         beginning of the row, branch 0, it belongs to; None: every row is one text
+    """
+    length = ids.shape[1]
+    mask = causal_mask(length, ids.device) if branches is None else branch_mask(branches)
+    positions = torch.arange(length, device=ids.device)[None] if positions is None else positions
+    hidden = layers(model, embed(model, ids), positions, mask)
+    return head(model, hidden[rows, columns])
 
 
 class KVCache:
     """Keys and values of every layer in memory allocated once, `[B, heads, capacity, head_dim]` per layer.
 
-    `update` is the only method that attention layers call. Columns are filled in lockstep for all rows. Attention sees
-    whole groups of 16 columns, the unwritten ones zero and masked: with other lengths the fp32 kernel's scratch rows are
-    unaligned, and then a row's bits depend on which thread it falls to.
+    `update` is the only method that attention layers call. A prefill fills columns in lockstep for all rows; a `joined` cache
+    takes one token a row and pass, each row into a column of its own. Attention sees whole groups of 16 columns, the unwritten
+    ones zero and masked: with other lengths the fp32 kernel's scratch rows are unaligned, and then a row's bits depend on which
+    thread it falls to.
     """
 
     GROUP = 16
 
     def __init__(self, capacity: int):
         self.capacity, self.length = self.shown(capacity), 0
+        self.columns: Tensor | None = None  # int64 [B]: where each row writes next; None: at `length`, all of them
         self._kv: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[KVCache, Tensor]], capacity: int) -> KVCache:
+        """The rows (int64 indices) of prefilled caches, one after another, each with `capacity` columns."""
+        out = cls(capacity)
+        for layer in parts[0][0]._kv:
+            kept = []
+            for which in range(2):
+                sources = [cache._kv[layer][which][rows, :, : cache.length] for cache, rows in parts]
+                total = sources[0].new_zeros(sum(map(len, sources)), sources[0].shape[1], out.capacity, sources[0].shape[3])
+                for place, source in zip(total.split([len(s) for s in sources]), sources):
+                    place[:, :, : source.shape[2]] = source
+                kept.append(total)
+            out._kv[layer] = tuple(kept)
+        ends = [torch.full((len(rows),), cache.length, device=rows.device) for cache, rows in parts]
+        out._follow(torch.cat(ends))
+        return out
+
+    def _follow(self, columns: Tensor) -> None:
+        self.columns, self.length = columns, int(columns.max())
+        self._rows = torch.arange(len(columns), device=columns.device)
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
         if layer_idx not in self._kv:
             shape = (key.shape[0], key.shape[1], self.capacity, key.shape[3])
             self._kv[layer_idx] = (key.new_zeros(shape), value.new_zeros(shape))
         end = self.length + key.shape[2]
+        for kept, new in zip(self._kv[layer_idx], (key, value)):
+            if self.columns is None:
+                kept[:, :, self.length : end] = new
+            else:
+                kept[self._rows, :, self.columns] = new[:, :, 0]
         keys, values = self._kv[layer_idx]
-        keys[:, :, self.length : end] = key
-        values[:, :, self.length : end] = value
         return keys[:, :, : self.shown(end)], values[:, :, : self.shown(end)]
 
     def shown(self, length: int) -> int:
@@ -150,10 +191,14 @@ class KVCache:
     def advance(self, columns: int) -> None:
         """Call once per forward pass, after every layer has written its `columns`."""
         self.length += columns
+        if self.columns is not None:
+            self.columns = self.columns + columns
 
     def keep(self, rows: Tensor) -> None:
         """Keep only `rows` (int64 indices): finished rows leave."""
         self._kv = {i: (k[rows], v[rows]) for i, (k, v) in self._kv.items()}
+        if self.columns is not None:
+            self._follow(self.columns[rows])
 
 
 def filled(rows: int) -> int:

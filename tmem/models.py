@@ -62,10 +62,15 @@ def load(
     return model.to(device).eval(), tokenizer
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
-    """Write a Hugging Face folder (safetensors) that `load(path)` takes; an older model at `path` is replaced whole."""
+def save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path, weights: dict | None = None
+) -> None:
+    """Write a Hugging Face folder (safetensors) that `load(path)` takes; an older model at `path` is replaced whole.
+
+    weights: the state dict, where the model itself holds only a part of it.
+    """
     with _quiet(), atomic_folder(path, "config.json") as work:
-        model.save_pretrained(work)
+        model.save_pretrained(work, state_dict=weights)
         tokenizer.save_pretrained(work)
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
-from . import machine as box
+from . import machine as this
 from .folders import atomic_file
 
-__all__ = ["bar_chart", "bootstrap", "curve", "machine", "read_jsonl", "table", "write_json"]
+__all__ = ["bar_chart", "bootstrap", "curve", "machine", "read_jsonl", "read_run", "study_tables", "table", "write_json"]
 
 # What a metric is called and its colour (Okabe and Ito's palette, told apart by colour-blind readers), in this order.
 METRICS = {
@@ -82,6 +83,59 @@ def table(title: str, methods: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, found in methods.items():
         grid.add_row(name, *(_cell(found, key) for key in shown), str(found["n"]))
     return grid
+
+
+def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
+    """What `tmem study` prints: scores of the phases, gains, and the dissection; 80 columns."""
+
+    def cell(found: Mapping[str, Any] | None) -> str:
+        if found is None:
+            return ""
+        bounds = "" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]"
+        return f"{found['mean']:.2f}{bounds}"
+
+    def grid(title: str, first: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
+        made = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in (first, *columns):
+            made.add_column(column, no_wrap=True)
+        for name, cells in rows.items():
+            made.add_row(name, *cells)
+        return made
+
+    n = summary["seeds"]
+    shown = {"f1": "F1", "intrusion": "intrusions", "recall": "facts"}
+    yield grid(
+        f"held-out scores, {n} seeds: mean and 95 % t-interval over seeds", "", list(shown.values()),
+        {
+            f"{phase} {mode}": [cell(found[k]["seeds"]) for k in shown]
+            for phase, modes in summary["scores"].items() for mode, found in modes.items()
+        },
+    )  # fmt: skip
+    yield grid(
+        "differences of F1, paired by episode", "", ["t-interval over seeds", "bootstrap over episodes"],
+        {
+            f"{pair} {mode}": [cell(found["seeds"]), cell(found["episodes"])]
+            for pair, modes in summary["differences"].items() for mode, found in modes.items()
+        },
+    )  # fmt: skip
+    for difficulty, found in enumerate(summary["dissection"], 1):
+        conditions = list(next(iter(found["crossing"].values())))
+        yield grid(
+            f"difficulty {difficulty}, F1 (greedy) of who answers, by whose pairs were learned", "pairs of",
+            [f"{answerer} answers" for answerer in found["crossing"]],
+            {c: [cell(found["crossing"][a][c]["f1"]) for a in found["crossing"]] for c in conditions},
+        )  # fmt: skip
+        yield grid(
+            f"difficulty {difficulty}: own pairs learned, own answers; writing; general ability", "", list(found["crossing"]),
+            {
+                **{k: [cell(found["crossing"][a][a].get(k)) for a in found["crossing"]]
+                   for k in ("known", "abstained", "intrusion", "new", "stale", "mixed")},
+                **{f"written: {k}": [cell(found["writing"][w][k]) for w in found["writing"]]
+                   for k in ("facts", "person", "attribute", "precise", "pairs")},
+                **{k: [cell(found["ability"][m][k]) for m in found["ability"]]
+                   for k in ("nll", "nll_with_memory", "plain", "plain_with_memory")},
+            },
+        )  # fmt: skip
 
 
 def _cell(found: Mapping[str, Any], key: str) -> str:
@@ -198,7 +252,7 @@ def _trace(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, colour: str, 
 
 @contextmanager
 def figure(path: str | Path, size: tuple[float, float]) -> Iterator[Any]:
-    """A matplotlib figure of `size` inches in the project's style, saved to `path` as a PNG when the block ends."""
+    """A matplotlib figure of `size` inches in the project's style, saved to `path`, a .png or .svg, when the block ends."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -206,7 +260,7 @@ def figure(path: str | Path, size: tuple[float, float]) -> Iterator[Any]:
     with rc_context(_STYLE), atomic_file(path) as work:
         made = Figure(figsize=size, layout="constrained")
         yield made
-        made.savefig(work, format="png")
+        made.savefig(work, format=Path(path).suffix[1:])
 
 
 def _wrapped(title: str, figure: Any) -> str:
@@ -219,7 +273,7 @@ def machine() -> dict[str, Any]:
 
     The commit ends in "-dirty" when tracked files differ from it; an installed package has none.
     """
-    found = {**box.machine(), **box.versions()}
+    found = {**this.machine(), **this.versions()}
     root = Path(__file__).parents[1]
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
@@ -249,6 +303,13 @@ def _not_finite(value: Any, where: str = "the top") -> str | None:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
     prefix = "" if where == "the top" else f"{where}."
     return next((found for key, item in items if (found := _not_finite(item, f"{prefix}{key}"))), None)
+
+
+def read_run(folder: str | Path) -> list[dict[str, Any]]:
+    """The lines of a training run: metrics.jsonl with timings.jsonl beside it. "seconds" counts training from its start."""
+    folder = Path(folder)
+    metrics, timings = read_jsonl(folder / "metrics.jsonl"), read_jsonl(folder / "timings.jsonl")
+    return [{**timing, **row, "seconds": timing["trained"]} for row, timing in zip(metrics, timings)]
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

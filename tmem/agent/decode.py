@@ -1,13 +1,15 @@
 """Batched decoding: one prompt per row, one slot per row, noise keyed by episode, finished rows leave.
 
-Bits: rows of one length bucket share a batch filled to a multiple of 4 rows, prompts are padded on the right to the bucket, the
-mask is explicit, and a row draws its noise from its own key. So what a row generates does not depend on its neighbours.
+Bits: prompts of one length bucket are read together, padded on the right to the bucket; then all rows, whatever their bucket,
+take their steps together, each writing into its own next column. Batches are filled to a multiple of 4 rows, the mask is
+explicit, and a row draws its noise from its own key. So what a row generates does not depend on its neighbours.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -72,61 +74,97 @@ def decode(
         raise ValueError("decode: a prompt is empty; every prompt needs at least one token.")
     if temperature > 0.0 and keys is None:
         raise ValueError("decode: sampling needs one noise key per prompt.")
-    groups: dict[int, list[int]] = {}
-    for i, p in enumerate(prompts):
-        groups.setdefault(fw.bucket(len(p)), []).append(i)
     out: list[Generation | None] = [None] * len(prompts)
-    for length, members in sorted(groups.items()):
-        for at in range(0, len(members), MAX_ROWS):
-            part = members[at : at + MAX_ROWS]
-            noise = None
-            if temperature > 0.0:
-                noise = torch.from_numpy(np.stack([uniforms(keys[i], max_new) for i in part]))
-            found = _decode_bucket(
-                model,
-                [prompts[i] for i in part],
-                length,
-                bank,
-                [slots[i] for i in part] if slots is not None else None,
-                end,
-                max_new,
-                temperature,
-                noise,
-                on_token,
-                fixed,
-            )
-            for i, generation in zip(part, found):
-                out[i] = generation
+    order = sorted(range(len(prompts)), key=lambda i: fw.bucket(len(prompts[i])))
+    for at in range(0, len(order), MAX_ROWS):
+        part = order[at : at + MAX_ROWS]
+        noise = None
+        if temperature > 0.0:
+            noise = torch.from_numpy(np.stack([uniforms(keys[i], max_new) for i in part]))
+        found = _decode(
+            model,
+            [prompts[i] for i in part],
+            bank,
+            [slots[i] for i in part] if slots is not None else None,
+            end,
+            max_new,
+            temperature,
+            noise,
+            on_token,
+            fixed,
+        )
+        for i, generation in zip(part, found):
+            out[i] = generation
     return out
 
 
-def _decode_bucket(model, prompts, length, bank, slots, end, max_new, temperature, noise, on_token, fixed):
+def _shared(prompts, bank, slots) -> tuple[list[int], list[int]]:
+    """Which prompts are to be read, and for every prompt the number among them of the one that stands for it.
+
+    Prompts with the same text under the same Δ are read once: the first write of all rollouts of an episode has Δ = 0.
+    """
+    deltas = {s: -1 if s == -1 or bank.is_zero(s) else s for s in set(slots or ())}
+    places: dict[tuple, int] = {}
+    firsts, source = [], []
+    for i, prompt in enumerate(prompts):
+        place = places.setdefault((deltas[slots[i]] if slots else -1, *prompt), len(places))
+        if place == len(firsts):
+            firsts.append(i)
+        source.append(place)
+    return firsts, source
+
+
+def _routed(bank, slots, lengths=None):
+    return contextlib.nullcontext() if slots is None else bank.route(slots, learn=False, lengths=lengths)
+
+
+def _read(model, prompts, bank, slots, max_new) -> tuple[fw.KVCache, Tensor, Tensor]:
+    """Prefill prompts of one length bucket: the cache, which of its rows stands for each prompt, their last states [n, D]."""
+    device = next(model.parameters()).device
+    length = fw.bucket(len(prompts[0]))
+    firsts, source = _shared(prompts, bank, slots)
+    ids = fw.pad([prompts[i] for i in firsts], length, device=device)
+    dummies = len(ids) - len(firsts)
+    slots = None if slots is None else [slots[i] for i in firsts] + [-1] * dummies
+    cache = fw.KVCache(length)
+    positions = torch.arange(length, device=device)[None]
+    with _routed(bank, slots, [len(prompts[i]) for i in firsts] + [0] * dummies):
+        mask = fw.causal_mask(length, device, cache.shown(length))
+        hidden = fw.layers(model, fw.embed(model, ids), positions, mask, cache=cache)
+    cache.advance(length)
+    rows = torch.tensor(source, device=device)
+    return cache, rows, hidden[rows, torch.tensor([len(p) - 1 for p in prompts], device=device)]
+
+
+def _decode(model, prompts, bank, slots, end, max_new, temperature, noise, on_token, fixed):
+    """`prompts` in the order of their length buckets."""
     device = next(model.parameters()).device
     fixed = device.type == "cuda" if fixed is None else fixed
-    ids = fw.pad(prompts, length, device=device)
-    dummies = len(ids) - len(prompts)
+    dummies = fw.filled(len(prompts)) - len(prompts)
+    parts, states = [], []
+    for _, members in itertools.groupby(range(len(prompts)), key=lambda i: fw.bucket(len(prompts[i]))):
+        members = list(members)
+        own = None if slots is None else [slots[i] for i in members]
+        cache, rows, last = _read(model, [prompts[i] for i in members], bank, own, max_new)
+        parts.append((cache, rows))
+        states.append(last)
     lengths = torch.tensor([len(p) for p in prompts] + [1] * dummies, device=device)
     slots = None if slots is None else list(slots) + [-1] * dummies
     if noise is not None:
         noise = torch.cat([noise, torch.zeros(dummies, max_new)]).to(device)
-
-    def routed(lengths=None):
-        return contextlib.nullcontext() if slots is None else bank.route(slots, learn=False, lengths=lengths)
-
-    cache = fw.KVCache(length + max_new)
-    positions = torch.arange(length, device=device)[None]
-    with routed([*map(len, prompts)] + [0] * dummies):
-        mask = fw.causal_mask(length, device, cache.shown(length))
-        hidden = fw.layers(model, fw.embed(model, ids), positions, mask, cache=cache)
-    cache.advance(length)
-    hidden = hidden[torch.arange(len(ids), device=device), lengths - 1]
-    logits = fw.logits(model, hidden)
+    if dummies:
+        parts.append((parts[0][0], torch.zeros(dummies, dtype=torch.int64, device=device)))
+        states.append(states[0][:1].expand(dummies, -1))
+    logits = fw.logits(model, torch.cat(states))
+    cache = fw.KVCache.joined(parts, max(c.length for c, _ in parts) + max_new)
+    del parts, states
     columns = torch.arange(cache.capacity, device=device)
+    first = cache.columns  # of what is generated, by row
     prompt_columns = columns < lengths[:, None]
     steps = None
     if fixed:
-        steps = Steps.of(model, bank if slots is not None else None, len(ids), cache.capacity)
-        steps.begin(cache, torch.arange(len(ids), device=device), slots)
+        steps = Steps.of(model, bank if slots is not None else None, len(lengths), cache.capacity)
+        steps.begin(cache, slots)
 
     row_of = list(range(len(prompts))) + [-1] * dummies  # which prompt a batch row serves; -1: none any more
     tokens: list[list[int]] = [[] for _ in prompts]
@@ -150,7 +188,7 @@ def _decode_bucket(model, prompts, length, bank, slots, end, max_new, temperatur
             rest = [r for r, p in enumerate(row_of) if p < 0]
             keep = alive + rest[: fw.filled(len(alive)) - len(alive)]
             rows = torch.tensor(keep, device=device)
-            token, lengths, prompt_columns = token[rows], lengths[rows], prompt_columns[rows]
+            token, lengths, prompt_columns, first = token[rows], lengths[rows], prompt_columns[rows], first[rows]
             noise = None if noise is None else noise[rows]
             row_of = [row_of[r] for r in keep]
             slots = None if slots is None else [slots[r] for r in keep]
@@ -160,13 +198,14 @@ def _decode_bucket(model, prompts, length, bank, slots, end, max_new, temperatur
                 steps = smaller
             else:
                 cache.keep(rows)
-        visible = prompt_columns | ((columns >= length) & (columns <= length + step))
+        now = first + step
+        visible = prompt_columns | ((columns >= first[:, None]) & (columns <= now[:, None]))
         if fixed:
-            with routed():  # refuses a slot that was freed meanwhile
-                logits = steps(token, lengths + step, visible[:, : length + step + 1], length + step)
+            with _routed(bank, slots):  # refuses a slot that was freed meanwhile
+                logits = steps(token, lengths + step, visible, now)
             continue
-        mask = visible[:, None, None, : cache.shown(length + step + 1)]
-        with routed():
+        mask = visible[:, None, None, : cache.shown(cache.length + 1)]
+        with _routed(bank, slots):
             hidden = fw.layers(
                 model, fw.embed(model, token[:, None]), (lengths + step)[:, None], mask, cache=cache
             )[:, 0]

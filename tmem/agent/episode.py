@@ -6,7 +6,9 @@ still has a j-th segment writes and learns, all in the same batches, each in its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from .. import forward as fw
@@ -59,7 +61,20 @@ class Action:
     kind: str  # "write" or "answer"
     prompt: list[int]
     generation: Generation
-    delta: Snapshot | None  # the Δ that produced it; None: Δ = 0
+    delta: Snapshot | None  # the Δ that produced it; None: Δ = 0, or not kept
+    writes: int = 0  # how many writes had been learned by then
+
+
+class Clock(dict):
+    """Seconds by name: `with clock("write"): ...` adds to clock["write"]."""
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self[name] = self.get(name, 0.0) + time.perf_counter() - start
 
 
 @dataclass
@@ -69,6 +84,8 @@ class LogEntry:
     segment: str
     written: Written
     learned: Learned
+    tokens: int = 0  # generated
+    finished: bool = True  # False: the token limit ended it
     stuck: list[dict] = field(default_factory=list)  # per pair: paraphrase, said, recalled, other, other_said, leaked
 
 
@@ -81,6 +98,7 @@ class Rollout:
     log: list[LogEntry] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     actions: list[Action] = field(default_factory=list)
+    delta: Snapshot | None = None  # Δ at the end, when traced with snapshots
 
     @property
     def pairs(self) -> list[Pair]:
@@ -145,15 +163,22 @@ def run(
     keys: Sequence[str],
     *,
     temperature: float = 0.0,
+    greedy_answers: bool = False,
     trace: bool = False,
-    probing: bool = False,
+    snapshots: bool = True,
+    probing: bool | Sequence[int] = False,
     on_event: Callable[[str, int, int], None] | None = None,
+    clock: Clock | None = None,
 ) -> list[Rollout]:
     """Live every episode once; `keys[i]` seeds episode i's noise. As many run at once as the bank has free slots.
 
-    trace     keep every action with the Δ that produced it, for the policy gradient
-    probing   ask paraphrases and wrong-person questions after each write (see agent.probe); costs two answers per pair
+    greedy_answers  take the likeliest answers whatever the temperature of writing; they are then no actions of the policy
+    trace     keep every action with the Δ that produced it, for the policy gradient; without `snapshots` only with the
+              number of writes before it, from which Δ can be learned again
+    probing   ask paraphrases and wrong-person questions after each write (see agent.probe) of all episodes or of those with
+              these indices; costs two answers per pair
     on_event  told (phase, done, total) while writing, learning and answering
+    clock     is told the seconds of "write", "learn" and "answer"
     """
     size = agent.bank.used.count(False)
     if size == 0:
@@ -163,7 +188,12 @@ def run(
         rollouts = [Rollout(e, k) for e, k in zip(episodes[at : at + size], keys[at : at + size])]
         slots = [agent.bank.alloc() for _ in rollouts]
         try:
-            _live(agent, rollouts, slots, temperature, trace, probing, on_event or (lambda *_: None))
+            probed = {i - at for i in (range(len(episodes)) if probing is True else probing or ())}
+            _live(
+                agent, rollouts, slots, (temperature, 0.0 if greedy_answers else temperature), trace and (1 + snapshots),
+                probed,
+                on_event or (lambda *_: None), Clock() if clock is None else clock,
+            )  # fmt: skip
         finally:
             for slot in slots:
                 agent.bank.free(slot)
@@ -171,7 +201,8 @@ def run(
     return out
 
 
-def _live(agent, rollouts, slots, temperature, trace, probing, on_event) -> None:
+def _live(agent, rollouts, slots, temperatures, trace, probing, on_event, clock) -> None:
+    temperature, answer_temperature = temperatures
     bank, config = agent.bank, agent.config
     plans = [segments(agent.chat, r.episode.chunks, config.write.window) for r in rollouts]
     deltas: list[Snapshot | None] = [None] * len(rollouts)
@@ -180,47 +211,51 @@ def _live(agent, rollouts, slots, temperature, trace, probing, on_event) -> None
         due = [i for i, plan in enumerate(plans) if j < len(plan)]
         on_event("write", j, rounds)
         prompts = [agent.chat.prompt(write_prompt(plans[i][j])) for i in due]
-        generations = decode(
-            agent.model,
-            prompts,
-            bank=bank,
-            slots=[slots[i] for i in due],
-            end=agent.chat.end,
-            max_new=config.write.max_new,
-            temperature=temperature,
-            keys=[f"{rollouts[i].key}/write{j}" for i in due],
-        )
+        with clock("write"):
+            generations = decode(
+                agent.model,
+                prompts,
+                bank=bank,
+                slots=[slots[i] for i in due],
+                end=agent.chat.end,
+                max_new=config.write.max_new,
+                temperature=temperature,
+                keys=[f"{rollouts[i].key}/write{j}" for i in due],
+            )
         written = [
             parse(agent.chat.text(g.ids), finished=g.finished, limit=config.write.max_pairs) for g in generations
         ]
         on_event("learn", j, rounds)
         keep = config.learn.rehearse
         jobs = [(slots[i], rehearsal(rollouts[i].learned, w.pairs, keep) if w.pairs else []) for i, w in zip(due, written)]
-        learned = learn(agent.model, bank, jobs, agent.chat, config.learn)
+        with clock("learn"):
+            learned = learn(agent.model, bank, jobs, agent.chat, config.learn)
         for i, prompt, generation, w, result in zip(due, prompts, generations, written, learned):
-            rollouts[i].log.append(LogEntry(plans[i][j], w, result))
+            rollouts[i].log.append(LogEntry(plans[i][j], w, result, len(generation.ids), generation.finished))
             if trace:
-                rollouts[i].actions.append(Action("write", prompt, generation, deltas[i]))
-                deltas[i] = bank.snapshot(slots[i], optimizer=False)
-        if probing:
-            _probe(agent, [(rollouts[i].log[-1], slots[i]) for i in due])
+                rollouts[i].actions.append(Action("write", prompt, generation, deltas[i], j))
+                deltas[i] = rollouts[i].delta = bank.snapshot(slots[i], optimizer=False) if trace > 1 else None
+        if probed := [(rollouts[i].log[-1], slots[i]) for i in due if i in probing]:
+            with clock("probe"):
+                _probe(agent, probed)
     on_event("answer", rounds, rounds)
     asked = [(i, q) for i, r in enumerate(rollouts) for q in r.episode.questions]
     prompts = [agent.chat.prompt(q.text) for _, q in asked]
-    generations = decode(
-        agent.model,
-        prompts,
-        bank=bank,
-        slots=[slots[i] for i, _ in asked],
-        end=agent.chat.end,
-        max_new=config.answer.max_new,
-        temperature=temperature,
-        keys=[f"{rollouts[i].key}/answer/{q.id}" for i, q in asked],
-    )
+    with clock("answer"):
+        generations = decode(
+            agent.model,
+            prompts,
+            bank=bank,
+            slots=[slots[i] for i, _ in asked],
+            end=agent.chat.end,
+            max_new=config.answer.max_new,
+            temperature=answer_temperature,
+            keys=[f"{rollouts[i].key}/answer/{q.id}" for i, q in asked],
+        )
     for (i, _), prompt, generation in zip(asked, prompts, generations):
         rollouts[i].answers.append(first_line(agent.chat.text(generation.ids)))
-        if trace:
-            rollouts[i].actions.append(Action("answer", prompt, generation, deltas[i]))
+        if trace and temperature == answer_temperature:
+            rollouts[i].actions.append(Action("answer", prompt, generation, deltas[i], len(plans[i])))
 
 
 def _probe(agent: Agent, entries: list[tuple[LogEntry, int]]) -> None:

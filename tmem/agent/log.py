@@ -5,28 +5,49 @@ from __future__ import annotations
 from .episode import Rollout
 
 
-def readable(rollout: Rollout) -> str:
-    """One episode as Markdown: every pair with the text it came from, the loss before and after, ‖ΔW‖, the answers."""
-    lines = [f"# {rollout.episode.id}"]
-    for i, entry in enumerate(rollout.log):
-        learned, written = entry.learned, entry.written
-        lines += [f"## write {i + 1}", "", "> " + entry.segment.replace("\n", "\n> "), ""]
-        stuck = {s["question"]: s for s in entry.stuck}
-        for pair in written.pairs:
-            s = stuck.get(pair.question)
+def record(rollout: Rollout) -> dict:
+    """One episode as plain data: what was read, written, learned, asked and answered."""
+    writes = [
+        {
+            "segment": e.segment,
+            "pairs": [[p.question, p.answer] for p in e.written.pairs],
+            "dropped": {k: getattr(e.written, k) for k in ("malformed", "empty", "duplicates", "conflicts")},
+            "loss": [e.learned.loss_before, e.learned.loss_after],
+            "norm": e.learned.norm,
+            "undone": "" if e.learned.kept else e.learned.reason,
+            "stuck": e.stuck,
+        }
+        for e in rollout.log
+    ]
+    questions = [
+        {"text": q.text, "answers": list(q.answers), "said": said}
+        for q, said in zip(rollout.episode.questions, rollout.answers)
+    ]
+    return {"id": rollout.episode.id, "writes": writes, "questions": questions}
+
+
+def readable(record: dict) -> str:
+    """A record as Markdown: every pair with the text it came from, the loss before and after, ‖ΔW‖, the answers."""
+    lines = [f"# {record['id']}"]
+    for i, write in enumerate(record["writes"]):
+        lines += [f"## write {i + 1}", "", "> " + write["segment"].replace("\n", "\n> "), ""]
+        stuck = {s["question"]: s for s in write["stuck"]}
+        for question, answer in write["pairs"]:
+            s = stuck.get(question)
             mark = "" if s is None else f"  [paraphrase {'held' if s['recalled'] else 'lost: ' + s['said']}" + (
                 "]" if s["other"] is None else f", other person {'LEAKED' if s['leaked'] else 'clean'}]"
             )
-            lines.append(f"- {pair.question} -> {pair.answer}{mark}")
-        kept = "kept" if learned.kept else f"ROLLED BACK: {learned.reason}"
+            lines.append(f"- {question} -> {answer}{mark}")
+        kept = f"ROLLED BACK: {write['undone']}" if write["undone"] else "kept"
+        dropped = write["dropped"]
         lines += [
             "",
-            f"dropped: {written.malformed} malformed, {written.empty} empty, {written.duplicates} duplicate, "
-            f"{written.conflicts} conflicting; loss {learned.loss_before:.3f} -> {learned.loss_after:.3f}, "
-            f"‖ΔW‖ {learned.norm:.2f}, {kept}",
+            f"dropped: {dropped['malformed']} malformed, {dropped['empty']} empty, {dropped['duplicates']} duplicate, "
+            f"{dropped['conflicts']} conflicting; loss {write['loss'][0]:.3f} -> {write['loss'][1]:.3f}, "
+            f"‖ΔW‖ {write['norm']:.2f}, {kept}",
             "",
         ]
     lines.append("## questions")
-    for question, said in zip(rollout.episode.questions, rollout.answers):
-        lines.append(f"- {question.text} -> {said!r} (right: {' | '.join(question.answers)})")
+    for q in record["questions"]:
+        lines.append(f"- {q['text']} -> {q['said']!r} (right: {' | '.join(q['answers'])})")
     return "\n".join(lines) + "\n"

@@ -20,18 +20,19 @@ def bucket(rows: int) -> int:
 
 
 class _Columns:
-    """Keys and values [B, heads, columns, head_dim] of every layer; a step writes the column that `at` names."""
+    """Keys and values [B, heads, columns, head_dim] of every layer; a step writes in row r the column at[r]."""
 
     def __init__(self, model, rows: int, columns: int, at: Tensor, like: Tensor):
         config = model.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (config.num_hidden_layers, 2, rows, config.num_key_value_heads, columns, size)
         self.memory, self.at = like.new_zeros(shape), at
+        self.rows = torch.arange(rows, device=like.device)
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
         keys, values = self.memory[layer_idx]
-        keys.index_copy_(2, self.at, key)
-        values.index_copy_(2, self.at, value)
+        keys[self.rows, :, self.at] = key[:, :, 0]
+        values[self.rows, :, self.at] = value[:, :, 0]
         return keys, values
 
 
@@ -43,9 +44,9 @@ class Steps:
         device = weight.device
         self.model, self.bank, self.key = model, bank, (rows, columns, weight.dtype)
         self.ids, self.position = (torch.zeros(rows, 1, dtype=torch.int64, device=device) for _ in range(2))
-        self.column = torch.zeros(1, dtype=torch.int64, device=device)
+        self.columns = torch.zeros(rows, dtype=torch.int64, device=device)
         self.mask = torch.zeros(rows, 1, 1, columns, dtype=torch.bool, device=device)
-        self.cache = _Columns(model, rows, columns, self.column, weight)
+        self.cache = _Columns(model, rows, columns, self.columns, weight)
         self.route = None if bank is None else Route(bank, [-1] * rows, learn=False)
         self.logits: Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -59,13 +60,13 @@ class Steps:
             kept[key] = cls(model, bank, *key)
         return kept[key]
 
-    def begin(self, cache: fw.KVCache, rows: Tensor, slots: list[int] | None) -> None:
-        """Take over `rows` (int64 indices) of a prefilled cache."""
+    def begin(self, cache: fw.KVCache, slots: list[int] | None) -> None:
+        """Take over the rows of a joined cache."""
         self.cache.memory.zero_()
-        for layer, (keys, values) in cache._kv.items():
-            for part, source in enumerate((keys, values)):
-                self.cache.memory[layer, part, : len(rows), :, : cache.length] = source[rows, :, : cache.length]
-        self._take(slots, len(rows))
+        for layer, kept in cache._kv.items():
+            for part, source in enumerate(kept):
+                self.cache.memory[layer, part, : len(source), :, : cache.length] = source[:, :, : cache.length]
+        self._take(slots, len(cache.columns))
 
     def move(self, other: Steps, rows: Tensor, slots: list[int] | None) -> None:
         """Take over `rows` of another one, which has as many columns."""
@@ -75,6 +76,7 @@ class Steps:
     def _take(self, slots: list[int] | None, count: int) -> None:
         self.ids.zero_()
         self.position.zero_()
+        self.columns.zero_()
         self.mask.zero_()
         self.mask[count:, ..., 0] = True  # a row that serves nothing still attends to something
         if self.route is not None:
@@ -82,12 +84,14 @@ class Steps:
             named.fill_(-1)
             named[:count] = torch.tensor(slots, dtype=torch.int32, device=named.device)
 
-    def __call__(self, token: Tensor, position: Tensor, visible: Tensor, column: int) -> Tensor:
-        """token, position int64 [n], visible bool [n, columns so far] -> fp32 logits [n, V] of the next token."""
+    def __call__(self, token: Tensor, position: Tensor, visible: Tensor, columns: Tensor) -> Tensor:
+        """token, position, columns int64 [n], visible bool [n, columns so far] -> fp32 logits [n, V] of the next token.
+
+        columns: where each row's keys and values go.
+        """
         count = len(token)
-        self.ids[:count, 0], self.position[:count, 0] = token, position
+        self.ids[:count, 0], self.position[:count, 0], self.columns[:count] = token, position, columns
         self.mask[:count, 0, 0, : visible.shape[1]] = visible
-        self.column.fill_(column)
         if self.ids.is_cuda:
             if self._graph is None:
                 self._capture()

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Warm start, then GRPO, then the control: as many seconds of more supervised training as RL took."""
+    """Warm start, then GRPO, then the control: more supervised training instead of RL."""
 
     seed: int = 0
-    difficulty: int = 1
+    task: str = "stream"  # or "file.py:Class", a tmem.tasks.Task of one's own
+    difficulty: int = 1  # of stream
     # supervised warm start
     warm_steps: int = 25
     warm_plain: int = 16  # the first of them teach writing under Δ = 0 only
@@ -19,26 +20,45 @@ class TrainConfig:
     warm_lr: float = 3e-4
     # GRPO
     rl_steps: int = 6
-    rl_episodes: int = 4  # episodes per step
+    rl_episodes: int = 4  # episodes per step, of all ranks together
     rl_group: int = 6  # rollouts per episode
+    rl_questions: int = 0  # stream: asked after a training episode at most; more make the reward less noisy; 0: its own
+    rl_answers: str = "sampled"  # or "greedy": rewards of the likeliest answers are less noisy; only writing is then trained
     rl_lr: float = 1e-5
+    rl_warmup: int = 3  # steps in which the learning rate rises to rl_lr
     rl_clip: float = 0.2
+    rl_kl: float = 0.0  # β of the k3 divergence from θ0 at RL's start, under the same Δ
+    rl_resample: int = 0  # how often an episode whose group has no variance is replaced by another one
     normalise: bool = True  # divide advantages by the group's standard deviation
-    reward: str = "f1"  # mean over an episode's questions of this score
+    reward: str = "f1"  # mean over an episode's questions of this score of the task
+    length_cost: float = 0.0  # taken from the reward for each hundred tokens written
+    format_cost: float = 0.0  # taken from the reward for each line or pair that the parser dropped
+    replay: str = "snapshot"  # or "log": learn Δ_t again in the update instead of keeping it
+    refresh_a: int = 0  # RL steps after which A is taken anew from θ0; 0: never
     grad_clip: float = 1.0
-    micro_tokens: int = 4096  # padded tokens in one forward and backward pass
+    micro_tokens: int = 2048  # padded tokens in one forward and backward pass; more take more memory
+    checkpointing: bool = False  # compute activations again in backward: less memory, a third more work
+    layout: str = "ddp"  # of θ0 over ranks, or "fsdp"
+    drift: float = 0.0  # mean |Δ log p| between sampler and trainer that is worth a warning; 0: 1e-4, in bf16 0.05
+    probe: int = 2  # rollouts of a step whose pairs are asked back in other words
+    # control
+    control_steps: int = 0  # supervised steps instead of RL; 0: as many as fit into the seconds that RL took
     # held-out evaluation
     eval_episodes: int = 24
     eval_split: str = "test"
     save_every: float = 180.0  # seconds between checkpoints inside a phase
 
     def __post_init__(self):
-        if self.reward not in ("f1", "em"):
-            raise ValueError(f"preset: [train] reward: expected f1 or em, got {self.reward!r}.")
         if self.rl_steps and self.rl_group < 2:
             raise ValueError("preset: [train] rl_group: expected 2 or more; alone in its group a rollout has no advantage.")
-        if self.eval_split not in ("dev", "test") or self.difficulty not in (1, 2, 3):
-            raise ValueError(
-                f"preset: [train]: expected eval_split dev or test and difficulty 1, 2 or 3, "
-                f"got {self.eval_split!r} and {self.difficulty!r}."
-            )
+        for name, choices in (
+            ("eval_split", ("dev", "test")), ("difficulty", (1, 2, 3)), ("replay", ("snapshot", "log")),
+            ("layout", ("ddp", "fsdp")), ("rl_answers", ("sampled", "greedy")),
+        ):  # fmt: skip
+            if getattr(self, name) not in choices:
+                known = " or ".join(str(c) for c in choices)
+                raise ValueError(f"preset: [train] {name}: expected {known}, got {getattr(self, name)!r}.")
+        if self.task == "stream" and self.reward not in ("f1", "em"):
+            raise ValueError(f"preset: [train] reward: expected f1 or em, got {self.reward!r}.")
+        if self.layout == "fsdp" and self.replay == "log":
+            raise ValueError('preset: [train] replay: "log" needs layout "ddp": under fsdp all ranks must go in step.')

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def advantages(rewards: Tensor, *, normalise: bool = True, eps: float = 1e-6) -> Tensor:
@@ -13,39 +14,107 @@ def advantages(rewards: Tensor, *, normalise: bool = True, eps: float = 1e-6) ->
 
     rewards [episodes, group] -> [episodes, group]. A group whose rewards are all equal teaches nothing: zeros. Every
     segment of a rollout, writing and answering, gets the rollout's advantage; segments are not members of the group, or
-    long rollouts would weigh more (GRPO, arXiv 2402.03300; arXiv 2606.04536).
+    long rollouts would weigh more (GRPO, arXiv 2402.03300; without the division Dr. GRPO, arXiv 2503.20783; broadcast over
+    segments arXiv 2606.04536).
     """
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     if normalise:
         centred = centred / (rewards.std(dim=1, keepdim=True, correction=0) + eps)
-    return torch.where(rewards.amax(1, keepdim=True) > rewards.amin(1, keepdim=True), centred, 0.0)
+    return torch.where(dead(rewards)[:, None], 0.0, centred)
+
+
+def dead(rewards: Tensor) -> Tensor:
+    """Groups without variance: rewards [episodes, group] -> bool [episodes]."""
+    return rewards.amax(1) == rewards.amin(1)
+
+
+def k3(new: Tensor, reference: Tensor) -> Tensor:
+    """Per token r - log r - 1 with r = π_ref / π, from log-probabilities: never negative, on average KL(π ‖ π_ref) for tokens
+    that π drew (Schulman, "Approximating KL divergence", 2020)."""
+    difference = reference - new
+    return difference.exp() - difference - 1
+
+
+def token_logp(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """log softmax(logits)[ids] and, not differentiable, the entropy -Σ p log p in nats, both fp32 [tokens].
+
+    logits [tokens, V] as the head gives them, ids int64 [tokens]; sums in fp32 (fp64 for fp64). Probabilities exist for a few
+    rows at a time, in the backward pass too, so of [tokens, V] there are only the logits and their gradient.
+    """
+    return _TokenLogp.apply(logits, ids)
+
+
+class _TokenLogp(torch.autograd.Function):
+    """d logits = g (onehot(id) - softmax(logits))."""
+
+    AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 27}  # probabilities: those of a CPU stay in its cache
+
+    @staticmethod
+    def _parts(logits: Tensor):
+        rows = max(1, _TokenLogp.AT_ONCE.get(logits.device.type, 1 << 24) // max(1, logits.shape[1]))
+        for start in range(0, len(logits), rows):
+            part = logits[start : start + rows]
+            yield slice(start, start + rows), part if part.dtype == torch.float64 else part.float()
+
+    @staticmethod
+    def forward(ctx, logits, ids):
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        chosen, total, entropy = (logits.new_empty(len(logits), dtype=dtype) for _ in range(3))
+        for rows, part in _TokenLogp._parts(logits):
+            total[rows] = part.logsumexp(-1)
+            chosen[rows] = part.gather(-1, ids[rows, None])[:, 0] - total[rows]
+            logp = part - total[rows, None]
+            terms = logp.exp().mul_(logp).masked_fill_(logp == -torch.inf, 0.0)  # 0 log 0 = 0
+            entropy[rows] = -terms.sum(-1)
+        ctx.save_for_backward(logits, ids, total)
+        ctx.mark_non_differentiable(entropy)
+        return chosen, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, _):
+        logits, ids, total = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        for rows, part in _TokenLogp._parts(logits):
+            p = (part - total[rows, None]).exp_().mul_(-grad[rows, None])
+            out[rows] = p.scatter_add_(-1, ids[rows, None], grad[rows, None])
+        return out, None
 
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """`loss` scalar to minimise; `ratio_off` mean |ratio - 1|; `clipped` share of tokens whose gradient was cut."""
+    """`loss` scalar to minimise, with the KL term; per token, detached: `kl`, `off` = |new - old|, `ratio`, `clipped`."""
 
     loss: Tensor
-    ratio_off: float
-    clipped: float
+    kl: Tensor
+    off: Tensor
+    ratio: Tensor
+    clipped: Tensor
 
 
-def policy_loss(new: Tensor, old: Tensor, advantage: Tensor, weight: Tensor, clip: float = 0.2) -> PolicyLoss:
-    """-Σ w·min(ρ Â, clip(ρ, 1-ε, 1+ε) Â) over tokens, ρ = exp(new - old); all inputs [tokens] fp32.
+def policy_loss(
+    new: Tensor, old: Tensor, advantage: Tensor, weight: Tensor, clip: float = 0.2, *,
+    reference: Tensor | None = None, beta: float = 0.0,
+) -> PolicyLoss:  # fmt: skip
+    """Σ w·(-min(ρ Â, clip(ρ, 1-ε, 1+ε) Â) + β k3) over tokens, ρ = exp(new - old); all inputs [tokens] fp32.
 
-    new       log π_{θ0+sg(Δ)}(token), differentiable in θ0; Δ is the snapshot that produced the token
-    old       log-probability recorded when the token was sampled
-    advantage of the token's rollout
-    weight    1/Σ|o|: the number of tokens in the whole batch, so that micro-batches add up to the batch's loss
-    Raises ValueError for shapes that differ.
+    new        log π_{θ0+sg(Δ)}(token), differentiable in θ0; Δ is the snapshot that produced the token
+    old        log-probability recorded when the token was sampled
+    advantage  of the token's rollout
+    weight     1/Σ|o|: the number of tokens in the whole batch, so that micro-batches add up to the batch's loss
+    reference  log π_{θref+sg(Δ)}(token), under the same Δ: a reference without it would punish memory itself
+    With one update per batch ρ = 1 and the gradient is REINFORCE's with a group baseline. Raises ValueError for shapes that
+    differ and for beta without a reference.
     """
-    if not new.shape == old.shape == advantage.shape == weight.shape:
-        raise ValueError(
-            f"policy_loss: expected four tensors of one shape, got new {tuple(new.shape)}, old {tuple(old.shape)}, "
-            f"advantage {tuple(advantage.shape)}, weight {tuple(weight.shape)}."
-        )
+    shapes = {"new": new, "old": old, "advantage": advantage, "weight": weight}
+    shapes |= {} if reference is None else {"reference": reference}
+    if len({tuple(t.shape) for t in shapes.values()}) > 1:
+        found = ", ".join(f"{name} {tuple(t.shape)}" for name, t in shapes.items())
+        raise ValueError(f"policy_loss: expected tensors of one shape, got {found}.")
+    if beta and reference is None:
+        raise ValueError(f"policy_loss: beta is {beta:g} but there is no reference; pass its log-probabilities.")
     ratio = (new - old).exp()
     plain, cut = ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage
-    loss = -(torch.minimum(plain, cut) * weight).sum()
-    off = (ratio.detach() - 1).abs()
-    return PolicyLoss(loss, float(off.mean()), float((cut < plain).float().mean()))
+    kl = torch.zeros_like(new) if reference is None else k3(new, reference)
+    loss = ((beta * kl - torch.minimum(plain, cut)) * weight).sum()
+    return PolicyLoss(loss, kl.detach(), (new - old).detach().abs(), ratio.detach(), (cut < plain).detach())

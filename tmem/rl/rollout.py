@@ -1,4 +1,4 @@
-"""Rollouts of groups, their rewards, and the replay of every action under the Δ that produced it."""
+"""Rollouts of groups, what is measured on them, and their rewards."""
 
 from __future__ import annotations
 
@@ -7,47 +7,98 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import tasks
-from ..agent.episode import Action, Agent, Rollout, run
+from ..agent.episode import Agent, Clock, Rollout, run
 from ..agent.probe import names
 from ..agent.write import normalise
 from ..episode import Episode, Pair
-from .loss import policy_loss
-from .supervised import micro_batches, padded, token_logits, under
+from ..tasks import Task
+from .config import TrainConfig
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over an episode's questions, and what its writes were like."""
+    """One rollout: the task's scores as means over its questions, and what its writes were like.
 
-    f1: float
-    em: float
-    intrusion: float
+    The second half watches for the known ways to collapse: lists that become empty or run into the token limit, pairs whose
+    answer is nowhere in the text, questions of the task copied with a guessed answer, a Δ that grows without bound.
+    """
+
+    scores: dict[str, float]
     pairs_per_write: float
+    written: int  # tokens
     dropped: int  # lines and pairs that the parser left out, for whatever reason
     recall: float  # share of the gold pairs of the stream that were written: same answer, same person
+    grounded: float  # share of the pairs whose answer occurs in the text they were written from
+    copied: float  # share of the pairs that ask what the task asks, in the same words, with an answer that is not in the text
+    empty: float  # share of the writes without a pair
+    cut: float  # share of the writes that the token limit ended
+    rolled_back: float  # share of the updates that were undone
+    norm: float  # ‖ΔW‖ at the end
+    own: float  # mean answer-token loss of the pairs just learned, nats
+    held: float | None  # share of the written pairs whose answer came back to other words, where this was asked
+    leaked: float | None  # share of them that were also given for another person
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Everything by name."""
+        own = {k: v for k, v in vars(self).items() if k != "scores" and v is not None}
+        return {**self.scores, **own}
 
 
 def sample(
-    agent: Agent, episodes: Sequence[Episode], group: int, key: str, on_event: Callable | None = None
-) -> list[Rollout]:
-    """`group` rollouts of each episode at T=1 with their actions traced; rollout g of episode i is item i·group + g."""
+    agent: Agent, episodes: Sequence[Episode], config: TrainConfig, key: str, *, probed: Sequence[int] = (),
+    on_event: Callable | None = None, clock: Clock | None = None,
+) -> list[Rollout]:  # fmt: skip
+    """`rl_group` rollouts of each episode at T=1 with their actions traced; rollout g of episode i is item i·group + g.
+
+    A rollout is a function of θ0, its episode and `key` alone, whatever else is in the batch. Of the episodes `probed` the
+    first rollout's pairs are asked back.
+    """
+    group = config.rl_group
     repeated = [e for e in episodes for _ in range(group)]
     keys = [f"{key}/{e.id}/{g}" for e in episodes for g in range(group)]
-    return run(agent, repeated, keys, temperature=1.0, trace=True, on_event=on_event)
+    return run(
+        agent, repeated, keys, temperature=1.0, greedy_answers=config.rl_answers == "greedy", trace=True,
+        snapshots=config.replay == "snapshot",
+        probing=[i * group for i in probed], on_event=on_event, clock=clock,
+    )  # fmt: skip
 
 
-def scores(task: str, rollout: Rollout) -> Scores:
+def scores(task: Task, rollout: Rollout) -> Scores:
     """Score one rollout's answers and writes."""
-    rows = [tasks.score(task, q, a) for q, a in zip(rollout.episode.questions, rollout.answers)]
-    mean = {k: sum(r[k] for r in rows) / len(rows) for k in ("f1", "em", "intrusion")}
-    gold = [p for pairs in rollout.episode.pairs for p in pairs]
+    episode, log = rollout.episode, rollout.log
+    rows = [task.score(q, a) for q, a in zip(episode.questions, rollout.answers)]
+    written = [(p, e.segment) for e in log for p in e.written.pairs]
+    grounded = [is_in(p.answer, segment) for p, segment in written]
+    asked = {normalise(q.text) for q in episode.questions}
+    copied = [not g and normalise(p.question) in asked for (p, _), g in zip(written, grounded)]
+    stuck = [s for e in log for s in e.stuck]
+    others = [s["leaked"] for s in stuck if s["other"] is not None]
     return Scores(
-        **mean,
-        pairs_per_write=len(rollout.pairs) / max(1, len(rollout.log)),
-        dropped=sum(e.written.dropped for e in rollout.log),
-        recall=recall(rollout.pairs, gold),
+        {k: _mean([r[k] for r in rows]) for k in (rows[0] if rows else {})},
+        pairs_per_write=len(written) / max(1, len(log)),
+        written=sum(e.tokens for e in log),
+        dropped=sum(e.written.dropped for e in log),
+        recall=recall(rollout.pairs, [p for pairs in episode.pairs for p in pairs]),
+        grounded=_mean(grounded),
+        copied=_mean(copied),
+        empty=_mean([not e.written.pairs for e in log]),
+        cut=_mean([not e.finished for e in log]),
+        rolled_back=_mean([not e.learned.kept for e in log]),
+        norm=log[-1].learned.norm if log else 0.0,
+        own=_mean([e.learned.loss_after for e in log]),
+        held=_mean([s["recalled"] for s in stuck]) if stuck else None,
+        leaked=_mean(others) if others else None,
     )
+
+
+def reward(found: Scores, config: TrainConfig) -> float:
+    """The score that is trained for, less the length and format terms."""
+    return (
+        found.scores[config.reward]
+        - config.length_cost * found.written / 100
+        - config.format_cost * found.dropped
+    )  # fmt: skip
 
 
 def recall(written: Sequence[Pair], gold: Sequence[Pair]) -> float:
@@ -60,49 +111,21 @@ def recall(written: Sequence[Pair], gold: Sequence[Pair]) -> float:
     return sum(any(same(w, g) for w in written) for g in gold) / len(gold) if gold else 0.0
 
 
-@dataclass
-class Replayed:
-    """Totals of a policy update: loss, tokens, mean |ratio - 1| and share of clipped tokens."""
-
-    loss: float = 0.0
-    tokens: int = 0
-    ratio_off: float = 0.0
-    clipped: float = 0.0
+def is_in(answer: str, text: str) -> bool:
+    """Whether the words of an answer stand in the text, one after another."""
+    return f" {normalise(answer)} " in f" {normalise(text)} "
 
 
-def backward(agent: Agent, actions: Sequence[tuple[Action, float]], clip: float, micro_tokens: int) -> Replayed:
-    """Accumulate the policy gradient of `(action, advantage)` pairs into the base model.
+def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of every number over the rows that have it."""
+    keys = dict.fromkeys(k for r in rows for k in r)
+    return {k: _mean([r[k] for r in rows if k in r]) for k in keys}
 
-    Each action is scored under θ0 + sg(Δ), with Δ the snapshot that was in its slot when it was sampled.
-    Actions whose advantage is 0 contribute nothing and are skipped, but their tokens count in Σ|o|.
-    """
-    total = sum(len(a.generation.ids) for a, _ in actions)
-    live = [(a, adv) for a, adv in actions if adv != 0.0 and a.generation.ids]
-    out = Replayed(tokens=sum(len(a.generation.ids) for a, _ in live))
-    model, bank = agent.model, agent.bank
-    deltas = [a.delta for a, _ in live]
-    for group in micro_batches([a.prompt + a.generation.ids for a, _ in live], micro_tokens, deltas, bank):
-        members = [live[i] for i in group]
-        ids = padded([a.prompt + a.generation.ids for a, _ in members], bank.device)
-        spots = [
-            (r, len(a.prompt) + k - 1, token, old, adv)
-            for r, (a, adv) in enumerate(members)
-            for k, (token, old) in enumerate(zip(a.generation.ids, a.generation.logprobs))
-        ]
-        rows, columns, targets, old, adv = (list(x) for x in zip(*spots))
-        with under(bank, [a.delta for a, _ in members]):
-            logits = token_logits(model, ids, rows, columns)
-            new = logits.log_softmax(-1).gather(-1, torch.tensor(targets, device=bank.device)[:, None])[:, 0]
-            result = policy_loss(
-                new,
-                torch.tensor(old, device=bank.device, dtype=new.dtype),
-                torch.tensor(adv, device=bank.device, dtype=new.dtype),
-                torch.full_like(new, 1.0 / total).detach(),
-                clip,
-            )
-            result.loss.backward()
-        share = len(rows) / out.tokens
-        out.loss += float(result.loss.detach())
-        out.ratio_off += share * result.ratio_off
-        out.clipped += share * result.clipped
-    return out
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up, on a GPU or in the CPU's allocator."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
-from .. import forward as fw
 from ..agent.episode import Agent
 from ..agent.learn import learn, rehearsal
 from ..agent.write import render, write_prompt
-from ..bank import AdapterBank, Snapshot
+from ..bank import Snapshot
 from ..episode import Episode, Pair
-from ..tasks import stream
 from .config import TrainConfig
+from .loss import token_logp
+from .policy import Policy
+from .replay import micro_batches, padded, restored
 
 
 @dataclass(frozen=True)
@@ -47,17 +46,16 @@ def passages(agent: Agent, episode: Episode) -> list[tuple[str, list[Pair]]]:
     return out
 
 
-def examples(agent: Agent, config: TrainConfig, step: int) -> tuple[list[Example], list[Example]]:
-    """Writing and recalling examples of one step's generated training episodes, a function of the seed and the step.
+def examples(
+    agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Episode]
+) -> tuple[list[Example], list[Example]]:
+    """Writing and recalling examples of one step's training episodes.
 
     Passage j with its gold pairs is to be written under the Δ that learning the gold pairs before it gives, as in a
     rollout: a model that writes well only while it has learned nothing stops writing after its first write.
     Questions are to be answered under the Δ of all gold pairs, with `unknown` where the episode does not say.
     In the first `warm_plain` steps Δ = 0 and no questions: how to write comes first, and costs half as much to teach.
     """
-    episodes = [
-        stream.episode(f"{config.seed}/warm/{step}/{i}", "train", config.difficulty) for i in range(config.warm_episodes)
-    ]
     chat, bank = agent.chat, agent.bank
     cut = [passages(agent, e) for e in episodes]
 
@@ -71,7 +69,7 @@ def examples(agent: Agent, config: TrainConfig, step: int) -> tuple[list[Example
     past: list[list[Pair]] = [[] for _ in episodes]
     slots = [bank.alloc() for _ in episodes]
     try:
-        for j in range(max(len(plan) for plan in cut)):
+        for j in range(max((len(plan) for plan in cut), default=0)):
             due = [i for i, plan in enumerate(cut) if j < len(plan)]
             writing += [example(*cut[i][j], deltas[i]) for i in due]
             jobs = [(slots[i], rehearsal(past[i], cut[i][j][1], agent.config.learn.rehearse)) for i in due]
@@ -90,85 +88,32 @@ def examples(agent: Agent, config: TrainConfig, step: int) -> tuple[list[Example
     return writing, recalling
 
 
-def backward(agent: Agent, batch: Sequence[Example], micro_tokens: int, scale: float = 1.0) -> float:
+def backward(
+    agent: Agent, policy: Policy, batch: Sequence[Example], micro_tokens: int, scale: float = 1.0, count: float | None = None
+) -> float:
     """Accumulate `scale` times the gradient of the mean over examples of their mean token loss; returns the loss (nats).
 
     Every example weighs the same however long it is, and its loss does not depend on which others share the batch. Δ is
-    a constant.
+    a constant. `count`: examples of all ranks, if there are more; the losses of the ranks are then parts of one. All ranks
+    must call this together.
     """
-    device = agent.bank.device
+    device, count = agent.bank.device, count or len(batch)
     total = 0.0
     groups = micro_batches([e.prompt + e.answer for e in batch], micro_tokens, [e.delta for e in batch], agent.bank)
-    for group in groups:
-        members = [batch[i] for i in group]
-        ids = padded([e.prompt + e.answer for e in members], device)
-        spots = [
-            (row, len(e.prompt) + k - 1, token, 1.0 / (len(e.answer) * len(batch)))
-            for row, e in enumerate(members)
-            for k, token in enumerate(e.answer)
-        ]
-        rows, columns, targets, weights = (list(x) for x in zip(*spots))
-        with under(agent.bank, [e.delta for e in members]):
-            logits = token_logits(agent.model, ids, rows, columns)
-            nll = F.cross_entropy(logits, torch.tensor(targets, device=device), reduction="none")
-            loss = (nll * torch.tensor(weights, device=device)).sum()
-            (scale * loss).backward()
-        total += float(loss.detach())
+    with policy.updating(len(groups)):
+        for group in groups:
+            members = [batch[i] for i in group]
+            ids = padded([e.prompt + e.answer for e in members], device)
+            spots = [
+                (row, len(e.prompt) + k - 1, token, 1.0 / (len(e.answer) * count))
+                for row, e in enumerate(members)
+                for k, token in enumerate(e.answer)
+            ]
+            rows, columns, targets, weights = (list(x) for x in zip(*spots))
+            with restored(agent.bank, [e.delta for e in members]) as slots, agent.bank.route(slots, learn=False):
+                logits = policy.logits(ids, rows, columns)
+                logp, _ = token_logp(logits, torch.tensor(targets, device=device))
+                loss = -(logp * torch.tensor(weights, device=device)).sum()
+                (scale * loss).backward()
+            total += float(loss.detach())
     return total
-
-
-def micro_batches(
-    sequences: Sequence[list[int]], tokens: int, deltas: Sequence[Snapshot | None], bank: AdapterBank
-) -> list[list[int]]:
-    """Indices of sequences, longest first, in parts of at most `tokens` padded tokens and at most a quarter padding each.
-
-    A part has no more different Δ than the bank has free slots. A gradient over a batch is a sum in fp32: unlike an
-    online update it is not promised bit by bit, so sequences of different length share a pass and no row is filled in.
-    """
-    free = bank.used.count(False)
-    out: list[list[int]] = []
-    kinds: set[int] = set()
-    for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
-        mine = set() if deltas[i] is None else {id(deltas[i])}
-        if out:
-            longest = len(sequences[out[-1][0]])
-            fits = (len(out[-1]) + 1) * longest <= tokens and len(kinds | mine) <= free
-            if fits and 4 * len(sequences[i]) >= 3 * longest:
-                out[-1].append(i)
-                kinds |= mine
-                continue
-        out.append([i])
-        kinds = mine
-    return out
-
-
-@contextmanager
-def under(bank: AdapterBank, deltas: Sequence[Snapshot | None]) -> Iterator[None]:
-    """Batch row i of the model runs under `deltas[i]` as a constant; forward and backward belong into the block.
-
-    The snapshots take free slots of the bank, one for each different Δ. Raises RuntimeError if there are too few.
-    """
-    slots: dict[int, int] = {}
-    try:
-        for delta in deltas:
-            if delta is not None and id(delta) not in slots:
-                slots[id(delta)] = bank.alloc()
-                bank.restore(slots[id(delta)], delta)
-        with bank.route([-1 if d is None else slots[id(d)] for d in deltas], learn=False):
-            yield
-    finally:
-        for slot in slots.values():
-            bank.free(slot)
-
-
-def padded(sequences: Sequence[list[int]], device) -> torch.Tensor:
-    """Token ids int64 [len(sequences), longest], zeros to the right."""
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True).to(device)
-
-
-def token_logits(model, ids: torch.Tensor, rows: list[int], columns: list[int]) -> torch.Tensor:
-    """Logits [len(rows), V] at the given positions of right-padded `ids` [B, T]; the head runs nowhere else."""
-    length = ids.shape[1]
-    positions = torch.arange(length, device=ids.device)[None]
-    hidden = fw.layers(model, fw.embed(model, ids), positions, fw.causal_mask(length, ids.device))
-    return fw.logits(model, hidden[rows, columns])

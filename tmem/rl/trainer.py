@@ -1,19 +1,25 @@
 """`tmem train`: warm start, GRPO, and the control, each followed by an evaluation on held-out episodes.
 
-The phases run in order; what is done is kept in the output folder after each, so an interrupted run resumes:
+The phases run in order; what is done is kept in the output folder, so an interrupted run resumes:
     base      evaluate the model as it came
-    warm      supervised steps on generated episodes, then evaluate
+    warm      supervised steps on training episodes, then evaluate
     rl        GRPO from the warm start, then evaluate
-    sft       from the warm start again, supervised steps for as many seconds as RL took, then evaluate
+    sft       from the warm start again, supervised steps instead of RL, then evaluate
 
-A, the subspace of Δ, is that of the model as it came, in all phases. A bank built later on the saved model takes A from
-the trained weights, so `tmem eval --model OUT/rl` differs from the summary by as much as the two subspaces do.
+A, the subspace of Δ, is that of the model as it came, in all phases, unless `refresh_a` says otherwise. A bank built later
+on the saved model takes A from the trained weights, so `tmem eval --model OUT/rl` differs from the summary by as much as the
+two subspaces do (not with init "random", which does not look at the weights).
+
+Everything in metrics.jsonl follows from the configuration; what the clock says is in timings.jsonl, line by line.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,27 +27,33 @@ from pathlib import Path
 
 import torch
 
-from .. import models, tasks
+from .. import models
 from ..agent.config import agent_config, build, read
-from ..agent.episode import Agent, Rollout, run
-from ..agent.log import readable
+from ..agent.episode import Agent, Clock, run
+from ..agent.log import readable, record
 from ..folders import atomic_file
-from . import rollout as ro
-from . import supervised
+from ..report import bootstrap, read_run
+from ..tasks import task as own_task
+from ..tasks.stream import Stream
+from . import checkpoint, grpo, supervised
 from .config import TrainConfig
-from .loss import advantages
-from .masters import Masters
+from .policy import Policy, Replicated, Sharded
+from .rollout import means, scores
+from .world import ALONE, World
 
 PHASES = ("base", "warm", "rl", "sft")
 MODES = {"greedy": 0.0, "sampled": 1.0}
+KEEP = 2  # checkpoints: should the last one be damaged, the one before is there
+MOST_SKIPPED = 5  # steps in a row whose gradient was not finite
 
 
 @dataclass
 class Progress:
-    """What the trainer tells whoever watches: called with every metrics row, and with the fraction of a phase done."""
+    """What the trainer tells whoever watches."""
 
-    row: Callable[[dict], None]
-    phase: Callable[[str, int, int, str], None]  # phase, done, total, note
+    row: Callable[[dict], None] = lambda row: None  # every line of metrics.jsonl, with its seconds; on a resume the old ones
+    phase: Callable[[str, int, int, str], None] = lambda *_: None  # phase, done, total, note
+    warn: Callable[[str], None] = lambda sentence: None
 
 
 class Interrupted(Exception):
@@ -49,68 +61,116 @@ class Interrupted(Exception):
 
 
 class Trainer:
-    """One training run in one output folder. `run()` does what is left to do and returns the summary."""
+    """One training run in one output folder. `run()` does what is left to do and returns the summary.
 
-    def __init__(self, preset: str, out: Path, *, model: str | None = None, resume: bool = False, **overrides):
+    Under torchrun every rank makes one, with the same arguments, and gets the same summary; rank 0 writes the files.
+    """
+
+    def __init__(
+        self, preset: str, out: Path, *, model: str | None = None, resume: bool = False, world: World = ALONE, **overrides
+    ):
         tables = read(preset)
         self.config = dataclasses.replace(build(TrainConfig, tables.get("train", {}), "train"), **overrides)
         self.agent_config = agent_config(preset)
-        self.preset, self.out, self.model_name = str(preset), out, model
-        self.state_file = out / "state.json"
+        self.preset, self.out, self.model_name, self.world = str(preset), out, model, world
+        if self.config.task == "stream":
+            self.task = Stream(self.config.difficulty, self.config.rl_questions or None)
+        else:
+            self.task = own_task.load(self.config.task)
         self.state = {
-            "phase": "base", "step": 0, "seconds": {}, "evaluations": {}, "settings": self._settings(),
-            "checkpoint": None, "rows": 0, "wall_seconds": 0.0,
-        }
-        if self.state_file.exists():
+            "phase": "base", "step": 0, "seconds": {}, "evaluations": {}, "rows": 0, "segments": 0, "wall_seconds": 0.0,
+            "number": 0, "weights": False, "skipped": 0, "done": False,
+        }  # fmt: skip
+        self.settings_file = out / "run.json"
+        self.damaged: list[str] = []
+        self.taken: Path | None = None  # the checkpoint this run goes on from
+        if self.settings_file.exists():
             if not resume:
                 raise FileExistsError(
                     f"train: {out} already holds a run; continue it with --resume, or give another --out."
                 )
-            self.state = json.loads(self.state_file.read_text())
-            if self.state["settings"] != self._settings():
-                changed = _differences(self.state["settings"], self._settings())
+            held = json.loads(self.settings_file.read_text())
+            if held != self._settings():
+                changed = _differences(held, self._settings())
                 raise ValueError(
                     f"resume: {out} was made with other settings ({', '.join(changed)}); "
                     f"use the same preset and flags, or give another --out."
                 )
+            self.taken, self.damaged = checkpoint.newest(self._checkpoints())
+            if self.taken is not None:
+                self.state = {k: v for k, v in checkpoint.state_of(self.taken).items() if k in self.state}
+            elif self.damaged:
+                raise ValueError(f"resume: no checkpoint of {out} can be read ({self.damaged[0]}); start again elsewhere.")
         elif resume:
-            raise FileNotFoundError(f"resume: {out} holds no run (state.json is missing); leave out --resume.")
+            raise FileNotFoundError(f"resume: {out} holds no run (run.json is missing); leave out --resume.")
+        world.wait()  # until every rank has looked, before rank 0 writes
 
     def _settings(self) -> dict:
+        """What must stay as it is from start to end; not how often checkpoints are made or over what ranks θ0 is laid out."""
         settings = {"preset": self.preset, "model": self.model_name or models.DEFAULT}
         for config in (self.config, self.agent_config):
             settings[type(config).__name__] = dataclasses.asdict(config)
+        for name in ("save_every", "layout", "micro_tokens", "checkpointing"):
+            del settings["TrainConfig"][name]
         return json.loads(json.dumps(settings))
+
+    def _checkpoints(self) -> list[Path]:
+        """Those of steps, oldest first."""
+        return sorted(self.out.glob("checkpoints/step-*"))
 
     # the run -------------------------------------------------------------------------------------------------------
 
-    def run(self, progress: Progress, stop: Callable[[], bool] = lambda: False) -> dict:
-        """Do the phases that are left. Raises Interrupted after a checkpoint when `stop()` turns true."""
-        self.progress, self.stop = progress, stop
+    def run(self, progress: Progress | None = None, stop: Callable[[], bool] = lambda: False) -> dict:
+        """Do the phases that are left. Raises Interrupted after a checkpoint when `stop()` turns true, ArithmeticError when
+        gradients stay not finite, OSError when a checkpoint cannot be written; the last one stays."""
+        self.progress, self.stop = progress or Progress(), stop
         self.since = self.saved = time.perf_counter()
-        self.out.mkdir(parents=True, exist_ok=True)
-        model, self.tokenizer = models.load(self.model_name)
-        rollouts = self.config.rl_episodes * self.config.rl_group
-        self.agent = Agent.build(
-            model, self.tokenizer, self.agent_config, slots=max(rollouts, self.config.eval_episodes)
-        )
-        self.masters = Masters(model)
-        if self.state["checkpoint"]:
-            self.masters.load(self.out / self.state["checkpoint"])
-        self._keep_rows(self.state["rows"])
+        if self.world.first:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with atomic_file(self.settings_file) as work:
+                work.write_text(json.dumps(self._settings(), indent=1))
+            for name in ("metrics", "timings"):
+                self._keep_lines(name, self.state["rows"])
+            self._keep_lines("segments", self.state["segments"])
+            for row in read_run(self.out) if self.state["rows"] else ():
+                self.progress.row(row)
+        for sentence in self.damaged:
+            self.progress.warn(f"{sentence}; going on from the one before")
+        self.world.wait()
+        if self.state["done"]:
+            return self.summary()
+        self._build()
         for phase in PHASES[PHASES.index(self.state["phase"]) :]:
             self.state["phase"] = phase
-            if self._done(phase) is None:
+            if phase not in self.state["evaluations"]:
                 getattr(self, f"_{phase}")()
                 self._save()
                 self._evaluate(phase)
             following = PHASES[min(PHASES.index(phase) + 1, len(PHASES) - 1)]
-            self.state.update(phase=following, step=0)
+            self.state.update(phase=following, step=0, done=phase == PHASES[-1])
             self._save()
         return self.summary()
 
-    def _done(self, phase: str) -> dict | None:
-        return self.state["evaluations"].get(phase)
+    def _build(self) -> None:
+        fsdp = self.config.layout == "fsdp"
+        wanted = {"dtype": torch.float32} if fsdp else {}
+        model, self.tokenizer = models.load(self.model_name, device=self.world.device, **wanted)
+        dtype = models.default_dtype(next(model.parameters()).device)
+        share = -(-self.config.rl_episodes // self.world.size)
+        slots = max(share * self.config.rl_group, -(-self.config.eval_episodes // self.world.size))
+        self.agent = Agent.build(model, self.tokenizer, self.agent_config, slots=slots)
+        self.policy: Policy = Sharded(model, self.world, dtype) if fsdp else Replicated(model, self.world)
+        self.policy.checkpointing = self.config.checkpointing
+        self.drift = self.config.drift or (0.05 if dtype == torch.bfloat16 else 1e-4)
+        if self.state["phase"] == "rl" and self.state["step"]:  # the reference is θ0 at RL's start
+            self._read(self.out / "checkpoints" / "warm")
+            self._remember()
+        if self.state["weights"]:
+            self._read(self.taken)
+
+    def _remember(self) -> None:
+        if self.config.rl_kl:
+            self.policy.remember()
 
     def _base(self) -> None:
         pass
@@ -118,131 +178,136 @@ class Trainer:
     def _warm(self) -> None:
         total = self.config.warm_steps
         self._supervised("warm", 0, lambda step, _: step / total if total else 1.0)
-        self._checkpoint_model("warm")
+        self._keep_model("warm")
 
     def _rl(self) -> None:
         if self.state["step"] == 0:
-            self.masters.restart()
+            self.policy.restart()
+            self._remember()
         while self.state["step"] < self.config.rl_steps:
             self._pause_if_asked()
+            if self.config.refresh_a and self.state["step"] and self.state["step"] % self.config.refresh_a == 0:
+                self.agent.bank.renew()
             self._rl_step()
-        self._checkpoint_model("rl")
+        self._keep_model("rl")
 
     def _sft(self) -> None:
         if self.state["step"] == 0:
-            self.masters.load(self.out / "warm.safetensors")
-        budget = self.state["seconds"].get("rl", 0.0)
-        self._supervised("sft", self.config.warm_steps, lambda _, seconds: seconds / budget if budget else 1.0)
+            self._read(self.out / "checkpoints" / "warm")
+        steps, budget = self.config.control_steps, self.state["seconds"].get("rl", 0.0)
+        if steps:
+            self._supervised("sft", self.config.warm_steps, lambda step, _: step / steps)
+        else:
+            self._supervised("sft", self.config.warm_steps, lambda _, seconds: seconds / budget if budget else 1.0)
+        self._keep_model("sft")
 
     def _supervised(self, phase: str, first: int, done: Callable[[int, float], float]) -> None:
         """Supervised steps `first`, `first + 1`, ... until `done(steps, seconds)` reaches 1."""
-        config = self.config
-        while done(self.state["step"], self.state["seconds"].get(phase, 0.0)) < 1:
+        config, world = self.config, self.world
+
+        def fraction() -> float:
+            return world.most(done(self.state["step"], self.state["seconds"].get(phase, 0.0)))[0]
+
+        while fraction() < 1:
             self._pause_if_asked()
-            start = time.perf_counter()
+            clock, start = Clock(), time.perf_counter()
             step = self.state["step"]
-            writing, recalling = supervised.examples(self.agent, config, first + step)
-            self.masters.trainable(True)
-            loss = supervised.backward(self.agent, writing, config.micro_tokens)
-            recall_loss = supervised.backward(self.agent, recalling, config.micro_tokens, config.warm_recall)
-            self.masters.trainable(False)
-            norm = self.masters.step(config.warm_lr * min(1.0, (first + step + 1) / 4), config.grad_clip)
+            keys = [f"{config.seed}/warm/{first + step}/{i}" for i in range(config.warm_episodes)]
+            episodes = [self.task.episode(key, "train") for key in world.share(keys)]
+            with clock("examples"):
+                parts = supervised.examples(self.agent, config, first + step, episodes)
+            counts = world.total(*(len(part) for part in parts))
+            with clock("update"):
+                losses = [
+                    supervised.backward(self.agent, self.policy, part, config.micro_tokens, scale, count)
+                    for part, scale, count in zip(parts, (1.0, config.warm_recall), counts)
+                ]
+            loss, recall_loss = world.total(*losses)
+            with clock("optimizer"):
+                norm = self.policy.step(config.warm_lr * min(1.0, (first + step + 1) / 4), config.grad_clip)
+            self._finite(norm, phase)
             seconds = self._advance(phase, start)
-            tokens = sum(len(e.prompt) + len(e.answer) for e in writing + recalling)
-            self._row(
-                phase, step, loss=loss, recall_loss=recall_loss, grad_norm=norm, tokens_per_s=tokens / seconds
+            (tokens,) = world.total(sum(len(e.prompt) + len(e.answer) for part in parts for e in part))
+            self._row(phase, step, clock, seconds, loss=loss, recall_loss=recall_loss, grad_norm=norm, tokens=int(tokens))
+            self.progress.phase(
+                phase, round(1000 * min(1.0, fraction())), 1000, f"loss {loss:.2f}  {tokens / seconds:.0f} tokens/s"
             )
-            fraction = min(1.0, done(self.state["step"], self.state["seconds"][phase]))
-            self.progress.phase(phase, round(1000 * fraction), 1000, f"loss {loss:.2f}  {tokens / seconds:.0f} tokens/s")
 
     def _rl_step(self) -> None:
-        config, step = self.config, self.state["step"]
-        start = time.perf_counter()
-        episodes = [
-            tasks.stream.episode(f"{config.seed}/rl/{step}/{i}", "train", config.difficulty)
-            for i in range(config.rl_episodes)
-        ]
-        note = self.progress.phase
-        rollouts = ro.sample(
-            self.agent, episodes, config.rl_group, f"{config.seed}/rl/{step}",
-            on_event=lambda phase, *_: note("rl", step, config.rl_steps, phase),
-        )
-        results = [ro.scores("stream", r) for r in rollouts]
-        rewards = torch.tensor([getattr(s, config.reward) for s in results]).view(-1, config.rl_group)
-        advantage = advantages(rewards, normalise=config.normalise)
-        sampled = time.perf_counter()
-        note("rl", step, config.rl_steps, "update")
-        self.masters.trainable(True)
-        actions = [(a, adv) for r, adv in zip(rollouts, advantage.flatten().tolist()) for a in r.actions]
-        replayed = ro.backward(self.agent, actions, config.rl_clip, config.micro_tokens)
-        norm = self.masters.step(config.rl_lr, config.grad_clip) if replayed.tokens else 0.0
-        self.masters.trainable(False)
+        config, step, clock, start = self.config, self.state["step"], Clock(), time.perf_counter()
+        row, segments = grpo.step(
+            self.agent, self.policy, self.task, config, step, clock=clock,
+            note=lambda what: self.progress.phase("rl", step, config.rl_steps, what),
+        )  # fmt: skip
         seconds = self._advance("rl", start)
-        generated = sum(len(a.generation.ids) for r in rollouts for a in r.actions)
-        mean = {
-            k: sum(getattr(s, k) for s in results) / len(results)
-            for k in ("f1", "em", "intrusion", "pairs_per_write", "recall")
-        }
-        self._row(
-            "rl", step,
-            reward=float(rewards.mean()),
-            reward_std_in_group=float(rewards.std(1, correction=0).mean()),
-            dead_groups=float((rewards.amax(1) == rewards.amin(1)).float().mean()),
-            dropped=sum(s.dropped for s in results),
-            rolled_back=sum(not e.learned.kept for r in rollouts for e in r.log),
-            loss=replayed.loss, ratio_off=replayed.ratio_off, clipped=replayed.clipped, grad_norm=norm,
-            tokens_per_s=generated / seconds, seconds_sampling=sampled - start, seconds_update=seconds - (sampled - start),
-            **mean,
-        )
+        self._finite(row["grad_norm"], "rl")
+        self._row("rl", step, clock, seconds, **row, drift=self.drift)
+        self._log_segments(step, segments)
+        if row["dlogp_worst_segment"] > self.drift:
+            self.progress.warn(
+                f"step {step}: the trainer's log-probabilities are {row['dlogp_worst_segment']:.2g} off the sampler's in one "
+                f"segment (expected below {self.drift:g}): Δ or weights differ between the two"
+            )
+        if row["reward"] is None:
+            self.progress.warn(f"step {step}: there was no memory for any rollout; lower rl_group or rl_episodes")
+            return
         self.progress.phase(
             "rl", self.state["step"], config.rl_steps,
-            f"reward {rewards.mean():.2f}  pairs/write {mean['pairs_per_write']:.1f}  "
-            f"dropped {sum(s.dropped for s in results)}  recall {mean['recall']:.2f}  {generated / seconds:.0f} tokens/s",
-        )
+            f"reward {row['reward']:.2f}  pairs/write {row['pairs_per_write']:.1f}  recall {row['recall']:.2f}  "
+            f"|Δlogp| {row['dlogp']:.1g}  {row['tokens'] / seconds:.0f} tokens/s",
+        )  # fmt: skip
+
+    def _finite(self, norm: float, phase: str) -> None:
+        """Count steps without a finite gradient, which the optimizer did not take; stop where they do not end."""
+        self.state["skipped"] = 0 if norm < float("inf") else self.state["skipped"] + 1
+        if self.state["skipped"]:
+            self.progress.warn(f"{phase}: the gradient of step {self.state['step']} is {norm}; the step was skipped")
+        if self.state["skipped"] >= MOST_SKIPPED:
+            raise ArithmeticError(
+                f"train: {MOST_SKIPPED} steps in a row of phase {phase} had no finite gradient; the last checkpoint in "
+                f"{self.out} is from before; try a lower learning rate."
+            )
 
     # evaluation ----------------------------------------------------------------------------------------------------
 
     def _evaluate(self, phase: str) -> None:
-        config = self.config
-        episodes = tasks.load(
-            "stream", seed=config.seed, limit=config.eval_episodes, split=config.eval_split, difficulty=config.difficulty
-        )
+        config, world = self.config, self.world
+        keys = [str((config.seed << 20) + i) for i in range(config.eval_episodes)]
+        episodes = [self.task.episode(key, config.eval_split) for key in world.share(keys)]
         found = {}
         for index, (mode, temperature) in enumerate(MODES.items()):
-            start = time.perf_counter()
-            keys = [f"{config.seed}/eval/{e.id}" for e in episodes]
+            clock, start = Clock(), time.perf_counter()
             rollouts = run(
-                self.agent, episodes, keys, temperature=temperature,
+                self.agent, episodes, [f"{config.seed}/eval/{e.id}" for e in episodes], temperature=temperature, clock=clock,
                 on_event=lambda what, j, n, i=index, m=mode: self.progress.phase(f"evaluate {phase}", i, 2, f"{m} {what}"),
-            )
-            found[mode] = [dataclasses.asdict(ro.scores("stream", r)) for r in rollouts]
-            self._write_log(phase, mode, rollouts)
-            mean = {k: sum(s[k] for s in found[mode]) / len(found[mode]) for k in found[mode][0]}
-            self._row(f"eval_{phase}", index, mode=mode, seconds_eval=time.perf_counter() - start, **mean)
-        self.progress.phase(f"evaluate {phase}", 2, 2, f"greedy f1 {sum(s['f1'] for s in found['greedy']) / len(episodes):.2f}")
+            )  # fmt: skip
+            found[mode] = world.gathered([scores(self.task, r).values for r in rollouts])
+            records = world.gathered([record(r) for r in rollouts])
+            if world.first:
+                with atomic_file(self.out / "episodes" / f"{phase}-{mode}.md") as work:
+                    work.write_text("\n\n".join(map(readable, records)))
+                with atomic_file(self.out / "episodes" / f"{phase}-{mode}.json") as work:
+                    work.write_text(json.dumps(records))
+            self._row(f"eval_{phase}", index, clock, time.perf_counter() - start, mode=mode, **means(found[mode]))
+        score = means(found["greedy"])[config.reward]
+        self.progress.phase(f"evaluate {phase}", 2, 2, f"greedy {config.reward} {score:.2f}")
         self.state["evaluations"][phase] = found
 
-    def _write_log(self, phase: str, mode: str, rollouts: list[Rollout]) -> None:
-        """A readable account of every episode: what was read, written, learned, asked and answered."""
-        with atomic_file(self.out / "episodes" / f"{phase}-{mode}.md") as work:
-            work.write_text("\n\n".join(readable(r) for r in rollouts))
-
     def summary(self) -> dict:
-        """Means with 95 % bootstrap intervals over episodes, per phase and mode, and the four rewards (greedy F1)."""
-        from ..report import bootstrap
-
+        """Means with 95 % bootstrap intervals over episodes, per phase and mode, and the four rewards (greedy)."""
         out: dict = {f"reward_{p}": None for p in PHASES}
         out.update(n_episodes=self.config.eval_episodes, seconds=self.state["seconds"], evaluations={})
         out["wall_seconds"] = round(self.state["wall_seconds"], 1)
         for phase, found in self.state["evaluations"].items():
             rows = {}
             for mode, episodes in found.items():
+                shared = [k for k in episodes[0] if all(k in e for e in episodes)]
                 rows[mode] = {
                     k: dict(zip(("mean", "low", "high"), bootstrap([e[k] for e in episodes], range(len(episodes)))))
-                    for k in ("f1", "em", "intrusion", "pairs_per_write", "recall")
+                    for k in shared
                 }
             out["evaluations"][phase] = rows
-            out[f"reward_{phase}"] = rows["greedy"]["f1"]["mean"]
+            out[f"reward_{phase}"] = rows["greedy"][self.config.reward]["mean"]
         return out
 
     # bookkeeping ---------------------------------------------------------------------------------------------------
@@ -253,53 +318,100 @@ class Trainer:
         self.state["step"] += 1
         return seconds
 
-    def _row(self, phase: str, step: int, **values) -> None:
-        row = {"phase": phase, "step": step, "seconds": sum(self.state["seconds"].values()), **values}
-        with (self.out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    def _row(self, phase: str, step: int, clock: Clock, seconds: float, **values) -> None:
+        row = {"phase": phase, "step": step, **values}
+        timing = {
+            "phase": phase, "step": step, "seconds": seconds, "trained": sum(self.state["seconds"].values()),
+            **{f"seconds_{k}": v for k, v in clock.items()},
+        }  # fmt: skip
+        if self.world.first:
+            self._append("metrics", row)
+            self._append("timings", timing)
         self.state["rows"] += 1
-        self.progress.row(row)
+        self.progress.row({**timing, **row})
 
-    def _keep_rows(self, count: int) -> None:
-        """Drop the metrics of steps that no checkpoint holds: they will be taken again."""
-        file = self.out / "metrics.jsonl"
+    def _log_segments(self, step: int, mine: list) -> None:
+        """|Δ log p| of every segment; the ranks' one after another."""
+        segments = [s for part in self.world.gathered([mine]) for s in part]
+        if self.world.first:
+            self._append("segments", {"step": step, "segments": segments})
+        self.state["segments"] += 1
+
+    def _append(self, name: str, row: dict) -> None:
+        with (self.out / f"{name}.jsonl").open("a") as file:
+            file.write(json.dumps({k: _finite(v) for k, v in row.items()}) + "\n")
+
+    def _keep_lines(self, name: str, count: int) -> None:
+        """Drop the lines of steps that no checkpoint holds: they will be taken again."""
+        file = self.out / f"{name}.jsonl"
         if file.exists():
             rows = file.read_text().splitlines(keepends=True)
             with atomic_file(file) as work:
                 work.write_text("".join(rows[:count]))
 
     def _pause_if_asked(self) -> None:
-        """Between steps: a checkpoint if the last is old, or a stop if one was asked for."""
-        if time.perf_counter() - self.saved > self.config.save_every:
+        """Between steps: a checkpoint if the last is old, or a stop if one was asked for. All ranks do the same."""
+        asked, late = self.world.most(self.stop(), time.perf_counter() - self.saved > self.config.save_every)
+        if asked or late:
             self._save()
-        if self.stop():
-            self._save()
+        if asked:
             raise Interrupted
 
     def _save(self) -> None:
-        """The weights in a file of their own name, then the state that names it: whichever is cut off, both fit."""
         now = time.perf_counter()
         self.state["wall_seconds"] += now - self.since
         self.since = self.saved = now
-        if self.state["phase"] != "base":
-            self.state["checkpoint"] = f"checkpoint-{self.state['phase']}-{self.state['step']}.safetensors"
-            self.masters.save(self.out / self.state["checkpoint"])
-        with atomic_file(self.state_file) as work:
-            work.write_text(json.dumps(self.state))
-        for old in self.out.glob("checkpoint-*.safetensors"):
-            if old.name != self.state["checkpoint"]:
-                old.unlink()
+        self.state["number"] += 1
+        self.state["weights"] = self.state["phase"] != "base" and not self.state["done"]
+        folder = self.out / "checkpoints" / f"step-{self.state['number']:06}"
+        self._write(folder)
+        if self.world.first:  # a run that is done needs its results only: its models are saved
+            done = self.state["done"]
+            spent = [*self._checkpoints()[:-1], folder.with_name("warm")] if done else self._checkpoints()[:-KEEP]
+            for old in spent:
+                shutil.rmtree(old, ignore_errors=True)
 
-    def _checkpoint_model(self, phase: str) -> None:
-        """The trained θ0 as a Hugging Face folder; after the warm start also the masters the control starts from."""
-        self.agent.bank.detach()
-        try:
-            models.save(self.agent.model, self.tokenizer, self.out / phase)
-        finally:
-            self.agent.bank.attach()
+    def _write(self, folder: Path) -> None:
+        for name in ("metrics", "timings", "segments"):
+            if self.world.first and (file := self.out / f"{name}.jsonl").exists():
+                with file.open("a") as lines:
+                    os.fsync(lines.fileno())
+        tensors = {}
+        if self.state["weights"] or folder.name == "warm":
+            tensors = self.policy.tensors() | self._subspace()
+        checkpoint.save(folder, {**self.state, "optimizer_steps": self.policy.steps}, tensors, self.world)
+
+    def _read(self, folder: Path) -> None:
+        """Parameters, moments, and A where it changes."""
+        subspace = self._subspace()
+        checkpoint.load(folder, self.policy.blank(checkpoint.state_of(folder)["optimizer_steps"]) | subspace, self.world)
+        self.policy.publish()
+        if subspace:
+            self.agent.bank.take(list(subspace.values()))
+
+    def _subspace(self) -> dict:
+        """A of every adapted layer, which a checkpoint holds if training takes it anew."""
+        return {f"a/{i}": a.clone() for i, a in enumerate(self.agent.bank.factors)} if self.config.refresh_a else {}
+
+    def _keep_model(self, phase: str) -> None:
+        """The trained θ0 as a Hugging Face folder; after the warm start also the parameters that RL and the control start
+        from, and that RL's reference is."""
         if phase == "warm":
-            self.masters.restart()
-            self.masters.save(self.out / "warm.safetensors")
+            self.policy.restart()
+            self._write(self.out / "checkpoints" / "warm")
+        weights = self.policy.full_state()
+        if self.world.first:
+            self.agent.bank.detach()
+            try:
+                models.save(self.agent.model, self.tokenizer, self.out / phase, weights)
+            finally:
+                self.agent.bank.attach()
+        self.world.wait()
+
+
+def _finite(value):
+    """None for a number that JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _differences(old: dict, new: dict, where: str = "") -> list[str]:

@@ -2,8 +2,9 @@
 
 from tmem.episode import Episode, Pair, Question
 from tmem.tasks import locomo, metrics, stream
+from tmem.tasks.task import Task
 
-__all__ = ["TASKS", "Episode", "Pair", "Question", "load", "score"]
+__all__ = ["TASKS", "Episode", "Pair", "Question", "Task", "load", "score"]
 
 TASKS = ("stream", "locomo")
 

@@ -11,15 +11,19 @@ plan (who states what in which session) and the words, so that `probes` can reco
 """
 
 import random
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 from tmem.episode import Episode, Pair, Question
 from tmem.tasks import stream_data_dev, stream_data_test, stream_data_train
 from tmem.tasks.stream_data import Language, Topic
+from tmem.tasks.task import Task
 
-__all__ = ["DIFFICULTIES", "LANGUAGES", "SPLITS", "UNKNOWN", "Difficulty", "episode", "probes"]
+__all__ = [
+    "DIFFICULTIES", "LANGUAGES", "SPLITS", "UNKNOWN", "Difficulty", "Stream", "attribute", "episode", "outdated", "probes",
+]  # fmt: skip
 
 UNKNOWN = "unknown"
 LANGUAGES: dict[str, Language] = {
@@ -120,15 +124,17 @@ class _Deck:
         return left.pop()
 
 
-def episode(seed: int | str, split: str = "train", difficulty: int = 1) -> Episode:
+def episode(seed: int | str, split: str = "train", difficulty: int = 1, questions: int | None = None) -> Episode:
     """The episode of this seed: the same on every machine, another for every seed (5 and "5" are
     the same one).
 
     Chunks are sessions of "Name: text" lines under a date; pairs[i] has one pair for each fact stated in chunk i, in
     the order of the text; questions have kind attribute, preference, relation, event, change or unknown, and the topic
-    as category. Raises ValueError for an unknown split or difficulty.
+    as category. questions: how many are asked at most, as far as there are facts to ask about; None as the difficulty
+    says. Text and pairs do not depend on it. Raises ValueError for an unknown split or difficulty.
     """
     language, level = _setting(split, difficulty)
+    level = level if questions is None else replace(level, questions=questions)
     id = f"stream/{split}/{difficulty}/{seed}"
     plan = _plan(id, language, level)
     deck = _Deck(random.Random(f"{id}/words"))
@@ -141,6 +147,17 @@ def episode(seed: int | str, split: str = "train", difficulty: int = 1) -> Episo
     return Episode(id, chunks, pairs, questions)
 
 
+@dataclass(frozen=True)
+class Stream(Task):
+    """The streams of one difficulty; training episodes ask up to `questions` questions (None: as the difficulty says)."""
+
+    difficulty: int = 1
+    questions: int | None = None
+
+    def episode(self, key: str, split: str) -> Episode:
+        return episode(key, split, self.difficulty, self.questions if split == "train" else None)
+
+
 def probes(episode: Episode) -> tuple[tuple[Question, ...], ...]:
     """Per chunk, two questions for each of its gold pairs, to see whether its write stuck, in the order of the pairs.
 
@@ -148,14 +165,7 @@ def probes(episode: Episode) -> tuple[tuple[Question, ...], ...]:
     the same thing asked about somebody else, whose own value is right if it was stated by then, else "unknown"; the
     fact's value is among the intrusions. Raises ValueError for an episode that `stream.episode` did not make.
     """
-    try:
-        task, split, difficulty, _ = episode.id.split("/", 3)
-        if task != "stream":
-            raise ValueError(task)
-        language, level = _setting(split, int(difficulty))
-    except ValueError as error:
-        raise ValueError(f"stream.probes: {episode.id!r} is not the id of an episode made by stream.episode") from error
-    plan = _plan(episode.id, language, level)
+    plan, (language, level) = _made(episode)
     deck = _Deck(random.Random(f"{episode.id}/probes"))
     found = []
     for i, statements in enumerate(plan.sessions):
@@ -170,6 +180,60 @@ def probes(episode: Episode) -> tuple[tuple[Question, ...], ...]:
                     asked.append(_question(deck, language, level, known, where, id, kind))
         found.append(tuple(asked))
     return tuple(found)
+
+
+def outdated(episode: Episode) -> tuple[tuple[str, ...], ...]:
+    """Per question, what was once right and was replaced later; empty but for questions of kind "change"."""
+    plan, (language, _) = _made(episode)
+    statements = [s for session in plan.sessions for s in session]
+    out = []
+    for question in episode.questions:
+        olds = [
+            s.value for s in statements
+            if question.kind == "change" and s.topic == question.category and s.person in re.findall(r"\w+", question.text)
+            and s.value not in question.answers
+        ]  # fmt: skip
+        out.append(tuple(olds))
+    return tuple(out)
+
+
+def attribute(question: str, split: str) -> str:
+    """The topic that a question asks about: the one among whose own questions is the one with most words in common.
+
+    For written questions, which follow no template; ties go to the topic that comes first in the alphabet.
+    """
+    mine = _content(question)
+
+    def closeness(topic: Topic) -> float:
+        phrases = topic.pair + topic.plain + topic.pair_date + topic.plain_date
+        return max(len(mine & _content(p)) / max(1, len(mine | _content(p))) for p in phrases)
+
+    # Whoever learned to write from the training phrases asks with their words.
+    topics = sorted({(name, lang) for lang in {split, "train"} for name in LANGUAGES[lang].topics})
+    return max(topics, key=lambda t: closeness(LANGUAGES[t[1]].topics[t[0]]))[0]
+
+
+def _content(text: str) -> frozenset[str]:
+    words = "".join(c if c.isalnum() else " " for c in text.replace("{name}", " ").replace("{v}", " ").lower()).split()
+    return frozenset(words) - _FUNCTION_WORDS
+
+
+_FUNCTION_WORDS = frozenset(
+    "a an the is are was were do does did has have had of s to in on at for with by from and or it its what which who whom "
+    "whose when where how that this her his their".split()
+)
+
+
+def _made(episode: Episode):
+    """The plan, and the language and level, of an episode that `stream.episode` made; ValueError for another one."""
+    try:
+        task, split, difficulty, _ = episode.id.split("/", 3)
+        if task != "stream":
+            raise ValueError(task)
+        language, level = _setting(split, int(difficulty))
+    except ValueError as error:
+        raise ValueError(f"stream: {episode.id!r} is not the id of an episode made by stream.episode") from error
+    return _plan(episode.id, language, level), (language, level)
 
 
 def _setting(split: str, difficulty: int) -> tuple[Language, Difficulty]:
@@ -353,8 +417,9 @@ def _questions(deck: _Deck, language: Language, level: Difficulty, plan: _Plan, 
     unknown = round(level.questions * level.unknown_share)
     answerable = level.questions - unknown
     asked = rng.sample(sorted(changed), min(len(changed), (answerable + 1) // 2))
-    asked += rng.sample([fact for fact in facts if fact not in asked], answerable - len(asked))
-    asked += rng.sample(never, unknown)
+    others = [fact for fact in facts if fact not in asked]
+    asked += rng.sample(others, min(len(others), answerable - len(asked)))
+    asked += rng.sample(never, min(len(never), unknown))
     rng.shuffle(asked)
 
     def kind(where: tuple[str, str, str]) -> str:

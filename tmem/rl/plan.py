@@ -1,0 +1,148 @@
+"""What a run needs on each rank, in bytes: counted where it can be counted, by a stated formula where not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..agent.config import AgentConfig
+from .config import TrainConfig
+
+PAD = 64  # elements; rows of the bank (see bank.py)
+ASKED = 32  # tokens of a question with the chat template, about
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder's sizes. kv: key and value heads' width together, heads_kv · head_dim."""
+
+    hidden: int
+    ffn: int
+    layers: int
+    q: int
+    kv: int
+    vocab: int
+    tied: bool
+
+    @classmethod
+    def of(cls, config) -> Shape:
+        """From a Hugging Face config."""
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads * head,
+            config.num_key_value_heads * head, config.vocab_size, config.tie_word_embeddings,
+        )  # fmt: skip
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """(in, out) of the linear layers of one decoder layer."""
+        h, f = self.hidden, self.ffn
+        return {
+            "q_proj": (h, self.q), "k_proj": (h, self.kv), "v_proj": (h, self.kv), "o_proj": (self.q, h),
+            "gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h),
+        }  # fmt: skip
+
+    @property
+    def parameters(self) -> int:
+        linear = sum(i * o for i, o in self.sizes().values())
+        return self.layers * (linear + 2 * self.hidden) + self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
+
+
+# From the models' published config.json.
+SHAPES = {
+    "qwen3-4b": Shape(2560, 9728, 36, 4096, 1024, 151936, True),
+    "qwen3-8b": Shape(4096, 12288, 36, 4096, 1024, 151936, False),
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """bytes on one rank, and the arithmetic behind them."""
+
+    name: str
+    bytes: float
+    why: str
+
+
+def row(shape: Shape, agent: AgentConfig) -> int:
+    """P: fp32 elements of one slot, padded as the bank pads them."""
+    memory, sizes = agent.memory, shape.sizes()
+    width = 0
+    for name in memory.targets:
+        for size in ((sizes[name][0],) if memory.train_a else ()) + (sizes[name][1],):
+            width += -(-size // PAD) * PAD
+    return min(memory.last_layers, shape.layers) * memory.rank * width
+
+
+def plan(
+    shape: Shape, agent: AgentConfig, train: TrainConfig, *, ranks: int = 1, writes: int = 6, bf16: bool = True
+) -> list[Item]:
+    """Memory of one rank through a GRPO step, and what it sends; `writes` per episode. Weights compute in bf16 or fp32."""
+    n, p = shape.parameters, row(shape, agent)
+    compute = 2 if bf16 else 4
+    rollouts = -(-train.rl_episodes // ranks) * train.rl_group
+    sharded = train.layout == "fsdp"
+    share = ranks if sharded else 1
+    matrices = 2 + 2 * (agent.memory.optimizer == "adamw")
+    tokens = train.micro_tokens
+    context = agent.write.window + agent.write.max_new
+    kept = shape.hidden if train.checkpointing else 8 * shape.hidden + 3 * shape.q + 4 * shape.kv + 4 * shape.ffn
+    one_layer = (8 * shape.hidden + 3 * shape.q + 4 * shape.kv + 4 * shape.ffn) * tokens * compute
+    generated = min(tokens, tokens * agent.write.max_new // context)
+    out = [
+        Item("weights that compute", compute * n, f"{compute} · {n:,} parameters"),
+        Item("θ0, gradients, moments in fp32", 16 * n / share, f"16 · {n:,}" + (f" / {ranks} ranks" if sharded else "")),
+    ]
+    if not sharded and ranks > 1:
+        out.append(Item("DDP's buckets", 4 * n, f"4 · {n:,}"))
+    if train.rl_kl:
+        size = 4 / share if sharded else compute
+        out.append(Item("frozen reference", size * n, f"{size:g} · {n:,}"))
+    out += [
+        Item("bank", rollouts * matrices * p * 4, f"{rollouts} slots · {matrices} matrices · P = {p:,} · 4"),
+        Item("snapshots of Δ", rollouts * writes * p * 4 * (train.replay == "snapshot"),
+             f"{rollouts} rollouts · {writes} writes · P · 4" if train.replay == "snapshot" else "none: learned again"),
+        Item("keys and values", min(rollouts, 96) * context * shape.layers * 2 * shape.kv * compute,
+             f"{min(rollouts, 96)} rows · {context} tokens · {shape.layers} layers · 2 · {shape.kv} · {compute}"),
+        Item("activations of a pass (estimate)", shape.layers * kept * tokens * compute + one_layer * train.checkpointing,
+             f"{tokens} tokens · {shape.layers} layers · {kept:,} elements" + (" + one layer again" * train.checkpointing)),
+        Item("logits of a pass", 2 * compute * generated * shape.vocab,
+             f"with gradient 2 · {compute} · {generated} generated tokens · {shape.vocab:,}"),
+    ]  # fmt: skip
+    return out
+
+
+def passes(agent: AgentConfig, train: TrainConfig, *, ranks: int, writes: int = 6, questions: int = 4) -> int:
+    """Micro-batches of one rank's update."""
+    rollouts = -(-train.rl_episodes // ranks) * train.rl_group
+    tokens = writes * (agent.write.window + agent.write.max_new) + questions * (ASKED + agent.answer.max_new)
+    return -(-rollouts * tokens // train.micro_tokens)
+
+
+def sent(shape: Shape, train: TrainConfig, *, ranks: int, passes: int, bf16: bool = True) -> Item:
+    """Bytes that one rank sends in a step of `passes` micro-batches. No Δ, no snapshot and no rollout leaves its rank."""
+    n, compute, part = shape.parameters, 2 if bf16 else 4, (ranks - 1) / ranks
+    if train.layout == "fsdp":
+        gathers = 2 * passes + 1  # forward, backward of each pass; once for the next rollouts
+        return Item("sent per step", part * n * (compute * gathers + 4 * passes),
+                    f"{gathers} all-gathers of {compute}·N, {passes} reduce-scatters of 4·N")  # fmt: skip
+    return Item("sent per step", 2 * part * 4 * n, "one all-reduce of 4·N, whatever the number of passes")
+
+
+def flops(
+    shape: Shape, agent: AgentConfig, train: TrainConfig, *, ranks: int, writes: int = 6, pairs: int = 16, questions: int = 4
+) -> dict[str, float]:
+    """Floating-point operations of one rank's GRPO step, by part: 2 a parameter and token forward, 4 backward (2 where θ0 is
+    frozen, 2 more where activations are computed again), the head only where it is needed."""
+    rollouts = -(-train.rl_episodes // ranks) * train.rl_group
+    body = shape.parameters - shape.vocab * shape.hidden * (1 if shape.tied else 2)
+    head = shape.vocab * shape.hidden
+    window, new = agent.write.window, agent.write.max_new
+    adapted = body * min(agent.memory.last_layers, shape.layers) / shape.layers
+    generated = rollouts * (writes * new + questions * agent.answer.max_new)
+    read = rollouts * (writes * window + questions * ASKED)
+    tokens = rollouts * writes * pairs * 48 * agent.learn.epochs
+    return {
+        "read": 2.0 * body * read,
+        "generate": 2.0 * (body + head) * generated,
+        "learn": 4.0 * adapted * tokens,
+        "update": (8.0 if train.checkpointing else 6.0) * (body * (read + generated) + head * generated),
+    }

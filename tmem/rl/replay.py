@@ -1,0 +1,283 @@
+"""Passes over what agents said, every token under the Δ that was in its slot when it was sampled.
+
+The Δ of a segment comes from a snapshot of its row (`snapshot`) or is learned again from the rollout's log (`log`): the same
+numbers, no memory for snapshots, and every online update done twice.
+
+Rollouts of a group begin with the same prompt under the same Δ = 0. What they said to it goes through the model as branches of
+one row, so that the prompt, most of the tokens, is computed once, forward and backward.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..agent.episode import Action, Agent, Rollout
+from ..agent.learn import learn, rehearsal
+from ..bank import AdapterBank, Snapshot
+from .loss import policy_loss, token_logp
+from .policy import Policy
+
+
+@dataclass
+class Segment:
+    """One action of a rollout in an update: its advantage, and per token what was found; `reference` if there is one."""
+
+    rollout: int
+    action: Action
+    advantage: float
+    reference: Tensor | None = None
+    off: Tensor | None = None  # |log-probability of the trainer - of the sampler|
+
+
+@dataclass
+class Row:
+    """Segments that continue the same prompt under the same Δ, as one row of a pass: the prompt, then one after another."""
+
+    segments: list[Segment]
+
+    @property
+    def prompt(self) -> list[int]:
+        return self.segments[0].action.prompt
+
+    @property
+    def said(self) -> list[list[int]]:
+        return [s.action.generation.ids for s in self.segments]
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prompt, *itertools.chain(*self.said)]
+
+    def columns(self) -> list[int]:
+        """Of every generated token that of the one before it, whose logits it was drawn from."""
+        out, start = [], len(self.prompt)
+        for ids in self.said:
+            out += [len(self.prompt) - 1, *range(start, start + len(ids) - 1)]
+            start += len(ids)
+        return out
+
+    def layout(self) -> tuple[list[int], list[int]]:
+        """(position in its own text, branch) of every token."""
+        trunk = len(self.prompt)
+        positions, branches = list(range(trunk)), [0] * trunk
+        for branch, ids in enumerate(self.said, 1):
+            positions += range(trunk, trunk + len(ids))
+            branches += [branch] * len(ids)
+        return positions, branches
+
+
+@dataclass
+class Replayed:
+    """An update's totals over the tokens of its live segments, before division by their number.
+
+    `segments`: per segment (rollout, kind, writes before it, tokens, mean and largest |Δ log p|).
+    """
+
+    loss: float = 0.0
+    tokens: int = 0
+    kl: float = 0.0
+    entropy: float = 0.0
+    ratio: float = 0.0
+    clipped: float = 0.0
+    segments: list[tuple[int, str, int, int, float, float]] = field(default_factory=list)
+
+
+def backward(
+    agent: Agent, policy: Policy, rollouts: Sequence[Rollout], advantages: Sequence[float], total: float, *,
+    clip: float = 0.2, beta: float = 0.0, tokens: int = 4096, mode: str = "snapshot",
+) -> Replayed:  # fmt: skip
+    """Accumulate the gradient of the policy loss over all segments of `rollouts` into θ0; `advantages[i]` is rollout i's.
+
+    total   Σ|o|: the tokens that all rollouts of all ranks generated, with those of dead groups
+    tokens  padded tokens in one forward and backward pass
+    mode    where a segment's Δ comes from: "snapshot" or "log"
+    Segments whose advantage is 0 contribute nothing and are skipped. All ranks must call this together.
+    """
+    live = [
+        Segment(i, action, advantage)
+        for i, (rollout, advantage) in enumerate(zip(rollouts, advantages))
+        for action in rollout.actions
+        if advantage != 0.0 and action.generation.ids
+    ]
+    out = Replayed(tokens=sum(len(s.action.generation.ids) for s in live))
+    rounds = _from_logs if mode == "log" else _from_snapshots
+    for passes in rounds(agent, rollouts, live, tokens):
+        if beta:
+            with policy.referring(), torch.no_grad():
+                for part, delta in passes:
+                    with delta as slots, agent.bank.route(slots, learn=False):
+                        _score(policy, agent.bank, part, reference=True)
+        with policy.updating(len(passes)):
+            for part, delta in passes:
+                with delta as slots, agent.bank.route(slots, learn=False):
+                    _accumulate(policy, agent.bank, part, total, clip, beta, out)
+    out.segments = [
+        (s.rollout, s.action.kind, s.action.writes, len(s.off), float(s.off.mean()), float(s.off.max())) for s in live
+    ]
+    return out
+
+
+def _score(policy: Policy, bank: AdapterBank, part: Sequence[Row], *, reference: bool = False) -> tuple[Tensor, Tensor]:
+    """Log-probability and entropy [tokens] of the part's generated tokens; the former kept as `reference` if so asked."""
+    ids = padded([row.ids for row in part], bank.device)
+    columns = [row.columns() for row in part]
+    rows = [r for r, found in enumerate(columns) for _ in found]
+    layout = ()
+    if any(len(row.segments) > 1 for row in part):
+        layout = [padded(x, bank.device) for x in zip(*(row.layout() for row in part))]
+    said = torch.tensor([token for row in part for ids in row.said for token in ids], device=bank.device)
+    logp, entropy = token_logp(policy.logits(ids, rows, list(itertools.chain(*columns)), *layout), said)
+    if reference:
+        segments = _segments(part)
+        for segment, values in zip(segments, logp.split([len(s.action.generation.ids) for s in segments])):
+            segment.reference = values
+    return logp, entropy
+
+
+def _segments(part: Sequence[Row]) -> list[Segment]:
+    return [s for row in part for s in row.segments]
+
+
+def _accumulate(policy, bank, part, total, clip, beta, out: Replayed) -> None:
+    new, entropy = _score(policy, bank, part)
+    part = _segments(part)
+
+    def per_token(values) -> Tensor:
+        return torch.tensor(values, device=bank.device, dtype=new.dtype)
+
+    sizes = [len(s.action.generation.ids) for s in part]
+    found = policy_loss(
+        new,
+        per_token([lp for s in part for lp in s.action.generation.logprobs]),
+        per_token([s.advantage for s, n in zip(part, sizes) for _ in range(n)]),
+        torch.full_like(new, 1.0 / total).detach(),
+        clip,
+        reference=torch.cat([s.reference for s in part]) if beta else None,
+        beta=beta,
+    )
+    found.loss.backward()
+    out.loss += float(found.loss.detach())
+    out.kl += float(found.kl.sum())
+    out.ratio += float(found.ratio.sum())
+    out.clipped += float(found.clipped.sum())
+    out.entropy += float(entropy.sum())
+    for segment, off in zip(part, found.off.split(sizes)):
+        segment.off = off.cpu()
+
+
+# which Δ -----------------------------------------------------------------------------------------------------------------
+
+
+class restored:
+    """A block in which free slots of the bank hold `deltas`, one for each different Δ; gives the slots, -1 for None.
+
+    May be entered again. Raises RuntimeError if there are too few slots.
+    """
+
+    def __init__(self, bank: AdapterBank, deltas: Sequence[Snapshot | None]):
+        self.bank, self.deltas = bank, deltas
+        self.slots: dict[int, int] = {}
+
+    def __enter__(self) -> list[int]:
+        try:
+            for delta in self.deltas:
+                if delta is not None and id(delta) not in self.slots:
+                    self.slots[id(delta)] = self.bank.alloc()
+                    self.bank.restore(self.slots[id(delta)], delta)
+        except BaseException:
+            self.__exit__()
+            raise
+        return [-1 if d is None else self.slots[id(d)] for d in self.deltas]
+
+    def __exit__(self, *_) -> None:
+        for slot in self.slots.values():
+            self.bank.free(slot)
+        self.slots = {}
+
+
+Passes = list[tuple[list[Row], AbstractContextManager[list[int]]]]  # what goes through the model together, and its Δ
+LONGEST = 1024  # tokens of a row of several segments: attention between branches is computed and masked
+
+
+def shared(segments: Sequence[Segment], under: Callable[[Segment], Hashable]) -> list[Row]:
+    """The segments as rows, those with one prompt and the same Δ, which `under` names, together."""
+    rows: list[Row] = []
+    open_: dict[Hashable, Row] = {}
+    for segment in segments:
+        key = (under(segment), *segment.action.prompt)
+        row = open_.get(key)
+        if row is None or len(row.ids) + len(segment.action.generation.ids) > LONGEST:
+            open_[key] = row = Row([])
+            rows.append(row)
+        row.segments.append(segment)
+    return rows
+
+
+def _from_snapshots(agent, rollouts, live, tokens) -> Iterator[Passes]:
+    rows = shared(live, lambda s: id(s.action.delta))
+    deltas = [row.segments[0].action.delta for row in rows]
+    parts = [[rows[i] for i in group] for group in micro_batches([r.ids for r in rows], tokens, deltas, agent.bank)]
+    yield [(part, restored(agent.bank, [row.segments[0].action.delta for row in part])) for part in parts]
+
+
+def _from_logs(agent, rollouts, live, tokens) -> Iterator[Passes]:
+    for writes, slots in _learned_again(agent, rollouts):
+        rows = shared([s for s in live if s.action.writes == writes], lambda s: s.rollout if s.action.writes else None)
+        groups = micro_batches([r.ids for r in rows], tokens, [None] * len(rows), agent.bank)
+        parts = [[rows[i] for i in group] for group in groups]
+        yield [(part, nullcontext([slots[row.segments[0].rollout] for row in part])) for part in parts]
+
+
+def _learned_again(agent: Agent, rollouts: Sequence[Rollout]) -> Iterator[tuple[int, list[int]]]:
+    """(writes learned so far, a slot for each rollout): the fast weights between writes, made anew from the logs."""
+    bank, config = agent.bank, agent.config.learn
+    slots = [bank.alloc() for _ in rollouts]
+    try:
+        yield 0, slots
+        for j in range(max((len(r.log) for r in rollouts), default=0)):
+            jobs = []
+            for slot, rollout in zip(slots, rollouts):
+                if j < len(rollout.log):
+                    pairs = rollout.log[j].written.pairs
+                    earlier = [p for e in rollout.log[:j] if e.learned.kept for p in e.written.pairs]
+                    jobs.append((slot, rehearsal(earlier, pairs, config.rehearse) if pairs else []))
+            learn(agent.model, bank, jobs, agent.chat, config)
+            yield j + 1, slots
+    finally:
+        for slot in slots:
+            bank.free(slot)
+
+
+def micro_batches(
+    sequences: Sequence[list[int]], tokens: int, deltas: Sequence[Snapshot | None], bank: AdapterBank
+) -> list[list[int]]:
+    """Indices of sequences, longest first, in parts of at most `tokens` padded tokens and at most a quarter padding each.
+
+    A part has no more different Δ than the bank has free slots. A gradient over a batch is a sum in fp32: unlike an
+    online update it is not promised bit by bit, so sequences of different length share a pass and no row is filled in.
+    """
+    free = bank.used.count(False)
+    out: list[list[int]] = []
+    kinds: set[int] = set()
+    for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
+        mine = set() if deltas[i] is None else {id(deltas[i])}
+        if out:
+            longest = len(sequences[out[-1][0]])
+            fits = (len(out[-1]) + 1) * longest <= tokens and len(kinds | mine) <= free
+            if fits and 4 * len(sequences[i]) >= 3 * longest:
+                out[-1].append(i)
+                kinds |= mine
+                continue
+        out.append([i])
+        kinds = mine
+    return out
+
+
+def padded(sequences: Sequence[list[int]], device) -> Tensor:
+    """Token ids int64 [len(sequences), longest], zeros to the right."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True).to(device)

@@ -1,0 +1,49 @@
+"""What training needs of a task: episodes in, scores out."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from ..episode import Episode, Question
+from . import metrics
+
+
+class Task:
+    """A class of one's own says what an episode is; f1 and em against the questions' answers come with it.
+
+    A preset's [train] table names it, `task = "mine.py:Mine"`, and which of its scores is the reward, `reward = "f1"`.
+    """
+
+    def episode(self, key: str, split: str) -> Episode:
+        """The episode of this key, the same on every call: training asks for split "train", evaluation for "dev" or "test".
+
+        Its gold pairs, one tuple for each chunk, are what the supervised steps teach; where there are none (empty tuples) only
+        RL can be done (`warm_steps = 0`).
+        """
+        raise NotImplementedError
+
+    def score(self, question: Question, answer: str) -> dict[str, float]:
+        """Scores of one answer in 0..1, by name. RL's reward is the mean over an episode's questions of one of them."""
+        return {
+            "f1": metrics.f1(answer, question),
+            "em": metrics.em(answer, question),
+            "intrusion": metrics.intrusion(answer, question),
+        }
+
+
+def load(name: str) -> Task:
+    """The task that `file.py:Class` names. Runs that file: name only your own. Raises ValueError if there is none."""
+    file, _, cls = name.partition(":")
+    path = Path(file)
+    if path.suffix != ".py" or not cls:
+        raise ValueError(f"preset: [train] task: expected stream or file.py:Class, got {name!r}.")
+    if not path.is_file():
+        raise ValueError(f"preset: [train] task: there is no file {path}; give its path from where you start tmem.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, cls, None)
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise ValueError(f"preset: [train] task: {path} has no class {cls} derived from tmem.tasks.Task.")
+    return found()
