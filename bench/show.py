@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from ..report import write_json
-from . import STUDIES, plots, run, studies, study, targets
+from . import STUDIES, plots, run, studies, study, targets, train
 
 TITLES = {
     "lora": "one linear layer K→N, adapters x tokens, forward and backward: ms, ratio to base (grouped: torch._grouped_mm)",
@@ -30,7 +30,7 @@ def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: in
     """Run under a progress bar, print the tables, write `json` and its pictures if given."""
     if set(names) & set(STUDIES):
         if len(names) > 1:
-            raise ValueError(f"bench: {' and '.join(STUDIES)} run by themselves, got {', '.join(names)}; ask for one.")
+            raise ValueError(f"bench: {', '.join(STUDIES)} run by themselves, got {', '.join(names)}; ask for one.")
         _study(names[0], json, quick=quick, threads=threads)
         return
     console = Console()
@@ -57,7 +57,8 @@ def _study(name: str, json: Path | None, *, quick: bool, threads: int | None) ->
     partial = json and json.with_name(f".{json.name}.parts")
     with _progress(console) as watch:
         found = study(name, quick=quick, threads=threads, watch=watch, partial=partial)
-    for table in studies.tables(name, found):
+    own = name == "train"  # shows itself
+    for table in train.tables(found) if own else studies.tables(name, found):
         console.print(table)
     _print_aims(console, found.get("aims", []), quick)
     if "ceilings" in found:
@@ -68,7 +69,8 @@ def _study(name: str, json: Path | None, *, quick: bool, threads: int | None) ->
     if json:
         write_json(json, found)
         partial.unlink(missing_ok=True)
-        console.print(f"written to {json}" + "".join(f", {path}" for path in studies.draw(name, found, json)))
+        drawn = train.draw(found, json) if own else studies.draw(name, found, json)
+        console.print(f"written to {json}" + "".join(f", {path}" for path in drawn))
 
 
 @contextmanager

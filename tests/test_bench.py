@@ -74,6 +74,15 @@ def test_a_study_leaves_its_rows_and_pictures(name, tmp_path):
         for row in found["rows"]:
             assert 0.8 < row["energy"][1] <= row["energy"][0] < 1 + 1e-5 and 0 < row["min"] <= row["ms"]
         assert found["rows"][0]["ratio"] == 1 and found["rows"][0]["energy"][0] > 0.999
+    elif name == "train":
+        assert [r["part"] for r in found["rows"]] == [*bench.train.PARTS, "whole"]
+        *parts, whole = found["rows"]
+        for row in found["rows"]:
+            assert row["tmem"] > 0 and row["plain"] > 0 and row["ratio"] > 0 and row["least"] >= 0
+        for way in ("tmem", "plain"):
+            for i, seconds in enumerate(whole[f"{way}_rounds"]):
+                assert 0 < sum(r[f"{way}_rounds"][i] for r in parts) <= seconds  # parts follow one another inside the whole
+        assert whole["least"] == pytest.approx(sum(r["least"] for r in parts))
     else:
         assert {r["phase"] for r in found["rows"]} == {"tuning", "judging"}
         assert {r["optimizer"] for r in found["rows"]} == {"adamw", "sgd"}
@@ -106,7 +115,7 @@ def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
 
 
 def test_a_study_runs_by_itself():
-    with pytest.raises(ValueError, match="rsvd and init run by themselves, got lora, rsvd"):
+    with pytest.raises(ValueError, match="rsvd, init, train run by themselves, got lora, rsvd"):
         show.bench(("lora", "rsvd"), None, quick=True, threads=1)
 
 

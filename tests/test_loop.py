@@ -145,12 +145,12 @@ def test_an_episode_decodes_the_same_alone_and_among_others(dtype, temperature):
     agent = agent_of(dtype=dtype)
     for s in range(3):
         learn(agent.model, agent.bank, [(agent.bank.alloc(), pairs(3, str(s)))], agent.chat, CONFIG.learn)
-    prompts = [agent.chat.prompt("x" * n + "?") for n in (1, 3, 20, 21, 22, 30, 45)]
-    slots = [0, 1, 2, 0, -1, 1, 2]
-    keys = [f"k{i}" for i in range(7)]
+    prompts = [agent.chat.prompt("x" * n + "?") for n in (1, 3, 20, 21, 22, 45, 230, 301, 490, 600)]
+    slots = [0, 1, 2, 0, -1, 1, 2, -1, 0, 1]
+    keys = [f"k{i}" for i in range(10)]
     options = dict(bank=agent.bank, end=0, max_new=12, temperature=temperature)
     together = decode(agent.model, prompts, slots=slots, keys=keys, **options)
-    for i in range(7):
+    for i in range(10):
         (alone,) = decode(agent.model, [prompts[i]], slots=[slots[i]], keys=[keys[i]], **options)
         assert alone == together[i], i
     assert len({tuple(g.ids) for g in together}) > 3

@@ -1,104 +1,167 @@
-"""The loss, the replay of actions under their own Δ, the masters, and a tiny training run with a resume."""
+"""The replay of actions under their own Δ, θ0 in fp32, and what is measured on rollouts."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
 from test_loop import CONFIG, EPISODES, agent_of
-from tiny import Letters, model, pairs
-from wrong import batch_loss, stale_snapshot
+from tiny import model, pairs
+from wrong import batch_loss, branches_in_sight, delta_free_reference, delta_with_gradient, stale_snapshot
 
 import tmem.agent.episode as loop
-from tmem import models
 from tmem.agent.episode import run, segments
 from tmem.agent.learn import learn
 from tmem.agent.write import Written
-from tmem.episode import Pair
+from tmem.episode import Episode, Pair, Question
+from tmem.rl import replay, supervised
 from tmem.rl import rollout as ro
-from tmem.rl import supervised, trainer
-from tmem.rl.loss import advantages, policy_loss
-from tmem.rl.masters import Masters
-from tmem.tasks import stream
+from tmem.rl.config import TrainConfig
+from tmem.rl.policy import Replicated
+from tmem.tasks import Task, stream
 from tmem.testing import assert_close
-
-# the loss --------------------------------------------------------------------------------------------------------------
-
-
-def test_advantages_are_centred_in_their_group_and_zero_in_a_dead_one():
-    rewards = torch.tensor([[0.0, 1.0, 0.5, 0.5], [0.3, 0.3, 0.3, 0.3], [1.0, 1.0, 1.0, 0.0]])
-    a = advantages(rewards)
-    assert torch.allclose(a.mean(1), torch.zeros(3), atol=1e-6)
-    assert not a[1].any() and torch.allclose(a[0].square().mean(), torch.tensor(1.0), atol=1e-4)
-    assert torch.allclose(advantages(rewards, normalise=False)[0], rewards[0] - 0.5)
-
-
-def test_policy_loss_is_reinforce_at_ratio_one_and_clips_beyond():
-    new = torch.tensor([-1.0, -2.0, -0.5, -3.0], requires_grad=True)
-    adv = torch.tensor([1.0, -1.0, 2.0, 0.5])
-    weight = torch.full((4,), 0.25)
-    policy_loss(new, new.detach(), adv, weight).loss.backward()
-    assert torch.allclose(new.grad, -adv * weight)  # the gradient of -Σ w Â log π
-    old = new.detach() - torch.tensor([0.5, 0.5, -0.5, -0.5])  # ratio e^0.5, e^0.5, e^-0.5, e^-0.5
-    new.grad = None
-    found = policy_loss(new, old, adv, weight)
-    found.loss.backward()
-    cut = new.grad == 0
-    assert cut.tolist() == [True, False, False, False] and found.clipped == 0.25
-    with pytest.raises(ValueError, match="four tensors of one shape"):
-        policy_loss(new, old[:2], adv, weight)
-
 
 # the replay ------------------------------------------------------------------------------------------------------------
 
-
-def rollouts_of(agent, run=run, monkeypatch=None):
-    """A traced rollout whose writes always yield a pair, so that every later action has a Δ of its own."""
-    monkeypatch.setattr(loop, "parse", lambda *a, **k: Written([Pair("who?", "me")]))
-    return run(agent, EPISODES[2:], ["k"], temperature=1.0, trace=True)
+ADVANTAGES = (1.0, -0.5, 0.25)
 
 
-def replayed(agent, rollouts):
-    masters = Masters(agent.model)
-    masters.trainable(True)
-    actions = [(a, 1.0) for r in rollouts for a in r.actions]
-    found = ro.backward(agent, actions, clip=0.2, micro_tokens=256)
-    masters.trainable(False)
-    return found, masters
+def rollouts_of(agent, monkeypatch, run=run, **options):
+    """Traced rollouts whose writes always yield a pair, so that every later action has a Δ of its own."""
+    monkeypatch.setattr(loop, "parse", lambda text, **_: Written([Pair(f"who{len(text)}?", text[:3] + "me")]))
+    episodes = [EPISODES[2], EPISODES[0], EPISODES[2]]
+    return run(agent, episodes, ["k", "l", "m"], temperature=1.0, trace=True, **options)
 
 
-def test_replay_finds_the_probabilities_the_actions_were_sampled_with(monkeypatch):
+def policy_of(agent):
+    """One for each model: it puts hooks on its parameters."""
+    if not hasattr(agent.model, "policy"):
+        object.__setattr__(agent.model, "policy", Replicated(agent.model))
+    return agent.model.policy
+
+
+def replayed(agent, rollouts, **options):
+    """What an update finds, and its gradient."""
+    policy = policy_of(agent)
+    options = {"total": 100, "tokens": 256, **options}
+    found = replay.backward(agent, policy, rollouts, ADVANTAGES[: len(rollouts)], **options)
+    gradient = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in policy.params])
+    policy.drop()
+    return found, gradient
+
+
+def worst(found):
+    return max(mean for *_, mean, _ in found.segments)
+
+
+def test_the_trainer_finds_the_samplers_probabilities_in_every_segment(monkeypatch):
     agent = agent_of(slots=8)
-    found, _ = replayed(agent, rollouts_of(agent, monkeypatch=monkeypatch))
-    assert found.ratio_off < 1e-4 and found.clipped == 0.0 and not any(agent.bank.used)
+    rollouts = rollouts_of(agent, monkeypatch)
+    found, _ = replayed(agent, rollouts)
+    assert len(found.segments) == sum(len(r.actions) for r in rollouts) == 8
+    assert {s[1] for s in found.segments} == {"write", "answer"} and max(s[2] for s in found.segments) > 1
+    assert sum(s[3] for s in found.segments) == found.tokens
+    assert worst(found) < 1e-5 and found.clipped == 0 and found.ratio == pytest.approx(found.tokens, rel=1e-5)
+    assert not any(agent.bank.used) and not agent.bank.grad.any()
 
 
 def test_a_stale_snapshot_is_caught(monkeypatch):
     agent = agent_of(slots=8)
-    found, _ = replayed(agent, rollouts_of(agent, stale_snapshot.run, monkeypatch))
-    assert found.ratio_off > 1e-2
+    found, _ = replayed(agent, rollouts_of(agent, monkeypatch, stale_snapshot.run))
+    assert worst(found) > 1e-2
 
 
-def test_the_policy_gradient_does_not_depend_on_micro_batches_and_delta_is_a_constant(monkeypatch):
+def test_learning_again_from_the_log_gives_the_same_numbers_as_snapshots(monkeypatch):
     agent = agent_of(slots=8)
-    rollouts = rollouts_of(agent, monkeypatch=monkeypatch)
-    masters = Masters(agent.model)
-    actions = [(a, s) for r in rollouts for a, s in zip(r.actions, (1.0, -0.5, 2.0, 0.25, 1.0, 0.0))]
-    grads = []
-    for micro, taken in ((64, 0), (4096, 0), (4096, 7)):  # at last with one free slot, so one Δ at a time
-        for _ in range(taken):
-            agent.bank.alloc()
-        masters.trainable(True)
-        ro.backward(agent, actions, clip=0.2, micro_tokens=micro)
-        masters.trainable(False)
-        grads.append(torch.cat([m.grad.flatten() for m in masters.masters]))
-        masters.optimizer.zero_grad()
-    assert_close("micro-batches", grads[0], grads[1], 1e-4)
-    assert_close("few slots", grads[2], grads[1], 1e-4)
-    with pytest.raises(RuntimeError, match="all 8 slots are in use"):
+    kept = rollouts_of(agent, monkeypatch)
+    without = rollouts_of(agent, monkeypatch, snapshots=False)
+    assert all(a.delta is None for r in without for a in r.actions)
+    assert [a.generation for r in kept for a in r.actions] == [a.generation for r in without for a in r.actions]
+    by_snapshot, one = replayed(agent, kept)
+    from_log, other = replayed(agent, without, mode="log")
+    assert_close("gradient", other, one, 1e-5)
+    assert [s[:4] for s in from_log.segments] == [s[:4] for s in by_snapshot.segments] and worst(from_log) < 1e-5
+    assert not any(agent.bank.used)
+
+
+def test_the_policy_gradient_does_not_depend_on_micro_batches_slots_order_or_checkpointing(monkeypatch):
+    agent = agent_of(slots=8)
+    rollouts = rollouts_of(agent, monkeypatch)
+    policy = policy_of(agent)
+    policy.remember()
+    policy.params[3].data.mul_(1.1)  # away from the reference, or its term has no gradient
+    policy.publish()
+    options = {"beta": 0.1}
+    first, one = replayed(agent, rollouts, tokens=64, **options)
+    assert one.any() and first.kl > 0
+    _, large = replayed(agent, rollouts, tokens=4096, **options)
+    assert_close("micro-batches", large, one, 1e-4)
+    policy.checkpointing = True
+    _, again = replayed(agent, rollouts, tokens=4096, **options)
+    assert_close("checkpointing", again, large, 1e-5)
+    policy.checkpointing = False
+    reverse = replay.backward(agent, policy, rollouts[::-1], ADVANTAGES[::-1], 100, tokens=256, beta=0.1)
+    assert reverse.loss == pytest.approx(first.loss, rel=1e-4)
+    policy.drop()
+    for _ in range(7):  # one free slot, so one Δ at a time
         agent.bank.alloc()
-        ro.backward(agent, actions, clip=0.2, micro_tokens=64)
-    assert grads[0].any() and not agent.bank.grad.any()
+    _, few = replayed(agent, rollouts, **options)
+    assert_close("few slots", few, one, 1e-4)
+    agent.bank.alloc()
+    with pytest.raises(RuntimeError, match="all 8 slots are in use"):
+        replayed(agent, rollouts, **options)
+    assert not agent.bank.grad.any()
+
+
+def test_rollouts_that_share_a_prompt_share_a_row_and_do_not_see_each_other(monkeypatch):
+    agent = agent_of(slots=8)
+    rollouts = rollouts_of(agent, monkeypatch)  # the first and the last begin alike
+    assert rollouts[2].actions[0].prompt == rollouts[0].actions[0].prompt
+    rows, logits = [], Replicated.logits
+    monkeypatch.setattr(Replicated, "logits", lambda self, ids, *where: rows.append(len(ids)) or logits(self, ids, *where))
+    together, one = replayed(agent, rollouts, tokens=4096)
+    shared, rows[:] = sum(rows), []
+    monkeypatch.setattr(replay, "LONGEST", 0)
+    apart, other = replayed(agent, rollouts, tokens=4096)
+    assert shared == sum(rows) - 1
+    assert_close("gradient", one, other, 1e-5)
+    assert worst(together) < 1e-5 and together.loss == pytest.approx(apart.loss, rel=1e-5)
+    assert together.entropy == pytest.approx(apart.entropy, rel=1e-5)
+    monkeypatch.undo()
+    wrong = branches_in_sight.backward(agent, policy_of(agent), rollouts_of(agent, monkeypatch), ADVANTAGES, 100)
+    policy_of(agent).drop()
+    assert worst(wrong) > 1e-3
+
+
+def test_delta_is_a_constant_of_the_update(monkeypatch):
+    """The gradient must be that of a model in which Δ is merged; one that reaches Δ's rows is caught."""
+    agent = agent_of(slots=8)
+    rollouts = rollouts_of(agent, monkeypatch)
+    replayed(agent, rollouts)
+    assert not agent.bank.grad.any()
+    delta_with_gradient.backward(agent, policy_of(agent), rollouts)
+    assert agent.bank.grad.any()
+
+
+def kl_of_memory(agent, rollouts, backward):
+    """The divergence from a reference that is θ0 itself: zero, unless the memory is counted as a difference."""
+    policy = policy_of(agent)
+    policy.remember()
+    return backward(agent, policy, rollouts, ADVANTAGES, 100, beta=0.1).kl
+
+
+def test_the_reference_has_the_same_memory_as_the_policy(monkeypatch):
+    agent = agent_of(slots=8)
+    rollouts = rollouts_of(agent, monkeypatch)
+    assert abs(kl_of_memory(agent, rollouts, replay.backward)) < 1e-5
+    assert kl_of_memory(agent, rollouts, delta_free_reference.backward) > 1e-2
+
+
+def test_dead_groups_and_empty_worlds_cost_nothing(monkeypatch):
+    agent = agent_of(slots=8)
+    policy = policy_of(agent)
+    found = replay.backward(agent, policy, rollouts_of(agent, monkeypatch), (0.0, 0.0, 0.0), 100)
+    assert found.tokens == 0 and all(p.grad is None for p in policy.params)
+    assert replay.backward(agent, policy, [], [], 1).loss == 0.0
 
 
 def test_a_batch_normalised_loss_is_caught():
@@ -118,122 +181,54 @@ def test_a_batch_normalised_loss_is_caught():
     assert found == {"right": True, "wrong": False}
 
 
-# masters ---------------------------------------------------------------------------------------------------------------
+# θ0 --------------------------------------------------------------------------------------------------------------------
 
 
-def test_masters_are_adamw_in_fp32_and_publish_to_a_bf16_model(tmp_path):
+def test_the_policy_is_adamw_in_fp32_and_publishes_to_a_bf16_model():
     network = model(dtype=torch.bfloat16)
     reference = model().requires_grad_(True)
     reference.load_state_dict({k: v.float() for k, v in network.state_dict().items()})
-    masters = Masters(network)
+    policy = Replicated(network)
     optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-6, betas=(0.9, 0.99), weight_decay=0.0)
     for step in range(3):
-        masters.trainable(True)
         generator = torch.Generator().manual_seed(step)
-        for param, twin in zip(network.parameters(), reference.parameters()):
-            gradient = torch.randn(param.shape, generator=generator).bfloat16()
-            (param * gradient).sum().backward()
-            twin.grad = gradient.float()
-        masters.trainable(False)
+        with policy.updating(1):
+            for param, twin in zip(network.parameters(), reference.parameters()):
+                gradient = torch.randn(param.shape, generator=generator).bfloat16()
+                (param * gradient).sum().backward()
+                twin.grad = gradient.float()
         norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
-        assert masters.step(1e-6, 1.0) == pytest.approx(float(norm), rel=1e-4)
+        assert policy.step(1e-6, 1.0) == pytest.approx(float(norm), rel=1e-4)
         optimizer.step()
-    for name, master, twin, param in zip(masters.names, masters.masters, reference.parameters(), network.parameters()):
-        assert_close(name, master, twin.detach(), 1e-6)
-        assert torch.equal(param, master.bfloat16())
-    masters.save(tmp_path / "m.safetensors")
-    again = Masters(model(seed=4, dtype=torch.bfloat16))
-    again.load(tmp_path / "m.safetensors")
-    assert all(torch.equal(a, b) for a, b in zip(again.masters, masters.masters))
-    state = [m.optimizer.state[m.masters[0]]["exp_avg"] for m in (again, masters)]
-    assert torch.equal(*state)
-    fresh = Masters(model())
-    fresh.save(tmp_path / "fresh.safetensors")
-    again.load(tmp_path / "fresh.safetensors")  # the control starts from the warm start's masters, without RL's moments
-    assert not again.optimizer.state
-    with pytest.raises(ValueError, match="belongs to another model"):
-        Masters(model(num_hidden_layers=6)).load(tmp_path / "m.safetensors")
+    for name, mine, twin, param in zip(policy.names, policy.params, reference.parameters(), network.parameters()):
+        assert_close(name, mine.detach(), twin.detach(), 1e-6)
+        assert torch.equal(param, mine.detach().bfloat16())
+    assert policy.steps == 3 and not any(p.requires_grad for p in network.parameters())
 
 
 def test_a_gradient_that_is_not_finite_takes_no_step():
-    masters = Masters(model())
-    before = [m.clone() for m in masters.masters]
-    masters.masters[0].grad = torch.full_like(masters.masters[0], float("nan"))
-    assert not masters.step(1.0) < float("inf")
-    assert all(torch.equal(a, b) for a, b in zip(before, masters.masters))
+    policy = Replicated(model())
+    before = [p.detach().clone() for p in policy.params]
+    policy.params[0].grad = torch.full_like(policy.params[0], float("nan"))
+    assert not policy.step(1.0) < float("inf")
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.params)) and not policy.steps
 
 
-# the trainer -----------------------------------------------------------------------------------------------------------
-
-PRESET = """
-[memory]
-rank = 4
-last_layers = 2
-[learn]
-epochs = 2
-[write]
-window = 400
-max_new = 8
-[answer]
-max_new = 4
-[train]
-warm_steps = 2
-warm_plain = 1
-warm_episodes = 1
-rl_steps = 2
-rl_episodes = 1
-rl_group = 2
-eval_episodes = 2
-eval_split = "dev"
-"""
+def test_the_reference_stays_where_it_was_remembered():
+    network = model()
+    policy = Replicated(network)
+    first = network.lm_head.weight.clone()
+    policy.remember()
+    with torch.no_grad():
+        policy.params[0].add_(1.0)
+    policy.publish()
+    moved = network.lm_head.weight.clone()
+    with policy.referring():
+        assert torch.equal(network.lm_head.weight, first)
+    assert torch.equal(network.lm_head.weight, moved) and not torch.equal(moved, first)
 
 
-@pytest.fixture
-def tiny_models(monkeypatch):
-    saved = {}
-
-    def save(m, tokenizer, path):
-        saved[path.name] = {k: v.clone() for k, v in m.state_dict().items()}
-
-    monkeypatch.setattr(models, "load", lambda name=None, **_: (model(), Letters()))
-    monkeypatch.setattr(models, "save", save)
-    return saved
-
-
-def silent():
-    return trainer.Progress(lambda row: None, lambda *_: None)
-
-
-def test_a_run_does_its_phases_and_an_interrupted_one_resumes_to_the_same_weights(tmp_path, tiny_models):
-    preset = tmp_path / "tiny.toml"
-    preset.write_text(PRESET)
-    summary = trainer.Trainer(preset, tmp_path / "whole").run(silent())
-    trained = {k: v.clone() for k, v in tiny_models["rl"].items()}
-    assert set(summary) >= {"reward_base", "reward_warm", "reward_sft", "reward_rl", "n_episodes"}
-    assert all(0 <= summary[f"reward_{p}"] <= 1 for p in trainer.PHASES) and set(tiny_models) == {"warm", "rl"}
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in rows if r["phase"] == "rl"] == [0, 1]
-    assert "greedy" in summary["evaluations"]["rl"] and (tmp_path / "whole/episodes/rl-greedy.md").is_file()
-
-    part, calls = trainer.Trainer(preset, tmp_path / "part"), []
-
-    def stop():
-        calls.append(1)
-        return len(calls) == 4  # inside the RL phase
-
-    with pytest.raises(trainer.Interrupted):
-        part.run(silent(), stop)
-    with pytest.raises(FileExistsError, match="--resume"):
-        trainer.Trainer(preset, tmp_path / "part")
-    with pytest.raises(ValueError, match="other settings"):
-        trainer.Trainer(preset, tmp_path / "part", resume=True, seed=9)
-    again = trainer.Trainer(preset, tmp_path / "part", resume=True)
-    assert again.state["phase"] == "rl" and again.state["step"] == 1
-    resumed = again.run(silent())
-    assert resumed["reward_rl"] == summary["reward_rl"]
-    assert all(torch.equal(v, tiny_models["rl"][k]) for k, v in trained.items())
-    with pytest.raises(FileNotFoundError, match="holds no run"):
-        trainer.Trainer(preset, tmp_path / "nothing", resume=True)
+# what the warm start teaches ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("window", [80, 400, 2000])
@@ -255,18 +250,19 @@ def test_the_warm_start_teaches_passages_as_the_agent_cuts_them_with_the_pairs_t
 
 def test_supervised_examples_weigh_the_same_however_they_are_batched():
     agent = agent_of()
-    masters = Masters(agent.model)
+    policy = Replicated(agent.model)
     batch = [supervised.Example([5] * n, [7] * m) for n, m in ((3, 1), (20, 4), (40, 2))]
     found = []
     for micro in (16, 4096):
-        masters.trainable(True)
-        loss = supervised.backward(agent, batch, micro)
-        masters.trainable(False)
-        found.append((loss, torch.cat([m.grad.flatten() for m in masters.masters])))
-        masters.optimizer.zero_grad()
+        loss = supervised.backward(agent, policy, batch, micro)
+        found.append((loss, torch.cat([p.grad.flatten() for p in policy.params])))
+        policy.drop()
     alone = [supervised_loss(agent, e) for e in batch]
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5) == pytest.approx(sum(alone) / 3, rel=1e-5)
     assert_close("gradient", found[0][1], found[1][1], 1e-5)
+    shares = [supervised.backward(agent, policy, part, 4096, count=3) for part in (batch[:1], batch[1:])]
+    assert sum(shares) == pytest.approx(found[0][0], rel=1e-5)
+    assert_close("ranks", torch.cat([p.grad.flatten() for p in policy.params]), found[0][1], 1e-5)
 
 
 def supervised_loss(agent, example):
@@ -280,4 +276,41 @@ def test_recall_of_gold_pairs_needs_the_value_and_the_person():
     gold = [Pair("What is Ada's dog called?", "Rex"), Pair("Where does Ben live?", "Ulm")]
     assert ro.recall([Pair("Ada has a dog named?", "rex.")], gold) == 0.5
     assert ro.recall([Pair("What is Ben's dog called?", "Rex")], gold) == 0.0
-    assert ro.recall([], gold) == 0.0 and dataclasses.is_dataclass(ro.Scores)
+    assert ro.recall([], gold) == 0.0
+
+
+# what is measured --------------------------------------------------------------------------------------------------------
+
+
+def test_the_known_collapses_show_in_the_scores():
+    """A question copied with a guessed answer, an empty list, a list that the token limit cut."""
+    question = Question("q", "What does Ada like?", ("figs",), "attribute")
+    episode = Episode("e", ("Ada: I like figs.",), ((Pair("What does Ada like?", "figs"),),), (question,))
+    segment, fine = episode.chunks[0], loop.Learned(1.0, 0.5, 3.0, True)
+
+    def found(pairs, answer="figs", finished=True):
+        entry = loop.LogEntry(segment, Written(list(pairs)), fine, tokens=50, finished=finished)
+        return ro.scores(Task(), loop.Rollout(episode, "k", [entry], [answer]))
+
+    honest, guessed = found([Pair("What does Ada like?", "Figs.")]), found([Pair("What does Ada like?", "plums")], "plums")
+    assert (honest.grounded, honest.copied, honest.recall, honest.scores["em"]) == (1.0, 0.0, 1.0, 1.0)
+    assert (guessed.grounded, guessed.copied, guessed.recall, guessed.scores["em"]) == (0.0, 1.0, 0.0, 0.0)
+    assert found([]).empty == 1.0 and found([], finished=False).cut == 1.0 and honest.norm == 3.0
+    config = TrainConfig(length_cost=0.1, format_cost=0.2)
+    assert ro.reward(honest, TrainConfig()) == 1.0 and ro.reward(honest, config) == pytest.approx(1.0 - 0.05)
+
+
+def test_a_rollouts_first_read_is_shared_by_its_group(monkeypatch):
+    """The prompt of the first write is the same for a whole group, under Δ = 0: it is read once, and nothing changes."""
+    import tmem.agent.decode as decoding
+
+    agent = agent_of(slots=6)
+    read = []
+    embed = decoding.fw.embed
+    monkeypatch.setattr(decoding.fw, "embed", lambda m, ids: read.append(len(ids)) or embed(m, ids))
+    config = TrainConfig(rl_group=6)
+    together = ro.sample(agent, EPISODES[:1], config, "k")
+    assert read[0] == 4  # one row and three dummies for six rollouts
+    alone = [run(agent, EPISODES[:1], [f"k/{EPISODES[0].id}/{g}"], temperature=1.0, trace=True)[0] for g in range(6)]
+    assert [[a.generation for a in r.actions] for r in together] == [[a.generation for a in r.actions] for r in alone]
+    assert len({tuple(r.actions[0].generation.ids) for r in together}) > 1

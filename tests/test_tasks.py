@@ -444,3 +444,46 @@ def test_tasks_import_without_torch():
     code = "import sys; import tmem.tasks, tmem.report; assert not {'torch', 'transformers'} & set(sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+# a task of one's own -----------------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_ones_own_task_is_a_task():
+    from pathlib import Path
+
+    from tmem.tasks import task
+
+    file = Path(__file__).parents[1] / "examples" / "own_task.py"
+    mine = task.load(f"{file}:Colours")
+    one, again, held_out = mine.episode("7", "train"), mine.episode("7", "train"), mine.episode("7", "test")
+    assert one == again and not {q.text for q in one.questions} & {q.text for q in held_out.questions}
+    for question in one.questions:
+        assert mine.score(question, question.answers[0]) == {"f1": 1.0, "em": 1.0, "intrusion": 0}
+        assert mine.score(question, question.intrusions[0])["intrusion"] == 1
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("strem", "expected stream or file.py:Class, got 'strem'"),
+        ("absent.py:A", "there is no file absent.py"),
+        ("{file}:Nothing", "has no class Nothing derived from tmem.tasks.Task"),
+        ("{file}:Path", "has no class Path derived from tmem.tasks.Task"),
+    ],
+)
+def test_a_task_that_is_none_is_named(tmp_path, name, sentence):
+    from tmem.tasks import task
+
+    file = tmp_path / "mine.py"
+    file.write_text("from pathlib import Path\n")
+    with pytest.raises(ValueError, match=sentence):
+        task.load(name.format(file=file))
+
+
+def test_more_questions_leave_text_and_pairs_as_they_are():
+    few, many = (stream.episode("q", "train", 1, questions=n) for n in (None, 12))
+    assert (few.chunks, few.pairs) == (many.chunks, many.pairs) and len(many.questions) > len(few.questions) == 4
+    assert len({q.text for q in many.questions}) == len(many.questions)
+    facts = sum(map(len, many.pairs))
+    assert sum(q.kind != "unknown" for q in many.questions) <= facts

@@ -4,15 +4,18 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from test_rl import PRESET, tiny_models  # noqa: F401  (a fixture)
+from tiny import Letters, model
+from tiny_run import PRESET
 
-from tmem import cli
+from tmem import cli, models
 from tmem.agent.methods import METHODS
 
 
 @pytest.fixture
-def tmem(tmp_path, tiny_models):  # noqa: F811
-    (tmp_path / "tiny.toml").write_text(PRESET)
+def tmem(tmp_path, monkeypatch):
+    (tmp_path / "tiny.toml").write_text(PRESET.replace('reward = "shout"', ""))
+    monkeypatch.setattr(models, "load", lambda name=None, **_: (model(), Letters()))
+    monkeypatch.setattr(models, "save", lambda *_, **__: None)
 
     def call(*words):
         words = [str(tmp_path / w) if w in ("OUT", "OUT2") else w for w in words]
@@ -96,7 +99,7 @@ def test_train_prints_the_four_models_and_leaves_its_files(tmem, tmp_path):
     found = tmem("train", "--out", "OUT", "--rl-steps", "1")
     assert found.exit_code == 0, found.output
     summary = json.loads((tmp_path / "OUT/summary.json").read_text())
-    assert summary["n_episodes"] == 2
+    assert summary["n_episodes"] == 3
     for phase in ("base", "warm", "sft", "rl"):
         assert 0 <= summary[f"reward_{phase}"] <= 1
         assert set(summary["evaluations"][phase]) == {"greedy", "sampled"}

@@ -1,0 +1,121 @@
+"""A training run of a tiny model, for tests: in this process, or `python tests/tiny_run.py OUT [--kill WHERE N] [...]`.
+
+Under torchrun every rank runs it. WHERE is checkpoint, rollout or update: at the N-th time the process kills itself there.
+"""
+
+import argparse
+import json
+import os
+import signal
+from pathlib import Path
+
+import torch
+from tiny import Letters, model
+
+from tmem import models
+from tmem.rl import checkpoint, trainer
+from tmem.rl.world import ALONE, World
+
+PRESET = """
+[memory]
+rank = 4
+last_layers = 2
+[learn]
+epochs = 2
+[write]
+window = 400
+max_new = 8
+[answer]
+max_new = 4
+[train]
+warm_steps = 2
+warm_plain = 1
+warm_episodes = 2
+rl_steps = 3
+rl_episodes = 2
+rl_group = 2
+rl_kl = 0.01
+rl_lr = 1e-3
+reward = "shout"
+control_steps = 1
+eval_episodes = 3
+eval_split = "dev"
+save_every = 0.0
+"""
+
+
+def shout(question, answer):
+    """A reward that a random model's answers have some variance in."""
+    return {"f1": 0.0, "em": 0.0, "intrusion": 0, "shout": len(set(answer)) / 8 + 0.01 * len(answer)}
+
+
+def prepare(out: Path, extra: str = "") -> Path:
+    """The preset's file; tiny models instead of real ones."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    file = out.parent / f"{out.name}.toml"
+    file.write_text(PRESET.replace('reward = "shout"', f'reward = "shout"\ntask = "{Path(__file__)}:Shouts"') + extra)
+    models.load = lambda name=None, **_: (model(), Letters())
+    models.default_dtype = lambda device="cpu": torch.float32
+
+    def save(network, tokenizer, path, weights=None):
+        path.mkdir(parents=True, exist_ok=True)
+        torch.save(weights or network.state_dict(), path / "weights.pt")
+
+    models.save = save
+    return file
+
+
+def start(out: Path, *, resume=False, extra="", world=ALONE, **overrides):
+    """The trainer of a run in `out`."""
+    return trainer.Trainer(str(prepare(out, extra)), out, resume=resume, world=world, **overrides)
+
+
+def weights(out: Path, phase="rl"):
+    return torch.load(out / phase / "weights.pt", weights_only=True)
+
+
+def lines(out: Path, name="metrics"):
+    return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+
+
+def die_at(where: str, count: int) -> None:
+    """SIGKILL at the count-th time that a file of a checkpoint is written, a rollout learns, or θ0 is stepped."""
+    owner, name = {
+        "checkpoint": (checkpoint, "sync"), "rollout": (trainer.grpo, "scores"), "update": (torch.optim.AdamW, "step")
+    }[where]  # fmt: skip
+    real, calls = getattr(owner, name), []
+
+    def deadly(*args, **options):
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **options)
+
+    setattr(owner, name, deadly)
+
+
+from tmem.tasks.stream import Stream  # noqa: E402  (Shouts below is loaded from this file by its path)
+
+
+class Shouts(Stream):
+    """Streams whose answers are judged by `shout`."""
+
+    def score(self, question, answer):
+        return shout(question, answer)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--kill", nargs=2)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--extra", default="")
+    parser.add_argument("--long", action="store_true", help="sixty RL steps instead of three")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.kill:
+        die_at(options.kill[0], int(options.kill[1]))
+    world = World.join()
+    long = {"rl_steps": 60, "warm_steps": 10} if options.long else {}
+    start(options.out, resume=options.resume, extra=options.extra, world=world, **long).run()
+    world.leave()
