@@ -289,7 +289,7 @@ def svd_small(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """o[b,h] = Σ_c softmax_c(scale·q[b,h]·k[b,h // (H/G),c]) v[b,h // (H/G),c] over the visible columns; zeros if there are none.
+    """o[b,h] = Σ_c softmax_c(scale·q[b,h]·k[b,g,c]) v[b,g,c] over the visible columns, g = h // (H/G); zeros if there are none.
 
     q [B,H,D]; k and v [B,G,L,D]; mask bool [B,L].
     """
