@@ -21,6 +21,7 @@ TITLES = {
     "step": "one AdamW step of all adapters, tmem and torch's fused: ms, ratio to one flat tensor, % of copy bandwidth",
     "idle": "the same step among idle rows: ms, ratio",
     "decode": "one token for every episode, each with its own adapter: ms, ratio to base",
+    "attend": "its attention in one layer, by the columns that rows have filled: ms, ratio to tmem",
 }
 
 _SHORT = {"float32": "fp32", "float32 medium": "fp32 medium", "bfloat16": "bf16"}
@@ -108,7 +109,7 @@ def _device(found: dict) -> str:
 
 
 def _short(ms: float) -> str:
-    return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
+    return f"{ms:.3f}" if ms < 0.1 else f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
 
 
 def _table(name: str, rows: list[dict]) -> Table:

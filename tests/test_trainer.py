@@ -274,3 +274,21 @@ def test_tasks_of_ones_own_train(tmp_path):
     for name, file in (("example", root / "examples" / "own_task.py"), ("shown", tmp_path / "mine.py")):
         run = start(tmp_path / name, task=f"{file}:Colours", reward="f1", rl_steps=1, eval_episodes=2)
         assert run.run()["reward_rl"] is not None
+
+
+def test_memory_that_was_kept_is_given_back():
+    script = """
+import os, torch
+from pathlib import Path
+from tmem.machine import give_memory_back, keep_memory
+held = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+keep_memory()
+some = [torch.ones(1 << 22) for _ in range(16)]  # 16 MB each
+full = held()
+del some[:-1]  # the last one holds what lies below it
+kept = held()
+assert full - kept < 50, (full, kept)
+assert not give_memory_back(share=0.99) and held() == kept
+assert give_memory_back(share=0.0) and kept - held() > 200, (kept, held())
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

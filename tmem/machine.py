@@ -59,12 +59,29 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def keep_memory() -> None:
-    """Ask glibc to keep freed memory for the next allocation instead of giving it back to the system.
+    """Ask glibc to keep freed memory for the next allocation instead of giving it back to the system, and torch to have large
+    tensors lie on huge pages. Call it before the first tensor is made.
 
     A training pass allocates gigabytes of activations that the system would have to hand out again, zeroed, page by page:
-    it takes up to a third of the time. For commands, not for libraries: it holds for the whole process.
+    it takes up to a third of the time. For commands, not for libraries: it holds for the whole process. Passes of many
+    shapes leave holes between what is kept; `give_memory_back` between steps bounds them.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
+    if (mallopt := _glibc("mallopt")) is not None:
         mallopt(-4, 0)  # M_MMAP_MAX: no allocation is a mapping of its own
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def give_memory_back(share: float = 0.3) -> bool:
+    """Give freed memory back to the system if this process holds more than `share` of the machine's; whether it did."""
+    trim = _glibc("malloc_trim")
+    if trim is None or not Path("/proc/self/statm").exists():
+        return False
+    held = int(Path("/proc/self/statm").read_text().split()[1])  # pages
+    if held <= share * os.sysconf("SC_PHYS_PAGES"):
+        return False
+    return bool(trim(0))
+
+
+def _glibc(name: str):
+    return getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None

@@ -32,6 +32,7 @@ from ..agent.config import agent_config, build, read
 from ..agent.episode import Agent, Clock, run
 from ..agent.log import readable, record
 from ..folders import atomic_file
+from ..machine import give_memory_back
 from ..report import bootstrap, read_run
 from ..tasks import task as own_task
 from ..tasks.stream import Stream
@@ -351,6 +352,7 @@ class Trainer:
 
     def _pause_if_asked(self) -> None:
         """Between steps: a checkpoint if the last is old, or a stop if one was asked for. All ranks do the same."""
+        give_memory_back()
         asked, late = self.world.most(self.stop(), time.perf_counter() - self.saved > self.config.save_every)
         if asked or late:
             self._save()

@@ -1,0 +1,82 @@
+"""Bench `attend`: the decode loop's attention, one new token of every row against its cached keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .. import reference
+from ..ops import attend
+from .measure import Provider
+
+RATIO_TO = "tmem"
+
+
+@dataclass(frozen=True)
+class AttendCase:
+    """`rows` that hold half of `length` columns to all of them; SmolLM2-135M's heads."""
+
+    rows: int
+    length: int
+    dtype: torch.dtype
+    heads: int = 9
+    groups: int = 3
+    size: int = 64
+
+    @property
+    def name(self) -> str:
+        return f"{self.rows} rows, {self.length // 2}..{self.length} columns"
+
+    @property
+    def seen(self) -> list[int]:
+        """Columns of every row."""
+        half = self.length // 2
+        return [half + half * row // max(1, self.rows - 1) for row in range(self.rows)]
+
+    @property
+    def flops(self) -> int:
+        return 4 * sum(self.seen) * self.heads * self.size
+
+    @property
+    def bytes(self) -> int:
+        """Keys and values that are seen, read once; q read, o written."""
+        return 2 * self.dtype.itemsize * self.size * (sum(self.seen) * self.groups + self.rows * self.heads)
+
+
+def cases(quick: bool, device: str = "cpu") -> list[AttendCase]:
+    if device == "cuda":
+        return []  # decoding there calls torch's attention
+    sizes = ((3, 10),) if quick else ((4, 1024), (16, 128), (16, 512), (64, 512))
+    return [AttendCase(rows, length, dtype) for dtype in (torch.float32, torch.bfloat16) for rows, length in sizes]
+
+
+def providers(case: AttendCase, device: str) -> dict[str, Provider]:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator).to(device, case.dtype)
+
+    q = random(case.rows, case.heads, case.size)
+    k, v = (random(case.rows, case.groups, case.length, case.size) for _ in range(2))
+    mask = torch.arange(case.length, device=device) < torch.tensor(case.seen, device=device)[:, None]
+    scale = case.size**-0.5
+    oracle = {"o": reference.attend(q.double(), k.double(), v.double(), mask, scale)}
+
+    def tmem():
+        return attend(q, k, v, mask, scale)
+
+    def folded():
+        """Query heads of one key head as rows of one product, so that keys are not repeated."""
+        rows = q.view(case.rows, case.groups, -1, case.size)
+        return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask[:, None, None], scale=scale).view_as(q)
+
+    def grouped():
+        out = F.scaled_dot_product_attention(
+            q[:, :, None], k, v, attn_mask=mask[:, None, None], scale=scale, enable_gqa=True
+        )
+        return out[:, :, 0]
+
+    ways = {"tmem": tmem, "torch sdpa, folded": folded, "torch sdpa, enable_gqa": grouped}
+    return {name: Provider(way, lambda way=way: {"o": way()}, oracle) for name, way in ways.items()}
