@@ -376,8 +376,8 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -
     """{"rows", "ceilings", "aims", "work", "off"}: a row for every part and the whole.
 
     tmem, plain: seconds, medians of the rounds, in each of which both ways take the whole step twice and the second one
-    counts; ratio: the median of the rounds' plain/tmem. tokens, least: see `needs`. work: what a step is; off: see `check`. Nothing is `kept`: times are
-    compared within one run.
+    counts; ratio: the median of the rounds' plain/tmem. tokens, least: see `needs`. work: what a step is; off: see `check`.
+    Nothing is `kept`: times are compared within one run.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     plan = Plan.of(quick, device)

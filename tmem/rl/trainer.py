@@ -162,7 +162,7 @@ class Trainer:
         self.agent = Agent.build(model, self.tokenizer, self.agent_config, slots=slots)
         self.policy: Policy = Sharded(model, self.world, dtype) if fsdp else Replicated(model, self.world)
         self.policy.checkpointing = self.config.checkpointing
-        self.drift = self.config.drift or (0.05 if dtype == torch.bfloat16 else 1e-4)
+        self.drift = self.config.drift or (0.3 if dtype == torch.bfloat16 else 1e-4)
         if self.state["phase"] == "rl" and self.state["step"]:  # the reference is θ0 at RL's start
             self._read(self.out / "checkpoints" / "warm")
             self._remember()
