@@ -1,6 +1,7 @@
 """The episode loop: what an episode gets alone it gets among others, bit for bit; and every part of the loop."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tmem.agent.decode import decode, uniforms
 from tmem.agent.episode import Agent, run, segments
 from tmem.agent.learn import Learned, learn, trunk_layers
 from tmem.agent.probe import probe, speakers
+from tmem.agent.scored import probabilities
 from tmem.agent.write import Written, parse, render
 from tmem.episode import Episode, Pair, Question
 from tmem.rl.trainer import Trainer
@@ -315,6 +317,33 @@ def test_the_loop_gives_an_episode_the_same_life_alone_and_among_others():
             assert other.answers == r.answers
             assert [a.generation for a in other.actions] == [a.generation for a in r.actions]
     assert [len(r.log) for r in together] == [len(segments(Chat(Letters()), e.chunks, 80)) for e in EPISODES]
+
+
+def test_a_scored_answer_is_as_probable_as_the_model_says():
+    """Against the chain rule, one forward pass a token without padding or neighbours; several right answers add up."""
+    agent = agent_of(slots=3)
+    for i in range(2):
+        agent.bank.alloc()
+        learn(agent.model, agent.bank, [(i, pairs(2 + i, "n"))], agent.chat, agent.config.learn)
+    asked = [("what is nothing?", "a0", 0), ("what is it, tell me at length?", "bcd", 1), ("who?", "a0", -1)]
+    found = probabilities(agent, *zip(*asked))
+    for value, (prompt, answer, slot) in zip(found, asked):
+        start, said = agent.chat.prompt(prompt), agent.chat.answer(answer)
+        want = 0.0
+        for n in range(len(said)):
+            with torch.no_grad(), agent.bank.route([slot], learn=False):
+                logits = agent.model(torch.tensor([start + said[:n]])).logits[0, -1]
+            want += float(logits.double().log_softmax(-1)[said[n]])
+        assert math.isclose(value, math.exp(want), rel_tol=1e-4)
+    assert probabilities(agent, *zip(*asked[1:2])) == found[1:2]
+    for slot in range(2):
+        agent.bank.free(slot)
+    both = [
+        dataclasses.replace(EPISODES[0], questions=(dataclasses.replace(EPISODES[0].questions[0], answers=a),))
+        for a in (("a", "b"), ("a",), ("b",))
+    ]
+    either, first, second = (r.right[0] for r in run(agent, both, ["k"] * 3, answering="scored"))
+    assert math.isclose(either, first + second, rel_tol=1e-6) and either > 0
 
 
 def test_every_action_carries_the_delta_that_produced_it(monkeypatch):

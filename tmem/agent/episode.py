@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 
 from .. import forward as fw
 from ..bank import AdapterBank, Snapshot
-from ..episode import Episode, Pair
+from ..episode import Episode, Pair, Question
 from .calibration import TEXTS
 from .chat import Chat
 from .config import AgentConfig
 from .decode import Generation, decode
 from .learn import Learned, learn, rehearsal
 from .probe import probe, speakers
+from .scored import probabilities
 from .write import Written, normalise, parse, write_prompt
 
 
@@ -97,6 +98,7 @@ class Rollout:
     key: str
     log: list[LogEntry] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
+    right: list[float] = field(default_factory=list)  # where answers were scored: the probability of a right one, per question
     actions: list[Action] = field(default_factory=list)
     delta: Snapshot | None = None  # Δ at the end, when traced with snapshots
 
@@ -163,7 +165,7 @@ def run(
     keys: Sequence[str],
     *,
     temperature: float = 0.0,
-    greedy_answers: bool = False,
+    answering: str = "sampled",
     trace: bool = False,
     snapshots: bool = True,
     probing: bool | Sequence[int] = False,
@@ -172,7 +174,8 @@ def run(
 ) -> list[Rollout]:
     """Live every episode once; `keys[i]` seeds episode i's noise. As many run at once as the bank has free slots.
 
-    greedy_answers  take the likeliest answers whatever the temperature of writing; they are then no actions of the policy
+    answering  "sampled" at the temperature of writing; "greedy": the likeliest answers, which are then no actions of the
+              policy; "scored": nothing is said, the probability of a right answer is computed (`Rollout.right`)
     trace     keep every action with the Δ that produced it, for the policy gradient; without `snapshots` only with the
               number of writes before it, from which Δ can be learned again
     probing   ask paraphrases and wrong-person questions after each write (see agent.probe) of all episodes or of those with
@@ -190,8 +193,7 @@ def run(
         try:
             probed = {i - at for i in (range(len(episodes)) if probing is True else probing or ())}
             _live(
-                agent, rollouts, slots, (temperature, 0.0 if greedy_answers else temperature), trace and (1 + snapshots),
-                probed,
+                agent, rollouts, slots, temperature, answering, trace and (1 + snapshots), probed,
                 on_event or (lambda *_: None), Clock() if clock is None else clock,
             )  # fmt: skip
         finally:
@@ -201,8 +203,7 @@ def run(
     return out
 
 
-def _live(agent, rollouts, slots, temperatures, trace, probing, on_event, clock) -> None:
-    temperature, answer_temperature = temperatures
+def _live(agent, rollouts, slots, temperature, answering, trace, probing, on_event, clock) -> None:
     bank, config = agent.bank, agent.config
     plans = [segments(agent.chat, r.episode.chunks, config.write.window) for r in rollouts]
     deltas: list[Snapshot | None] = [None] * len(rollouts)
@@ -240,6 +241,10 @@ def _live(agent, rollouts, slots, temperatures, trace, probing, on_event, clock)
                 _probe(agent, probed)
     on_event("answer", rounds, rounds)
     asked = [(i, q) for i, r in enumerate(rollouts) for q in r.episode.questions]
+    if answering == "scored":
+        with clock("answer"):
+            _score(agent, rollouts, slots, asked)
+        return
     prompts = [agent.chat.prompt(q.text) for _, q in asked]
     with clock("answer"):
         generations = decode(
@@ -249,13 +254,21 @@ def _live(agent, rollouts, slots, temperatures, trace, probing, on_event, clock)
             slots=[slots[i] for i, _ in asked],
             end=agent.chat.end,
             max_new=config.answer.max_new,
-            temperature=answer_temperature,
+            temperature=0.0 if answering == "greedy" else temperature,
             keys=[f"{rollouts[i].key}/answer/{q.id}" for i, q in asked],
         )
     for (i, _), prompt, generation in zip(asked, prompts, generations):
         rollouts[i].answers.append(first_line(agent.chat.text(generation.ids)))
-        if trace and temperature == answer_temperature:
+        if trace and answering == "sampled":
             rollouts[i].actions.append(Action("answer", prompt, generation, deltas[i], len(plans[i])))
+
+
+def _score(agent: Agent, rollouts: Sequence[Rollout], slots: Sequence[int], asked: Sequence[tuple[int, Question]]) -> None:
+    """The probability of any right answer: different strings, so their probabilities add up."""
+    items = [(i, q.text, a) for i, q in asked for a in dict.fromkeys(q.answers)]
+    found = iter(probabilities(agent, [t for _, t, _ in items], [a for *_, a in items], [slots[i] for i, *_ in items]))
+    for i, q in asked:
+        rollouts[i].right.append(min(1.0, sum(next(found) for _ in dict.fromkeys(q.answers))))
 
 
 def _probe(agent: Agent, entries: list[tuple[LogEntry, int]]) -> None:

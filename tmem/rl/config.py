@@ -23,7 +23,9 @@ class TrainConfig:
     rl_episodes: int = 4  # episodes per step, of all ranks together
     rl_group: int = 6  # rollouts per episode
     rl_questions: int = 0  # stream: asked after a training episode at most; more make the reward less noisy; 0: its own
-    rl_answers: str = "sampled"  # or "greedy": rewards of the likeliest answers are less noisy; only writing is then trained
+    # "sampled", or with less noise and only writing trained: "greedy", the likeliest answers; "scored", whose reward is the
+    # probability of a right answer: what em would be on average over sampled ones
+    rl_answers: str = "sampled"
     rl_lr: float = 1e-5
     rl_warmup: int = 3  # steps in which the learning rate rises to rl_lr
     rl_clip: float = 0.2
@@ -53,7 +55,7 @@ class TrainConfig:
             raise ValueError("preset: [train] rl_group: expected 2 or more; alone in its group a rollout has no advantage.")
         for name, choices in (
             ("eval_split", ("dev", "test")), ("difficulty", (1, 2, 3)), ("replay", ("snapshot", "log")),
-            ("layout", ("ddp", "fsdp")), ("rl_answers", ("sampled", "greedy")),
+            ("layout", ("ddp", "fsdp")), ("rl_answers", ("sampled", "greedy", "scored")),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 known = " or ".join(str(c) for c in choices)

@@ -58,7 +58,7 @@ def sample(
     repeated = [e for e in episodes for _ in range(group)]
     keys = [f"{key}/{e.id}/{g}" for e in episodes for g in range(group)]
     return run(
-        agent, repeated, keys, temperature=1.0, greedy_answers=config.rl_answers == "greedy", trace=True,
+        agent, repeated, keys, temperature=1.0, answering=config.rl_answers, trace=True,
         snapshots=config.replay == "snapshot",
         probing=[i * group for i in probed], on_event=on_event, clock=clock,
     )  # fmt: skip
@@ -74,8 +74,9 @@ def scores(task: Task, rollout: Rollout) -> Scores:
     copied = [not g and normalise(p.question) in asked for (p, _), g in zip(written, grounded)]
     stuck = [s for e in log for s in e.stuck]
     others = [s["leaked"] for s in stuck if s["other"] is not None]
+    found = {k: _mean([r[k] for r in rows]) for k in (rows[0] if rows else {})}
     return Scores(
-        {k: _mean([r[k] for r in rows]) for k in (rows[0] if rows else {})},
+        found | ({"right": _mean(rollout.right)} if rollout.right else {}),
         pairs_per_write=len(written) / max(1, len(log)),
         written=sum(e.tokens for e in log),
         dropped=sum(e.written.dropped for e in log),
@@ -95,7 +96,7 @@ def scores(task: Task, rollout: Rollout) -> Scores:
 def reward(found: Scores, config: TrainConfig) -> float:
     """The score that is trained for, less the length and format terms."""
     return (
-        found.scores[config.reward]
+        found.scores["right" if config.rl_answers == "scored" else config.reward]
         - config.length_cost * found.written / 100
         - config.format_cost * found.dropped
     )  # fmt: skip
