@@ -248,6 +248,20 @@ def test_the_warm_start_teaches_passages_as_the_agent_cuts_them_with_the_pairs_t
         assert {p.question: p.answer for _, gold in found for p in gold} == last
 
 
+def test_supervised_examples_may_show_a_sample_of_the_gold_pairs():
+    """1 to `warm_pairs` of them, in their order, the same each time, whatever else is in the batch; every pair has its turn."""
+    pairs = [Pair(f"Question {i}?", f"answer {i}") for i in range(7)]
+    shown = {text: supervised.shown(text, pairs, TrainConfig(warm_pairs=3)) for text in map(str, range(60))}
+    assert {len(s) for s in shown.values()} == {1, 2, 3}
+    assert {p for s in shown.values() for p in s} == set(pairs)
+    assert all(s == sorted(s, key=pairs.index) for s in shown.values())
+    assert all(s == supervised.shown(text, pairs, TrainConfig(warm_pairs=3)) for text, s in shown.items())
+    assert any(s != supervised.shown(text, pairs, TrainConfig(warm_pairs=3, seed=1)) for text, s in shown.items())
+    assert supervised.shown("0", pairs[:1], TrainConfig(warm_pairs=3)) == pairs[:1]
+    assert supervised.shown("0", [], TrainConfig(warm_pairs=3)) == []
+    assert supervised.shown("0", pairs, TrainConfig()) == pairs
+
+
 def test_supervised_examples_weigh_the_same_however_they_are_batched():
     agent = agent_of()
     policy = Replicated(agent.model)

@@ -16,6 +16,7 @@ class TrainConfig:
     warm_steps: int = 25
     warm_plain: int = 16  # the first of them teach writing under Δ = 0 only
     warm_episodes: int = 4  # episodes per step: all their passages, and their questions under the Δ of their gold pairs
+    warm_pairs: int = 0  # show writes of 1 to so many of a passage's gold pairs, at random; 0: of all of them
     warm_recall: float = 0.1  # weight of the questions' loss beside the passages'
     warm_lr: float = 3e-4
     # GRPO

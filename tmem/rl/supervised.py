@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,18 @@ def passages(agent: Agent, episode: Episode) -> list[tuple[str, list[Pair]]]:
     return out
 
 
+def shown(text: str, pairs: Sequence[Pair], config: TrainConfig) -> list[Pair]:
+    """The gold pairs of a passage that a supervised example writes: all, or with `warm_pairs` 1 to so many, in their order.
+
+    A sample shows the form and leaves to the reward how much to write, and what.
+    """
+    if not config.warm_pairs:
+        return list(pairs)
+    draw = random.Random(f"{config.seed}/{text}")
+    count = min(len(pairs), draw.randint(1, config.warm_pairs))
+    return [pairs[i] for i in sorted(draw.sample(range(len(pairs)), count))]
+
+
 def examples(
     agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Episode]
 ) -> tuple[list[Example], list[Example]]:
@@ -54,13 +67,14 @@ def examples(
     Passage j with its gold pairs is to be written under the Δ that learning the gold pairs before it gives, as in a
     rollout: a model that writes well only while it has learned nothing stops writing after its first write.
     Questions are to be answered under the Δ of all gold pairs, with `unknown` where the episode does not say.
+    With `warm_pairs` what is written is only a sample of a passage's gold pairs.
     In the first `warm_plain` steps Δ = 0 and no questions: how to write comes first, and costs half as much to teach.
     """
     chat, bank = agent.chat, agent.bank
     cut = [passages(agent, e) for e in episodes]
 
     def example(text: str, pairs: list[Pair], delta: Snapshot | None) -> Example:
-        return Example(chat.prompt(write_prompt(text)), chat.answer(render(pairs)), delta)
+        return Example(chat.prompt(write_prompt(text)), chat.answer(render(shown(text, pairs, config))), delta)
 
     if step < config.warm_plain:
         return [example(*passage, None) for plan in cut for passage in plan], []
