@@ -140,3 +140,5 @@ def test_a_study_of_two_tiny_seeds_runs_prints_and_goes_on_where_it_was(tmp_path
         console.print(grid)
     text = console.export_text()
     assert "rl - warm greedy" in text and "foreign" in text and max(map(len, text.splitlines())) <= 80
+    report.study_chart(tmp_path / "study.png", again, [report.read_run(tmp_path / f"out/seed-{n}") for n in range(2)])
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")

@@ -208,9 +208,10 @@ def study(preset: str, out: Path, *, seeds: int, only: int | None, **options) ->
         return
     summary["machine"] = machine
     write_json(out / "study.json", summary)
+    report.study_chart(out / "study.png", summary, [report.read_run(out / f"seed-{n}") for n in range(seeds)])
     for grid in report.study_tables(summary):
         console.print(grid)
-    console.print(f"Everything is in {out}/study.json; one seed to look at: tmem report {out}/seed-0")
+    console.print(f"Everything is in {out}/study.json, curves in study.png; one seed to look at: tmem report {out}/seed-0")
 
 
 def plan(preset: str, model: str | None, *, ranks: int, writes: int, layout: str | None) -> None:

@@ -17,7 +17,18 @@ from rich.table import Table
 from . import machine as this
 from .folders import atomic_file
 
-__all__ = ["bar_chart", "bootstrap", "curve", "machine", "read_jsonl", "read_run", "study_tables", "table", "write_json"]
+__all__ = [
+    "bar_chart",
+    "bootstrap",
+    "curve",
+    "machine",
+    "read_jsonl",
+    "read_run",
+    "study_chart",
+    "study_tables",
+    "table",
+    "write_json",
+]
 
 # What a metric is called and its colour (Okabe and Ito's palette, told apart by colour-blind readers), in this order.
 METRICS = {
@@ -222,6 +233,45 @@ def curve(path: str | Path, rows: Sequence[Mapping[str, Any]], *, title: str = "
             else:
                 axes.text(0.5, 0.5, "nothing was measured", transform=axes.transAxes, ha="center", color="#666666")
         upper.set_title(_wrapped(title, picture), pad=20)
+
+
+def study_chart(path: str | Path, summary: Mapping[str, Any], runs: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """A PNG of a study: every seed's reward and pairs per write over RL's steps, and held-out F1 phase by phase.
+
+    summary: study.json; runs: per seed the rows of metrics.jsonl. Bars are t-intervals over seeds; a single seed has none.
+    """
+    steps = [[row for row in rows if row["phase"] == "rl"] for rows in runs]
+    with figure(path, (9.6, 3.8)) as picture:
+        reward, pairs, held_out = picture.subplots(1, 3)
+        for axes, key, label in ((reward, "reward", "reward in training"), (pairs, "pairs_per_write", "pairs per write")):
+            for rows in steps:
+                axes.plot([r["step"] for r in rows], [r[key] for r in rows], color=METRICS["f1"][1], alpha=0.35, linewidth=1)
+            shared = [[r[key] for r in rows] for rows in zip(*steps)]
+            axes.plot(range(len(shared)), [float(np.mean(v)) for v in shared], color=METRICS["f1"][1], linewidth=2.2)
+            axes.set_xlabel("RL step")
+            axes.set_title(label)
+            axes.set_ylim(bottom=0)
+        phases = list(summary["scores"])
+        for shift, mode, colour, marker, label in (
+            (-0.12, "greedy", METRICS["intrusion"][1], "o", "greedy"),
+            (0.12, "sampled", METRICS["official_f1"][1], "^", "T=1"),
+        ):
+            found = [summary["scores"][phase][mode]["f1"]["seeds"] for phase in phases]
+            at = np.arange(len(phases)) + shift
+            for x, f in zip(at, found):
+                held_out.plot([x] * len(f["values"]), f["values"], marker, color=colour, alpha=0.4, markersize=4)
+            spread = [0.0 if f["low"] is None else f["mean"] - f["low"] for f in found]
+            held_out.errorbar(
+                at, [f["mean"] for f in found], spread, fmt=marker, color=colour, capsize=3, markersize=7, label=label
+            )
+        held_out.set_xticks(range(len(phases)), ["control" if p == "sft" else p.upper() if p == "rl" else p for p in phases])
+        held_out.set_title("held-out F1")
+        held_out.set_ylim(bottom=0)
+        held_out.legend(loc="upper left")
+        for axes in (reward, pairs, held_out):
+            axes.grid(axis="y")
+        legend = "thin or faint is one seed, bold the mean, bars its 95 % interval"
+        picture.suptitle(f"{summary['seeds']} seeds: {legend}", fontsize=10)
 
 
 def _shade_phases(panels: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> None:
