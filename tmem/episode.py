@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Episode", "Pair", "Question"]
+__all__ = ["Episode", "Evidence", "Pair", "Question"]
 
 
 @dataclass(frozen=True)
@@ -14,12 +14,22 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """A passage that a question's answer rests on: `text`, as it stands in chunk number `chunk` of the stream."""
+
+    chunk: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Question:
     """A question asked after everything was read.
 
     answers: any of them is right. kind, category: the task's own labels, for reporting by group.
     intrusions: values of this episode that belong to another person or to an older fact; naming one of them instead of
     an answer is a wrong binding (`metrics.intrusion`).
+    evidence: where the answer stands, empty where the task does not say. rubrics: what a judge checks one by one, for
+    tasks whose answers are graded and not compared (then `answers` is empty).
     """
 
     id: str
@@ -28,6 +38,8 @@ class Question:
     kind: str
     intrusions: tuple[str, ...] = ()
     category: str = ""
+    evidence: tuple[Evidence, ...] = ()
+    rubrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Tasks: streams of text with questions asked after the text is gone, and their scores."""
 
-from tmem.episode import Episode, Pair, Question
+from tmem.episode import Episode, Evidence, Pair, Question
 from tmem.tasks import locomo, metrics, stream
 from tmem.tasks.task import Task
 
-__all__ = ["TASKS", "Episode", "Pair", "Question", "Task", "load", "score"]
+__all__ = ["TASKS", "Episode", "Evidence", "Pair", "Question", "Task", "load", "score"]
 
 TASKS = ("stream", "locomo")
 
