@@ -129,25 +129,44 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 @main.command("eval")
 @click.option("--task", type=click.Choice(["stream", "locomo"]), default="stream", show_default=True)
 @click.option("--data", type=click.Path(dir_okay=False), help="The task's file, e.g. the official locomo10.json.")
-@click.option("--methods", default="none,full,retrieval,pairs,tmem", show_default=True, help="Comma-separated.")
+@click.option("--methods", default="none,full,retrieval,pairs,tmem", show_default=True,
+              help="Comma-separated; also: constant, oracle, summary, notes, dense, tmem+retrieval; or all.")
 @click.option("--limit", type=click.IntRange(1), help="stream: episodes; locomo: questions per conversation.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Do it with so many seeds, from --seed on.")
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True, help="stream only.")
 @click.option("--difficulty", type=click.IntRange(1, 3), default=1, show_default=True, help="stream only.")
 @click.option("--model", help="A folder (runs/train/rl), a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]")
 @click.option("--preset", default="default", show_default=True)
 @click.option("--context", type=click.IntRange(64), help="Tokens of text in a prompt. [default: 2048, or what the model holds]")
+@click.option("--known", is_flag=True, help="Show each question while the history is read (the paper's protocol): see below.")
 @click.option("--probe", is_flag=True, help="Also ask paraphrases and wrong-person questions after each write.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="runs/eval", show_default=True)
-@click.option("--resume", is_flag=True, help="Keep the methods that --out already holds, and do the others.")
+@click.option("--resume", is_flag=True, help="Keep the answers that --out already holds, and ask the other questions.")
 def evaluate(task: str, methods: str, probe: bool, out: Path, **options) -> None:
-    """Compare ways of remembering: tmem, its pairs as text, retrieval, the full history, nothing.
+    """Compare ways of remembering: tmem, its pairs as text, retrieval, the full history, nothing, and more.
 
-    Writes results.json, chart.png and episodes.md (every pair with the text it came from) into --out, after each method.
+    
+    none            the question alone            constant        always "it was never said"
+    full            the history in the prompt     oracle          the task's own evidence in the prompt
+    summary         a text written anew           notes           facts as lines of text, found by BM25
+    retrieval       lines found by BM25           dense           lines found by embeddings (tmem[dense])
+    pairs           tmem's pairs as text          tmem            fast weights alone
+    tmem+retrieval  fast weights and lines
+
+    Writes answers.jsonl (every question), readings.jsonl (what each method kept of each episode), results.json, chart.png and
+    episodes.md (every pair with the text it came from) into --out. Ctrl-C or a kill loses a batch of questions at most.
+
+    Usually a method reads without knowing what will be asked. --known shows it each question beforehand: the history is then
+    read once for every question, and the answer can be written down with the evidence in sight. Label such scores.
     """
     from .console import evaluate as watch
 
     names = [m.strip() for m in methods.split(",") if m.strip()]
+    if names == ["all"]:
+        from .agent.methods import METHODS
+
+        names = list(METHODS)
     watch(task, names, out, probing=probe, **options)
 
 

@@ -256,50 +256,44 @@ def plan(preset: str, model: str | None, *, ranks: int, writes: int, layout: str
 def evaluate(task: str, methods: list[str], out: Path, **options) -> None:
     """Run an evaluation under a progress bar; print its table and write the chart."""
     keep_memory()
-    start, machine = time.perf_counter(), report.machine()
+    start = time.perf_counter()
     bars: dict[str, int] = {}
     with _bar() as progress:
 
         def watch(method: str, phase: str, done: int, total: int) -> None:
-            for other, bar in bars.items():
-                if other != method:
-                    progress.update(bar, completed=1, total=1, note="")
             if method not in bars:
                 bars[method] = progress.add_task(method, total=None, note="")
-            progress.update(bars[method], completed=done, total=max(total, 1), note=phase)
+            progress.update(bars[method], completed=done, total=max(total, 1), note="" if done >= total else phase)
 
         results = evaluation.evaluate(task, methods, out, watch=watch, **options)
-        for bar in bars.values():
-            progress.update(bar, completed=1, total=1, note="")
-    results["machine"] = machine
-    results["wall_seconds"] = round(time.perf_counter() - start, 1)
-    write_json(out / "results.json", results)
     title = _title(results)
     report.bar_chart(out / "chart.png", results["methods"], title=title)
     _print_methods(results, title)
-    files = ["results.json", "chart.png"] + ["episodes.md"] * (out / "episodes.md").exists()
-    console.print(f"{results['wall_seconds']:.0f} s. Files in {out}: {', '.join(files)}")
+    files = [*evaluation.FILES, "chart.png"] + ["episodes.md"] * (out / "episodes.md").exists()
+    console.print(f"{time.perf_counter() - start:.0f} s. Files in {out}: {', '.join(files)}")
 
 
 def _title(results: dict) -> str:
     config = results["config"]
     n = next(iter(results["methods"].values()))["n"]
-    what = {"locomo": "LoCoMo", "stream": f"stream ({config['split']}, difficulty {config['difficulty']})"}
-    return f"{what[results['task']]}, {n} questions in {config['episodes']} episodes, seed {config['seed']}, {config['model']}"
+    what = {"locomo": "LoCoMo", "stream": f"stream ({config['split']}, difficulty {config['difficulty']})"}[results["task"]]
+    known = ", questions known beforehand" * config["known"]
+    last = config["seed"] + config["seeds"] - 1
+    seeds = f"seeds {config['seed']} to {last}" if config["seeds"] > 1 else f"seed {last}"
+    return f"{what}{known}, {n} questions in {config['episodes']} episodes, {seeds}, {config['model']}"
 
 
 def _print_methods(results: dict, title: str) -> None:
     methods = results["methods"]
     console.print(report.table(f"{title}: mean and 95 % interval (bootstrap over episodes)", methods))
-    seen = set()
-    for m in methods.values():
-        for note in m["notes"]:
-            console.print(note)
-        if "writes" in m and "writes" not in seen:
-            seen.add("writes")
-            dropped = ", ".join(f"{v} {k}" for k, v in m["dropped"].items())
-            line = f"{m['writes']} writes, {m['pairs_per_write']:.1f} pairs each; dropped: {dropped}"
-            if "stuck" in m:
-                leaked = "" if m["leaked"] is None else f", {m['leaked']:.0%} leaked to another person"
-                line += f"; probed: {m['stuck']:.0%} of paraphrases held{leaked}"
-            console.print(f"{line}; rolled back: {m['rolled_back']}")
+    for grid in (report.difference_table(results["differences"], "tmem"), report.cost_table(methods)):
+        if grid is not None:
+            console.print(grid)
+    m = next((m for m in methods.values() if "writes" in m), None)
+    if m is not None:
+        dropped = ", ".join(f"{v} {k}" for k, v in m["dropped"].items())
+        line = f"{m['writes']} writes, {m['pairs_per_write']:.1f} pairs each; dropped: {dropped}"
+        if "stuck" in m:
+            leaked = "" if m["leaked"] is None else f", {m['leaked']:.0%} leaked to another person"
+            line += f"; probed: {m['stuck']:.0%} of paraphrases held{leaked}"
+        console.print(f"{line}; rolled back: {m['rolled_back']}")

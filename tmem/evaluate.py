@@ -1,25 +1,36 @@
-"""`tmem eval`: methods on a task, scored, with intervals, a chart and a record of every question."""
+"""`tmem eval`: methods on a task, scored, with intervals, and a record of every reading and every question.
+
+    out/answers.jsonl    a line per seed, method and question: what was asked, said, and how it scored
+    out/readings.jsonl   a line per seed, method and episode: what was kept, what it cost, what was written
+    out/results.json     the configuration, and what follows from the two, made anew after every group of episodes
+
+A group of episodes is read and asked by all methods before the next one begins. A kill loses one batch of
+questions at most; `resume` reads what is there and asks the rest.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from . import models, tasks
+from . import models, report, tasks
 from .agent.config import agent_config
-from .agent.episode import Agent, Rollout
+from .agent.episode import Agent
 from .agent.log import readable, record
-from .agent.methods import METHODS, Answers, Runs
-from .episode import Episode
+from .agent.methods import CONTEXT, METHODS, Kept, Said, Settings, ask
+from .agent.retrieve import require_dense
+from .episode import Episode, Question
 from .folders import atomic_file
-from .report import bootstrap, write_json
+from .journal import Journal
 
-CONTEXT = 2048  # tokens of text in a prompt, unless asked otherwise
 QUESTION = 128  # tokens kept for the instruction and the question beside the text
+BATCH = 32  # questions asked at once
+FILES = ("results.json", "answers.jsonl", "readings.jsonl")
 
 
 def evaluate(
@@ -30,19 +41,22 @@ def evaluate(
     data: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    seeds: int = 1,
     split: str = "test",
     difficulty: int = 1,
     model: str | None = None,
     preset: str = "default",
     context: int | None = None,
     probing: bool = False,
+    known: bool = False,
     slots: int = 32,
     resume: bool = False,
     watch: Callable[[str, str, int, int], None] = lambda *_: None,
 ) -> dict:
-    """Run `methods` on a task and write results.json and the episodes' logs into `out`; returns the results.
+    """Run `methods` on a task with `seeds` seeds from `seed` on; returns what results.json holds.
 
-    They are written after each method; `resume` keeps the methods that `out` holds from the same settings, data and weights.
+    known: each question is an episode of its own and stands in the prompts that write (the paper's protocol: reads the history
+    once per question, and lets a method answer with the evidence in sight).
     `watch(method, phase, done, total)` is told what is going on. Raises ValueError for an unknown method or task,
     a context beyond the model's or results of other settings, FileExistsError for results that would be overwritten,
     FileNotFoundError for missing data or nothing to resume, tmem.models.ModelError for a model that cannot be had; all
@@ -52,10 +66,13 @@ def evaluate(
     methods = list(dict.fromkeys(methods))
     if unknown or not methods:
         raise ValueError(f"methods: expected some of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}.")
-    if (out / "results.json").exists() and not resume:
+    if "dense" in methods:
+        require_dense()
+    if any((out / name).exists() for name in FILES) and not resume:
         raise FileExistsError(f"eval: {out} already holds results; add to them with --resume, or give another --out.")
-    episodes = tasks.load(task, data=data, seed=seed, limit=limit, split=split, difficulty=difficulty)
-    if not any(e.questions for e in episodes):
+    given = {"data": data, "limit": limit, "split": split, "difficulty": difficulty}
+    episodes = {s: tasks.load(task, seed=s, **given) for s in range(seed, seed + seeds)}
+    if not any(e.questions for e in episodes[seed]):
         raise ValueError(f"eval: no questions in {data or task}; give a file with questions.")
     config = agent_config(preset)
     network, tokenizer = models.load(model)
@@ -74,35 +91,113 @@ def evaluate(
             "weights_blake2b": _digest(*sorted(models.resolve(model).glob("*.safetensors"))),
             "limit": limit,
             "seed": seed,
+            "seeds": seeds,
             "split": split if task == "stream" else None,
             "difficulty": difficulty if task == "stream" else None,
             "context": context,
+            "known": known,
             "probe": probing,
-            "episodes": len(episodes),
+            "episodes": len(episodes[seed]),
         },
-        "methods": {},
-        "questions": [],
+        "machine": report.machine(),
     }
     if resume:
-        _take_over(results, out)
+        _same_settings(results, out)
+    else:
+        report.write_json(out / "results.json", results)
+    answers, readings = Journal(out / "answers.jsonl"), Journal(out / "readings.jsonl")
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    agent = Agent.build(network, tokenizer, config, slots=min(slots, len(episodes)))
-    runs = Runs(seed=seed, context=context, probing=probing)
-    for name in methods:
-        if name in results["methods"]:
-            continue
-        runs.watch = lambda phase, done, total, name=name: watch(name, phase, done, total)
-        start = time.perf_counter()
-        found = METHODS[name](agent, episodes, runs)
-        rows = _records(task, name, episodes, found)
-        results["questions"] += rows
-        results["methods"][name] = _summarise(rows, found, time.perf_counter() - start)
-        out.mkdir(parents=True, exist_ok=True)
-        if found.rollouts is not None:
-            _write_logs(out, found.rollouts)
-        write_json(out / "results.json", results)
+    slots = min(slots, sum(len(e.questions) for e in episodes[seed]) if known else len(episodes[seed]))
+    agent = Agent.build(network, tokenizer, config, slots=slots)
+    total = sum(len(e.questions) for s in episodes for e in episodes[s])
+    for s, several in episodes.items():
+        items = list(_items(several, known))
+        for at in range(0, len(items), slots):
+            settings = Settings(seed=s, context=context, constant=tasks.abstention(task), probing=probing, known=known)
+            for name in methods:
+                done = sum(r["method"] == name for r in answers.rows)
+                settings.watch = lambda phase, *_, name=name, done=done: watch(name, phase, done, total)
+                _group(task, name, agent, items[at : at + slots], settings, answers, readings,
+                       lambda n, name=name: watch(name, "answer", n, total))  # fmt: skip
+            results |= summarise(answers.rows, readings.rows)
+            report.write_json(out / "results.json", results)
+    _write_logs(out, readings.rows, answers.rows)
     return results
+
+
+def _items(episodes: Sequence[Episode], known: bool) -> Iterator[tuple[Episode, str]]:
+    """(an episode to live, the id of the episode it belongs to): with `known` questions one for each of them."""
+    for e in episodes:
+        if known:
+            yield from ((dataclasses.replace(e, id=f"{e.id} {q.id}", questions=(q,)), e.id) for q in e.questions)
+        else:
+            yield e, e.id
+
+
+def _group(task, method, agent, items, settings, answers: Journal, readings: Journal, watch) -> None:
+    """Read the episodes that have questions left, ask these, and keep what was said, batch by batch."""
+    asked = {(r["seed"], r["id"]) for r in answers.rows if r["method"] == method}
+    read = {(r["seed"], r["read"]) for r in readings.rows if r["method"] == method}
+    left = [
+        (e, home, todo) for e, home in items if (todo := [q for q in e.questions if (settings.seed, q.id) not in asked])
+    ]
+    if not left:
+        return
+    start = time.perf_counter()
+    kept = METHODS[method](agent, [e for e, *_ in left], settings)
+    seconds = (time.perf_counter() - start) / len(left)
+    readings.append(
+        _reading(method, settings.seed, e, home, k, seconds)
+        for (e, home, _), k in zip(left, kept)
+        if (settings.seed, e.id) not in read
+    )
+    todo = [(e, home, k, q) for (e, home, qs), k in zip(left, kept) for q in qs]
+    for at in range(0, len(todo), BATCH):
+        part = todo[at : at + BATCH]
+        start = time.perf_counter()
+        said = ask(agent, [(k, q) for *_, k, q in part])
+        seconds = (time.perf_counter() - start) / len(part)
+        answers.append(
+            _answer(task, method, settings.seed, e, home, q, a, seconds) for (e, home, _, q), a in zip(part, said)
+        )
+        watch(len(asked) + at + len(part))
+
+
+def _answer(task, method: str, seed: int, episode: Episode, home: str, question: Question, said: Said, seconds: float) -> dict:
+    places = [e.chunk for e in question.evidence]
+    last = len(episode.chunks) - 1
+    return {
+        "seed": seed,
+        "method": method,
+        "episode": home,
+        "read": episode.id,
+        "id": question.id,
+        "kind": question.kind,
+        "category": question.category,
+        "question": question.text,
+        "answers": list(question.answers),
+        "prediction": said.text,
+        **tasks.score(task, question, said.text),
+        "sessions": len(episode.chunks),
+        "position": sum(places) / len(places) / last if places and last else None,  # 0: in the first session, 1: in the last
+        "prompt_tokens": said.prompt,
+        "generated_tokens": said.generated,
+        "seconds": round(seconds, 4),
+    }
+
+
+def _reading(method: str, seed: int, episode: Episode, home: str, kept: Kept, seconds: float) -> dict:
+    row = {
+        "seed": seed,
+        "method": method,
+        "episode": home,
+        "read": episode.id,
+        "state_bytes": kept.state,
+        **{f"{k}_tokens": v for k, v in dataclasses.asdict(kept.cost).items()},
+        "seconds": round(seconds, 4),
+    }
+    return row if kept.rollout is None else row | {"log": record(kept.rollout)}
 
 
 def _digest(*files: Path) -> str:
@@ -115,8 +210,8 @@ def _digest(*files: Path) -> str:
     return digest.hexdigest()
 
 
-def _take_over(results: dict, out: Path) -> None:
-    """Add the methods and questions that `out` holds. Raises ValueError if they were made with other settings."""
+def _same_settings(results: dict, out: Path) -> None:
+    """Raises ValueError if what `out` holds was made with other settings, FileNotFoundError if it holds nothing."""
     file = out / "results.json"
     if not file.exists():
         raise FileNotFoundError(f"resume: {out} holds no results.json; leave out --resume.")
@@ -128,47 +223,71 @@ def _take_over(results: dict, out: Path) -> None:
             f"resume: {out} was made with other settings ({', '.join(changed) or 'task'}); "
             f"use the same flags, or give another --out."
         )
-    results["methods"], results["questions"] = held["methods"], held["questions"]
 
 
-def _records(task: str, method: str, episodes: Sequence[Episode], found: Answers) -> list[dict]:
-    return [
-        {
-            "method": method,
-            "episode": episode.id,
-            "id": question.id,
-            "kind": question.kind,
-            "category": question.category,
-            "question": question.text,
-            "answers": list(question.answers),
-            "prediction": said,
-            **tasks.score(task, question, said),
-        }
-        for episode, answers in zip(episodes, found.answers)
-        for question, said in zip(episode.questions, answers)
-    ]
+def summarise(answers: Sequence[dict], readings: Sequence[dict]) -> dict:
+    """{"methods": {name: scores, intervals, costs}, "differences": {metric: {"a - b": {...}}}} of the rows of both files."""
+    methods = {}
+    for name in dict.fromkeys(r["method"] for r in answers):
+        mine = [r for r in answers if r["method"] == name]
+        methods[name] = _method(mine, [r for r in readings if r["method"] == name])
+    return {"methods": methods, "differences": {m: _differences(answers, m) for m in report.METRICS if m in answers[0]}}
 
 
-def _summarise(rows: list[dict], found: Answers, seconds: float) -> dict:
-    clusters = [r["episode"] for r in rows]
-    out: dict = {"n": len(rows), "seconds": round(seconds, 2), "notes": found.notes}
-    for metric in ("f1", "em", "intrusion", "official_f1"):
-        if metric in rows[0]:
-            mean, low, high = bootstrap([r[metric] for r in rows], clusters)
+def _method(answers: Sequence[dict], readings: Sequence[dict]) -> dict:
+    out: dict = {"n": len(answers)}
+    clusters = [r["episode"] for r in answers]
+    for metric in report.METRICS:
+        if metric in answers[0]:
+            mean, low, high = report.bootstrap([r[metric] for r in answers], clusters)
             out[metric], out[f"{metric}_ci"] = mean, [low, high]
-    kinds = sorted({r["kind"] for r in rows})
-    out["f1_by_kind"] = {k: _mean([r["f1"] for r in rows if r["kind"] == k]) for k in kinds}
-    if found.rollouts is not None:
-        log = [entry for r in found.rollouts for entry in r.log]
-        out["writes"] = len(log)
-        out["pairs_per_write"] = _mean([len(e.written.pairs) for e in log])
-        out["dropped"] = {k: sum(getattr(e.written, k) for e in log) for k in ("malformed", "empty", "duplicates", "conflicts")}
-        out["rolled_back"] = sum(not e.learned.kept for e in log)
-        probes = [p for e in log for p in e.stuck]
-        if probes:
-            out["stuck"] = _mean([p["recalled"] for p in probes])
-            asked = [p["leaked"] for p in probes if p["other"] is not None]
-            out["leaked"] = _mean(asked) if asked else None
+    kinds = sorted({r["kind"] for r in answers})
+    out["by_kind"] = {
+        k: {m: _mean([r[m] for r in answers if r["kind"] == k]) for m in report.METRICS if m in answers[0]}
+        | {"n": sum(r["kind"] == k for r in answers)}
+        for k in kinds
+    }
+    out["state_bytes"] = _mean([r["state_bytes"] for r in readings])
+    out["prompt_tokens"] = _mean([r["prompt_tokens"] for r in answers])
+    out["peak_tokens"] = max(
+        [r["peak_tokens"] for r in readings] + [r["prompt_tokens"] + r["generated_tokens"] for r in answers]
+    )
+    for what in ("read", "generated", "learned"):
+        out[f"{what}_tokens"] = sum(r[f"{what}_tokens"] for r in readings)
+    out["read_tokens"] += sum(r["prompt_tokens"] for r in answers)
+    out["generated_tokens"] += sum(r["generated_tokens"] for r in answers)
+    out["seconds"] = round(sum(r["seconds"] for r in [*readings, *answers]), 2)
+    if any("log" in r for r in readings):
+        out |= _writing([w for r in readings if "log" in r for w in r["log"]["writes"]])
+    return out
+
+
+def _writing(writes: Sequence[dict]) -> dict:
+    out: dict = {
+        "writes": len(writes),
+        "pairs_per_write": _mean([len(w["pairs"]) for w in writes]),
+        "dropped": {k: sum(w["dropped"][k] for w in writes) for k in ("malformed", "empty", "duplicates", "conflicts")},
+        "rolled_back": sum(bool(w["undone"]) for w in writes),
+    }
+    if probes := [p for w in writes for p in w["stuck"]]:
+        out["stuck"] = _mean([p["recalled"] for p in probes])
+        asked = [p["leaked"] for p in probes if p["other"] is not None]
+        out["leaked"] = _mean(asked) if asked else None
+    return out
+
+
+def _differences(answers: Sequence[dict], metric: str) -> dict:
+    """Every pair of methods on the questions that both answered: mean difference, interval over resampled episodes."""
+    scores: dict[str, dict[tuple, tuple[float, str]]] = {}
+    for r in answers:
+        scores.setdefault(r["method"], {})[r["seed"], r["id"]] = (r[metric], r["episode"])
+    out = {}
+    for a, b in itertools.combinations(reversed([m for m in METHODS if m in scores]), 2):
+        if shared := [k for k in scores[a] if k in scores[b]]:
+            mean, low, high = report.bootstrap(
+                [scores[a][k][0] - scores[b][k][0] for k in shared], [scores[a][k][1] for k in shared]
+            )
+            out[f"{a} - {b}"] = {"mean": mean, "low": low, "high": high}
     return out
 
 
@@ -176,6 +295,15 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _write_logs(out: Path, rollouts: Sequence[Rollout]) -> None:
+def _write_logs(out: Path, readings: Sequence[dict], answers: Sequence[dict]) -> None:
+    """episodes.md: what tmem wrote of each episode, and what it answered from it."""
+    name = next((m for m in ("tmem", "tmem+retrieval", "pairs") if any(r["method"] == m for r in readings)), None)
+    if name is None:
+        return
+    mine, texts = [r for r in readings if r["method"] == name], []
+    for r in mine:
+        asked = [a for a in answers if (a["method"], a["seed"], a["read"]) == (name, r["seed"], r["read"])]
+        questions = [{"text": a["question"], "answers": a["answers"], "said": a["prediction"]} for a in asked]
+        texts.append(readable(r["log"] | {"questions": questions}))
     with atomic_file(out / "episodes.md") as work:
-        work.write_text("\n\n".join(readable(record(r)) for r in rollouts))
+        work.write_text("\n\n".join(texts), encoding="utf-8")

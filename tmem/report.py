@@ -20,7 +20,9 @@ from .folders import atomic_file
 __all__ = [
     "bar_chart",
     "bootstrap",
+    "cost_table",
     "curve",
+    "difference_table",
     "machine",
     "read_jsonl",
     "read_run",
@@ -93,6 +95,39 @@ def table(title: str, methods: Mapping[str, Mapping[str, Any]]) -> Table:
     grid.add_column("n", justify="right")
     for name, found in methods.items():
         grid.add_row(name, *(_cell(found, key) for key in shown), str(found["n"]))
+    return grid
+
+
+def difference_table(differences: Mapping[str, Mapping[str, Any]], method: str) -> Table | None:
+    """What `method` scores above each other method, from the "differences" of results.json; None where it has none."""
+    shown = {metric: {} for metric in differences}
+    for metric, found in differences.items():
+        for pair, cell in found.items():
+            a, b = pair.split(" - ")
+            if method in (a, b):
+                sign = 1 if a == method else -1
+                low, high = sorted((sign * cell["low"], sign * cell["high"]))
+                shown[metric][b if a == method else a] = f"{sign * cell['mean']:+.2f} [{low:+.2f}, {high:+.2f}]"
+    others = list(next(iter(shown.values()), {}))
+    if not others:
+        return None
+    grid = Table(title=f"{method} above each other method, on the same questions", title_justify="left")
+    grid.add_column("over")
+    for metric in shown:
+        grid.add_column(METRICS[metric][0], justify="right")
+    for other in reversed(others):
+        grid.add_row(other, *(cells[other] for cells in shown.values()))
+    return grid
+
+
+def cost_table(methods: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What each method kept and computed, from the "methods" of results.json."""
+    grid = Table(title="what it takes: per episode and question, then of all together", title_justify="left")
+    for column in ("method", "kept, bytes", "prompt, tokens", "longest", "read", "generated", "learned", "seconds"):
+        grid.add_column(column, justify="left" if column == "method" else "right")
+    for name, m in methods.items():
+        tokens = (m[f"{k}_tokens"] for k in ("prompt", "peak", "read", "generated", "learned"))
+        grid.add_row(name, *(f"{c:,.0f}" for c in (m["state_bytes"], *tokens)), f"{m['seconds']:.1f}")
     return grid
 
 

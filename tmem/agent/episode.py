@@ -85,6 +85,7 @@ class LogEntry:
     segment: str
     written: Written
     learned: Learned
+    read: int = 0  # tokens of the prompt
     tokens: int = 0  # generated
     finished: bool = True  # False: the token limit ended it
     stuck: list[dict] = field(default_factory=list)  # per pair: paraphrase, said, recalled, other, other_said, leaked
@@ -100,7 +101,7 @@ class Rollout:
     answers: list[str] = field(default_factory=list)
     right: list[float] = field(default_factory=list)  # where answers were scored: the probability of a right one, per question
     actions: list[Action] = field(default_factory=list)
-    delta: Snapshot | None = None  # Δ at the end, when traced with snapshots
+    delta: Snapshot | None = None  # Δ at the end, when traced with snapshots or when nothing was asked
 
     @property
     def pairs(self) -> list[Pair]:
@@ -169,17 +170,20 @@ def run(
     trace: bool = False,
     snapshots: bool = True,
     probing: bool | Sequence[int] = False,
+    known: bool = False,
     on_event: Callable[[str, int, int], None] | None = None,
     clock: Clock | None = None,
 ) -> list[Rollout]:
     """Live every episode once; `keys[i]` seeds episode i's noise. As many run at once as the bank has free slots.
 
     answering  "sampled" at the temperature of writing; "greedy": the likeliest answers, which are then no actions of the
-              policy; "scored": nothing is said, the probability of a right answer is computed (`Rollout.right`)
+              policy; "scored": nothing is said, the probability of a right answer is computed (`Rollout.right`);
+              "none": nothing is asked, `Rollout.delta` is what was learned
     trace     keep every action with the Δ that produced it, for the policy gradient; without `snapshots` only with the
               number of writes before it, from which Δ can be learned again
     probing   ask paraphrases and wrong-person questions after each write (see agent.probe) of all episodes or of those with
               these indices; costs two answers per pair
+    known     the episode's questions stand in the prompt of every write (the paper's protocol)
     on_event  told (phase, done, total) while writing, learning and answering
     clock     is told the seconds of "write", "learn" and "answer"
     """
@@ -193,7 +197,7 @@ def run(
         try:
             probed = {i - at for i in (range(len(episodes)) if probing is True else probing or ())}
             _live(
-                agent, rollouts, slots, temperature, answering, trace and (1 + snapshots), probed,
+                agent, rollouts, slots, temperature, answering, trace and (1 + snapshots), probed, known,
                 on_event or (lambda *_: None), Clock() if clock is None else clock,
             )  # fmt: skip
         finally:
@@ -203,7 +207,7 @@ def run(
     return out
 
 
-def _live(agent, rollouts, slots, temperature, answering, trace, probing, on_event, clock) -> None:
+def _live(agent, rollouts, slots, temperature, answering, trace, probing, known, on_event, clock) -> None:
     bank, config = agent.bank, agent.config
     plans = [segments(agent.chat, r.episode.chunks, config.write.window) for r in rollouts]
     deltas: list[Snapshot | None] = [None] * len(rollouts)
@@ -211,7 +215,8 @@ def _live(agent, rollouts, slots, temperature, answering, trace, probing, on_eve
     for j in range(rounds):
         due = [i for i, plan in enumerate(plans) if j < len(plan)]
         on_event("write", j, rounds)
-        prompts = [agent.chat.prompt(write_prompt(plans[i][j])) for i in due]
+        asked = [" ".join(q.text for q in rollouts[i].episode.questions) if known else "" for i in due]
+        prompts = [agent.chat.prompt(write_prompt(plans[i][j], a)) for i, a in zip(due, asked)]
         with clock("write"):
             generations = decode(
                 agent.model,
@@ -232,13 +237,17 @@ def _live(agent, rollouts, slots, temperature, answering, trace, probing, on_eve
         with clock("learn"):
             learned = learn(agent.model, bank, jobs, agent.chat, config.learn)
         for i, prompt, generation, w, result in zip(due, prompts, generations, written, learned):
-            rollouts[i].log.append(LogEntry(plans[i][j], w, result, len(generation.ids), generation.finished))
+            rollouts[i].log.append(LogEntry(plans[i][j], w, result, len(prompt), len(generation.ids), generation.finished))
             if trace:
                 rollouts[i].actions.append(Action("write", prompt, generation, deltas[i], j))
                 deltas[i] = rollouts[i].delta = bank.snapshot(slots[i], optimizer=False) if trace > 1 else None
         if probed := [(rollouts[i].log[-1], slots[i]) for i in due if i in probing]:
             with clock("probe"):
                 _probe(agent, probed)
+    if answering == "none":
+        for rollout, slot in zip(rollouts, slots):
+            rollout.delta = bank.snapshot(slot, optimizer=False)
+        return
     on_event("answer", rounds, rounds)
     asked = [(i, q) for i, r in enumerate(rollouts) for q in r.episode.questions]
     if answering == "scored":

@@ -9,6 +9,7 @@ every pass), logits exist only at labels.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ class Learned:
     """What one update did to one slot: mean answer-token loss (nats), ‖ΔW‖_F, and if it was kept.
 
     `loss_before` is taken in the first epoch: each minibatch's before its own step, but after those of the minibatches
-    before it. `loss_after` is taken when all is done.
+    before it. `loss_after` is taken when all is done. `tokens`: that gradients were taken of, over all epochs.
     """
 
     loss_before: float
@@ -53,6 +54,7 @@ class Learned:
     norm: float
     kept: bool
     reason: str = ""
+    tokens: int = 0
 
 
 @dataclass
@@ -132,10 +134,14 @@ def learn(
     count = {slot: math.ceil(len(pairs) / config.batch) for slot, pairs in active}
     learning, todo = {slot for slot, _ in active}, minibatches
     first: dict[int, float] = {}
+    tokens: Counter[int] = Counter()
     for epoch in range(config.epochs if learning else 0):
         losses: dict[int, float] = {}
         for blocks in todo:
             _accumulate(losses, _pass(model, bank, blocks, backward=True))
+            for block in blocks:
+                for slot, length in zip(block.slots, block.lengths):
+                    tokens[slot] += length
             bank.step(sorted({s for block in blocks for s in block.slots} & learning))
         first = first or losses
         enough = {slot for slot in learning if losses[slot] / count[slot] < config.target}
@@ -166,7 +172,7 @@ def learn(
             reason = f"‖ΔW‖ above {config.norm_cap:g}"
         if reason:
             bank.restore(slot, before[slot])
-        out.append(Learned(loss_before, loss_after, norm, not reason, reason))
+        out.append(Learned(loss_before, loss_after, norm, not reason, reason, tokens[slot]))
     return out
 
 

@@ -1,134 +1,253 @@
-"""Ways to answer questions about a stream, behind one interface: tmem and what it is compared with."""
+"""Ways to remember a stream, behind one interface: tmem, and what it is compared with.
+
+A method reads episodes and keeps something of each (`Kept`); then the text is gone, and every question is asked with what was
+kept: text in the prompt, fast weights, both or neither. All are asked in the same words.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ..episode import Episode
+from ..bank import Snapshot
+from ..episode import Episode, Question
 from .decode import decode
 from .episode import Agent, Rollout, first_line, run
+from .folds import notes, summary
+from .retrieve import Lines, dense
 
-# Text methods see the same instruction, so that they differ in what they see and in nothing else.
-_WITH_TEXT = "{text}\n\nAnswer from the text above in a few words; if it does not say, answer: unknown.\n{question}"
+# Methods with text in the prompt see the same instruction, so that they differ in what they see and in nothing else.
+WITH_TEXT = "{text}\n\nAnswer from the text above in a few words; if it does not say, answer: unknown.\n{question}"
 
-
-@dataclass
-class Answers:
-    """What a method said, per episode in question order; `notes` are for the reader of the table."""
-
-    answers: list[list[str]]
-    notes: list[str] = field(default_factory=list)
-    rollouts: list[Rollout] | None = None  # tmem and pairs: how the pairs came about
-
+CONTEXT = 2048  # tokens of text in a prompt, unless asked otherwise
 
 Watch = Callable[[str, int, int], None]
 
 
-def none(agent: Agent, episodes: Sequence[Episode], run_: Runs) -> Answers:
-    """The question alone: what the model knows or guesses without having read."""
-    return Answers(_ask(agent, episodes, lambda e, q: q, run_.watch))
+@dataclass
+class Cost:
+    """Tokens: read as prompts, generated, learned (over all epochs); peak: the longest prompt with its generation."""
 
+    read: int = 0
+    generated: int = 0
+    learned: int = 0
+    peak: int = 0
 
-def full(agent: Agent, episodes: Sequence[Episode], run_: Runs) -> Answers:
-    """The history in the prompt, cut to its last `context` tokens where it is longer."""
-    texts = {e.id: "\n\n".join(e.chunks) for e in episodes}
-    cut = sum(agent.chat.count(t) > run_.context for t in texts.values())
-    clipped = {i: agent.chat.clip(t, run_.context) for i, t in texts.items()}
-    said = _ask(agent, episodes, lambda e, q: _WITH_TEXT.format(text=clipped[e.id], question=q), run_.watch)
-    return Answers(said, [f"full: {cut} of {len(episodes)} histories cut to their last {run_.context} tokens"])
-
-
-def retrieval(agent: Agent, episodes: Sequence[Episode], run_: Runs) -> Answers:
-    """The lines that BM25 finds for the question, best first until `context`/4 tokens are used, in order of the text."""
-    budget = run_.context // 4
-    indices = {e.id: _Index(e) for e in episodes}
-
-    def prompt(episode: Episode, question: str) -> str:
-        return _WITH_TEXT.format(text=indices[episode.id].find(agent, question, budget), question=question)
-
-    return Answers(_ask(agent, episodes, prompt, run_.watch), [f"retrieval: BM25 over lines, {budget} tokens"])
-
-
-def tmem(agent: Agent, episodes: Sequence[Episode], run_: Runs) -> Answers:
-    """Write, learn, forget the text, answer from the fast weights."""
-    rollouts = run_.rollouts(agent, episodes)
-    return Answers([r.answers for r in rollouts], rollouts=rollouts)
-
-
-def pairs(agent: Agent, episodes: Sequence[Episode], run_: Runs) -> Answers:
-    """The pairs that tmem wrote, as text in the prompt, without Δ: separates writing well from remembering in weights."""
-    rollouts = run_.rollouts(agent, episodes)
-    texts = {
-        r.episode.id: agent.chat.clip("\n".join(f"{p.question} {p.answer}" for p in r.pairs), run_.context)
-        for r in rollouts
-    }
-    said = _ask(agent, episodes, lambda e, q: _WITH_TEXT.format(text=texts[e.id], question=q), run_.watch)
-    return Answers(said, rollouts=rollouts)
-
-
-METHODS: dict[str, Callable[[Agent, Sequence[Episode], Runs], Answers]] = {
-    "none": none,
-    "full": full,
-    "retrieval": retrieval,
-    "pairs": pairs,
-    "tmem": tmem,
-}
+    def add(self, read: int, generated: int = 0, learned: int = 0) -> None:
+        self.read, self.generated, self.learned = self.read + read, self.generated + generated, self.learned + learned
+        self.peak = max(self.peak, read + generated)
 
 
 @dataclass
-class Runs:
-    """Settings shared by the methods of one evaluation, and tmem's rollouts, lived once for `tmem` and `pairs`."""
+class Kept:
+    """What a method keeps of one episode when its text is gone.
+
+    state: bytes kept, of text or of Δ. text: what the prompt shows beside a question, None for the question alone.
+    said: the answer where it is fixed beforehand. cost: of reading.
+    """
+
+    state: int = 0
+    text: Callable[[Question], str] | None = None
+    delta: Snapshot | None = None
+    said: str | None = None
+    cost: Cost = field(default_factory=Cost)
+    rollout: Rollout | None = None  # tmem and pairs: how the pairs came about
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer, and the tokens of its prompt and of what was generated."""
+
+    text: str
+    prompt: int = 0
+    generated: int = 0
+
+
+@dataclass
+class Settings:
+    """What the methods of one evaluation share; `lived` holds tmem's rollouts by key, lived once for all that need them."""
 
     seed: int = 0
-    context: int = 2048  # tokens of text a prompt may hold
+    context: int = CONTEXT  # tokens of text that a prompt may hold
+    constant: str = "unknown"
     probing: bool = False
+    known: bool = False  # questions stand in the prompts that write, summarise and take notes
     watch: Watch = lambda *_: None
-    _lived: list[Rollout] | None = None
+    lived: dict[str, Rollout] = field(default_factory=dict)
+
+    @property
+    def budget(self) -> int:
+        """Tokens of text that retrieval and notes may show, and that a summary may be long."""
+        return max(1, self.context // 4)
 
     def rollouts(self, agent: Agent, episodes: Sequence[Episode]) -> list[Rollout]:
-        if self._lived is None:
-            keys = [f"{self.seed}/{e.id}" for e in episodes]
-            self._lived = run(agent, episodes, keys, probing=self.probing, on_event=self.watch)
-        return self._lived
+        """Every episode read, written and learned, with its Δ; nothing asked."""
+        keys = [f"{self.seed}/{e.id}" for e in episodes]
+        new = [i for i, k in enumerate(keys) if k not in self.lived]
+        if new:
+            found = run(
+                agent, [episodes[i] for i in new], [keys[i] for i in new],
+                answering="none", probing=self.probing, known=self.known, on_event=self.watch,
+            )  # fmt: skip
+            self.lived.update({keys[i]: r for i, r in zip(new, found)})
+        return [self.lived[k] for k in keys]
 
 
-def _ask(agent: Agent, episodes, prompt: Callable[[Episode, str], str], watch: Watch) -> list[list[str]]:
-    """Greedy answers under the base model; questions go in parts of 32, so that progress shows and memory is bounded."""
-    asked = [(i, agent.chat.prompt(prompt(e, q.text))) for i, e in enumerate(episodes) for q in e.questions]
-    out: list[list[str]] = [[] for _ in episodes]
-    size = 32
-    for at in range(0, len(asked), size):
-        watch("answer", at, len(asked))
-        part = asked[at : at + size]
-        found = decode(
-            agent.model, [p for _, p in part], end=agent.chat.end, max_new=agent.config.answer.max_new
-        )
-        for (i, _), generation in zip(part, found):
-            out[i].append(first_line(agent.chat.text(generation.ids)))
+Method = Callable[[Agent, Sequence[Episode], Settings], list[Kept]]
+
+
+def none(agent: Agent, episodes: Sequence[Episode], settings: Settings) -> list[Kept]:
+    """The question alone: what the model knows or guesses without having read."""
+    return [Kept() for _ in episodes]
+
+
+def constant(agent: Agent, episodes: Sequence[Episode], settings: Settings) -> list[Kept]:
+    """Always the task's words for abstaining, without a model: what a score is worth that asks often about nothing."""
+    return [Kept(said=settings.constant) for _ in episodes]
+
+
+def full(agent: Agent, episodes: Sequence[Episode], settings: Settings) -> list[Kept]:
+    """The history in the prompt, cut to its last `context` tokens where it is longer."""
+    return [_fixed(agent.chat.clip("\n\n".join(e.chunks), settings.context)) for e in episodes]
+
+
+def oracle(agent: Agent, episodes: Sequence[Episode], settings: Settings) -> list[Kept]:
+    """The passages that the task names as evidence, and no others, in the prompt: what perfect retrieval is worth."""
+
+    def text(question: Question) -> str:
+        return agent.chat.clip("\n".join(dict.fromkeys(e.text for e in question.evidence)), settings.context)
+
+    return [Kept(size("\n\n".join(e.chunks)), text) for e in episodes]
+
+
+def retrieval(agent: Agent, episodes: Sequence[Episode], settings: Settings) -> list[Kept]:
+    """The lines that BM25 finds for the question, best first until `budget` tokens are used, in order of the text."""
+    return [_found(agent, Lines.of(e), settings) for e in episodes]
+
+
+def dense_retrieval(agent: Agent, episodes: Sequence[Episode], settings: Settings) -> list[Kept]:
+    """The lines whose embeddings are nearest to the question's; the extra `tmem[dense]`."""
+    return [_found(agent, Lines.of(e, dense()), settings) for e in episodes]
+
+
+def summarised(agent: Agent, episodes: Sequence[Episode], settings: Settings) -> list[Kept]:
+    """One text of `budget` tokens, written anew with every segment (MemAgent, arXiv 2507.02259)."""
+    return [_fixed(text, cost) for text, cost in _folded(agent, episodes, settings, summary)]
+
+
+def noted(agent: Agent, episodes: Sequence[Episode], settings: Settings) -> list[Kept]:
+    """Facts as lines of text, added with every segment; BM25 chooses `budget` tokens of them (after Mem0, arXiv 2504.19413)."""
+    return [
+        Kept(size(text), Lines(text.splitlines()).finder(agent, settings.budget), cost=cost)
+        for text, cost in _folded(agent, episodes, settings, notes)
+    ]
+
+
+def tmem(agent: Agent, episodes: Sequence[Episode], settings: Settings) -> list[Kept]:
+    """Write, learn, forget the text, answer from the fast weights."""
+    return [_lived(r) for r in settings.rollouts(agent, episodes)]
+
+
+def pairs(agent: Agent, episodes: Sequence[Episode], settings: Settings) -> list[Kept]:
+    """The pairs that tmem wrote, as text in the prompt, without Δ: separates writing well from remembering in weights."""
+    return [in_prompt(agent, r, settings.context) for r in settings.rollouts(agent, episodes)]
+
+
+def tmem_retrieval(agent: Agent, episodes: Sequence[Episode], settings: Settings) -> list[Kept]:
+    """tmem's fast weights and what `retrieval` finds, together."""
+    out = [_lived(r) for r in settings.rollouts(agent, episodes)]
+    for kept, found in zip(out, retrieval(agent, episodes, settings)):
+        kept.text, kept.state = found.text, kept.state + found.state
     return out
 
 
-class _Index:
-    """BM25 over the lines of one episode, each with the header of its chunk."""
+METHODS: dict[str, Method] = {
+    "none": none,
+    "constant": constant,
+    "full": full,
+    "oracle": oracle,
+    "summary": summarised,
+    "notes": noted,
+    "retrieval": retrieval,
+    "dense": dense_retrieval,
+    "pairs": pairs,
+    "tmem": tmem,
+    "tmem+retrieval": tmem_retrieval,
+}
 
-    def __init__(self, episode: Episode):
-        import bm25s
 
-        self.lines: list[str] = []
-        for chunk in episode.chunks:
-            header, *rest = chunk.splitlines()
-            self.lines += [f"[{header}] {line}" for line in rest if line.strip()] or [header]
-        self._tokenize = lambda texts: bm25s.tokenize(texts, stopwords="en", show_progress=False)
-        self._bm25 = bm25s.BM25()
-        self._bm25.index(self._tokenize(self.lines), show_progress=False)
+def in_prompt(agent: Agent, rollout: Rollout, context: int = CONTEXT) -> Kept:
+    """A rollout's pairs as text, without its Δ."""
+    text = agent.chat.clip("\n".join(f"{p.question} {p.answer}" for p in rollout.pairs), context)
+    return _fixed(text, _reading(rollout), rollout)
 
-    def find(self, agent: Agent, question: str, budget: int) -> str:
-        ranked, _ = self._bm25.retrieve(self._tokenize([question]), k=len(self.lines), show_progress=False)
-        chosen, used = [], 0
-        for index in ranked[0].tolist():
-            used += agent.chat.count(self.lines[index])
-            if used > budget and chosen:
-                break
-            chosen.append(index)
-        return "\n".join(self.lines[i] for i in sorted(chosen))
+
+def ask(agent: Agent, asked: Sequence[tuple[Kept, Question]]) -> list[Said]:
+    """Greedy answers, each with what its episode's method kept; as many Δ at once as the bank has free slots."""
+    prompts = [agent.chat.prompt(_prompt(kept, question)) for kept, question in asked]
+    out: list[Said | None] = [Said(kept.said) if kept.said is not None else None for kept, _ in asked]
+    todo = [i for i, said in enumerate(out) if said is None]
+    deltas = list({id(asked[i][0].delta): asked[i][0].delta for i in todo if asked[i][0].delta is not None}.values())
+    with _slots(agent, deltas) as slots:
+        found = decode(
+            agent.model, [prompts[i] for i in todo],
+            bank=agent.bank if deltas else None,
+            slots=[slots.get(id(asked[i][0].delta), -1) for i in todo] if deltas else None,
+            end=agent.chat.end, max_new=agent.config.answer.max_new,
+        )  # fmt: skip
+    for i, generation in zip(todo, found):
+        out[i] = Said(first_line(agent.chat.text(generation.ids)), len(prompts[i]), len(generation.ids))
+    return out
+
+
+def _prompt(kept: Kept, question: Question) -> str:
+    if kept.text is None:
+        return question.text
+    return WITH_TEXT.format(text=kept.text(question), question=question.text)
+
+
+@contextmanager
+def _slots(agent: Agent, deltas: Sequence[Snapshot]) -> Iterator[dict[int, int]]:
+    """A slot for every Δ, by the identity of its snapshot."""
+    out: dict[int, int] = {}
+    try:
+        for delta in deltas:
+            out[id(delta)] = agent.bank.alloc()
+            agent.bank.restore(out[id(delta)], delta)
+        yield out
+    finally:
+        for slot in out.values():
+            agent.bank.free(slot)
+
+
+def size(text: str) -> int:
+    """Bytes of a text."""
+    return len(text.encode())
+
+
+def _fixed(text: str, cost: Cost | None = None, rollout: Rollout | None = None) -> Kept:
+    return Kept(size(text), lambda _: text, cost=cost or Cost(), rollout=rollout)
+
+
+def _found(agent: Agent, lines: Lines, settings: Settings) -> Kept:
+    return Kept(lines.state, lines.finder(agent, settings.budget))
+
+
+def _folded(agent: Agent, episodes: Sequence[Episode], settings: Settings, fold) -> list[tuple[str, Cost]]:
+    costs = [Cost() for _ in episodes]
+    texts = fold(agent, episodes, settings.budget, settings.known, costs, settings.watch)
+    return list(zip(texts, costs))
+
+
+def _lived(rollout: Rollout) -> Kept:
+    delta = rollout.delta
+    return Kept(delta.param.numel() * delta.param.element_size(), None, delta, cost=_reading(rollout), rollout=rollout)
+
+
+def _reading(rollout: Rollout) -> Cost:
+    cost = Cost()
+    for entry in rollout.log:
+        cost.add(entry.read, entry.tokens)
+        cost.learned += entry.learned.tokens
+    return cost

@@ -17,11 +17,15 @@ _PROMPT = (
     "Write each fact above as a question that names the person, and a short answer, on two lines:\n"
     "Q: question\nA: answer"
 )
+_KNOWN = "\nWhat will be asked later: {question}"
 
 
-def write_prompt(passage: str) -> str:
-    """The user turn that asks for the pairs of one passage."""
-    return _PROMPT.format(passage=passage.strip())
+def write_prompt(passage: str, asked: str = "") -> str:
+    """The user turn that asks for the pairs of one passage.
+
+    asked: what will be asked, where that is known beforehand (the paper's protocol); usually it is not.
+    """
+    return _PROMPT.format(passage=passage.strip()) + (_KNOWN.format(question=asked) if asked else "")
 
 
 def render(pairs: Sequence[Pair]) -> str:

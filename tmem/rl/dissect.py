@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..agent.episode import Agent, Rollout, answer, run
 from ..agent.learn import learn, rehearsal
-from ..agent.methods import METHODS, Runs
+from ..agent.methods import ask, in_prompt
 from ..agent.probe import names, paraphrase
 from ..agent.write import normalise
 from ..episode import Episode, Pair
@@ -100,8 +100,9 @@ def dissect(
         watch(f"{name} answers without its memory")
         rows["foreign"] = _answered(agent, episodes, wrote[name], shift=1)
         rows["off"] = [_scored(e, answer(agent, [q.text for q in e.questions])) for e in episodes]
-        in_prompt = METHODS["pairs"](agent, episodes, Runs(_lived=rollouts[name]))
-        rows["prompt"] = [_scored(e, said) for e, said in zip(episodes, in_prompt.answers)]
+        shown = [in_prompt(agent, r) for r in rollouts[name]]
+        said = iter(ask(agent, [(k, q) for k, e in zip(shown, episodes) for q in e.questions]))
+        rows["prompt"] = [_scored(e, [next(said).text for _ in e.questions]) for e in episodes]
         out["crossing"][name] = rows
         watch(f"{name} recalls")
         out["recall"][name] = recall_matrix(agent, wrote[name])

@@ -4,7 +4,7 @@ from tmem.episode import Episode, Evidence, Pair, Question
 from tmem.tasks import locomo, metrics, stream
 from tmem.tasks.task import Task
 
-__all__ = ["TASKS", "Episode", "Evidence", "Pair", "Question", "Task", "load", "score"]
+__all__ = ["TASKS", "Episode", "Evidence", "Pair", "Question", "Task", "abstention", "load", "score"]
 
 TASKS = ("stream", "locomo")
 
@@ -36,6 +36,11 @@ def load(
             raise ValueError("locomo: no data file given; pass the path of the official locomo10.json as data")
         return locomo.load(data, seed=seed, limit=limit)
     raise ValueError(f"unknown task {task!r}, expected one of {', '.join(TASKS)}")
+
+
+def abstention(task: str) -> str:
+    """The words for "it was never said" that a task counts as right where that is so."""
+    return locomo.ABSTENTIONS[0] if task == "locomo" else stream.UNKNOWN
 
 
 def score(task: str, question: Question, prediction: str) -> dict[str, float]:

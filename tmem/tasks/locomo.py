@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tmem.episode import Episode, Question
 
-__all__ = ["DATE_SUFFIX", "KINDS", "load"]
+__all__ = ["ABSTENTIONS", "DATE_SUFFIX", "KINDS", "load"]
 
 KINDS = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
 
@@ -18,7 +18,7 @@ KINDS = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "a
 DATE_SUFFIX = "Use DATE of CONVERSATION to answer with an approximate date."
 
 # Category 5 asks about what was never said. The official gold is the first; all of them count as right.
-_ABSTENTIONS = ("No information available", "Not mentioned", "unknown")
+ABSTENTIONS = ("No information available", "Not mentioned", "unknown")
 
 
 def load(path: str | Path, *, seed: int = 0, limit: int | None = None, date_suffix: str = DATE_SUFFIX) -> list[Episode]:
@@ -85,7 +85,7 @@ def _question(id: str, qa: dict, date_suffix: str) -> Question:
         raise ValueError(f"locomo: question {id} has category {category!r}, expected one of 1 to 5")
     intrusions: tuple[str, ...] = ()
     if category == 5:
-        answers = _ABSTENTIONS
+        answers = ABSTENTIONS
         intrusions = (str(qa["adversarial_answer"]),) if "adversarial_answer" in qa else ()
     else:
         answers = (str(qa["answer"]),)

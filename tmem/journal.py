@@ -1,0 +1,37 @@
+"""Append-only files with one JSON object a line, which a kill at any moment leaves readable."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class Journal:
+    """`rows` of the file so far, and `append`. A last line that a kill cut off is removed when the file is opened."""
+
+    def __init__(self, path: Path):
+        self.path, self.rows = path, []
+        if not path.exists():
+            return
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with path.open("r+b") as file:
+                file.truncate(whole)
+        for number, line in enumerate(content[:whole].decode("utf-8").splitlines(), 1):
+            try:
+                self.rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not a JSON object ({error}); mend or remove this line") from error
+
+    def append(self, rows: Iterable[dict]) -> None:
+        """Add rows; when this returns they are on the disk."""
+        rows = list(rows)
+        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        with self.path.open("ab") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows += rows
