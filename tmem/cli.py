@@ -77,19 +77,36 @@ def train(preset: str, model: str | None, out: Path, resume: bool, **overrides) 
 
 
 @main.command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...",
+                type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page. [default: RUN/report.html]")
-def report(run: Path, out: Path | None) -> None:
-    """Make one page of a training run, finished or not.
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Make one page of a training run, or of evaluations.
 
-    RUN is the --out of `tmem train`, or a seed of `tmem study`. The page shows held-out scores, guards against the known
-    ways to collapse, a picture of every measure over the steps, and the same episodes as the model wrote and answered them
-    before and after. It is one HTML file without anything outside itself, to look at in a browser or to send.
+    Training: RUN is the --out of `tmem train`, finished or not, or a seed of `tmem study`. The page shows held-out scores,
+    guards against the known ways to collapse, a picture of every measure over the steps, and the same episodes as the model
+    wrote and answered them before and after.
+
+    Evaluations: RUN... are the --out of one or several `tmem eval`. The page joins them: scores with intervals beside what each
+    method kept and computed, pictures of score against tokens kept and against where the evidence stood, and questions with
+    every method's answer. The tables are also written as Markdown beside the page. Runs of different data, limits or protocols
+    get tables of their own.
+
+    A page is one HTML file without anything outside itself, to look at in a browser or to send.
     """
-    from .page import page
+    if any((run / "results.json").is_file() for run in runs):
+        from .comparison import page
 
-    out = out or run / "report.html"
-    click.echo(page(run, out))
+        out = out or runs[0] / "report.html"
+        click.echo(page(runs, out))
+        click.echo(f"written to {out} and {out.with_suffix('.md')}")
+        return
+    if len(runs) > 1:
+        raise click.UsageError("of training runs give one; several can be joined only if they are of tmem eval.")
+    from .page import page as training
+
+    out = out or runs[0] / "report.html"
+    click.echo(training(runs[0], out))
     click.echo(f"written to {out}")
 
 

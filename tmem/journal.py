@@ -6,6 +6,20 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a file with one JSON object a line. Raises ValueError that names a broken line."""
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+        if not line:
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not a JSON object ({error}); mend or remove this line") from error
+    return rows
 
 
 class Journal:
@@ -18,13 +32,8 @@ class Journal:
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
-            with path.open("r+b") as file:
-                file.truncate(whole)
-        for number, line in enumerate(content[:whole].decode("utf-8").splitlines(), 1):
-            try:
-                self.rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not a JSON object ({error}); mend or remove this line") from error
+            os.truncate(path, whole)
+        self.rows = read_jsonl(path)
 
     def append(self, rows: Iterable[dict]) -> None:
         """Add rows; when this returns they are on the disk."""

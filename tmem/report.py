@@ -16,6 +16,7 @@ from rich.table import Table
 
 from . import machine as this
 from .folders import atomic_file
+from .journal import read_jsonl
 
 __all__ = [
     "bar_chart",
@@ -395,14 +396,3 @@ def read_run(folder: str | Path) -> list[dict[str, Any]]:
     folder = Path(folder)
     metrics, timings = read_jsonl(folder / "metrics.jsonl"), read_jsonl(folder / "timings.jsonl")
     return [{**timing, **row, "seconds": timing["trained"]} for row, timing in zip(metrics, timings)]
-
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a file with one JSON object a line. Raises ValueError that names a broken line."""
-    rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not a JSON object ({error}); mend or remove this line") from error
-    return rows
