@@ -283,7 +283,7 @@ def _stuck(rows: Sequence[tuple[str, float, float | None]], axes: Any) -> None:
     axes.bar(at + 0.2, [leaked or 0.0 for *_, leaked in rows], 0.38, color=METRICS["intrusion"][1], label="leaked")
     axes.set_xticks(at, [model[-24:] for model, *_ in rows], fontsize=8)
     axes.set_ylim(0, 1)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     axes.grid(axis="y")
 
 

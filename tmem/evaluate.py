@@ -195,7 +195,7 @@ def _reading(method: str, seed: int, episode: Episode, home: str, kept: Kept, se
         "read": episode.id,
         "state_bytes": kept.state,
         **{f"{k}_tokens": v for k, v in dataclasses.asdict(kept.cost).items()},
-        "seconds": round(seconds, 4),
+        "seconds": round(kept.rollout.seconds if kept.rollout else seconds, 4),  # a rollout may serve several methods
     }
     return row if kept.rollout is None else row | {"log": record(kept.rollout)}
 

@@ -88,8 +88,8 @@ def bootstrap(
 
 def table(title: str, methods: Mapping[str, Mapping[str, Any]]) -> Table:
     """Methods by metrics, each mean with its interval, from the "methods" of results.json; for `Console.print`."""
-    grid = Table(title=title, title_justify="left")
-    grid.add_column("method")
+    grid = _plain(title)
+    grid.add_column("method", no_wrap=True)
     shown = _shown(methods)
     for key in shown:
         grid.add_column(METRICS[key][0], justify="right")
@@ -108,12 +108,12 @@ def difference_table(differences: Mapping[str, Mapping[str, Any]], method: str) 
             if method in (a, b):
                 sign = 1 if a == method else -1
                 low, high = sorted((sign * cell["low"], sign * cell["high"]))
-                shown[metric][b if a == method else a] = f"{sign * cell['mean']:+.2f} [{low:+.2f}, {high:+.2f}]"
+                shown[metric][b if a == method else a] = f"{round(sign * cell['mean'], 2):+.2f} [{round(low, 2) + 0:.2f}, {round(high, 2) + 0:.2f}]"
     others = list(next(iter(shown.values()), {}))
     if not others:
         return None
-    grid = Table(title=f"{method} above each other method, on the same questions", title_justify="left")
-    grid.add_column("over")
+    grid = _plain(f"{method} above each other method, on the same questions")
+    grid.add_column("over", no_wrap=True)
     for metric in shown:
         grid.add_column(METRICS[metric][0], justify="right")
     for other in reversed(others):
@@ -123,13 +123,25 @@ def difference_table(differences: Mapping[str, Mapping[str, Any]], method: str) 
 
 def cost_table(methods: Mapping[str, Mapping[str, Any]]) -> Table:
     """What each method kept and computed, from the "methods" of results.json."""
-    grid = Table(title="what it takes: per episode and question, then of all together", title_justify="left")
-    for column in ("method", "kept, bytes", "prompt, tokens", "longest", "read", "generated", "learned", "seconds"):
-        grid.add_column(column, justify="left" if column == "method" else "right")
+    grid = _plain("what it takes: kept per episode (bytes), prompt per question, the longest prompt, all together (tokens)")
+    for column in ("method", "kept", "prompt", "longest", "read", "generated", "learned", "seconds"):
+        grid.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for name, m in methods.items():
-        tokens = (m[f"{k}_tokens"] for k in ("prompt", "peak", "read", "generated", "learned"))
-        grid.add_row(name, *(f"{c:,.0f}" for c in (m["state_bytes"], *tokens)), f"{m['seconds']:.1f}")
+        counts = (m[k] for k in ("state_bytes", *(f"{k}_tokens" for k in ("prompt", "peak", "read", "generated", "learned"))))
+        grid.add_row(name, *map(_short, counts), f"{m['seconds']:.1f}")
     return grid
+
+
+def _plain(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def _short(count: float) -> str:
+    """Three digits and a unit."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f}"
 
 
 def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:

@@ -102,6 +102,7 @@ class Rollout:
     right: list[float] = field(default_factory=list)  # where answers were scored: the probability of a right one, per question
     actions: list[Action] = field(default_factory=list)
     delta: Snapshot | None = None  # Δ at the end, when traced with snapshots or when nothing was asked
+    seconds: float = 0.0  # an equal share of what its batch took
 
     @property
     def pairs(self) -> list[Pair]:
@@ -194,6 +195,7 @@ def run(
     for at in range(0, len(episodes), size):
         rollouts = [Rollout(e, k) for e, k in zip(episodes[at : at + size], keys[at : at + size])]
         slots = [agent.bank.alloc() for _ in rollouts]
+        start = time.perf_counter()
         try:
             probed = {i - at for i in (range(len(episodes)) if probing is True else probing or ())}
             _live(
@@ -203,6 +205,8 @@ def run(
         finally:
             for slot in slots:
                 agent.bank.free(slot)
+        for rollout in rollouts:
+            rollout.seconds = (time.perf_counter() - start) / len(rollouts)
         out += rollouts
     return out
 
