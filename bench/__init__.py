@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from .. import machine, report
-from . import attend, decode, idle, init, lora, model, rsvd, step, train, update
+from . import attend, decode, episodes, idle, init, lora, model, rsvd, step, train, update
 from .measure import Settings, ceilings, measured
 
 BENCHES = {
@@ -25,7 +25,7 @@ BENCHES = {
 }
 """What `tmem bench NAME` runs: training with adapters (one layer, the whole decoder, one online update), their optimizer
 step, decoding with them and its attention."""
-STUDIES = {"rsvd": rsvd, "init": init, "train": train}
+STUDIES = {"rsvd": rsvd, "init": init, "train": train, "eval": episodes}
 """What `tmem bench NAME` runs one at a time, with rows of its own: see `study`."""
 ON_GPU = ("lora", "step", "idle", "decode")  # the model-level benches are for the CPU, where an op is large beside its launch
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from ..report import write_json
-from . import STUDIES, plots, run, studies, study, targets, train
+from . import STUDIES, episodes, plots, run, studies, study, targets, train
 
 TITLES = {
     "lora": "one linear layer K→N, adapters x tokens, forward and backward: ms, ratio to base (grouped: torch._grouped_mm)",
@@ -58,8 +58,8 @@ def _study(name: str, json: Path | None, *, quick: bool, threads: int | None) ->
     partial = json and json.with_name(f".{json.name}.parts")
     with _progress(console) as watch:
         found = study(name, quick=quick, threads=threads, watch=watch, partial=partial)
-    own = name == "train"  # shows itself
-    for table in train.tables(found) if own else studies.tables(name, found):
+    own = {"train": train, "eval": episodes}.get(name)  # these show themselves
+    for table in own.tables(found) if own else studies.tables(name, found):
         console.print(table)
     _print_aims(console, found.get("aims", []), quick)
     if "ceilings" in found:
@@ -70,7 +70,7 @@ def _study(name: str, json: Path | None, *, quick: bool, threads: int | None) ->
     if json:
         write_json(json, found)
         partial.unlink(missing_ok=True)
-        drawn = train.draw(found, json) if own else studies.draw(name, found, json)
+        drawn = own.draw(found, json) if own else studies.draw(name, found, json)
         console.print(f"written to {json}" + "".join(f", {path}" for path in drawn))
 
 

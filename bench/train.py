@@ -354,22 +354,23 @@ def check(ours: Ours, plain: Plain) -> dict[str, float]:
     return found
 
 
+def loaded(quick: bool, device: str, dtype: torch.dtype) -> tuple:
+    """The default model, or, `quick`, a tiny one with random weights; and its tokenizer."""
+    if not quick:
+        return models.load(device=device, dtype=dtype)
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(models.resolve(), local_files_only=True)
+    sizes = {**dict(TINY), "vocab_size": len(tokenizer)}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True, initializer_range=0.1))
+    return model.to(device, dtype).eval().requires_grad_(False), tokenizer
+
+
 def ways(plan: Plan, quick: bool, device: str, dtype: torch.dtype) -> tuple[Ours, Plain]:
-    """Each with a model of its own, the default one or, `quick`, a tiny one with random weights."""
-
-    def loaded():
-        if not quick:
-            return models.load(device=device, dtype=dtype)
-        from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-        tokenizer = AutoTokenizer.from_pretrained(models.resolve(), local_files_only=True)
-        sizes = {**dict(TINY), "vocab_size": len(tokenizer)}
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True, initializer_range=0.1))
-        return model.to(device, dtype).eval().requires_grad_(False), tokenizer
-
-    ours = Ours(plan, *loaded())
-    return ours, Plain(ours, loaded()[0])
+    """Each with a model of its own."""
+    ours = Ours(plan, *loaded(quick, device, dtype))
+    return ours, Plain(ours, loaded(quick, device, dtype)[0])
 
 
 def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -> dict:

@@ -6,7 +6,7 @@ from collections import defaultdict
 import pytest
 import torch
 from click.testing import CliRunner
-from tmem.bench import init, lora, measure, plots, show, step, studies, table, targets
+from tmem.bench import episodes, init, lora, measure, plots, show, step, studies, table, targets
 from tmem.bench.measure import Provider, Settings, WrongNumbers
 
 from tmem import bench, cli
@@ -84,6 +84,10 @@ def test_a_study_leaves_its_rows_and_pictures(name, tmp_path):
             for i, seconds in enumerate(whole[f"{way}_rounds"]):
                 assert 0 < sum(r[f"{way}_rounds"][i] for r in parts) <= seconds  # parts follow one another inside the whole
         assert whole["least"] == pytest.approx(sum(r["least"] for r in parts))
+    elif name == "eval":
+        for row in found["rows"]:
+            assert row["episodes"] > 1 and row["ratio"] == pytest.approx(row["apart"] / row["together"])
+            assert row["together_an_hour"] == pytest.approx(3600 * row["episodes"] / row["together"])
     else:
         assert {r["phase"] for r in found["rows"]} == {"tuning", "judging"}
         assert {r["optimizer"] for r in found["rows"]} == {"adamw", "sgd"}
@@ -116,7 +120,7 @@ def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
 
 
 def test_a_study_runs_by_itself():
-    with pytest.raises(ValueError, match="rsvd, init, train run by themselves, got lora, rsvd"):
+    with pytest.raises(ValueError, match="rsvd, init, train, eval run by themselves, got lora, rsvd"):
         show.bench(("lora", "rsvd"), None, quick=True, threads=1)
 
 
@@ -233,3 +237,11 @@ def test_the_tables_of_the_document_are_those_of_the_committed_runs():
     """After a new run: python -m tmem.bench.table"""
     for document in table.DOCUMENTS:
         assert table.filled(document.read_text()) == document.read_text(), document.name
+
+
+def test_an_episode_that_is_lived_otherwise_among_others_is_caught(monkeypatch):
+    told = episodes._told
+    monkeypatch.setattr(episodes, "_told", lambda rollout: (told(rollout), len(calls.append(1) or calls)))
+    calls = []
+    with pytest.raises(WrongNumbers, match="otherwise than alone"):
+        bench.study("eval", quick=True, threads=1)

@@ -188,15 +188,15 @@ def evaluate(task: str, methods: str, probe: bool, out: Path, **options) -> None
 
 
 @main.command()
-@click.argument("names", nargs=-1, type=click.Choice(["lora", "step", "decode", "rsvd", "init", "train"]))
+@click.argument("names", nargs=-1, type=click.Choice(["lora", "step", "decode", "rsvd", "init", "train", "eval"]))
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), is_flag=False,
               flag_value="bench.json", metavar="[FILE]",
               help="Also write the figures, and two pictures beside them. [default: bench.json]")
 @click.option("--quick", is_flag=True, help="Tiny shapes, three rounds: shows that it runs, says nothing about speed.")
 @click.option("--threads", type=click.IntRange(1), help="Of torch on the CPU. [default: torch's]")
 def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: int | None) -> None:
-    """Time the ops against what else there is: lora, step, decode, or all three (about 8 minutes on 2 cores); and two
-    studies, each by itself: rsvd (about 5 minutes), init (about 45).
+    """Time the ops against what else there is: lora, step, decode, or all three (about 8 minutes on 2 cores); and four
+    studies, each by itself: rsvd (about 5 minutes), init (about 45), train (about 10), eval (about 10).
 
     lora: forward and backward of one linear layer and of a whole decoder under many adapters, against the frozen model
     alone, a loop over adapters as PEFT does it, a padded bmm and torch's grouped GEMM; and one online update with and
@@ -205,6 +205,8 @@ def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: 
 
     rsvd: truncated decompositions of all of a model's weights, time against captured energy, against torch's, PEFT's and
     scikit-learn's. init: what each init of the adapters' subspace is worth at equal steps of ΔW: loss, recall, pictures.
+    train: one GRPO step by its parts, against transformers and PEFT one rollout after another. eval: episodes of an evaluation
+    lived at once, against one after another.
 
     \b
     Compare two versions of the code:

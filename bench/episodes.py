@@ -1,0 +1,136 @@
+"""Study `eval`: episodes of an evaluation lived at once, a slot each, against the same episodes one after another.
+
+Both ways are the evaluator's own code with the same weights, dtype and threads; they differ in how many episodes `run` gets.
+An episode reads its stream, writes its gold pairs (what a trained model writes, of the same length on every machine, see
+train.given), learns them and answers all its questions. On the CPU what each way says is the same to the bit, which is checked
+in every round.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from .. import models
+from ..agent.config import agent_config
+from ..agent.episode import Agent, Rollout, run
+from ..agent.write import render
+from ..episode import Episode
+from ..machine import keep_memory
+from ..report import figure
+from ..tasks import stream
+from .measure import WrongNumbers
+from .train import PRESET, given, loaded
+
+
+@dataclass(frozen=True)
+class Plan:
+    """counts: of episodes; each is done `rounds` times both ways."""
+
+    counts: tuple[int, ...]
+    rounds: int
+
+    @classmethod
+    def of(cls, quick: bool, device: str) -> Plan:
+        if quick:
+            return cls((2,), 1)
+        return cls((8, 64), 3) if device == "cuda" else cls((4, 16), 2)
+
+
+def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -> dict:
+    """{"rows", "work"}: a row for each number of episodes.
+
+    together, apart: seconds, medians of the rounds; ratio: the median of the rounds' apart/together; an_hour: episodes.
+    Nothing is `kept`: times are compared within one run.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plan = Plan.of(quick, device)
+    if not quick:
+        keep_memory()
+    dtype = models.default_dtype(device)
+    model, tokenizer = loaded(quick, device, dtype)
+    agent = Agent.build(model, tokenizer, agent_config(PRESET), slots=max(plan.counts))
+    rows, each = [], plan.rounds + 1
+    for k, count in enumerate(plan.counts):
+        episodes = [stream.episode(i, "train", 1) for i in range(count)]
+        times: dict[str, list[float]] = {"together": [], "apart": []}
+        for i in range(-1, plan.rounds):  # the first round is not timed
+            said = {}
+            for name in ("together", "apart") if i % 2 == 0 else ("apart", "together"):
+                watch(f"{count} episodes, round {i + 2}: {name}", k * each + i + 1, len(plan.counts) * each)
+                gc.collect()
+                start = time.perf_counter()
+                said[name] = _lived(agent, episodes, together=name == "together")
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                if i >= 0:
+                    times[name].append(time.perf_counter() - start)
+            if device == "cpu" and said["together"] != said["apart"]:
+                raise WrongNumbers("bench eval: an episode among others was lived otherwise than alone; nothing is reported.")
+        row = {"device": device, "dtype": str(dtype).removeprefix("torch."), "episodes": count}
+        for name, seconds in times.items():
+            row |= {name: statistics.median(seconds), f"{name}_rounds": seconds}
+            row[f"{name}_an_hour"] = 3600 * count / row[name]
+        row["ratio"] = statistics.median(b / a for a, b in zip(times["together"], times["apart"]))
+        rows.append(row)
+    work = {"model": "tiny, random" if quick else models.DEFAULT, "preset": PRESET, "rounds": plan.rounds}
+    return {"rows": rows, "work": work}
+
+
+def _lived(agent: Agent, episodes: list[Episode], *, together: bool) -> list[tuple]:
+    keys = [e.id for e in episodes]
+    texts = {}
+    for e in episodes:
+        texts[f"{e.id}/write0"] = agent.chat.answer(render([p for pairs in e.pairs for p in pairs]))
+        for q in e.questions:
+            texts[f"{e.id}/answer/{q.id}"] = agent.chat.answer(q.answers[0])
+    with given(texts):
+        if together:
+            rollouts = run(agent, episodes, keys, temperature=1.0, trace=True, snapshots=False)
+        else:
+            rollouts = [r for e in episodes for r in run(agent, [e], [e.id], temperature=1.0, trace=True, snapshots=False)]
+    return [_told(r) for r in rollouts]
+
+
+def _told(rollout: Rollout) -> tuple:
+    """What one rollout said, with its log-probabilities and losses: all that follows from its Δ."""
+    said = tuple((tuple(a.generation.ids), tuple(a.generation.logprobs)) for a in rollout.actions)
+    return said, tuple((e.learned.loss_before, e.learned.loss_after, e.learned.norm) for e in rollout.log)
+
+
+def tables(found: dict) -> list[Table]:
+    rows, work = found["rows"], found["work"]
+    table = Table(
+        title=f"\nepisodes of stream, {work['model']}, {rows[0]['dtype']}: at once and one after another, medians of "
+        f"{work['rounds']} rounds in turns", title_justify="left", title_style="", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for i, column in enumerate(("episodes", "at once, s", "an hour", "apart, s", "an hour", "ratio")):
+        table.add_column(column, justify="right" if i else "left")
+    for r in rows:
+        table.add_row(str(r["episodes"]), f"{r['together']:.1f}", f"{r['together_an_hour']:.0f}", f"{r['apart']:.1f}",
+                      f"{r['apart_an_hour']:.0f}", f"{r['ratio']:.1f}x")  # fmt: skip
+    return [table]
+
+
+def draw(found: dict, beside: Path) -> list[Path]:
+    """Beside `x.json`: x-episodes.png, episodes an hour both ways."""
+    path = beside.with_name(f"{beside.stem}-episodes.png")
+    rows = found["rows"]
+    with figure(path, (6.4, 3.2)) as picture:
+        axes = picture.subplots()
+        for shift, name, label in ((-0.2, "together", "at once"), (0.2, "apart", "one after another")):
+            values = [r[f"{name}_an_hour"] for r in rows]
+            bars = axes.bar([i + shift for i in range(len(rows))], values, 0.38, label=label)
+            axes.bar_label(bars, [f"{v:.0f}" for v in values], fontsize=8)
+        axes.set_xticks(range(len(rows)), [f"{r['episodes']} episodes" for r in rows])
+        axes.set(ylabel="episodes an hour", title=f"the evaluator on stream, {found['work']['model']}")
+        axes.legend(fontsize=8, loc="upper left")
+    return [path]
