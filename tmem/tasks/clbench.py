@@ -3,6 +3,7 @@
 A task is one episode with one question; a judge scores it. For evaluation only, never for training.
 """
 
+import re
 from pathlib import Path
 
 from tmem.episode import Episode, Question
@@ -70,13 +71,11 @@ def split(message: str) -> tuple[str, str]:
     message = message.strip()
     if len(message) <= HEAD + TAIL:
         return "", message
-    first = message.find("\n\n", 0, HEAD) + 1
-    start = len(message) - TAIL
-    for boundary in ("\n\n", "\n", ". ", " "):
-        at = message.find(boundary, start)
-        if at >= 0:
-            start = at + len(boundary)
-            break
+    first = re.search(r"\n\s*\n", message[:HEAD])
+    first = first.end() if first else 0
+    window = message[-TAIL:]
+    cuts = (re.search(boundary, window) for boundary in (r"\n\s*\n", r"\n", r"(?<=[.!?])\s+", r"\s+"))
+    start = len(message) - TAIL + next((cut.end() for cut in cuts if cut), 0)
     head, context, tail = (part.strip() for part in (message[:first], message[first:start], message[start:]))
     return context, "\n\n".join(filter(None, (head, tail)))
 

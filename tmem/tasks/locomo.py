@@ -68,7 +68,7 @@ def _episode(record: Record, seed: int, limit: int | None, date_suffix: str, cho
             date = conversation.get(f"session_{number}_date_time", str)
             chunks.append("\n".join((f"DATE: {date}", "CONVERSATION:", *said)))
     if not chunks:
-        raise ValueError(f"{record.where} has no sessions, expected session_1, session_2, ...")
+        raise ValueError(f"{record.where} has no sessions; expected session_1, session_2, ...")
     drawn = range(len(qa))
     if limit is not None and limit < len(qa):
         drawn = sorted(random.Random(f"locomo/{seed}/{sample}").sample(drawn, limit))
@@ -89,7 +89,7 @@ def _turn_ids(text: str) -> list[tuple[int, int]]:
 def _question(id: str, qa: Record, lines: dict, date_suffix: str, choice_seed: int | None) -> Question:
     category, text = qa.get("category", int), qa.get("question", str)
     if category not in KINDS:
-        raise ValueError(f"{qa.where}: `category` is {category}, expected one of 1 to 5")
+        raise ValueError(f"{qa.where}: `category` is {str(category)[:20]}; expected one of 1 to 5.")
     intrusions: tuple[str, ...] = ()
     choices: tuple[str, str] | tuple[()] = ()
     if category == 5:

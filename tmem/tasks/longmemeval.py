@@ -14,7 +14,7 @@ from tmem.tasks.records import Record, check_limit, draw, read
 __all__ = ["load", "summary"]
 
 _SOURCE = "get longmemeval_s.json as https://github.com/xiaowu0162/LongMemEval says"
-_DATE = re.compile(r"([0-9]{4}/[0-9]{2}/[0-9]{2})\b.*", re.DOTALL)  # "2023/05/20 (Sat) 02:21"
+_DATE = re.compile(r"([0-9]{4}/[0-9]{2}/[0-9]{2})\b")  # "2023/05/20 (Sat) 02:21"
 
 
 def load(path: str | Path, *, seed: int = 0, limit: int | None = None) -> list[Episode]:
@@ -39,7 +39,7 @@ def _episode(record: Record) -> Episode:
     names = record.each("haystack_session_ids", str, default=[""] * len(sessions))
     for field, values in (("haystack_dates", dates), ("haystack_session_ids", names)):
         if len(values) != len(sessions):
-            raise ValueError(f"{record.where}: `{field}` has {len(values)} items; expected {len(sessions)}, one for each session.")
+            raise ValueError(f"{record.where}: `{field}` has {len(values)} items; expected {len(sessions)}, one a session.")
     order = range(len(sessions))
     if all(map(_DATE.match, dates)):  # such dates sort as text
         order = sorted(order, key=dates.__getitem__)

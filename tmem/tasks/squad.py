@@ -58,7 +58,8 @@ def _question(id: str, qa: Record, context: str) -> Question:
     if not answers:
         return Question(id, text, ABSTENTIONS, "squad", category="abstention")
     golds = tuple(dict.fromkeys(answer.answer("text") for answer in answers))
-    return Question(id, text, golds, "squad", evidence=_evidence(context, golds[0], answers[0].get("answer_start", int, default=0)))
+    start = answers[0].get("answer_start", int, default=0)
+    return Question(id, text, golds, "squad", evidence=_evidence(context, golds[0], start))
 
 
 def _evidence(context: str, answer: str, start: int = 0) -> tuple[Evidence, ...]:
