@@ -247,7 +247,7 @@ ASK = "What does section 7 say?\n1. In short.\n\n2. At length."
         (f"{CONTEXT}\n\n{ASK}", ASK),
         (f"{CONTEXT}\n \n{ASK}", ASK),
         (f"Title\n\n{CONTEXT}\n\n{ASK}", f"Title\n\n{ASK}"),
-        (f"List the rules.\n\n{CONTEXT}", "List the rules.\n\n" + " ".join([RULE] * 38)),  # what fits of the last section
+        (f"List the rules.\n\n{CONTEXT}", "List the rules.\n\n" + " ".join([RULE] * 37)),  # what fits of the last section
         (CONTEXT.replace("\n\n", " ") + "\nWhat of 7?", "What of 7?"),
     ],
     ids=["behind", "behind a line of spaces", "behind, with a title", "before", "last line"],
