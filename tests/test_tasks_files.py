@@ -338,7 +338,7 @@ def check_summary(rules):
             (("b", "", 1.0, True), ("a", "", 0.5, True), ("a", "", 0.0, False), ("a", "abstention", 1.0, False))
         )
     ]
-    del rows[2]["judge"]
+    rows[2]["judge"] = None
     assert rules.summary(rows) == {
         "f1": {"types": {"a": 0.5, "b": 1.0}, "task_average": 0.75, "overall": 0.625, "abstention": 1.0},
         "judge": {"types": {"a": 0.5, "b": 1.0}, "task_average": 0.75, "overall": pytest.approx(2 / 3), "abstention": 0.0},

@@ -75,10 +75,10 @@ def summary(rows: Sequence[dict]) -> dict[str, dict]:
 
     {metric: {"types": {kind: mean}, "task_average": mean of the types' means, "overall": mean of all questions,
     "abstention": mean of those about what was never said, None if there are none}}. Abstentions count in their types,
-    too. Rows without a metric are left out of its means.
+    too. Rows without a metric, or with None, are left out of its means.
     """
     metrics = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, (int, float)))
-    return {metric: _aggregates([row for row in rows if metric in row], metric) for metric in metrics}
+    return {metric: _aggregates([row for row in rows if row.get(metric) is not None], metric) for metric in metrics}
 
 
 def _aggregates(rows: Sequence[dict], metric: str) -> dict:
