@@ -304,10 +304,10 @@ def test_locomo_limit_draws_by_seed_alone(locomo_file):
         ("{", "is not JSON"),
         ("{}", "expected a non-empty list"),
         ("[]", "expected a non-empty list"),
-        ('[{"qa": []}]', "not in the official format"),
-        ("[3]", "not in the official format"),
-        (json.dumps([{**RECORD, "conversation": {}}]), "conv-x has no sessions"),
-        (json.dumps([{**RECORD, "qa": [{"question": "?", "answer": "x", "category": 7}]}]), "category 7"),
+        ('[{"qa": []}]', "record 1: `sample_id` is missing; expected text"),
+        ("[3]", "record 1 is a number; expected an object"),
+        (json.dumps([{**RECORD, "conversation": {}}]), "record 1 .sample_id 'conv-x'. has no sessions"),
+        (json.dumps([{**RECORD, "qa": [{"question": "?", "answer": "x", "category": 7}]}]), "`category` is 7; expected one"),
     ],
 )
 def test_locomo_refuses_other_files_in_one_sentence(tmp_path, content, match):

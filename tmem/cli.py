@@ -144,15 +144,18 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 
 
 @main.command("eval")
-@click.option("--task", type=click.Choice(["stream", "locomo"]), default="stream", show_default=True)
+@click.option("--task", type=click.Choice(["stream", "locomo", "longmemeval", "squad", "clbench"]), default="stream",
+              show_default=True)
 @click.option("--data", type=click.Path(dir_okay=False), help="The task's file, e.g. the official locomo10.json.")
 @click.option("--methods", default="none,full,retrieval,pairs,tmem", show_default=True,
               help="Comma-separated; also: constant, oracle, summary, notes, dense, tmem+retrieval; or all.")
-@click.option("--limit", type=click.IntRange(1), help="stream: episodes; locomo: questions per conversation.")
+@click.option("--limit", type=click.IntRange(1), help="locomo: questions per conversation; else episodes.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Do it with so many seeds, from --seed on.")
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True, help="stream only.")
 @click.option("--difficulty", type=click.IntRange(1, 3), default=1, show_default=True, help="stream only.")
+@click.option("--adversarial", type=click.Choice(["open", "choice"]), default="open", show_default=True,
+              help="locomo, category 5: ask openly, or offer the official choice of two.")
 @click.option("--model", help="A folder (runs/train/rl), a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]")
 @click.option("--preset", default="default", show_default=True)
 @click.option("--context", type=click.IntRange(64), help="Tokens of text in a prompt. [default: 2048, or what the model holds]")

@@ -16,7 +16,7 @@ import numpy as np
 
 from .folders import atomic_file
 from .journal import read_jsonl
-from .report import METRICS, bootstrap, figure
+from .report import METRICS, TASKS, bootstrap, figure
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,7 +30,7 @@ COLOURS = {
     "constant": "#BBBBBB",
 }  # fmt: skip
 # What must agree for scores to stand in one table.
-PROTOCOL = ("data_blake2b", "limit", "seed", "seeds", "split", "difficulty", "known", "episodes", "objectives")
+PROTOCOL = ("data_blake2b", "limit", "seed", "seeds", "split", "difficulty", "known", "adversarial", "episodes")
 PUBLISHED = ("method", "metric", "value", "protocol", "source")
 BINS = 5  # of the evidence's place in the stream
 SAMPLES = 12  # questions shown
@@ -112,7 +112,7 @@ def _table(runs: Sequence[Run], published: Sequence[Mapping[str, str]]) -> dict:
             })  # fmt: skip
     metric = metrics[0] if metrics else None
     best = max(rows, key=lambda r: r["found"].get(metric, 0.0)) if metric else None
-    title = TITLES.get(first["task"], first["task"]) + (", questions known beforehand" if config["known"] else "")
+    title = TASKS[first["task"]] + (", questions known beforehand" if config["known"] else "")
     headline = f"{title}: {best['method']} is first by {METRICS[metric][0]}, {best['scores'][metric]}" if best else title
     return {
         "title": title, "headline": headline, "config": config, "machine": first.get("machine", {}), "metrics": metrics,
@@ -120,12 +120,6 @@ def _table(runs: Sequence[Run], published: Sequence[Mapping[str, str]]) -> dict:
         "kinds": _kinds(runs, metric), "differences": _differences(runs, metric),
         "pictures": list(_pictures(runs, rows, metric)) if metric else [], "samples": _samples(runs),
     }  # fmt: skip
-
-
-TITLES = {
-    "stream": "stream (generated)", "locomo": "LoCoMo", "longmemeval": "LongMemEval", "search": "multi-objective search",
-    "clbench": "CL-bench", "squad": "SQuAD passages",
-}  # fmt: skip
 
 
 def _interval(found: Mapping[str, Any], metric: str) -> str:

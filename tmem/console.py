@@ -276,7 +276,9 @@ def evaluate(task: str, methods: list[str], out: Path, **options) -> None:
 def _title(results: dict) -> str:
     config = results["config"]
     n = next(iter(results["methods"].values()))["n"]
-    what = {"locomo": "LoCoMo", "stream": f"stream ({config['split']}, difficulty {config['difficulty']})"}[results["task"]]
+    what = report.TASKS[results["task"]]
+    if results["task"] == "stream":
+        what = f"stream ({config['split']}, difficulty {config['difficulty']})"
     known = ", questions known beforehand" * config["known"]
     last = config["seed"] + config["seeds"] - 1
     seeds = f"seeds {config['seed']} to {last}" if config["seeds"] > 1 else f"seed {last}"

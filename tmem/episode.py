@@ -29,7 +29,8 @@ class Question:
     intrusions: values of this episode that belong to another person or to an older fact; naming one of them instead of
     an answer is a wrong binding (`metrics.intrusion`).
     evidence: where the answer stands, empty where the task does not say. rubrics: what a judge checks one by one, for
-    tasks whose answers are graded and not compared (then `answers` is empty).
+    tasks whose answers are graded and not compared (then `answers` is empty). choices: what (a) and (b) stand for in
+    `text`, if it offers them.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Question:
     category: str = ""
     evidence: tuple[Evidence, ...] = ()
     rubrics: tuple[str, ...] = ()
+    choices: tuple[str, str] | tuple[()] = ()
 
 
 @dataclass(frozen=True)

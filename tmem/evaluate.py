@@ -44,6 +44,7 @@ def evaluate(
     seeds: int = 1,
     split: str = "test",
     difficulty: int = 1,
+    adversarial: str = "open",
     model: str | None = None,
     preset: str = "default",
     context: int | None = None,
@@ -70,7 +71,7 @@ def evaluate(
         require_dense()
     if any((out / name).exists() for name in FILES) and not resume:
         raise FileExistsError(f"eval: {out} already holds results; add to them with --resume, or give another --out.")
-    given = {"data": data, "limit": limit, "split": split, "difficulty": difficulty}
+    given = {"data": data, "limit": limit, "split": split, "difficulty": difficulty, "adversarial": adversarial}
     episodes = {s: tasks.load(task, seed=s, **given) for s in range(seed, seed + seeds)}
     if not any(e.questions for e in episodes[seed]):
         raise ValueError(f"eval: no questions in {data or task}; give a file with questions.")
@@ -94,6 +95,7 @@ def evaluate(
             "seeds": seeds,
             "split": split if task == "stream" else None,
             "difficulty": difficulty if task == "stream" else None,
+            "adversarial": adversarial if task == "locomo" else None,
             "context": context,
             "known": known,
             "probe": probing,
@@ -231,22 +233,18 @@ def summarise(answers: Sequence[dict], readings: Sequence[dict]) -> dict:
     for name in dict.fromkeys(r["method"] for r in answers):
         mine = [r for r in answers if r["method"] == name]
         methods[name] = _method(mine, [r for r in readings if r["method"] == name])
-    return {"methods": methods, "differences": {m: _differences(answers, m) for m in report.METRICS if m in answers[0]}}
+    shown = [m for m in report.METRICS if any(r.get(m) is not None for r in answers)]
+    return {"methods": methods, "differences": {m: _differences(answers, m) for m in shown}}
 
 
 def _method(answers: Sequence[dict], readings: Sequence[dict]) -> dict:
     out: dict = {"n": len(answers)}
-    clusters = [r["episode"] for r in answers]
     for metric in report.METRICS:
-        if metric in answers[0]:
-            mean, low, high = report.bootstrap([r[metric] for r in answers], clusters)
+        if scored := [r for r in answers if r.get(metric) is not None]:  # a judge leaves some out
+            mean, low, high = report.bootstrap([r[metric] for r in scored], [r["episode"] for r in scored])
             out[metric], out[f"{metric}_ci"] = mean, [low, high]
     kinds = sorted({r["kind"] for r in answers})
-    out["by_kind"] = {
-        k: {m: _mean([r[m] for r in answers if r["kind"] == k]) for m in report.METRICS if m in answers[0]}
-        | {"n": sum(r["kind"] == k for r in answers)}
-        for k in kinds
-    }
+    out["by_kind"] = {k: _means([r for r in answers if r["kind"] == k]) for k in kinds}
     out["state_bytes"] = _mean([r["state_bytes"] for r in readings])
     out["prompt_tokens"] = _mean([r["prompt_tokens"] for r in answers])
     out["peak_tokens"] = max(
@@ -260,6 +258,11 @@ def _method(answers: Sequence[dict], readings: Sequence[dict]) -> dict:
     if any("log" in r for r in readings):
         out |= _writing([w for r in readings if "log" in r for w in r["log"]["writes"]])
     return out
+
+
+def _means(answers: Sequence[dict]) -> dict:
+    scored = {m: [r[m] for r in answers if r.get(m) is not None] for m in report.METRICS}
+    return {m: _mean(values) for m, values in scored.items() if values} | {"n": len(answers)}
 
 
 def _writing(writes: Sequence[dict]) -> dict:
@@ -280,7 +283,8 @@ def _differences(answers: Sequence[dict], metric: str) -> dict:
     """Every pair of methods on the questions that both answered: mean difference, interval over resampled episodes."""
     scores: dict[str, dict[tuple, tuple[float, str]]] = {}
     for r in answers:
-        scores.setdefault(r["method"], {})[r["seed"], r["id"]] = (r[metric], r["episode"])
+        if r.get(metric) is not None:
+            scores.setdefault(r["method"], {})[r["seed"], r["id"]] = (r[metric], r["episode"])
     out = {}
     for a, b in itertools.combinations(reversed([m for m in METHODS if m in scores]), 2):
         if shared := [k for k in scores[a] if k in scores[b]]:

@@ -1,12 +1,28 @@
 """Tasks: streams of text with questions asked after the text is gone, and their scores."""
 
 from tmem.episode import Episode, Evidence, Pair, Question
-from tmem.tasks import locomo, metrics, stream
+from tmem.tasks import clbench, locomo, longmemeval, metrics, squad, stream
 from tmem.tasks.task import Task
 
 __all__ = ["TASKS", "Episode", "Evidence", "Pair", "Question", "Task", "abstention", "load", "score"]
 
-TASKS = ("stream", "locomo")
+# A task's scores. CL-bench has none: its answers are graded by a judge, rubric by rubric.
+_SCORES = {
+    "stream": (metrics.f1, metrics.em, metrics.intrusion),
+    "locomo": (metrics.f1, metrics.em, metrics.intrusion, metrics.official_f1),
+    "longmemeval": (metrics.f1, metrics.em),
+    "squad": (metrics.f1, metrics.em, metrics.squad_f1, metrics.squad_em),
+    "clbench": (),
+}
+TASKS = tuple(_SCORES)
+
+_LOADERS = {"longmemeval": longmemeval.load, "squad": squad.load, "clbench": clbench.load}
+_FILES = {
+    "locomo": "locomo10.json",
+    "longmemeval": "longmemeval_s.json",
+    "squad": "dev-v1.1.json",
+    "clbench": "CL-bench.jsonl",
+}
 
 
 def load(
@@ -17,13 +33,17 @@ def load(
     limit: int | None = None,
     split: str = "test",
     difficulty: int = 1,
+    adversarial: str = "open",
 ) -> list[Episode]:
     """The episodes of a task, the same for the same arguments on every machine.
 
     stream: `limit` episodes (default 16) of `split` and `difficulty`; different seeds share none. `data` is not used.
-    locomo: the conversations in the file `data`, `limit` questions of each; `split` and `difficulty` are not used.
+    The others read the file `data`; `split` and `difficulty` are not used.
+    locomo: its conversations, `limit` questions of each; `adversarial` "open" or "choice" puts those of category 5.
+    longmemeval, squad, clbench: `limit` questions, passages or tasks, an episode each.
     Raises ValueError or FileNotFoundError with one sentence that says what to do.
     """
+    _known(task)
     if task == "stream":
         count = 16 if limit is None else limit
         if count < 1:
@@ -31,27 +51,29 @@ def load(
         if data is not None:
             raise ValueError(f"stream: episodes are generated, leave out the data file (got {data})")
         return [stream.episode((seed << 20) + i, split, difficulty) for i in range(count)]
+    if data is None:
+        raise ValueError(f"{task}: no data file given; pass the path of the official {_FILES[task]} as data")
     if task == "locomo":
-        if data is None:
-            raise ValueError("locomo: no data file given; pass the path of the official locomo10.json as data")
-        return locomo.load(data, seed=seed, limit=limit)
-    raise ValueError(f"unknown task {task!r}, expected one of {', '.join(TASKS)}")
+        return locomo.load(data, seed=seed, limit=limit, adversarial=adversarial)
+    return _LOADERS[task](data, seed=seed, limit=limit)
 
 
 def abstention(task: str) -> str:
     """The words for "it was never said" that a task counts as right where that is so."""
-    return locomo.ABSTENTIONS[0] if task == "locomo" else stream.UNKNOWN
+    return stream.UNKNOWN if task == "stream" else metrics.ABSTENTIONS[0]
 
 
 def score(task: str, question: Question, prediction: str) -> dict[str, float]:
-    """f1 and em in 0..1, intrusion 0 or 1; for locomo also official_f1. ValueError for an unknown task."""
+    """A task's scores of one prediction in 0..1, by name. ValueError for an unknown task.
+
+    f1 and em; stream and locomo also intrusion (0 or 1), locomo official_f1, squad squad_f1 and squad_em; clbench none.
+    Where the question offers choices, the letter of one counts as its text.
+    """
+    _known(task)
+    said = metrics.chosen(prediction, question)
+    return {metric.__name__: metric(said, question) for metric in _SCORES[task]}
+
+
+def _known(task: str) -> None:
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}, expected one of {', '.join(TASKS)}")
-    scores = {
-        "f1": metrics.f1(prediction, question),
-        "em": metrics.em(prediction, question),
-        "intrusion": metrics.intrusion(prediction, question),
-    }
-    if task == "locomo":
-        scores["official_f1"] = metrics.official_f1(prediction, question)
-    return scores

@@ -1,7 +1,8 @@
 """Scores of one prediction, all in 0..1.
 
 `f1` and `em` are the plain ones of memory papers: lower case, no ASCII punctuation, single spaces; nothing is stemmed
-and articles stay. `official_f1` is LoCoMo's own (snap-research/locomo, task_eval/evaluation.py).
+and articles stay. `official_f1` is LoCoMo's own (snap-research/locomo, task_eval/evaluation.py); `squad_f1` and
+`squad_em` are SQuAD's (rajpurkar, evaluate-v2.0.py): as the plain ones, but without a, an, the.
 """
 
 import re
@@ -13,7 +14,10 @@ from nltk.stem import PorterStemmer
 
 from tmem.episode import Question
 
-__all__ = ["em", "f1", "intrusion", "normalise", "official_f1"]
+__all__ = ["ABSTENTIONS", "chosen", "em", "f1", "intrusion", "normalise", "official_f1", "squad_em", "squad_f1"]
+
+# What counts as right where the text does not tell; the first is LoCoMo's official gold.
+ABSTENTIONS = ("No information available", "Not mentioned", "unknown")
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _STEMMER = PorterStemmer()
@@ -52,6 +56,26 @@ def intrusion(prediction: str, question: Question) -> int:
     return int(any(f" {value} " in said for value in values))
 
 
+def _squad(text: str) -> str:
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", normalise(text)).split())
+
+
+def squad_f1(prediction: str, question: Question) -> float:
+    """Token F1 with the best answer after SQuAD's normalisation: lower case, no punctuation, no a, an, the."""
+    return max(_token_f1(_squad(prediction).split(), _squad(answer).split()) for answer in question.answers)
+
+
+def squad_em(prediction: str, question: Question) -> float:
+    """1.0 when the prediction equals one of the answers after SQuAD's normalisation, else 0.0."""
+    return float(_squad(prediction) in map(_squad, question.answers))
+
+
+def chosen(prediction: str, question: Question) -> str:
+    """The text of the choice that a bare letter names ("b", "(a)", "B."); any other prediction as it is."""
+    letter = re.fullmatch(r"\(?([ab])\)?[.:]?", prediction.strip().lower())
+    return question.choices["ab".index(letter[1])] if letter and question.choices else prediction
+
+
 _stem = lru_cache(maxsize=65536)(_STEMMER.stem)
 
 
@@ -71,8 +95,8 @@ def official_f1(prediction: str, question: Question) -> float:
     1 (multi-hop): both sides are split at commas; mean over the golds of the best F1 of any predicted part.
     2, 4: F1 of the whole strings. 3: the same, the gold cut at its first ";".
     5 (adversarial): 1.0 if the prediction contains "no information available" or "not mentioned". The bare answer
-    "unknown" counts as well: it is how this project's prompts ask a model to abstain, where the official prompt
-    offers the literal "No information available" as one of two choices.
+    "unknown" counts as well: it is how this project's prompts ask a model to abstain. Where the question offers two
+    `choices`, a bare letter stands for its choice.
     Raises ValueError for any other category.
     """
     gold = question.answers[0]
@@ -86,7 +110,7 @@ def official_f1(prediction: str, question: Question) -> float:
         case "3":
             return _official_token_f1(prediction, gold.split(";")[0])
         case "5":
-            said = prediction.lower()
+            said = chosen(prediction, question).lower()
             abstains = "no information available" in said or "not mentioned" in said
             return float(abstains or normalise(prediction) == "unknown")
     raise ValueError(f"official_f1: question {question.id} has category {question.category!r}, expected '1' to '5'")

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from ..episode import Episode, Question
-from . import metrics
+from . import clbench, metrics
 
 
 class Task:
@@ -33,7 +33,12 @@ class Task:
 
 
 def load(name: str) -> Task:
-    """The task that `file.py:Class` names. Runs that file: name only your own. Raises ValueError if there is none."""
+    """The task that `file.py:Class` names. Runs that file: name only your own. Raises ValueError if there is none.
+
+    Nor for CL-bench, by its name or a file of it: its licence allows evaluation only.
+    """
+    if clbench.is_clbench(name):
+        raise ValueError(f"preset: [train] task: {clbench.EVALUATION_ONLY}")
     file, _, cls = name.partition(":")
     path = Path(file)
     if path.suffix != ".py" or not cls:

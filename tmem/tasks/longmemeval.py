@@ -1,0 +1,94 @@
+"""LongMemEval (xiaowu0162/LongMemEval, MIT): a user's chats with an assistant, in the official longmemeval_s.json format.
+
+A question is one episode with a history of its own; one chunk is one of its sessions, with its date.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from tmem.episode import Episode, Evidence, Question
+from tmem.tasks.metrics import ABSTENTIONS
+from tmem.tasks.records import Record, check_limit, draw, read
+
+__all__ = ["load", "summary"]
+
+_SOURCE = "get longmemeval_s.json as https://github.com/xiaowu0162/LongMemEval says"
+_DATE = re.compile(r"([0-9]{4}/[0-9]{2}/[0-9]{2})\b")  # "2023/05/20 (Sat) 02:21"
+
+
+def load(path: str | Path, *, seed: int = 0, limit: int | None = None) -> list[Episode]:
+    """One episode with one question for each question of the file, in its order.
+
+    limit: at most so many questions, drawn by the seed; every type is drawn before any is drawn twice.
+    Sessions stand in the order of their dates, as in the S and M files (the oracle's are not sorted); empty ones are left
+    out. A question ends with the day it is asked on, where the file says; its kind is its type. Those whose id ends with
+    "_abs" have category "abstention": what they ask was never said, and to say so in a word or two is right as well.
+    Evidence is the turns that are marked, or all of the answer's sessions where none is.
+    Raises FileNotFoundError, and ValueError for a file of another format or a limit below 1.
+    """
+    check_limit("longmemeval", limit, "question")
+    records = [record.named("question_id") for record in read(path, "longmemeval", _SOURCE)]
+    drawn = draw([record.get("question_type", str) for record in records], limit, f"longmemeval/{seed}")
+    return [_episode(records[i]) for i in drawn]
+
+
+def _episode(record: Record) -> Episode:
+    id, asked = record.get("question_id", str), record.get("question_date", str, default="")
+    sessions, dates = record.each("haystack_sessions", list), record.each("haystack_dates", str)
+    names = record.each("haystack_session_ids", str, default=[""] * len(sessions))
+    for field, values in (("haystack_dates", dates), ("haystack_session_ids", names)):
+        if len(values) != len(sessions):
+            raise ValueError(f"{record.where}: `{field}` has {len(values)} items; expected {len(sessions)}, one a session.")
+    order = range(len(sessions))
+    if all(map(_DATE.match, dates)):  # such dates sort as text
+        order = sorted(order, key=dates.__getitem__)
+    answering = set(record.each("answer_session_ids", str, default=()))
+    chunks, marked, whole = [], [], []
+    for n in order:
+        turns = [Record(v, f"{record.where}, turn {i} of session {n + 1}") for i, v in enumerate(sessions[n], 1)]
+        if not turns:
+            continue
+        lines = [f"{turn.get('role', str)}: {turn.get('content', str)}" for turn in turns]
+        answers = (turn.get("has_answer", bool, default=False) for turn in turns)
+        marked += [Evidence(len(chunks), line) for line, answer in zip(lines, answers) if answer]
+        chunk = "\n".join((f"DATE: {dates[n]}", *lines))
+        whole += [Evidence(len(chunks), chunk)] if names[n] in answering else []
+        chunks.append(chunk)
+    if not chunks:
+        raise ValueError(f"{record.where}: `haystack_sessions` holds no turns; expected at least one session.")
+    abstains = id.endswith("_abs")
+    day = _DATE.match(asked)
+    question = Question(
+        id,
+        record.get("question", str) + (f" (asked on {day[1] if day else asked})" if asked else ""),
+        (record.answer("answer"), *(ABSTENTIONS if abstains else ())),
+        record.get("question_type", str),
+        category="abstention" if abstains else "",
+        evidence=tuple(marked or whole),
+    )
+    return Episode(id, tuple(chunks), ((),) * len(chunks), (question,))
+
+
+def summary(rows: Sequence[dict]) -> dict[str, dict]:
+    """The official aggregates of every metric of `rows`, which have `kind`, `category` and numbers under the metrics' names.
+
+    {metric: {"types": {kind: mean}, "task_average": mean of the types' means, "overall": mean of all questions,
+    "abstention": mean of those about what was never said, None if there are none}}. Abstentions count in their types,
+    too. Rows without a metric, or with None, are left out of its means.
+    """
+    metrics = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, (int, float)))
+    return {metric: _aggregates([row for row in rows if row.get(metric) is not None], metric) for metric in metrics}
+
+
+def _aggregates(rows: Sequence[dict], metric: str) -> dict:
+    def mean(some: list[dict]) -> float | None:
+        return sum(row[metric] for row in some) / len(some) if some else None
+
+    types = {kind: mean([r for r in rows if r["kind"] == kind]) for kind in sorted({r["kind"] for r in rows})}
+    return {
+        "types": types,
+        "task_average": sum(types.values()) / len(types),
+        "overall": mean(rows),
+        "abstention": mean([r for r in rows if r["category"] == "abstention"]),
+    }

@@ -1,0 +1,127 @@
+"""Benchmark files: JSON or JSON lines, whose records say in one sentence what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Record", "check_limit", "draw", "read"]
+
+_KINDS = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
+_REQUIRED = object()
+
+
+class Record:
+    """A JSON object and `where` it stands; it hands out its fields checked, or raises a ValueError that names them."""
+
+    def __init__(self, value: Any, where: str):
+        self._fields, self.where = _checked(value, (dict,), where), where
+
+    def __iter__(self):
+        return iter(self._fields)
+
+    def named(self, name: str) -> Record:
+        """The same record, whose errors also tell its id, the text in field `name`."""
+        return Record(self._fields, f"{self.where} ({name} {self.get(name, str)[:60]!r})")
+
+    def get(self, name: str, *kinds: type, default: Any = _REQUIRED) -> Any:
+        """The field `name`, of one of the JSON types `kinds`; `default`, where there is one, if it is missing or null."""
+        value = self._fields.get(name)
+        if value is None and default is not _REQUIRED:
+            return default
+        if name not in self._fields:
+            raise ValueError(f"{self.where}: `{name}` is missing; expected {_named(kinds)}.")
+        return _checked(value, kinds, f"{self.where}: `{name}`")
+
+    def each(self, name: str, *kinds: type, default: Any = _REQUIRED) -> list:
+        """The items of the list `name`, each of one of `kinds`; objects come as records."""
+        where = f"{self.where}, item {{}} of `{name}`"
+        return [_item(v, kinds, where.format(i)) for i, v in enumerate(self.get(name, list, default=default), 1)]
+
+    def answer(self, name: str) -> str:
+        """Text, or the text of a number: golds such as 2022 stand in official files without quotes."""
+        return str(self.get(name, str, int, float))
+
+
+def _item(value: Any, kinds: tuple[type, ...], where: str) -> Any:
+    return Record(value, where) if kinds == (dict,) else _checked(value, kinds, where)
+
+
+def _named(kinds: Sequence[type]) -> str:
+    return " or ".join(dict.fromkeys(_KINDS[k] for k in kinds))
+
+
+def _checked(value: Any, kinds: tuple[type, ...], where: str) -> Any:
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise ValueError(f"{where} is {_KINDS.get(type(value), 'null')}; expected {_named(kinds)}.")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{where} holds half a surrogate pair; expected Unicode text.") from error
+    return value
+
+
+def _constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_constant)
+    except ValueError as error:  # also of an integer with thousands of digits
+        raise ValueError(f"{where} is not JSON ({error}).") from error
+    except RecursionError as error:
+        raise ValueError(f"{where} is nested too deeply; expected the official format.") from error
+
+
+def read(path: str | Path, task: str, source: str, *, under: str = "") -> list[Record]:
+    """The records of a .jsonl file, one a line, or of any other file, a JSON list (or an object with that list in `under`).
+
+    source: where a user gets the file, for the error. Raises FileNotFoundError, and ValueError for a file that cannot
+    be read, is not JSON in UTF-8, holds no records, or holds something else than objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{task}: no file at {path}; {source}.")
+    where = f"{task}: {path}"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{where} cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8 ({error}); {source}.") from error
+    if path.suffix == ".jsonl":
+        found = [_parsed(line, f"{where}, line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    else:
+        found = _parsed(text, where)
+        if under and isinstance(found, dict):
+            found = Record(found, where).get(under, list)
+    if not isinstance(found, list) or not found:
+        kind = "an empty list" if found == [] else _KINDS.get(type(found), "null")
+        raise ValueError(f"{where} holds {kind}, expected a non-empty list of records; {source}.")
+    return [Record(value, f"{where}, record {n}") for n, value in enumerate(found, 1)]
+
+
+def check_limit(task: str, limit: int | None, what: str) -> None:
+    """ValueError for a limit below 1."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"{task}: limit is {limit}, expected at least 1 {what}")
+
+
+def draw(labels: Sequence[str], limit: int | None, key: str) -> list[int]:
+    """At most `limit` of the indexes of `labels`, in order, drawn without replacement; the same for the same key.
+
+    Every label is drawn once before any is drawn twice, then labels come in proportion to how often they occur.
+    A larger limit draws the same ones and more.
+    """
+    total, seen, ranked = Counter(labels), Counter(), []
+    for i in random.Random(key).sample(range(len(labels)), len(labels)):
+        before = seen[labels[i]]
+        seen[labels[i]] += 1
+        ranked.append((before > 0, before and before / total[labels[i]], len(ranked), i))
+    return sorted(i for *_, i in sorted(ranked)[:limit])

@@ -1,0 +1,72 @@
+"""SQuAD (CC BY-SA 4.0): does one passage get into the weights? Passages with their questions, or the official v1.1 and v2.0.
+
+A passage is one episode with one chunk.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tmem.episode import Episode, Evidence, Question
+from tmem.tasks.metrics import ABSTENTIONS
+from tmem.tasks.records import Record, check_limit, draw, read
+
+__all__ = ["load"]
+
+_SOURCE = "get dev-v1.1.json or dev-v2.0.json from https://rajpurkar.github.io/SQuAD-explorer"
+_BOUNDARY = re.compile(r"(?<=[.!?])\s+|\n")
+
+
+def load(path: str | Path, *, seed: int = 0, limit: int | None = None) -> list[Episode]:
+    """One episode for each passage of the file, in its order; at most `limit`, drawn by the seed.
+
+    The file is a list of {title, context, questions: [{question, answer}]} or the official one, {data: [{title,
+    paragraphs: [{context, qas: [{id, question, answers: [{text}]}]}]}]}. Any of a question's answers is right;
+    one without answers has category "abstention", and to say that the text does not tell is right.
+    Evidence is the sentences that hold the first answer.
+    Raises FileNotFoundError, and ValueError for a file of another format or a limit below 1.
+    """
+    check_limit("squad", limit, "passage")
+    passages = [p for record in read(path, "squad", _SOURCE, under="data") for p in _passages(record)]
+    drawn = draw([""] * len(passages), limit, f"squad/{seed}")
+    return [_episode(i, *passages[i]) for i in drawn]
+
+
+def _passages(record: Record) -> Iterator[tuple[str, Record]]:
+    title = record.get("title", str, default="").replace("_", " ")
+    if "paragraphs" in record:
+        yield from ((title, paragraph) for paragraph in record.each("paragraphs", dict))
+    else:
+        yield title, record
+
+
+def _episode(number: int, title: str, passage: Record) -> Episode:
+    context = passage.get("context", str)
+    if not context.strip():
+        raise ValueError(f"{passage.where}: `context` is empty; expected a passage.")
+    chunk = f"TITLE: {title}\n{context}" if title else context
+    asked = passage.each("qas" if "qas" in passage else "questions", dict)
+    questions = tuple(_question(f"{number}/{i}", qa, context) for i, qa in enumerate(asked))
+    return Episode(f"{number}/{title}", (chunk,), ((),), questions)
+
+
+def _question(id: str, qa: Record, context: str) -> Question:
+    id, text = qa.get("id", str, default=id), qa.get("question", str)
+    if "answer" in qa:
+        return Question(id, text, (qa.answer("answer"),), "squad", evidence=_evidence(context, qa.answer("answer")))
+    answers = [] if qa.get("is_impossible", bool, default=False) else qa.each("answers", dict)
+    if not answers:
+        return Question(id, text, ABSTENTIONS, "squad", category="abstention")
+    golds = tuple(dict.fromkeys(answer.answer("text") for answer in answers))
+    start = answers[0].get("answer_start", int, default=0)
+    return Question(id, text, golds, "squad", evidence=_evidence(context, golds[0], start))
+
+
+def _evidence(context: str, answer: str, start: int = 0) -> tuple[Evidence, ...]:
+    """The sentences of the context, which is the end of chunk 0, that `answer` at or after `start` stands in."""
+    begin = max(context.find(answer, start), context.find(answer)) if answer else -1
+    if begin < 0:
+        return ()
+    cuts = [0, *(cut.end() for cut in _BOUNDARY.finditer(context)), len(context)]
+    end = begin + len(answer)
+    return (Evidence(0, context[max(c for c in cuts if c <= begin) : min(c for c in cuts if c >= end)].strip()),)
