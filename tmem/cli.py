@@ -159,6 +159,7 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 @click.option("--model", help="A folder (runs/train/rl), a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]")
 @click.option("--preset", default="default", show_default=True)
 @click.option("--context", type=click.IntRange(64), help="Tokens of text in a prompt. [default: 2048, or what the model holds]")
+@click.option("--answer-tokens", type=click.IntRange(1), help="Of an answer at most. [default: the preset's; clbench 256]")
 @click.option("--known", is_flag=True, help="Show each question while the history is read (the paper's protocol): see below.")
 @click.option("--probe", is_flag=True, help="Also ask paraphrases and wrong-person questions after each write.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="runs/eval", show_default=True)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from . import models, report, tasks
+from .agent.chat import Chat
 from .agent.config import agent_config
 from .agent.episode import Agent
 from .agent.log import readable, record
@@ -28,7 +29,8 @@ from .episode import Episode, Question
 from .folders import atomic_file
 from .journal import Journal
 
-QUESTION = 128  # tokens kept for the instruction and the question beside the text
+BESIDE = 96  # tokens kept for the chat's template and the instruction beside text and question
+AT_LENGTH = 256  # tokens of an answer, unless asked otherwise, where a task wants whole texts
 BATCH = 32  # questions asked at once
 FILES = ("results.json", "answers.jsonl", "readings.jsonl")
 
@@ -48,6 +50,7 @@ def evaluate(
     model: str | None = None,
     preset: str = "default",
     context: int | None = None,
+    answer_tokens: int | None = None,
     probing: bool = False,
     known: bool = False,
     slots: int = 32,
@@ -77,10 +80,17 @@ def evaluate(
         raise ValueError(f"eval: no questions in {data or task}; give a file with questions.")
     config = agent_config(preset)
     network, tokenizer = models.load(model)
-    room = network.config.max_position_embeddings - config.answer.max_new - QUESTION
+    at_length = task in tasks.AT_LENGTH
+    max_new = answer_tokens or (AT_LENGTH if at_length else config.answer.max_new)
+    chat = Chat(tokenizer)
+    longest = max(chat.count(q.text) for several in episodes.values() for e in several for q in e.questions)
+    room = network.config.max_position_embeddings - max_new - longest - BESIDE
     context = min(CONTEXT, room) if context is None else context
-    if context > room:
-        raise ValueError(f"context: this model has room for {room} tokens of text, got {context}; give a smaller --context.")
+    if context > room or room < 1:
+        raise ValueError(
+            f"context: there is room for {max(room, 0)} tokens of text beside the longest question ({longest} tokens) and "
+            f"its answer, got {context}; give a smaller --context or --answer-tokens, or a model for longer texts."
+        )
     results: dict = {
         "task": task,
         "config": {
@@ -97,6 +107,7 @@ def evaluate(
             "difficulty": difficulty if task == "stream" else None,
             "adversarial": adversarial if task == "locomo" else None,
             "context": context,
+            "answer_tokens": max_new,
             "known": known,
             "probe": probing,
             "episodes": len(episodes[seed]),
@@ -116,7 +127,10 @@ def evaluate(
     for s, several in episodes.items():
         items = list(_items(several, known))
         for at in range(0, len(items), slots):
-            settings = Settings(seed=s, context=context, constant=tasks.abstention(task), probing=probing, known=known)
+            settings = Settings(
+                seed=s, context=context, constant=tasks.abstention(task), max_new=max_new, at_length=at_length,
+                probing=probing, known=known,
+            )  # fmt: skip
             for name in methods:
                 done = sum(r["method"] == name for r in answers.rows)
                 settings.watch = lambda phase, *_, name=name, done=done: watch(name, phase, done, total)
@@ -158,7 +172,7 @@ def _group(task, method, agent, items, settings, answers: Journal, readings: Jou
     for at in range(0, len(todo), BATCH):
         part = todo[at : at + BATCH]
         start = time.perf_counter()
-        said = ask(agent, [(k, q) for *_, k, q in part])
+        said = ask(agent, [(k, q) for *_, k, q in part], max_new=settings.max_new, at_length=settings.at_length)
         seconds = (time.perf_counter() - start) / len(part)
         answers.append(
             _answer(task, method, settings.seed, e, home, q, a, seconds) for (e, home, _, q), a in zip(part, said)

@@ -20,6 +20,8 @@ from .retrieve import Lines, dense
 # Methods with text in the prompt see the same instruction, so that they differ in what they see and in nothing else.
 WITH_TEXT = "{text}\n\nAnswer from the text above in a few words; if it does not say, answer: unknown.\n{question}"
 
+# Where an answer is graded and not compared, the question says itself what it wants.
+WITH_TEXT_AT_LENGTH = "{text}\n\n{question}"
 CONTEXT = 2048  # tokens of text in a prompt, unless asked otherwise
 
 Watch = Callable[[str, int, int], None]
@@ -71,6 +73,8 @@ class Settings:
     seed: int = 0
     context: int = CONTEXT  # tokens of text that a prompt may hold
     constant: str = "unknown"
+    max_new: int = 0  # tokens of an answer; 0: the preset's
+    at_length: bool = False  # answers are whole texts, else what stands on their first line
     probing: bool = False
     known: bool = False  # questions stand in the prompts that write, summarise and take notes
     watch: Watch = lambda *_: None
@@ -183,9 +187,15 @@ def in_prompt(agent: Agent, rollout: Rollout, context: int = CONTEXT) -> Kept:
     return _fixed(text, _reading(rollout), rollout)
 
 
-def ask(agent: Agent, asked: Sequence[tuple[Kept, Question]]) -> list[Said]:
-    """Greedy answers, each with what its episode's method kept; as many Δ at once as the bank has free slots."""
-    prompts = [agent.chat.prompt(_prompt(kept, question)) for kept, question in asked]
+def ask(agent: Agent, asked: Sequence[tuple[Kept, Question]], *, max_new: int = 0, at_length: bool = False) -> list[Said]:
+    """Greedy answers, each with what its episode's method kept; as many Δ at once as the bank has free slots.
+
+    max_new, at_length: as in Settings.
+    """
+    form = WITH_TEXT_AT_LENGTH if at_length else WITH_TEXT
+    prompts = [
+        agent.chat.prompt(q.text if kept.text is None else form.format(text=kept.text(q), question=q.text)) for kept, q in asked
+    ]
     out: list[Said | None] = [Said(kept.said) if kept.said is not None else None for kept, _ in asked]
     todo = [i for i, said in enumerate(out) if said is None]
     deltas = list({id(asked[i][0].delta): asked[i][0].delta for i in todo if asked[i][0].delta is not None}.values())
@@ -194,17 +204,12 @@ def ask(agent: Agent, asked: Sequence[tuple[Kept, Question]]) -> list[Said]:
             agent.model, [prompts[i] for i in todo],
             bank=agent.bank if deltas else None,
             slots=[slots.get(id(asked[i][0].delta), -1) for i in todo] if deltas else None,
-            end=agent.chat.end, max_new=agent.config.answer.max_new,
+            end=agent.chat.end, max_new=max_new or agent.config.answer.max_new,
         )  # fmt: skip
     for i, generation in zip(todo, found):
-        out[i] = Said(first_line(agent.chat.text(generation.ids)), len(prompts[i]), len(generation.ids))
+        text = agent.chat.text(generation.ids)
+        out[i] = Said(text if at_length else first_line(text), len(prompts[i]), len(generation.ids))
     return out
-
-
-def _prompt(kept: Kept, question: Question) -> str:
-    if kept.text is None:
-        return question.text
-    return WITH_TEXT.format(text=kept.text(question), question=question.text)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from tmem.episode import Episode, Evidence, Pair, Question
 from tmem.tasks import clbench, locomo, longmemeval, metrics, squad, stream
 from tmem.tasks.task import Task
 
-__all__ = ["TASKS", "Episode", "Evidence", "Pair", "Question", "Task", "abstention", "load", "score"]
+__all__ = ["AT_LENGTH", "TASKS", "Episode", "Evidence", "Pair", "Question", "Task", "abstention", "load", "score"]
 
 # A task's scores. CL-bench has none: its answers are graded by a judge, rubric by rubric.
 _SCORES = {
@@ -15,6 +15,7 @@ _SCORES = {
     "clbench": (),
 }
 TASKS = tuple(_SCORES)
+AT_LENGTH = ("clbench",)  # whose answers are whole texts
 
 _LOADERS = {"longmemeval": longmemeval.load, "squad": squad.load, "clbench": clbench.load}
 _FILES = {
