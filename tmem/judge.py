@@ -289,7 +289,7 @@ class Judge:
 
     def _meter(self, answer) -> None:
         tokens = [_dig(answer, "usage", f"{side}_tokens") for side in ("prompt", "completion")]
-        if not all(type(n) is int and n >= 0 for n in tokens):
+        if not all(type(n) is int and 0 <= n < 1 << 40 for n in tokens):
             self.usage.unmetered += 1
             return
         self.usage.prompt_tokens += tokens[0]
