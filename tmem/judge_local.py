@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from tmem.judge import MAX_BYTES
@@ -34,13 +34,14 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 30  # seconds for a peer that sends nothing
 
     def do_POST(self) -> None:
-        status, content = self._answer()
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # whoever asked has gone
+            status, content = self._answer()
+            body = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
     def _answer(self) -> tuple[int, dict]:
         if self.path != "/v1/chat/completions":

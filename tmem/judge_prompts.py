@@ -45,11 +45,12 @@ _LOCOMO = (
     "counts, in any format, also relative to another date. WRONG is an answer with another point, or with none."
 )
 _LOCOMO_FORM = "Give your reason in one sentence. Then end with a line that holds one word alone: CORRECT or WRONG."
-_LABEL = re.compile(r"(?:^|\n)\W*(?:(?:final )?(?:label|verdict|answer|grade)\W+)?(correct|wrong|incorrect)\W*\Z", re.IGNORECASE)
+_LABEL = re.compile(r"\W*(?:(?:final )?(?:label|verdict|answer|grade)\W+)?(correct|wrong|incorrect)\W*", re.IGNORECASE)
 
 
 def _correct_or_wrong(reply: str) -> Verdict | None:
-    found = _LABEL.search(reply)
+    worded = [line for line in reply.splitlines() if re.search(r"\w", line)]
+    found = _LABEL.fullmatch(worded[-1]) if worded else None
     return Verdict(float(found[1].lower() == "correct")) if found else None
 
 
@@ -80,7 +81,7 @@ _RULES = {
     "single-session-assistant": (_CONTENT, _FACT),
     "multi-session": (_CONTENT, _FACT),
     "temporal-reasoning": (
-        f"{_CONTENT} A number of days, weeks, months or other units that is off by one is still right: 18 days are fine for 19.",
+        f"{_CONTENT} Where the reference counts days, weeks, months or the like, one more or one less is right as well.",
         _FACT,
     ),
     "knowledge-update": (
