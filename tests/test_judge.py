@@ -139,6 +139,7 @@ def test_what_is_sent(endpoint, make):
     assert endpoint.asked[1]["max_completion_tokens"] == 99
     path, headers = endpoint.seen[0]
     assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
+    assert headers["Accept-Encoding"] == "identity", "nothing small that unpacks to something large"
     assert make(url=f"{endpoint.url}/chat/completions/").url == make(url=f"{endpoint.url}/").url == make().url
 
 
