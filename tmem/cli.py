@@ -162,9 +162,17 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 @click.option("--answer-tokens", type=click.IntRange(1), help="Of an answer at most. [default: the preset's; clbench 256]")
 @click.option("--known", is_flag=True, help="Show each question while the history is read (the paper's protocol): see below.")
 @click.option("--probe", is_flag=True, help="Also ask paraphrases and wrong-person questions after each write.")
+@click.option("--judge-url", help="Also grade: an OpenAI-compatible address, or local (this model, to try the plumbing).")
+@click.option("--judge-model", default="gpt-4o-mini", show_default=True, help="Its name at that address.")
+@click.option("--judge-prices", type=(float, float), metavar="IN OUT", help="Of a million tokens each way: shows the cost.")
+@click.option("--judge-tokens", type=click.IntRange(1), help="Of a reply at most. [default: the protocol's]")
+@click.option("--judge-concurrency", type=click.IntRange(1), default=8, show_default=True, help="Requests at a time.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="runs/eval", show_default=True)
 @click.option("--resume", is_flag=True, help="Keep the answers that --out already holds, and ask the other questions.")
-def evaluate(task: str, methods: str, probe: bool, out: Path, **options) -> None:
+def evaluate(
+    task: str, methods: str, probe: bool, out: Path, judge_url: str | None, judge_model: str,
+    judge_prices: tuple[float, float] | None, judge_tokens: int | None, judge_concurrency: int, **options,
+) -> None:  # fmt: skip
     """Compare ways of remembering: tmem, its pairs as text, retrieval, the full history, nothing, and more.
 
     
@@ -178,6 +186,10 @@ def evaluate(task: str, methods: str, probe: bool, out: Path, **options) -> None
     Writes answers.jsonl (every question), readings.jsonl (what each method kept of each episode), results.json, chart.png and
     episodes.md (every pair with the text it came from) into --out. Ctrl-C or a kill loses a batch of questions at most.
 
+    locomo, longmemeval and clbench can be graded by a judge: --judge-url https://api.openai.com/v1, its key in TMEM_JUDGE_KEY
+    (or OPENAI_API_KEY). Replies are kept in judge.sqlite; with --resume a judge can be added later, and only what is missing is
+    asked. Answers without a verdict are counted and not scored.
+
     Usually a method reads without knowing what will be asked. --known shows it each question beforehand: the history is then
     read once for every question, and the answer can be written down with the evidence in sight. Label such scores.
     """
@@ -188,7 +200,12 @@ def evaluate(task: str, methods: str, probe: bool, out: Path, **options) -> None
         from .agent.methods import METHODS
 
         names = list(METHODS)
-    watch(task, names, out, probing=probe, **options)
+    judging = None
+    if judge_url:
+        from .grading import Judging
+
+        judging = Judging(judge_url, judge_model, judge_concurrency, judge_tokens, judge_prices)
+    watch(task, names, out, probing=probe, judging=judging, **options)
 
 
 @main.command()

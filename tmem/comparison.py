@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .folders import atomic_file
+from .grading import scored
 from .journal import read_jsonl
 from .report import METRICS, TASKS, bootstrap, figure
 
@@ -85,7 +86,7 @@ def read(folder: Path) -> Run:
         raise ValueError(f"{file}: not JSON ({error}); make it anew with tmem eval --resume") from error
     if not results.get("methods"):
         raise ValueError(f"{folder} holds no answers yet; go on with tmem eval --resume.")
-    return Run(folder, results, read_jsonl(folder / "answers.jsonl"))
+    return Run(folder, results, scored(read_jsonl(folder / "answers.jsonl"), folder))
 
 
 def joined(runs: Sequence[Run]) -> list[dict]:
@@ -209,7 +210,7 @@ def _pictures(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]], metric: st
     if any(r["found"]["state_bytes"] > 0 for r in rows):
         yield made(f"{name} against bytes kept", "What a method keeps of an episode once its text is gone.",
                    partial(_against, rows, metric, "state_bytes", "bytes kept per episode"))  # fmt: skip
-    answers = [r for run in runs[:1] for r in run.answers if metric in r]
+    answers = [r for run in runs[:1] for r in run.answers if r.get(metric) is not None]
     placed = [r for r in answers if r.get("position") is not None]
     if placed:
         cuts = np.linspace(0, 1, BINS + 1)

@@ -291,6 +291,8 @@ def _print_methods(results: dict, title: str) -> None:
     for grid in (report.difference_table(results["differences"], "tmem"), report.cost_table(methods)):
         if grid is not None:
             console.print(grid)
+    if "judge" in results:
+        _print_judge(results["judge"])
     m = next((m for m in methods.values() if "writes" in m), None)
     if m is not None:
         dropped = ", ".join(f"{v} {k}" for k, v in m["dropped"].items())
@@ -299,3 +301,18 @@ def _print_methods(results: dict, title: str) -> None:
             leaked = "" if m["leaked"] is None else f", {m['leaked']:.0%} leaked to another person"
             line += f"; probed: {m['stuck']:.0%} of paraphrases held{leaked}"
         console.print(f"{line}; rolled back: {m['rolled_back']}")
+
+
+def _print_judge(found: dict) -> None:
+    usage = found["usage"]
+    if found["plumbing"]:
+        console.print("judged by the model under test, to try the plumbing: a measure of nothing", style="yellow")
+    counts = {k: sum(m[k] for m in found["methods"].values()) for k in ("judged", "left_out", "unreachable", "malformed")}
+    cost = "" if usage["cost"] is None else f", cost {usage['cost']:.4f}"
+    console.print(
+        f"judge {found['model']}: {counts['judged']} judged, {counts['left_out']} left out by the protocol; without a verdict "
+        f"and a score: {counts['unreachable']} unreachable, {counts['malformed']} malformed. {usage['requests']} requests "
+        f"({usage['retries']} retries), {usage['cached']} from the cache, {usage['prompt_tokens']} + "
+        f"{usage['completion_tokens']} tokens{cost}",
+        highlight=False,
+    )

@@ -27,6 +27,7 @@ from .agent.methods import CONTEXT, METHODS, Kept, Said, Settings, ask
 from .agent.retrieve import require_dense
 from .episode import Episode, Question
 from .folders import atomic_file
+from .grading import Judging, grade, protocol_of, scored
 from .journal import Journal
 
 BESIDE = 96  # tokens kept for the chat's template and the instruction beside text and question
@@ -54,6 +55,7 @@ def evaluate(
     probing: bool = False,
     known: bool = False,
     slots: int = 32,
+    judging: Judging | None = None,
     resume: bool = False,
     watch: Callable[[str, str, int, int], None] = lambda *_: None,
 ) -> dict:
@@ -61,6 +63,7 @@ def evaluate(
 
     known: each question is an episode of its own and stands in the prompts that write (the paper's protocol: reads the history
     once per question, and lets a method answer with the evidence in sight).
+    judging: have every answer graded, see tmem.grading; not a part of the settings, so `resume` may add it.
     `watch(method, phase, done, total)` is told what is going on. Raises ValueError for an unknown method or task,
     a context beyond the model's or results of other settings, FileExistsError for results that would be overwritten,
     FileNotFoundError for missing data or nothing to resume, tmem.models.ModelError for a model that cannot be had; all
@@ -72,6 +75,8 @@ def evaluate(
         raise ValueError(f"methods: expected some of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}.")
     if "dense" in methods:
         require_dense()
+    if judging is not None:
+        protocol_of(task)
     if any((out / name).exists() for name in FILES) and not resume:
         raise FileExistsError(f"eval: {out} already holds results; add to them with --resume, or give another --out.")
     given = {"data": data, "limit": limit, "split": split, "difficulty": difficulty, "adversarial": adversarial}
@@ -138,6 +143,13 @@ def evaluate(
                        lambda n, name=name: watch(name, "answer", n, total))  # fmt: skip
             results |= summarise(answers.rows, readings.rows)
             report.write_json(out / "results.json", results)
+    if judging is not None:
+        questions = {(s, q.id): q for s, several in episodes.items() for e in several for q in e.questions}
+        results["judge"] = grade(
+            task, questions, answers.rows, judging, agent, out, lambda done, total: watch("judge", "", done, total)
+        )
+        results |= summarise(scored(answers.rows, out), readings.rows)
+        report.write_json(out / "results.json", results)
     _write_logs(out, readings.rows, answers.rows)
     return results
 
