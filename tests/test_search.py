@@ -482,7 +482,7 @@ def test_tokens_are_counted_as_they_were_read(monkeypatch, state):
     assert row.steps[0].generated == len(LONG[0]) + 1
     costs = row.scores()
     assert costs["peak"] == max(p + s.generated for p, s in zip(read, row.steps)) and costs["read"] == sum(read)
-    base = read[0]
+    base = read[0] - len(search.OPEN_TURN)
     turns = [(p, s) for p, s in zip(read, row.steps) if s.kind == "turn"]
     assert costs["mem1_peak"] == max(p - base + s.generated for p, s in turns)
     assert [s.history for _, s in turns] == [p - base for p, _ in turns]
@@ -531,7 +531,7 @@ def test_finished_trajectories_leave_and_the_others_are_asked_once(monkeypatch):
     ]  # fmt: skip
     assert "end your turn with <search> or <answer>" in stub.prompts["lost/turn1"]
     assert "[no turns left, answer now]\nNothing was found." in stub.prompts["lost/answer"]
-    assert stub.prompts["lost/answer"].endswith("<answer>") and not stub.prompts["lost/turn1"].endswith("<answer>")
+    assert stub.prompts["lost/answer"].endswith("<answer>") and stub.prompts["lost/turn1"].endswith("<think>")
     assert (quick.answer, lost.answer, mute.answer) == ("Mo; Ulm", "Ada Mo; Rome", "")
     assert [r.scores()["em"] for r in (quick, lost, mute)] == [2, 1, 0]
     assert [s.kind for s in lost.steps] == ["turn", "turn", "answer"] and not lost.log

@@ -138,7 +138,7 @@ def _live(agent: Agent, rows: list[Trajectory], slots, index, s: _Settings, on_e
             break
         on_event("search", turn, s.turns)
         found: dict[int, str] = {}
-        for i, step in zip(active, _say(agent, rows, slots, active, s, f"turn{turn}")):
+        for i, step in zip(active, _say(agent, rows, slots, active, s, f"turn{turn}", task.OPEN_TURN)):
             said, row = task.read(step["text"]), rows[i]
             shown, titles = str(said), ()
             if said.answer is not None:
@@ -158,12 +158,12 @@ def _live(agent: Agent, rows: list[Trajectory], slots, index, s: _Settings, on_e
             _remember(agent, rows, slots, found, s, f"turn{turn}")
     active = [i for i, row in enumerate(rows) if row.answer is None]
     on_event("answer", s.turns, s.turns)
-    for i, step in zip(active, _say(agent, rows, slots, active, s, "answer", task.OPENED)):
+    for i, step in zip(active, _say(agent, rows, slots, active, s, "answer", task.OPEN_ANSWER)):
         rows[i].steps.append(task.Step("answer", **step))
         rows[i].answer, rows[i].seconds = task.read(step["text"]).answer, time.perf_counter() - start
 
 
-def _say(agent: Agent, rows, slots, active: list[int], s: _Settings, name: str, opened: str = "") -> list[dict]:
+def _say(agent: Agent, rows, slots, active: list[int], s: _Settings, name: str, opened: str) -> list[dict]:
     """One generation for each active row, which starts with `opened`: the fields of a Step that every kind has."""
     contexts = [_context(agent.chat, rows[i], s, agent.chat.plain(opened)) for i in active]
     generations = decode(

@@ -17,11 +17,12 @@ from .metrics import _token_f1, normalise
 from .multihop import Hop
 
 __all__ = [
-    "Objectives", "Said", "Step", "compose", "costs", "escape", "information", "listing", "prompt", "read", "recall", "score",
-    "summary",
+    "OPEN_ANSWER", "OPEN_TURN", "Objectives", "Said", "Step", "compose", "costs", "escape", "information", "listing", "prompt",
+    "read", "recall", "score", "squad", "summary",
 ]  # fmt: skip
 
-OPENED = "<answer>"  # what the last turn starts with: all that is left to say is the answer
+# What a turn starts with: a small model left to itself does not keep to the form. When no turns are left, only an answer is.
+OPEN_TURN, OPEN_ANSWER = "<think>", "<answer>"
 
 _EXAMPLE = """\
 Questions (2): Which river flows through the city where Marie Curie was born?; Who wrote the novel Dracula?"""
@@ -182,9 +183,9 @@ def score(task: Objectives, answer: str | None) -> dict[str, float]:
     counted = answer is not None and len(parts) == len(task.hops)
     pairs = [(part, hop.answers) for part, hop in zip(parts, task.hops) if part] if counted else []
     return {
-        "em": sum(float(squad(p) in map(squad, answers)) for p, answers in pairs),
-        "f1": sum(max(_token_f1(squad(p).split(), squad(a).split()) for a in answers) for p, answers in pairs),
-        "mem1_f1": sum(max(_set_f1(p, a) for a in answers) for p, answers in pairs),
+        "em": sum((float(squad(p) in map(squad, answers)) for p, answers in pairs), 0.0),
+        "f1": sum((max(_token_f1(squad(p).split(), squad(a).split()) for a in answers) for p, answers in pairs), 0.0),
+        "mem1_f1": sum((max(_set_f1(p, a) for a in answers) for p, answers in pairs), 0.0),
         "counted": float(counted),
     }
 
@@ -212,9 +213,10 @@ def recall(task: Objectives, titles: Sequence[str]) -> float:
 class Step:
     """One generation of a trajectory, for its log and its costs.
 
-    kind: "turn", "write" (pairs from what a search found) or "answer" (asked for when no turns are left). text: as
-    generated. shown: the turn and its reply as later turns may see them. prompt: tokens read; history: those of them
-    that stand beside the instruction and the questions. left_out: earlier turns that the context had no room for.
+    kind: "turn", "write" (pairs from what a search found) or "answer" (asked for when no turns are left). text: what was
+    said, the tag that opened it included. shown: the turn and its reply as later turns may see them. prompt: tokens read;
+    history: those of them that stand beside the instruction and the questions. generated: tokens, those behind a closing
+    tag too. left_out: earlier turns that the context had no room for.
     """
 
     kind: str
@@ -233,8 +235,8 @@ def costs(steps: Sequence[Step]) -> dict[str, float]:
     """Counts over a trajectory, in tokens where not said otherwise.
 
     peak: the longest prompt with what was generated after it, writes among them. mem1_peak: MEM1's, in which instruction and
-    questions do not count, nor writes, nor turns after the tenth. dependency: sum of prompt × generated. read, generated:
-    sums over all steps. turns, searches, writes: how many.
+    questions do not count, nor writes, nor turns after the tenth; in the model's own tokens, where MEM1 takes another
+    model's. dependency: sum of prompt × generated. read, generated: sums over all steps. turns, searches, writes: how many.
     """
     turns = [s for s in steps if s.kind != "write"]
     return {
