@@ -18,7 +18,8 @@ LEVELS = (
     {"attention"},
     {"bank", "attach", "forward", "init", "peft_io", "models", "gguf", "report"},
     {"agent", "memory"},
-    {"tasks", "judge", "judge_local", "judge_prompts", "grading", "evaluate", "rl", "bench", "page", "comparison", "console"},
+    {"tasks", "judge", "judge_local", "judge_prompts", "grading", "evaluate", "searching", "rl", "bench", "page", "comparison",
+     "console"},
     {"cli"},
     {"__main__"},
 )

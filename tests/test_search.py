@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import Letters, model
 
-import tmem.agent.search as loop
+import tmem.tasks.trajectory as loop
 from tmem.agent.config import AgentConfig, LearnConfig, MemoryConfig, WriteConfig
 from tmem.agent.decode import Generation
 from tmem.agent.episode import Agent

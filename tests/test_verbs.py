@@ -9,6 +9,7 @@ from tiny_run import PRESET
 
 from tmem import cli, evaluate, models
 from tmem.agent.methods import METHODS
+from tmem.journal import read_jsonl
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def tmem(tmp_path, monkeypatch):
 
 
 def rows(path, name="answers"):
-    return [json.loads(line) for line in (path / f"{name}.jsonl").read_text().splitlines()]
+    return read_jsonl(path / f"{name}.jsonl")
 
 
 def settled(path):
@@ -139,6 +140,27 @@ def test_eval_reads_locomo_and_limits_questions_by_seed(tmem, tmp_path):
     assert asked["none"] == asked["tmem"]
 
 
+def test_search_is_resumed_with_the_sets_that_are_left(tmem, tmp_path, monkeypatch):
+    from tmem import searching
+
+    said = {"answer": "it", "supporting_facts": [["Rome", 0]], "context": [["Rome", ["Rome lies on seven hills."]]]}
+    hops = [{"_id": f"h{i}", "question": f"who is {i}", **said} for i in range(6)]
+    (tmp_path / "hotpot.json").write_text(json.dumps(hops))
+    monkeypatch.setattr(searching, "PROMPT", 64)
+    words = ["eval", "--task", "search", "--data", str(tmp_path / "hotpot.json"), "--turns", "1"]
+    words += ["--context", "64", "--out", "OUT"]
+    found = tmem(*words)
+    assert found.exit_code == 0, found.output
+    answers = rows(tmp_path / "OUT")
+    assert len(answers) == 3 * 4 and {r["method"] for r in answers} == {"none", "full", "mem1", "tmem"}
+    assert {k for k in json.loads((tmp_path / "OUT/results.json").read_text())["differences"]["em"]} >= {"mem1 - tmem"}
+    kept = (tmp_path / "OUT/answers.jsonl").read_bytes().split(b"\n")
+    (tmp_path / "OUT/answers.jsonl").write_bytes(b"\n".join(kept[:-3]) + b"\n")
+    assert tmem(*words, "--resume").exit_code == 0
+    assert sorted(r["id"] for r in rows(tmp_path / "OUT")) == sorted(r["id"] for r in answers)
+    assert len(rows(tmp_path / "OUT", "readings")) == 12
+
+
 @pytest.mark.parametrize(
     "words, sentence",
     [
@@ -148,11 +170,15 @@ def test_eval_reads_locomo_and_limits_questions_by_seed(tmem, tmp_path):
         (["eval", "--preset", "huge"], "no preset 'huge'"),
         (["train", "--resume", "--out", "OUT"], "holds no run"),
         (["eval", "--resume", "--out", "OUT"], "holds no results.json"),
+        (["eval", "--task", "search", "--out", "OUT"], "search: no data file given"),
+        (["eval", "--task", "search", "--data", "x.json", "--methods", "pairs"], "methods of search: expected some of full"),
+        (["eval", "--task", "search", "--data", "x.json", "--known"], "--known means nothing for --task search"),
+        (["eval", "--task", "clbench", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(tmem, tmp_path, words, sentence):
     found = tmem(*words)
-    assert found.exit_code == 2 and sentence in found.output and len(found.output.splitlines()) <= 3, found.output
+    assert found.exit_code == 2 and sentence in found.output and len(found.output.splitlines()) <= 4, found.output
     assert not (tmp_path / "OUT").exists()
 
 

@@ -144,11 +144,10 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 
 
 @main.command("eval")
-@click.option("--task", type=click.Choice(["stream", "locomo", "longmemeval", "squad", "clbench"]), default="stream",
+@click.option("--task", type=click.Choice(["stream", "locomo", "longmemeval", "squad", "clbench", "search"]), default="stream",
               show_default=True)
 @click.option("--data", type=click.Path(dir_okay=False), help="The task's file, e.g. the official locomo10.json.")
-@click.option("--methods", default="none,full,retrieval,pairs,tmem", show_default=True,
-              help="Comma-separated; also: constant, oracle, summary, notes, dense, tmem+retrieval; or all.")
+@click.option("--methods", help="Comma-separated, see below, or all. [default: none,full,retrieval,pairs,tmem; search: all]")
 @click.option("--limit", type=click.IntRange(1), help="locomo: questions per conversation; else episodes.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Do it with so many seeds, from --seed on.")
@@ -159,6 +158,10 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 @click.option("--model", help="A folder (runs/train/rl), a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]")
 @click.option("--preset", default="default", show_default=True)
 @click.option("--context", type=click.IntRange(64), help="Tokens of text in a prompt. [default: 2048, or what the model holds]")
+@click.option("--corpus", multiple=True, type=click.Path(dir_okay=False),
+              help="search: a file of documents, may be given several times. [default: the questions' own contexts]")
+@click.option("--objectives", type=click.IntRange(1), default=2, show_default=True, help="search: questions at once.")
+@click.option("--turns", type=click.IntRange(1), help="search: before the answer is asked for. [default: 3 a question]")
 @click.option("--answer-tokens", type=click.IntRange(1), help="Of an answer at most. [default: the preset's; clbench 256]")
 @click.option("--known", is_flag=True, help="Show each question while the history is read (the paper's protocol): see below.")
 @click.option("--probe", is_flag=True, help="Also ask paraphrases and wrong-person questions after each write.")
@@ -170,8 +173,9 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="runs/eval", show_default=True)
 @click.option("--resume", is_flag=True, help="Keep the answers that --out already holds, and ask the other questions.")
 def evaluate(
-    task: str, methods: str, probe: bool, out: Path, judge_url: str | None, judge_model: str,
-    judge_prices: tuple[float, float] | None, judge_tokens: int | None, judge_concurrency: int, **options,
+    task: str, methods: str | None, probe: bool, out: Path, corpus: tuple[str, ...], objectives: int, turns: int | None,
+    judge_url: str | None, judge_model: str, judge_prices: tuple[float, float] | None, judge_tokens: int | None,
+    judge_concurrency: int, **options,
 ) -> None:  # fmt: skip
     """Compare ways of remembering: tmem, its pairs as text, retrieval, the full history, nothing, and more.
 
@@ -183,6 +187,9 @@ def evaluate(
     pairs           tmem's pairs as text          tmem            fast weights alone
     tmem+retrieval  fast weights and lines
 
+    --task search asks --objectives questions at once with a search engine over --corpus; methods: none (answers at once), full
+    (all turns stay), mem1 (the last turn stays), tmem (what was found is learned and leaves). F1 and EM are sums.
+
     Writes answers.jsonl (every question), readings.jsonl (what each method kept of each episode), results.json, chart.png and
     episodes.md (every pair with the text it came from) into --out. Ctrl-C or a kill loses a batch of questions at most.
 
@@ -193,19 +200,44 @@ def evaluate(
     Usually a method reads without knowing what will be asked. --known shows it each question beforehand: the history is then
     read once for every question, and the answer can be written down with the evidence in sight. Label such scores.
     """
+    from functools import partial
+
     from .console import evaluate as watch
 
-    names = [m.strip() for m in methods.split(",") if m.strip()]
-    if names == ["all"]:
-        from .agent.methods import METHODS
+    if task == "search":
+        from .searching import search
+        from .tasks.trajectory import STATES as every
 
-        names = list(METHODS)
-    judging = None
-    if judge_url:
-        from .grading import Judging
+        allowed = ("data", "limit", "seed", "model", "preset", "context", "resume")
+        _only(task, {**options, "probe": probe, "judge_url": judge_url}, allowed)
+        options = {k: options[k] for k in allowed}
+        work = partial(search, documents=corpus, objectives=objectives, turns=turns, **options)
+        default = "all"
+    else:
+        from .agent.methods import METHODS as every
+        from .evaluate import evaluate as run
 
-        judging = Judging(judge_url, judge_model, judge_concurrency, judge_tokens, judge_prices)
-    watch(task, names, out, probing=probe, judging=judging, **options)
+        judging = None
+        if judge_url:
+            from .grading import Judging
+
+            judging = Judging(judge_url, judge_model, judge_concurrency, judge_tokens, judge_prices)
+        work = partial(_of_task, run, task, probing=probe, judging=judging, **options)
+        default = "none,full,retrieval,pairs,tmem"
+    names = [m.strip() for m in (methods or default).split(",") if m.strip()]
+    watch(list(every) if names == ["all"] else names, out, work)
+
+
+def _of_task(run, task: str, methods: list[str], out: Path, **options) -> dict:
+    return run(task, methods, out, **options)
+
+
+def _only(task: str, given: dict, allowed: tuple[str, ...]) -> None:
+    """Refuse options that a task has no use for, where they were given."""
+    context = click.get_current_context()
+    for name in given.keys() - set(allowed):
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} means nothing for --task {task}; leave it out.")
 
 
 @main.command()

@@ -31,7 +31,9 @@ COLOURS = {
     "constant": "#BBBBBB",
 }  # fmt: skip
 # What must agree for scores to stand in one table.
-PROTOCOL = ("data_blake2b", "limit", "seed", "seeds", "split", "difficulty", "known", "adversarial", "episodes")
+PROTOCOL = (
+    "data_blake2b", "limit", "seed", "seeds", "split", "difficulty", "known", "adversarial", "episodes", "objectives", "turns",
+)  # fmt: skip
 PUBLISHED = ("method", "metric", "value", "protocol", "source")
 BINS = 5  # of the evidence's place in the stream
 SAMPLES = 12  # questions shown

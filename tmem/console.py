@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -253,8 +253,8 @@ def plan(preset: str, model: str | None, *, ranks: int, writes: int, layout: str
     console.print("operations of a step, TFLOP: " + ", ".join(f"{k} {v / 1e12:,.0f}" for k, v in work.items()), highlight=False)
 
 
-def evaluate(task: str, methods: list[str], out: Path, **options) -> None:
-    """Run an evaluation under a progress bar; print its table and write the chart."""
+def evaluate(methods: list[str], out: Path, work: Callable[..., dict]) -> None:
+    """Run an evaluation, `work(methods, out, watch=...)`, under a progress bar; print its tables and write the chart."""
     keep_memory()
     start = time.perf_counter()
     bars: dict[str, int] = {}
@@ -265,7 +265,7 @@ def evaluate(task: str, methods: list[str], out: Path, **options) -> None:
                 bars[method] = progress.add_task(method, total=None, note="")
             progress.update(bars[method], completed=done, total=max(total, 1), note="" if done >= total else phase)
 
-        results = evaluation.evaluate(task, methods, out, watch=watch, **options)
+        results = work(methods, out, watch=watch)
     title = _title(results)
     report.bar_chart(out / "chart.png", results["methods"], title=title)
     _print_methods(results, title)
@@ -279,6 +279,8 @@ def _title(results: dict) -> str:
     what = report.TASKS[results["task"]]
     if results["task"] == "stream":
         what = f"stream ({config['split']}, difficulty {config['difficulty']})"
+    if results["task"] == "search":
+        what += f", {config['objectives']} questions at once"
     known = ", questions known beforehand" * config["known"]
     last = config["seed"] + config["seeds"] - 1
     seeds = f"seeds {config['seed']} to {last}" if config["seeds"] > 1 else f"seed {last}"
@@ -291,6 +293,14 @@ def _print_methods(results: dict, title: str) -> None:
     for grid in (report.difference_table(results["differences"], "tmem"), report.cost_table(methods)):
         if grid is not None:
             console.print(grid)
+    for name, m in methods.items():
+        if "search" in m:
+            f = m["search"]
+            peak = "none right" if f["mem1_peak"] is None else f"{f['mem1_peak']:.0f} tokens at MEM1's peak"
+            console.print(
+                f"{name}: {f['searches']:.1f} searches in {f['turns']:.1f} turns, {f['recall']:.0%} of the evidence found, "
+                f"{f['counted']:.0%} answered with the right count, {peak}", highlight=False,
+            )  # fmt: skip
     if "judge" in results:
         _print_judge(results["judge"])
     m = next((m for m in methods.values() if "writes" in m), None)

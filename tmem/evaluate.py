@@ -20,7 +20,7 @@ from pathlib import Path
 
 from . import models, report, tasks
 from .agent.chat import Chat
-from .agent.config import agent_config
+from .agent.config import AgentConfig, agent_config
 from .agent.episode import Agent
 from .agent.log import readable, record
 from .agent.methods import CONTEXT, METHODS, Kept, Said, Settings, ask
@@ -77,8 +77,7 @@ def evaluate(
         require_dense()
     if judging is not None:
         protocol_of(task)
-    if any((out / name).exists() for name in FILES) and not resume:
-        raise FileExistsError(f"eval: {out} already holds results; add to them with --resume, or give another --out.")
+    must_be_new(out, resume)
     given = {"data": data, "limit": limit, "split": split, "difficulty": difficulty, "adversarial": adversarial}
     episodes = {s: tasks.load(task, seed=s, **given) for s in range(seed, seed + seeds)}
     if not any(e.questions for e in episodes[seed]):
@@ -99,12 +98,7 @@ def evaluate(
     results: dict = {
         "task": task,
         "config": {
-            "model": model or models.DEFAULT,
-            "preset": str(preset),
-            "settings": dataclasses.asdict(config),
-            "data": data and Path(data).name,
-            "data_blake2b": data and _digest(Path(data)),
-            "weights_blake2b": _digest(*sorted(models.resolve(model).glob("*.safetensors"))),
+            **about(model, preset, config, *([data] if data else [])),
             "limit": limit,
             "seed": seed,
             "seeds": seeds,
@@ -119,11 +113,7 @@ def evaluate(
         },
         "machine": report.machine(),
     }
-    if resume:
-        _same_settings(results, out)
-    else:
-        report.write_json(out / "results.json", results)
-    answers, readings = Journal(out / "answers.jsonl"), Journal(out / "readings.jsonl")
+    answers, readings = journals(results, out, resume)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     slots = min(slots, sum(len(e.questions) for e in episodes[seed]) if known else len(episodes[seed]))
@@ -228,6 +218,18 @@ def _reading(method: str, seed: int, episode: Episode, home: str, kept: Kept, se
     return row if kept.rollout is None else row | {"log": record(kept.rollout)}
 
 
+def about(model: str | None, preset: str, config: AgentConfig, *files: str) -> dict:
+    """The part of a configuration that says which weights, settings and data files a result belongs to."""
+    return {
+        "model": model or models.DEFAULT,
+        "preset": str(preset),
+        "settings": dataclasses.asdict(config),
+        "data": ", ".join(Path(f).name for f in files) or None,
+        "data_blake2b": _digest(*map(Path, files)) if files else None,
+        "weights_blake2b": _digest(*sorted(models.resolve(model).glob("*.safetensors"))),
+    }
+
+
 def _digest(*files: Path) -> str:
     """What files hold, in 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
@@ -238,19 +240,32 @@ def _digest(*files: Path) -> str:
     return digest.hexdigest()
 
 
-def _same_settings(results: dict, out: Path) -> None:
-    """Raises ValueError if what `out` holds was made with other settings, FileNotFoundError if it holds nothing."""
+def must_be_new(out: Path, resume: bool) -> None:
+    """Raises FileExistsError where `out` holds results that nobody asked to go on with."""
+    if any((out / name).exists() for name in FILES) and not resume:
+        raise FileExistsError(f"eval: {out} already holds results; add to them with --resume, or give another --out.")
+
+
+def journals(results: dict, out: Path, resume: bool) -> tuple[Journal, Journal]:
+    """The answers and readings that `out` holds, of the settings in `results`; none yet if it is not to be resumed.
+
+    Raises ValueError if they were made with other settings, FileNotFoundError if there is nothing to resume.
+    """
     file = out / "results.json"
-    if not file.exists():
+    if not resume:
+        report.write_json(file, results)
+    elif not file.exists():
         raise FileNotFoundError(f"resume: {out} holds no results.json; leave out --resume.")
-    held = json.loads(file.read_text())
-    config = json.loads(json.dumps(results["config"]))
-    changed = [k for k in config if held.get("config", {}).get(k) != config[k]]
-    if held.get("task") != results["task"] or changed:
-        raise ValueError(
-            f"resume: {out} was made with other settings ({', '.join(changed) or 'task'}); "
-            f"use the same flags, or give another --out."
-        )
+    else:
+        held = json.loads(file.read_text())
+        config = json.loads(json.dumps(results["config"]))
+        changed = [k for k in config if held.get("config", {}).get(k) != config[k]]
+        if held.get("task") != results["task"] or changed:
+            raise ValueError(
+                f"resume: {out} was made with other settings ({', '.join(changed) or 'task'}); "
+                f"use the same flags, or give another --out."
+            )
+    return Journal(out / "answers.jsonl"), Journal(out / "readings.jsonl")
 
 
 def summarise(answers: Sequence[dict], readings: Sequence[dict]) -> dict:
@@ -312,7 +327,8 @@ def _differences(answers: Sequence[dict], metric: str) -> dict:
         if r.get(metric) is not None:
             scores.setdefault(r["method"], {})[r["seed"], r["id"]] = (r[metric], r["episode"])
     out = {}
-    for a, b in itertools.combinations(reversed([m for m in METHODS if m in scores]), 2):
+    order = [*METHODS, *scores]
+    for a, b in itertools.combinations(sorted(scores, key=order.index, reverse=True), 2):
         if shared := [k for k in scores[a] if k in scores[b]]:
             mean, low, high = report.bootstrap(
                 [scores[a][k][0] - scores[b][k][0] for k in shared], [scores[a][k][1] for k in shared]

@@ -40,6 +40,7 @@ METRICS = {
     "official_f1": ("official F1", "#E69F00"),
     "squad_f1": ("SQuAD F1", "#009E73"),
     "squad_em": ("SQuAD EM", "#CC79A7"),
+    "mem1_f1": ("MEM1's F1", "#882255"),
     "judge": ("judge", "#000000"),
     "rubrics": ("rubrics passed", "#F0E442"),
     "intrusion": ("intrusions (fewer is better)", "#D55E00"),
@@ -247,8 +248,9 @@ def bar_chart(path: str | Path, methods: Mapping[str, Mapping[str, Any]], *, tit
                     f"{mean:.2f}", (x, max(mean, high)), (0, 3), textcoords="offset points", ha="center", fontsize=8
                 )
         axes.set_xticks(range(len(methods)), methods)
-        axes.set_ylim(0, 1.08)
-        axes.set_yticks(np.linspace(0, 1, 6))
+        highest = max([1.0, *(found[f"{key}_ci"][1] for found in methods.values() for key in shown)])  # sums may exceed 1
+        axes.set_ylim(0, 1.08 * highest)
+        axes.set_yticks(np.linspace(0, highest, 6))
         axes.set_ylabel("score, mean and 95 % interval")
         axes.set_title(_wrapped(title, picture), pad=26)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(shown), borderaxespad=0.2)

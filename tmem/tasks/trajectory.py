@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ..agent.decode import decode
+from ..agent.episode import Agent, LogEntry, segments
+from ..agent.learn import learn, rehearsal
+from ..agent.write import parse, write_prompt
 from ..episode import Pair
-from ..tasks import search as task
-from ..tasks.corpus import Index
-from .decode import decode
-from .episode import Agent, LogEntry, segments
-from .learn import learn, rehearsal
-from .write import parse, write_prompt
+from . import search as task
+from .corpus import Index
 
 STATES = ("full", "mem1", "tmem", "none")
 
