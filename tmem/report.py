@@ -122,7 +122,7 @@ def difference_table(differences: Mapping[str, Mapping[str, Any]], method: str) 
             if method in (a, b):
                 sign = 1 if a == method else -1
                 low, high = (round(v, 2) + 0.0 for v in sorted((sign * cell["low"], sign * cell["high"])))  # no -0.00
-                shown[metric][b if a == method else a] = f"{sign * cell['mean']:+.2f} [{low:.2f}, {high:.2f}]"
+                shown[metric][b if a == method else a] = f"{round(sign * cell['mean'], 2) + 0.0:+.2f} [{low:.2f}, {high:.2f}]"
     others = list(next(iter(shown.values()), {}))
     if not others:
         return None
