@@ -70,6 +70,22 @@ def test_a_stale_snapshot_is_caught(monkeypatch):
     assert worst(found) > 1e-2
 
 
+def test_a_writer_without_memory_is_replayed_without_it(monkeypatch):
+    agent = agent_of(slots=8)
+    with_memory = rollouts_of(agent, monkeypatch)
+    agent.config = dataclasses.replace(agent.config, write=dataclasses.replace(agent.config.write, memory=False))
+    for mode, rollouts in (
+        ("snapshot", rollouts_of(agent, monkeypatch)),
+        ("log", rollouts_of(agent, monkeypatch, snapshots=False)),
+    ):
+        writes = [a for r in rollouts for a in r.actions if a.kind == "write"]
+        assert all(a.delta is None and a.writes == 0 for a in writes) and any(len(r.log) > 1 for r in rollouts)
+        found, _ = replayed(agent, rollouts, mode=mode)
+        assert worst(found) < 1e-5 and len(found.segments) == sum(len(r.actions) for r in rollouts)
+    said = [[a.generation.ids for r in several for a in r.actions if a.kind == "write"] for several in (with_memory, rollouts)]
+    assert said[0] != said[1]  # the second writes
+
+
 def test_learning_again_from_the_log_gives_the_same_numbers_as_snapshots(monkeypatch):
     agent = agent_of(slots=8)
     kept = rollouts_of(agent, monkeypatch)

@@ -130,7 +130,7 @@ class Memory:
             agent.model,
             [agent.chat.prompt(write_prompt(segment))],
             bank=agent.bank,
-            slots=[self.slot],
+            slots=agent.writers([self.slot]),
             end=agent.chat.end,
             max_new=agent.config.write.max_new,
         )[0]

@@ -38,11 +38,16 @@ class MemoryConfig:
 
 @dataclass(frozen=True)
 class WriteConfig:
-    """`window`: L_max, tokens of working context above which the agent writes; `max_new`: tokens of one write."""
+    """`window`: L_max, tokens of working context above which the agent writes; `max_new`: tokens of one write.
+
+    `memory`: the fast weights learned so far take part in writing, as in the paper. Without them (false) a model that was never
+    taught to write under a learned Δ still writes after its first write; what is written then does not depend on what was.
+    """
 
     window: int = 384
     max_new: int = 256
     max_pairs: int = 32
+    memory: bool = True
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,10 @@ class Agent:
         )
         return cls(model, chat, bank, config)
 
+    def writers(self, slots: Sequence[int]) -> list[int]:
+        """Under whose Δ each of `slots` writes: its own, or none (-1) where `config.write.memory` is off."""
+        return list(slots) if self.config.write.memory else [-1] * len(slots)
+
 
 @dataclass(frozen=True)
 class Action:
@@ -63,7 +67,7 @@ class Action:
     prompt: list[int]
     generation: Generation
     delta: Snapshot | None  # the Δ that produced it; None: Δ = 0, or not kept
-    writes: int = 0  # how many writes had been learned by then
+    writes: int = 0  # how many writes its Δ had learned
 
 
 class Clock(dict):
@@ -226,7 +230,7 @@ def _live(agent, rollouts, slots, temperature, answering, trace, probing, known,
                 agent.model,
                 prompts,
                 bank=bank,
-                slots=[slots[i] for i in due],
+                slots=agent.writers([slots[i] for i in due]),
                 end=agent.chat.end,
                 max_new=config.write.max_new,
                 temperature=temperature,
@@ -243,7 +247,8 @@ def _live(agent, rollouts, slots, temperature, answering, trace, probing, known,
         for i, prompt, generation, w, result in zip(due, prompts, generations, written, learned):
             rollouts[i].log.append(LogEntry(plans[i][j], w, result, len(prompt), len(generation.ids), generation.finished))
             if trace:
-                rollouts[i].actions.append(Action("write", prompt, generation, deltas[i], j))
+                seen = (deltas[i], j) if config.write.memory else (None, 0)
+                rollouts[i].actions.append(Action("write", prompt, generation, *seen))
                 deltas[i] = rollouts[i].delta = bank.snapshot(slots[i], optimizer=False) if trace > 1 else None
         if probed := [(rollouts[i].log[-1], slots[i]) for i in due if i in probing]:
             with clock("probe"):

@@ -214,7 +214,7 @@ def _remember(agent: Agent, rows, slots, found: dict[int, str], s: _Settings, na
             agent.model,
             prompts,
             bank=agent.bank,
-            slots=[slots[i] for i in due],
+            slots=agent.writers([slots[i] for i in due]),
             end=agent.chat.end,
             max_new=config.write.max_new,
             temperature=s.temperature,
