@@ -14,7 +14,9 @@ from nltk.stem import PorterStemmer
 
 from tmem.episode import Question
 
-__all__ = ["ABSTENTIONS", "chosen", "em", "f1", "intrusion", "normalise", "official_f1", "squad_em", "squad_f1"]
+__all__ = [
+    "ABSTENTIONS", "chosen", "em", "f1", "intrusion", "normalise", "official_f1", "squad", "squad_em", "squad_f1", "token_f1",
+]  # fmt: skip
 
 # What counts as right where the text does not tell; the first is LoCoMo's official gold.
 ABSTENTIONS = ("No information available", "Not mentioned", "unknown")
@@ -28,7 +30,7 @@ def normalise(text: str) -> str:
     return " ".join(text.lower().translate(_PUNCTUATION).split())
 
 
-def _token_f1(prediction: list[str], gold: list[str]) -> float:
+def token_f1(prediction: list[str], gold: list[str]) -> float:
     """2PR / (P + R) over the multisets of tokens; two empty lists agree, an empty and a non-empty one do not."""
     if not prediction or not gold:
         return float(prediction == gold)
@@ -39,7 +41,7 @@ def _token_f1(prediction: list[str], gold: list[str]) -> float:
 def f1(prediction: str, question: Question) -> float:
     """Token F1 with the best of the question's answers."""
     tokens = normalise(prediction).split()
-    return max(_token_f1(tokens, normalise(answer).split()) for answer in question.answers)
+    return max(token_f1(tokens, normalise(answer).split()) for answer in question.answers)
 
 
 def em(prediction: str, question: Question) -> float:
@@ -56,18 +58,19 @@ def intrusion(prediction: str, question: Question) -> int:
     return int(any(f" {value} " in said for value in values))
 
 
-def _squad(text: str) -> str:
+def squad(text: str) -> str:
+    """SQuAD's normal form: `normalise` without a, an, the."""
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", normalise(text)).split())
 
 
 def squad_f1(prediction: str, question: Question) -> float:
     """Token F1 with the best answer after SQuAD's normalisation: lower case, no punctuation, no a, an, the."""
-    return max(_token_f1(_squad(prediction).split(), _squad(answer).split()) for answer in question.answers)
+    return max(token_f1(squad(prediction).split(), squad(answer).split()) for answer in question.answers)
 
 
 def squad_em(prediction: str, question: Question) -> float:
     """1.0 when the prediction equals one of the answers after SQuAD's normalisation, else 0.0."""
-    return float(_squad(prediction) in map(_squad, question.answers))
+    return float(squad(prediction) in map(squad, question.answers))
 
 
 def chosen(prediction: str, question: Question) -> str:
@@ -86,7 +89,7 @@ def _official_tokens(text: str) -> list[str]:
 
 def _official_token_f1(prediction: str, gold: str) -> float:
     """As in the official code, nothing in common is 0, also when both are empty."""
-    return _token_f1(tokens, _official_tokens(gold)) if (tokens := _official_tokens(prediction)) else 0.0
+    return token_f1(tokens, _official_tokens(gold)) if (tokens := _official_tokens(prediction)) else 0.0
 
 
 def official_f1(prediction: str, question: Question) -> float:

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .corpus import Document
-from .metrics import _token_f1, normalise
+from .metrics import squad, token_f1
 from .multihop import Hop
 
 __all__ = [
     "OPEN_ANSWER", "OPEN_TURN", "Objectives", "Said", "Step", "compose", "costs", "escape", "information", "listing", "prompt",
-    "read", "recall", "score", "squad", "summary",
+    "read", "recall", "score", "summary",
 ]  # fmt: skip
 
 # What a turn starts with: a small model left to itself does not keep to the form. When no turns are left, only an answer is.
@@ -184,15 +184,10 @@ def score(task: Objectives, answer: str | None) -> dict[str, float]:
     pairs = [(part, hop.answers) for part, hop in zip(parts, task.hops) if part] if counted else []
     return {
         "em": sum((float(squad(p) in map(squad, answers)) for p, answers in pairs), 0.0),
-        "f1": sum((max(_token_f1(squad(p).split(), squad(a).split()) for a in answers) for p, answers in pairs), 0.0),
+        "f1": sum((max(token_f1(squad(p).split(), squad(a).split()) for a in answers) for p, answers in pairs), 0.0),
         "mem1_f1": sum((max(_set_f1(p, a) for a in answers) for p, answers in pairs), 0.0),
         "counted": float(counted),
     }
-
-
-def squad(text: str) -> str:
-    """Lower case without punctuation and articles, single spaces."""
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", normalise(text)).split())
 
 
 def _set_f1(prediction: str, gold: str) -> float:
