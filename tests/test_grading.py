@@ -64,3 +64,22 @@ def test_a_judge_that_cannot_be_is_refused_before_any_work(tmem, tmp_path, words
     words = words if "--task" not in more else ["eval", "--out", "OUT"]
     found = tmem(*words, *more)
     assert found.exit_code == 2 and sentence in found.output and not (tmp_path / "OUT").exists(), found.output
+
+
+def test_longmemeval_has_its_aggregates(tmem, tmp_path):  # noqa: F811
+    def record(i, kind):
+        sessions = [[{"role": "user", "content": f"I like {i}.", "has_answer": True}]]
+        return {"question_id": f"q{i}", "question_type": kind, "question": "what?", "answer": "unknown",
+                "question_date": "2023/05/30", "haystack_session_ids": ["s"],
+                "haystack_dates": ["2023/05/20 (Sat) 02:21"], "haystack_sessions": sessions,
+                "answer_session_ids": ["s"]}  # fmt: skip
+
+    file = tmp_path / "lme.json"
+    kinds = ("multi-session", "multi-session", "temporal-reasoning")
+    file.write_text(json.dumps([record(i, k) for i, k in enumerate(kinds)]))
+    words = ["eval", "--task", "longmemeval", "--data", str(file), "--methods", "constant,none", "--out", "OUT"]
+    found = tmem(*words)
+    assert found.exit_code == 0 and "task average" in found.output, found.output
+    methods = json.loads((tmp_path / "OUT/results.json").read_text())["methods"]
+    assert methods["constant"]["aggregates"]["f1"]["types"] == {"multi-session": 0.0, "temporal-reasoning": 0.0}
+    assert methods["constant"]["aggregates"]["em"]["abstention"] is None

@@ -294,6 +294,12 @@ def _print_methods(results: dict, title: str) -> None:
         if grid is not None:
             console.print(grid)
     for name, m in methods.items():
+        for metric, a in m.get("aggregates", {}).items():
+            abstention = "" if a["abstention"] is None else f", abstention {a['abstention']:.2f}"
+            console.print(
+                f"{name}, {report.METRICS[metric][0]}: task average {a['task_average']:.2f}, overall {a['overall']:.2f}"
+                f"{abstention}; " + ", ".join(f"{k} {v:.2f}" for k, v in a["types"].items()), highlight=False,
+            )  # fmt: skip
         if "search" in m:
             f = m["search"]
             peak = "none right" if f["mem1_peak"] is None else f"{f['mem1_peak']:.0f} tokens at MEM1's peak"

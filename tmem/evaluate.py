@@ -29,6 +29,7 @@ from .episode import Episode, Question
 from .folders import atomic_file
 from .grading import Judging, grade, protocol_of, scored
 from .journal import Journal
+from .tasks import longmemeval
 
 BESIDE = 96  # tokens kept for the chat's template and the instruction beside text and question
 AT_LENGTH = 256  # tokens of an answer, unless asked otherwise, where a task wants whole texts
@@ -131,14 +132,14 @@ def evaluate(
                 settings.watch = lambda phase, *_, name=name, done=done: watch(name, phase, done, total)
                 _group(task, name, agent, items[at : at + slots], settings, answers, readings,
                        lambda n, name=name: watch(name, "answer", n, total))  # fmt: skip
-            results |= summarise(answers.rows, readings.rows)
+            results |= summarise(answers.rows, readings.rows, task)
             report.write_json(out / "results.json", results)
     if judging is not None:
         questions = {(s, q.id): q for s, several in episodes.items() for e in several for q in e.questions}
         results["judge"] = grade(
             task, questions, answers.rows, judging, agent, out, lambda done, total: watch("judge", "", done, total)
         )
-        results |= summarise(scored(answers.rows, out), readings.rows)
+        results |= summarise(scored(answers.rows, out), readings.rows, task)
         report.write_json(out / "results.json", results)
     _write_logs(out, readings.rows, answers.rows)
     return results
@@ -268,12 +269,18 @@ def journals(results: dict, out: Path, resume: bool) -> tuple[Journal, Journal]:
     return Journal(out / "answers.jsonl"), Journal(out / "readings.jsonl")
 
 
-def summarise(answers: Sequence[dict], readings: Sequence[dict]) -> dict:
-    """{"methods": {name: scores, intervals, costs}, "differences": {metric: {"a - b": {...}}}} of the rows of both files."""
+def summarise(answers: Sequence[dict], readings: Sequence[dict], task: str = "") -> dict:
+    """{"methods": {name: scores, intervals, costs}, "differences": {metric: {"a - b": {...}}}} of the rows of both files.
+
+    With LongMemEval each method also has its "aggregates": means by type, of the types' means, of all, and of abstentions.
+    """
     methods = {}
     for name in dict.fromkeys(r["method"] for r in answers):
         mine = [r for r in answers if r["method"] == name]
         methods[name] = _method(mine, [r for r in readings if r["method"] == name])
+        if task == "longmemeval":
+            shown = ("kind", "category", *(m for m in report.METRICS if m in methods[name]))
+            methods[name]["aggregates"] = longmemeval.summary([{k: r.get(k) for k in shown} for r in mine])
     shown = [m for m in report.METRICS if any(r.get(m) is not None for r in answers)]
     return {"methods": methods, "differences": {m: _differences(answers, m) for m in shown}}
 
