@@ -211,6 +211,8 @@ def test_the_index_finds_by_words_and_keeps_the_order_of_equals():
     assert [d.title for d in index.find("who made the toy Zib?", 1)] == ["Zib"]
     assert index.find("kite") == DOCUMENTS[1:3] and index.find("kite", 1) == DOCUMENTS[1:2]
     assert Index(DOCUMENTS[::-1]).find("kite") == [DOCUMENTS[2], DOCUMENTS[1]]
+    many = [Document(str(i), "red kite" if i % 3 else "red kite, kite") for i in range(300)]
+    assert Index(many).find("kite", 300) == sorted(many, key=lambda d: d.text == "red kite")
     assert [index.find(q) for q in ("", "  ", "of the", "?", "unseen")] == [[]] * 5
     with pytest.raises(ValueError, match="none of 1 documents has a word"):
         Index([Document("", "of the")])
