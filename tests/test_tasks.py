@@ -419,7 +419,7 @@ def test_a_right_answer_that_contains_an_intrusion_is_no_intrusion():
         ("1", "tea, long walks", "tea", 0.5),
         ("5", "No information available", "There is no information available.", 1.0),
         ("5", "No information available", "It is not mentioned", 1.0),
-        ("5", "No information available", "Unknown.", 1.0),
+        ("5", "No information available", "Unknown.", 0.0),
         ("5", "No information available", "an unknown man", 0.0),
         ("5", "No information available", "a bowl", 0.0),
     ],
@@ -433,10 +433,11 @@ def test_official_score_needs_a_category():
         metrics.official_f1("a", question("a"))
 
 
-def test_locomo_abstentions_are_right_for_adversarial_questions(locomo_file):
+def test_adversarial_questions_have_one_gold_and_two_official_phrases(locomo_file):
     adversarial = tasks.load("locomo", data=locomo_file)[0].questions[4]
-    for prediction in ("unknown", "Not mentioned.", "no information available"):
-        assert tasks.score("locomo", adversarial, prediction) == {"f1": 1, "em": 1, "intrusion": 0, "official_f1": 1}
+    assert tasks.score("locomo", adversarial, "no information available") == {"f1": 1, "em": 1, "intrusion": 0, "official_f1": 1}
+    assert tasks.score("locomo", adversarial, "Not mentioned.") == {"f1": 0, "em": 0, "intrusion": 0, "official_f1": 1}
+    assert tasks.score("locomo", adversarial, "unknown") == {"f1": 0, "em": 0, "intrusion": 0, "official_f1": 0}
     assert tasks.score("locomo", adversarial, "a bowl") == {"f1": 0, "em": 0, "intrusion": 1, "official_f1": 0}
 
 
@@ -444,6 +445,19 @@ def test_tasks_import_without_torch():
     code = "import sys; import tmem.tasks, tmem.report; assert not {'torch', 'transformers'} & set(sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_evidence_of_a_stream_is_the_line_that_says_what_is_right():
+    for seed in range(30):
+        for difficulty in (1, 2, 3):
+            episode = stream.episode(seed, "dev", difficulty)
+            for question in episode.questions:
+                if question.kind == "unknown":
+                    assert question.evidence == ()
+                    continue
+                (evidence,) = question.evidence
+                assert evidence.text in episode.chunks[evidence.chunk].splitlines()
+                assert any(answer in evidence.text for answer in question.answers), (question, evidence)
 
 
 # a task of one's own -----------------------------------------------------------------------------------------------------

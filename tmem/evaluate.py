@@ -175,7 +175,10 @@ def _group(task, method, agent, items, settings, answers: Journal, readings: Jou
     for at in range(0, len(todo), BATCH):
         part = todo[at : at + BATCH]
         start = time.perf_counter()
-        said = ask(agent, [(k, q) for *_, k, q in part], max_new=settings.max_new, at_length=settings.at_length)
+        said = ask(
+            agent, [(k, q) for *_, k, q in part],
+            unknown=settings.constant, max_new=settings.max_new, at_length=settings.at_length,
+        )  # fmt: skip
         seconds = (time.perf_counter() - start) / len(part)
         answers.append(
             _answer(task, method, settings.seed, e, home, q, a, seconds) for (e, home, _, q), a in zip(part, said)

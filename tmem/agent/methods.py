@@ -17,11 +17,8 @@ from .episode import Agent, Rollout, first_line, run
 from .folds import notes, summary
 from .retrieve import Lines, dense
 
-# Methods with text in the prompt see the same instruction, so that they differ in what they see and in nothing else.
-WITH_TEXT = "{text}\n\nAnswer from the text above in a few words; if it does not say, answer: unknown.\n{question}"
-
-# Where an answer is graded and not compared, the question says itself what it wants.
-WITH_TEXT_AT_LENGTH = "{text}\n\n{question}"
+# All methods ask in the same words, so that they differ in the text that stands before them, if any, and in Δ.
+ASKED = "Answer in a few words; if you do not know, answer: {unknown}.\n{question}"
 CONTEXT = 2048  # tokens of text in a prompt, unless asked otherwise
 
 Watch = Callable[[str, int, int], None]
@@ -72,7 +69,7 @@ class Settings:
 
     seed: int = 0
     context: int = CONTEXT  # tokens of text that a prompt may hold
-    constant: str = "unknown"
+    constant: str = "unknown"  # the task's words for what it did not say; prompts ask for them
     max_new: int = 0  # tokens of an answer; 0: the preset's
     at_length: bool = False  # answers are whole texts, else what stands on their first line
     probing: bool = False
@@ -187,15 +184,23 @@ def in_prompt(agent: Agent, rollout: Rollout, context: int = CONTEXT) -> Kept:
     return _fixed(text, _reading(rollout), rollout)
 
 
-def ask(agent: Agent, asked: Sequence[tuple[Kept, Question]], *, max_new: int = 0, at_length: bool = False) -> list[Said]:
+def prompt(kept: Kept, question: Question, unknown: str = "unknown", at_length: bool = False) -> str:
+    """The user turn of a question: the text that was kept, if any, and the question in the words of `ASKED`.
+
+    at_length: the answer is graded and not compared; the question says itself what it wants.
+    """
+    words = question.text if at_length else ASKED.format(unknown=unknown, question=question.text)
+    return words if kept.text is None else f"{kept.text(question)}\n\n{words}"
+
+
+def ask(
+    agent: Agent, asked: Sequence[tuple[Kept, Question]], *, unknown: str = "unknown", max_new: int = 0, at_length: bool = False
+) -> list[Said]:
     """Greedy answers, each with what its episode's method kept; as many Δ at once as the bank has free slots.
 
-    max_new, at_length: as in Settings.
+    unknown: Settings.constant. max_new, at_length: as in Settings.
     """
-    form = WITH_TEXT_AT_LENGTH if at_length else WITH_TEXT
-    prompts = [
-        agent.chat.prompt(q.text if kept.text is None else form.format(text=kept.text(q), question=q.text)) for kept, q in asked
-    ]
+    prompts = [agent.chat.prompt(prompt(kept, q, unknown, at_length)) for kept, q in asked]
     out: list[Said | None] = [Said(kept.said) if kept.said is not None else None for kept, _ in asked]
     todo = [i for i, said in enumerate(out) if said is None]
     deltas = list({id(asked[i][0].delta): asked[i][0].delta for i in todo if asked[i][0].delta is not None}.values())

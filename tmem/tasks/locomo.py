@@ -38,8 +38,7 @@ def load(
     limit: at most so many questions per conversation, drawn without replacement; the draw depends on the seed and the
     conversation's id alone, so every method is asked the same. Questions keep the order of the file, and their id is
     "sample_id/index in the file".
-    Category 5 has the answers "No information available", "Not mentioned" and "unknown"; its adversarial answer is the
-    question's intrusion. With `adversarial` "choice" the question offers the first and the intrusion as (a) and (b), in
+    Category 5 has the one answer "No information available"; its adversarial answer is the question's intrusion. With `adversarial` "choice" the question offers the first and the intrusion as (a) and (b), in
     an order drawn from the seed and its id. Temporal questions (category 2) end with `date_suffix`; "" leaves them as
     they are. Evidence is the chunk's line of every known turn that the file names.
     Raises FileNotFoundError, and ValueError for a file of another format, a limit below 1 or an unknown `adversarial`.
@@ -93,7 +92,7 @@ def _question(id: str, qa: Record, lines: dict, date_suffix: str, choice_seed: i
     intrusions: tuple[str, ...] = ()
     choices: tuple[str, str] | tuple[()] = ()
     if category == 5:
-        answers = ABSTENTIONS
+        answers = ABSTENTIONS[:1]
         if qa.get("adversarial_answer", str, int, float, default="") != "":
             intrusions = (qa.answer("adversarial_answer"),)
     else:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tmem.episode import Episode, Evidence, Question
-from tmem.tasks.metrics import ABSTENTIONS
 from tmem.tasks.records import Record, check_limit, draw, read
 
 __all__ = ["load", "summary"]
@@ -23,7 +22,8 @@ def load(path: str | Path, *, seed: int = 0, limit: int | None = None) -> list[E
     limit: at most so many questions, drawn by the seed; every type is drawn before any is drawn twice.
     Sessions stand in the order of their dates, as in the S and M files (the oracle's are not sorted); empty ones are left
     out. A question ends with the day it is asked on, where the file says; its kind is its type. Those whose id ends with
-    "_abs" have category "abstention": what they ask was never said, and to say so in a word or two is right as well.
+    "_abs" have category "abstention": what they ask was never said. Their answer is a sentence that says so, which f1 and em
+    compare as any other; whether a prediction abstains in other words is for a judge to say.
     Evidence is the turns that are marked, or all of the answer's sessions where none is.
     Raises FileNotFoundError, and ValueError for a file of another format or a limit below 1.
     """
@@ -62,7 +62,7 @@ def _episode(record: Record) -> Episode:
     question = Question(
         id,
         record.get("question", str) + (f" (asked on {day[1] if day else asked})" if asked else ""),
-        (record.answer("answer"), *(ABSTENTIONS if abstains else ())),
+        (record.answer("answer"),),
         record.get("question_type", str),
         category="abstention" if abstains else "",
         evidence=tuple(marked or whole),

@@ -18,7 +18,7 @@ __all__ = [
     "ABSTENTIONS", "chosen", "em", "f1", "intrusion", "normalise", "official_f1", "squad", "squad_em", "squad_f1", "token_f1",
 ]  # fmt: skip
 
-# What counts as right where the text does not tell; the first is LoCoMo's official gold.
+# Words for "the text does not tell"; the first are LoCoMo's gold, and what prompts ask for.
 ABSTENTIONS = ("No information available", "Not mentioned", "unknown")
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -97,9 +97,8 @@ def official_f1(prediction: str, question: Question) -> float:
 
     1 (multi-hop): both sides are split at commas; mean over the golds of the best F1 of any predicted part.
     2, 4: F1 of the whole strings. 3: the same, the gold cut at its first ";".
-    5 (adversarial): 1.0 if the prediction contains "no information available" or "not mentioned". The bare answer
-    "unknown" counts as well: it is how this project's prompts ask a model to abstain. Where the question offers two
-    `choices`, a bare letter stands for its choice.
+    5 (adversarial): 1.0 if the prediction contains "no information available" or "not mentioned", nothing else counts.
+    Where the question offers two `choices`, a bare letter stands for its choice.
     Raises ValueError for any other category.
     """
     gold = question.answers[0]
@@ -114,6 +113,5 @@ def official_f1(prediction: str, question: Question) -> float:
             return _official_token_f1(prediction, gold.split(";")[0])
         case "5":
             said = chosen(prediction, question).lower()
-            abstains = "no information available" in said or "not mentioned" in said
-            return float(abstains or normalise(prediction) == "unknown")
+            return float("no information available" in said or "not mentioned" in said)
     raise ValueError(f"official_f1: question {question.id} has category {question.category!r}, expected '1' to '5'")

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
-from tmem.episode import Episode, Pair, Question
+from tmem.episode import Episode, Evidence, Pair, Question
 from tmem.tasks import stream_data_dev, stream_data_test, stream_data_train
 from tmem.tasks.stream_data import Language, Topic
 from tmem.tasks.task import Task
@@ -138,13 +138,14 @@ def episode(seed: int | str, split: str = "train", difficulty: int = 1, question
     id = f"stream/{split}/{difficulty}/{seed}"
     plan = _plan(id, language, level)
     deck = _Deck(random.Random(f"{id}/words"))
-    chunks = tuple(
-        _session(deck, language, level, plan.people, when, statements)
-        for when, statements in zip(plan.dates, plan.sessions, strict=True)
-    )
+    chunks, evidence = [], {}
+    for when, statements in zip(plan.dates, plan.sessions, strict=True):
+        text, lines = _session(deck, language, level, plan.people, when, statements)
+        evidence |= {(s.topic, s.person): Evidence(len(chunks), line) for s, line in zip(statements, lines, strict=True)}
+        chunks.append(text)
     pairs = tuple(tuple(_pairs(deck, language, statements)) for statements in plan.sessions)
-    questions = _questions(deck, language, level, plan, id)
-    return Episode(id, chunks, pairs, questions)
+    questions = _questions(deck, language, level, plan, evidence, id)
+    return Episode(id, tuple(chunks), pairs, questions)
 
 
 @dataclass(frozen=True)
@@ -327,8 +328,11 @@ def _session(
     people: tuple[str, ...],
     when: str,
     statements: tuple[_Statement, ...],
-) -> str:
-    """The text of one session: an opening, the statements in order, and chit-chat between them up to a word count."""
+) -> tuple[str, list[str]]:
+    """One session: an opening, the statements in order, and chit-chat between them up to a word count.
+
+    Returns its text, and of each statement the line that says it.
+    """
     rng, chat = deck.rng, language.chat
     present = [person for person in people if any(s.person == person for s in statements)]
     absent = [person for person in people if person not in present]
@@ -341,6 +345,7 @@ def _session(
     # has no speaker yet: whoever did not speak last. What may be added, `extra`, has the pool to draw from and the
     # addressee instead of a text.
     spoken = [((-1, 0), rng.choice(present), deck.draw(chat.open))]
+    phrases = []
     extra = [((len(statements), 9), rng.choice(present), chat.close, "")]
     for k, statement in enumerate(statements):
         topic, subject = language.topics[statement.topic], statement.person
@@ -350,7 +355,8 @@ def _session(
             teller, pool = other(subject), topic.told
         else:
             teller, pool = subject, topic.said
-        spoken.append(((k, 3), teller, _phrase(deck, pool, statement)))
+        phrases.append(_phrase(deck, pool, statement))
+        spoken.append(((k, 3), teller, phrases[-1]))
         if teller == subject:
             extra.append(((k, 2), other(subject), chat.lead, subject))
         else:
@@ -384,7 +390,8 @@ def _session(
             turns[-1] = speaker, f"{turns[-1][1]} {text}"
         else:
             turns.append((speaker, text))
-    return "\n".join([f"Date: {when}", *(f"{speaker}: {text}" for speaker, text in turns)])
+    lines = [f"{speaker}: {text}" for speaker, text in turns]
+    return "\n".join([f"Date: {when}", *lines]), [next(line for line in lines if phrase in line) for phrase in phrases]
 
 
 def _pairs(deck: _Deck, language: Language, statements: tuple[_Statement, ...]) -> Iterator[Pair]:
@@ -395,16 +402,19 @@ def _pairs(deck: _Deck, language: Language, statements: tuple[_Statement, ...]) 
 
 
 def _question(
-    deck: _Deck, language: Language, level: Difficulty, known: _Known, where: tuple[str, str, str], id: str, kind: str
-) -> Question:
+    deck: _Deck, language: Language, level: Difficulty, known: _Known, where: tuple[str, str, str], id: str, kind: str,
+    evidence: tuple[Evidence, ...] = (),
+) -> Question:  # fmt: skip
     name, part, person = where
     topic: Topic = language.topics[name]
     of_value, of_date = (topic.ask, topic.ask_date) if level.oblique else (topic.plain, topic.plain_date)
     text = deck.draw(of_value if part == "value" else of_date).format(name=person)
-    return Question(id, text, known.answers(*where), kind, known.intrusions(*where), name)
+    return Question(id, text, known.answers(*where), kind, known.intrusions(*where), name, evidence)
 
 
-def _questions(deck: _Deck, language: Language, level: Difficulty, plan: _Plan, id: str) -> tuple[Question, ...]:
+def _questions(
+    deck: _Deck, language: Language, level: Difficulty, plan: _Plan, evidence: dict[tuple[str, str], Evidence], id: str
+) -> tuple[Question, ...]:
     """Changes first, up to half of what can be answered; then other facts of shared topics; then what nobody said."""
     rng = deck.rng
     statements = [s for session in plan.sessions for s in session]
@@ -425,6 +435,10 @@ def _questions(deck: _Deck, language: Language, level: Difficulty, plan: _Plan, 
     def kind(where: tuple[str, str, str]) -> str:
         return UNKNOWN if where in never else "change" if where in changed else language.topics[where[0]].kind
 
+    def stated(topic: str, part: str, person: str) -> tuple[Evidence, ...]:
+        return (evidence[topic, person],) if (topic, person) in evidence else ()
+
     return tuple(
-        _question(deck, language, level, known, where, f"{id}/q{i}", kind(where)) for i, where in enumerate(asked)
+        _question(deck, language, level, known, where, f"{id}/q{i}", kind(where), stated(*where))
+        for i, where in enumerate(asked)
     )
