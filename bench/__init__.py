@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from .. import machine, report
-from . import attend, decode, episodes, idle, init, lora, model, rsvd, step, train, update
+from . import attend, decode, episodes, idle, init, lora, model, rsvd, soak, step, train, update
 from .measure import Settings, ceilings, measured
 
 BENCHES = {
@@ -25,7 +25,7 @@ BENCHES = {
 }
 """What `tmem bench NAME` runs: training with adapters (one layer, the whole decoder, one online update), their optimizer
 step, decoding with them and its attention."""
-STUDIES = {"rsvd": rsvd, "init": init, "train": train, "eval": episodes}
+STUDIES = {"rsvd": rsvd, "init": init, "train": train, "eval": episodes, "soak": soak}
 """What `tmem bench NAME` runs one at a time, with rows of its own: see `study`."""
 ON_GPU = ("lora", "step", "idle", "decode")  # the model-level benches are for the CPU, where an op is large beside its launch
 
@@ -64,8 +64,10 @@ def study(
     threads: int | None = None,
     watch: Callable[[str, int, int], None] = lambda part, done, total: None,
     partial: Path | None = None,
+    **options,
 ) -> dict:
-    """Run one of STUDIES; arguments as for `run`. Returns {"machine", "versions", "commit", "settings"} and what it found.
+    """Run one of STUDIES; arguments as for `run`, `options` those of its own. Returns {"machine", "versions", "commit",
+    "settings"} and what it found.
 
     partial  a file for the parts that are done, under what they depend on: a study that was interrupted goes on from there
     """
@@ -81,7 +83,7 @@ def study(
         return parts[key]
 
     with _threads(threads) as count:
-        found = STUDIES[name].study(quick, watch, kept)
+        found = STUDIES[name].study(quick, watch, kept, **options)
     return {**_about(), "settings": {"quick": quick, "threads": count}, **found}
 
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from ..report import write_json
-from . import STUDIES, episodes, plots, run, studies, study, targets, train
+from . import STUDIES, episodes, plots, run, soak, studies, study, targets, train
 
 TITLES = {
     "lora": "one linear layer K→N, adapters x tokens, forward and backward: ms, ratio to base (grouped: torch._grouped_mm)",
@@ -27,12 +27,12 @@ TITLES = {
 _SHORT = {"float32": "fp32", "float32 medium": "fp32 medium", "bfloat16": "bf16"}
 
 
-def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: int | None) -> None:
-    """Run under a progress bar, print the tables, write `json` and its pictures if given."""
+def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: int | None, **options) -> None:
+    """Run under a progress bar, print the tables, write `json` and its pictures if given. `options`: of the study named."""
     if set(names) & set(STUDIES):
         if len(names) > 1:
             raise ValueError(f"bench: {', '.join(STUDIES)} run by themselves, got {', '.join(names)}; ask for one.")
-        _study(names[0], json, quick=quick, threads=threads)
+        _study(names[0], json, quick=quick, threads=threads, **options)
         return
     console = Console()
     with _progress(console) as watch:
@@ -53,12 +53,12 @@ def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: in
         console.print(f"written to {json}" + "".join(f", {path}" for path in plots.draw(found, json)))
 
 
-def _study(name: str, json: Path | None, *, quick: bool, threads: int | None) -> None:
+def _study(name: str, json: Path | None, *, quick: bool, threads: int | None, **options) -> None:
     console = Console()
     partial = json and json.with_name(f".{json.name}.parts")
     with _progress(console) as watch:
-        found = study(name, quick=quick, threads=threads, watch=watch, partial=partial)
-    own = {"train": train, "eval": episodes}.get(name)  # these show themselves
+        found = study(name, quick=quick, threads=threads, watch=watch, partial=partial, **options)
+    own = {"train": train, "eval": episodes, "soak": soak}.get(name)  # these show themselves
     for table in own.tables(found) if own else studies.tables(name, found):
         console.print(table)
     _print_aims(console, found.get("aims", []), quick)

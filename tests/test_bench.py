@@ -6,7 +6,7 @@ from collections import defaultdict
 import pytest
 import torch
 from click.testing import CliRunner
-from tmem.bench import episodes, init, lora, measure, plots, show, step, studies, table, targets
+from tmem.bench import episodes, init, lora, measure, plots, show, soak, step, studies, table, targets
 from tmem.bench.measure import Provider, Settings, WrongNumbers
 
 from tmem import bench, cli
@@ -88,6 +88,17 @@ def test_a_study_leaves_its_rows_and_pictures(name, tmp_path):
         for row in found["rows"]:
             assert row["episodes"] > 1 and row["ratio"] == pytest.approx(row["apart"] / row["together"])
             assert row["together_an_hour"] == pytest.approx(3600 * row["episodes"] / row["together"])
+    elif name == "soak":
+        names = ["default", "rehearse 0", "rehearse 16", "lr 0.0215", "lr 0.01075"]
+        assert list(found["work"]["settings"]) == names and found["work"]["settings"]["rehearse 16"]["rehearse"] == 16
+        places = [(r["setting"], r["chain"], r["after"]) for r in found["rows"]]
+        assert sorted(places) == sorted((n, c, after) for n in names for c in (0, 1) for after in (1, 2, 3))
+        for row in found["rows"]:
+            told = soak.chain(row["chain"], row["after"])
+            assert sum(a["pairs"] for a in row["asked"]) == len({f.about for facts in told for f in facts})
+            assert all(0 <= a[way] <= a["pairs"] and 0 <= a["age"] < row["after"] for a in row["asked"] for way in soak.WAYS)
+            assert sum(row["never"].values()) == soak.STRANGERS * row["after"]
+            assert row["norm"] > 0 and row["nll"] > 0 and row["seconds"] > 0 and row["undone"] == 0
     else:
         assert {r["phase"] for r in found["rows"]} == {"tuning", "judging"}
         assert {r["optimizer"] for r in found["rows"]} == {"adamw", "sgd"}
@@ -120,7 +131,7 @@ def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
 
 
 def test_a_study_runs_by_itself():
-    with pytest.raises(ValueError, match="rsvd, init, train, eval run by themselves, got lora, rsvd"):
+    with pytest.raises(ValueError, match="rsvd, init, train, eval, soak run by themselves, got lora, rsvd"):
         show.bench(("lora", "rsvd"), None, quick=True, threads=1)
 
 
@@ -245,3 +256,60 @@ def test_an_episode_that_is_lived_otherwise_among_others_is_caught(monkeypatch):
     calls = []
     with pytest.raises(WrongNumbers, match="otherwise than alone"):
         bench.study("eval", quick=True, threads=1)
+
+
+def test_a_chain_is_of_conversations_between_different_people():
+    told = soak.chain(0, 30)
+    assert len(told) == 30 and told == soak.chain(0, 30) and told[:4] == soak.chain(0, 4) and told != soak.chain(1, 30)
+    people = [{f.person for facts in told[at : at + 3] for f in facts} for at in range(0, 30, 3)]
+    assert sum(map(len, people)) == len(set.union(*people))
+    said = {(f.topic, f.person) for facts in told for f in facts}
+    for facts in told:
+        assert len(facts) == 5
+        for f in facts:
+            assert f.person in f.taught and f.person in f.plain and f.person in f.oblique and f.person not in f.stranger
+            assert len({f.taught, f.plain, f.oblique, f.stranger}) == 4
+            assert any(f.plain.replace(f.person, name) == f.stranger and (f.topic, name) not in said
+                       for name in soak.stream.LANGUAGES["dev"].names)  # fmt: skip
+    every = [f.about for facts in told for f in facts]
+    assert len(every) - len(set(every)) == 2 * 10
+    with pytest.raises(ValueError, match="dev has names for 1 to 30 writes, got 31"):
+        soak.chain(0, 31)
+
+
+def test_answers_of_a_soak_are_judged_by_what_is_true_by_then():
+    def fact(person, value):
+        return soak.Fact(person, "dog", "value", (value,), "", "", "", "")
+
+    told = ((fact("Ann", "Rex"), fact("Bob", "Spot")), (fact("Ann", "Old Tom"), fact("Cy", "Rex")))
+    ann, bob, cy = ["old tom", "Spot", "x"], ["a Rex.", "Spot", "y"], ["Rex", "unknown", "Rex"]
+    row = soak._judged(told, iter([*ann, *bob, *cy, "Unknown.", "It is Rex", "no", "Old Tom"]))
+    assert row["asked"] == [
+        {"age": 0, "pairs": 2, "taught": 2, "plain": 0, "oblique": 1},
+        {"age": 1, "pairs": 1, "taught": 0, "plain": 1, "oblique": 0},
+    ]
+    assert row["updates"] == {"new": 0, "stale": 0, "mixed": 0, "other": 1}
+    assert row["swapped"] == pytest.approx(1 / 3) and row["never"] == {"unknown": 1, "intruded": 2, "other": 1}
+
+
+@pytest.mark.parametrize(
+    "said, kind",
+    [("Night Nurse.", "new"), ("porter", "stale"), ("a porter", "stale"), ("night porter", "mixed"),
+     ("the porter nurse", "mixed"), ("night watch", "other"), ("unknown", "other")],
+)  # fmt: skip
+def test_an_answer_to_what_changed_is_new_stale_or_mixed(said, kind):
+    assert soak.updated(said, "night nurse", ["porter"]) == kind
+
+
+def test_of_a_soak_settings_are_read_as_those_of_a_preset():
+    assert soak.parsed("rehearse=0,lr=0.02") == {"rehearse": 0, "lr": 0.02}
+    cases = {
+        "rehearse": "expected a setting such as rehearse=0,lr=0.02, got 'rehearse'",
+        "rehears=3": "has no setting 'rehears'",
+        "lr='a'": "lr: expected a number",
+    }
+    for wrong, words in cases.items():
+        result = CliRunner().invoke(cli.main, ["bench", "soak", "--quick", "--with", wrong])
+        assert result.exit_code == 2 and words in " ".join(result.output.split())
+    result = CliRunner().invoke(cli.main, ["bench", "step", "--quick", "--with", "lr=1"])
+    assert result.exit_code == 2 and "--with means nothing for bench step; leave it out." in result.output

@@ -3,9 +3,12 @@
 import dataclasses
 import math
 
+import peft
 import pytest
+import tiny
 import torch
-from tiny import Letters, model, pairs
+import transformers
+from tiny import FAMILIES, Letters, model, pairs
 
 import tmem.agent.episode as loop
 from tmem import forward as fw
@@ -20,12 +23,14 @@ from tmem.agent.scored import probabilities
 from tmem.agent.write import Written, parse, render
 from tmem.episode import Episode, Pair, Question
 from tmem.rl.trainer import Trainer
+from tmem.testing import assert_close
 
 CONFIG = AgentConfig(
     memory=MemoryConfig(rank=4, last_layers=2),
     learn=LearnConfig(lr=3e-3, epochs=3, batch=4),
     write=WriteConfig(window=80, max_new=40),
 )
+EVERY = [(family, torch.float32) for family in FAMILIES] + [("llama", torch.bfloat16), ("gemma", torch.bfloat16)]
 
 
 def agent_of(slots=4, dtype=torch.float32, config=CONFIG, **sizes):
@@ -35,14 +40,14 @@ def agent_of(slots=4, dtype=torch.float32, config=CONFIG, **sizes):
 # learning --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_episode_learns_the_same_bits_alone_and_among_others(dtype):
+@pytest.mark.parametrize("family, dtype", EVERY)
+def test_an_episode_learns_the_same_bits_alone_and_among_others(family, dtype):
     jobs = {0: pairs(6, "a"), 1: pairs(3, "bb"), 2: pairs(9, "c"), 3: pairs(1)}
-    together = agent_of(dtype=dtype)
+    together = agent_of(family=family, dtype=dtype)
     slots = {k: together.bank.alloc() for k in jobs}
     results = learn(together.model, together.bank, [(slots[k], p) for k, p in jobs.items()], together.chat, CONFIG.learn)
     for (k, job), result in zip(jobs.items(), results):
-        alone = agent_of(dtype=dtype)
+        alone = agent_of(family=family, dtype=dtype)
         for _ in range(4 - k):  # another slot than among the others
             slot = alone.bank.alloc()
         (single,) = learn(alone.model, alone.bank, [(slot, job)], alone.chat, CONFIG.learn)
@@ -51,8 +56,9 @@ def test_an_episode_learns_the_same_bits_alone_and_among_others(dtype):
         assert single.loss_after < single.loss_before
 
 
-def test_an_idle_slot_does_not_change_by_one_bit():
-    agent = agent_of()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_idle_slot_does_not_change_by_one_bit(family):
+    agent = agent_of(family=family)
     idle, busy = agent.bank.alloc(weight_decay=0.5), agent.bank.alloc()
     learn(agent.model, agent.bank, [(idle, pairs(3))], agent.chat, dataclasses.replace(CONFIG.learn, weight_decay=0.5))
     before = agent.bank.snapshot(idle)
@@ -141,10 +147,10 @@ def test_two_jobs_for_one_slot_are_refused():
 # decoding --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family, dtype", EVERY)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_an_episode_decodes_the_same_alone_and_among_others(dtype, temperature):
-    agent = agent_of(dtype=dtype)
+def test_an_episode_decodes_the_same_alone_and_among_others(family, dtype, temperature):
+    agent = agent_of(family=family, dtype=dtype)
     for s in range(3):
         learn(agent.model, agent.bank, [(agent.bank.alloc(), pairs(3, str(s)))], agent.chat, CONFIG.learn)
     prompts = [agent.chat.prompt("x" * n + "?") for n in (1, 3, 20, 21, 22, 45, 230, 301, 490, 600)]
@@ -158,11 +164,12 @@ def test_an_episode_decodes_the_same_alone_and_among_others(dtype, temperature):
     assert len({tuple(g.ids) for g in together}) > 3
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("bank_too", [True, False])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_steps_at_fixed_addresses_decode_the_same(bank_too, temperature):
+def test_steps_at_fixed_addresses_decode_the_same(family, bank_too, temperature):
     """What a GPU captures as a graph: the same tokens, whatever was decoded before in the same memory."""
-    agent = agent_of()
+    agent = agent_of(family=family)
     for s in range(3):
         learn(agent.model, agent.bank, [(agent.bank.alloc(), pairs(3, str(s)))], agent.chat, CONFIG.learn)
     options = dict(bank=agent.bank, max_new=12, temperature=temperature)
@@ -185,8 +192,9 @@ def test_steps_at_fixed_addresses_decode_the_same(bank_too, temperature):
     assert all(vars(owner)["_decode_steps"][key] is steps for key, steps in kept.items())
 
 
-def test_decoding_matches_transformers_generate():
-    network = model()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoding_matches_transformers_generate(family):
+    network = model(family)
     ids = torch.randint(1, 160, (1, 11))
     want = network.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False, eos_token_id=None)
     (got,) = decode(network, [ids[0].tolist()], end=-1, max_new=10)
@@ -422,9 +430,56 @@ def test_a_preset_that_means_nothing_is_refused_before_any_work(tmp_path, text, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_family_that_would_be_computed_wrongly_is_refused():
-    from transformers import GraniteConfig, GraniteForCausalLM
+# families of models ----------------------------------------------------------------------------------------------------
 
-    network = GraniteForCausalLM(GraniteConfig(**model().config.to_dict() | {"model_type": "granite"}))
-    with pytest.raises(ValueError, match="is of family 'granite'"):
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_the_pieces_together_are_the_model(family, dtype, tolerance):
+    network = model(family, dtype=dtype)
+    norms = [p for name, p in network.named_parameters() if "norm" in name]
+    for i, weight in enumerate(norms):  # fresh ones are all ones or, in Gemma, zeros
+        weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(i), dtype=dtype)
+    ids = torch.randint(1, 160, (4, 23), generator=torch.Generator().manual_seed(0))
+    want = network(input_ids=ids).logits
+    hidden = fw.layers(network, fw.embed(network, ids), torch.arange(23)[None], fw.causal_mask(23))
+    assert norms and fw.logits(network, hidden).dtype == dtype
+    assert_close("logits", fw.logits(network, hidden), want, tolerance)
+    assert_close("at positions", fw.token_logits(network, ids, [2, 0], [22, 5]), want[[2, 0], [22, 5]], tolerance)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_learned_is_a_peft_adapter_of_its_family(family, tmp_path):
+    agent, ids = agent_of(family=family), torch.tensor([[5, 90, 33, 7, 120]])
+    slot = agent.bank.alloc()
+    (learned,) = learn(agent.model, agent.bank, [(slot, pairs(4))], agent.chat, CONFIG.learn)
+    assert learned.kept and learned.loss_after < learned.loss_before
+    agent.bank.save(slot, tmp_path / "m")
+    again = agent.bank.load(tmp_path / "m")
+    assert torch.equal(agent.bank.param[again], agent.bank.param[slot])
+    plain = agent.model(input_ids=ids).logits
+    with agent.bank.route([slot], learn=False):
+        ours = agent.model(input_ids=ids).logits
+    theirs = peft.PeftModel.from_pretrained(model(family), tmp_path / "m")(input_ids=ids).logits
+    assert_close("logits in PEFT", theirs, ours, 1e-5)
+    assert (ours - plain).norm() > 1e-2 * plain.norm()
+
+
+@pytest.mark.parametrize(
+    "name, sizes, sentence",
+    [
+        ("Granite", {}, "is of family 'granite'; choose"),
+        ("Gemma2", {}, "is of family 'gemma2' with a sliding window of 4096 tokens"),
+        ("Gemma3", {}, "is of family 'gemma3_text' with a sliding window of 4096 tokens"),
+        ("Gemma2", {"sliding_window": None}, "is of family 'gemma2'; choose"),
+        ("Mistral", {}, "is of family 'mistral' with a sliding window of 4096 tokens; choose another model"),
+        ("Qwen2", {"use_sliding_window": True, "max_window_layers": 2}, "is of family 'qwen2' with a sliding window"),
+        ("Gemma", {"use_bidirectional_attention": True}, "is of family 'gemma' with bidirectional attention"),
+    ],
+)
+def test_a_model_that_would_be_computed_wrongly_is_refused(name, sizes, sentence):
+    config = getattr(transformers, f"{name}TextConfig" if name == "Gemma3" else f"{name}Config")
+    sizes = {**tiny._SIZES, "head_dim": 16, **sizes}
+    network = getattr(transformers, f"{name}ForCausalLM")(config(**sizes))
+    with pytest.raises(ValueError, match=sentence):
         Agent.build(network, Letters(), CONFIG, 2)

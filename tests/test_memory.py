@@ -1,11 +1,17 @@
-"""Memory on the default model: sixteen facts go in, the text is gone, other words get them out."""
+"""Memory on the default model: sixteen facts go in, the text is gone, other words get them out. On a tiny one: restarts."""
 
+import json
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import tiny_memory
+import torch
 
-from tmem import Memory
+from tmem import Memory, models
 
 # Sixteen facts, not those that the settings were chosen on.
 EXAMPLE = Path(__file__).parents[1] / "examples" / "facts.py"
@@ -79,3 +85,45 @@ def test_bad_input_is_named(taught):
         memory.learn([("q?", " ")])
     with pytest.raises(ValueError, match="no preset 'huge'"):
         Memory.from_pretrained(preset="huge")
+
+
+PRESET = """
+[memory]
+rank = 8
+last_layers = 3
+[learn]
+lr = 0.02
+epochs = 30
+rehearse = 8
+[answer]
+max_new = 6
+"""
+
+
+def test_a_memory_goes_on_in_another_process(tmp_path, monkeypatch):
+    """Saved and loaded elsewhere it answers the same and learns on to the bit as one that only lost its optimizer's moments."""
+    preset, folder = tmp_path / "tiny.toml", tmp_path / "m"
+    preset.write_text(PRESET)
+
+    def elsewhere(*steps):
+        command = [sys.executable, tiny_memory.__file__, preset, *steps]
+        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **threads})
+        return json.loads(done.stdout)
+
+    monkeypatch.setattr(models, "load", tiny_memory.load)
+    def here(*steps):
+        return tiny_memory.lived(str(preset), *steps)
+
+    begin, go_on = ("learn=a", "ask=a"), ("learn=b", "ask=b", "observe=I have a cat.", "ask=a")
+    first = here(*begin, f"save={folder}")
+    then = elsewhere(f"load={folder}", "ask=a", *go_on, f"save={folder}")
+    never, with_moments = here(*begin, "forget_moments", *go_on), here(*begin, *go_on)
+    before, after, _, kept = first["learn=a"][0]
+    assert kept and after < before / 2 and all(said.startswith("a") for said in first["ask=a"][0])
+    for what in ("learn=b", "ask=a", "ask=b", "weights", "pairs"):
+        assert then[what] == never[what], what
+    assert then["ask=a"][0] == first["ask=a"][0] != then["ask=a"][1] and len(then["pairs"]) == 8
+    assert then["weights"] != first["weights"] and with_moments["weights"] != never["weights"]
+    back = here(f"load={folder}", "ask=a")  # the text that waits is saved, too
+    assert back["ask=a"] == then["ask=a"][1:] and back["weights"] == then["weights"]

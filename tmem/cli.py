@@ -209,7 +209,7 @@ def evaluate(
         from .tasks.trajectory import STATES as every
 
         allowed = ("data", "limit", "seed", "model", "preset", "context", "resume")
-        _only(task, {**options, "probe": probe, "judge_url": judge_url}, allowed)
+        _only(f"--task {task}", {**options, "probe": probe, "judge_url": judge_url}, allowed)
         options = {k: options[k] for k in allowed}
         work = partial(search, documents=corpus, objectives=objectives, turns=turns, **options)
         default = "all"
@@ -232,24 +232,30 @@ def _of_task(run, task: str, methods: list[str], out: Path, **options) -> dict:
     return run(task, methods, out, **options)
 
 
-def _only(task: str, given: dict, allowed: tuple[str, ...]) -> None:
-    """Refuse options that a task has no use for, where they were given."""
+def _only(what: str, given: dict, allowed: tuple[str, ...]) -> None:
+    """Refuse options that `what` has no use for, where they were given."""
     context = click.get_current_context()
-    for name in given.keys() - set(allowed):
-        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name.replace('_', '-')} means nothing for --task {task}; leave it out.")
+    for option in context.command.params:
+        said = context.get_parameter_source(option.name) == click.core.ParameterSource.COMMANDLINE
+        if said and option.name in given and option.name not in allowed:
+            raise click.UsageError(f"{option.opts[0]} means nothing for {what}; leave it out.")
 
 
 @main.command()
-@click.argument("names", nargs=-1, type=click.Choice(["lora", "step", "decode", "rsvd", "init", "train", "eval"]))
+@click.argument("names", nargs=-1, type=click.Choice(["lora", "step", "decode", "rsvd", "init", "train", "eval", "soak"]))
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), is_flag=False,
               flag_value="bench.json", metavar="[FILE]",
               help="Also write the figures, and two pictures beside them. [default: bench.json]")
 @click.option("--quick", is_flag=True, help="Tiny shapes, three rounds: shows that it runs, says nothing about speed.")
 @click.option("--threads", type=click.IntRange(1), help="Of torch on the CPU. [default: torch's]")
-def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: int | None) -> None:
-    """Time the ops against what else there is: lora, step, decode, or all three (about 8 minutes on 2 cores); and four
-    studies, each by itself: rsvd (about 5 minutes), init (about 45), train (about 10), eval (about 10).
+@click.option("--preset", default="default", show_default=True, help="soak: whose settings are compared with others.")
+@click.option("--with", "settings", multiple=True, metavar="KEY=VALUE[,...]",
+              help="soak: other [learn] settings, once for each line of the table, such as rehearse=0,lr=0.02.")
+@click.option("--chains", type=click.IntRange(1), default=6, show_default=True, help="soak: memories that learn side by side.")
+@click.option("--writes", type=click.IntRange(1), default=24, show_default=True, help="soak: into each of them.")
+def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: int | None, **given) -> None:
+    """Time the ops against what else there is: lora, step, decode, or all three (about 8 minutes on 2 cores); and five
+    studies, each by itself: rsvd (about 5 minutes), init (about 45), train (about 10), eval (about 10), soak (hours).
 
     lora: forward and backward of one linear layer and of a whole decoder under many adapters, against the frozen model
     alone, a loop over adapters as PEFT does it, a padded bmm and torch's grouped GEMM; and one online update with and
@@ -259,7 +265,7 @@ def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: 
     rsvd: truncated decompositions of all of a model's weights, time against captured energy, against torch's, PEFT's and
     scikit-learn's. init: what each init of the adapters' subspace is worth at equal steps of ΔW: loss, recall, pictures.
     train: one GRPO step by its parts, against transformers and PEFT one rollout after another. eval: episodes of an evaluation
-    lived at once, against one after another.
+    lived at once, against one after another. soak: many writes into one memory: what is forgotten, and when.
 
     \b
     Compare two versions of the code:
@@ -268,7 +274,10 @@ def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: 
     """
     from .bench.show import bench as watch
 
-    watch(names, json_file, quick=quick, threads=threads)
+    if names != ("soak",):
+        _only(f"bench {' '.join(names)}".strip(), given, ())
+        given = {}
+    watch(names, json_file, quick=quick, threads=threads, **given)
 
 
 @main.command()

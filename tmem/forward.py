@@ -1,9 +1,10 @@
 """Run a Hugging Face decoder in pieces.
 
-Llama, Qwen2 and Qwen3 share one shape: embed -> layers -> norm -> head. Running the pieces ourselves buys three things
-that `model(...)` cannot give: the frozen trunk below the adapted layers runs once per online update, logits are computed
-only where there is a label, and the 4-D mask is always explicit, so that a row's bits do not depend on its neighbours
-(transformers drops a mask that is all ones, which changes bits).
+Llama, Mistral, Qwen2, Qwen3 and Gemma share one shape: embed -> layers -> norm -> head. What sets Gemma apart, embeddings
+times sqrt(D) and norms that scale by 1 + w, is inside transformers' own modules, which run here as well. Running the pieces
+ourselves buys three things that `model(...)` cannot give: the frozen trunk below the adapted layers runs once per online
+update, logits are computed only where there is a label, and the 4-D mask is always explicit, so that a row's bits do not
+depend on its neighbours (transformers drops a mask that is all ones, which changes bits).
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ _BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256)
 ROWS = 4
 
 
-# Families whose forward pass is what `embed`, `layers` and `logits` do; others scale embeddings, logits or residuals.
-FAMILIES = ("llama", "qwen2", "qwen3")
+# Families whose forward pass is what `embed`, `layers` and `logits` do; others scale logits or residuals (Gemma 2, Granite) or
+# have layers of several kinds (Gemma 3).
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 
 
 def bucket(length: int) -> int:
@@ -41,16 +43,19 @@ def parts(model: nn.Module) -> nn.Module:
     Raises ValueError for a model that does not have this shape.
     """
     config = model.config
-    if config.model_type not in FAMILIES or getattr(config, "use_sliding_window", False):
+    window = getattr(config, "sliding_window", None)
+    both_ways = getattr(config, "use_bidirectional_attention", None)
+    if config.model_type not in FAMILIES or window is not None or both_ways:
+        but = f" with a sliding window of {window} tokens" if window else " with bidirectional attention" if both_ways else ""
         raise ValueError(
             f"tmem runs models of the families {', '.join(FAMILIES)} without sliding windows; "
-            f"{type(model).__name__} is of family {config.model_type!r}; choose another model."
+            f"{type(model).__name__} is of family {config.model_type!r}{but}; choose another model."
         )
     decoder = getattr(model, "model", None)
     missing = [n for n in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(decoder, n)]
     if missing or not hasattr(model, "lm_head"):
         raise ValueError(
-            f"tmem runs decoders built like Llama, Qwen2 or Qwen3 (model.embed_tokens, model.layers, model.norm, "
+            f"tmem runs decoders built like Llama, Qwen or Gemma (model.embed_tokens, model.layers, model.norm, "
             f"model.rotary_emb, lm_head); {type(model).__name__} lacks {', '.join(missing) or 'lm_head'}."
         )
     return decoder
