@@ -435,9 +435,12 @@ def test_official_score_needs_a_category():
 
 def test_adversarial_questions_have_one_gold_and_two_official_phrases(locomo_file):
     adversarial = tasks.load("locomo", data=locomo_file)[0].questions[4]
-    assert tasks.score("locomo", adversarial, "no information available") == {"f1": 1, "em": 1, "intrusion": 0, "official_f1": 1}
-    assert tasks.score("locomo", adversarial, "Not mentioned.") == {"f1": 0, "em": 0, "intrusion": 0, "official_f1": 1}
-    assert tasks.score("locomo", adversarial, "unknown") == {"f1": 0, "em": 0, "intrusion": 0, "official_f1": 0}
+    gold, phrase, neither = (
+        tasks.score("locomo", adversarial, said) for said in ("no information available", "Not mentioned.", "unknown")
+    )
+    assert gold == {"f1": 1, "em": 1, "intrusion": 0, "official_f1": 1}
+    assert phrase == {"f1": 0, "em": 0, "intrusion": 0, "official_f1": 1}
+    assert neither == {"f1": 0, "em": 0, "intrusion": 0, "official_f1": 0}
     assert tasks.score("locomo", adversarial, "a bowl") == {"f1": 0, "em": 0, "intrusion": 1, "official_f1": 0}
 
 
