@@ -214,11 +214,14 @@ def test_stripping_leaves_no_text_and_all_figures(run, tmp_path):
     assert "give one RUN" in CliRunner().invoke(cli.main, ["report", whole, str(out), "--strip", str(tmp_path / "z")]).output
 
 
-def test_a_write_in_numbers_tells_clean_from_not_asked():
-    asked, alone = (reading("tmem", i, 0)["log"]["writes"][0] for i in (2, 0))
-    assert texts.write(asked)["stuck"] == [{"recalled": True, "leaked": False}] and texts.write(asked)["pairs"] == 1
-    assert texts.write(alone)["stuck"] == [{"recalled": True, "leaked": None}]
-    assert texts.write(texts.write(alone)) == texts.write(alone) and texts.write(texts.write(asked)) == texts.write(asked)
+def test_what_follows_from_a_run_follows_from_it_without_texts(run, tmp_path):
+    run("a")
+    texts.strip(tmp_path / "a", tmp_path / "b")
+    whole, stripped = (comparison.read(tmp_path / n) for n in "ab")
+    made = summarise(stripped.answers, stripped.readings, "stream")
+    assert made == summarise(whole.answers, whole.readings, "stream")
+    found = made["methods"]["tmem"]
+    assert (found["pairs_per_write"], found["stuck"], found["leaked"]) == (1.0, 0.5, 0.5)  # of the two asked about others one
 
 
 def drawn(monkeypatch, tmp_path, names):
@@ -365,4 +368,7 @@ def test_what_cannot_be_reported_is_one_sentence(run, tmp_path):
     (tmp_path / "y").mkdir()
     assert "give one" in CliRunner().invoke(cli.main, ["report", str(tmp_path / "x"), str(tmp_path / "y")]).output
     found = CliRunner().invoke(cli.main, ["report", str(tmp_path / "x"), "--strip", str(tmp_path / "z")])
-    assert found.exit_code == 2 and "no such file" in found.output and not (tmp_path / "z").exists()
+    assert found.exit_code == 2 and "holds no results.json" in found.output and not (tmp_path / "z").exists()
+    run("bare", bare=True)
+    found = CliRunner().invoke(cli.main, ["report", str(tmp_path / "bare"), "--strip", str(tmp_path / "z")])
+    assert found.exit_code == 2 and "holds no answers.jsonl" in found.output and not (tmp_path / "z").exists()

@@ -245,7 +245,7 @@ def _probes(run: Run) -> list[dict]:
 
 def _asked(probes: Sequence[Mapping], bins: Sequence[int]) -> tuple[list, list]:
     """Those that were asked about another person, too."""
-    both = [(p, b) for p, b in zip(probes, bins) if p["leaked"] is not None]
+    both = [(p, b) for p, b in zip(probes, bins) if p["other"] is not None]
     return [p for p, _ in both], [b for _, b in both]
 
 

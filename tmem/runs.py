@@ -11,7 +11,6 @@ from typing import Any
 from .grading import scored
 from .journal import read_jsonl
 from .report import TASKS
-from .texts import without_texts
 
 # What must agree, beside task and judge, for scores to stand in one table. Model, preset and settings are what is compared.
 PROTOCOL = (
@@ -77,7 +76,7 @@ def read(folder: Path) -> Run:
     answers, readings = (
         read_jsonl(folder / name) if (folder / name).is_file() else [] for name in ("answers.jsonl", "readings.jsonl")
     )
-    return Run(folder, results, scored(answers, folder), [without_texts(r) for r in readings])
+    return Run(folder, results, scored(answers, folder), readings)
 
 
 def grouped(runs: Sequence[Run], by: str) -> list[list[Run]]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .folders import atomic_file
-from .grading import scored
-from .journal import read_jsonl
 from .report import write_json
+from .runs import read
 
 NAMES = ("method", "episode", "read", "id", "kind", "category")  # the strings that stay
-WRITE = ("loss", "norm")  # the numbers of a write
+NUMBERS = ("loss", "norm")  # of a write
 
 
 def strip(run: Path, out: Path) -> None:
@@ -21,42 +20,38 @@ def strip(run: Path, out: Path) -> None:
 
     Of a row only NAMES and numbers stay, whatever else it holds: no question, answer, prediction, passage, pair or transcript.
     A judge's scores move from verdicts.jsonl into the answers. `out` may not hold results: FileExistsError. Raises
-    FileNotFoundError where `run` holds none of its three files, ValueError for a broken line.
+    FileNotFoundError where `run` holds no results or no answers, ValueError for a broken file.
     """
     if (out / "results.json").exists():
         raise FileExistsError(f"strip: {out} already holds results; give a folder of its own.")
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    answers = scored(read_jsonl(run / "answers.jsonl"), run)
-    _write(out / "answers.jsonl", answers, without_texts)
-    _write(out / "readings.jsonl", read_jsonl(run / "readings.jsonl"), without_texts)
-    write_json(out / "results.json", results)
+    found = read(run)
+    if not found.answers:
+        raise FileNotFoundError(f"strip: {run} holds no answers.jsonl; results.json can be passed on as it is.")
+    _write(out / "answers.jsonl", found.answers)
+    _write(out / "readings.jsonl", found.readings)
+    write_json(out / "results.json", found.results)
 
 
 def without_texts(row: Mapping[str, Any]) -> dict:
-    """A line of answers.jsonl or readings.jsonl without texts. Of what was written the numbers stay, see `write`; again the
-    same when done twice."""
+    """A line of answers.jsonl or readings.jsonl without texts; tmem.evaluate.summarise makes the same of it."""
     kept = {k: v for k, v in row.items() if k in NAMES or v is None or isinstance(v, (int, float))}
-    if "log" in row:
-        kept["log"] = {"writes": [write(w) for w in row["log"]["writes"]]}
-    return kept
+    return kept | ({"log": {"writes": [_emptied(w) for w in row["log"]["writes"]]}} if "log" in row else {})
 
 
-def write(entry: Mapping[str, Any]) -> dict:
-    """One write in numbers. pairs: how many. stuck: of each pair whether a paraphrase brought it back (`recalled`) and whether
-    it was said of another person (`leaked`; None where nobody else was asked about)."""
-    pairs = entry["pairs"]
+def _emptied(write: Mapping[str, Any]) -> dict:
+    """One write: an empty list for each pair, and what came of each probe. other: null where nobody else was asked about."""
     return {
-        "pairs": pairs if isinstance(pairs, int) else len(pairs),
-        "dropped": entry["dropped"],
-        **{k: entry[k] for k in WRITE if k in entry},
-        "undone": bool(entry["undone"]),
+        "pairs": [[] for _ in write["pairs"]],
+        "dropped": write["dropped"],
+        **{k: write[k] for k in NUMBERS if k in write},
+        "undone": bool(write["undone"]),
         "stuck": [
-            {"recalled": s["recalled"], "leaked": s["leaked"] if s.get("other", "asked") is not None else None}
-            for s in entry["stuck"]
+            {"recalled": s["recalled"], "other": None if s["other"] is None else True, "leaked": s["leaked"]}
+            for s in write["stuck"]
         ],
     }
 
 
-def _write(file: Path, rows: list[dict], change: Callable[[Mapping], dict]) -> None:
+def _write(file: Path, rows: Sequence[Mapping]) -> None:
     with atomic_file(file) as work:
-        work.write_text("".join(json.dumps(change(r), ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+        work.write_text("".join(json.dumps(without_texts(r), ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
