@@ -1,6 +1,7 @@
 """`tmem report` of evaluations: runs join into tables of one protocol each, with pictures, and nothing from outside."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,8 @@ def test_every_run_has_its_panel_and_every_method_its_line(run, tmp_path, monkey
         assert (none.name, tmem.name) == ("none", "tmem") and tmem.x == [0, 1, 2, 3, 4] and tmem.y == [right] * 5
     held, leaked = seen["write of the episode"]["small"]
     assert (held.y, leaked.y) == ([1.0, 0.0], [0.5, 0.5])  # of three episodes two were asked about others, and one leaked
+    alone = seen["sessions"]["small"][1]  # each number of sessions is that of one episode
+    assert alone.x == [0, 1, 2] and all(math.isnan(v) for v in (*alone.low, *alone.high)) and held.low[0] == 1.0
     kept = seen["bytes kept of an episode between reading and asking"]["small"]
     assert [(line.name, line.x, line.y) for line in kept][1] == ("tmem", [4096.0], [0.5])
 

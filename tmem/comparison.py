@@ -220,6 +220,9 @@ def _curve(name: str, rows: Sequence[Mapping], bins: Sequence[int], key: str, ba
     mine = [[r for r, b in zip(rows, bins) if b == i] for i in at]
     cells = [bootstrap([float(r[key]) for r in some], [r["episode"] for r in some], n=500) for some in mine]
     mean, low, high = map(list, zip(*cells))
+    for i, some in enumerate(mine):
+        if len({r["episode"] for r in some}) == 1:  # shows no spread, which is not certainty
+            low[i] = high[i] = float("nan")
     return [Line(name, at, mean, low, high) if band else Line(name, at, mean)]
 
 
