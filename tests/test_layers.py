@@ -19,6 +19,7 @@ LEVELS = (
     {"bank", "attach", "forward", "init", "peft_io", "models", "gguf", "report"},
     {"agent", "memory"},
     {"tasks", "judge", "judge_local", "judge_prompts", "grading", "evaluate", "searching", "rl", "bench", "page", "comparison",
+     "grids", "pictures", "runs", "texts",
      "console"},
     {"cli"},
     {"__main__"},

@@ -80,7 +80,9 @@ def train(preset: str, model: str | None, out: Path, resume: bool, **overrides) 
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...",
                 type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page. [default: RUN/report.html]")
-def report(runs: tuple[Path, ...], out: Path | None) -> None:
+@click.option("--strip", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+              help="Instead of a page: write one evaluation to FOLDER without the data's texts.")
+def report(runs: tuple[Path, ...], out: Path | None, strip: Path | None) -> None:
     """Make one page of a training run, or of evaluations.
 
     Training: RUN is the --out of `tmem train`, finished or not, or a seed of `tmem study`. The page shows held-out scores,
@@ -88,12 +90,23 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     wrote and answered them before and after.
 
     Evaluations: RUN... are the --out of one or several `tmem eval`. The page joins them: scores with intervals beside what each
-    method kept and computed, pictures of score against tokens kept and against where the evidence stood, and questions with
-    every method's answer. The tables are also written as Markdown beside the page. Runs of different data, limits or protocols
-    get tables of their own.
+    method kept and computed, paired differences between runs, pictures of score against what is kept and against where the
+    evidence stood, and questions with every method's answer. The tables are also written as Markdown beside the page. Runs of
+    different data, limits or protocols get tables of their own. results.json alone gives the tables.
+
+    --strip FOLDER writes one evaluation's results.json, answers.jsonl and readings.jsonl without questions, answers, passages
+    or pairs, for benchmarks whose texts may not be passed on: ids, scores, costs, places and counts stay, and report reads it.
 
     A page is one HTML file without anything outside itself, to look at in a browser or to send.
     """
+    if strip is not None:
+        from .texts import strip as without_texts
+
+        if len(runs) > 1 or out is not None:
+            raise click.UsageError("--strip writes one run and no page; give one RUN, without --out.")
+        without_texts(runs[0], strip)
+        click.echo(f"written to {strip}, without texts")
+        return
     if any((run / "results.json").is_file() for run in runs):
         from .comparison import page
 

@@ -1,60 +1,32 @@
-"""`tmem report` of evaluations: runs of `tmem eval` joined into one HTML page and one Markdown table, with pictures."""
+"""`tmem report` of evaluations: runs of `tmem eval` joined into one HTML page and one Markdown file of tables, with pictures.
+
+results.json is enough for the tables. Where a run's answers.jsonl and readings.jsonl are there, with texts or without
+(tmem.texts), pictures by place and length, probes, and paired differences between runs follow; examples need the texts.
+"""
 
 from __future__ import annotations
 
-import base64
-import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from . import grids
 from .folders import atomic_file
-from .grading import scored
-from .journal import read_jsonl
-from .report import METRICS, TASKS, bootstrap, figure
+from .pictures import Line, bins_of, drawn, places
+from .report import METRICS, TASKS, bootstrap
+from .runs import SCALE, Run, grouped, named, protocol_line, read, title
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-# One colour for a method in every picture; grey for those that set the scale.
-COLOURS = {
-    "tmem": "#0072B2", "tmem+retrieval": "#56B4E9", "pairs": "#009E73", "retrieval": "#E69F00", "dense": "#B8860B",
-    "full": "#D55E00", "summary": "#CC79A7", "notes": "#882255", "mem1": "#882255", "oracle": "#222222", "none": "#999999",
-    "constant": "#BBBBBB",
-}  # fmt: skip
-# What must agree for scores to stand in one table.
-PROTOCOL = (
-    "data_blake2b", "limit", "seed", "seeds", "split", "difficulty", "known", "adversarial", "episodes", "objectives", "turns",
-)  # fmt: skip
-PUBLISHED = ("method", "metric", "value", "protocol", "source")
-BINS = 5  # of the evidence's place in the stream
-SAMPLES = 12  # questions shown
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of `tmem eval`: results.json and its answers."""
-
-    folder: Path
-    results: Mapping[str, Any]
-    answers: Sequence[Mapping[str, Any]]
-
-    @property
-    def model(self) -> str:
-        return str(self.results["config"]["model"])
-
-    @property
-    def protocol(self) -> tuple:
-        config = self.results["config"]
-        return (self.results["task"], *(str(config.get(k)) for k in PROTOCOL))
+PLACES = 5  # of the evidence in the stream
+SAMPLES = 8  # questions shown
+LONGEST = 300  # characters of an answer shown
 
 
 def page(folders: Sequence[Path], file: Path) -> str:
@@ -64,230 +36,280 @@ def page(folders: Sequence[Path], file: Path) -> str:
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    tables = joined([read(f) for f in folders])
-    opening = "; ".join(t["headline"] for t in tables)
+    runs = [read(f) for f in folders]
+    tables, over = joined(runs), sweeps(runs)
+    headlines = [t["headline"] for t in tables]
     environment = Environment(
         loader=PackageLoader("tmem"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    text = environment.get_template("comparison.html").render(tables=tables, headline=opening)
+    text = environment.get_template("comparison.html").render(tables=tables, sweeps=over, headlines=headlines)
     with atomic_file(file) as work:
         work.write_text(text, encoding="utf-8")
     with atomic_file(file.with_suffix(".md")) as work:
-        work.write_text(markdown(tables), encoding="utf-8")
-    return opening
-
-
-def read(folder: Path) -> Run:
-    """A run, finished or not."""
-    file = folder / "results.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no results.json; name the --out of a `tmem eval`.")
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error}); make it anew with tmem eval --resume") from error
-    if not results.get("methods"):
-        raise ValueError(f"{folder} holds no answers yet; go on with tmem eval --resume.")
-    return Run(folder, results, scored(read_jsonl(folder / "answers.jsonl"), folder))
+        work.write_text(markdown([*tables, *over]), encoding="utf-8")
+    return "; ".join(headlines)
 
 
 def joined(runs: Sequence[Run]) -> list[dict]:
-    """What the page shows, a table for each protocol: runs of different data, limits or protocols are never ranked together."""
-    groups: dict[tuple, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.protocol, []).append(run)
+    """What the page shows, a part for each protocol: runs of different data, limits or protocols are never ranked together."""
     published = tomllib.loads((Path(__file__).parent / "published.toml").read_text(encoding="utf-8"))
-    return [_table(same, published.get(same[0].results["task"], [])) for same in groups.values()]
+    return [_part(same, published.get(same[0].results["task"], [])) for same in grouped(runs, "protocol")]
 
 
-def _table(runs: Sequence[Run], published: Sequence[Mapping[str, str]]) -> dict:
-    first = runs[0].results
-    config = first["config"]
-    metrics = [m for m in METRICS if any(m in found for r in runs for found in r.results["methods"].values())]
-    rows = []
-    for run in runs:
-        for method, found in run.results["methods"].items():
-            rows.append({
-                "model": run.model, "method": method, "n": found["n"], "found": found,
-                "scores": {m: _interval(found, m) for m in metrics},
-                "costs": {k: f"{found[k]:,.0f}" for k in ("state_bytes", "prompt_tokens", "peak_tokens", "read_tokens",
-                                                          "generated_tokens", "learned_tokens", "seconds")},
-            })  # fmt: skip
+def _part(runs: Sequence[Run], published: Sequence[Mapping[str, str]]) -> dict:
+    first, by = runs[0], named(runs)
+    metrics = [m for m in METRICS if any(m in found for r in runs for found in r.methods.values())]
+    names = {m: grids.metric_name(m, first) for m in metrics}
     metric = metrics[0] if metrics else None
-    best = max(rows, key=lambda r: r["found"].get(metric, 0.0)) if metric else None
-    title = TASKS[first["task"]] + (", questions known beforehand" if config["known"] else "")
-    headline = f"{title}: {best['method']} is first by {METRICS[metric][0]}, {best['scores'][metric]}" if best else title
+    rows = [
+        {"run": label, "model": run.model, "method": method, "n": found["n"], "found": found,
+         "scores": {m: grids.interval(found, m) for m in metrics}}
+        for label, run in by.items() for method, found in run.methods.items()
+    ]  # fmt: skip
+    before = [grids.compared(by), grids.scores(rows, names, by), grids.costs(rows)]
+    after = [
+        *grids.differences(by, names), *grids.between(by, names),
+        *(grids.aggregates(by, names) if first.results["task"] == "longmemeval" else grids.kinds(by, names)),
+        *grids.searches(by), *grids.writing(by), *grids.judges(by), *grids.published(published),
+    ]  # fmt: skip
     return {
-        "title": title, "headline": headline, "config": config, "machine": first.get("machine", {}), "metrics": metrics,
-        "names": {m: METRICS[m][0] for m in metrics}, "rows": rows, "metric": metric, "published": published,
-        "kinds": _kinds(runs, metric), "differences": _differences(runs, metric),
-        "pictures": list(_pictures(runs, rows, metric)) if metric else [], "samples": _samples(runs),
+        "title": title(first), "headline": f"{title(first)}: {_verdict(rows, metric, names, len(runs) > 1)}",
+        "protocol": f"Protocol: {protocol_line(first)}", "rows": rows, "before": before, "after": after,
+        "pictures": list(_pictures(by, rows, metric, names[metric])) if metric else [], "samples": _samples(by),
+        "settings": {label: {"config": run.config, "machine": run.results.get("machine", {})} for label, run in by.items()},
     }  # fmt: skip
 
 
-def _interval(found: Mapping[str, Any], metric: str) -> str:
-    if metric not in found:
-        return ""
-    low, high = found[f"{metric}_ci"]
-    return f"{found[metric]:.3f} [{low:.3f}, {high:.3f}]"
+def _verdict(rows: Sequence[Mapping], metric: str | None, names: Mapping[str, str], several: bool) -> str:
+    """Who is first. Rows that give the scale are not ranked, nor runs that lack questions, nor what a stand-in judged."""
+    if metric is None:
+        return "not scored"
+    if grids.PLUMBING in names[metric]:
+        return "judged by the local model to try the plumbing, no ranking"
+    most = max(r["n"] for r in rows)
+    ranked = [r for r in rows if r["method"] not in SCALE and r["n"] == most and metric in r["found"]]
+    best = max((r["found"][metric] for r in ranked), default=0.0)
+    if best <= 0:
+        return f"no method scores above 0 by {names[metric]}"
+    first = [r for r in ranked if r["found"][metric] == best]
+    who = " and ".join(f"{r['method']} under {r['run']}" if several else r["method"] for r in first)
+    return f"{who} {'is' if len(first) == 1 else 'are'} first by {names[metric]}, {first[0]['scores'][metric]}"
 
 
-def _kinds(runs: Sequence[Run], metric: str | None) -> dict:
-    """{"columns": kinds, "rows": [(model, method, a score per kind)]} of the first metric."""
-    kinds = sorted({k for r in runs for m in r.results["methods"].values() for k in m["by_kind"]})
-    rows = []
-    for run in runs:
-        for method, found in run.results["methods"].items():
-            scores = [found["by_kind"].get(k, {}).get(metric) for k in kinds]
-            rows.append((run.model, method, ["" if s is None else f"{s:.3f}" for s in scores]))
-    return {"columns": kinds, "rows": rows}
+def _samples(by: Mapping[str, Run]) -> list[dict]:
+    """Questions with what every method of every run said: evenly spaced, the same whatever the scores."""
+    found: dict[tuple, dict] = {}
+    for label, run in by.items():
+        for r in run.answers:
+            if "question" in r:
+                said = " ".join(r["prediction"].split())
+                score = r.get("em", r.get("judge"))
+                sample = found.setdefault((r["seed"], r["id"]), {
+                    "question": r["question"], "answers": " / ".join(r["answers"]), "said": []
+                })  # fmt: skip
+                sample["said"].append({
+                    "run": label, "method": r["method"], "text": said if len(said) <= LONGEST else f"{said[:LONGEST]} …",
+                    "right": None if score is None else score >= r.get("objectives", run.config.get("objectives", 1)),
+                })  # fmt: skip
+    most = max((len(s["said"]) for s in found.values()), default=0)
+    whole = [s for s in found.values() if len(s["said"]) == most]
+    return [whole[i * len(whole) // SAMPLES] for i in range(SAMPLES)] if len(whole) > SAMPLES else whole
 
 
-def _differences(runs: Sequence[Run], metric: str | None) -> list[tuple[str, str, str]]:
-    """(model, pair of methods, difference with its interval), those with tmem."""
+def markdown(parts: Sequence[Mapping[str, Any]]) -> str:
+    """All tables of the page as Markdown."""
     out = []
-    for run in runs:
-        for pair, cell in run.results.get("differences", {}).get(metric, {}).items():
-            if "tmem" in pair.split(" - "):
-                out.append((run.model, pair, f"{cell['mean']:+.3f} [{cell['low']:+.3f}, {cell['high']:+.3f}]"))
-    return out
-
-
-def _samples(runs: Sequence[Run]) -> dict:
-    """Questions side by side under the first run's methods: evenly spaced, the same whatever the scores."""
-    run = runs[0]
-    methods = list(run.results["methods"])
-    by: dict[tuple, dict[str, Mapping]] = {}
-    for r in run.answers:
-        by.setdefault((r["seed"], r["id"]), {})[r["method"]] = r
-    whole = [found for found in by.values() if len(found) == len(methods)]
-    chosen = [whole[i * len(whole) // SAMPLES] for i in range(SAMPLES)] if len(whole) > SAMPLES else whole
-    return {
-        "methods": methods,
-        "rows": [
-            {"question": next(iter(found.values()))["question"], "answers": " / ".join(next(iter(found.values()))["answers"]),
-             "said": [{"text": found[m]["prediction"], "right": found[m].get("em", 0) == 1} for m in methods]}
-            for found in chosen
-        ],
-    }  # fmt: skip
-
-
-def markdown(tables: Sequence[Mapping[str, Any]]) -> str:
-    """The tables of scores and costs as Markdown."""
-    out = []
-    for t in tables:
-        config = t["config"]
-        out += [
-            f"## {t['title']}", "",
-            f"Data {config['data'] or 'generated'}, {config['episodes']} episodes, seed {config['seed']}"
-            f"{'' if config['seeds'] == 1 else ' and ' + str(config['seeds'] - 1) + ' more'}; mean and 95 % interval "
-            "(bootstrap over episodes).", "",
-            "| model | method | " + " | ".join(t["names"].values()) + " | n | kept, bytes | prompt, tokens | longest prompt | "
-            "read | generated | learned | seconds |",
-            "|---|---|" + "---:|" * (len(t["metrics"]) + 8),
-        ]  # fmt: skip
-        for r in t["rows"]:
-            cells = [r["model"], r["method"], *r["scores"].values(), str(r["n"]), *r["costs"].values()]
-            out.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
-        if t["published"]:
-            out += ["", "Published by others, by other protocols, not to be ranked with the above:", "",
-                    "| method | metric | value | protocol | source |", "|---|---|---:|---|---|"]  # fmt: skip
-            out += ["| " + " | ".join(p[k] for k in PUBLISHED) + " |" for p in t["published"]]
-        out.append("")
+    for part in parts:
+        out += [f"## {part['title']}", "", part["protocol"], ""]
+        for grid in (*part["before"], *part["after"]):
+            out += [f"### {grid.title}", "", *([grid.note, ""] if grid.note else [])]
+            out.append(_row(grid.columns))
+            out.append("|" + "---|" * grid.left + "---:|" * (len(grid.columns) - grid.left))
+            out += [*map(_row, grid.rows), ""]
     return "\n".join(out)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(" ".join(c.split()).replace("|", "\\|") for c in cells) + " |"
 
 
 # pictures ----------------------------------------------------------------------------------------------------------------
 
 
-def _pictures(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]], metric: str) -> Iterator[dict]:
-    """{"title", "note", "alt", "source"} of every picture that has something to show."""
-    name = METRICS[metric][0]
+def _pictures(by: Mapping[str, Run], rows: Sequence[Mapping], metric: str, name: str) -> Iterator[dict]:
+    """{"title", "note", "alt", "source", "wide"} of every picture that has something to show."""
 
-    def made(title: str, note: str, draw: Callable[[Any], None]) -> dict:
-        return {"title": title, "note": note, "alt": f"{title}: {note}", "source": _drawn(draw)}
+    def made(title: str, note: str, panels: Mapping[str, Sequence[Line]], x: str, **how: Any) -> dict:
+        return _picture(title, note, panels, x, how.pop("y", name), **how)
 
-    yield made(f"{name} against tokens in the prompt", "Right: more text is shown with every question. Bars: 95 % intervals.",
-               partial(_against, rows, metric, "prompt_tokens", "tokens of a question's prompt"))  # fmt: skip
-    if any(r["found"]["state_bytes"] > 0 for r in rows):
-        yield made(f"{name} against bytes kept", "What a method keeps of an episode once its text is gone.",
-                   partial(_against, rows, metric, "state_bytes", "bytes kept per episode"))  # fmt: skip
-    answers = [r for run in runs[:1] for r in run.answers if r.get(metric) is not None]
-    placed = [r for r in answers if r.get("position") is not None]
-    if placed:
-        cuts = np.linspace(0, 1, BINS + 1)
-        names = [f"{a:.0%} to {b:.0%}" for a, b in zip(cuts, cuts[1:])]
-        yield made(f"{name} against the evidence's place", "Left: told early in the stream, to be remembered longest.",
-                   partial(_binned, placed, metric, "position", cuts, names, "place in the stream"))  # fmt: skip
-    counts = [r["sessions"] for r in answers]
-    if len(set(counts)) > 1:
-        cuts = np.unique(np.quantile(counts, np.linspace(0, 1, min(BINS, len(set(counts))) + 1)))
-        names = [f"{a:.0f} to {b:.0f}" for a, b in zip(cuts, cuts[1:])]
-        yield made(f"{name} against the stream's length", "Sessions of the stream.",
-                   partial(_binned, answers, metric, "sessions", cuts, names, "sessions"))  # fmt: skip
-    probed = [(run.model, m) for run in runs for m in run.results["methods"].values() if "stuck" in m]
-    stuck = list(dict.fromkeys((model, m["stuck"], m["leaked"]) for model, m in probed))
-    if stuck:
-        note = "Pairs that a paraphrase brings back straight after the write (--probe), and those said for another person."
-        yield made("Writes that stuck", note, partial(_stuck, stuck))
+    bars = "Bars: 95 % intervals."
+    step = "step" if "objectives" in next(iter(by.values())).config else "question"
+    if any(r["found"].get("state_bytes") for r in rows):
+        yield made(f"{name} against what is kept", f"State between reading and asking, in bytes: text, or Δ. {bars}",
+                   _points(rows, metric, "state_bytes"), "bytes kept of an episode between reading and asking",
+                   scale="log")  # fmt: skip
+    if any(r["found"].get("prompt_tokens") for r in rows):
+        yield made(f"{name} against tokens in the prompt", f"To the right: more text stands in every {step}'s prompt. {bars}",
+                   _points(rows, metric, "prompt_tokens"), f"tokens in a {step}'s prompt, mean", scale="log")  # fmt: skip
+    answers = {label: [r for r in run.answers if r.get(metric) is not None] for label, run in by.items()}
+    told = {label: [r for r in some if r.get("position") is not None] for label, some in answers.items()}
+    if any(told.values()):
+        cuts = np.linspace(0, 1, PLACES + 1)
+        bins = {label: bins_of([r["position"] for r in some], cuts) for label, some in told.items() if some}
+        ticks = [f"{a:.0%} to\n{b:.0%}" for a, b in zip(cuts, cuts[1:])]
+        yield made(f"{name} against the evidence's place", "Left: told early in the stream, to be remembered longest. Shade: "
+                   f"tmem's 95 % interval. {_each(told, bins, PLACES)}", _means(told, bins, metric), "place in the stream",
+                   ticks=ticks)  # fmt: skip
+    sessions = [r["sessions"] for some in answers.values() for r in some] if step == "question" else []
+    if len(set(sessions)) > 1:
+        ticks, flat = places(sessions)
+        rest = iter(flat)
+        bins = {label: [next(rest) for _ in some] for label, some in answers.items() if some}
+        yield made(f"{name} against the number of sessions", "Sessions of the whole stream. Shade: tmem's 95 % interval. "
+                   f"{_each(answers, bins, len(ticks))}", _means(answers, bins, metric), "sessions", ticks=ticks)  # fmt: skip
+    probes = {label: some for label, run in by.items() if (some := _probes(run))}
+    if probes:
+        last = max(p["write"] for some in probes.values() for p in some)
+        ticks, flat = places([p["write"] for some in probes.values() for p in some])
+        rest = iter(flat)
+        bins = {label: [next(rest) for _ in some] for label, some in probes.items()}
+        panels = {
+            label: [
+                *_curve("held", some, bins[label], "recalled", band=True),
+                *_curve("leaked", *_asked(some, bins[label]), "leaked"),
+            ]
+            for label, some in probes.items()
+        }  # fmt: skip
+        yield made("Writes that stuck", "Share of pairs that a paraphrase brings back straight after their write, and that are "
+                   f"said of another person as well, over an episode's writes ({last} at most). Shade: 95 % interval.", panels,
+                   "write of the episode", ticks=ticks, y="share of pairs", top=1)  # fmt: skip
 
 
-def _against(rows, metric: str, cost: str, label: str, axes: Any) -> None:
-    models = list(dict.fromkeys(r["model"] for r in rows))
+def _picture(title: str, note: str, panels: Mapping[str, Sequence[Line]], x: str, y: str, **how: Any) -> dict:
+    return {"title": title, "note": note, "alt": f"{title}: {note}", "source": drawn(panels, x, y, **how),
+            "wide": len(panels) > 1}  # fmt: skip
+
+
+def _points(rows: Sequence[Mapping], metric: str, cost: str) -> dict[str, list[Line]]:
+    panels: dict[str, list[Line]] = {}
     for r in rows:
         found = r["found"]
-        if metric not in found:
-            continue
-        low, high = found[f"{metric}_ci"]
-        spread = [[max(0.0, found[metric] - low)], [max(0.0, high - found[metric])]]
-        x = max(found[cost], 1)
-        axes.errorbar([x], [found[metric]], yerr=spread, fmt="osD^v"[models.index(r["model"]) % 5],
-                      color=COLOURS.get(r["method"], "#333333"), capsize=2, markersize=5, linewidth=1)  # fmt: skip
-        axes.annotate(r["method"], (x, found[metric]), (4, 3), textcoords="offset points", fontsize=7)
-    axes.set_xscale("log")
-    axes.set_xlabel(label)
-    axes.set_ylim(bottom=0)
-    axes.margins(x=0.15)
-    axes.grid(axis="y")
+        if metric in found and found.get(cost) is not None:
+            low, high = found[f"{metric}_ci"]
+            panels.setdefault(r["run"], []).append(Line(r["method"], [found[cost]], [found[metric]], [low], [high]))
+    return panels
 
 
-def bins_of(values: Sequence[float], cuts: Sequence[float]) -> list[int]:
-    """The bin of each value: [cuts[i], cuts[i + 1]), the last one closed."""
-    return np.clip(np.searchsorted(cuts, values, side="right") - 1, 0, len(cuts) - 2).tolist()
+def _means(rows: Mapping[str, Sequence[Mapping]], bins: Mapping[str, Sequence[int]], metric: str) -> dict[str, list[Line]]:
+    """Per run a line for each method: means by bin."""
+    panels = {}
+    for label, of in bins.items():
+        some = rows[label]
+        panels[label] = []
+        for method in dict.fromkeys(r["method"] for r in some):
+            mine = [(r, b) for r, b in zip(some, of) if r["method"] == method]
+            panels[label] += _curve(method, *map(list, zip(*mine)), metric, band=method == "tmem")
+    return panels
 
 
-def _binned(answers, metric: str, key: str, cuts: Sequence[float], names: Sequence[str], label: str, axes: Any) -> None:
-    bins = bins_of([r[key] for r in answers], cuts)
-    for method in dict.fromkeys(r["method"] for r in answers):
-        mine = [[r for r, b in zip(answers, bins) if r["method"] == method and b == i] for i in range(len(names))]
-        at = [i for i, rows in enumerate(mine) if rows]
-        cells = [bootstrap([r[metric] for r in mine[i]], [r["episode"] for r in mine[i]], n=500) for i in at]
-        colour = COLOURS.get(method, "#333333")
-        axes.plot(at, [c[0] for c in cells], "o-", color=colour, label=method, markersize=3,
-                  linewidth=2.4 if method == "tmem" else 1.2)  # fmt: skip
-        if method == "tmem":
-            axes.fill_between(at, [c[1] for c in cells], [c[2] for c in cells], color=colour, alpha=0.15, linewidth=0)
-    axes.set_xticks(range(len(names)), names, fontsize=7)
-    axes.set_xlabel(label)
-    axes.set_ylim(bottom=0)
-    axes.grid(axis="y")
-    axes.legend(fontsize=6, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+def _curve(name: str, rows: Sequence[Mapping], bins: Sequence[int], key: str, band: bool = False) -> list[Line]:
+    """The means of `key` by bin as one line, with intervals over episodes if `band`; nothing where there are no rows."""
+    at = sorted(set(bins))
+    if not at:
+        return []
+    mine = [[r for r, b in zip(rows, bins) if b == i] for i in at]
+    cells = [bootstrap([float(r[key]) for r in some], [r["episode"] for r in some], n=500) for some in mine]
+    mean, low, high = map(list, zip(*cells))
+    for i, some in enumerate(mine):
+        if len({r["episode"] for r in some}) == 1:  # shows no spread, which is not certainty
+            low[i] = high[i] = float("nan")
+    return [Line(name, at, mean, low, high) if band else Line(name, at, mean)]
 
 
-def _stuck(rows: Sequence[tuple[str, float, float | None]], axes: Any) -> None:
-    at = np.arange(len(rows))
-    axes.bar(at - 0.2, [held for _, held, _ in rows], 0.38, color=METRICS["f1"][1], label="held")
-    axes.bar(at + 0.2, [leaked or 0.0 for *_, leaked in rows], 0.38, color=METRICS["intrusion"][1], label="leaked")
-    axes.set_xticks(at, [model[-24:] for model, *_ in rows], fontsize=8)
-    axes.set_ylim(0, 1)
-    axes.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
-    axes.grid(axis="y")
+def _each(rows: Mapping[str, Sequence[Mapping]], bins: Mapping[str, Sequence[int]], count: int) -> str:
+    """How many questions there are at each place, those of all runs together."""
+    at: list[set] = [set() for _ in range(count)]
+    for label, of in bins.items():
+        for r, b in zip(rows[label], of):
+            at[b].add((r["seed"], r["id"]))
+    return f"Questions at each place: {', '.join(str(len(s)) for s in at)}."
 
 
-def _drawn(draw: Callable[[Any], None]) -> str:
-    """What `draw` puts on axes, as the address of an SVG inside the page."""
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "chart.svg"
-        with figure(file, (5.4, 3.4)) as picture:
-            draw(picture.add_subplot())
-        return "data:image/svg+xml;base64," + base64.b64encode(file.read_bytes()).decode()
+def _probes(run: Run) -> list[dict]:
+    """The probes of the first method that has any (those that write share their rollout), with episode and write, from 1 on."""
+    found: dict[str, list[dict]] = {}
+    for r in run.readings:
+        for i, w in enumerate(r.get("log", {}).get("writes", ()), 1):
+            found.setdefault(r["method"], []).extend(
+                {"seed": r["seed"], "episode": r["episode"], "write": i, **s} for s in w["stuck"]
+            )
+    return next((some for some in found.values() if some), [])
+
+
+def _asked(probes: Sequence[Mapping], bins: Sequence[int]) -> tuple[list, list]:
+    """Those that were asked about another person, too."""
+    both = [(p, b) for p, b in zip(probes, bins) if p["other"] is not None]
+    return [p for p, _ in both], [b for _, b in both]
+
+
+# the number of questions asked at once -----------------------------------------------------------------------------------
+
+
+def sweeps(runs: Sequence[Run]) -> list[dict]:
+    """Searches that differ in the number of questions asked at once, as curves: a part for each protocol that is else the same.
+
+    No ranking: with more questions a score can be higher and a context is longer.
+    """
+    out = []
+    for family in grouped([r for r in runs if r.results["task"] == "search"], "family"):
+        if len({run.config["objectives"] for run in family}) > 1:
+            out.append(_sweep(sorted(family, key=lambda run: run.config["objectives"])))
+    return out
+
+
+def _sweep(runs: Sequence[Run]) -> dict:
+    metrics = [m for m in ("em", "f1", "mem1_f1") if any(m in f for run in runs for f in run.methods.values())]
+    # Runs of one model and preset are points of one curve.
+    keys = {(run.model, str(run.config.get("preset"))): run for run in runs}
+    labels = dict(zip(keys, named(list(keys.values()))))
+    curves: dict[str, dict[str, list[tuple[int, Mapping]]]] = {}
+    for run in runs:
+        panel = curves.setdefault(labels[run.model, str(run.config.get("preset"))], {})
+        for method, f in run.methods.items():
+            panel.setdefault(method, []).append((run.config["objectives"], f))
+    rows = [
+        [label, method, str(n), *(grids.interval(f, m) for m in metrics), f"{f['n']}",
+         grids.cost("peak_tokens", f.get("peak_tokens"))]
+        for label, panel in curves.items() for method, points in panel.items() for n, f in points
+    ]  # fmt: skip
+    columns = ["run", "method", "at once", *(f"sum of {METRICS[m][0]}" for m in metrics), "sets", "longest, tokens"]
+    soft = [row[1] in SCALE for row in rows]
+    note = "Longest: a prompt with what was generated after it."
+    grid = grids.Grid("By questions at once", columns, rows, note, soft=soft)
+    pictures = [
+        _picture(f"Sum of {METRICS[m][0]} against questions at once", "Sums over a set. Shade: tmem's 95 % interval.",
+                 _over(curves, m, f"{m}_ci"), "questions asked at once", f"sum of {METRICS[m][0]}", scale="doubling")
+        for m in metrics[:1]
+    ] + [
+        _picture("Longest context against questions at once", "The longest prompt with what was generated after it.",
+                 _over(curves, "peak_tokens"), "questions asked at once", "tokens", scale="doubling")
+    ]  # fmt: skip
+    first = runs[0].config
+    return {
+        "title": f"{TASKS['search']}: against the number of questions at once",
+        "before": [], "pictures": pictures, "after": [grid],
+        "protocol": f"Data {first.get('data')} ({first.get('data_blake2b')}), {first.get('context')} tokens of text in a "
+        "prompt; the sets, the turns and the tokens of an answer change with the number of questions. A curve, no ranking.",
+    }  # fmt: skip
+
+
+def _over(curves: Mapping[str, Mapping[str, Sequence]], key: str, interval: str | None = None) -> dict[str, list[Line]]:
+    panels: dict[str, list[Line]] = {}
+    for label, panel in curves.items():
+        for method, points in panel.items():
+            if some := [(n, f) for n, f in points if f.get(key) is not None]:
+                bounds = [f[interval] for _, f in some] if interval else []
+                panels.setdefault(label, []).append(
+                    Line(method, [n for n, _ in some], [f[key] for _, f in some], *map(list, zip(*bounds)))
+                )
+    return panels

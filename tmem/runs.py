@@ -1,0 +1,122 @@
+"""Runs of `tmem eval` as `tmem report` reads them, and what makes two of them comparable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .grading import scored
+from .journal import read_jsonl
+from .report import TASKS
+
+# What must agree, beside task and judge, for scores to stand in one table. Model, preset and settings are what is compared.
+PROTOCOL = (
+    "data_blake2b", "limit", "seed", "seeds", "split", "difficulty", "known", "adversarial", "episodes", "objectives", "turns",
+    "search_by", "context", "answer_tokens",
+)  # fmt: skip
+WITH_OBJECTIVES = ("objectives", "turns", "answer_tokens", "episodes", "limit")  # change with the questions at once
+SCALE = ("oracle", "constant")  # methods that are no way of remembering: they show what scores there are to be had
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of `tmem eval`: results.json, and the rows of its answers and readings where they are there."""
+
+    folder: Path
+    results: Mapping[str, Any]
+    answers: Sequence[Mapping[str, Any]] = ()
+    readings: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.results["config"]
+
+    @property
+    def model(self) -> str:
+        return str(self.config["model"])
+
+    @property
+    def methods(self) -> Mapping[str, Mapping[str, Any]]:
+        return self.results["methods"]
+
+    @property
+    def judge(self) -> Mapping[str, Any]:
+        return self.results.get("judge") or {}
+
+    @property
+    def protocol(self) -> tuple:
+        """Runs with the same one share a table and a ranking."""
+        return self._agrees(PROTOCOL)
+
+    @property
+    def family(self) -> tuple:
+        """The protocol but for the number of questions asked at once, with as many turns for each."""
+        n, turns = self.config.get("objectives"), self.config.get("turns")
+        return *self._agrees([k for k in PROTOCOL if k not in WITH_OBJECTIVES]), turns / n if n and turns else None
+
+    def _agrees(self, keys: Iterable[str]) -> tuple:
+        judge = (str(self.judge.get("model")), bool(self.judge.get("plumbing")))
+        return (self.results["task"], *(str(self.config.get(k)) for k in keys), *judge)
+
+
+def read(folder: Path) -> Run:
+    """A run, finished or not, with its rows or without them."""
+    file = folder / "results.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no results.json; name the --out of a `tmem eval`.")
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error}); make it anew with tmem eval --resume") from error
+    if not results.get("methods"):
+        raise ValueError(f"{folder} holds no answers yet; go on with tmem eval --resume.")
+    answers, readings = (
+        read_jsonl(folder / name) if (folder / name).is_file() else [] for name in ("answers.jsonl", "readings.jsonl")
+    )
+    return Run(folder, results, scored(answers, folder), readings)
+
+
+def grouped(runs: Sequence[Run], by: str) -> list[list[Run]]:
+    """The runs that agree in "protocol" or "family", in the order given."""
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(getattr(run, by), []).append(run)
+    return list(groups.values())
+
+
+def named(runs: Sequence[Run]) -> dict[str, Run]:
+    """The runs by names that differ: the model's, with the preset and then the folder where that is not enough."""
+    models = ["/".join(Path(run.model).parts[-2:]) for run in runs]
+    presets = [f"{m}, {run.config.get('preset')}" for m, run in zip(models, runs)]
+    folders = [f"{p}, {run.folder.name}" for p, run in zip(presets, runs)]
+    every = [f"{p} ({i})" for i, p in enumerate(folders, 1)]
+    labels = next(some for some in (models, presets, folders, every) if len(set(some)) == len(some))
+    return dict(zip(labels, runs))
+
+
+def title(run: Run) -> str:
+    """What a part is called."""
+    n = run.config.get("objectives")
+    at_once = "" if n is None else ", 1 question at a time" if n == 1 else f", {n} questions at once"
+    return TASKS[run.results["task"]] + at_once + (", questions known beforehand" if run.config.get("known") else "")
+
+
+def protocol_line(run: Run) -> str:
+    """One line that says what the scores of a part have in common."""
+    config, first = run.config, run.config["seed"]
+    data = f"data {config['data']} ({config.get('data_blake2b')})" if config.get("data") else "generated data"
+    last = first + (config.get("seeds") or 1) - 1
+    rest = (
+        ("split", "{} split"), ("difficulty", "difficulty {}"), ("limit", "limit {}"), ("adversarial", "adversarial {}"),
+        ("turns", "{} turns"), ("search_by", "search by {}"),
+        ("context", "{} tokens of text in a prompt"), ("answer_tokens", "answers of {} tokens at most"),
+    )  # fmt: skip
+    said = [
+        data, f"{config['episodes']} episodes", f"seed {first}" if last == first else f"seeds {first} to {last}",
+        *(words.format(config[key]) for key, words in rest if config.get(key) is not None),
+        "each question shown while the history is read" if config.get("known") else "",
+    ]  # fmt: skip
+    return ", ".join(filter(None, said)) + "."
