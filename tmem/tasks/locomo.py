@@ -38,9 +38,10 @@ def load(
     limit: at most so many questions per conversation, drawn without replacement; the draw depends on the seed and the
     conversation's id alone, so every method is asked the same. Questions keep the order of the file, and their id is
     "sample_id/index in the file".
-    Category 5 has the one answer "No information available"; its adversarial answer is the question's intrusion. With `adversarial` "choice" the question offers the first and the intrusion as (a) and (b), in
-    an order drawn from the seed and its id. Temporal questions (category 2) end with `date_suffix`; "" leaves them as
-    they are. Evidence is the chunk's line of every known turn that the file names.
+    Category 5 has the one answer "No information available"; its adversarial answer is the question's intrusion. With
+    `adversarial` "choice" the question offers the first and the intrusion as (a) and (b), in an order drawn from the seed
+    and its id. Temporal questions (category 2) end with `date_suffix`; "" leaves them as they are. Evidence is the chunk's
+    line of every known turn that the file names.
     Raises FileNotFoundError, and ValueError for a file of another format, a limit below 1 or an unknown `adversarial`.
     """
     check_limit("locomo", limit, "question per conversation")
