@@ -12,7 +12,7 @@ from .records import Record, read
 
 __all__ = ["Hop", "contexts", "joined", "load"]
 
-SOURCE = "give a .json or .jsonl file in the official format of HotpotQA, 2WikiMultihopQA or MuSiQue"
+_SOURCE = "give a .json or .jsonl file in the official format of HotpotQA, 2WikiMultihopQA or MuSiQue"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def load(path: str | Path) -> list[Hop]:
 
     Raises FileNotFoundError, and ValueError that names the file, the record and the field for anything else than the format.
     """
-    hops = [hop for record in read(path, "multihop", SOURCE) if (hop := _hop(record))]
+    hops = [hop for record in read(path, "multihop", _SOURCE) if (hop := _hop(record))]
     if not hops:
         raise ValueError(f"multihop: {path} has only unanswerable questions; expected at least one with an answer.")
     return hops
