@@ -149,7 +149,7 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 @click.option("--data", type=click.Path(dir_okay=False), help="The task's file, e.g. the official locomo10.json.")
 @click.option("--methods", help="Comma-separated, see below, or all. [default: none,full,retrieval,pairs,tmem; "
               "search: none,full,mem1,tmem]")
-@click.option("--limit", type=click.IntRange(1), help="locomo: questions per conversation; else episodes.")
+@click.option("--limit", type=click.IntRange(1), help="locomo: questions per conversation; search: sets; else episodes.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Do it with so many seeds, from --seed on.")
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True, help="stream only.")
@@ -158,7 +158,8 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
               help="locomo, category 5: ask openly, or offer the official choice of two.")
 @click.option("--model", help="A folder (runs/train/rl), a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]")
 @click.option("--preset", default="default", show_default=True)
-@click.option("--context", type=click.IntRange(64), help="Tokens of text in a prompt. [default: 2048, or what the model holds]")
+@click.option("--context", type=click.IntRange(64),
+              help="Tokens of text in a prompt; search: of a prompt. [default: 2048, search 4096, or what the model holds]")
 @click.option("--corpus", multiple=True, type=click.Path(dir_okay=False),
               help="search: a file of documents, may be given several times. [default: the questions' own contexts]")
 @click.option("--search-by", type=click.Choice(["bm25", "dense"]), default="bm25", show_default=True,
