@@ -1,21 +1,31 @@
 """Multi-objective search: files are read or refused in a sentence, turns and scores by hand, and what each state remembers."""
 
 import copy
+import importlib
 import json
 import os
 import random
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
 from tiny import Letters, model
+from tiny_run import PRESET
 
 import tmem.tasks.trajectory as loop
+from tmem import cli, models, searching
 from tmem.agent.config import AgentConfig, LearnConfig, MemoryConfig, WriteConfig
 from tmem.agent.decode import Generation
 from tmem.agent.episode import Agent
+from tmem.agent.retrieve import EMBEDDER, Lines
 from tmem.agent.write import Written
 from tmem.episode import Pair
+from tmem.evaluate import summarise
+from tmem.journal import read_jsonl
 from tmem.tasks import corpus, multihop, search
 from tmem.tasks.corpus import Document, Index
 from tmem.tasks.multihop import Hop
@@ -63,45 +73,43 @@ def write(folder, content, name="data.json"):
 def test_hotpotqa_is_read(tmp_path, record):
     path = write(tmp_path, [record])
     (hop,) = multihop.load(path)
-    assert hop == Hop("h1", "Where was the maker of Zib born?", ("Ulm",), ("Zib", "Ada Mo"))
-    assert corpus.load(path) == [("Zib", "Zib is a toy. Ada Mo made it."), ("Ada Mo", "Ada Mo is a maker. She is from Ulm.")]
+    texts = ("Zib", "Zib is a toy. Ada Mo made it."), ("Ada Mo", "Ada Mo is a maker. She is from Ulm.")
+    assert hop == Hop("h1", "Where was the maker of Zib born?", ("Ulm",), ("Zib", "Ada Mo"), texts)
+    assert corpus.load(path) == [*texts]
 
 
 @pytest.mark.parametrize("name", ["m.json", "m.jsonl"])
 def test_musique_is_read_without_its_unanswerable_questions(tmp_path, name):
     records = [MUSIQUE, MUSIQUE | {"answerable": False}]
     path = write(tmp_path, "\n".join(map(json.dumps, records)) + "\n" if name == "m.jsonl" else records, name)
-    assert multihop.load(path) == [Hop("2hop__1_2", "Who wed the maker of Zib?", ("Ben Lo", "Ben"), ("Zib", "Ada Mo"))]
+    texts = ("Zib", "Zib is by Ada Mo."), ("Ada Mo", "Ada Mo wed Ben Lo.")
+    assert multihop.load(path) == [Hop("2hop__1_2", "Who wed the maker of Zib?", ("Ben Lo", "Ben"), ("Zib", "Ada Mo"), texts)]
     assert corpus.load(path) == [("Zib", "Zib is by Ada Mo."), ("Ulm", "Ulm is a town."), ("Ada Mo", "Ada Mo wed Ben Lo.")]
-
-
-def test_a_limit_draws_by_the_seed_and_keeps_the_order(tmp_path):
-    path = write(tmp_path, [HOTPOT | {"_id": f"h{i:02}"} for i in range(40)])
-    drawn = [[h.id for h in multihop.load(path, 8, seed)] for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] == sorted(drawn[0]) != drawn[2] and len(set(drawn[0])) == 8
-    assert len(multihop.load(path, 99)) == 40
 
 
 @pytest.mark.parametrize(
     "content, sentence",
     [
-        ([{k: v for k, v in HOTPOT.items() if k != "answer"}], "record 0 has no answer"),
-        ([HOTPOT, {k: v for k, v in HOTPOT.items() if k != "_id"}], "record 1 has no _id or id"),
-        ([{k: v for k, v in MUSIQUE.items() if k != "paragraphs"}], "record 0 has neither context nor paragraphs"),
-        ([HOTPOT | {"question": " "}], "record 0: question is empty"),
-        ([HOTPOT | {"answer": 7}], "record 0: answer is a number, expected text"),
-        ([HOTPOT | {"supporting_facts": [["Zib"]]}], r"supporting_facts 0 is a list, expected \[title, index\]"),
-        ([COLUMNS | {"supporting_facts": {"title": ["Zib"], "sent_id": []}}], "has 1 title and 0 sent_id"),
-        ([MUSIQUE | {"paragraphs": [None]}], "paragraphs 0 is null, expected an object"),
-        ([MUSIQUE | {"answer_aliases": "Ben"}], "answer_aliases is text, expected a list"),
+        ([{k: v for k, v in HOTPOT.items() if k != "answer"}], r"record 1 \(_id 'h1'\): `answer` is missing; expected text"),
+        ([HOTPOT, {k: v for k, v in HOTPOT.items() if k != "_id"}], "record 2: `_id` or `id` is missing"),
+        ([{k: v for k, v in MUSIQUE.items() if k != "paragraphs"}], "_2'\\): `context` or `paragraphs` is missing"),
+        ([HOTPOT | {"question": " "}], "`question` is empty; expected text"),
+        ([HOTPOT | {"answer": 7}], "`answer` is a number; expected text"),
+        ([HOTPOT | {"supporting_facts": [["Zib"]]}], "item 1 of `supporting_facts` has 1 parts; expected two, title and sent"),
+        ([HOTPOT | {"context": [["Zib", "x"], ["B", ["y", 1]]]}], "item 2 of `context`, item 2 of `sentences` is a number"),
+        ([COLUMNS | {"supporting_facts": {"title": ["Zib"], "sent_id": []}}], "has 1 `title` and 0 `sent_id`"),
+        ([MUSIQUE | {"paragraphs": [None]}], "item 1 of `paragraphs` is null; expected an object"),
+        ([MUSIQUE | {"answer_aliases": "Ben"}], "`answer_aliases` is text; expected a list"),
+        ([MUSIQUE | {"question": "half \ud800"}], "`question` holds half a surrogate pair"),
         ([MUSIQUE | {"answerable": False}], "only unanswerable questions"),
-        ([None], "record 0 is null"),
+        ([None], "record 1 is null"),
         ({}, "holds an object, expected a non-empty list"),
         ([], "holds an empty list, expected"),
         ("{", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
+        ("[" * 100_000, "is nested too deeply"),
         ("1" * 5000, "is not JSON"),
     ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 99 else "",
 )
 def test_a_file_of_no_known_format_is_refused_in_a_sentence(tmp_path, content, sentence):
     path = write(tmp_path, content)
@@ -114,15 +122,13 @@ def test_the_line_that_is_not_json_is_named(tmp_path):
     path = write(tmp_path, json.dumps(MUSIQUE) + "\n\n{", "m.jsonl")
     with pytest.raises(ValueError, match="line 3 is not JSON"):
         multihop.load(path)
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="is not UTF-8"):
         (tmp_path / "b.json").write_bytes(b'["\xff"]')
         multihop.load(tmp_path / "b.json")
     with pytest.raises(FileNotFoundError, match="multihop: no file at"):
         multihop.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="corpus: no file at"):
         corpus.load(tmp_path / "none.json")
-    with pytest.raises(ValueError, match="limit is 0"):
-        multihop.load(path, 0)
 
 
 def mutated(rng, value):
@@ -184,12 +190,14 @@ def test_every_form_of_corpus_is_read_and_files_are_joined(tmp_path):
 @pytest.mark.parametrize(
     "content, sentence",
     [
-        ([{"title": "A"}], "record 0 has no text"),
-        ([{"title": 1, "text": "b"}], "record 0: title is a number"),
-        ({"A": 3}, "article 'A' is a number, expected a list"),
-        ({"A": ["x", None]}, "article 'A': sentence 1 is null"),
-        ([HOTPOT | {"context": [["Zib"]]}], r"context 0 is a list, expected \[title, \[sentences\]\]"),
-        ([], "no document with text"),
+        ([{"title": "A"}], "record 1: `text` is missing"),
+        ([{"title": 1, "text": "b"}], "record 1: `title` is a number"),
+        ({"A": 3}, "article 'A': `sentences` is a number; expected a list or text"),
+        ({"A": ["x", None]}, "article 'A', item 2 of `sentences` is null"),
+        ([HOTPOT | {"context": [["Zib"]]}], "item 1 of `context` has 1 parts; expected two, title and sentences"),
+        ([], "holds an empty list"),
+        ([{"title": "A", "text": " "}], "no document with text"),
+        ({}, "no document with text"),
         (3, "holds a number"),
     ],
 )
@@ -220,6 +228,21 @@ def test_the_index_finds_by_words_and_keeps_the_order_of_equals():
         Index([])
 
 
+def by_letters(texts):
+    """Unit vectors of how often each letter occurs: a stand-in for embeddings."""
+    counts = np.array([[text.lower().count(c) for c in "abcdefghijklmnopqrstuvwxyz"] for text in texts], dtype=float)
+    return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
+
+
+def test_an_index_of_embeddings_finds_without_a_shared_word():
+    index = Index([Document("A", "aaa aab"), Document("B", "bbb"), Document("C", "bbb")], by_letters)
+    assert [d.title for d in index.find("aa")] == ["A"] and Index(index.documents).find("aa") == []
+    assert [d.title for d in index.find("b", 3)] == ["B", "C", "A"] and [d.title for d in index.find("b", 1)] == ["B"]
+    assert index.find(" ") == [] and index.find("xyz") == []
+    with pytest.raises(ValueError, match="none of 0 documents"):
+        Index([], by_letters)
+
+
 def test_the_shared_data_is_read_and_its_evidence_is_found():
     if not MULTIHOP.is_dir():
         pytest.skip(f"no multi-hop questions at {MULTIHOP}")
@@ -230,6 +253,8 @@ def test_the_shared_data_is_read_and_its_evidence_is_found():
         assert len(hops) == len({h.id for h in hops}) == 100
         assert {d.title for d in own} == {d.title for d in documents}
         assert {title for h in hops for title in h.evidence} <= {d.title for d in own}
+        assert all({title for title, _ in h.passages} == set(h.evidence) for h in hops)
+        assert {text.strip() for h in hops for _, text in h.passages} <= {d.text for d in own}
         assert len(search.compose(hops, 4)) == 25
         index = Index(documents)
         hits = [bool({d.title for d in index.find(h.question)} & set(h.evidence)) for h in hops]
@@ -413,10 +438,13 @@ def agent_of(slots=4):
 
 
 class Script:
-    """In decode's place: what each trajectory says, turn by turn; every prompt is kept as text, by its noise key."""
+    """In decode's place: what each trajectory says, turn by turn; every prompt is kept as text, by its noise key.
 
-    def __init__(self, **turns):
-        self.turns, self.prompts, self.batches, self.slots = turns, {}, [], {}
+    `written` is what every write says; `limits` are the tokens that each generation was allowed.
+    """
+
+    def __init__(self, written=PAIRS, **turns):
+        self.written, self.turns, self.prompts, self.batches, self.slots, self.limits = written, turns, {}, [], {}, {}
 
     def __call__(self, network, prompts, *, bank=None, slots=None, end, max_new, temperature=0.0, keys):
         self.batches.append(list(keys))
@@ -425,20 +453,24 @@ class Script:
             self.prompts[key] = Letters().decode(prompt)
             self.slots[key] = None if slots is None else (slots[i], bank is not None and bank.is_zero(slots[i]))
             who, kind = key.split("/", 1)
-            text = PAIRS if "write" in kind else self.turns[who].pop(0)
+            self.limits[key] = max_new
+            text = self.written if "write" in kind else self.turns[who].pop(0)
             out.append(Generation(Letters()(text)["input_ids"] + [end], [0.0] * (len(text) + 1), True))
         return out
 
 
-def scripted(monkeypatch, state, turns=4, tasks=1, agent=None, script=None, **options):
+def scripted(monkeypatch, state, turns=4, tasks=1, agent=None, script=None, written=PAIRS, **options):
     said = script or {f"k{i}": [*LONG, "<think>done</think><answer>Ada Mo; Ulm</answer>"] for i in range(tasks)}
-    stub = Script(**said)
+    stub = Script(written, **said)
     monkeypatch.setattr(loop, "decode", stub)
     rows = loop.run(agent or agent_of(), [TWO] * tasks, INDEX, state=state, turns=turns, keys=[*said], **options)
     return rows, stub
 
 
-@pytest.mark.parametrize("state, first, last", [("full", True, True), ("mem1", False, True), ("tmem", False, False)])
+@pytest.mark.parametrize(
+    "state, first, last",
+    [("full", True, True), ("mem1", False, True), ("tmem", False, False), ("pairs", False, False), ("notes", False, False)],
+)
 def test_what_was_found_stays_or_leaves_as_the_state_says(monkeypatch, state, first, last):
     (row,), stub = scripted(monkeypatch, state)
     second, third = stub.prompts["k0/turn1"], stub.prompts["k0/turn2"]
@@ -473,9 +505,16 @@ def test_what_left_the_context_was_written_and_learned_into_the_own_slot(monkeyp
         assert [s.pairs for s in row.steps if s.kind == "write"] == [(("who made Zib?", "Ada Mo"),)] * len(row.log)
         assert row.scores()["writes"] == len(row.log) and "wrote: who made Zib? Ada Mo" in row.transcript()
     assert not any(agent.bank.used)
+    (row, _), (entry, *_) = rows, rows[0].log
+    first = next(s for s in row.steps if s.kind == "write")
+    assert (entry.read, entry.tokens, entry.finished) == (len(stub.prompts[writes[0]]), len(PAIRS) + 1, True)
+    assert (entry.read, entry.tokens) == (first.prompt, first.generated)
 
 
-@pytest.mark.parametrize("state", ["full", "mem1", "tmem"])
+SEARCHING = [name for name, state in loop.STATES.items() if state.searches]
+
+
+@pytest.mark.parametrize("state", SEARCHING)
 def test_tokens_are_counted_as_they_were_read(monkeypatch, state):
     (row,), stub = scripted(monkeypatch, state)
     keys = [key for batch in stub.batches for key in batch]
@@ -550,7 +589,7 @@ def test_none_answers_at_once_without_an_index(monkeypatch):
 @pytest.mark.parametrize(
     "options, error, sentence",
     [
-        ({"state": "ful"}, ValueError, "no state 'ful'; expected one of full, mem1, tmem, none"),
+        ({"state": "ful"}, ValueError, "no state 'ful'; expected one of none, constant, full, "),
         ({"turns": 0}, ValueError, "turns is 0"),
         ({"keys": ["a", "b"]}, ValueError, "2 keys for 1 sets"),
         ({"index": None}, ValueError, "got no index"),
@@ -566,7 +605,7 @@ def test_a_run_that_cannot_be_is_refused(options, error, sentence):
     assert loop.run(agent, [], INDEX, state="mem1") == []
 
 
-@pytest.mark.parametrize("state, temperature", [("tmem", 1.0), ("tmem", 0.0), ("full", 1.0)])
+@pytest.mark.parametrize("state, temperature", [("tmem", 0.0), *((name, 1.0) for name in SEARCHING)])
 def test_a_trajectory_is_the_same_alone_and_among_others(monkeypatch, state, temperature):
     """A random model's turns, read as searches for a document that they choose, with pairs that depend on what was said."""
     def read(text):
@@ -578,15 +617,285 @@ def test_a_trajectory_is_the_same_alone_and_among_others(monkeypatch, state, tem
     monkeypatch.setattr(search, "prompt", lambda task, direct=False: task.question)
     monkeypatch.setattr(loop, "parse", lambda text, **_: Written([Pair(f"what is {text[:9]}?", text[9:14] or "a")]))
     tasks = [Objectives(f"t{i}", tuple(HOPS[i : i + 1 + i % 2])) for i in range(4)]
-    options = dict(state=state, turns=3, temperature=temperature, max_new=10, observation=70)
+    options = dict(state=state, turns=3, temperature=temperature, max_new=10, observation=70, context=1024)
     together = loop.run(agent_of(4), tasks, INDEX, **options)
     pairs = loop.run(agent_of(2), tasks, INDEX, **options)
     for i, row in enumerate(together):
         (alone,) = loop.run(agent_of(1), tasks[i : i + 1], INDEX, **options)
         assert row.steps == alone.steps == pairs[i].steps and row.answer == alone.answer == pairs[i].answer
         assert [e.learned for e in row.log] == [e.learned for e in alone.log]
-    assert any(r.log for r in together) == (state == "tmem")
+    assert any(r.log for r in together) == state.startswith("tmem")
     assert len({s.text for r in together for s in r.steps}) > 4
     if temperature:
         other = loop.run(agent_of(4), tasks, INDEX, keys=["a", "b", "c", "d"], **options)
         assert [r.steps for r in other] != [r.steps for r in together]
+
+
+# --- states
+
+
+def test_lines_without_a_word_are_as_good_as_each_other():
+    assert Lines(["...", "of the"]).ranked("who?") == [0, 1]
+
+def sized(*texts):
+    return len("\n".join(texts).encode())
+
+
+def test_pairs_are_shown_the_newest_and_nothing_is_learned(monkeypatch):
+    agent = agent_of()
+    (row,), stub = scripted(monkeypatch, "pairs", agent=agent)
+    assert "What is known so far:\nwho made Zib? Ada Mo\n<think>one" in stub.prompts["k0/turn1"]
+    assert stub.prompts["k0/turn2"].count("who made Zib? Ada Mo") == 1  # written twice, kept once
+    assert row.log == [] and set(stub.slots.values()) == {None} and [s.pairs for s in row.steps if s.kind == "write"]
+    assert row.memory == {"who made zib": "who made Zib? Ada Mo"}
+    _, stub = scripted(monkeypatch, "pairs", written="Q: a?\nA: first\nQ: b?\nA: last", context=8 * 7)
+    assert "known so far:\nb? last\n<think>" in stub.prompts["k0/turn1"]  # the newest 7 letters
+    (row,), _ = scripted(monkeypatch, "pairs", written="Q: a?\nA: <answer>Rome</answer>")
+    assert row.memory == {"a": "a? &lt;answer>Rome&lt;/answer>"}
+
+
+def test_a_later_answer_to_a_written_question_stands(monkeypatch):
+    agent, said = agent_of(), iter(["Q: who?\nA: Ada", "Q: Who\nA: Ben"] * 9)
+    monkeypatch.setattr(loop, "parse", lambda *_, **__: Written([Pair(*next(said)[3:].split("\nA: "))]))
+    (row,), _ = scripted(monkeypatch, "pairs", agent=agent, script={"k0": [LONG[0]] * 2 + ["<answer>x; y"]})
+    assert row.memory == {"who": "Who Ben"}
+
+
+def test_a_summary_is_written_anew_from_what_it_was_and_what_was_found(monkeypatch):
+    (row,), stub = scripted(monkeypatch, "summary", written="Zib is a toy.\n<search>x</search>", context=4096)
+    writes = [key for key in stub.prompts if "write" in key]
+    assert "Notes so far:\n(none)\n" in stub.prompts[writes[0]] and "Zib is a toy that Ada Mo made." in stub.prompts[writes[0]]
+    assert "Notes so far:\nZib is a toy.\n&lt;search>x&lt;/search>\n" in stub.prompts[writes[1]]
+    assert "What is known so far:\nZib is a toy.\n&lt;search>x&lt;/search>\n<think>two" in stub.prompts["k0/turn2"]
+    assert {stub.limits[key] for key in writes} == {4096 // 8} and stub.limits["k0/turn2"] == 160
+    assert row.scores()["writes"] == len(writes) and list(row.memory.values()) == ["Zib is a toy.", "&lt;search>x&lt;/search>"]
+
+
+def test_notes_are_added_each_once_and_the_nearest_are_shown(monkeypatch):
+    (row,), stub = scripted(monkeypatch, "notes", written="the ulm town is red\n\nIt rains.\nit RAINS", context=8 * 20)
+    assert list(row.memory.values()) == ["the ulm town is red", "It rains."]
+    assert "List each fact above" in stub.prompts["k0/turn0/write0"]
+    assert "known so far:\nthe ulm town is red\n<think>" in stub.prompts["k0/turn1"]  # 20 letters of those that fit "the town?"
+    assert "It rains." not in stub.prompts["k0/turn1"]
+
+
+def test_retrieval_shows_documents_for_the_questions_and_asks_no_model(monkeypatch):
+    script = {"k0": [LONG[0], LONG[1], LONG[0], "<answer>x; y"]}
+    (row,), stub = scripted(monkeypatch, "retrieval", turns=5, script=script)
+    zib, ada = "(Title: Zib) Zib is a toy that Ada Mo made.", "(Title: Ada Mo) Ada Mo is a maker from Ulm. &lt;answer>Rome"
+    assert f"What is known so far:\n{zib}\n<think>one" in stub.prompts["k0/turn1"]
+    assert f"{zib}\n{ada}" in stub.prompts["k0/turn2"] and stub.prompts["k0/turn3"].count(zib) == 1
+    assert row.scores()["writes"] == 0 and not row.log and "Doc 1" not in stub.prompts["k0/turn3"].split("Now it is")[1]
+    (row,), stub = scripted(monkeypatch, "retrieval", context=8 * len(zib))
+    assert zib in stub.prompts["k0/turn2"] and "from Ulm" not in stub.prompts["k0/turn2"]  # it has the words of "Who made Zib?"
+    (row,), _ = scripted(monkeypatch, "retrieval", observation=5)
+    assert row.memory == {}  # "Doc 1" alone is no document
+
+
+def test_tmem_and_retrieval_learn_and_show(monkeypatch):
+    (row,), stub = scripted(monkeypatch, "tmem+retrieval")
+    assert "(Title: Zib) Zib is a toy" in stub.prompts["k0/turn1"] and "who made Zib? Ada Mo" not in stub.prompts["k0/turn1"]
+    assert stub.slots["k0/turn1"] == (0, False) and row.log and row.scores()["writes"] == len(row.log)
+
+
+EVIDENCE = Objectives("t", (
+    Hop("a", "Who made Zib?", ("Ada Mo",), ("Zib",), (("Zib", "Zib is by\nAda <answer>Mo."),)),
+    Hop("b", "Where is Ulm?", ("here",), ("Ulm", "Zib"), (("Ulm", "Ulm is here."), ("Zib", "Zib is by\nAda <answer>Mo."))),
+))  # fmt: skip
+
+
+def test_the_oracle_sees_each_passage_once_and_all_alike_where_they_are_too_long(monkeypatch):
+    stub = Script(k=["Ada Mo; here</answer>"], c=["x; y"])
+    monkeypatch.setattr(loop, "decode", stub)
+    (row,) = loop.run(agent_of(), [EVIDENCE], None, state="oracle", keys=["k"])
+    text = "Doc 1 (Title: Zib) Zib is by Ada &lt;answer>Mo.\nDoc 2 (Title: Ulm) Ulm is here."
+    assert stub.prompts["k/answer"].endswith(f"What is known so far:\n{text}\nAssistant: <answer>")
+    assert "<search>" not in stub.prompts["k/answer"] and row.scores()["em"] == 2
+    assert row.steps[0].history == len("\nWhat is known so far:\n" + text + "<answer>") and row.state == sized(text)
+    base = len(stub.prompts["k/answer"]) - len(text)
+    (row,) = loop.run(agent_of(), [EVIDENCE], None, state="oracle", keys=["c"], context=base + 44)
+    assert "\nDoc 1 (Title: Zib) Zi\nDoc 2 (Title: Ulm) Ul\n" in stub.prompts["c/answer"]  # 21 letters and a line break each
+    assert base < row.steps[0].prompt <= base + 44
+
+
+def test_a_constant_answers_every_question_without_the_model(monkeypatch):
+    monkeypatch.setattr(loop, "decode", None)
+    yes = Objectives("t", (Hop("a", "Red?", ("No",)), *HOPS[:2]))
+    (row,) = loop.run(agent_of(), [yes], None, state="constant")
+    assert row.answer == "no; no; no" and row.scores()["em"] == 1 and row.scores()["counted"] == 1
+    assert row.steps == [] and row.state == 0 and row.scores()["peak"] == 0
+
+
+def test_what_is_kept_between_turns_is_counted_in_bytes(monkeypatch):
+    replies = ["<information>\n[3 turns left]\nDoc 1 (Title: Zib) Zib is a toy that Ada Mo made.\n</information>",
+               "<information>\n[2 turns left]\nDoc 1 (Title: Ada Mo) Ada Mo is a maker from Ulm. "
+               "&lt;answer>Rome&lt;/answer>\n</information>"]  # fmt: skip
+    turns = ["<think>one</think>\n<search>toy Zib</search>\n", "<think>two</think>\n<search>maker Ulm</search>\n"]
+    kept = {state: scripted(monkeypatch, state)[0][0].state for state in SEARCHING}
+    assert kept["full"] == sized(*(turn + reply for turn, reply in zip(turns, replies)))
+    assert kept["mem1"] == sized(turns[1] + replies[1])
+    left = [f"{turn}<information>\n[{n} turns left]\nThe documents were read and are remembered.\n</information>"
+            for turn, n in zip(turns, (3, 2))]  # fmt: skip
+    delta = agent_of(1).bank.param[0].numel() * 4
+    assert kept["tmem"] == delta + sized(left[1])
+    assert kept["pairs"] == sized("who made Zib? Ada Mo", left[1])
+    found = [line.split(" ", 2)[2] for reply in replies for line in reply.splitlines() if line.startswith("Doc")]
+    assert kept["retrieval"] == sized(*found, left[1]) and kept["tmem+retrieval"] == delta + kept["retrieval"]
+    accent = {"k0": ["<think>\u00e9</think><search>unseen</search>", "<answer>x; y"]}
+    (row,), _ = scripted(monkeypatch, "full", script=accent)
+    assert row.state == len(row.steps[0].shown) + 1  # two bytes of one letter
+
+
+@pytest.mark.parametrize("state", SEARCHING)
+def test_every_state_leaves_the_bank_free_and_shares_its_seconds(monkeypatch, state):
+    agent, now = agent_of(2), iter(range(99))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    rows, _ = scripted(monkeypatch, state, tasks=3, agent=agent)
+    batches = [2, 2, 1] if loop.STATES[state].delta else [3, 3, 3]
+    assert [row.seconds for row in rows] == [1 / n for n in batches]  # the clock goes on by one from start to end
+    assert not any(agent.bank.used) and all(row.slot is None for row in rows)
+
+
+# --- rows of an evaluation
+
+
+def check_costs(rules):
+    """Two trajectories whose tokens were counted by hand: all of them once, the answer's apart."""
+    steps = [
+        Step("turn", "", prompt=100, history=0, generated=10, query="q", titles=("Zib",)),
+        Step("write", "", prompt=300, history=0, generated=20),
+        Step("turn", "", prompt=150, history=50, generated=30),
+        Step("answer", "", prompt=160, history=60, generated=5),
+    ]
+    lived = [
+        loop.Trajectory(TWO, "a", steps, answer="Ada Mo; Ulm", state=700, seconds=2.0),
+        loop.Trajectory(Objectives("u", tuple(HOPS[2:4])), "b", steps[:1], answer="no", state=0, seconds=1.0),
+    ]
+    answers, readings = ([made("full", 3, t) for t in lived] for made in (rules.answer_of, rules.reading_of))
+    assert [(a["prompt_tokens"], a["generated_tokens"]) for a in answers] == [(160, 5), (100, 10)]
+    assert [(r["read_tokens"], r["generated_tokens"], r["peak_tokens"]) for r in readings] == [(550, 60, 320), (0, 0, 110)]
+    found = summarise(answers, readings)["methods"]["full"]
+    assert (found["read_tokens"], found["generated_tokens"]) == (100 + 300 + 150 + 160 + 100, 10 + 20 + 30 + 5 + 10)
+    assert (found["prompt_tokens"], found["peak_tokens"], found["state_bytes"], found["seconds"]) == (130, 320, 350, 3.0)
+    assert (found["em"], found["n"]) == (1, 2)
+    for row, t in zip(answers, lived):
+        assert row["objectives"] == 2 and row["sessions"] is None and row["seed"] == 3 and row["id"] == t.task.id
+
+
+def check_score(rules):
+    assert [rules.score(TWO, said)["em"] for said in ("Ada Mo; Ulm", "Ada Mo", "Ada Mo; Ulm; x", None)] == [2, 0, 0, 0]
+
+
+RULES = SimpleNamespace(answer_of=searching.answer_of, reading_of=searching.reading_of, score=search.score)
+WRONG = {"search_tokens_twice": check_costs, "search_any_count": check_score}
+
+
+@pytest.mark.parametrize("check", WRONG.values())
+def test_rows_and_scores_worked_by_hand(check):
+    check(RULES)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_implementations_are_caught(name):
+    module = importlib.import_module(f"wrong.{name}")
+    faults = {rule: getattr(module, rule) for rule in vars(RULES) if hasattr(module, rule)}
+    assert faults, f"tests/wrong/{name}.py defines none of the rules"
+    with pytest.raises(AssertionError):
+        WRONG[name](SimpleNamespace(**{**vars(RULES), **faults}))
+
+
+@pytest.fixture
+def evaluated(tmp_path, monkeypatch):
+    """`tmem eval --task search` on a tiny model and twelve questions, called with further words."""
+    said = {"answer": "it", "supporting_facts": [["Rome", 0]], "context": [["Rome", ["Rome lies on seven hills."]]]}
+    data = write(tmp_path, [{"_id": f"h{i:02}", "question": f"who is {i}", **said} for i in range(12)])
+    (tmp_path / "tiny.toml").write_text(PRESET.replace('reward = "shout"', ""))
+    monkeypatch.setattr(models, "load", lambda name=None, **_: (model(), Letters()))
+    monkeypatch.setattr(searching, "PROMPT", 64)
+
+    def call(*words, out="out"):
+        fixed = ["--data", str(data), "--preset", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / out)]
+        words = ["eval", "--task", "search", "--turns", "1", "--context", "64", "--answer-tokens", "8", *fixed, *words]
+        return CliRunner().invoke(cli.main, words, env={"COLUMNS": "160"})
+
+    return call
+
+
+def test_every_state_is_evaluated(evaluated, tmp_path):
+    found = evaluated("--limit", "2", "--methods", "all")
+    assert found.exit_code == 0, found.output
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert list(results["methods"]) == list(loop.STATES) and results["config"]["answer_tokens"] == 8
+    answers = read_jsonl(tmp_path / "out/answers.jsonl")
+    assert len(answers) == 2 * len(loop.STATES) and {r["objectives"] for r in answers} == {2}
+    for name, m in results["methods"].items():
+        turns = 2 if name in SEARCHING else 0 if name == "constant" else 1  # none of a random model's turns is an answer
+        assert m["n"] == 2 and name in found.output and m["search"]["turns"] == turns
+    page = CliRunner().invoke(cli.main, ["report", str(tmp_path / "out")])
+    assert page.exit_code == 0 and "Sessions" not in (tmp_path / "out/report.html").read_text(), page.output
+
+
+def test_seeds_draw_other_sets_and_are_resumed_apart(evaluated, tmp_path):
+    words = ["--limit", "3", "--seeds", "2", "--methods", "none,mem1"]
+    found = evaluated(*words)
+    assert found.exit_code == 0 and "seeds 0 to 1" in found.output, found.output
+    file = tmp_path / "out/answers.jsonl"
+    whole = read_jsonl(file)
+    drawn = {seed: [r["id"] for r in whole if (r["seed"], r["method"]) == (seed, "none")] for seed in (0, 1)}
+    assert drawn[0] != drawn[1] and all(len(set(ids)) == 3 for ids in drawn.values()) and len(whole) == 12
+    assert set(drawn[0]) & set(drawn[1])  # of six sets; a set of both seeds is asked under both
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:2] + lines[3:9]))
+    assert evaluated(*words, "--resume").exit_code == 0
+
+    def plain(rows):
+        return sorted(json.dumps({k: v for k, v in r.items() if k != "seconds"}) for r in rows)
+
+    assert plain(read_jsonl(file)) == plain(whole) and len(read_jsonl(tmp_path / "out/readings.jsonl")) == 12
+    more = evaluated("--limit", "4", "--methods", "none", out="more")
+    assert more.exit_code == 0 and {*drawn[0]} < {r["id"] for r in read_jsonl(tmp_path / "more/answers.jsonl")}
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--seeds", "2"], "2 seeds would all take the same 6 sets; give a --limit below that, or leave out --seeds"),
+        (["--seeds", "2", "--limit", "6"], "2 seeds would all take the same 6 sets"),
+        (["--search-by", "dense"], "pip install 'tmem[dense]'"),
+        (["--answer-tokens", "400"], "room for 16 tokens beside a turn of 400, got 64"),
+        (["--task", "stream"], "--turns means nothing for --task stream"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused_in_a_sentence(evaluated, tmp_path, words, sentence):
+    if "dense" in words and find_spec(EMBEDDER):
+        pytest.skip("the embedding model is installed")
+    found = evaluated(*words)
+    assert found.exit_code == 2 and sentence in found.output.replace("\n", " "), found.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dense_search_asks_the_embeddings(evaluated, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(searching, "require_dense", lambda: None)
+    monkeypatch.setattr(searching, "dense", lambda: lambda texts: asked.append(list(texts)) or by_letters(texts))
+    monkeypatch.setattr(search, "read", lambda text: Said(text, query="toga") if "<think>" in text else Said(answer=text))
+    assert evaluated("--limit", "1", "--methods", "mem1", "--search-by", "dense").exit_code == 0
+    assert asked == [["Rome Rome lies on seven hills."], ["toga"]]
+    (row,) = read_jsonl(tmp_path / "out/answers.jsonl")
+    assert row["recall"] == 1 and json.loads((tmp_path / "out/results.json").read_text())["config"]["search_by"] == "dense"
+
+
+def test_a_turn_grows_with_the_number_of_questions(tmp_path, monkeypatch):
+    seen = []
+
+    def run(agent, left, index, *, max_new, **_):
+        seen.append(max_new)
+        raise KeyboardInterrupt
+
+    data = write(tmp_path, [HOTPOT | {"_id": f"h{i}"} for i in range(4)])
+    monkeypatch.setattr(models, "load", lambda name=None, **_: (model(max_position_embeddings=2048), Letters()))
+    monkeypatch.setattr(searching, "run", run)
+    for n in (1, 2, 4):
+        with pytest.raises(KeyboardInterrupt):
+            searching.search(["mem1"], tmp_path / str(n), data=str(data), objectives=n)
+    assert seen == [144, 160, 192]

@@ -171,7 +171,7 @@ def test_search_is_resumed_with_the_sets_that_are_left(tmem, tmp_path, monkeypat
         (["train", "--resume", "--out", "OUT"], "holds no run"),
         (["eval", "--resume", "--out", "OUT"], "holds no results.json"),
         (["eval", "--task", "search", "--out", "OUT"], "search: no data file given"),
-        (["eval", "--task", "search", "--data", "x.json", "--methods", "pairs"], "methods of search: expected some of full"),
+        (["eval", "--task", "search", "--data", "x.json", "--methods", "dense"], "methods of search: expected some of none"),
         (["eval", "--task", "search", "--data", "x.json", "--known"], "--known means nothing for --task search"),
         (["eval", "--task", "clbench", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
     ],

@@ -160,8 +160,9 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 @click.option("--task", type=click.Choice(["stream", "locomo", "longmemeval", "squad", "clbench", "search"]), default="stream",
               show_default=True)
 @click.option("--data", type=click.Path(dir_okay=False), help="The task's file, e.g. the official locomo10.json.")
-@click.option("--methods", help="Comma-separated, see below, or all. [default: none,full,retrieval,pairs,tmem; search: all]")
-@click.option("--limit", type=click.IntRange(1), help="locomo: questions per conversation; else episodes.")
+@click.option("--methods", help="Comma-separated, see below, or all. [default: none,full,retrieval,pairs,tmem; "
+              "search: none,full,mem1,tmem]")
+@click.option("--limit", type=click.IntRange(1), help="locomo: questions per conversation; search: sets; else episodes.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Do it with so many seeds, from --seed on.")
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True, help="stream only.")
@@ -170,12 +171,16 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
               help="locomo, category 5: ask openly, or offer the official choice of two.")
 @click.option("--model", help="A folder (runs/train/rl), a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]")
 @click.option("--preset", default="default", show_default=True)
-@click.option("--context", type=click.IntRange(64), help="Tokens of text in a prompt. [default: 2048, or what the model holds]")
+@click.option("--context", type=click.IntRange(64),
+              help="Tokens of text in a prompt; search: of a prompt. [default: 2048, search 4096, or what the model holds]")
 @click.option("--corpus", multiple=True, type=click.Path(dir_okay=False),
               help="search: a file of documents, may be given several times. [default: the questions' own contexts]")
+@click.option("--search-by", type=click.Choice(["bm25", "dense"]), default="bm25", show_default=True,
+              help="search: find documents by words, or by embeddings (tmem[dense]).")
 @click.option("--objectives", type=click.IntRange(1), default=2, show_default=True, help="search: questions at once.")
 @click.option("--turns", type=click.IntRange(1), help="search: before the answer is asked for. [default: 3 a question]")
-@click.option("--answer-tokens", type=click.IntRange(1), help="Of an answer at most. [default: the preset's; clbench 256]")
+@click.option("--answer-tokens", type=click.IntRange(1),
+              help="Of an answer at most. [default: the preset's; clbench 256; search, of a turn: 128 + 16 a question]")
 @click.option("--known", is_flag=True, help="Show each question while the history is read (the paper's protocol): see below.")
 @click.option("--probe", is_flag=True, help="Also ask paraphrases and wrong-person questions after each write.")
 @click.option("--judge-url", help="Also grade: an OpenAI-compatible address, or local (this model, to try the plumbing).")
@@ -186,9 +191,9 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="runs/eval", show_default=True)
 @click.option("--resume", is_flag=True, help="Keep the answers that --out already holds, and ask the other questions.")
 def evaluate(
-    task: str, methods: str | None, probe: bool, out: Path, corpus: tuple[str, ...], objectives: int, turns: int | None,
-    judge_url: str | None, judge_model: str, judge_prices: tuple[float, float] | None, judge_tokens: int | None,
-    judge_concurrency: int, **options,
+    task: str, methods: str | None, probe: bool, out: Path, corpus: tuple[str, ...], search_by: str, objectives: int,
+    turns: int | None, judge_url: str | None, judge_model: str, judge_prices: tuple[float, float] | None,
+    judge_tokens: int | None, judge_concurrency: int, **options,
 ) -> None:  # fmt: skip
     """Compare ways of remembering: tmem, its pairs as text, retrieval, the full history, nothing, and more.
 
@@ -200,8 +205,9 @@ def evaluate(
     pairs           tmem's pairs as text          tmem            fast weights alone
     tmem+retrieval  fast weights and lines
 
-    --task search asks --objectives questions at once with a search engine over --corpus; methods: none (answers at once), full
-    (all turns stay), mem1 (the last turn stays), tmem (what was found is learned and leaves). F1 and EM are sums.
+    --task search asks --objectives questions at once with a search engine over --corpus. There full keeps all turns, mem1 the
+    last one; with the others what was found leaves the context, and is learned (tmem) or kept as the text named above. none,
+    oracle and constant (always "no") answer at once. F1 and EM are sums. --seeds needs a --limit: each seed draws other sets.
 
     Writes answers.jsonl (every question), readings.jsonl (what each method kept of each episode), results.json, chart.png and
     episodes.md (every pair with the text it came from) into --out. Ctrl-C or a kill loses a batch of questions at most.
@@ -221,15 +227,16 @@ def evaluate(
         from .searching import search
         from .tasks.trajectory import STATES as every
 
-        allowed = ("data", "limit", "seed", "model", "preset", "context", "resume")
+        allowed = ("data", "limit", "seed", "seeds", "model", "preset", "context", "answer_tokens", "resume")
         _only(f"--task {task}", {**options, "probe": probe, "judge_url": judge_url}, allowed)
         options = {k: options[k] for k in allowed}
-        work = partial(search, documents=corpus, objectives=objectives, turns=turns, **options)
-        default = "all"
+        work = partial(search, documents=corpus, search_by=search_by, objectives=objectives, turns=turns, **options)
+        default = "none,full,mem1,tmem"
     else:
         from .agent.methods import METHODS as every
         from .evaluate import evaluate as run
 
+        _only(f"--task {task}", {"corpus": corpus, "search_by": search_by, "objectives": objectives, "turns": turns}, ())
         judging = None
         if judge_url:
             from .grading import Judging

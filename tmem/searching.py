@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import models, report
 from .agent.config import agent_config
 from .agent.episode import Agent
-from .evaluate import about, journals, must_be_new, summarise
+from .agent.retrieve import dense, require_dense
+from .evaluate import BESIDE, about, journals, must_be_new, summarise
 from .folders import atomic_file
 from .tasks import corpus, multihop
+from .tasks.records import draw
 from .tasks.search import compose, summary
 from .tasks.trajectory import STATES, Trajectory, run
 
 GROUP = 16  # trajectories worked on at once
-COUNTED = ("counted", "recall", "turns", "searches", "mem1_peak", "dependency")  # of tasks.search.score and costs
+COUNTED = ("counted", "recall", "turns", "searches", "writes", "peak", "mem1_peak", "dependency", "cut")  # of each trajectory
 PROMPT = 1024  # tokens of the instruction, at least to be free beside a context
+TURN, EACH = 128, 16  # tokens of a turn: so many, and for each objective, of which thoughts and answers say something
 
 
 def search(
@@ -26,78 +28,97 @@ def search(
     *,
     data: str | None,
     documents: Sequence[str] = (),
+    search_by: str = "bm25",
     objectives: int = 2,
     turns: int | None = None,
     limit: int | None = None,
     seed: int = 0,
+    seeds: int = 1,
     model: str | None = None,
     preset: str = "default",
     context: int | None = None,
+    answer_tokens: int | None = None,
     slots: int = GROUP,
     resume: bool = False,
     watch: Callable[[str, str, int, int], None] = lambda *_: None,
 ) -> dict:
     """Have every set of `objectives` questions answered by each of `methods` (tasks.trajectory.STATES); returns results.json.
 
-    documents: corpus files; without any, the questions' own contexts. turns: before the answer is asked for, by default three
-    for every question. limit: sets, drawn by the seed. Files and errors are those of tmem.evaluate; f1, em and mem1_f1 are
-    sums over the objectives of a set.
+    documents: corpus files; without any, the questions' own contexts. search_by: "bm25" or "dense". turns: before the answer is
+    asked for, by default three for every question. limit: sets, drawn by the seed; `seeds` seeds from `seed` on draw each their
+    own. answer_tokens: of a turn, by default TURN and EACH for every question. Files and errors are those of tmem.evaluate; f1,
+    em and mem1_f1 are sums over the objectives of a set.
     """
     methods = list(dict.fromkeys(methods))
     if (unknown := [m for m in methods if m not in STATES]) or not methods:
         raise ValueError(f"methods of search: expected some of {', '.join(STATES)}, got {', '.join(unknown) or 'none'}.")
+    if search_by not in ("bm25", "dense"):
+        raise ValueError(f"search_by: expected bm25 or dense, got {search_by!r}.")
+    if search_by == "dense":
+        require_dense()
     must_be_new(out, resume)
     if data is None:
         raise ValueError("search: no data file given; pass a HotpotQA, 2WikiMultihopQA or MuSiQue file as data.")
     sets = compose(multihop.load(data), objectives)
-    if limit is not None and limit < len(sets):
-        sets = [sets[i] for i in sorted(random.Random(f"search/{seed}").sample(range(len(sets)), limit))]
-    index = corpus.Index(corpus.load(*(documents or (data,))))
+    if seeds > 1 and (limit is None or limit >= len(sets)):
+        raise ValueError(
+            f"search: {seeds} seeds would all take the same {len(sets)} sets; give a --limit below that, or leave out --seeds."
+        )
+    drawn = {s: [sets[i] for i in draw([""] * len(sets), limit, f"search/{s}")] for s in range(seed, seed + seeds)}
+    found = corpus.load(*(documents or (data,)))
     turns = 3 * objectives if turns is None else turns
+    max_new = answer_tokens or TURN + EACH * objectives
     config = agent_config(preset)
     network, tokenizer = models.load(model)
-    longest = network.config.max_position_embeddings - 256
+    longest = network.config.max_position_embeddings - max_new - BESIDE
     context = min(4096, longest) if context is None else context
     if not PROMPT <= context <= longest:
-        raise ValueError(f"context: this model has room for {longest} tokens, got {context}; give {PROMPT} to {longest}.")
+        raise ValueError(
+            f"context: this model has room for {max(longest, 0)} tokens beside a turn of {max_new}, got {context}; "
+            f"give {PROMPT} or more that there is room for, smaller --answer-tokens, or a model for longer texts."
+        )
+    size = len(drawn[seed])
     results = {
         "task": "search",
         "config": {
             **about(model, preset, config, data, *documents),
+            "search_by": search_by,
             "objectives": objectives,
             "turns": turns,
             "limit": limit,
             "seed": seed,
-            "seeds": 1,
+            "seeds": seeds,
             "context": context,
+            "answer_tokens": max_new,
             "known": False,
-            "episodes": len(sets),
+            "episodes": size,
         },
         "machine": report.machine(),
     }
     answers, readings = journals(results, out, resume)
+    index = corpus.Index(found, dense() if search_by == "dense" else None)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    agent = Agent.build(network, tokenizer, config, slots=min(slots, len(sets)))
-    for at in range(0, len(sets), slots):
+    agent = Agent.build(network, tokenizer, config, slots=min(slots, size))
+    total = size * seeds
+    for s, part in ((s, drawn[s][at : at + slots]) for s in drawn for at in range(0, size, slots)):
         for method in methods:
-            done = {r["id"] for r in answers.rows if r["method"] == method}
-            left = [t for t in sets[at : at + slots] if t.id not in done]
-            watch(method, "search", len(done), len(sets))
+            done = {(r["seed"], r["id"]) for r in answers.rows if r["method"] == method}
+            left = [t for t in part if (s, t.id) not in done]
+            watch(method, "search", len(done), total)
             if left:
-                found = run(
-                    agent, left, index, state=method, turns=turns, keys=[f"{seed}/{t.id}" for t in left], context=context,
-                    on_event=lambda phase, *_, m=method, n=len(done): watch(m, phase, n, len(sets)),  # noqa: B008
+                lived = run(
+                    agent, left, index, state=method, turns=turns, keys=[f"{s}/{t.id}" for t in left], context=context,
+                    max_new=max_new, on_event=lambda phase, *_, m=method, n=len(done): watch(m, phase, n, total),  # noqa: B008
                 )  # fmt: skip
-                kept = {r["episode"] for r in readings.rows if r["method"] == method}
-                state = agent.bank.param[0].numel() * agent.bank.param.element_size() if method == "tmem" else 0
-                readings.append(_reading(method, seed, t, state) for t in found if t.task.id not in kept)
-                answers.append(_answer(method, seed, t) for t in found)
-            watch(method, "answer", len(done) + len(left), len(sets))
+                kept = {(r["seed"], r["episode"]) for r in readings.rows if r["method"] == method}
+                readings.append(reading_of(method, s, t) for t in lived if (s, t.task.id) not in kept)
+                answers.append(answer_of(method, s, t) for t in lived)
+            watch(method, "answer", len(done) + len(left), total)
         results |= summarise(answers.rows, readings.rows)
-        for method, found in results["methods"].items():
+        for method, scores in results["methods"].items():
             rows = [r for r in answers.rows if r["method"] == method]
-            found["search"] = summary([{k: r[k] for k in ("em", *COUNTED)} for r in rows])
+            scores["search"] = summary([{k: r[k] for k in ("em", *COUNTED)} for r in rows])
         report.write_json(out / "results.json", results)
     transcripts = [r["transcript"] for r in readings.rows]
     with atomic_file(out / "episodes.md") as work:
@@ -105,8 +126,10 @@ def search(
     return results
 
 
-def _answer(method: str, seed: int, t: Trajectory) -> dict:
+def answer_of(method: str, seed: int, t: Trajectory) -> dict:
+    """The row of answers.jsonl: scores and counts of a trajectory, and the tokens of the generation that held its answer."""
     scores = t.scores()
+    last = t.steps[-1:]
     return {
         "seed": seed,
         "method": method,
@@ -119,27 +142,28 @@ def _answer(method: str, seed: int, t: Trajectory) -> dict:
         "answers": [hop.answers[0] for hop in t.task.hops],
         "prediction": t.answer or "",
         **{k: scores[k] for k in ("f1", "em", "mem1_f1", *COUNTED)},
-        "sessions": len(t.task.hops),
+        "objectives": len(t.task.hops),
+        "sessions": None,  # a search has none
         "position": None,
-        "prompt_tokens": round(scores["read"] / max(1, len(t.steps))),
-        "generated_tokens": 0,  # all of it is in the reading
-        "seconds": round(t.seconds, 4),
+        "prompt_tokens": sum(step.prompt for step in last),
+        "generated_tokens": sum(step.generated for step in last),
+        "seconds": 0.0,  # all of them are in the reading
     }
 
 
-def _reading(method: str, seed: int, t: Trajectory, state: int) -> dict:
-    scores = t.scores()
+def reading_of(method: str, seed: int, t: Trajectory) -> dict:
+    """The row of readings.jsonl: what was kept, and the tokens of all generations but the one that held the answer."""
+    before = t.steps[:-1]
     return {
         "seed": seed,
         "method": method,
         "episode": t.task.id,
         "read": t.task.id,
-        "state_bytes": state,
-        "read_tokens": scores["read"],
-        "generated_tokens": scores["generated"],
+        "state_bytes": t.state,
+        "read_tokens": sum(step.prompt for step in before),
+        "generated_tokens": sum(step.generated for step in before),
         "learned_tokens": sum(e.learned.tokens for e in t.log),
-        "peak_tokens": scores["peak"],
-        "seconds": 0.0,
+        "peak_tokens": t.scores()["peak"],
+        "seconds": round(t.seconds, 4),
         "transcript": f"({method})\n{t.transcript()}",
     }
-

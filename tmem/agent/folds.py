@@ -12,19 +12,19 @@ from .decode import decode
 from .episode import Agent, segments
 from .write import normalise
 
-_SUMMARY = (
+SUMMARY = (
     "Notes so far:\n{state}\n\nNew text:\n{segment}\n\n"
     "Write the notes anew, short: keep every fact that may be asked about later, with names and dates, and add those of the "
     "new text."
 )
-_NOTES = "{segment}\n\nList each fact above as one short sentence that names the person, one sentence on a line."
+NOTES = "{segment}\n\nList each fact above as one short sentence that names the person, one sentence on a line."
 _KNOWN = "\nWhat will be asked later: {question}"
 
 
 def summary(agent: Agent, episodes: Sequence[Episode], budget: int, known: bool, costs, watch) -> list[str]:
     """Per episode a text of at most `budget` tokens that the model overwrites with every segment."""
     states = [""] * len(episodes)
-    for due, texts in _said(agent, episodes, lambda i, s: _SUMMARY.format(state=states[i] or "(none)", segment=s),
+    for due, texts in _said(agent, episodes, lambda i, s: SUMMARY.format(state=states[i] or "(none)", segment=s),
                             budget, known, costs, watch):  # fmt: skip
         for i, text in zip(due, texts):
             states[i] = text
@@ -34,7 +34,7 @@ def summary(agent: Agent, episodes: Sequence[Episode], budget: int, known: bool,
 def notes(agent: Agent, episodes: Sequence[Episode], budget: int, known: bool, costs, watch) -> list[str]:
     """Per episode lines of text, those of every segment after those before; a line that is already there is left out."""
     states: list[dict[str, str]] = [{} for _ in episodes]
-    for due, texts in _said(agent, episodes, lambda i, s: _NOTES.format(segment=s), budget, known, costs, watch):
+    for due, texts in _said(agent, episodes, lambda i, s: NOTES.format(segment=s), budget, known, costs, watch):
         for i, text in zip(due, texts):
             for line in map(str.strip, text.splitlines()):
                 if key := normalise(line):

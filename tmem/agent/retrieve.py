@@ -31,8 +31,10 @@ class Lines:
         import bm25s
 
         self._tokenize = lambda texts: bm25s.tokenize(texts, stopwords="en", show_progress=False)
-        self._bm25 = bm25s.BM25()
-        self._bm25.index(self._tokenize(self.lines), show_progress=False)
+        words = self._tokenize(self.lines)
+        if any(words.ids):  # else there is nothing to find, and all lines are as good
+            self._bm25 = bm25s.BM25()
+            self._bm25.index(words, show_progress=False)
 
     @classmethod
     def of(cls, episode: Episode, embed: Embed | None = None) -> Lines:
@@ -49,6 +51,8 @@ class Lines:
             return []
         if self._vectors is not None:
             return np.argsort(-(self._vectors @ self._embed([question])[0]), kind="stable").tolist()
+        if self._bm25 is None:
+            return list(range(len(self.lines)))
         found, _ = self._bm25.retrieve(self._tokenize([question]), k=len(self.lines), show_progress=False)
         return found[0].tolist()
 

@@ -1,16 +1,20 @@
-"""The articles that a search finds: any corpus file, and BM25 over it."""
+"""The articles that a search finds: any corpus file, and an index over it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from ..agent.retrieve import Embed
 from . import multihop
+from .records import Record, content, listed
 
 __all__ = ["Document", "Index", "load"]
+
+_SOURCE = "give a .json or .jsonl corpus, or a question file whose contexts are to be searched"
 
 
 class Document(NamedTuple):
@@ -31,54 +35,72 @@ def load(*paths: str | Path) -> list[Document]:
         raise ValueError("corpus: no file given; pass a corpus, or the question file to search its own contexts")
     out: dict[Document, None] = {}
     for path in paths:
-        found = multihop.read(path, "corpus")
-        if isinstance(found, dict):
-            entries = [(multihop.clean(t, f"corpus: {path}"), multihop.joined(s, f"corpus: {path}: article {t!r}"))
-                       for t, s in found.items()]  # fmt: skip
-        elif isinstance(found, list):
-            entries = [e for i, record in enumerate(found) for e in _entries(record, f"corpus: {path}: record {i}")]
-        else:
-            raise ValueError(f"corpus: {path} holds {multihop.kind(found)}, expected an object or a list of documents")
-        documents = [Document(title.strip(), text.strip()) for title, text in entries if text.strip()]
+        documents = [Document(title.strip(), text.strip()) for title, text in _entries(path) if text.strip()]
         if not documents:
-            raise ValueError(f"corpus: {path} has no document with text, expected at least one")
+            raise ValueError(f"corpus: {path} has no document with text; expected at least one.")
         out |= dict.fromkeys(documents)
     return list(out)
 
 
-def _entries(record, where: str) -> list[tuple[str, str]]:
-    if not isinstance(record, dict):
-        raise ValueError(f"{where} is {multihop.kind(record)}, expected an object with title and text")
-    if "paragraphs" in record or "context" in record:
-        return multihop.contexts(record, where)
-    if "contents" in record:
-        title, _, text = multihop.clean(record["contents"], f"{where}: contents").partition("\n")
-        return [(title.strip().strip('"'), text)]
-    for field in ("title", "text"):
-        if field not in record:
-            raise ValueError(f"{where} has no {field}; expected title and text, contents, or a question with its context")
-    return [tuple(multihop.clean(record[field], f"{where}: {field}") for field in ("title", "text"))]
+def _entries(path: str | Path) -> Iterator[tuple[str, str]]:
+    found, where = content(path, "corpus", _SOURCE), f"corpus: {path}"
+    if isinstance(found, dict):
+        for title, sentences in found.items():
+            article = Record({"title": title, "sentences": sentences}, f"{where}, article {title!r}")
+            yield article.get("title", str), multihop.joined(article, "sentences")
+        return
+    for record in listed(found, where, _SOURCE):
+        if "paragraphs" in record or "context" in record:
+            yield from multihop.contexts(record)
+        elif "contents" in record:
+            title, _, text = record.get("contents", str).partition("\n")
+            yield title.strip().strip('"'), text
+        else:
+            yield record.get("title", str), record.get("text", str)
 
 
 class Index:
-    """BM25 over titles and texts. Raises ValueError where no document has a word to search for."""
+    """A search over titles and texts: by words (BM25), or, with `embed`, by meaning (embeddings of all documents).
 
-    def __init__(self, documents: Sequence[Document]):
-        import bm25s
+    embed: unit vectors [n, d] of n texts, see agent.retrieve.dense. Raises ValueError where nothing can be searched.
+    """
 
+    def __init__(self, documents: Sequence[Document], embed: Embed | None = None):
         self.documents = [Document(*d) for d in documents]
-        self._tokenize = lambda texts: bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
-        words = self._tokenize([f"{d.title} {d.text}" for d in self.documents]) if documents else []
-        if not any(words):
-            raise ValueError(f"corpus: none of {len(words)} documents has a word to search for; give a corpus with text")
-        self._bm25 = bm25s.BM25()
-        self._bm25.index(words, show_progress=False)
+        texts = [f"{d.title} {d.text}" for d in self.documents]
+        self._scores = _by_words(texts) if embed is None else _by_meaning(texts, embed)
 
     def find(self, query: str, k: int = 3) -> list[Document]:
-        """At most `k` documents that share a word with the query, best first, equal ones in the order of the corpus."""
-        (words,) = self._tokenize([query])
-        if not words:
-            return []
-        scores = self._bm25.get_scores(words)
+        """At most `k` documents, best first, equal ones in the order of the corpus; none for a query without a word.
+
+        By words: of those that share a word with the query. By meaning: of those at an acute angle to it.
+        """
+        scores = self._scores(query)
         best = np.argsort(-scores, kind="stable")[:k]
         return [self.documents[i] for i in best if scores[i] > 0]
+
+
+def _by_words(texts: Sequence[str]) -> Callable[[str], np.ndarray]:
+    import bm25s
+
+    def words(several: Sequence[str]) -> list[list[str]]:
+        return bm25s.tokenize(several, stopwords="en", return_ids=False, show_progress=False)
+
+    found = words(texts) if texts else []
+    if not any(found):
+        raise ValueError(f"corpus: none of {len(texts)} documents has a word to search for; give a corpus with text")
+    index = bm25s.BM25()
+    index.index(found, show_progress=False)
+
+    def scores(query: str) -> np.ndarray:
+        (asked,) = words([query])
+        return index.get_scores(asked) if asked else np.zeros(len(texts))
+
+    return scores
+
+
+def _by_meaning(texts: Sequence[str], embed: Embed) -> Callable[[str], np.ndarray]:
+    if not texts:
+        raise ValueError("corpus: none of 0 documents has a word to search for; give a corpus with text")
+    vectors = embed(texts)
+    return lambda query: vectors @ embed([query])[0] if query.strip() else np.zeros(len(texts))

@@ -5,176 +5,111 @@ The files are the user's own and are never part of this project.
 
 from __future__ import annotations
 
-import json
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Hop", "contexts", "load", "read"]
+from .records import Record, read
 
-_EXPECTED = "expected the official records of HotpotQA, 2WikiMultihopQA or MuSiQue"
-_KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+__all__ = ["Hop", "contexts", "joined", "load"]
+
+_SOURCE = "give a .json or .jsonl file in the official format of HotpotQA, 2WikiMultihopQA or MuSiQue"
 
 
 @dataclass(frozen=True)
 class Hop:
-    """One question. answers: any of them is right. evidence: titles of the articles it rests on, empty where not said."""
+    """One question. answers: any of them is right.
+
+    evidence: titles of the articles it rests on, empty where not said. passages: title and text of those that the file holds.
+    """
 
     id: str
     question: str
     answers: tuple[str, ...]
     evidence: tuple[str, ...] = ()
+    passages: tuple[tuple[str, str], ...] = ()
 
 
-def load(path: str | Path, limit: int | None = None, seed: int = 0) -> list[Hop]:
-    """The answerable questions of a .json or .jsonl file, in its order.
+def load(path: str | Path) -> list[Hop]:
+    """The answerable questions of a .json or .jsonl file, in its order; MuSiQue's unanswerable ones are left out.
 
-    limit: at most so many, drawn without replacement; the draw depends on the seed and the number of questions alone.
-    MuSiQue's unanswerable questions are left out.
     Raises FileNotFoundError, and ValueError that names the file, the record and the field for anything else than the format.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"multihop: limit is {limit}, expected at least 1 question")
-    found = read(path, "multihop")
-    if not isinstance(found, list) or not found:
-        raise ValueError(f"multihop: {path} holds {kind(found)}, expected a non-empty list of questions")
-    hops = [hop for i, record in enumerate(found) if (hop := _hop(record, f"multihop: {path}: record {i}"))]
+    hops = [hop for record in read(path, "multihop", _SOURCE) if (hop := _hop(record))]
     if not hops:
-        raise ValueError(f"multihop: {path} has only unanswerable questions, expected at least one with an answer")
-    if limit is not None and limit < len(hops):
-        hops = [hops[i] for i in sorted(random.Random(f"multihop/{seed}").sample(range(len(hops)), limit))]
+        raise ValueError(f"multihop: {path} has only unanswerable questions; expected at least one with an answer.")
     return hops
 
 
-def read(path: str | Path, who: str):
-    """What a .json file holds, or the list of what the lines of a .jsonl file hold; `who` starts the error messages.
-
-    Raises FileNotFoundError, and ValueError for a file that is not UTF-8 or not JSON.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{who}: no file at {path}; give the path of a .json or .jsonl file")
-    where = str(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix != ".jsonl":
-            return json.loads(text)
-        out = []
-        for number, line in enumerate(text.split("\n"), 1):
-            where = f"{path}, line {number}"
-            if line.strip():
-                out.append(json.loads(line))
-        return out
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{who}: {where} is not JSON ({error}); expected a .json or .jsonl file in UTF-8") from error
-
-
-def contexts(record: dict, where: str) -> list[tuple[str, str]]:
+def contexts(record: Record) -> list[tuple[str, str]]:
     """Title and text of every article that comes with a question; none where the record has no context."""
     if "paragraphs" in record:
-        return [(text_of(p, "title", at), text_of(p, "paragraph_text", at)) for p, at in _paragraphs(record, where)]
-    found = record.get("context", [])
-    if isinstance(found, dict):  # the columns of the Hugging Face copies
-        found = _columns(found, ("title", "sentences"), f"{where}: context")
-    out = []
-    for i, entry in enumerate(_list(found, f"{where}: context")):
-        at = f"{where}: context {i}"
-        title, sentences = _couple(entry, at, "[title, [sentences]]")
-        out.append((clean(title, f"{at}: title"), joined(sentences, at)))
-    return out
+        return [(p.get("title", str), p.get("paragraph_text", str)) for p in record.each("paragraphs", dict)]
+    return [(c.get("title", str), joined(c, "sentences")) for c in _couples(record, "context", "title", "sentences")]
 
 
-def joined(sentences, where: str) -> str:
-    """A list of sentences as one text; text as it is. Raises ValueError for anything else."""
-    if isinstance(sentences, str):
-        return clean(sentences, where)
-    return " ".join(clean(s, f"{where}: sentence {i}").strip() for i, s in enumerate(_list(sentences, where)))
+def joined(record: Record, field: str) -> str:
+    """A field with a list of sentences as one text; text as it is."""
+    value = record.get(field, list, str)
+    return value if isinstance(value, str) else " ".join(s.strip() for s in record.each(field, str))
 
 
-def text_of(record, field: str, where: str) -> str:
-    """A record's text field that is not blank. Raises ValueError that starts with `where` and names the field."""
-    if not isinstance(record, dict):
-        raise ValueError(f"{where} is {kind(record)}, expected an object with {field}")
-    if field not in record:
-        raise ValueError(f"{where} has no {field}; {_EXPECTED}")
-    value = clean(record[field], f"{where}: {field}")
-    if not value.strip():
-        raise ValueError(f"{where}: {field} is empty, expected text")
-    return value
-
-
-def clean(value, where: str) -> str:
-    """Text without the halves of surrogate pairs that JSON may hold and UTF-8 may not. Raises ValueError for no text."""
-    if not isinstance(value, str):
-        raise ValueError(f"{where} is {kind(value)}, expected text")
-    return value.encode("utf-8", "replace").decode()
-
-
-def kind(value) -> str:
-    """A JSON value's type in plain words."""
-    return "an empty list" if value == [] else _KINDS.get(type(value), "null")
-
-
-def _hop(record, where: str) -> Hop | None:
-    if not isinstance(record, dict):
-        raise ValueError(f"{where} is {kind(record)}, expected an object with question and answer")
-    if record.get("answerable") is False:
+def _hop(record: Record) -> Hop | None:
+    if not record.get("answerable", bool, default=True):
         return None
-    names = [name for name in ("_id", "id") if name in record]
-    if not names:
-        raise ValueError(f"{where} has no _id or id; {_EXPECTED}")
-    answers = [text_of(record, "answer", where)]
-    for i, alias in enumerate(_list(record.get("answer_aliases", []), f"{where}: answer_aliases")):
-        answers.append(clean(alias, f"{where}: answer_aliases {i}"))
+    name = next((n for n in ("_id", "id") if n in record), None)
+    if name is None:
+        raise ValueError(f"{record.where}: `_id` or `id` is missing; expected text.")
+    record = record.named(name)
+    answers = [_filled(record, "answer"), *record.each("answer_aliases", str, default=[])]
+    evidence = _evidence(record)
     return Hop(
-        text_of(record, names[0], where),
-        text_of(record, "question", where).strip(),
+        _filled(record, name),
+        _filled(record, "question").strip(),
         tuple(dict.fromkeys(a for a in answers if a.strip())),
-        tuple(dict.fromkeys(_evidence(record, where))),
+        evidence,
+        tuple(_supporting(record, evidence)),
     )
 
 
-def _evidence(record: dict, where: str) -> list[str]:
-    if "paragraphs" in record:
-        return [text_of(p, "title", at) for p, at in _paragraphs(record, where) if p.get("is_supporting") is True]
-    if not any(name in record for name in ("context", "supporting_facts")):
-        raise ValueError(f"{where} has neither context nor paragraphs; {_EXPECTED}")
-    facts = record.get("supporting_facts", [])
-    if isinstance(facts, dict):
-        facts = _columns(facts, ("title", "sent_id"), f"{where}: supporting_facts")
-    pairs = [
-        _couple(f, f"{where}: supporting_facts {i}", "[title, index]")
-        for i, f in enumerate(_list(facts, f"{where}: supporting_facts"))
-    ]
-    return [clean(title, f"{where}: supporting_facts {i}: title") for i, (title, _) in enumerate(pairs)]
-
-
-def _paragraphs(record: dict, where: str) -> list[tuple[dict, str]]:
-    found = _list(record["paragraphs"], f"{where}: paragraphs")
-    out = [(p, f"{where}: paragraphs {i}") for i, p in enumerate(found)]
-    for p, at in out:
-        if not isinstance(p, dict):
-            raise ValueError(f"{at} is {kind(p)}, expected an object with title and paragraph_text")
-    return out
-
-
-def _columns(found: dict, names: tuple[str, str], where: str) -> list[tuple]:
-    for name in names:
-        if name not in found:
-            raise ValueError(f"{where} has no {name}, expected {' and '.join(names)}")
-    one, two = (_list(found[name], f"{where}: {name}") for name in names)
-    if len(one) != len(two):
-        raise ValueError(f"{where} has {len(one)} {names[0]} and {len(two)} {names[1]}, expected as many of each")
-    return list(zip(one, two))
-
-
-def _couple(entry, where: str, form: str) -> tuple:
-    if not isinstance(entry, (list, tuple)) or len(entry) != 2:
-        raise ValueError(f"{where} is {kind(entry)}, expected {form}")
-    return tuple(entry)
-
-
-def _list(value, where: str) -> list:
-    if not isinstance(value, list):
-        raise ValueError(f"{where} is {kind(value)}, expected a list")
+def _filled(record: Record, field: str) -> str:
+    value = record.get(field, str)
+    if not value.strip():
+        raise ValueError(f"{record.where}: `{field}` is empty; expected text.")
     return value
+
+
+def _evidence(record: Record) -> tuple[str, ...]:
+    if "paragraphs" in record:
+        titles = [title for title, _ in _marked(record)]
+    elif "context" in record or "supporting_facts" in record:
+        titles = [f.get("title", str) for f in _couples(record, "supporting_facts", "title", "sent_id")]
+    else:
+        raise ValueError(f"{record.where}: `context` or `paragraphs` is missing; expected a list.")
+    return tuple(dict.fromkeys(titles))
+
+
+def _supporting(record: Record, evidence: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The articles of the context that the answer rests on."""
+    return _marked(record) if "paragraphs" in record else [(t, text) for t, text in contexts(record) if t in evidence]
+
+
+def _marked(record: Record) -> list[tuple[str, str]]:
+    marks = [p.get("is_supporting", bool, default=False) for p in record.each("paragraphs", dict)]
+    return [article for article, mark in zip(contexts(record), marks) if mark]
+
+
+def _couples(record: Record, field: str, *names: str) -> list[Record]:
+    """The items of a field, each a list of two, as records of two fields; the Hugging Face copies hold two columns instead."""
+    where = f"{record.where}, item {{}} of `{field}`"
+    if isinstance(found := record.get(field, list, dict, default=[]), dict):
+        columns = Record(found, f"{record.where}, `{field}`")
+        one, two = (columns.get(name, list) for name in names)
+        if len(one) != len(two):
+            raise ValueError(f"{columns.where} has {len(one)} `{names[0]}` and {len(two)} `{names[1]}`; expected as many.")
+        found = list(zip(one, two))
+    else:
+        found = record.each(field, list)
+    for i, couple in enumerate(found, 1):
+        if len(couple) != 2:
+            raise ValueError(f"{where.format(i)} has {len(couple)} parts; expected two, {' and '.join(names)}.")
+    return [Record(dict(zip(names, couple)), where.format(i)) for i, couple in enumerate(found, 1)]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Record", "check_limit", "draw", "read"]
+__all__ = ["Record", "check_limit", "content", "draw", "listed", "read"]
 
 _KINDS = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
 _REQUIRED = object()
@@ -85,6 +85,14 @@ def read(path: str | Path, task: str, source: str, *, under: str = "") -> list[R
     source: where a user gets the file, for the error. Raises FileNotFoundError, and ValueError for a file that cannot
     be read, is not JSON in UTF-8, holds no records, or holds something else than objects.
     """
+    found = content(path, task, source)
+    if under and isinstance(found, dict):
+        found = Record(found, f"{task}: {path}").get(under, list)
+    return listed(found, f"{task}: {path}", source)
+
+
+def content(path: str | Path, task: str, source: str) -> Any:
+    """What a file holds, whatever it is: of a .jsonl file the list of its lines. Arguments and errors as `read`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{task}: no file at {path}; {source}.")
@@ -96,11 +104,12 @@ def read(path: str | Path, task: str, source: str, *, under: str = "") -> list[R
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 ({error}); {source}.") from error
     if path.suffix == ".jsonl":
-        found = [_parsed(line, f"{where}, line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    else:
-        found = _parsed(text, where)
-        if under and isinstance(found, dict):
-            found = Record(found, where).get(under, list)
+        return [_parsed(line, f"{where}, line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return _parsed(text, where)
+
+
+def listed(found: Any, where: str, source: str) -> list[Record]:
+    """A non-empty JSON list of objects as records. Raises ValueError for anything else."""
     if not isinstance(found, list) or not found:
         kind = "an empty list" if found == [] else _KINDS.get(type(found), "null")
         raise ValueError(f"{where} holds {kind}, expected a non-empty list of records; {source}.")

@@ -17,12 +17,13 @@ from .metrics import squad, token_f1
 from .multihop import Hop
 
 __all__ = [
-    "OPEN_ANSWER", "OPEN_TURN", "Objectives", "Said", "Step", "compose", "costs", "escape", "information", "listing", "prompt",
-    "read", "recall", "score", "summary",
+    "CONSTANT", "OPEN_ANSWER", "OPEN_TURN", "Objectives", "Said", "Step", "compose", "costs", "escape", "evidence",
+    "information", "listing", "prompt", "read", "recall", "score", "summary",
 ]  # fmt: skip
 
 # What a turn starts with: a small model left to itself does not keep to the form. When no turns are left, only an answer is.
 OPEN_TURN, OPEN_ANSWER = "<think>", "<answer>"
+CONSTANT = "no"  # what HotpotQA's questions are answered with most often: a score for asking about nothing
 
 _EXAMPLE = """\
 Questions (2): Which river flows through the city where Marie Curie was born?; Who wrote the novel Dracula?"""
@@ -121,6 +122,11 @@ def listing(documents: Sequence[Document]) -> str:
     return "\n".join(f"Doc {i} (Title: {escape(d.title)}) {escape(d.text)}" for i, d in enumerate(documents, 1))
 
 
+def evidence(task: Objectives) -> list[Document]:
+    """The passages that the answers rest on, each once; none where the data name none."""
+    return list(dict.fromkeys(Document(*passage) for hop in task.hops for passage in hop.passages))
+
+
 def information(text: str, left: int) -> str:
     """The reply to a turn: how many turns are left, then `text`."""
     hint = f"{left} turns left" if left > 1 else "1 turn left" if left else "no turns left, answer now"
@@ -208,10 +214,10 @@ def recall(task: Objectives, titles: Sequence[str]) -> float:
 class Step:
     """One generation of a trajectory, for its log and its costs.
 
-    kind: "turn", "write" (pairs from what a search found) or "answer" (asked for when no turns are left). text: what was
-    said, the tag that opened it included. shown: the turn and its reply as later turns may see them. prompt: tokens read;
-    history: those of them that stand beside the instruction and the questions. generated: tokens, those behind a closing
-    tag too. left_out: earlier turns that the context had no room for.
+    kind: "turn", "write" (of what a search found: pairs, notes, a summary) or "answer" (asked for when no turns are left).
+    text: what was said, the tag that opened it included. shown: the turn and its reply as later turns may see them. prompt:
+    tokens read; history: those of them that stand beside the instruction and the questions (0 of a write). generated: tokens,
+    those behind a closing tag too. left_out: earlier turns that the context had no room for.
     """
 
     kind: str
