@@ -327,6 +327,29 @@ def test_the_loop_gives_an_episode_the_same_life_alone_and_among_others():
     assert [len(r.log) for r in together] == [len(segments(Chat(Letters()), e.chunks, 80)) for e in EPISODES]
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 64])
+def test_writes_that_depend_on_no_delta_are_the_same_whenever_they_are_made(monkeypatch, at_once):
+    config = dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, memory=False))
+    monkeypatch.setattr(loop, "WRITES", at_once)
+    monkeypatch.setattr(loop, "parse", lambda text, **_: Written([Pair(f"who {text[:5]}?", "me")]))
+    agent = agent_of(slots=3, config=config)
+    rollouts = run(agent, EPISODES, ["k0", "k1", "k2"], temperature=1.0, trace=True)
+    assert max(len(r.log) for r in rollouts) > 1
+    for r, key in zip(rollouts, ("k0", "k1", "k2")):
+        texts = segments(agent.chat, r.episode.chunks, 80)
+        assert [e.segment for e in r.log] == texts
+        prompts = [agent.chat.prompt(loop.write_prompt(t)) for t in texts]
+        found = decode(
+            agent.model, prompts, end=agent.chat.end, max_new=40, temperature=1.0,
+            keys=[f"{key}/write{j}" for j in range(len(texts))],
+        )  # fmt: skip
+        writes = [a for a in r.actions if a.kind == "write"]
+        assert [a.generation for a in writes] == found and [a.prompt for a in writes] == prompts
+        assert [(e.read, e.tokens) for e in r.log] == [(len(p), len(g.ids)) for p, g in zip(prompts, found)]
+        (answer,) = [a for a in r.actions if a.kind == "answer"]
+        assert answer.delta is not None and answer.writes == len(texts)
+
+
 def test_a_scored_answer_is_as_probable_as_the_model_says():
     """Against the chain rule, one forward pass a token without padding or neighbours; several right answers add up."""
     agent = agent_of(slots=3)

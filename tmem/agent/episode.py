@@ -23,6 +23,8 @@ from .probe import probe, speakers
 from .scored import probabilities
 from .write import Written, normalise, parse, write_prompt
 
+WRITES = 64  # made at once where they depend on no Δ
+
 
 @dataclass
 class Agent:
@@ -220,22 +222,36 @@ def _live(agent, rollouts, slots, temperature, answering, trace, probing, known,
     plans = [segments(agent.chat, r.episode.chunks, config.write.window) for r in rollouts]
     deltas: list[Snapshot | None] = [None] * len(rollouts)
     rounds = max((len(p) for p in plans), default=0)
-    for j in range(rounds):
-        due = [i for i, plan in enumerate(plans) if j < len(plan)]
-        on_event("write", j, rounds)
-        asked = [" ".join(q.text for q in rollouts[i].episode.questions) if known else "" for i in due]
-        prompts = [agent.chat.prompt(write_prompt(plans[i][j], a)) for i, a in zip(due, asked)]
+    shown = [" ".join(q.text for q in r.episode.questions) if known else "" for r in rollouts]
+
+    def write(spots: Sequence[tuple[int, int]]) -> dict[tuple[int, int], tuple[list[int], Generation]]:
+        """Prompt and generation of every (episode, segment)."""
+        prompts = [agent.chat.prompt(write_prompt(plans[i][j], shown[i])) for i, j in spots]
         with clock("write"):
             generations = decode(
                 agent.model,
                 prompts,
                 bank=bank,
-                slots=agent.writers([slots[i] for i in due]),
+                slots=agent.writers([slots[i] for i, _ in spots]),
                 end=agent.chat.end,
                 max_new=config.write.max_new,
                 temperature=temperature,
-                keys=[f"{rollouts[i].key}/write{j}" for i in due],
+                keys=[f"{rollouts[i].key}/write{j}" for i, j in spots],
             )
+        return dict(zip(spots, zip(prompts, generations)))
+
+    wrote: dict[tuple[int, int], tuple[list[int], Generation]] = {}
+    if not config.write.memory:  # what is written depends on no Δ, so the whole streams are written at once
+        spots = [(i, j) for i, plan in enumerate(plans) for j in range(len(plan))]
+        for at in range(0, len(spots), WRITES):
+            on_event("write", at, len(spots))
+            wrote |= write(spots[at : at + WRITES])
+    for j in range(rounds):
+        due = [i for i, plan in enumerate(plans) if j < len(plan)]
+        if config.write.memory:
+            on_event("write", j, rounds)
+            wrote |= write([(i, j) for i in due])
+        prompts, generations = zip(*(wrote.pop((i, j)) for i in due))
         written = [
             parse(agent.chat.text(g.ids), finished=g.finished, limit=config.write.max_pairs) for g in generations
         ]

@@ -1,6 +1,6 @@
 """Memories of text that a model writes while it reads: a state is folded over the segments of a stream.
 
-All episodes go in lock step, over the same segments that tmem writes from.
+Over the same segments that tmem writes from, of all episodes together.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ..episode import Episode
 from .decode import decode
-from .episode import Agent, segments
+from .episode import WRITES, Agent, segments
 from .write import normalise
 
 SUMMARY = (
@@ -24,36 +24,44 @@ _KNOWN = "\nWhat will be asked later: {question}"
 def summary(agent: Agent, episodes: Sequence[Episode], budget: int, known: bool, costs, watch) -> list[str]:
     """Per episode a text of at most `budget` tokens that the model overwrites with every segment."""
     states = [""] * len(episodes)
-    for due, texts in _said(agent, episodes, lambda i, s: SUMMARY.format(state=states[i] or "(none)", segment=s),
-                            budget, known, costs, watch):  # fmt: skip
-        for i, text in zip(due, texts):
+    plans = _plans(agent, episodes)
+    rounds = max(map(len, plans), default=0)
+    for j in range(rounds):
+        watch("read", j, rounds)
+        spots = [(i, SUMMARY.format(state=states[i] or "(none)", segment=p[j])) for i, p in enumerate(plans) if j < len(p)]
+        for (i, _), text in zip(spots, _said(agent, episodes, spots, budget, known, costs)):
             states[i] = text
     return states
 
 
 def notes(agent: Agent, episodes: Sequence[Episode], budget: int, known: bool, costs, watch) -> list[str]:
-    """Per episode lines of text, those of every segment after those before; a line that is already there is left out."""
+    """Per episode lines of text, those of every segment after those before; a line that is already there is left out.
+
+    No segment's lines depend on another's, so many are taken at once.
+    """
     states: list[dict[str, str]] = [{} for _ in episodes]
-    for due, texts in _said(agent, episodes, lambda i, s: NOTES.format(segment=s), budget, known, costs, watch):
-        for i, text in zip(due, texts):
+    spots = [(i, NOTES.format(segment=segment)) for i, plan in enumerate(_plans(agent, episodes)) for segment in plan]
+    for at in range(0, len(spots), WRITES):
+        watch("read", at, len(spots))
+        part = spots[at : at + WRITES]
+        for (i, _), text in zip(part, _said(agent, episodes, part, budget, known, costs)):
             for line in map(str.strip, text.splitlines()):
                 if key := normalise(line):
                     states[i].setdefault(key, line)
     return ["\n".join(state.values()) for state in states]
 
 
-def _said(agent: Agent, episodes, prompt, max_new: int, known: bool, costs, watch):
-    """Round by round (episodes that have a segment, what the model said to it)."""
-    plans = [segments(agent.chat, e.chunks, agent.config.write.window) for e in episodes]
-    rounds = max(map(len, plans), default=0)
-    for j in range(rounds):
-        watch("read", j, rounds)
-        due = [i for i, plan in enumerate(plans) if j < len(plan)]
-        texts = [prompt(i, plans[i][j].strip()) for i in due]
-        if known:
-            texts = [t + _KNOWN.format(question=" ".join(q.text for q in episodes[i].questions)) for i, t in zip(due, texts)]
-        prompts = [agent.chat.prompt(t) for t in texts]
-        found = decode(agent.model, prompts, end=agent.chat.end, max_new=max_new)
-        for i, p, generation in zip(due, prompts, found):
-            costs[i].add(len(p), len(generation.ids))
-        yield due, [agent.chat.text(g.ids) for g in found]
+def _plans(agent: Agent, episodes: Sequence[Episode]) -> list[list[str]]:
+    """The segments of each episode's stream."""
+    return [[s.strip() for s in segments(agent.chat, e.chunks, agent.config.write.window)] for e in episodes]
+
+
+def _said(agent: Agent, episodes, spots: Sequence[tuple[int, str]], max_new: int, known: bool, costs) -> list[str]:
+    """What the model says to each (episode, prompt)."""
+    if known:
+        spots = [(i, t + _KNOWN.format(question=" ".join(q.text for q in episodes[i].questions))) for i, t in spots]
+    prompts = [agent.chat.prompt(text) for _, text in spots]
+    found = decode(agent.model, prompts, end=agent.chat.end, max_new=max_new)
+    for (i, _), prompt, generation in zip(spots, prompts, found):
+        costs[i].add(len(prompt), len(generation.ids))
+    return [agent.chat.text(g.ids) for g in found]
