@@ -8,6 +8,7 @@ from tiny import Letters, model
 from tiny_run import PRESET
 
 from tmem import cli, evaluate, models
+from tmem.agent import retrieve
 from tmem.agent.methods import METHODS
 from tmem.journal import read_jsonl
 
@@ -36,7 +37,7 @@ def settled(path):
     return sorted(json.dumps({k: v for k, v in r.items() if k != "seconds"}) for r in found)
 
 
-OFFLINE = [m for m in METHODS if m != "dense"]  # dense needs a package that is not installed here
+OFFLINE = [m for m in METHODS if m != "dense"]  # dense needs the extra, see test_retrieve.py
 
 
 def test_eval_compares_all_methods_and_leaves_its_files(tmem, tmp_path):
@@ -91,7 +92,8 @@ def test_seeds_are_other_episodes_and_known_questions_are_episodes_of_their_own(
     assert len({r["read"] for r in readings}) == 4 and {r["episode"] for r in readings} == {answers[0]["episode"]}
 
 
-def test_dense_says_what_to_install(tmem, tmp_path):
+def test_dense_says_what_to_install(tmem, tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieve, "find_spec", lambda name: None)
     found = tmem("eval", "--limit", "1", "--methods", "dense", "--out", "OUT")
     assert found.exit_code == 2 and "tmem[dense]" in found.output and not (tmp_path / "OUT").exists()
 
