@@ -86,7 +86,7 @@ def test_seeds_are_other_episodes_and_known_questions_are_episodes_of_their_own(
     assert tmem("eval", "--limit", "1", "--seeds", "2", "--methods", "tmem", "--out", "OUT").exit_code == 0
     answers = rows(tmp_path / "OUT")
     assert [r["seed"] for r in answers] == [0] * 4 + [1] * 4 and len({r["episode"] for r in answers}) == 2
-    found = tmem("eval", "--limit", "1", "--known", "--methods", "tmem,summary", "--out", "OUT2")
+    found = tmem("eval", "--limit", "1", "--known", "--methods", "tmem,summary", "--slots", "3", "--out", "OUT2")
     assert found.exit_code == 0 and "questions known" in found.output, found.output
     readings = rows(tmp_path / "OUT2", "readings")
     assert len({r["read"] for r in readings}) == 4 and {r["episode"] for r in readings} == {answers[0]["episode"]}
@@ -150,7 +150,7 @@ def test_search_is_resumed_with_the_sets_that_are_left(tmem, tmp_path, monkeypat
     (tmp_path / "hotpot.json").write_text(json.dumps(hops))
     monkeypatch.setattr(searching, "PROMPT", 64)
     words = ["eval", "--task", "search", "--data", str(tmp_path / "hotpot.json"), "--turns", "1"]
-    words += ["--context", "64", "--out", "OUT"]
+    words += ["--context", "64", "--slots", "2", "--out", "OUT"]
     found = tmem(*words)
     assert found.exit_code == 0, found.output
     answers = rows(tmp_path / "OUT")
