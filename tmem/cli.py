@@ -264,8 +264,8 @@ def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: 
 
     rsvd: truncated decompositions of all of a model's weights, time against captured energy, against torch's, PEFT's and
     scikit-learn's. init: what each init of the adapters' subspace is worth at equal steps of ΔW: loss, recall, pictures.
-    train: one GRPO step by its parts, against transformers and PEFT one rollout after another. eval: episodes of an evaluation
-    lived at once, against one after another.
+    train: one GRPO step by its parts, against transformers and PEFT one rollout after another. eval: tmem's episodes lived
+    at once, against one after another.
 
     \b
     Compare two versions of the code:
