@@ -1,9 +1,10 @@
-"""Study `eval`: episodes of an evaluation lived at once, a slot each, against the same episodes one after another.
+"""Study `eval`: episodes lived at once, a slot each, against the same episodes one after another.
 
-Both ways are the evaluator's own code with the same weights, dtype and threads; they differ in how many episodes `run` gets.
-An episode reads its stream, writes its gold pairs (what a trained model writes, of the same length on every machine, see
-train.given), learns them and answers all its questions. On the CPU what each way says is the same to the bit, which is checked
-in every round.
+What is timed is `agent.episode.run`, the loop by which an evaluation has tmem read, write and learn (there the questions come
+after it, decoded in the same way); scoring, files and the other methods are not in it. Both ways have the same weights, dtype
+and threads; they differ in how many episodes `run` gets. An episode reads its stream, writes its gold pairs (what a trained
+model writes, of the same length on every machine, see train.given), learns them and answers all its questions. On the CPU what
+each way says is the same to the bit, which is checked in every round.
 """
 
 from __future__ import annotations
@@ -131,6 +132,6 @@ def draw(found: dict, beside: Path) -> list[Path]:
             bars = axes.bar([i + shift for i in range(len(rows))], values, 0.38, label=label)
             axes.bar_label(bars, [f"{v:.0f}" for v in values], fontsize=8)
         axes.set_xticks(range(len(rows)), [f"{r['episodes']} episodes" for r in rows])
-        axes.set(ylabel="episodes an hour", title=f"the evaluator on stream, {found['work']['model']}")
+        axes.set(ylabel="episodes an hour", title=f"episodes of stream, {found['work']['model']}")
         axes.legend(fontsize=8, loc="upper left")
     return [path]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from test_verbs import rows, tmem  # noqa: F401
+from tiny_eval import data
 
 from tmem import judge_local
 
@@ -49,10 +50,74 @@ def test_a_judge_added_later_is_told_what_was_answered_before(tmem, tmp_path, wo
     assert json.loads((tmp_path / "OUT/results.json").read_text())["methods"]["none"]["judge"] == 0
 
 
+def test_a_resumed_run_keeps_its_judge_and_adds_up_what_it_took(tmem, tmp_path, words, monkeypatch):  # noqa: F811
+    found = {}
+
+    def results():
+        return json.loads((tmp_path / "OUT/results.json").read_text())
+
+    class Metered(judge_local._Handler):
+        def _answer(self):
+            status, content = super()._answer()
+            return status, {**content, "usage": {"prompt_tokens": 100, "completion_tokens": 2}}
+
+    monkeypatch.setattr(judge_local, "_Handler", Metered)
+    with judge_local.serve(lambda messages: "CORRECT") as url:
+        asking = ["--judge-url", url, "--judge-model", "m", "--judge-prices", "10", "100"]
+        assert tmem(*words, *asking).exit_code == 0
+        found["first"] = results()
+        assert tmem(*words, "--resume").exit_code == 0
+        found["without"] = results()
+        more = [w if w != "none,constant" else "none,constant,full" for w in words]
+        said = tmem(*more, "--resume", *asking).output
+        found["more"] = results()
+    first, without, more = (found[k] for k in ("first", "without", "more"))
+    assert without["judge"] == first["judge"] and without["methods"] == first["methods"]
+    assert without["differences"]["judge"] == first["differences"]["judge"]
+    judge = first["judge"]
+    assert (judge["model"], judge["host"], judge["plumbing"]) == ("m", "127.0.0.1", False)
+    assert [judge[k] for k in ("judged", "left_out", "unreachable", "malformed")] == [6, 2, 0, 0]
+    assert judge["spent"] == {"requests": 6, "unmetered": 0, "prompt_tokens": 600, "completion_tokens": 12,
+                              "cost": pytest.approx(600e-5 + 12e-4)}  # fmt: skip
+    assert more["judge"]["spent"]["requests"] == 9 and more["judge"]["spent"]["prompt_tokens"] == 900
+    assert more["judge"]["pass"]["requests"] == 3 and more["judge"]["pass"]["cached"] == 6
+    assert "3 requests" in said and "9 requests, 900 + 18 tokens, cost 0.0108" in said
+    assert [(m["n"], m["judged"], m["judge"]) for m in more["methods"].values()] == [(4, 3, 1.0)] * 3
+    assert url not in (tmp_path / "OUT/results.json").read_text()
+
+
+def test_answers_that_came_after_the_judge_have_no_verdict_yet(tmem, tmp_path, words):  # noqa: F811
+    with judge_local.serve(lambda messages: "WRONG") as url:
+        assert tmem(*words, "--judge-url", url).exit_code == 0
+    more = [w if w != "none,constant" else "none,constant,full" for w in words]
+    assert tmem(*more, "--resume").exit_code == 0
+    methods = json.loads((tmp_path / "OUT/results.json").read_text())["methods"]
+    assert methods["none"]["judge"] == 0 and methods["none"]["judged"] == 3 and "judge" not in methods["full"]
+
+
+@pytest.mark.parametrize("judge", [[], ["--judge-url", "local"]])
+def test_without_verdicts_clbench_scores_nothing_and_says_so(tmem, tmp_path, judge):  # noqa: F811
+    words = ["eval", "--task", "clbench", "--data", data("clbench", tmp_path), "--methods", "none,tmem", "--answer-tokens", "4"]
+    found = tmem(*words, "--out", "OUT", *judge)
+    assert found.exit_code == 0 and "nothing is scored and there is no chart" in found.output, found.output
+    assert ("no answer got a verdict" if judge else "see --judge-url") in found.output
+    assert ("0 judged" in found.output) == bool(judge)
+    results = json.loads((tmp_path / "OUT/results.json").read_text())
+    assert {m["n"] for m in results["methods"].values()} == {2} and results["differences"] == {}
+    assert len(rows(tmp_path / "OUT")) == len(rows(tmp_path / "OUT", "readings")) == 4
+    assert (tmp_path / "OUT/episodes.md").exists() and not (tmp_path / "OUT/chart.png").exists()
+    with judge_local.serve(lambda messages: '{"rubrics": [1, 1], "overall": 1}') as url:
+        later = tmem(*words, "--out", "OUT", "--resume", "--judge-url", url)
+    assert later.exit_code == 0 and (tmp_path / "OUT/chart.png").exists(), later.output
+    methods = json.loads((tmp_path / "OUT/results.json").read_text())["methods"]
+    assert all(m["judge"] == m["rubrics"] == 1 and m["judged"] == 2 for m in methods.values())
+
+
 def test_replies_that_say_nothing_are_counted_and_not_scored(tmem, tmp_path, words):  # noqa: F811
     found = tmem(*words, "--judge-url", "local")  # a tiny random model never says CORRECT or WRONG
     assert found.exit_code == 0 and "6 malformed" in found.output and "a measure of nothing" in found.output, found.output
     results = json.loads((tmp_path / "OUT/results.json").read_text())
+    assert results["judge"]["malformed"] == 6 and results["methods"]["none"]["judged"] == 0
     assert results["judge"]["plumbing"] and "judge" not in results["methods"]["none"] and "f1" in results["methods"]["none"]
 
 

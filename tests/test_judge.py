@@ -394,6 +394,39 @@ def test_replies_without_token_counts_are_counted(endpoint, make, usage):
     assert (judge.usage.unmetered, judge.usage.prompt_tokens, judge.usage.cost) == (1, 0, 0.0)
 
 
+def test_what_was_paid_adds_up_over_judges_and_kills_and_by_model(endpoint, make):
+    class Killed(Exception):
+        pass
+
+    def stop(i, verdict):
+        if i == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        make(prices=(2.0, 10.0), concurrency=1).ask(prompts(9), stop)
+    assert make().spent() == (3, 0, 300, 6, pytest.approx(300 * 2e-6 + 6 * 10e-6))
+    endpoint.script = [answers(200, completion("maybe")), answers(500, {}), answers(200, {**completion(), "usage": None}),
+                       answers()]  # fmt: skip
+    judge = make(prices=(1.0, 1.0), concurrency=1)
+    judge.ask(prompts(6))  # three are known; a reply that is none, a retry, and a reply that says no price
+    spent = judge.spent()
+    assert spent[:4] == (3 + 4, 1, 500, 10) and spent.cost == pytest.approx(300 * 2e-6 + 6 * 10e-6 + 204e-6)
+    assert judge.usage.requests == 4 and judge.usage.prompt_tokens == 200, "of this judge alone"
+    make().ask(prompts(6))  # what was malformed, without prices
+    assert make().spent().requests == 8 and make().spent().cost == spent.cost
+    assert make(model="other").spent() == (0, 0, 0, 0, None)
+
+
+def test_a_cache_of_before_has_spent_nothing_and_goes_on(endpoint, make, tmp_path):
+    make().ask(prompts(2))
+    with sqlite3.connect(tmp_path / "cache.db") as db:
+        db.execute("DROP TABLE spent")
+    db.close()
+    judge = make()
+    judge.ask(prompts(3))
+    assert judge.usage.cached == 2 and judge.spent().requests == 1
+
+
 def test_summary_never_takes_silence_for_wrong():
     none = [Verdict(None, status, "why") for status in ("unreachable", "malformed", "malformed", "left out")]
     some = [Verdict(1.0, rubrics=(1, 1)), Verdict(0.0, rubrics=(1, 0, 0, 0))]

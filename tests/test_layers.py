@@ -17,7 +17,7 @@ LEVELS = (
     {"ops"},
     {"attention"},
     {"bank", "attach", "forward", "init", "peft_io", "models", "gguf", "report"},
-    {"agent", "memory"},
+    {"agent", "memory", "compute"},
     {"tasks", "judge", "judge_local", "judge_prompts", "grading", "evaluate", "searching", "rl", "bench", "page", "comparison",
      "grids", "pictures", "runs", "texts",
      "console"},

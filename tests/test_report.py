@@ -95,6 +95,37 @@ def test_a_bar_chart_shows_each_metric_in_proportion(tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+def test_a_metric_that_some_methods_lack_leaves_gaps(tmp_path):
+    one = {**METHODS, "full": {"n": 3, "judge": 0.5, "judge_ci": [0.4, 0.6], "judged": 2}}
+    assert report.metrics_of(one) == ["f1", "em", "judge"]
+    row = next(line for line in printed(report.table("x", one)).splitlines() if line.startswith(" full"))
+    assert row.split() == ["full", "0.50", "[0.40,", "0.60]", "3", "2"]
+    report.bar_chart(tmp_path / "chart.png", one, title="x")
+    assert colours(tmp_path / "chart.png", (0.08, 0.16, 1, 1))[report.METRICS["judge"][1]] > 100
+
+
+def test_without_any_score_there_is_a_table_and_no_chart(tmp_path):
+    bare = {"none": {"n": 2}, "tmem": {"n": 2}}
+    assert report.metrics_of(bare) == [] and "tmem" in printed(report.table("x", bare))
+    assert report.difference_table({}, "tmem") is None
+    with pytest.raises(ValueError, match="no method has a score"):
+        report.bar_chart(tmp_path / "chart.png", bare, title="x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_differences_of_metrics_that_not_all_methods_have():
+    cell = {"mean": 0.25, "low": 0.1, "high": 0.4}
+    text = printed(report.difference_table({"f1": {"tmem - none": cell}, "judge": {"full - tmem": cell}}, "tmem"))
+    assert "+0.25 [0.10, 0.40]" in text and "-0.25 [-0.40, -0.10]" in text
+
+
+def test_the_cost_table_shows_operations_where_they_were_counted():
+    m = dict.fromkeys(("state_bytes", *(f"{k}_tokens" for k in ("prompt", "peak", "read", "generated", "learned"))), 0)
+    text = printed(report.cost_table({"tmem": {**m, "seconds": 1.0, "flops": 2.5e13}, "old": {**m, "seconds": 1.0}}))
+    assert "TFLOP" in text and " 25 " in text
+    assert "TFLOP" not in printed(report.cost_table({"old": {**m, "seconds": 1.0}}))
+
+
 def test_a_long_title_fits(tmp_path):
     report.bar_chart(tmp_path / "short.png", METHODS, title="x")
     report.bar_chart(tmp_path / "long.png", METHODS, title="a model with a long name, " * 8)

@@ -8,6 +8,7 @@ from tiny import Letters, model
 from tiny_run import PRESET
 
 from tmem import cli, evaluate, models
+from tmem.agent import retrieve
 from tmem.agent.methods import METHODS
 from tmem.journal import read_jsonl
 
@@ -36,7 +37,7 @@ def settled(path):
     return sorted(json.dumps({k: v for k, v in r.items() if k != "seconds"}) for r in found)
 
 
-OFFLINE = [m for m in METHODS if m != "dense"]  # dense needs a package that is not installed here
+OFFLINE = [m for m in METHODS if m != "dense"]  # dense needs the extra, see test_retrieve.py
 
 
 def test_eval_compares_all_methods_and_leaves_its_files(tmem, tmp_path):
@@ -85,13 +86,14 @@ def test_seeds_are_other_episodes_and_known_questions_are_episodes_of_their_own(
     assert tmem("eval", "--limit", "1", "--seeds", "2", "--methods", "tmem", "--out", "OUT").exit_code == 0
     answers = rows(tmp_path / "OUT")
     assert [r["seed"] for r in answers] == [0] * 4 + [1] * 4 and len({r["episode"] for r in answers}) == 2
-    found = tmem("eval", "--limit", "1", "--known", "--methods", "tmem,summary", "--out", "OUT2")
+    found = tmem("eval", "--limit", "1", "--known", "--methods", "tmem,summary", "--slots", "3", "--out", "OUT2")
     assert found.exit_code == 0 and "questions known" in found.output, found.output
     readings = rows(tmp_path / "OUT2", "readings")
     assert len({r["read"] for r in readings}) == 4 and {r["episode"] for r in readings} == {answers[0]["episode"]}
 
 
-def test_dense_says_what_to_install(tmem, tmp_path):
+def test_dense_says_what_to_install(tmem, tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieve, "find_spec", lambda name: None)
     found = tmem("eval", "--limit", "1", "--methods", "dense", "--out", "OUT")
     assert found.exit_code == 2 and "tmem[dense]" in found.output and not (tmp_path / "OUT").exists()
 
@@ -148,7 +150,7 @@ def test_search_is_resumed_with_the_sets_that_are_left(tmem, tmp_path, monkeypat
     (tmp_path / "hotpot.json").write_text(json.dumps(hops))
     monkeypatch.setattr(searching, "PROMPT", 64)
     words = ["eval", "--task", "search", "--data", str(tmp_path / "hotpot.json"), "--turns", "1"]
-    words += ["--context", "64", "--out", "OUT"]
+    words += ["--context", "64", "--slots", "2", "--out", "OUT"]
     found = tmem(*words)
     assert found.exit_code == 0, found.output
     answers = rows(tmp_path / "OUT")

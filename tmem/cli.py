@@ -164,7 +164,7 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
               "search: none,full,mem1,tmem]")
 @click.option("--limit", type=click.IntRange(1), help="locomo: questions per conversation; search: sets; else episodes.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Do it with so many seeds, from --seed on.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Replicates, from --seed on: see below.")
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True, help="stream only.")
 @click.option("--difficulty", type=click.IntRange(1, 3), default=1, show_default=True, help="stream only.")
 @click.option("--adversarial", type=click.Choice(["open", "choice"]), default="open", show_default=True,
@@ -181,6 +181,7 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 @click.option("--turns", type=click.IntRange(1), help="search: before the answer is asked for. [default: 3 a question]")
 @click.option("--answer-tokens", type=click.IntRange(1),
               help="Of an answer at most. [default: the preset's; clbench 256; search, of a turn: 128 + 16 a question]")
+@click.option("--slots", type=click.IntRange(1), help="Episodes at once, each with its own Δ. [default: 32; search 16]")
 @click.option("--known", is_flag=True, help="Show each question while the history is read (the paper's protocol): see below.")
 @click.option("--probe", is_flag=True, help="Also ask paraphrases and wrong-person questions after each write.")
 @click.option("--judge-url", help="Also grade: an OpenAI-compatible address, or local (this model, to try the plumbing).")
@@ -193,7 +194,7 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 def evaluate(
     task: str, methods: str | None, probe: bool, out: Path, corpus: tuple[str, ...], search_by: str, objectives: int,
     turns: int | None, judge_url: str | None, judge_model: str, judge_prices: tuple[float, float] | None,
-    judge_tokens: int | None, judge_concurrency: int, **options,
+    judge_tokens: int | None, judge_concurrency: int, slots: int | None, **options,
 ) -> None:  # fmt: skip
     """Compare ways of remembering: tmem, its pairs as text, retrieval, the full history, nothing, and more.
 
@@ -216,6 +217,10 @@ def evaluate(
     (or OPENAI_API_KEY). Replies are kept in judge.sqlite; with --resume a judge can be added later, and only what is missing is
     asked. Answers without a verdict are counted and not scored.
 
+    A seed draws stream's episodes, what --limit leaves, the order of choices and the fast weights' subspace; answers are the
+    likeliest ones. So on a whole file seeds are replicates of tmem alone, and only where the preset's init is a random one: the
+    other methods give the same answers again.
+
     Usually a method reads without knowing what will be asked. --known shows it each question beforehand: the history is then
     read once for every question, and the answer can be written down with the evidence in sight. Label such scores.
     """
@@ -223,6 +228,7 @@ def evaluate(
 
     from .console import evaluate as watch
 
+    at_once = {} if slots is None else {"slots": slots}
     if task == "search":
         from .searching import search
         from .tasks.trajectory import STATES as every
@@ -230,7 +236,9 @@ def evaluate(
         allowed = ("data", "limit", "seed", "seeds", "model", "preset", "context", "answer_tokens", "resume")
         _only(f"--task {task}", {**options, "probe": probe, "judge_url": judge_url}, allowed)
         options = {k: options[k] for k in allowed}
-        work = partial(search, documents=corpus, search_by=search_by, objectives=objectives, turns=turns, **options)
+        work = partial(
+            search, documents=corpus, search_by=search_by, objectives=objectives, turns=turns, **options, **at_once
+        )
         default = "none,full,mem1,tmem"
     else:
         from .agent.methods import METHODS as every
@@ -242,7 +250,7 @@ def evaluate(
             from .grading import Judging
 
             judging = Judging(judge_url, judge_model, judge_concurrency, judge_tokens, judge_prices)
-        work = partial(_of_task, run, task, probing=probe, judging=judging, **options)
+        work = partial(_of_task, run, task, probing=probe, judging=judging, **options, **at_once)
         default = "none,full,retrieval,pairs,tmem"
     names = [m.strip() for m in (methods or default).split(",") if m.strip()]
     watch(list(every) if names == ["all"] else names, out, work)
@@ -284,8 +292,8 @@ def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: 
 
     rsvd: truncated decompositions of all of a model's weights, time against captured energy, against torch's, PEFT's and
     scikit-learn's. init: what each init of the adapters' subspace is worth at equal steps of ΔW: loss, recall, pictures.
-    train: one GRPO step by its parts, against transformers and PEFT one rollout after another. eval: episodes of an evaluation
-    lived at once, against one after another. soak: many writes into one memory: what is forgotten, and when.
+    train: one GRPO step by its parts, against transformers and PEFT one rollout after another. eval: tmem's episodes lived
+    at once, against one after another. soak: many writes into one memory: what is forgotten, and when.
 
     \b
     Compare two versions of the code:

@@ -267,9 +267,14 @@ def evaluate(methods: list[str], out: Path, work: Callable[..., dict]) -> None:
 
         results = work(methods, out, watch=watch)
     title = _title(results)
-    report.bar_chart(out / "chart.png", results["methods"], title=title)
+    chart = ["chart.png"] * bool(report.metrics_of(results["methods"]))
+    if chart:
+        report.bar_chart(out / "chart.png", results["methods"], title=title)
     _print_methods(results, title)
-    files = [*evaluation.FILES, "chart.png"] + ["episodes.md"] * (out / "episodes.md").exists()
+    if not chart:
+        why = "no answer got a verdict" if "judge" in results else "this task is graded by a judge alone, see --judge-url"
+        console.print(f"nothing is scored and there is no chart: {why}; --resume keeps the answers", style="yellow")
+    files = [*evaluation.FILES, *chart] + ["episodes.md"] * (out / "episodes.md").exists()
     console.print(f"{time.perf_counter() - start:.0f} s. Files in {out}: {', '.join(files)}")
 
 
@@ -293,6 +298,9 @@ def _print_methods(results: dict, title: str) -> None:
     for grid in (report.difference_table(results["differences"], "tmem"), report.cost_table(methods)):
         if grid is not None:
             console.print(grid)
+    runs = results.get("runs", [])
+    if len({str(run["machine"]) for run in runs}) > 1:
+        console.print(f"made by {len(runs)} runs whose machines or versions differ: see runs in results.json", style="yellow")
     for name, m in methods.items():
         for metric, a in m.get("aggregates", {}).items():
             abstention = "" if a["abstention"] is None else f", abstention {a['abstention']:.2f}"
@@ -320,15 +328,14 @@ def _print_methods(results: dict, title: str) -> None:
 
 
 def _print_judge(found: dict) -> None:
-    usage = found["usage"]
+    last, spent = found["pass"], found["spent"]
     if found["plumbing"]:
         console.print("judged by the model under test, to try the plumbing: a measure of nothing", style="yellow")
-    counts = {k: sum(m[k] for m in found["methods"].values()) for k in ("judged", "left_out", "unreachable", "malformed")}
-    cost = "" if usage["cost"] is None else f", cost {usage['cost']:.4f}"
+    cost = "" if spent["cost"] is None else f", cost {spent['cost']:.4f}"
     console.print(
-        f"judge {found['model']}: {counts['judged']} judged, {counts['left_out']} left out by the protocol; without a verdict "
-        f"and a score: {counts['unreachable']} unreachable, {counts['malformed']} malformed. {usage['requests']} requests "
-        f"({usage['retries']} retries), {usage['cached']} from the cache, {usage['prompt_tokens']} + "
-        f"{usage['completion_tokens']} tokens{cost}",
+        f"judge {found['model']} ({found['host']}): {found['judged']} judged, {found['left_out']} left out by the protocol; "
+        f"without a verdict and a score: {found['unreachable']} unreachable, {found['malformed']} malformed. Its last pass: "
+        f"{last['requests']} requests ({last['retries']} retries), {last['cached']} from the cache; all passes: "
+        f"{spent['requests']} requests, {spent['prompt_tokens']} + {spent['completion_tokens']} tokens{cost}",
         highlight=False,
     )

@@ -2,7 +2,8 @@
 
     out/answers.jsonl    a line per seed, method and question: what was asked, said, and how it scored
     out/readings.jsonl   a line per seed, method and episode: what was kept, what it cost, what was written
-    out/results.json     the configuration, and what follows from the two, made anew after every group of episodes
+    out/results.json     the configuration, which processes made it on what machines, and what follows from the other two, made
+                         anew after every group of episodes
 
 A group of episodes is read and asked by all methods before the next one begins. A kill loses one batch of
 questions at most; `resume` reads what is there and asks the rest.
@@ -24,17 +25,22 @@ from .agent.config import AgentConfig, agent_config
 from .agent.episode import Agent
 from .agent.log import readable, record
 from .agent.methods import CONTEXT, METHODS, Kept, Said, Settings, ask
-from .agent.retrieve import require_dense
+from .agent.retrieve import dense, require_dense
+from .compute import Sizes
 from .episode import Episode, Question
 from .folders import atomic_file
 from .grading import Judging, grade, protocol_of, scored
 from .journal import Journal
+from .machine import peak_memory
 from .tasks import longmemeval
 
 BESIDE = 96  # tokens kept for the chat's template and the instruction beside text and question
 AT_LENGTH = 256  # tokens of an answer, unless asked otherwise, where a task wants whole texts
 BATCH = 32  # questions asked at once
 FILES = ("results.json", "answers.jsonl", "readings.jsonl")
+# Beside the weights, what makes a model answer as it does.
+BESIDE_WEIGHTS = ("config.json", "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab*",
+                  "merges.txt")  # fmt: skip
 
 
 def evaluate(
@@ -62,6 +68,10 @@ def evaluate(
 ) -> dict:
     """Run `methods` on a task with `seeds` seeds from `seed` on; returns what results.json holds.
 
+    seeds: replicates. A seed draws the episodes (stream), the questions or episodes of a `limit`, the order of choices, and the
+    subspace of the fast weights where the preset's init draws one; decoding is greedy, so a method that none of them touches
+    answers the same again.
+    slots: episodes at once, each with its own Δ; not a part of the settings.
     known: each question is an episode of its own and stands in the prompts that write (the paper's protocol: reads the history
     once per question, and lets a method answer with the evidence in sight).
     judging: have every answer graded, see tmem.grading; not a part of the settings, so `resume` may add it.
@@ -112,15 +122,30 @@ def evaluate(
             "probe": probing,
             "episodes": len(episodes[seed]),
         },
-        "machine": report.machine(),
+        "machine": report.machine(),  # of the first run; all are in "runs"
     }
     answers, readings = journals(results, out, resume)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     slots = min(slots, sum(len(e.questions) for e in episodes[seed]) if known else len(episodes[seed]))
-    agent = Agent.build(network, tokenizer, config, slots=slots)
+    agent = Agent.build(network, tokenizer, config, slots=slots, seed=seed)
+    sizes = Sizes.of(agent, dense().parameters if "dense" in methods else 0)
+    results["sizes"] = sizes.asdict()
+    start, held = time.perf_counter(), len(answers.rows)
+
+    def write() -> None:
+        results["runs"][-1] |= {
+            "slots": slots, "answers": len(answers.rows) - held, "seconds": round(time.perf_counter() - start, 1),
+            "peak_bytes": peak_memory(),
+        }  # fmt: skip
+        results.update(summarise(scored(answers.rows, out), readings.rows, task, sizes))
+        report.write_json(out / "results.json", results)
+
     total = sum(len(e.questions) for s in episodes for e in episodes[s])
     for s, several in episodes.items():
+        if s != agent.bank.seed:
+            agent.bank.seed = s
+            agent.bank.renew()
         items = list(_items(several, known))
         for at in range(0, len(items), slots):
             settings = Settings(
@@ -132,15 +157,13 @@ def evaluate(
                 settings.watch = lambda phase, *_, name=name, done=done: watch(name, phase, done, total)
                 _group(task, name, agent, items[at : at + slots], settings, answers, readings,
                        lambda n, name=name: watch(name, "answer", n, total))  # fmt: skip
-            results |= summarise(answers.rows, readings.rows, task)
-            report.write_json(out / "results.json", results)
+            write()
     if judging is not None:
         questions = {(s, q.id): q for s, several in episodes.items() for e in several for q in e.questions}
         results["judge"] = grade(
             task, questions, answers.rows, judging, agent, out, lambda done, total: watch("judge", "", done, total)
         )
-        results |= summarise(scored(answers.rows, out), readings.rows, task)
-        report.write_json(out / "results.json", results)
+        write()
     _write_logs(out, readings.rows, answers.rows)
     return results
 
@@ -223,14 +246,19 @@ def _reading(method: str, seed: int, episode: Episode, home: str, kept: Kept, se
 
 
 def about(model: str | None, preset: str, config: AgentConfig, *files: str) -> dict:
-    """The part of a configuration that says which weights, settings and data files a result belongs to."""
+    """The part of a configuration that says which weights, settings and data files a result belongs to.
+
+    tokenizer_blake2b: of the model's other files, its configuration, tokenizer and chat template.
+    """
+    folder = models.resolve(model)
     return {
         "model": model or models.DEFAULT,
         "preset": str(preset),
         "settings": dataclasses.asdict(config),
         "data": ", ".join(Path(f).name for f in files) or None,
         "data_blake2b": _digest(*map(Path, files)) if files else None,
-        "weights_blake2b": _digest(*sorted(models.resolve(model).glob("*.safetensors"))),
+        "weights_blake2b": _digest(*sorted(folder.glob("*.safetensors"))),
+        "tokenizer_blake2b": _digest(*sorted({f for pattern in BESIDE_WEIGHTS for f in folder.glob(pattern) if f.is_file()})),
     }
 
 
@@ -246,17 +274,21 @@ def _digest(*files: Path) -> str:
 
 def must_be_new(out: Path, resume: bool) -> None:
     """Raises FileExistsError where `out` holds results that nobody asked to go on with."""
-    if any((out / name).exists() for name in FILES) and not resume:
+    if any((out / name).exists() for name in (*FILES, "verdicts.jsonl")) and not resume:
         raise FileExistsError(f"eval: {out} already holds results; add to them with --resume, or give another --out.")
 
 
 def journals(results: dict, out: Path, resume: bool) -> tuple[Journal, Journal]:
     """The answers and readings that `out` holds, of the settings in `results`; none yet if it is not to be resumed.
 
+    `results` gets "runs", a record of every process that took part, and keeps what `out` holds of earlier ones: their machines,
+    versions and commits, which may differ, and what a judge found. It is written before any work.
     Raises ValueError if they were made with other settings, FileNotFoundError if there is nothing to resume.
     """
     file = out / "results.json"
+    run = {"machine": results["machine"]}
     if not resume:
+        results["runs"] = [run]
         report.write_json(file, results)
     elif not file.exists():
         raise FileNotFoundError(f"resume: {out} holds no results.json; leave out --resume.")
@@ -269,18 +301,25 @@ def journals(results: dict, out: Path, resume: bool) -> tuple[Journal, Journal]:
                 f"resume: {out} was made with other settings ({', '.join(changed) or 'task'}); "
                 f"use the same flags, or give another --out."
             )
+        before = held.get("runs", [{"machine": held.get("machine")}])
+        results |= {"machine": before[0]["machine"], "runs": [*before, run]}
+        if "judge" in held:
+            results["judge"] = held["judge"]
+        report.write_json(file, held | results)
     return Journal(out / "answers.jsonl"), Journal(out / "readings.jsonl")
 
 
-def summarise(answers: Sequence[dict], readings: Sequence[dict], task: str = "") -> dict:
+def summarise(answers: Sequence[dict], readings: Sequence[dict], task: str = "", sizes: Sizes | None = None) -> dict:
     """{"methods": {name: scores, intervals, costs}, "differences": {metric: {"a - b": {...}}}} of the rows of both files.
 
+    Where a judge was asked (tmem.grading.scored), "judged" says how many of a method's "n" answers have a verdict.
     With LongMemEval each method also has its "aggregates": means by type, of the types' means, of all, and of abstentions.
+    With `sizes` each has "flops", all that it computed (see tmem.compute).
     """
     methods = {}
     for name in dict.fromkeys(r["method"] for r in answers):
         mine = [r for r in answers if r["method"] == name]
-        methods[name] = _method(mine, [r for r in readings if r["method"] == name])
+        methods[name] = _method(mine, [r for r in readings if r["method"] == name], sizes)
         if task == "longmemeval":
             shown = ("kind", "category", *(m for m in report.METRICS if m in methods[name]))
             methods[name]["aggregates"] = longmemeval.summary([{k: r.get(k) for k in shown} for r in mine])
@@ -288,8 +327,8 @@ def summarise(answers: Sequence[dict], readings: Sequence[dict], task: str = "")
     return {"methods": methods, "differences": {m: _differences(answers, m) for m in shown}}
 
 
-def _method(answers: Sequence[dict], readings: Sequence[dict]) -> dict:
-    out: dict = {"n": len(answers)}
+def _method(answers: Sequence[dict], readings: Sequence[dict], sizes: Sizes | None) -> dict:
+    out: dict = {"n": len(answers), **_judged(answers)}
     for metric in report.METRICS:
         if scored := [r for r in answers if r.get(metric) is not None]:  # a judge leaves some out
             mean, low, high = report.bootstrap([r[metric] for r in scored], [r["episode"] for r in scored])
@@ -301,10 +340,12 @@ def _method(answers: Sequence[dict], readings: Sequence[dict]) -> dict:
     out["peak_tokens"] = max(
         [r["peak_tokens"] for r in readings] + [r["prompt_tokens"] + r["generated_tokens"] for r in answers]
     )
-    for what in ("read", "generated", "learned"):
-        out[f"{what}_tokens"] = sum(r[f"{what}_tokens"] for r in readings)
-    out["read_tokens"] += sum(r["prompt_tokens"] for r in answers)
-    out["generated_tokens"] += sum(r["generated_tokens"] for r in answers)
+    tokens = {what: sum(r.get(f"{what}_tokens", 0) for r in readings) for what in ("read", "generated", "learned", "embedded")}
+    tokens["read"] += sum(r["prompt_tokens"] for r in answers)
+    tokens["generated"] += sum(r["generated_tokens"] for r in answers)
+    out |= {f"{what}_tokens": count for what, count in tokens.items()}
+    if sizes is not None:
+        out["flops"] = sizes.flops(tokens)
     out["seconds"] = round(sum(r["seconds"] for r in [*readings, *answers]), 2)
     if any("log" in r for r in readings):
         out |= _writing([w for r in readings if "log" in r for w in r["log"]["writes"]])
@@ -313,7 +354,12 @@ def _method(answers: Sequence[dict], readings: Sequence[dict]) -> dict:
 
 def _means(answers: Sequence[dict]) -> dict:
     scored = {m: [r[m] for r in answers if r.get(m) is not None] for m in report.METRICS}
-    return {m: _mean(values) for m, values in scored.items() if values} | {"n": len(answers)}
+    return {m: _mean(values) for m, values in scored.items() if values} | {"n": len(answers), **_judged(answers)}
+
+
+def _judged(answers: Sequence[dict]) -> dict:
+    """{"judged": answers with a verdict}, where a judge was asked about any."""
+    return {"judged": sum(r.get("judge") is not None for r in answers)} if any("judge" in r for r in answers) else {}
 
 
 def _writing(writes: Sequence[dict]) -> dict:

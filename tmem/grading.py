@@ -1,7 +1,8 @@
 """The judge's pass over an evaluation: every answer graded by its task's protocol, and `verdicts.jsonl` beside the answers.
 
-Replies are kept in judge.sqlite as they come, so a pass that was stopped, or is made again with more answers, asks for the rest
-alone. An answer without a verdict (unreachable, malformed) is counted and has no score; those that a protocol leaves out, too.
+Replies are kept in judge.sqlite as they come, with what they took, so a pass that was stopped, or is made again with more
+answers, asks for the rest alone and forgets no cost. An answer without a verdict (unreachable, malformed) is counted and has no
+score; those that a protocol leaves out, too.
 """
 
 from __future__ import annotations
@@ -58,6 +59,10 @@ def grade(
 ) -> dict:  # fmt: skip
     """Ask for a verdict on every answer; returns what results.json says of it. questions: by seed and id.
 
+    {"model": its name, "host": its machine (never an address with path or query, never a key), "plumbing": whether it is the
+    local model, whose scores mean nothing, "judged", "left_out", "unreachable", "malformed": how many answers, "spent": what
+    all passes took (tmem.judge.Spent), "pass": what the last one did (tmem.judge.Usage), "methods": {method: verdicts by
+    status, means of the judged ones}}.
     Raises ValueError for a task that no judge grades, or an endpoint that refuses its first request.
     """
     protocol = protocol_of(task)
@@ -79,11 +84,16 @@ def grade(
     by: dict[str, list[judge.Verdict]] = {}
     for r, v in zip(answers, verdicts):
         by.setdefault(r["method"], []).append(v)
+    methods = {method: judge.summary(several) for method, several in by.items()}
+    counts = (status.replace(" ", "_") for status in judge.STATUSES)
     return {
         "model": asked.model,
-        "plumbing": judging.url == LOCAL,  # then the scores mean nothing
-        "usage": dataclasses.asdict(asked.usage),
-        "methods": {method: judge.summary(several) for method, several in by.items()},
+        "host": asked.host,
+        "plumbing": judging.url == LOCAL,
+        **{count: sum(m[count] for m in methods.values()) for count in counts},
+        "spent": asked.spent()._asdict(),
+        "pass": dataclasses.asdict(asked.usage),
+        "methods": methods,
     }
 
 

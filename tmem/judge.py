@@ -20,7 +20,7 @@ from typing import NamedTuple
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-__all__ = ["GIVE_UP", "MAX_BYTES", "STATUSES", "Judge", "Prompt", "Usage", "Verdict", "summary"]
+__all__ = ["GIVE_UP", "MAX_BYTES", "STATUSES", "Judge", "Prompt", "Spent", "Usage", "Verdict", "summary"]
 
 STATUSES = ("judged", "unreachable", "malformed", "left out")
 MAX_BYTES = 1 << 20  # of one HTTP body
@@ -73,6 +73,19 @@ class Usage:
     cost: float | None = None
 
 
+class Spent(NamedTuple):
+    """What all judges of one model have sent and paid for with one cache, those that were killed included; as in Usage.
+
+    cost: of the replies that came while prices were given, None where that was never so.
+    """
+
+    requests: int = 0
+    unmetered: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = None
+
+
 def summary(verdicts: Sequence[Verdict]) -> dict[str, float | int | None]:
     """How many verdicts have each status, and `score` and `rubric_rate`: means over the judged ones alone, else None.
 
@@ -109,10 +122,10 @@ class Judge:
     """An endpoint that grades.
 
     url: an OpenAI base address such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1. model: its name there.
-    cache: file of the replies so far (SQLite, made where there is none); a reply is found by a hash of model, messages,
-    temperature and token limit, and holds neither key nor address. concurrency: requests at a time. timeout: seconds for
-    one request as a whole. attempts: requests for one prompt at most; between them it waits a random part of backoff,
-    2 backoff, 4 backoff, ... seconds on top of the server's Retry-After, `longest_wait` seconds at most.
+    cache: file of the replies so far (SQLite, made where there is none), and of what each model took; a reply is found by a
+    hash of model, messages, temperature and token limit, and holds neither key nor address. concurrency: requests at a time.
+    timeout: seconds for one request as a whole. attempts: requests for one prompt at most; between them it waits a random part
+    of backoff, 2 backoff, 4 backoff, ... seconds on top of the server's Retry-After, `longest_wait` seconds at most.
     max_tokens: instead of the prompts' own, for judges that think before they answer. temperature: None leaves it out.
     token_field: "max_completion_tokens" for endpoints that refuse "max_tokens".
     prices: of a million prompt tokens and of a million completion tokens.
@@ -156,6 +169,17 @@ class Judge:
         _key()
         with _open(self.cache):
             pass  # a file that is no cache is named before anything is spent
+
+    @property
+    def host(self) -> str:
+        """The endpoint's machine, without port, path, user or query."""
+        return httpx.URL(self.url).host
+
+    def spent(self) -> Spent:
+        """What this model cost with this cache, this judge and all before it together."""
+        with _open(self.cache) as db:
+            found = db.execute(f"SELECT {', '.join(Spent._fields)} FROM spent WHERE model = ?", (self.model,)).fetchone()
+        return Spent(*found or ())
 
     def ask(
         self, prompts: Sequence[Prompt | Verdict], on_done: Callable[[int, Verdict], None] | None = None
@@ -262,6 +286,7 @@ class Judge:
     async def _attempt(self, run: "_Run", body: bytes) -> tuple[str, bool]:
         """The text of the reply to one request, and whether the token limit cut it. Raises _Failure."""
         self.usage.requests += 1
+        self._spend(run, Spent(requests=1))
         try:
             code, after, raw = await asyncio.wait_for(_post(run.client, self.url, body), self.timeout)
         except asyncio.TimeoutError:
@@ -280,22 +305,36 @@ class Judge:
             again = code in _TRANSIENT or code >= 500
             raise _Failure("unreachable", reason, again=again, after=_seconds(after), code=code)
         run.answered = True
-        self._meter(answer)
+        self._spend(run, self._metered(answer))
         if not isinstance(message := _dig(answer, "choices", 0, "message"), dict):
             raise _Failure("malformed", "the endpoint's answer holds no choices[0].message", again=True)
         text = message.get("content")
         cut = _dig(answer, "choices", 0, "finish_reason") == "length"
         return _clean(text if isinstance(text, str) else "", run.key), cut
 
-    def _meter(self, answer) -> None:
+    def _metered(self, answer) -> Spent:
+        """What a reply says that it took, and its price."""
         tokens = [_dig(answer, "usage", f"{side}_tokens") for side in ("prompt", "completion")]
         if not all(type(n) is int and 0 <= n < 1 << 40 for n in tokens):
             self.usage.unmetered += 1
-            return
+            return Spent(unmetered=1)
         self.usage.prompt_tokens += tokens[0]
         self.usage.completion_tokens += tokens[1]
-        if self.prices is not None:
-            self.usage.cost += sum(n * price for n, price in zip(tokens, self.prices)) / 1e6
+        if self.prices is None:
+            return Spent(0, 0, *tokens)
+        cost = sum(n * price for n, price in zip(tokens, self.prices)) / 1e6
+        self.usage.cost += cost
+        return Spent(0, 0, *tokens, cost)
+
+    def _spend(self, run: "_Run", more: Spent) -> None:
+        """On the disk at once, as what was paid for is paid for, whatever stops the work or becomes of the reply."""
+        with run.db:
+            run.db.execute("INSERT OR IGNORE INTO spent (model) VALUES (?)", (self.model,))
+            run.db.execute(
+                "UPDATE spent SET requests = requests + ?, unmetered = unmetered + ?, prompt_tokens = prompt_tokens + ?, "
+                "completion_tokens = completion_tokens + ?, cost = coalesce(cost + ?, cost, ?) WHERE model = ?",
+                (*more, more.cost, self.model),
+            )
 
 
 @dataclass
@@ -404,6 +443,8 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
             if not tables:
                 db.execute(f"PRAGMA application_id = {_APPLICATION}")
                 db.execute("CREATE TABLE IF NOT EXISTS replies (address BLOB PRIMARY KEY, reply TEXT NOT NULL) WITHOUT ROWID")
+            counts = ", ".join(f"{name} INTEGER NOT NULL DEFAULT 0" for name in Spent._fields[:-1])
+            db.execute(f"CREATE TABLE IF NOT EXISTS spent (model TEXT PRIMARY KEY, {counts}, cost REAL)")  # old caches lack it
             yield db
     except sqlite3.OperationalError as error:
         raise ValueError(

@@ -25,6 +25,7 @@ __all__ = [
     "curve",
     "difference_table",
     "machine",
+    "metrics_of",
     "read_jsonl",
     "read_run",
     "study_chart",
@@ -101,15 +102,18 @@ def bootstrap(
 
 
 def table(title: str, methods: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Methods by metrics, each mean with its interval, from the "methods" of results.json; for `Console.print`."""
+    """Methods by metrics, each mean with its interval, from the "methods" of results.json; for `Console.print`.
+
+    "judged" is how many of the n answers have a judge's verdict, where one was asked.
+    """
     grid = _plain(title)
     grid.add_column("method", no_wrap=True)
-    shown = _shown(methods)
-    for key in shown:
-        grid.add_column(METRICS[key][0], justify="right")
-    grid.add_column("n", justify="right")
+    metrics = metrics_of(methods)
+    counts = ["n"] + ["judged"] * any("judged" in found for found in methods.values())
+    for heading in (*(METRICS[key][0] for key in metrics), *counts):
+        grid.add_column(heading, justify="right")
     for name, found in methods.items():
-        grid.add_row(name, *(_cell(found, key) for key in shown), str(found["n"]))
+        grid.add_row(name, *(_cell(found, key) for key in metrics), *(str(found.get(key, "")) for key in counts))
     return grid
 
 
@@ -123,7 +127,7 @@ def difference_table(differences: Mapping[str, Mapping[str, Any]], method: str) 
                 sign = 1 if a == method else -1
                 low, high = (round(v, 2) + 0.0 for v in sorted((sign * cell["low"], sign * cell["high"])))  # no -0.00
                 shown[metric][b if a == method else a] = f"{round(sign * cell['mean'], 2) + 0.0:+.2f} [{low:.2f}, {high:.2f}]"
-    others = list(next(iter(shown.values()), {}))
+    others = list(dict.fromkeys(other for cells in shown.values() for other in cells))
     if not others:
         return None
     grid = _plain(f"{method} above each other method, on the same questions")
@@ -131,18 +135,20 @@ def difference_table(differences: Mapping[str, Mapping[str, Any]], method: str) 
     for metric in shown:
         grid.add_column(METRICS[metric][0], justify="right")
     for other in reversed(others):
-        grid.add_row(other, *(cells[other] for cells in shown.values()))
+        grid.add_row(other, *(cells.get(other, "") for cells in shown.values()))
     return grid
 
 
 def cost_table(methods: Mapping[str, Mapping[str, Any]]) -> Table:
-    """What each method kept and computed, from the "methods" of results.json."""
+    """What each method kept and computed, from the "methods" of results.json; TFLOP by the formula of tmem.compute."""
+    computed = ["TFLOP"] * any("flops" in m for m in methods.values())
     grid = _plain("what it takes: kept per episode (bytes), prompt per question, the longest prompt, all together (tokens)")
-    for column in ("method", "kept", "prompt", "longest", "read", "generated", "learned", "seconds"):
+    for column in ("method", "kept", "prompt", "longest", "read", "generated", "learned", *computed, "seconds"):
         grid.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for name, m in methods.items():
         counts = (m[k] for k in ("state_bytes", *(f"{k}_tokens" for k in ("prompt", "peak", "read", "generated", "learned"))))
-        grid.add_row(name, *map(_short, counts), f"{m['seconds']:.1f}")
+        work = [f"{m['flops'] / 1e12:.3g}" if "flops" in m else "" for _ in computed]
+        grid.add_row(name, *map(_short, counts), *work, f"{m['seconds']:.1f}")
     return grid
 
 
@@ -212,32 +218,41 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _cell(found: Mapping[str, Any], key: str) -> str:
+    if key not in found:
+        return ""
     low, high = found[f"{key}_ci"]
     return f"{found[key]:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _shown(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def metrics_of(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The metrics that any method has, in the order of METRICS; none where answers wait for a judge.
+
+    Raises ValueError when there is no method.
+    """
     if not methods:
         raise ValueError("report: no methods to show, expected at least one")
-    return [key for key in METRICS if all(key in found for found in methods.values())]
+    return [key for key in METRICS if any(key in found for found in methods.values())]
 
 
 def bar_chart(path: str | Path, methods: Mapping[str, Mapping[str, Any]], *, title: str) -> None:
     """A PNG of grouped bars, one group for each method and one bar for each metric, with 95 % intervals.
 
-    methods: those of results.json, {name: {"f1", "f1_ci": [low, high], "em", ..., "n"}}. The title should say task, n
-    and seed. Raises ValueError when there is no method.
+    methods: those of results.json, {name: {"f1", "f1_ci": [low, high], "em", ..., "n"}}; a metric that a method lacks has no
+    bar. The title should say task, n and seed. Raises ValueError when there is no method, or none has a score.
     """
-    shown = _shown(methods)
-    width = 0.8 / len(shown)
+    metrics = metrics_of(methods)
+    if not metrics:
+        raise ValueError("report: no method has a score, so there is no chart; expected at least one metric")
+    width = 0.8 / len(metrics)
     with figure(path, (max(6.4, 1.2 + 1.3 * len(methods)), 4.0)) as picture:
         axes = picture.add_subplot()
         axes.grid(axis="y")
-        for i, key in enumerate(shown):
+        for i, key in enumerate(metrics):
             label, colour = METRICS[key]
-            at = np.arange(len(methods)) + (i - (len(shown) - 1) / 2) * width
-            means = [found[key] for found in methods.values()]
-            bounds = [found[f"{key}_ci"] for found in methods.values()]
+            scored = [(at, found) for at, found in enumerate(methods.values()) if key in found]
+            at = np.array([at for at, _ in scored]) + (i - (len(metrics) - 1) / 2) * width
+            means = [found[key] for _, found in scored]
+            bounds = [found[f"{key}_ci"] for _, found in scored]
             spread = [(m - low, high - m) for m, (low, high) in zip(means, bounds, strict=True)]
             axes.bar(
                 at, means, 0.92 * width, color=colour, label=label, yerr=np.clip(np.transpose(spread), 0, None),
@@ -248,12 +263,13 @@ def bar_chart(path: str | Path, methods: Mapping[str, Mapping[str, Any]], *, tit
                     f"{mean:.2f}", (x, max(mean, high)), (0, 3), textcoords="offset points", ha="center", fontsize=8
                 )
         axes.set_xticks(range(len(methods)), methods)
-        highest = max([1.0, *(found[f"{key}_ci"][1] for found in methods.values() for key in shown)])  # sums may exceed 1
+        bounds = [found[f"{key}_ci"] for found in methods.values() for key in metrics if key in found]
+        highest = max([1.0, *(high for _, high in bounds)])  # sums may exceed 1
         axes.set_ylim(0, 1.08 * highest)
         axes.set_yticks(np.linspace(0, highest, 6))
         axes.set_ylabel("score, mean and 95 % interval")
         axes.set_title(_wrapped(title, picture), pad=26)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(shown), borderaxespad=0.2)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(metrics), borderaxespad=0.2)
 
 
 def curve(path: str | Path, rows: Sequence[Mapping[str, Any]], *, title: str = "Training") -> None:

@@ -36,8 +36,8 @@ class Agent:
     config: AgentConfig
 
     @classmethod
-    def build(cls, model, tokenizer, config: AgentConfig, slots: int) -> Agent:
-        """Attach a bank of `slots` episodes to a model as `config.memory` says.
+    def build(cls, model, tokenizer, config: AgentConfig, slots: int, seed: int = 0) -> Agent:
+        """Attach a bank of `slots` episodes to a model as `config.memory` says; `seed` draws its subspace.
 
         Raises ValueError for a model that tmem.forward cannot run.
         """
@@ -52,6 +52,7 @@ class Agent:
             init=m.init,
             train_a=m.train_a,
             optimizer=m.optimizer,
+            seed=seed,
             texts=[chat.plain(text) for text in TEXTS] if m.init == "activation" else (),
         )
         return cls(model, chat, bank, config)

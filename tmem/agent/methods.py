@@ -26,12 +26,14 @@ Watch = Callable[[str, int, int], None]
 
 @dataclass
 class Cost:
-    """Tokens: read as prompts, generated, learned (over all epochs); peak: the longest prompt with its generation."""
+    """Tokens: read as prompts, generated, learned (over all epochs), embedded by the small model of dense retrieval (lines and
+    questions); peak: the longest prompt with its generation."""
 
     read: int = 0
     generated: int = 0
     learned: int = 0
     peak: int = 0
+    embedded: int = 0
 
     def add(self, read: int, generated: int = 0, learned: int = 0) -> None:
         self.read, self.generated, self.learned = self.read + read, self.generated + generated, self.learned + learned
@@ -129,7 +131,12 @@ def retrieval(agent: Agent, episodes: Sequence[Episode], settings: Settings) -> 
 
 def dense_retrieval(agent: Agent, episodes: Sequence[Episode], settings: Settings) -> list[Kept]:
     """The lines whose embeddings are nearest to the question's; the extra `tmem[dense]`."""
-    return [_found(agent, Lines.of(e, dense()), settings) for e in episodes]
+    out = []
+    for e in episodes:
+        lines = Lines.of(e, dense())
+        out.append(_found(agent, lines, settings))
+        out[-1].cost.embedded = lines.embedded + sum(lines.tokens([q.text]) for q in e.questions)  # each is asked once
+    return out
 
 
 def summarised(agent: Agent, episodes: Sequence[Episode], settings: Settings) -> list[Kept]:

