@@ -111,7 +111,7 @@ def test_seeds_are_replicates_of_the_subspace_and_leak_no_slot(run, tmp_path, mo
     assert of_four == settled(tmp_path / "alone")
 
 
-def test_a_run_says_which_files_made_its_model_answer(run, tmp_path):
+def test_a_run_says_which_files_made_its_model_answer(run, tmp_path, monkeypatch):
     before = run(names=["none"])["config"]
     folder = tmp_path / "tiny"
     for name, key in (("tokenizer.json", "tokenizer"), ("config.json", "tokenizer"), ("chat_template.jinja", "tokenizer"),
@@ -123,11 +123,9 @@ def test_a_run_says_which_files_made_its_model_answer(run, tmp_path):
         assert changed == {f"{key}_blake2b"}, name
         (folder / name).unlink() if was is None else (folder / name).write_text(was)
     (folder / "tokenizer.json").write_text("other")
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as m:
-        m.setattr(tiny_eval, "prepare", lambda *_: folder / "tiny.toml")
-        with pytest.raises(ValueError, match="other settings .tokenizer_blake2b"):
-            run(names=["none"], resume=True)
+    monkeypatch.setattr(tiny_eval, "prepare", lambda *_: folder / "tiny.toml")  # leaves the files as they are now
+    with pytest.raises(ValueError, match="other settings .tokenizer_blake2b"):
+        run(names=["none"], resume=True)
 
 
 def test_every_run_that_took_part_is_recorded(run, tmp_path, monkeypatch):
@@ -142,6 +140,11 @@ def test_every_run_that_took_part_is_recorded(run, tmp_path, monkeypatch):
     assert json.loads(json.dumps(second)) == results(tmp_path / "out")
     third = run(names=["none"], resume=True)
     assert [r["answers"] for r in third["runs"]] == [8, 8, 0]
+
+
+def test_what_earlier_methods_computed_is_not_forgotten(run):
+    before = run("squad", ["dense"])["methods"]["dense"]
+    assert run("squad", ["none"], resume=True)["methods"]["dense"] == before and before["embedded_tokens"] > 0
 
 
 def live(out, *words):

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from . import evaluate as evaluation
 from . import report
-from .machine import keep_memory
+from .machine import keep_memory, peak_memory
 from .report import write_json
 
 console = Console()
@@ -275,7 +275,9 @@ def evaluate(methods: list[str], out: Path, work: Callable[..., dict]) -> None:
         why = "no answer got a verdict" if "judge" in results else "this task is graded by a judge alone, see --judge-url"
         console.print(f"nothing is scored and there is no chart: {why}; --resume keeps the answers", style="yellow")
     files = [*evaluation.FILES, *chart] + ["episodes.md"] * (out / "episodes.md").exists()
-    console.print(f"{time.perf_counter() - start:.0f} s. Files in {out}: {', '.join(files)}")
+    peak = peak_memory()
+    memory = "" if peak is None else f", {peak / 2**30:.1f} GiB of memory at most"
+    console.print(f"{time.perf_counter() - start:.0f} s{memory}. Files in {out}: {', '.join(files)}")
 
 
 def _title(results: dict) -> str:

@@ -129,7 +129,7 @@ def evaluate(
         parameter.requires_grad_(False)
     slots = min(slots, sum(len(e.questions) for e in episodes[seed]) if known else len(episodes[seed]))
     agent = Agent.build(network, tokenizer, config, slots=slots, seed=seed)
-    sizes = Sizes.of(agent, dense().parameters if "dense" in methods else 0)
+    sizes = Sizes.of(agent, dense().parameters if "dense" in methods else results.get("sizes", {}).get("embedder", 0))
     results["sizes"] = sizes.asdict()
     start, held = time.perf_counter(), len(answers.rows)
 
@@ -282,7 +282,7 @@ def journals(results: dict, out: Path, resume: bool) -> tuple[Journal, Journal]:
     """The answers and readings that `out` holds, of the settings in `results`; none yet if it is not to be resumed.
 
     `results` gets "runs", a record of every process that took part, and keeps what `out` holds of earlier ones: their machines,
-    versions and commits, which may differ, and what a judge found. It is written before any work.
+    versions and commits, which may differ, what a judge found, and the models' sizes. It is written before any work.
     Raises ValueError if they were made with other settings, FileNotFoundError if there is nothing to resume.
     """
     file = out / "results.json"
@@ -303,8 +303,7 @@ def journals(results: dict, out: Path, resume: bool) -> tuple[Journal, Journal]:
             )
         before = held.get("runs", [{"machine": held.get("machine")}])
         results |= {"machine": before[0]["machine"], "runs": [*before, run]}
-        if "judge" in held:
-            results["judge"] = held["judge"]
+        results |= {k: held[k] for k in ("judge", "sizes") if k in held}
         report.write_json(file, held | results)
     return Journal(out / "answers.jsonl"), Journal(out / "readings.jsonl")
 
