@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-from wrong import advantage_per_segment
-
 from tmem.rl.loss import _TokenLogp, advantages, dead, k3, policy_loss, token_logp
 from tmem.testing import assert_close
 
@@ -23,19 +21,6 @@ def test_advantages_do_not_depend_on_the_order_of_rollouts_or_groups():
     rewards = torch.rand(5, 6, generator=torch.Generator().manual_seed(0))
     rows, columns = torch.randperm(5), torch.randperm(6)
     assert torch.allclose(advantages(rewards[rows][:, columns]), advantages(rewards)[rows][:, columns], atol=1e-6)
-
-
-def check_of_segments(advantage_of):
-    """Two rollouts of reward 1 and 0, the first with three segments, the second with one: +-1 whatever the segments."""
-    found = advantage_of([1.0, 0.0], [3, 1])
-    return torch.allclose(torch.tensor(found[0]), torch.ones(3), atol=1e-4) and abs(found[1][0] + 1) < 1e-4
-
-
-def test_an_advantage_belongs_to_a_rollout_not_to_a_segment():
-    def right(rewards, segments):
-        return [[a] * n for a, n in zip(advantages(torch.tensor([rewards]))[0].tolist(), segments)]
-
-    assert check_of_segments(right) and not check_of_segments(advantage_per_segment.advantages)
 
 
 def test_policy_loss_is_reinforce_at_ratio_one_and_clips_beyond():

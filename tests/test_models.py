@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from tmem import gguf, machine, models
-from tmem.folders import atomic_folder
+from tmem.folders import atomic_file, atomic_folder
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +222,35 @@ def test_cpu_dtype_follows_the_instructions(monkeypatch, flags, kind, dtype):
 def test_cuda_dtype_follows_the_architecture(monkeypatch, sm, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: sm)
     assert models.default_dtype("cuda") == dtype
+
+
+def test_files_and_folders_are_on_the_disk_before_they_take_a_place_and_so_is_the_place(tmp_path, monkeypatch):
+    """fsync of the content, then the rename, then fsync of the folder that the name is in; folders in folders too."""
+    said = []
+
+    def told(name):
+        real = getattr(os, name)
+
+        def call(first, *rest):
+            where = os.readlink(f"/proc/self/fd/{first}") if name == "fsync" else str(rest[0])
+            said.append((name, Path(where).name if Path(where).exists() or name != "fsync" else where))
+            return real(first, *rest)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "rename", "replace"):
+        told(name)
+    with atomic_file(tmp_path / "file") as work:
+        work.write_text("x")
+    assert said == [("fsync", work.name), ("replace", "file"), ("fsync", tmp_path.name)]
+    for replaced in (False, True):
+        said.clear()
+        with atomic_folder(tmp_path / "folder", "marker") as work:
+            (work / "inner").mkdir()
+            (work / "inner/deep").write_text("x")
+            (work / "marker").write_text("x")
+        moved = [i for i, (what, where) in enumerate(said) if (what, where) == ("rename", "folder")]
+        before = said[: moved[-1]]
+        assert {n for what, n in before if what == "fsync"} >= {"deep", "inner", "marker", work.name}
+        assert said[-1] == ("fsync", tmp_path.name) and (tmp_path / "folder/inner/deep").exists()
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"], replaced

@@ -87,6 +87,22 @@ def test_a_run_that_is_under_way_is_shown_as_far_as_it_is(run, tmp_path, rows):
     assert ("RL has not begun" in found.text) == (rows < 7) and ("RL wrote" in found.text) is False
 
 
+def test_while_rl_runs_the_page_shows_what_it_wrote_last_beside_what_it_began_with(run, tmp_path):
+    folder = copy_of(run, tmp_path / "run", 7)
+    for name in ("rl-greedy", "rl-sampled", "sft-greedy", "sft-sampled"):
+        (folder / f"episodes/{name}.json").unlink()
+    file = folder / "episodes/rl-now.json"
+    now = json.loads(file.read_text())
+    assert now["step"] == 2
+    now["episodes"][0]["writes"][0]["pairs"] = [["Who is new?", "Nobody"]]
+    file.write_text(json.dumps(now))
+    found, _ = reported(folder)
+    assert "RL, step 2, wrote" in found.text and "Who is new?" in found.text and found.text.count("RL, step 2, answered") == 1
+    assert found.text.count("warm start answered") == 3  # of the other episodes there is nothing new yet
+    file.write_text("{")
+    assert CliRunner().invoke(cli.main, ["report", str(folder)]).exit_code == 2
+
+
 def test_text_of_models_and_data_stays_text(run, tmp_path):
     folder = copy_of(run, tmp_path / "run")
     file = folder / "episodes/rl-greedy.json"

@@ -1,19 +1,20 @@
 """The replay of actions under their own Δ, θ0 in fp32, and what is measured on rollouts."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_loop import CONFIG, EPISODES, agent_of
 from tiny import model, pairs
-from wrong import batch_loss, branches_in_sight, delta_free_reference, delta_with_gradient, stale_snapshot
+from wrong import advantage_per_segment, batch_loss, branches_in_sight, delta_free_reference, delta_with_gradient, stale_snapshot
 
 import tmem.agent.episode as loop
 from tmem.agent.episode import run, segments
 from tmem.agent.learn import learn
 from tmem.agent.write import Written
 from tmem.episode import Episode, Pair, Question
-from tmem.rl import replay, supervised
+from tmem.rl import grpo, replay, supervised
 from tmem.rl import rollout as ro
 from tmem.rl.config import TrainConfig
 from tmem.rl.policy import Replicated
@@ -172,6 +173,34 @@ def test_the_reference_has_the_same_memory_as_the_policy(monkeypatch):
     assert kl_of_memory(agent, rollouts, delta_free_reference.backward) > 1e-2
 
 
+def test_an_advantage_belongs_to_a_rollout_and_every_segment_of_it_gets_it(monkeypatch):
+    """What a step of GRPO trains each segment with: rewards 1 and 0 give 1 and -1, however many segments."""
+    agent = agent_of(slots=8)
+    rollouts, rewards = rollouts_of(agent, monkeypatch)[:2], iter([1.0, 0.0])
+    counts = [len(r.actions) for r in rollouts]
+    assert counts[0] != counts[1]
+    trained = [[], []]
+    accumulate = replay._accumulate
+
+    def seen(policy, bank, part, *rest):
+        for row in part:
+            for s in row.segments:
+                trained[s.rollout].append(s.advantage)
+        accumulate(policy, bank, part, *rest)
+
+    def right(found):
+        return [[round(a, 4) for a in segments] for segments in found] == [[1.0] * counts[0], [-1.0] * counts[1]]
+
+    monkeypatch.setattr(replay, "_accumulate", seen)
+    monkeypatch.setattr(grpo, "sample", lambda *_, **__: rollouts)
+    monkeypatch.setattr(grpo, "reward", lambda *_: next(rewards))
+    config = TrainConfig(rl_episodes=1, rl_group=2, probe=0)
+    task = SimpleNamespace(episode=lambda key, split: None, score=Task().score)
+    row, segments = grpo.step(agent, policy_of(agent), task, config, 0, clock=loop.Clock())
+    assert right(trained) and len(segments) == sum(counts) and row["reward"] == 0.5
+    assert not right(advantage_per_segment.advantages([1.0, 0.0], counts))
+
+
 def test_dead_groups_and_empty_worlds_cost_nothing(monkeypatch):
     agent = agent_of(slots=8)
     policy = policy_of(agent)
@@ -293,6 +322,22 @@ def test_supervised_examples_weigh_the_same_however_they_are_batched():
     shares = [supervised.backward(agent, policy, part, 4096, count=3) for part in (batch[:1], batch[1:])]
     assert sum(shares) == pytest.approx(found[0][0], rel=1e-5)
     assert_close("ranks", torch.cat([p.grad.flatten() for p in policy.params]), found[0][1], 1e-5)
+
+
+def test_layers_computed_again_in_backward_give_the_same_gradient_in_bf16():
+    """Where a CPU has its own attention for bf16, the second computation must make what the first one kept."""
+    dtype, tolerance = torch.bfloat16, 2e-2  # 8 bits a number, and another order of sums in attention
+    agent = agent_of(dtype=dtype)
+    policy, batch = Replicated(agent.model), [supervised.Example([5] * n, [7] * m) for n, m in ((3, 1), (20, 4), (40, 2))]
+    found = []
+    for policy.checkpointing in (False, True):
+        loss = supervised.backward(agent, policy, batch, 4096)
+        with policy.updating(1):  # an empty pass, as a rank adds that has fewer than others, has no route
+            (0.0 * policy.logits(torch.zeros(1, 1, dtype=torch.int64), [0], [0]).sum()).backward()
+        found.append((loss, torch.cat([p.grad.flatten() for p in policy.params])))
+        policy.drop()
+    assert found[1][0] == pytest.approx(found[0][0], rel=tolerance)
+    assert_close("gradient", found[1][1], found[0][1], tolerance)
 
 
 def supervised_loss(agent, example):

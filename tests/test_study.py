@@ -1,6 +1,7 @@
 """The study: crossing writers and answerers, strict facts, what changes, and the intervals."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +115,40 @@ def test_differences_are_paired_by_episode_and_a_gain_shows():
     assert found["episodes"]["low"] == pytest.approx(0.1) == found["seeds"]["low"]
 
 
+def dissection(gain, models=("warm", "rl")):
+    """One seed's, in which rl's pairs serve every answerer `gain` better, and the second write destroys half of the first."""
+    rows = [{"f1": 0.25}, {"f1": 0.5}]
+    better = [{"f1": r["f1"] + gain} for r in rows]
+    written = [{k: 0.5 for k in ("facts", "person", "attribute", "precise", "pairs")}]
+    return {
+        "crossing": {a: {"warm": rows, "rl": better} for a in ("warm", "rl")}, "writing": {"warm": written, "rl": written},
+        "ability": {m: {"nll": 4.0, "plain": 0.5} for m in models}, "recall": {"warm": [[1.0]], "rl": [[1.0], [0.5, None]]},
+    }  # fmt: skip
+
+
+def shown(summary):
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))
+    for grid in report.study_tables(summary):
+        console.print(grid)
+    return console.export_text()
+
+
+def test_the_gain_of_a_writer_is_paired_and_the_recall_matrix_is_shown():
+    joined = study.joined([dissection(0.1, ("base", "warm", "rl")), dissection(0.3)])
+    assert joined["writers"]["warm"]["seeds"]["values"] == pytest.approx([0.1, 0.3]) and set(joined["ability"]) == {"warm", "rl"}
+    text = " ".join(shown({"seeds": 2, "scores": {}, "differences": {}, "dissection": [joined]}).split())
+    assert "F1 with rl's pairs less F1 with warm's" in text and "0.20 [" in text
+    assert "rl's own pairs in other words" in text and "write 2 0.50" in text and "warm's own pairs" not in text
+
+
+def test_the_committed_study_is_still_readable():
+    folder = Path(report.__file__).parents[1] / "results/study"
+    text = shown(json.loads((folder / "study.json").read_text()))
+    assert "rl - warm greedy" in text and "general ability" in text
+    made = study.joined([json.loads((folder / f"seed-{n}/dissection-1.json").read_text()) for n in range(5)])
+    assert set(made["writers"]) == {"warm", "rl"} and len(made["writers"]["rl"]["seeds"]["values"]) == 5
+
+
 def test_a_study_of_two_tiny_seeds_runs_prints_and_goes_on_where_it_was(tmp_path, monkeypatch):
     from safetensors.torch import save_file
 
@@ -135,10 +170,9 @@ def test_a_study_of_two_tiny_seeds_runs_prints_and_goes_on_where_it_was(tmp_path
     monkeypatch.setattr(study.Trainer, "run", lambda *_: pytest.fail("it was done before"))
     again = study.study(str(preset), tmp_path / "out", seeds=2, episodes=3)
     assert again == first
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))
-    for grid in report.study_tables(again):
-        console.print(grid)
-    text = console.export_text()
+    assert [set(d["ability"]) for d in first["dissection"]] == [{"base", "warm", "rl"}] * 2
+    text = shown(again)
+    assert "F1 with rl's pairs less F1 with warm's" in text
     assert "rl - warm greedy" in text and "foreign" in text and max(map(len, text.splitlines())) <= 80
     report.study_chart(tmp_path / "study.png", again, [report.read_run(tmp_path / f"out/seed-{n}") for n in range(2)])
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")

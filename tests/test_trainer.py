@@ -3,19 +3,28 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_run import lines, start, weights
+from tiny_run import SHORT, lines, start, weights
 
 from tmem import models
+from tmem.agent import episode
+from tmem.agent.episode import Clock
+from tmem.agent.write import Written
+from tmem.episode import Pair
 from tmem.rl import checkpoint, grpo, trainer
+from tmem.rl.config import TrainConfig
 from tmem.rl.policy import Policy
+from tmem.rl.world import ALONE, largest
 from tmem.testing import assert_close
 
 SCRIPT = str(Path(__file__).with_name("tiny_run.py"))
@@ -64,8 +73,6 @@ def test_a_run_does_its_phases_and_says_what_happened(undisturbed):
     rows = lines(out)
     steps = [r for r in rows if r["phase"] == "rl"]
     assert [r["step"] for r in steps] == [0, 1, 2] and [r["step"] for r in rows if r["phase"] == "sft"] == [0]
-    documented = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
-    assert not [k for k in steps[0] if f"`{k}`" not in documented and k not in ("f1", "em", "intrusion", "shout")]
     assert all(0 < r["dlogp_worst_segment"] < 1e-4 and r["grad_norm"] > 0 and r["entropy"] > 0 for r in steps)
     assert steps[0]["kl"] < 1e-6 < steps[2]["kl"]  # at first the policy is the reference
     segments = lines(out, "segments")[0]["segments"]
@@ -75,12 +82,42 @@ def test_a_run_does_its_phases_and_says_what_happened(undisturbed):
     assert moved.abs().max() > 1e-4
     assert (out / "episodes/rl-greedy.md").is_file() and json.loads((out / "episodes/rl-greedy.json").read_text())[0]["writes"]
     assert [len(list(f.iterdir())) for f in out.glob("checkpoints/*")] == [1]  # only what resuming a finished run needs
+    now = json.loads((out / "episodes/rl-now.json").read_text())
+    assert now["step"] == 2 and now["episodes"][0]["id"] == json.loads((out / "episodes/rl-greedy.json").read_text())[0]["id"]
     assert start(out, resume=True).run() == summary
+
+
+def logged_fields(out):
+    """The fields of each kind of row; "seconds_*" stands for all parts of a step's time."""
+    found = {}
+    for row in lines(out):
+        kind = row["phase"] if row["phase"] in ("rl", "warm", "sft") else "eval"
+        found.setdefault("warm" if kind == "sft" else kind, set()).update(row)
+    found["timings"] = {"seconds_*" if k.startswith("seconds_") else k for row in lines(out, "timings") for k in row}
+    return found
+
+
+def documented_fields():
+    """The backticked names in the first column of each table under "What is logged", in the order of the kinds of row."""
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text().split("## What is logged")[1].split("\n## ")[0]
+    tables = [part.splitlines() for part in text.split("| field |")[1:]]
+    names = [{n for line in t if line.startswith("| `") for n in re.findall(r"`([^`]+)`", line.split("|")[1])} for t in tables]
+    return dict(zip(("rl", "warm", "eval", "timings"), names, strict=True))
+
+
+def test_what_is_logged_is_documented_and_what_is_documented_is_logged(tmp_path, undisturbed, monkeypatch):
+    """In two runs: one whose writes have no pairs, and a short one whose writes have some, about a person, with scored answers."""
+    monkeypatch.setattr(episode, "parse", lambda text, **_: Written([Pair("What does Zoe like?", "figs")]))
+    start(tmp_path / "scored", rl_answers="scored", **SHORT).run()
+    mine = {"shout"}  # a score of this task
+    found = {k: v | logged_fields(tmp_path / "scored")[k] for k, v in logged_fields(undisturbed[0]).items()}
+    for kind, names in documented_fields().items():
+        assert found[kind] - mine == names, kind
 
 
 @pytest.mark.parametrize("where, count", [("checkpoint", 9), ("rollout", 2), ("update", 4)])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, undisturbed, where, count):
-    """While a checkpoint is written, inside a rollout, and before θ0's step."""
+    """While a checkpoint is written, between two writes of a batch of rollouts, and when only the optimizer has θ0's step."""
     out = tmp_path / "undisturbed"
     started = subprocess.run([sys.executable, SCRIPT, str(out), "--kill", where, str(count)], capture_output=True, text=True)
     assert started.returncode == -signal.SIGKILL, started.stderr
@@ -123,15 +160,119 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path, un
         start(out).run(stop=lambda: calls.append(1) or len(calls) == 5)
     *_, last = sorted(out.glob("checkpoints/step-*"))
     file = next(last.glob("*.safetensors"))
-    file.write_bytes(file.read_bytes()[:1000])
+    file.write_bytes(flipped(file.read_bytes()))  # the header is as it was
     shutil.copytree(out, tmp_path / "copy")
-    start(out, resume=True).run(trainer.Progress(warn=said.append))
-    assert "step-" in said[0] and "cannot be read" in said[0] and "the one before" in said[0]
+    summary = start(out, resume=True).run(trainer.Progress(warn=said.append))
+    assert len(said) == 1 and re.search(r"step-\d+ cannot be read: .* is not what was written; .* the one before", said[0])
+    assert summary["damaged_checkpoints"] == 1 and undisturbed[1]["damaged_checkpoints"] == 0
     assert_same_run(out, undisturbed)
     for folder in (tmp_path / "copy").glob("checkpoints/step-*"):
         (folder / "state.json").write_text("{")
     with pytest.raises(ValueError, match="no checkpoint of .* can be read"):
         trainer.Trainer(str(tmp_path / "undisturbed.toml"), tmp_path / "copy", resume=True)
+
+
+def flipped(data):
+    """The bytes with one bit of the last one another."""
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def saved(folder, value):
+    """A checkpoint whose one tensor is `value`."""
+    checkpoint.save(folder, {"value": value}, {"x": torch.full((3,), float(value))}, ALONE)
+
+
+@pytest.mark.parametrize("name, damage", [
+    ("shard", flipped), ("shard", lambda data: data[:100]), ("shard", None),
+    ("state", lambda data: data.replace(b"value", b"other")), ("state", lambda data: b"{"), ("state", None),
+])  # fmt: skip
+def test_any_damage_to_a_checkpoint_is_noticed(tmp_path, name, damage):
+    folders = [tmp_path / "step-1", tmp_path / "step-2"]
+    for value, folder in enumerate(folders):
+        saved(folder, value)
+    assert checkpoint.newest(folders, ALONE) == (folders[1], [])
+    (file,) = folders[1].glob(f"{name}*")
+    if damage:
+        file.write_bytes(damage(file.read_bytes()))
+    else:
+        file.unlink()
+    found, bad = checkpoint.newest(folders, ALONE)
+    assert found == folders[0] and len(bad) == 1 and "step-2 cannot be read" in bad[0]
+
+
+def test_a_checkpoint_that_is_replaced_is_whole_or_as_it_was_at_every_moment(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    folder, rename, rmtree = tmp_path / "step-1", os.rename, shutil.rmtree
+    for survived in range(3):  # dead before the first rename, between the two, after both
+        saved(folder, 1)
+        left = [survived]
+
+        def dying(source, target, left=left):
+            if not left[0]:
+                raise Killed
+            rename(source, target)
+            left[0] -= 1
+            if not left[0] and survived == 2:
+                raise Killed
+
+        monkeypatch.setattr(os, "rename", dying)
+        monkeypatch.setattr(shutil, "rmtree", lambda path, **_: rmtree(path) if ".new" in path.name and path.exists() else None)
+        with pytest.raises(Killed):
+            saved(folder, 2)
+        monkeypatch.undo()
+        x = {"x": torch.zeros(3)}
+        assert checkpoint.numbered(tmp_path) == [folder] and checkpoint.newest([folder], ALONE) == (folder, [])
+        checkpoint.load(folder, x, ALONE)
+        assert checkpoint.state_of(folder)["value"] == x["x"][0] == (2 if survived == 2 else 1)
+    saved(folder, 3)
+    assert checkpoint.state_of(folder)["value"] == 3 and [f.name for f in tmp_path.iterdir()] == ["step-1"]
+    rename(folder, tmp_path / ".step-1.old")
+    checkpoint.remove(folder)
+    assert not list(tmp_path.iterdir())
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from tiny import model
+from tmem import models
+from tmem.rl import checkpoint
+from tmem.rl.world import ALONE
+
+class Tokenizer:
+    def save_pretrained(self, folder):
+        (folder / "tokenizer.json").write_text("{}")
+
+folder, network = Path(sys.argv[1]), model(hidden_size=256)
+def save(name):
+    checkpoint.save(folder / name, {}, {"x": torch.zeros(1 << 16)}, ALONE)
+save("step-1")
+models.save(network, Tokenizer(), folder / "model")
+before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for write, name in ((save, "step-2"), (lambda name: models.save(network, Tokenizer(), folder / name), "model")):
+    try:
+        write(name)
+    except OSError as error:
+        print(f"{name}|{error.filename}|{error.strerror}|{isinstance(error.__cause__, OSError)}")
+assert {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()} == before
+"""
+
+
+def test_what_the_writing_libraries_raise_on_a_full_disk_is_one_sentence(tmp_path):
+    """A file size limit, which the kernel reports as it does a full disk: torch and safetensors wrap it, each in its own error."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"step-2|{tmp_path}/step-2|file too large; this checkpoint was not written, the one before it stays|False",
+        f"model|{tmp_path}/model|file too large; this was not written|False",
+    ]
 
 
 def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(tmp_path, monkeypatch, undisturbed):
@@ -186,6 +327,25 @@ def test_a_rollout_without_memory_is_tried_in_halves_then_left_out(tmp_path, mon
         start(tmp_path / "fault").run()
 
 
+def test_the_memory_of_a_failed_rollout_is_free_when_it_is_tried_again(monkeypatch):
+    class Big:
+        pass
+
+    alive, held = [], []
+
+    def sample(agent, episodes, *args, **options):
+        held.append(sum(found() is not None for found in alive))
+        big = Big()
+        big.itself = big  # reference counts do not free it
+        alive.append(weakref.ref(big))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(grpo, "sample", sample)
+    task = SimpleNamespace(episode=lambda key, split: None)
+    groups = grpo._sampled(None, task, TrainConfig(), 0, dict(enumerate("abcd")), lambda *_: None, Clock())
+    assert [g.rollouts for g in groups] == [[]] * 4 and held == [0] * 7
+
+
 def test_groups_without_variance_are_drawn_again_and_counted(tmp_path, monkeypatch):
     drawn = []
 
@@ -214,10 +374,23 @@ def test_with_answers_that_are_not_sampled_only_writing_is_trained(tmp_path, ans
     assert ("f1" in row, "right" in row) == ((True, False) if answers == "greedy" else (False, True))
 
 
-def test_a_drift_between_sampler_and_trainer_is_warned_of(tmp_path):
-    said = []
+def test_a_drift_between_sampler_and_trainer_is_warned_of_and_so_is_one_that_is_no_number(tmp_path, monkeypatch):
+    said, real, worst = [], grpo.step, [None, float("nan"), 0.0]
+
+    def step(agent, policy, task, config, number, **options):
+        row, segments = real(agent, policy, task, config, number, **options)
+        return row | ({} if worst[number] is None else {"dlogp_worst_segment": worst[number]}), segments
+
+    monkeypatch.setattr(grpo, "step", step)
     start(tmp_path / "drift", drift=1e-9).run(trainer.Progress(warn=said.append))
-    assert len(said) == 3 and "off the sampler's" in said[0]
+    assert len(said) == 2 and all("off the sampler's" in s for s in said) and "are nan off" in said[1]
+
+
+def test_the_largest_of_numbers_with_nan_is_nan_wherever_it_stands():
+    nan = float("nan")
+    for values in ((nan, 1.0, 2.0), (1.0, nan, 2.0), (1.0, 2.0, nan), (nan, nan)):
+        assert largest(values) != largest(values)
+    assert largest((1.0, 2.0)) == 2.0 and largest(()) == 0.0 and ALONE.most(2, True) == [2, True]
 
 
 def test_a_refreshed_subspace_survives_a_resume(tmp_path):
@@ -256,6 +429,29 @@ def test_two_processes_train_as_one(tmp_path, undisturbed, layout):
     out = tmp_path / "undisturbed"
     done = torchrun(out, "--extra", f'layout = "{layout}"')
     assert done.returncode == 0, done.stderr[-3000:]
+    assert_close_run(out, undisturbed)
+
+
+def test_two_processes_train_as_one_in_bf16_where_one_has_nothing_to_evaluate(tmp_path):
+    """A short run: ranks that lived different numbers of episodes must still gather and reduce in step."""
+    dtype, tolerance = torch.bfloat16, 1e-2  # 8 bits a number
+    start(tmp_path / "one", dtype=dtype, **SHORT).run()
+    done = torchrun(tmp_path / "two", "--short", "--dtype", "bfloat16", "--extra", 'layout = "fsdp"')
+    assert done.returncode == 0, done.stderr[-3000:]
+    mine, theirs = ([r for r in lines(tmp_path / name) if r["phase"] == "warm"] for name in ("two", "one"))
+    for row, other in zip(mine, theirs, strict=True):
+        for key in ("loss", "recall_loss", "grad_norm"):  # of the second step too, so after an update
+            assert row[key] == pytest.approx(other[key], rel=tolerance, abs=tolerance), (key, row["step"])
+    (row,) = (r for r in lines(tmp_path / "two") if r["phase"] == "rl")
+    assert 0 < row["dlogp_worst_segment"] < 0.1 and row["grad_norm"] > 0 and weights(tmp_path / "two", "sft")
+
+
+def test_a_rank_that_is_killed_ends_the_run_and_it_resumes(tmp_path, undisturbed):
+    out = tmp_path / "undisturbed"
+    done = torchrun(out, "--kill", "update", "4")
+    assert done.returncode != 0 and "SIGKILL" in done.stderr
+    assert [r["phase"] for r in lines(out)][-1] == "rl"
+    start(out, resume=True).run()
     assert_close_run(out, undisturbed)
 
 

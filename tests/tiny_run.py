@@ -1,6 +1,7 @@
 """A training run of a tiny model, for tests: in this process, or `python tests/tiny_run.py OUT [--kill WHERE N] [...]`.
 
-Under torchrun every rank runs it. WHERE is checkpoint, rollout or update: at the N-th time the process kills itself there.
+Under torchrun every rank runs it. WHERE is checkpoint, rollout or update: at the N-th time the process (the last rank) kills
+itself there.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import torch
 from tiny import Letters, model
 
 from tmem import models
-from tmem.rl import checkpoint, trainer
+from tmem.agent import episode
+from tmem.rl import checkpoint, grpo, trainer
 from tmem.rl.world import ALONE, World
 
 PRESET = """
@@ -43,19 +45,21 @@ eval_split = "dev"
 save_every = 0.0
 """
 
+SHORT = {"rl_steps": 1, "eval_episodes": 1}
+
 
 def shout(question, answer):
     """A reward that a random model's answers have some variance in."""
     return {"f1": 0.0, "em": 0.0, "intrusion": 0, "shout": len(set(answer)) / 8 + 0.01 * len(answer)}
 
 
-def prepare(out: Path, extra: str = "") -> Path:
-    """The preset's file; tiny models instead of real ones."""
+def prepare(out: Path, extra: str = "", dtype: torch.dtype = torch.float32) -> Path:
+    """The preset's file; tiny models that compute in `dtype` instead of real ones."""
     out.parent.mkdir(parents=True, exist_ok=True)
     file = out.parent / f"{out.name}.toml"
     file.write_text(PRESET.replace('reward = "shout"', f'reward = "shout"\ntask = "{Path(__file__)}:Shouts"') + extra)
-    models.load = lambda name=None, **_: (model(), Letters())
-    models.default_dtype = lambda device="cpu": torch.float32
+    models.load = lambda name=None, **wanted: (model(dtype=wanted.get("dtype", dtype)), Letters())
+    models.default_dtype = lambda device="cpu": dtype
 
     def save(network, tokenizer, path, weights=None):
         path.mkdir(parents=True, exist_ok=True)
@@ -65,9 +69,9 @@ def prepare(out: Path, extra: str = "") -> Path:
     return file
 
 
-def start(out: Path, *, resume=False, extra="", world=ALONE, **overrides):
+def start(out: Path, *, resume=False, extra="", dtype=torch.float32, world=ALONE, **overrides):
     """The trainer of a run in `out`."""
-    return trainer.Trainer(str(prepare(out, extra)), out, resume=resume, world=world, **overrides)
+    return trainer.Trainer(str(prepare(out, extra, dtype)), out, resume=resume, world=world, **overrides)
 
 
 def weights(out: Path, phase="rl"):
@@ -79,19 +83,46 @@ def lines(out: Path, name="metrics"):
 
 
 def die_at(where: str, count: int) -> None:
-    """SIGKILL at the count-th time that a file of a checkpoint is written, a rollout learns, or θ0 is stepped."""
-    owner, name = {
-        "checkpoint": (checkpoint, "sync"), "rollout": (trainer.grpo, "scores"), "update": (torch.optim.AdamW, "step")
-    }[where]  # fmt: skip
-    real, calls = getattr(owner, name), []
+    """SIGKILL at the count-th time that a checkpoint's files were written, that rollouts of RL are about to learn their second
+    write, or that the optimizer has moved θ0 and the model does not have it yet."""
+    calls = []
 
-    def deadly(*args, **options):
+    def die_if_due():
         calls.append(1)
         if len(calls) == count:
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **options)
 
-    setattr(owner, name, deadly)
+    sync, sample, learn, step = checkpoint.sync, grpo.sample, episode.learn, torch.optim.AdamW.step
+
+    def sampled(*args, **options):
+        learned = []
+
+        def learning(*args):
+            learned.append(1)
+            if len(learned) == 2:
+                die_if_due()
+            return learn(*args)
+
+        episode.learn = learning
+        try:
+            return sample(*args, **options)
+        finally:
+            episode.learn = learn
+
+    def synced(folder):
+        die_if_due()
+        sync(folder)
+
+    def stepped(*args):
+        step(*args)
+        die_if_due()
+
+    if where == "checkpoint":
+        checkpoint.sync = synced
+    elif where == "rollout":
+        grpo.sample = sampled
+    else:
+        torch.optim.AdamW.step = stepped
 
 
 from tmem.tasks.stream import Stream  # noqa: E402  (Shouts below is loaded from this file by its path)
@@ -111,11 +142,14 @@ if __name__ == "__main__":
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--extra", default="")
     parser.add_argument("--long", action="store_true", help="sixty RL steps instead of three")
+    parser.add_argument("--short", action="store_true", help="one")
+    parser.add_argument("--dtype", default="float32", help="what the model computes in")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.kill:
-        die_at(options.kill[0], int(options.kill[1]))
     world = World.join()
-    long = {"rl_steps": 60, "warm_steps": 10} if options.long else {}
-    start(options.out, resume=options.resume, extra=options.extra, world=world, **long).run()
+    if options.kill and world.rank == world.size - 1:
+        die_at(options.kill[0], int(options.kill[1]))
+    length = {"rl_steps": 60, "warm_steps": 10} if options.long else SHORT if options.short else {}
+    dtype = getattr(torch, options.dtype)
+    start(options.out, resume=options.resume, extra=options.extra, dtype=dtype, world=world, **length).run()
     world.leave()

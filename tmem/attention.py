@@ -18,15 +18,16 @@ ONE_TOKEN, SHORT = "tmem_one_token", "tmem_short"
 MOST = 1024  # tokens; the probabilities of a layer are kept for backward, in bf16
 
 
-def choose(hidden: Tensor, cached: bool) -> str | None:
-    """The implementation for a forward pass over `hidden` [B, T, D], None for the model's own.
+def choose(hidden: Tensor, cached: bool, again: bool = False) -> str | None:
+    """The implementation for a forward pass over `hidden` [B, T, D], None for the model's own; `again`: backward will compute
+    the layers a second time, when nobody chooses.
 
     torch's flash attention on CPUs spends two to six times as long on a short bf16 backward as four products.
     """
     if cached:
         return ONE_TOKEN if hidden.shape[1] == 1 else None
     short = hidden.device.type == "cpu" and hidden.dtype == torch.bfloat16 and hidden.shape[1] <= MOST
-    return SHORT if short and torch.is_grad_enabled() else None
+    return SHORT if short and torch.is_grad_enabled() and not again else None
 
 
 def _one_token(module, query, key, value, attention_mask, scaling=None, **_kwargs) -> tuple[Tensor, None]:

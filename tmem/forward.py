@@ -84,7 +84,8 @@ def layers(
     rotary = decoder.rotary_emb(hidden, position_ids=positions)
     config = model.config
     attention = config._attn_implementation
-    config._attn_implementation = choose(hidden, cache is not None) or attention
+    again = decoder.training and getattr(decoder.layers[0], "gradient_checkpointing", False)
+    config._attn_implementation = choose(hidden, cache is not None, again) or attention
     try:
         for layer in decoder.layers[start:stop]:
             hidden = layer(

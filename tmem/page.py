@@ -127,7 +127,7 @@ def page(folder: Path, file: Path) -> str:
         title=f"tmem train --preset {settings['preset']}", headline=opening, settings=settings,
         columns=COLUMNS, phases=phase_table(rows), pictures=list(pictures(rows, charts(drift))),
         guards=list(verdicts(steps, guards(drift, train["rl_episodes"]))), around=AROUND, steps=len(steps),
-        samples=samples(folder), names=PHASES,
+        samples=samples(folder),
     )  # fmt: skip
     with atomic_file(file) as work:
         work.write_text(text, encoding="utf-8")
@@ -174,26 +174,24 @@ def verdicts(steps: Rows, rules: Iterable[Guard]) -> Iterator[dict]:
 
 
 def samples(folder: Path) -> list[dict]:
-    """The first episodes side by side, greedy, before and after: what was read, what each phase wrote and answered.
+    """The first episodes side by side, greedy, before and after: what was read, what each phase wrote and answered. While RL
+    runs, the last column is what it wrote at the last step shown.
 
-    [{"id", "columns": phases, "writes": [{"text", "by": {phase: write}}], "questions": [{"text", "answers", "by"}]}]
+    [{"id", "columns": {phase: heading}, "writes": [{"text", "by": {phase: write}}], "questions": [{"text", "answers", "by"}]}]
     """
-    found = {}
-    for phase in PHASES:
-        file = folder / "episodes" / f"{phase}-greedy.json"
-        if phase != "sft" and file.is_file():
-            try:
-                found[phase] = json.loads(file.read_text(encoding="utf-8"))[:SAMPLES]
-            except ValueError as error:
-                raise ValueError(f"{file}: not JSON ({error}); remove it and the page is made without it") from error
-    if not found:
-        return []
+    found, headings = {}, dict(PHASES)
+    for phase in ("base", "warm", "rl"):
+        episodes = _episodes(folder, f"{phase}-greedy")
+        if episodes is None and phase == "rl" and (now := _episodes(folder, "rl-now")) is not None:
+            episodes, headings["rl"] = now["episodes"], f"{PHASES['rl']}, step {now['step']},"
+        if episodes is not None:
+            found[phase] = episodes[:SAMPLES]
     out = []
-    for episodes in zip(*found.values()):
-        by = dict(zip(found, episodes))
-        first = episodes[0]
+    for i in range(max(map(len, found.values()), default=0)):
+        by = {phase: episodes[i] for phase, episodes in found.items() if i < len(episodes)}
+        first = next(iter(by.values()))
         out.append({
-            "id": first["id"], "columns": list(by),
+            "id": first["id"], "columns": {phase: headings[phase] for phase in by},
             "writes": [
                 {"text": write["segment"], "by": {p: _write(e["writes"][i]) for p, e in by.items() if i < len(e["writes"])}}
                 for i, write in enumerate(first["writes"])
@@ -205,6 +203,17 @@ def samples(folder: Path) -> list[dict]:
             ],
         })  # fmt: skip
     return out
+
+
+def _episodes(folder: Path, name: str) -> Any:
+    """What `episodes/NAME.json` of a run holds; None where there is no such file."""
+    file = folder / "episodes" / f"{name}.json"
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error}); remove it and the page is made without it") from error
 
 
 def _write(write: Mapping[str, Any]) -> dict:

@@ -205,16 +205,37 @@ def study_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
             {c: [cell(found["crossing"][a][c]["f1"]) for a in found["crossing"]] for c in conditions},
         )  # fmt: skip
         yield grid(
-            f"difficulty {difficulty}: own pairs learned, own answers; writing; general ability", "", list(found["crossing"]),
+            f"difficulty {difficulty}: own pairs learned, own answers; writing", "", list(found["crossing"]),
             {
                 **{k: [cell(found["crossing"][a][a].get(k)) for a in found["crossing"]]
                    for k in ("known", "abstained", "intrusion", "new", "stale", "mixed")},
                 **{f"written: {k}": [cell(found["writing"][w][k]) for w in found["writing"]]
                    for k in ("facts", "person", "attribute", "precise", "pairs")},
-                **{k: [cell(found["ability"][m][k]) for m in found["ability"]]
-                   for k in ("nll", "nll_with_memory", "plain", "plain_with_memory")},
             },
         )  # fmt: skip
+        yield grid(
+            f"difficulty {difficulty}: general ability, neutral text (nats per token) and plain questions",
+            "", list(found["ability"]),
+            {
+                name: [cell(found["ability"][m].get(k)) for m in found["ability"]]
+                for k, name in (("nll", "text"), ("nll_with_memory", "text, with Δ"), ("plain", "questions"),
+                                ("plain_with_memory", "questions, with Δ"))
+            },
+        )  # fmt: skip
+        if "writers" in found:  # a study of before had no such difference
+            first, *_, last = found["writing"]
+            yield grid(
+                f"difficulty {difficulty}: F1 with {last}'s pairs less F1 with {first}'s, paired by episode", "who answers",
+                ["t-interval over seeds", "bootstrap over episodes"],
+                {a: [cell(gap["seeds"]), cell(gap["episodes"])] for a, gap in found["writers"].items()},
+            )  # fmt: skip
+        for name, matrix in found["recall"].items():
+            if len(matrix) > 1:
+                yield grid(
+                    f"difficulty {difficulty}: {name}'s own pairs in other words, by the write they are of", "asked after",
+                    [f"write {i + 1}" for i in range(len(matrix))],
+                    {f"write {j + 1}": ["" if v is None else f"{v:.2f}" for v in row] for j, row in enumerate(matrix)},
+                )  # fmt: skip
 
 
 def _cell(found: Mapping[str, Any], key: str) -> str:

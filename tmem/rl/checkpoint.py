@@ -5,6 +5,7 @@ The tensors go through torch.distributed.checkpoint, so a run may resume on anot
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from ..folders import sync
+from ..folders import os_error, sync
 from .world import World
 
 STATE = "state.json"
@@ -31,10 +32,10 @@ class Damaged(ValueError):
 def save(folder: Path, state: dict, tensors: dict[str, Tensor], world: World) -> None:
     """Write `state` and `tensors`, which every rank has whole or a part of. An older folder of this name is replaced.
 
-    Everything is written and synced beside `folder` first, then renamed: whenever the process dies, `folder` is whole or as
-    it was. Raises OSError, such as for a full disk, and leaves nothing behind.
+    Everything is written and synced beside `folder` first, then renamed: whenever the process dies, whoever reads `folder`
+    finds it whole or as it was. Raises OSError, such as for a full disk, and leaves nothing behind.
     """
-    work = folder.with_name(f".{folder.name}.new")
+    work, aside = folder.with_name(f".{folder.name}.new"), _aside(folder)
     try:
         if world.first:
             shutil.rmtree(work, ignore_errors=True)
@@ -44,18 +45,23 @@ def save(folder: Path, state: dict, tensors: dict[str, Tensor], world: World) ->
             writer = HuggingFaceStorageWriter(str(work), save_distributed=True)
             with _alone_is_meant():
                 dcp.save(tensors, storage_writer=writer, no_dist=world.size == 1)
+        files = sorted(f.name for f in work.glob("*.safetensors"))
+        digests = world.gathered([_digest(work / name) for name in world.share(files)])
         if world.first:
-            files = sorted(f.name for f in work.glob("*.safetensors"))
-            (work / STATE).write_text(json.dumps({**state, "files": files}))
+            text = json.dumps({**state, "files": dict(zip(files, digests))})
+            (work / STATE).write_text(json.dumps({"digest": _of_bytes(text.encode()), "state": text}))
             sync(work)
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(folder, aside)
             os.rename(work, folder)
             sync(folder.parent)
+            shutil.rmtree(aside, ignore_errors=True)
         world.wait()
     except BaseException as error:
         if world.first:
             shutil.rmtree(work, ignore_errors=True)
-        cause = _os_error(error)
+        cause = os_error(error)
         if cause is not None:
             what = f"{os.strerror(cause.errno).lower()}; this checkpoint was not written, the one before it stays"
             raise OSError(cause.errno, what, str(folder)) from error
@@ -69,19 +75,50 @@ def _alone_is_meant() -> Iterator[None]:
         yield
 
 
-def _os_error(error: BaseException | None) -> OSError | None:
-    """The OSError behind an error of torch.distributed.checkpoint, which wraps what went wrong on each rank."""
-    if isinstance(error, OSError) and error.errno:
-        return error
-    inner = getattr(error, "failures", {})
-    found = [e for failure in inner.values() for e in failure if isinstance(e, OSError) and e.errno]
-    return found[0] if found else None
+def _aside(folder: Path) -> Path:
+    """Where a checkpoint stands while another takes its place."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _standing(folder: Path) -> Path:
+    """The folder to read: the one set aside where a kill came between two renames."""
+    return folder if folder.exists() or not _aside(folder).exists() else _aside(folder)
+
+
+def numbered(parent: Path) -> list[Path]:
+    """The checkpoints step-* in a folder, oldest first, with those that a kill left set aside."""
+    return sorted({*parent.glob("step-*"), *(parent / f.name[1:-4] for f in parent.glob(".step-*.old"))})
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint."""
+    for path in (folder, _aside(folder)):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _digest(file: Path) -> str:
+    """BLAKE2b of a file's bytes."""
+    found = hashlib.blake2b()
+    with file.open("rb") as opened:
+        while part := opened.read(1 << 22):
+            found.update(part)
+    return found.hexdigest()
+
+
+def _of_bytes(data: bytes) -> str:
+    return hashlib.blake2b(data).hexdigest()
 
 
 def state_of(folder: Path) -> dict:
-    """The state of a checkpoint. Raises Damaged unless every file of it is there and whole."""
+    """The state of a checkpoint. Raises Damaged unless it is what was written and every file is there and has a header."""
+    folder = _standing(folder)
     try:
-        state = json.loads((folder / STATE).read_text())
+        held = json.loads((folder / STATE).read_text())
+        if "digest" not in held:
+            raise ValueError(f"{STATE} has no digest; a version of tmem from before there were any made it")
+        if held["digest"] != _of_bytes(held["state"].encode()):
+            raise ValueError(f"{STATE} is not what was written")
+        state = json.loads(held["state"])
         for name in state["files"]:
             with safe_open(folder / name, framework="pt") as opened:
                 opened.keys()
@@ -90,9 +127,26 @@ def state_of(folder: Path) -> dict:
     return state
 
 
+def check(folder: Path, world: World) -> dict:
+    """The state of a checkpoint all of whose files are what was written. Raises Damaged otherwise, on all ranks, each of which
+    reads its share of the files."""
+    folder, state, fault = _standing(folder), {}, ""
+    try:
+        state = state_of(folder)
+        for name in world.share(list(state["files"])):
+            if _digest(folder / name) != state["files"][name]:
+                raise Damaged(f"checkpoint {folder} cannot be read: {name} is not what was written")
+    except (Damaged, OSError) as error:
+        fault = str(error)
+    faults = [f for f in world.gathered([fault]) if f]
+    if faults:
+        raise Damaged(faults[0])
+    return state
+
+
 def load(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
     """Fill `tensors` in place from a checkpoint. Raises Damaged, or ValueError for another model's checkpoint."""
-    held = set()
+    folder, held = _standing(folder), set()
     for name in state_of(folder)["files"]:
         with safe_open(folder / name, framework="pt") as opened:
             held |= set(opened.keys())
@@ -106,12 +160,12 @@ def load(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
         raise Damaged(f"checkpoint {folder} cannot be read: {error}") from error
 
 
-def newest(folders: list[Path]) -> tuple[Path | None, list[str]]:
-    """The last of `folders` (oldest first) that can be read, and a sentence about each later one that cannot."""
+def newest(folders: list[Path], world: World) -> tuple[Path | None, list[str]]:
+    """The last of `folders` (oldest first) that is whole, and a sentence about each later one that is not."""
     bad = []
     for folder in reversed(folders):
         try:
-            state_of(folder)
+            check(folder, world)
             return folder, bad
         except Damaged as error:
             bad.append(str(error))

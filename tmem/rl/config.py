@@ -42,7 +42,7 @@ class TrainConfig:
     micro_tokens: int = 2048  # padded tokens in one forward and backward pass; more take more memory
     checkpointing: bool = False  # compute activations again in backward: less memory, a third more work
     layout: str = "ddp"  # of θ0 over ranks, or "fsdp"
-    drift: float = 0.0  # mean |Δ log p| between sampler and trainer that is worth a warning in a segment; 0: 1e-4, in bf16 0.3
+    drift: float = 0.0  # mean |Δ log p| between sampler and trainer that is worth a warning in a segment; 0: 1e-4, in bf16 0.1
     probe: int = 2  # rollouts of a step whose pairs are asked back in other words
     # control
     control_steps: int = 0  # supervised steps instead of RL; 0: as many as fit into the seconds that RL took

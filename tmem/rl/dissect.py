@@ -106,7 +106,7 @@ def dissect(
         out["crossing"][name] = rows
         watch(f"{name} recalls")
         out["recall"][name] = recall_matrix(agent, wrote[name])
-        out["ability"][name] = _ability(agent, wrote[name])
+        out["ability"][name] = ability(agent) | _with_memory(agent, wrote[name])
     return out
 
 
@@ -183,12 +183,17 @@ def recall_matrix(agent: Agent, writes: Sequence[Writes]) -> list[list[float | N
     return [[sum(cell) / len(cell) if cell else None for cell in row[: j + 1]] for j, row in enumerate(found)]
 
 
-def _ability(agent: Agent, writes: Sequence[Writes], count: int = 4) -> dict[str, float]:
-    """Neutral text (nats per token) and plain questions (share right), under θ0 and under θ0 + Δ of `count` episodes."""
-    out = {"nll": neutral.nll(agent), "plain": neutral.plain(agent)}
+def ability(agent: Agent) -> dict[str, float]:
+    """Neutral text (nats per token) and plain questions (share right) under θ0."""
+    return {"nll": neutral.nll(agent), "plain": neutral.plain(agent)}
+
+
+def _with_memory(agent: Agent, writes: Sequence[Writes], count: int = 4) -> dict[str, float]:
+    """The same under θ0 + Δ of `count` episodes."""
     deltas = []
     for life in lives(agent, writes[:count]):
         deltas += [agent.bank.snapshot(slot, optimizer=False) for slot in life.slots]
-    out["nll_with_memory"] = sum(neutral.nll(agent, d) for d in deltas) / len(deltas)
-    out["plain_with_memory"] = sum(neutral.plain(agent, d) for d in deltas) / len(deltas)
-    return out
+    return {
+        "nll_with_memory": sum(neutral.nll(agent, d) for d in deltas) / len(deltas),
+        "plain_with_memory": sum(neutral.plain(agent, d) for d in deltas) / len(deltas),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from .config import TrainConfig
 from .loss import advantages, dead
 from .policy import Policy
 from .rollout import Scores, means, out_of_memory, reward, sample, scores
+from .world import largest
 
 
 @dataclass
@@ -72,9 +74,7 @@ def step(
     loss, live, kl, entropy, ratio, clipped, off = world.total(
         replayed.loss, replayed.tokens, replayed.kl, replayed.entropy, replayed.ratio, replayed.clipped, sum(offs)
     )
-    worst, worst_segment = world.most(
-        max((s[5] for s in replayed.segments), default=0.0), max((s[4] for s in replayed.segments), default=0.0)
-    )
+    worst, worst_segment = world.most(largest(s[5] for s in replayed.segments), largest(s[4] for s in replayed.segments))
     with clock("optimizer"):
         rate = config.rl_lr * min(1.0, (number + 1) / max(1, config.rl_warmup))
         norm = policy.step(rate, config.grad_clip) if live else 0.0
@@ -113,6 +113,7 @@ def _groups(agent, task, config, number, places, note, clock) -> list[Group]:
 
 def _sampled(agent, task, config, number, keys: dict[int, str], note, clock) -> list[Group]:
     """Groups of the episodes of `keys`. Where memory runs out, half as many at once; one that fails alone is left out."""
+    rollouts = None
     try:
         rollouts = sample(
             agent, [task.episode(key, "train") for key in keys.values()], config, f"{config.seed}/rl/{number}",
@@ -122,6 +123,8 @@ def _sampled(agent, task, config, number, keys: dict[int, str], note, clock) -> 
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
+    if rollouts is None:  # the error, whose traceback holds what the attempt had made, is gone by now
+        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(keys) == 1:

@@ -226,19 +226,28 @@ class Sharded(Policy):
         super().__init__(model, [n for n, _ in named], list(model.parameters()), world)
         self.pieces, self.compute = pieces, compute
         self.modules = [m for m in pieces.modules() if isinstance(m, FSDPModule)]
+        layers = fw.parts(model).layers
+        for module, before in zip((pieces, *reversed(layers)), (*reversed(layers), pieces)):
+            # By itself FSDP gathers ahead what the last forward passes say, those of rollouts too, which differ between ranks.
+            module.set_modules_to_backward_prefetch([before])
         model.requires_grad_(True)
         with torch.no_grad():  # FSDP looks for its root and for what is trained
             pieces(torch.zeros(1, 1, dtype=torch.int64, device=named[0][1].device), [0], [0])
         self._freeze()
 
     # FSDP has two parameters for each of the model's: the shard, which the optimizer moves, and the gathered one, which takes
-    # over from the shard whether it wants a gradient.
+    # over from the shard whether it wants a gradient. Whenever it gathers it also reads, from what is trained at that time, which
+    # dtype gradients have and are summed in: nothing while the model is frozen, and then a backward pass in bf16 fails.
 
     def _thaw(self) -> None:
         self._gather_again(True)
         for module in self.modules:
             module.reshard()
-        self.model.requires_grad_(True)
+        self.model.requires_grad_(True)  # the shards
+        for module in self.modules:
+            module.unshard()
+            module.reshard()
+        self.model.requires_grad_(True)  # what gathering made of them
 
     def _freeze(self) -> None:
         for module in self.modules:

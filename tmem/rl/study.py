@@ -13,7 +13,7 @@ from .. import models
 from ..agent.episode import Agent
 from ..report import bootstrap, write_json
 from ..tasks import stream
-from .dissect import dissect
+from .dissect import ability, dissect
 from .trainer import MODES, PHASES, Progress, Trainer
 
 COMPARED = (("rl", "warm"), ("rl", "sft"), ("warm", "base"))
@@ -68,6 +68,7 @@ def _dissected(preset, model, folder, seed, difficulty, count, progress) -> dict
     network, tokenizer = models.load(model)  # A is that of the model as it came, as in training
     agent = Agent.build(network, tokenizer, agent_config(preset), slots=count)
     network.requires_grad_(False)
+    as_it_came = ability(agent)
 
     def use(name: str) -> Agent:
         found = {}
@@ -80,7 +81,8 @@ def _dissected(preset, model, folder, seed, difficulty, count, progress) -> dict
     split = json.loads((folder / "run.json").read_text())["TrainConfig"]["eval_split"]
     # Other episodes than the evaluations': those start at seed << 20.
     episodes = [stream.episode((seed << 20) + 500_000 + i, split, difficulty) for i in range(count)]
-    return dissect(DISSECTED, use, episodes, lambda note: progress.phase("dissect", 0, 1, f"difficulty {difficulty}: {note}"))
+    found = dissect(DISSECTED, use, episodes, lambda note: progress.phase("dissect", 0, 1, f"difficulty {difficulty}: {note}"))
+    return {**found, "ability": {"base": as_it_came, **found["ability"]}}
 
 
 # statistics --------------------------------------------------------------------------------------------------------------
@@ -126,16 +128,22 @@ def differences(runs: Sequence[dict], score: str = "f1") -> dict:
     for better, than in COMPARED:
         for mode in MODES:
             pairs = [(run["per_episode"][better][mode], run["per_episode"][than][mode]) for run in runs]
-            gaps = [[a[score] - b[score] for a, b in zip(*pair, strict=True)] for pair in pairs]
-            out.setdefault(f"{better} - {than}", {})[mode] = {
-                "seeds": over_seeds([float(np.mean(g)) for g in gaps]),
-                "episodes": over_episodes([x for g in gaps for x in g]),
-            }
+            out.setdefault(f"{better} - {than}", {})[mode] = _paired(pairs, score)
     return out
 
 
+def _paired(pairs: Sequence[tuple[Sequence[dict], Sequence[dict]]], score: str = "f1") -> dict:
+    """Intervals over seeds and episodes of what the first rows of each seed's pair have more than the second."""
+    gaps = [[a[score] - b[score] for a, b in zip(*pair, strict=True)] for pair in pairs]
+    return {"seeds": over_seeds([float(np.mean(g)) for g in gaps]), "episodes": over_episodes([x for g in gaps for x in g])}
+
+
 def joined(dissections: Sequence[dict]) -> dict:
-    """Dissections of several seeds as one: every score with its t-interval over seeds."""
+    """Dissections of several seeds as one: every score with its t-interval over seeds; "writers": how much better each
+    answerer's F1 is with the pairs that the last model wrote than with those of the first, paired by episode.
+
+    General ability is that of the models which all seeds have measured.
+    """
     crossing = {
         answerer: {
             condition: _means_of([d["crossing"][answerer][condition] for d in dissections])
@@ -144,11 +152,17 @@ def joined(dissections: Sequence[dict]) -> dict:
         for answerer in dissections[0]["crossing"]
     }
     writing = {w: _means_of([d["writing"][w] for d in dissections]) for w in dissections[0]["writing"]}
-    ability = {
+    able = {
         m: {k: over_seeds([d["ability"][m][k] for d in dissections]) for k in dissections[0]["ability"][m]}
         for m in dissections[0]["ability"]
+        if all(m in d["ability"] for d in dissections)
     }
-    return {"crossing": crossing, "writing": writing, "ability": ability,
+    first, *_, last = dissections[0]["writing"]
+    writers = {
+        answerer: _paired([(d["crossing"][answerer][last], d["crossing"][answerer][first]) for d in dissections])
+        for answerer in dissections[0]["crossing"]
+    }
+    return {"crossing": crossing, "writers": writers, "writing": writing, "ability": able,
             "recall": {m: _matrix([d["recall"][m] for d in dissections]) for m in dissections[0]["recall"]}}  # fmt: skip
 
 

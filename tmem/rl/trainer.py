@@ -19,7 +19,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ from .world import ALONE, World
 PHASES = ("base", "warm", "rl", "sft")
 MODES = {"greedy": 0.0, "sampled": 1.0}
 KEEP = 2  # checkpoints: should the last one be damaged, the one before is there
+SHOWN = 10  # RL steps after which, as at each checkpoint, a held-out episode is lived to show what is written now
 MOST_SKIPPED = 5  # steps in a row whose gradient was not finite
 
 
@@ -80,7 +80,7 @@ class Trainer:
             self.task = own_task.load(self.config.task)
         self.state = {
             "phase": "base", "step": 0, "seconds": {}, "evaluations": {}, "rows": 0, "segments": 0, "wall_seconds": 0.0,
-            "number": 0, "weights": False, "skipped": 0, "done": False,
+            "number": 0, "weights": False, "skipped": 0, "damaged": 0, "done": False,
         }  # fmt: skip
         self.settings_file = out / "run.json"
         self.damaged: list[str] = []
@@ -97,9 +97,10 @@ class Trainer:
                     f"resume: {out} was made with other settings ({', '.join(changed)}); "
                     f"use the same preset and flags, or give another --out."
                 )
-            self.taken, self.damaged = checkpoint.newest(self._checkpoints())
+            self.taken, self.damaged = checkpoint.newest(self._checkpoints(), world)
             if self.taken is not None:
-                self.state = {k: v for k, v in checkpoint.state_of(self.taken).items() if k in self.state}
+                self.state |= {k: v for k, v in checkpoint.state_of(self.taken).items() if k in self.state}
+                self.state["damaged"] += len(self.damaged)
             elif self.damaged:
                 raise ValueError(f"resume: no checkpoint of {out} can be read ({self.damaged[0]}); start again elsewhere.")
         elif resume:
@@ -117,7 +118,7 @@ class Trainer:
 
     def _checkpoints(self) -> list[Path]:
         """Those of steps, oldest first."""
-        return sorted(self.out.glob("checkpoints/step-*"))
+        return checkpoint.numbered(self.out / "checkpoints")
 
     # the run -------------------------------------------------------------------------------------------------------
 
@@ -162,7 +163,7 @@ class Trainer:
         self.agent = Agent.build(model, self.tokenizer, self.agent_config, slots=slots)
         self.policy: Policy = Sharded(model, self.world, dtype) if fsdp else Replicated(model, self.world)
         self.policy.checkpointing = self.config.checkpointing
-        self.drift = self.config.drift or (0.3 if dtype == torch.bfloat16 else 1e-4)
+        self.drift = self.config.drift or (0.1 if dtype == torch.bfloat16 else 1e-4)
         if self.state["phase"] == "rl" and self.state["step"]:  # the reference is θ0 at RL's start
             self._read(self.out / "checkpoints" / "warm")
             self._remember()
@@ -186,8 +187,10 @@ class Trainer:
             self.policy.restart()
             self._remember()
         while self.state["step"] < self.config.rl_steps:
-            self._pause_if_asked()
-            if self.config.refresh_a and self.state["step"] and self.state["step"] % self.config.refresh_a == 0:
+            saved, step = self._pause_if_asked(), self.state["step"]
+            if step and (saved or step % SHOWN == 0):
+                self._show()
+            if self.config.refresh_a and step and step % self.config.refresh_a == 0:
                 self.agent.bank.renew()
             self._rl_step()
         self._keep_model("rl")
@@ -244,7 +247,7 @@ class Trainer:
         self._finite(row["grad_norm"], "rl")
         self._row("rl", step, clock, seconds, **row, drift=self.drift)
         self._log_segments(step, segments)
-        if row["dlogp_worst_segment"] > self.drift:
+        if not row["dlogp_worst_segment"] <= self.drift:  # NaN is no agreement either
             self.progress.warn(
                 f"step {step}: the trainer's log-probabilities are {row['dlogp_worst_segment']:.2g} off the sampler's in one "
                 f"segment (expected below {self.drift:g}): Δ or weights differ between the two"
@@ -270,6 +273,16 @@ class Trainer:
             )
 
     # evaluation ----------------------------------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        """What θ0 writes now, for the report of a run under way: the first held-out episode, greedy, whose counterpart at step
+        0 is in the warm start's evaluation. Nothing else that is logged or drawn depends on it."""
+        if self.world.first and self.config.eval_episodes:
+            episode = self.task.episode(str(self.config.seed << 20), self.config.eval_split)
+            found = [record(r) for r in run(self.agent, [episode], [episode.id])]
+            with atomic_file(self.out / "episodes" / "rl-now.json") as work:
+                work.write_text(json.dumps({"step": self.state["step"], "episodes": found}))
+        self.world.wait()
 
     def _evaluate(self, phase: str) -> None:
         config, world = self.config, self.world
@@ -299,6 +312,7 @@ class Trainer:
         out: dict = {f"reward_{p}": None for p in PHASES}
         out.update(n_episodes=self.config.eval_episodes, seconds=self.state["seconds"], evaluations={})
         out["wall_seconds"] = round(self.state["wall_seconds"], 1)
+        out["damaged_checkpoints"] = self.state["damaged"]
         for phase, found in self.state["evaluations"].items():
             rows = {}
             for mode, episodes in found.items():
@@ -350,14 +364,16 @@ class Trainer:
             with atomic_file(file) as work:
                 work.write_text("".join(rows[:count]))
 
-    def _pause_if_asked(self) -> None:
-        """Between steps: a checkpoint if the last is old, or a stop if one was asked for. All ranks do the same."""
+    def _pause_if_asked(self) -> bool:
+        """Between steps: a checkpoint if the last is old, or a stop if one was asked for. All ranks do the same; returns
+        whether there was a checkpoint."""
         give_memory_back()
         asked, late = self.world.most(self.stop(), time.perf_counter() - self.saved > self.config.save_every)
         if asked or late:
             self._save()
         if asked:
             raise Interrupted
+        return bool(late)
 
     def _save(self) -> None:
         now = time.perf_counter()
@@ -371,7 +387,7 @@ class Trainer:
             done = self.state["done"]
             spent = [*self._checkpoints()[:-1], folder.with_name("warm")] if done else self._checkpoints()[:-KEEP]
             for old in spent:
-                shutil.rmtree(old, ignore_errors=True)
+                checkpoint.remove(old)
 
     def _write(self, folder: Path) -> None:
         for name in ("metrics", "timings", "segments"):
@@ -384,9 +400,10 @@ class Trainer:
         checkpoint.save(folder, {**self.state, "optimizer_steps": self.policy.steps}, tensors, self.world)
 
     def _read(self, folder: Path) -> None:
-        """Parameters, moments, and A where it changes."""
+        """Parameters, moments, and A where it changes. Raises Damaged for a file that is not what was written."""
         subspace = self._subspace()
-        checkpoint.load(folder, self.policy.blank(checkpoint.state_of(folder)["optimizer_steps"]) | subspace, self.world)
+        steps = checkpoint.check(folder, self.world)["optimizer_steps"]
+        checkpoint.load(folder, self.policy.blank(steps) | subspace, self.world)
         self.policy.publish()
         if subspace:
             self.agent.bank.take(list(subspace.values()))

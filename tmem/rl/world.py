@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,18 +51,15 @@ class World:
 
     def total(self, *values: float) -> list[float]:
         """The sum of each value over ranks."""
-        return self._reduced(values, dist.ReduceOp.SUM)
-
-    def most(self, *values: float) -> list[float]:
-        """The largest of each value over ranks."""
-        return self._reduced(values, dist.ReduceOp.MAX)
-
-    def _reduced(self, values, op) -> list[float]:
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, op)
+        dist.all_reduce(tensor)
         return tensor.tolist()
+
+    def most(self, *values: float) -> list[float]:
+        """The largest of each value over ranks; NaN where one has it."""
+        return [largest(column) for column in zip(*self.gathered([values]))]
 
     def wait(self) -> None:
         """Until every rank is here."""
@@ -73,6 +70,11 @@ class World:
         """Give the process group back; the last call of a run."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def largest(values: Iterable[float]) -> float:
+    """The largest value, NaN if there is one (max() would lose it or not, by where it stands); 0 of none."""
+    return max(values, key=lambda value: (value != value, value), default=0.0)
 
 
 ALONE = World()
