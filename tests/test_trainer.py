@@ -106,7 +106,7 @@ def documented_fields():
 
 
 def test_what_is_logged_is_documented_and_what_is_documented_is_logged(tmp_path, undisturbed, monkeypatch):
-    """In two runs: one whose writes have no pairs, and a short one whose writes have some, about a person, with scored answers."""
+    """Two runs: one whose writes have no pairs, and a short one whose writes have some, with scored answers."""
     monkeypatch.setattr(episode, "parse", lambda text, **_: Written([Pair("What does Zoe like?", "figs")]))
     start(tmp_path / "scored", rl_answers="scored", **SHORT).run()
     mine = {"shout"}  # a score of this task
@@ -209,7 +209,7 @@ def test_a_checkpoint_that_is_replaced_is_whole_or_as_it_was_at_every_moment(tmp
         saved(folder, 1)
         left = [survived]
 
-        def dying(source, target, left=left):
+        def dying(source, target, left=left, survived=survived):
             if not left[0]:
                 raise Killed
             rename(source, target)
@@ -264,7 +264,7 @@ assert {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()} == before
 
 
 def test_what_the_writing_libraries_raise_on_a_full_disk_is_one_sentence(tmp_path):
-    """A file size limit, which the kernel reports as it does a full disk: torch and safetensors wrap it, each in its own error."""
+    """A file size limit, reported as a full disk is: torch and safetensors each wrap it in an error of their own."""
     done = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parent
     )
