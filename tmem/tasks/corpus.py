@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..agent.retrieve import Embed
+from ..agent.retrieve import Embedder
 from . import multihop
 from .records import Record, content, listed
 
@@ -65,7 +65,7 @@ class Index:
     embed: unit vectors [n, d] of n texts, see agent.retrieve.dense. Raises ValueError where nothing can be searched.
     """
 
-    def __init__(self, documents: Sequence[Document], embed: Embed | None = None):
+    def __init__(self, documents: Sequence[Document], embed: Embedder | None = None):
         self.documents = [Document(*d) for d in documents]
         texts = [f"{d.title} {d.text}" for d in self.documents]
         self._scores = _by_words(texts) if embed is None else _by_meaning(texts, embed)
@@ -99,7 +99,7 @@ def _by_words(texts: Sequence[str]) -> Callable[[str], np.ndarray]:
     return scores
 
 
-def _by_meaning(texts: Sequence[str], embed: Embed) -> Callable[[str], np.ndarray]:
+def _by_meaning(texts: Sequence[str], embed: Embedder) -> Callable[[str], np.ndarray]:
     if not texts:
         raise ValueError("corpus: none of 0 documents has a word to search for; give a corpus with text")
     vectors = embed(texts)
