@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from tmem.rl.loss import _TokenLogp, advantages, dead, k3, policy_loss, token_logp
 from tmem.testing import assert_close
 

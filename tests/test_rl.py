@@ -7,7 +7,14 @@ import pytest
 import torch
 from test_loop import CONFIG, EPISODES, agent_of
 from tiny import model, pairs
-from wrong import advantage_per_segment, batch_loss, branches_in_sight, delta_free_reference, delta_with_gradient, stale_snapshot
+from wrong import (
+    advantage_per_segment,
+    batch_loss,
+    branches_in_sight,
+    delta_free_reference,
+    delta_with_gradient,
+    stale_snapshot,
+)
 
 import tmem.agent.episode as loop
 from tmem.agent.episode import run, segments

@@ -106,7 +106,7 @@ def documented_fields():
 
 
 def test_what_is_logged_is_documented_and_what_is_documented_is_logged(tmp_path, undisturbed, monkeypatch):
-    """In two runs: one whose writes have no pairs, and a short one whose writes have some, about a person, with scored answers."""
+    """In two runs: one whose writes have no pairs, and a short one whose writes have some, with scored answers."""
     monkeypatch.setattr(episode, "parse", lambda text, **_: Written([Pair("What does Zoe like?", "figs")]))
     start(tmp_path / "scored", rl_answers="scored", **SHORT).run()
     mine = {"shout"}  # a score of this task
@@ -207,14 +207,13 @@ def test_a_checkpoint_that_is_replaced_is_whole_or_as_it_was_at_every_moment(tmp
     folder, rename, rmtree = tmp_path / "step-1", os.rename, shutil.rmtree
     for survived in range(3):  # dead before the first rename, between the two, after both
         saved(folder, 1)
-        left = [survived]
+        moments = iter([survived == 0, survived == 1, survived == 2])
 
-        def dying(source, target, left=left):
-            if not left[0]:
+        def dying(source, target, moments=moments):
+            if next(moments):
                 raise Killed
             rename(source, target)
-            left[0] -= 1
-            if not left[0] and survived == 2:
+            if target == folder and next(moments):
                 raise Killed
 
         monkeypatch.setattr(os, "rename", dying)
@@ -264,7 +263,7 @@ assert {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()} == before
 
 
 def test_what_the_writing_libraries_raise_on_a_full_disk_is_one_sentence(tmp_path):
-    """A file size limit, which the kernel reports as it does a full disk: torch and safetensors wrap it, each in its own error."""
+    """A file size limit, which the kernel reports as it does a full disk: torch and safetensors wrap it, each its way."""
     done = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parent
     )

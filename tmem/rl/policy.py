@@ -236,8 +236,8 @@ class Sharded(Policy):
         self._freeze()
 
     # FSDP has two parameters for each of the model's: the shard, which the optimizer moves, and the gathered one, which takes
-    # over from the shard whether it wants a gradient. Whenever it gathers it also reads, from what is trained at that time, which
-    # dtype gradients have and are summed in: nothing while the model is frozen, and then a backward pass in bf16 fails.
+    # over from the shard whether it wants a gradient. Whenever it gathers it also reads, from what is trained at that time,
+    # which dtype gradients have and are summed in: nothing while the model is frozen, and then backward in bf16 fails.
 
     def _thaw(self) -> None:
         self._gather_again(True)
