@@ -135,18 +135,20 @@ def test_scale_rows_unfinished_runs_and_stand_in_judges_are_not_ranked(run, tmp_
 
 
 def test_a_stand_in_judge_is_named_wherever_its_scores_are(run, tmp_path):
-    run("a", judge={"model": "stand-in", "plumbing": True, "usage": {"malformed": 2}, "methods": {"tmem": {"judged": 28}}})
+    run("a", judge={"model": "stand-in", "plumbing": True, "malformed": 2, "spent": {"prompt_tokens": 900, "completion_tokens": 99}})
     file = tmp_path / "a/results.json"
     results = json.loads(file.read_text())
     for found in results["methods"].values():  # as CL-bench, which has no other score
         for metric in ("f1", "em", "intrusion"):
             del found[metric], found[f"{metric}_ci"]
+    results["methods"]["tmem"]["judged"] = 28
     write_json(file, results)
     (part,) = parts(tmp_path, "a")
     assert "no ranking" in part["headline"] and "first" not in part["headline"]
-    assert [r["judged"] for r in table(part, "Scores")] == ["", "28"]
+    assert [r["judged"] for r in table(part, "Scores")] == ["30", "28"]
     (judge,) = table(part, "The judge")
-    assert judge["judge"] == "the model under test, plumbing only" and judge["malformed"] == "2" and judge["judged"] == "28"
+    assert judge["judge"] == "the model under test, plumbing only" and judge["malformed"] == "2" and judge["judged"] == "58"
+    assert judge["tokens"] == "999" and judge["cost"] == ""
     shown = [g for g in (*part["before"], *part["after"]) if any("judge (" in text for text in (g.title, *g.columns))]
     assert len(shown) >= 3 and all(grids.PLUMBING in " ".join((g.title, *g.columns)) for g in shown)
     assert part["pictures"] and all(grids.PLUMBING in p["title"] for p in part["pictures"] if "stuck" not in p["title"])

@@ -245,12 +245,12 @@ def judges(by: Mapping[str, Run]) -> Iterator[Grid]:
     rows = []
     for label, run in by.items():
         if judge := run.judge:
-            usage = judge.get("usage") or {}
+            spent = judge.get("spent") or {}
             judged = [_judged(run, m) for m in run.methods]
             total = judge.get("judged", sum(j for j in judged if j is not None))
-            tokens = judge.get("tokens", usage.get("prompt_tokens", 0) + usage.get("completion_tokens", 0))
-            lost = [judge.get(k, usage.get(k)) for k in ("malformed", "unreachable")]
-            cost = judge.get("cost", usage.get("cost"))
+            tokens = spent.get("prompt_tokens", 0) + spent.get("completion_tokens", 0)
+            lost = [judge.get(k) for k in ("malformed", "unreachable")]
+            cost = spent.get("cost")
             name = "the model under test, plumbing only" if judge.get("plumbing") else str(judge.get("model"))
             rows.append([label, name, str(judge.get("host") or ""), *map(_count, (total, *lost, tokens)),
                          "" if cost is None else f"{cost:.4f}"])  # fmt: skip
