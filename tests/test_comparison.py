@@ -135,7 +135,8 @@ def test_scale_rows_unfinished_runs_and_stand_in_judges_are_not_ranked(run, tmp_
 
 
 def test_a_stand_in_judge_is_named_wherever_its_scores_are(run, tmp_path):
-    run("a", judge={"model": "stand-in", "plumbing": True, "malformed": 2, "spent": {"prompt_tokens": 900, "completion_tokens": 99}})
+    spent = {"prompt_tokens": 900, "completion_tokens": 99}
+    run("a", judge={"model": "stand-in", "plumbing": True, "malformed": 2, "spent": spent})
     file = tmp_path / "a/results.json"
     results = json.loads(file.read_text())
     for found in results["methods"].values():  # as CL-bench, which has no other score
