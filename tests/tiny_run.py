@@ -15,6 +15,7 @@ from tiny import Letters, model
 
 from tmem import models
 from tmem.agent import episode
+from tmem.folders import atomic_file
 from tmem.rl import checkpoint, grpo, trainer
 from tmem.rl.world import ALONE, World
 
@@ -57,7 +58,8 @@ def prepare(out: Path, extra: str = "", dtype: torch.dtype = torch.float32) -> P
     """The preset's file; tiny models that compute in `dtype` instead of real ones."""
     out.parent.mkdir(parents=True, exist_ok=True)
     file = out.parent / f"{out.name}.toml"
-    file.write_text(PRESET.replace('reward = "shout"', f'reward = "shout"\ntask = "{Path(__file__)}:Shouts"') + extra)
+    with atomic_file(file) as work:  # every rank writes it, and none may read another's half
+        work.write_text(PRESET.replace('reward = "shout"', f'reward = "shout"\ntask = "{Path(__file__)}:Shouts"') + extra)
     models.load = lambda name=None, **wanted: (model(dtype=wanted.get("dtype", dtype)), Letters())
     models.default_dtype = lambda device="cpu": dtype
 
