@@ -16,6 +16,7 @@ from tmem.agent.config import agent_config
 from tmem.agent.episode import Agent
 from tmem.compute import Sizes
 from tmem.journal import read_jsonl
+from tmem.texts import strip
 
 
 @pytest.fixture
@@ -140,6 +141,15 @@ def test_every_run_that_took_part_is_recorded(run, tmp_path, monkeypatch):
     assert json.loads(json.dumps(second)) == results(tmp_path / "out")
     third = run(names=["none"], resume=True)
     assert [r["answers"] for r in third["runs"]] == [8, 8, 0]
+
+
+def test_a_run_without_its_texts_is_not_gone_on_with(run, tmp_path):
+    run(names=["none"])
+    strip(tmp_path / "out", tmp_path / "bare")
+    before = {f.name: f.read_bytes() for f in (tmp_path / "bare").iterdir()}
+    with pytest.raises(ValueError, match="holds a run without its texts"):
+        run(names=["none", "constant"], resume=True, out="bare")
+    assert {f.name: f.read_bytes() for f in (tmp_path / "bare").iterdir()} == before
 
 
 def test_what_earlier_methods_computed_is_not_forgotten(run):

@@ -283,7 +283,7 @@ def journals(results: dict, out: Path, resume: bool) -> tuple[Journal, Journal]:
 
     `results` gets "runs", a record of every process that took part, and keeps what `out` holds of earlier ones: their machines,
     versions and commits, which may differ, what a judge found, and the models' sizes. It is written before any work.
-    Raises ValueError if they were made with other settings, FileNotFoundError if there is nothing to resume.
+    Raises ValueError if they were made with other settings or hold no texts, FileNotFoundError if there is nothing to resume.
     """
     file = out / "results.json"
     run = {"machine": results["machine"]}
@@ -301,6 +301,8 @@ def journals(results: dict, out: Path, resume: bool) -> tuple[Journal, Journal]:
                 f"resume: {out} was made with other settings ({', '.join(changed) or 'task'}); "
                 f"use the same flags, or give another --out."
             )
+        if any("question" not in row for row in Journal(out / "answers.jsonl").rows):
+            raise ValueError(f"resume: {out} holds a run without its texts; go on in the folder that it was stripped from.")
         before = held.get("runs", [{"machine": held.get("machine")}])
         results |= {"machine": before[0]["machine"], "runs": [*before, run]}
         results |= {k: held[k] for k in ("judge", "sizes") if k in held}
