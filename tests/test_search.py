@@ -23,6 +23,7 @@ from tmem.agent.decode import Generation
 from tmem.agent.episode import Agent
 from tmem.agent.retrieve import EMBEDDER, Lines
 from tmem.agent.write import Written
+from tmem.compute import Sizes
 from tmem.episode import Pair
 from tmem.evaluate import summarise
 from tmem.journal import read_jsonl
@@ -831,6 +832,8 @@ def test_every_state_is_evaluated(evaluated, tmp_path):
     for name, m in results["methods"].items():
         turns = 2 if name in SEARCHING else 0 if name == "constant" else 1  # none of a random model's turns is an answer
         assert m["n"] == 2 and name in found.output and m["search"]["turns"] == turns
+        counted = {k: m[f"{k}_tokens"] for k in ("read", "generated", "learned")}
+        assert m["flops"] == Sizes(**results["sizes"]).flops(counted) and (m["flops"] > 0) == (name != "constant")
     page = CliRunner().invoke(cli.main, ["report", str(tmp_path / "out")])
     assert page.exit_code == 0 and "Sessions" not in (tmp_path / "out/report.html").read_text(), page.output
 
@@ -883,6 +886,19 @@ def test_a_dense_search_asks_the_embeddings(evaluated, tmp_path, monkeypatch):
     assert asked == [["Rome Rome lies on seven hills."], ["toga"]]
     (row,) = read_jsonl(tmp_path / "out/answers.jsonl")
     assert row["recall"] == 1 and json.loads((tmp_path / "out/results.json").read_text())["config"]["search_by"] == "dense"
+
+
+def test_what_was_written_of_what_was_found_is_recorded(evaluated, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "read", lambda text: Said(text, query="toga hills") if "<think>" in text else Said(answer=text))
+    monkeypatch.setattr(loop, "parse", lambda *_, **__: Written([Pair("where is Rome?", "on hills")]))
+    assert evaluated("--limit", "2", "--methods", "pairs,tmem").exit_code == 0
+    found = json.loads((tmp_path / "out/results.json").read_text())["methods"]
+    assert "writes" not in found["pairs"] and found["tmem"]["writes"] == 2 and found["tmem"]["pairs_per_write"] == 1
+    assert found["tmem"]["flops"] > found["pairs"]["flops"] and found["tmem"]["learned_tokens"] > 0
+    rows = [r for r in read_jsonl(tmp_path / "out/readings.jsonl") if r["method"] == "tmem"]
+    assert [w["pairs"] for r in rows for w in r["log"]["writes"]] == [[["where is Rome?", "on hills"]]] * 2
+    page = CliRunner().invoke(cli.main, ["report", str(tmp_path / "out"), "--strip", str(tmp_path / "bare")])
+    assert page.exit_code == 0 and "Rome" not in "".join(f.read_text() for f in (tmp_path / "bare").glob("*.jsonl"))
 
 
 def test_a_turn_grows_with_the_number_of_questions(tmp_path, monkeypatch):

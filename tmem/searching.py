@@ -8,7 +8,9 @@ from pathlib import Path
 from . import models, report
 from .agent.config import agent_config
 from .agent.episode import Agent
+from .agent.log import writes
 from .agent.retrieve import dense, require_dense
+from .compute import Sizes
 from .evaluate import BESIDE, about, journals, must_be_new, summarise
 from .folders import atomic_file
 from .tasks import corpus, multihop
@@ -47,7 +49,7 @@ def search(
     documents: corpus files; without any, the questions' own contexts. search_by: "bm25" or "dense". turns: before the answer is
     asked for, by default three for every question. limit: sets, drawn by the seed; `seeds` seeds from `seed` on draw each their
     own. answer_tokens: of a turn, by default TURN and EACH for every question. Files and errors are those of tmem.evaluate; f1,
-    em and mem1_f1 are sums over the objectives of a set.
+    em and mem1_f1 are sums over the objectives of a set. "flops" leaves out the search engine, which all methods share.
     """
     methods = list(dict.fromkeys(methods))
     if (unknown := [m for m in methods if m not in STATES]) or not methods:
@@ -100,6 +102,8 @@ def search(
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     agent = Agent.build(network, tokenizer, config, slots=min(slots, size))
+    sizes = Sizes.of(agent)
+    results["sizes"] = sizes.asdict()
     total = size * seeds
     for s, part in ((s, drawn[s][at : at + slots]) for s in drawn for at in range(0, size, slots)):
         for method in methods:
@@ -115,7 +119,7 @@ def search(
                 readings.append(reading_of(method, s, t) for t in lived if (s, t.task.id) not in kept)
                 answers.append(answer_of(method, s, t) for t in lived)
             watch(method, "answer", len(done) + len(left), total)
-        results |= summarise(answers.rows, readings.rows)
+        results |= summarise(answers.rows, readings.rows, sizes=sizes)
         for method, scores in results["methods"].items():
             rows = [r for r in answers.rows if r["method"] == method]
             scores["search"] = summary([{k: r[k] for k in ("em", *COUNTED)} for r in rows])
@@ -166,4 +170,5 @@ def reading_of(method: str, seed: int, t: Trajectory) -> dict:
         "peak_tokens": t.scores()["peak"],
         "seconds": round(t.seconds, 4),
         "transcript": f"({method})\n{t.transcript()}",
+        **({"log": {"id": t.task.id, "writes": writes(t.log), "questions": []}} if t.log else {}),
     }

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from .episode import Rollout
+from collections.abc import Sequence
+
+from .episode import LogEntry, Rollout
 
 
 def record(rollout: Rollout) -> dict:
     """One episode as plain data: what was read, written, learned, asked and answered."""
-    writes = [
+    questions = [
+        {"text": q.text, "answers": list(q.answers), "said": said}
+        for q, said in zip(rollout.episode.questions, rollout.answers)
+    ]
+    return {"id": rollout.episode.id, "writes": writes(rollout.log), "questions": questions}
+
+
+def writes(log: Sequence[LogEntry]) -> list[dict]:
+    """The writes of one episode as plain data."""
+    return [
         {
             "segment": e.segment,
             "pairs": [[p.question, p.answer] for p in e.written.pairs],
@@ -17,13 +28,8 @@ def record(rollout: Rollout) -> dict:
             "undone": "" if e.learned.kept else e.learned.reason,
             "stuck": e.stuck,
         }
-        for e in rollout.log
+        for e in log
     ]
-    questions = [
-        {"text": q.text, "answers": list(q.answers), "said": said}
-        for q, said in zip(rollout.episode.questions, rollout.answers)
-    ]
-    return {"id": rollout.episode.id, "writes": writes, "questions": questions}
 
 
 def readable(record: dict) -> str:
