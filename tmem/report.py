@@ -113,7 +113,8 @@ def table(title: str, methods: Mapping[str, Mapping[str, Any]]) -> Table:
     for heading in (*(METRICS[key][0] for key in metrics), *counts):
         grid.add_column(heading, justify="right")
     for name, found in methods.items():
-        grid.add_row(name, *(_cell(found, key) for key in metrics), *(str(found.get(key, "")) for key in counts))
+        cells = _stacked([_cell(found, key) for key in metrics], 3)
+        grid.add_row(name, *cells, *(str(found.get(key, "")) for key in counts))
     return grid
 
 
@@ -135,14 +136,15 @@ def difference_table(differences: Mapping[str, Mapping[str, Any]], method: str) 
     for metric in shown:
         grid.add_column(METRICS[metric][0], justify="right")
     for other in reversed(others):
-        grid.add_row(other, *(cells.get(other, "") for cells in shown.values()))
+        grid.add_row(other, *_stacked([cells.get(other, "") for cells in shown.values()], 2))
     return grid
 
 
 def cost_table(methods: Mapping[str, Mapping[str, Any]]) -> Table:
     """What each method kept and computed, from the "methods" of results.json; TFLOP by the formula of tmem.compute."""
     computed = ["TFLOP"] * any("flops" in m for m in methods.values())
-    grid = _plain("what it takes: kept per episode (bytes), prompt per question, the longest prompt, all together (tokens)")
+    title = "what it takes: kept per episode (bytes), prompt per question, the longest prompt, all together (tokens)"
+    grid = _plain(title, padding=0)
     for column in ("method", "kept", "prompt", "longest", "read", "generated", "learned", *computed, "seconds"):
         grid.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for name, m in methods.items():
@@ -152,8 +154,13 @@ def cost_table(methods: Mapping[str, Mapping[str, Any]]) -> Table:
     return grid
 
 
-def _plain(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _plain(title: str, padding: int = 1) -> Table:
+    return Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, padding, 0, 0))
+
+
+def _stacked(cells: Sequence[str], beside: int) -> list[str]:
+    """Where more than `beside` cells would not fit into 80 columns, each with its interval on a line below the mean."""
+    return [cell.replace(" [", "\n[") for cell in cells] if len(cells) > beside else list(cells)
 
 
 def _short(count: float) -> str:
