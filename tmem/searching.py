@@ -170,5 +170,5 @@ def reading_of(method: str, seed: int, t: Trajectory) -> dict:
         "peak_tokens": t.scores()["peak"],
         "seconds": round(t.seconds, 4),
         "transcript": f"({method})\n{t.transcript()}",
-        **({"log": {"id": t.task.id, "writes": writes(t.log), "questions": []}} if t.log else {}),
+        **({"log": {"writes": writes(t.log)}} if t.log else {}),
     }
