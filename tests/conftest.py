@@ -5,8 +5,11 @@ import os
 import pytest
 import torch
 
+from tmem.machine import rows_apart
+
 # With deterministic algorithms, which poison memory, cuBLAS asks for a workspace of fixed size. Read when CUDA starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+rows_apart()  # as every command does
 
 
 def pytest_collection_modifyitems(items):

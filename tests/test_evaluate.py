@@ -69,12 +69,17 @@ def test_operations_are_counted_by_the_formula():
 
 
 def test_a_method_computes_what_its_rows_say(run, tmp_path):
-    found = run(names=["none", "tmem"])
+    found = run(names=["none", "full", "tmem"])
     sizes = Sizes(**found["sizes"])
     answers, readings = (read_jsonl(tmp_path / f"out/{name}.jsonl") for name in ("answers", "readings"))
-    for name in ("none", "tmem"):
+    for name in ("none", "full", "tmem"):
         mine, reading = ([r for r in rows if r["method"] == name] for rows in (answers, readings))
-        read = sum(r["prompt_tokens"] for r in mine) + sum(r["read_tokens"] for r in reading)
+        read = sum(r["read_tokens"] for r in mine + reading)
+        asked = {e: [r for r in mine if r["episode"] == e] for e in {r["episode"] for r in mine}}
+        assert all(len(rs) > 1 for rs in asked.values())
+        for rs in asked.values():
+            texts = [r["prompt_tokens"] - r["read_tokens"] for r in rs]  # the history is read for the first of them
+            assert texts[0] == 0 and (min(texts[1:]) > 50 if name == "full" else not any(texts)), (name, texts)
         generated = sum(r["generated_tokens"] for r in mine + reading)
         learned = sum(r["learned_tokens"] for r in reading)
         assert found["methods"][name]["flops"] == sizes.flops({"read": read, "generated": generated, "learned": learned})

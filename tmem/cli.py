@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from .machine import rows_apart
+
 
 class Verbs(click.Group):
     """Errors that a user can act on become one sentence and exit code 2; Ctrl-C exits 130 without a word."""
@@ -52,6 +54,7 @@ def main() -> None:
     An error is one sentence and exit code 2; TMEM_DEBUG=1 shows where it arose. TMEM_CACHE says where converted
     models are kept (else ~/.cache/tmem).
     """
+    rows_apart()
 
 
 @main.command()

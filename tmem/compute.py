@@ -2,7 +2,8 @@
 
     flops = 2·body·read + 2·(body + head)·generated + learn·learned + 2·embedder·embedded
 
-    read        prompts pass the decoder's layers; the head runs at their last token alone and is left out
+    read        prompts pass the decoder's layers, a text that several questions share for the first of them; the head runs at
+                their last token alone and is left out
     generated   a token passes layers and head
     learned     a token of a pair in an epoch: the adapted layers forward and backward through their activations, 2·top each
                 (the weights are frozen and get no gradient), and what the adapters add to both, see `Sizes.of`; once per

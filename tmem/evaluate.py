@@ -227,6 +227,7 @@ def _answer(task, method: str, seed: int, episode: Episode, home: str, question:
         "sessions": len(episode.chunks),
         "position": sum(places) / len(places) / last if places and last else None,  # 0: in the first session, 1: in the last
         "prompt_tokens": said.prompt,
+        "read_tokens": said.read,
         "generated_tokens": said.generated,
         "seconds": round(seconds, 4),
     }
@@ -342,7 +343,7 @@ def _method(answers: Sequence[dict], readings: Sequence[dict], sizes: Sizes | No
         [r["peak_tokens"] for r in readings] + [r["prompt_tokens"] + r["generated_tokens"] for r in answers]
     )
     tokens = {what: sum(r.get(f"{what}_tokens", 0) for r in readings) for what in ("read", "generated", "learned", "embedded")}
-    tokens["read"] += sum(r["prompt_tokens"] for r in answers)
+    tokens["read"] += sum(r.get("read_tokens", r["prompt_tokens"]) for r in answers)  # a search shares nothing
     tokens["generated"] += sum(r["generated_tokens"] for r in answers)
     out |= {f"{what}_tokens": count for what, count in tokens.items()}
     if sizes is not None:

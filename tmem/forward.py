@@ -69,6 +69,14 @@ def causal_mask(length: int, device: torch.device | str = "cpu", columns: int | 
     return torch.ones(length, columns or length, dtype=torch.bool, device=device).tril()[None, None]
 
 
+def continued_mask(before: Tensor, padded: int, length: int, columns: int) -> Tensor:
+    """bool [B, 1, length, columns] for `length` more tokens after row b's first `before[b]` (int64 [B, 1]), which stand in
+    `padded` columns: they are all seen, the new ones as far as they precede."""
+    column = torch.arange(columns, device=before.device)
+    new = torch.arange(padded, padded + length, device=before.device)[:, None]
+    return ((column < before)[:, None] | ((column >= padded) & (column <= new)))[:, None]
+
+
 def layers(
     model: nn.Module,
     hidden: Tensor,
@@ -159,6 +167,13 @@ class KVCache:
     @classmethod
     def joined(cls, parts: Sequence[tuple[KVCache, Tensor]], capacity: int) -> KVCache:
         """The rows (int64 indices) of prefilled caches, one after another, each with `capacity` columns."""
+        out = cls._copied(parts, capacity)
+        ends = [torch.full((len(rows),), cache.length, device=rows.device) for cache, rows in parts]
+        out._follow(torch.cat(ends))
+        return out
+
+    @classmethod
+    def _copied(cls, parts: Sequence[tuple[KVCache, Tensor]], capacity: int) -> KVCache:
         out = cls(capacity)
         for layer in parts[0][0]._kv:
             kept = []
@@ -169,8 +184,12 @@ class KVCache:
                     place[:, :, : source.shape[2]] = source
                 kept.append(total)
             out._kv[layer] = tuple(kept)
-        ends = [torch.full((len(rows),), cache.length, device=rows.device) for cache, rows in parts]
-        out._follow(torch.cat(ends))
+        return out
+
+    def widened(self, rows: Tensor, capacity: int) -> KVCache:
+        """`rows` (int64 indices, as often as wanted) of a prefilled cache, with `capacity` columns: the prefill goes on."""
+        out = self._copied([(self, rows)], capacity)
+        out.length = self.length
         return out
 
     def _follow(self, columns: Tensor) -> None:
@@ -212,9 +231,11 @@ def filled(rows: int) -> int:
     return -(-rows // ROWS) * ROWS
 
 
-def pad(sequences: list[list[int]], length: int, fill: int = 0, device: torch.device | str = "cpu") -> Tensor:
-    """Right-pad token lists to int64 [filled(len(sequences)), length]; dummy rows repeat the fill token."""
-    out = torch.full((filled(len(sequences)), length), fill, dtype=torch.int64)
+def pad(
+    sequences: list[list[int]], length: int, fill: int = 0, device: torch.device | str = "cpu", *, dummies: bool = True
+) -> Tensor:
+    """Right-pad token lists to int64 [filled(len(sequences)), length], without dummy rows [len(sequences), length]."""
+    out = torch.full((filled(len(sequences)) if dummies else len(sequences), length), fill, dtype=torch.int64)
     for row, ids in zip(out, sequences):
         row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
     return out.to(device)

@@ -1,8 +1,11 @@
 """Batched decoding: one prompt per row, one slot per row, noise keyed by episode, finished rows leave.
 
-Bits: prompts of one length bucket are read together, padded on the right to the bucket; then all rows, whatever their bucket,
-take their steps together, each writing into its own next column. Batches are filled to a multiple of 4 rows, the mask is
-explicit, and a row draws its noise from its own key. So what a row generates does not depend on its neighbours.
+A prompt may have a beginning that others share (the same text under many questions); it is read first, once for all of them.
+
+Bits: prompts of one length bucket are read together, padded on the right to the bucket, and a beginning that was named is
+read apart from the rest whether another prompt shares it or not; then all rows, whatever their bucket, take their steps
+together, each writing into its own next column. Steps have a multiple of 4 rows, the mask is explicit, and a row
+draws its noise from its own key. So what a row generates does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +62,7 @@ def decode(
     slots: Sequence[int] | None = None,
     end: int,
     max_new: int,
+    begins: Sequence[int] | None = None,
     temperature: float = 0.0,
     keys: Sequence[str] | None = None,
     on_token: Callable[[int], None] | None = None,
@@ -66,16 +70,23 @@ def decode(
 ) -> list[Generation]:
     """Generate up to `max_new` tokens after each prompt (token ids), with slot `slots[i]` (-1: base) for prompt i.
 
+    `begins[i]`: how many tokens of prompt i are read first, once for all prompts that begin with the same under the same Δ;
+    0, the default, reads it in one piece.
     `temperature` 0 is greedy; above it, row i samples with noise keyed by `keys[i]` and the position.
     `on_token(n)` is told how many tokens each step produced. `fixed`: steps at fixed addresses (see steps.py), by default
-    on a GPU, where they are captured as CUDA graphs. Raises ValueError for an empty prompt or missing keys.
+    on a GPU, where they are captured as CUDA graphs. Raises ValueError for an empty prompt, a beginning that leaves nothing
+    of its prompt, or missing keys.
     """
     if any(not p for p in prompts):
         raise ValueError("decode: a prompt is empty; every prompt needs at least one token.")
+    begins = [0] * len(prompts) if begins is None else begins
+    for begin, p in zip(begins, prompts, strict=True):
+        if not 0 <= begin < len(p):
+            raise ValueError(f"decode: a beginning of {begin} tokens in a prompt of {len(p)}; expected 0 to {len(p) - 1}.")
     if temperature > 0.0 and keys is None:
         raise ValueError("decode: sampling needs one noise key per prompt.")
     out: list[Generation | None] = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: fw.bucket(len(prompts[i])))
+    order = sorted(range(len(prompts)), key=lambda i: _widths(prompts[i], begins[i]))
     for at in range(0, len(order), MAX_ROWS):
         part = order[at : at + MAX_ROWS]
         noise = None
@@ -84,6 +95,7 @@ def decode(
         found = _decode(
             model,
             [prompts[i] for i in part],
+            [begins[i] for i in part],
             bank,
             [slots[i] for i in part] if slots is not None else None,
             end,
@@ -118,34 +130,56 @@ def _routed(bank, slots, lengths=None):
     return contextlib.nullcontext() if slots is None else bank.route(slots, learn=False, lengths=lengths)
 
 
-def _read(model, prompts, bank, slots, max_new) -> tuple[fw.KVCache, Tensor, Tensor]:
-    """Prefill prompts of one length bucket: the cache, which of its rows stands for each prompt, their last states [n, D]."""
+def _widths(prompt: Sequence[int], begin: int) -> tuple[int, int]:
+    """The padded lengths of a prompt's beginning and of its rest."""
+    return fw.bucket(begin) if begin else 0, fw.bucket(len(prompt) - begin)
+
+
+def _read(model, prompts, begins, bank, slots) -> Iterator[tuple[fw.KVCache, Tensor, Tensor]]:
+    """Prefill prompts in the order of their `_widths`; of all that have the same: the cache, which of its rows stands for each
+    prompt, their last states [n, D]."""
+    widths = [_widths(p, b) for p, b in zip(prompts, begins)]
+    for begun, members in itertools.groupby(range(len(prompts)), key=lambda i: widths[i][0]):
+        members = list(members)
+        first = _piece(model, prompts, members, [0] * len(prompts), begins, bank, slots)[:2] if begun else None
+        for _, same in itertools.groupby(members, key=lambda i: widths[i][1]):
+            same = list(same)
+            after = None if first is None else (first[0], first[1][[i - members[0] for i in same]])
+            yield _piece(model, prompts, same, begins, [len(p) for p in prompts], bank, slots, after)
+
+
+def _piece(model, prompts, members, starts, ends, bank, slots, after=None) -> tuple[fw.KVCache, Tensor, Tensor]:
+    """Prefill tokens `starts[i]` to `ends[i]` of the prompts i in `members`, once for all that have the same tokens up to there
+    under the same Δ. after: the cache that holds what comes before, and which of its rows does for each member."""
     device = next(model.parameters()).device
-    length = fw.bucket(len(prompts[0]))
-    firsts, source = _shared(prompts, bank, slots)
-    ids = fw.pad([prompts[i] for i in firsts], length, device=device)
-    dummies = len(ids) - len(firsts)
-    slots = None if slots is None else [slots[i] for i in firsts] + [-1] * dummies
-    cache = fw.KVCache(length)
-    positions = torch.arange(length, device=device)[None]
-    with _routed(bank, slots, [len(prompts[i]) for i in firsts] + [0] * dummies):
-        mask = fw.causal_mask(length, device, cache.shown(length))
+    firsts, source = _shared([prompts[i][: ends[i]] for i in members], bank, slots and [slots[i] for i in members])
+    pieces = [prompts[members[i]][starts[members[i]] : ends[members[i]]] for i in firsts]
+    width = fw.bucket(len(pieces[0]))
+    ids = fw.pad(pieces, width, device=device, dummies=False)  # products have 16 rows and more
+    positions = torch.arange(width, device=device)[None]
+    if after is None:
+        cache = fw.KVCache(width)
+        mask = fw.causal_mask(width, device, cache.shown(width))
+    else:
+        (cache, rows), old = after, after[0].length
+        cache = cache.widened(rows[firsts], old + width)
+        before = torch.tensor([starts[members[i]] for i in firsts], device=device)[:, None]
+        mask = fw.continued_mask(before, old, width, cache.shown(old + width))
+        positions = positions + before
+    with _routed(bank, slots and [slots[members[i]] for i in firsts], [len(p) for p in pieces]):
         hidden = fw.layers(model, fw.embed(model, ids), positions, mask, cache=cache)
-    cache.advance(length)
+    cache.advance(width)
     rows = torch.tensor(source, device=device)
-    return cache, rows, hidden[rows, torch.tensor([len(p) - 1 for p in prompts], device=device)]
+    return cache, rows, hidden[rows, torch.tensor([ends[i] - starts[i] - 1 for i in members], device=device)]
 
 
-def _decode(model, prompts, bank, slots, end, max_new, temperature, noise, on_token, fixed):
-    """`prompts` in the order of their length buckets."""
+def _decode(model, prompts, begins, bank, slots, end, max_new, temperature, noise, on_token, fixed):
+    """`prompts` in the order of their `_widths`."""
     device = next(model.parameters()).device
     fixed = device.type == "cuda" if fixed is None else fixed
     dummies = fw.filled(len(prompts)) - len(prompts)
     parts, states = [], []
-    for _, members in itertools.groupby(range(len(prompts)), key=lambda i: fw.bucket(len(prompts[i]))):
-        members = list(members)
-        own = None if slots is None else [slots[i] for i in members]
-        cache, rows, last = _read(model, [prompts[i] for i in members], bank, own, max_new)
+    for cache, rows, last in _read(model, prompts, begins, bank, slots):
         parts.append((cache, rows))
         states.append(last)
     lengths = torch.tensor([len(p) for p in prompts] + [1] * dummies, device=device)
@@ -160,7 +194,9 @@ def _decode(model, prompts, bank, slots, end, max_new, temperature, noise, on_to
     del parts, states
     columns = torch.arange(cache.capacity, device=device)
     first = cache.columns  # of what is generated, by row
-    prompt_columns = columns < lengths[:, None]
+    padded = [_widths(p, b)[0] for p, b in zip(prompts, begins)]
+    begun, padded = (torch.tensor([*x, *[0] * dummies], device=device)[:, None] for x in (begins, padded))
+    prompt_columns = (columns < begun) | ((columns >= padded) & (columns < padded + lengths[:, None] - begun))
     steps = None
     if fixed:
         steps = Steps.of(model, bank if slots is not None else None, len(lengths), cache.capacity)

@@ -6,6 +6,7 @@ kept: text in the prompt, fast weights, both or neither. All are asked in the sa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,12 +45,12 @@ class Cost:
 class Kept:
     """What a method keeps of one episode when its text is gone.
 
-    state: bytes kept, of text or of Δ. text: what the prompt shows beside a question, None for the question alone.
-    said: the answer where it is fixed beforehand. cost: of reading.
+    state: bytes kept, of text or of Δ. text: what the prompt shows before a question, itself where it is the same for all of
+    them, else what finds it; None for the question alone. said: the answer where it is fixed beforehand. cost: of reading.
     """
 
     state: int = 0
-    text: Callable[[Question], str] | None = None
+    text: str | Callable[[Question], str] | None = None
     delta: Snapshot | None = None
     said: str | None = None
     cost: Cost = field(default_factory=Cost)
@@ -58,11 +59,15 @@ class Kept:
 
 @dataclass(frozen=True)
 class Said:
-    """An answer, and the tokens of its prompt and of what was generated."""
+    """An answer, and the tokens of its prompt and of what was generated.
+
+    read: tokens of the prompt that were read for it; the text that several questions share is read for the first of them.
+    """
 
     text: str
     prompt: int = 0
     generated: int = 0
+    read: int = 0
 
 
 @dataclass
@@ -197,7 +202,9 @@ def prompt(kept: Kept, question: Question, unknown: str = "unknown", at_length: 
     at_length: the answer is graded and not compared; the question says itself what it wants.
     """
     words = question.text if at_length else ASKED.format(unknown=unknown, question=question.text)
-    return words if kept.text is None else f"{kept.text(question)}\n\n{words}"
+    if kept.text is None:
+        return words
+    return f"{kept.text if isinstance(kept.text, str) else kept.text(question)}\n\n{words}"
 
 
 def ask(
@@ -205,23 +212,33 @@ def ask(
 ) -> list[Said]:
     """Greedy answers, each with what its episode's method kept; as many Δ at once as the bank has free slots.
 
+    A text that is the same for all questions is read once for all that are asked together.
     unknown: Settings.constant. max_new, at_length: as in Settings.
     """
     prompts = [agent.chat.prompt(prompt(kept, q, unknown, at_length)) for kept, q in asked]
     out: list[Said | None] = [Said(kept.said) if kept.said is not None else None for kept, _ in asked]
     todo = [i for i, said in enumerate(out) if said is None]
     deltas = list({id(asked[i][0].delta): asked[i][0].delta for i in todo if asked[i][0].delta is not None}.values())
+    begins = [_begin(agent, kept, ids) for (kept, _), ids in zip(asked, prompts)]
     with _slots(agent, deltas) as slots:
         found = decode(
-            agent.model, [prompts[i] for i in todo],
+            agent.model, [prompts[i] for i in todo], begins=[begins[i] for i in todo],
             bank=agent.bank if deltas else None,
             slots=[slots.get(id(asked[i][0].delta), -1) for i in todo] if deltas else None,
             end=agent.chat.end, max_new=max_new or agent.config.answer.max_new,
         )  # fmt: skip
+    begun: set[tuple] = set()
     for i, generation in zip(todo, found):
-        text = agent.chat.text(generation.ids)
-        out[i] = Said(text if at_length else first_line(text), len(prompts[i]), len(generation.ids))
+        text, beginning = agent.chat.text(generation.ids), (id(asked[i][0].delta), *prompts[i][: begins[i]])
+        read = len(prompts[i]) - (begins[i] if beginning in begun else 0)
+        begun.add(beginning)
+        out[i] = Said(text if at_length else first_line(text), len(prompts[i]), len(generation.ids), read)
     return out
+
+
+def _begin(agent: Agent, kept: Kept, ids: list[int]) -> int:
+    """How many tokens of a prompt stand there whatever is asked."""
+    return len(os.path.commonprefix([ids, agent.chat.prompt(kept.text)])) if isinstance(kept.text, str) else 0
 
 
 @contextmanager
@@ -244,7 +261,7 @@ def size(text: str) -> int:
 
 
 def _fixed(text: str, cost: Cost | None = None, rollout: Rollout | None = None) -> Kept:
-    return Kept(size(text), lambda _: text, cost=cost or Cost(), rollout=rollout)
+    return Kept(size(text), text, cost=cost or Cost(), rollout=rollout)
 
 
 def _found(agent: Agent, lines: Lines, settings: Settings) -> Kept:
