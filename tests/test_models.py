@@ -218,6 +218,33 @@ def test_cpu_dtype_follows_the_instructions(monkeypatch, flags, kind, dtype):
     assert models.default_dtype("cpu") == dtype
 
 
+@pytest.mark.parametrize(
+    "vendor, flags, isa, mkl, exact",
+    [("GenuineIntel", "avx2", None, "AUTO,STRICT", True), ("GenuineIntel", "amx_bf16", None, "AUTO,STRICT", False),
+     ("GenuineIntel", "amx_bf16", "AVX512_CORE_BF16", "AUTO,STRICT", True), ("AuthenticAMD", "avx512_bf16", None, None, True)],
+)  # fmt: skip
+def test_mkl_is_asked_for_rows_apart_on_intel_alone(vendor, flags, isa, mkl, exact, monkeypatch):
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: {"vendor_id": vendor, "flags": flags})
+    monkeypatch.setenv("MKL_CBWR", "")  # restored when the test ends, also where it was not set
+    monkeypatch.delenv("MKL_CBWR")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if isa:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
+    assert machine.rows_apart() == exact and os.environ.get("MKL_CBWR") == mkl
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    machine.rows_apart()
+    assert os.environ["MKL_CBWR"] == "COMPATIBLE"  # what somebody chose stands
+
+
+@pytest.mark.parametrize("n, k", [(576, 576), (192, 576), (1536, 576), (576, 1536), (64, 128), (256, 1024)])
+def test_a_row_of_an_fp32_product_does_not_depend_on_how_many_there_are(n, k):
+    """What lets an episode decode and learn the same alone and among others; on Intel's processors MKL is asked for it."""
+    weight, x = torch.randn(n, k), torch.randn(256, k)
+    whole = torch.nn.functional.linear(x, weight)
+    for rows in (4, 8, 12, 16, 20, 32, 64, 100, 128):
+        assert torch.equal(torch.nn.functional.linear(x[:rows].clone(), weight), whole[:rows]), rows
+
+
 @pytest.mark.parametrize("sm, dtype", [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)])
 def test_cuda_dtype_follows_the_architecture(monkeypatch, sm, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: sm)

@@ -87,9 +87,9 @@ def rows_apart() -> bool:
     """Ask MKL for fp32 products in which a row's bits do not depend on how many rows there are; whether bf16's have that too.
     Call it before the first product.
 
-    Intel's MKL has other kernels for few rows unless asked; its strict mode costs nothing that could be measured. oneDNN has no
-    such mode for bf16 on AMX: there an episode among others is lived as alone to rounding (ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16
-    gives the same bits, at a tenth of the speed). For commands, not for libraries: it holds for the whole process.
+    Intel's MKL has other kernels for few rows unless asked for its strict mode. oneDNN has no such mode for bf16 on AMX: there
+    an episode among others is lived as alone to rounding; ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 gives the same bits, more slowly.
+    For commands, not for libraries: it holds for the whole process.
     """
     if _cpuinfo().get("vendor_id") == "GenuineIntel":
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
