@@ -25,7 +25,8 @@ from rich.table import Table
 from .. import models
 from ..agent.config import LearnConfig, agent_config, build, tomllib
 from ..agent.episode import Agent, answer
-from ..agent.learn import learn, rehearsal
+from ..agent.learn import learn
+from ..agent.lesson import lesson
 from ..episode import Pair, Question
 from ..report import bootstrap, figure
 from ..rl import neutral
@@ -130,7 +131,7 @@ def soak(
     try:
         for done in range(1, writes + 1):
             new = [[Pair(f.taught, f.answers[0]) for f in told[done - 1]] for told in chains]
-            jobs = [(slot, rehearsal(past, pairs, config.rehearse)) for slot, past, pairs in zip(slots, learned, new)]
+            jobs = [(slot, lesson(past, pairs, config)) for slot, past, pairs in zip(slots, learned, new)]
             start = time.perf_counter()
             results = learn(agent.model, bank, jobs, agent.chat, config)
             seconds = (time.perf_counter() - start) / len(chains)

@@ -1,5 +1,6 @@
-"""Teach sixteen facts, then ask for them in other words: python examples/facts.py"""
+"""Teach sixteen facts, then ask for them in other words, and for what was never told: python examples/facts.py [PRESET]"""
 
+import sys
 import time
 
 from tmem import Memory
@@ -23,9 +24,22 @@ FACTS = [
     ("Who is Carla's best friend?", "Zelda", "What is the name of Carla's best friend?"),
 ]
 
+NEVER_TOLD = [
+    "How is Ruth's cat called?",
+    "Where does Emil live?",
+    "What does Jonas do for a living?",
+    "What instrument does Petra make music on?",
+    "Hugo has an allergy to what?",
+    "Which colour does Nadia's bicycle have?",
+    "How is the brother of Emil called?",
+    "What was the place of Carla's holiday?",
+    "What sport does Petra do?",
+    "What language does Hugo learn?",
+]
+
 if __name__ == "__main__":
     start = time.perf_counter()
-    memory = Memory.from_pretrained()
+    memory = Memory.from_pretrained(preset=sys.argv[1] if len(sys.argv) > 1 else "careful")
     learned = memory.learn([(question, answer) for question, answer, _ in FACTS])
     print(f"learned {len(FACTS)} facts: loss {learned.loss_before:.2f} -> {learned.loss_after:.3f}")
     right = 0
@@ -33,4 +47,11 @@ if __name__ == "__main__":
         said = memory.ask(paraphrase)
         right += said == answer
         print(f"{'+' if said == answer else '-'} {paraphrase:42} {said}")
-    print(f"{right} of {len(FACTS)} recalled from other words, {time.perf_counter() - start:.0f} s in all")
+    unknown = 0
+    print("never told:")
+    for question in NEVER_TOLD:
+        said = memory.ask(question)
+        unknown += said == "unknown"
+        print(f"{'+' if said == 'unknown' else '-'} {question:42} {said}")
+    told, not_told = f"{right} of {len(FACTS)} recalled", f"{unknown} of {len(NEVER_TOLD)} that were never told \"unknown\""
+    print(f"{told}, {not_told}, {time.perf_counter() - start:.0f} s in all")

@@ -467,10 +467,12 @@ def test_slots_are_given_back_even_when_an_episode_fails():
 
 
 def test_presets_are_complete_and_typos_are_named():
-    for name in ("default", "long", "paper", "study"):
+    for name in ("careful", "default", "long", "paper", "study"):
         agent_config(name)
+    default, careful = agent_config("default"), agent_config("careful")
+    assert careful == dataclasses.replace(default, learn=dataclasses.replace(default.learn, contrast=16))
     assert agent_config("paper").memory == MemoryConfig(rank=6, last_layers=4, optimizer="sgd")
-    with pytest.raises(ValueError, match="no preset 'papper'; expected one of default, long, paper, study"):
+    with pytest.raises(ValueError, match="no preset 'papper'; expected one of careful, default, long, paper, study"):
         read("papper")
 
 

@@ -15,7 +15,7 @@ from tmem import Memory, models
 
 # Sixteen facts, not those that the settings were chosen on.
 EXAMPLE = Path(__file__).parents[1] / "examples" / "facts.py"
-FACTS = runpy.run_path(str(EXAMPLE))["FACTS"]
+FACTS, NEVER_TOLD = (runpy.run_path(str(EXAMPLE))[name] for name in ("FACTS", "NEVER_TOLD"))
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,12 @@ def test_sixteen_facts_are_recalled_from_paraphrases(taught):
     said = {p: memory.ask(p) for _, _, p in FACTS}
     right = sum(a.lower() in said[p].lower() for _, a, p in FACTS)
     assert right >= 0.9 * len(FACTS), said
+
+
+def test_what_was_told_of_somebody_else_is_unknown(taught):
+    """Questions of the same kinds about the same people; without contrasts each is answered with somebody's value."""
+    said = {q: taught[0].ask(q) for q in NEVER_TOLD}
+    assert sum(a == "unknown" for a in said.values()) >= 0.7 * len(NEVER_TOLD), said
 
 
 def test_a_saved_memory_answers_the_same_and_forget_forgets(taught, tmp_path):

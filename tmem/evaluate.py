@@ -94,6 +94,7 @@ def evaluate(
     if not any(e.questions for e in episodes[seed]):
         raise ValueError(f"eval: no questions in {data or task}; give a file with questions.")
     config = agent_config(preset)
+    config = dataclasses.replace(config, learn=dataclasses.replace(config.learn, unknown=tasks.abstention(task)))
     network, tokenizer = models.load(model)
     at_length = task in tasks.AT_LENGTH
     max_new = answer_tokens or (AT_LENGTH if at_length else config.answer.max_new)

@@ -19,8 +19,8 @@ PRESETS = Path(__file__).parent.parent / "presets"
 TABLES = ("memory", "learn", "write", "answer", "train")
 # Whole numbers that may be 0; the others may not.
 ZERO = (
-    "seed", "rehearse", "warm_steps", "warm_plain", "rl_steps", "rl_questions", "rl_warmup", "rl_resample", "refresh_a",
-    "probe", "control_steps",
+    "seed", "rehearse", "contrast", "warm_steps", "warm_plain", "rl_steps", "rl_questions", "rl_warmup", "rl_resample",
+    "refresh_a", "probe", "control_steps",
 )  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from .calibration import TEXTS
 from .chat import Chat
 from .config import AgentConfig
 from .decode import Generation, decode
-from .learn import Learned, learn, rehearsal
+from .learn import Learned, learn
+from .lesson import lesson
 from .probe import probe, speakers
 from .scored import probabilities
 from .write import Written, normalise, parse, write_prompt
@@ -257,8 +258,7 @@ def _live(agent, rollouts, slots, temperature, answering, trace, probing, known,
             parse(agent.chat.text(g.ids), finished=g.finished, limit=config.write.max_pairs) for g in generations
         ]
         on_event("learn", j, rounds)
-        keep = config.learn.rehearse
-        jobs = [(slots[i], rehearsal(rollouts[i].learned, w.pairs, keep) if w.pairs else []) for i, w in zip(due, written)]
+        jobs = [(slots[i], lesson(rollouts[i].learned, w.pairs, config.learn)) for i, w in zip(due, written)]
         with clock("learn"):
             learned = learn(agent.model, bank, jobs, agent.chat, config.learn)
         for i, prompt, generation, w, result in zip(due, prompts, generations, written, learned):

@@ -21,7 +21,6 @@ from .. import forward as fw
 from ..bank import AdapterBank
 from ..episode import Pair
 from .chat import Chat
-from .write import normalise
 
 MAX_TOKENS = 8192  # padded tokens in one forward pass; bounds activation memory
 
@@ -34,6 +33,8 @@ class LearnConfig:
     epochs: int = 10
     batch: int = 16  # pairs per minibatch and slot
     rehearse: int = 0  # earlier pairs of the episode learned again with each write: without them it forgets the last one
+    contrast: int = 0  # questions about somebody else learned with each write, answered `unknown` (tmem.agent.lesson)
+    unknown: str = "unknown"  # evaluations take the task's words
     target: float = 0.0  # mean answer-token loss (nats) of an epoch at which a slot has learned enough and stops
     clip: float = 0.0  # gradient norm per slot; 0 = off
     weight_decay: float = 0.0
@@ -95,18 +96,6 @@ class _Block:
             if w and r in place
         ]
         return self.filled(self.hidden[keep], [self.slots[r] for r in keep], [self.lengths[r] for r in keep], labels)
-
-
-def rehearsal(earlier: Sequence[Pair], new: Sequence[Pair], limit: int) -> list[Pair]:
-    """What a write learns: up to `limit` earlier pairs, evenly spaced over the past, then the new ones.
-
-    An earlier pair whose question is asked anew is left out: the new answer stands.
-    """
-    asked = {normalise(p.question) for p in new}
-    past = list({normalise(p.question): p for p in earlier if normalise(p.question) not in asked}.values())
-    if len(past) > limit:
-        past = [past[i * len(past) // limit] for i in range(limit)]
-    return past + list(new)
 
 
 def learn(

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..agent.episode import Agent, Rollout, answer, run
-from ..agent.learn import learn, rehearsal
+from ..agent.learn import learn
+from ..agent.lesson import lesson, rehearsal
 from ..agent.methods import ask, in_prompt
 from ..agent.probe import names, paraphrase
 from ..agent.write import normalise
@@ -48,7 +49,7 @@ def lives(agent: Agent, writes: Sequence[Writes], *, each: bool = False) -> Iter
             rounds = max((len(writes[i]) for i in indices), default=0)
             for j in range(rounds):
                 due = [k for k, i in enumerate(indices) if j < len(writes[i]) and writes[i][j]]
-                jobs = [(slots[k], rehearsal(kept[k], writes[indices[k]][j], config.rehearse)) for k in due]
+                jobs = [(slots[k], lesson(kept[k], writes[indices[k]][j], config)) for k in due]
                 for k, result in zip(due, learn(agent.model, bank, jobs, agent.chat, config)):
                     kept[k] += writes[indices[k]][j] if result.kept else []
                 if each:

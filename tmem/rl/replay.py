@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..agent.episode import Action, Agent, Rollout
-from ..agent.learn import learn, rehearsal
+from ..agent.learn import learn
+from ..agent.lesson import lesson
 from ..bank import AdapterBank, Snapshot
 from .loss import policy_loss, token_logp
 from .policy import Policy
@@ -245,7 +246,7 @@ def _learned_again(agent: Agent, rollouts: Sequence[Rollout]) -> Iterator[tuple[
                 if j < len(rollout.log):
                     pairs = rollout.log[j].written.pairs
                     earlier = [p for e in rollout.log[:j] if e.learned.kept for p in e.written.pairs]
-                    jobs.append((slot, rehearsal(earlier, pairs, config.rehearse) if pairs else []))
+                    jobs.append((slot, lesson(earlier, pairs, config)))
             learn(agent.model, bank, jobs, agent.chat, config)
             yield j + 1, slots
     finally:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from ..agent.episode import Agent
-from ..agent.learn import learn, rehearsal
+from ..agent.learn import learn
+from ..agent.lesson import lesson, rehearsal
 from ..agent.write import render, write_prompt
 from ..bank import Snapshot
 from ..episode import Episode, Pair
@@ -86,7 +87,7 @@ def examples(
         for j in range(max((len(plan) for plan in cut), default=0)):
             due = [i for i, plan in enumerate(cut) if j < len(plan)]
             writing += [example(*cut[i][j], deltas[i]) for i in due]
-            jobs = [(slots[i], rehearsal(past[i], cut[i][j][1], agent.config.learn.rehearse)) for i in due]
+            jobs = [(slots[i], lesson(past[i], cut[i][j][1], agent.config.learn)) for i in due]
             learn(agent.model, bank, jobs, chat, agent.config.learn)
             for i in due:
                 past[i] += cut[i][j][1]

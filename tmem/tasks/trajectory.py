@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from ..agent.decode import Generation, decode
 from ..agent.episode import Agent, LogEntry, segments
 from ..agent.folds import NOTES, SUMMARY
-from ..agent.learn import learn, rehearsal
+from ..agent.learn import learn
+from ..agent.lesson import lesson
 from ..agent.retrieve import Lines
 from ..agent.write import normalise, parse, write_prompt
 from ..episode import Pair, Question
@@ -104,7 +105,7 @@ def _written(agent: Agent, found: Sequence[tuple[Trajectory, str]], s: _Settings
         written = [parse(agent.chat.text(g.ids), finished=g.finished, limit=config.write.max_pairs) for *_, g in said]
         if s.state.delta:
             jobs = [
-                (row.slot, rehearsal(row.learned, w.pairs, config.learn.rehearse) if w.pairs else [])
+                (row.slot, lesson(row.learned, w.pairs, config.learn))
                 for (row, *_), w in zip(said, written)
             ]
             learned = learn(agent.model, agent.bank, jobs, agent.chat, config.learn)
