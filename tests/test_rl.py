@@ -392,7 +392,7 @@ def test_a_rollouts_first_read_is_shared_by_its_group(monkeypatch):
     monkeypatch.setattr(decoding.fw, "embed", lambda m, ids: read.append(len(ids)) or embed(m, ids))
     config = TrainConfig(rl_group=6)
     together = ro.sample(agent, EPISODES[:1], config, "k")
-    assert read[0] == 4  # one row and three dummies for six rollouts
+    assert read[0] == 1  # one row for six rollouts
     alone = [run(agent, EPISODES[:1], [f"k/{EPISODES[0].id}/{g}"], temperature=1.0, trace=True)[0] for g in range(6)]
     assert [[a.generation for a in r.actions] for r in together] == [[a.generation for a in r.actions] for r in alone]
     assert len({tuple(r.actions[0].generation.ids) for r in together}) > 1
