@@ -15,7 +15,7 @@ from tmem import forward as fw
 from tmem import models
 from tmem.agent.chat import Chat
 from tmem.agent.config import AgentConfig, LearnConfig, MemoryConfig, WriteConfig, agent_config, read
-from tmem.agent.decode import decode, uniforms
+from tmem.agent.decode import Generation, decode, uniforms
 from tmem.agent.episode import Agent, run, segments
 from tmem.agent.learn import Learned, learn, trunk_layers
 from tmem.agent.probe import probe, speakers
@@ -203,6 +203,30 @@ def test_what_begins_several_prompts_is_read_once_and_says_the_same(family, dtyp
     for wrong in (-1, len(prompts[0])):
         with pytest.raises(ValueError, match="a beginning of .* tokens in a prompt of"):
             decode(agent.model, prompts[:1], slots=[0], begins=[wrong], **options)
+
+
+@pytest.mark.parametrize("max_rows", [96, 3])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bank_too", [True, False])
+def test_beginnings_are_told_apart_by_where_they_end(bank_too, temperature, max_rows, monkeypatch):
+    """Equal prompts before another one, one prompt with two beginnings of a bucket: rows of the cache must not be mixed up."""
+    import tmem.agent.decode as decoding
+
+    agent = agent_of()
+    if bank_too:
+        learn(agent.model, agent.bank, [(agent.bank.alloc(), pairs(3, "0"))], agent.chat, CONFIG.learn)
+    first, second = [5 + i % 100 for i in range(30)], [90 - i % 50 for i in range(40)]
+    prompts, begins = [first, first, second, first, second], [20, 20, 25, 25, 20]
+    monkeypatch.setattr(decoding, "MAX_ROWS", max_rows)
+
+    def said(rows: list[int]) -> list[Generation]:
+        return decode(
+            agent.model, [prompts[i] for i in rows], bank=agent.bank if bank_too else None,
+            slots=[0] * len(rows) if bank_too else None, end=-1, max_new=6,
+            begins=[begins[i] for i in rows], temperature=temperature, keys=[str(i) for i in rows],
+        )  # fmt: skip
+
+    assert said([0, 1, 2, 3, 4]) == [said([i])[0] for i in range(5)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

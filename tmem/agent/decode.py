@@ -152,7 +152,8 @@ def _piece(model, prompts, members, starts, ends, bank, slots, after=None) -> tu
     """Prefill tokens `starts[i]` to `ends[i]` of the prompts i in `members`, once for all that have the same tokens up to there
     under the same Δ. after: the cache that holds what comes before, and which of its rows does for each member."""
     device = next(model.parameters()).device
-    firsts, source = _shared([prompts[i][: ends[i]] for i in members], bank, slots and [slots[i] for i in members])
+    read = [[starts[i], *prompts[i][: ends[i]]] for i in members]  # the same tokens, read in the same two pieces
+    firsts, source = _shared(read, bank, slots and [slots[i] for i in members])
     pieces = [prompts[members[i]][starts[members[i]] : ends[members[i]]] for i in firsts]
     width = fw.bucket(len(pieces[0]))
     ids = fw.pad(pieces, width, device=device, dummies=False)  # products have 16 rows and more

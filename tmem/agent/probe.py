@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from ..episode import Pair
 
-_NAME = re.compile(r"\b[A-Z][a-z]+\b")
+_WORD = re.compile(r"[^\W\d_]+")
 _SPEAKER = re.compile(r"^([A-Z][a-z]+): ", re.MULTILINE)  # how a line of talk begins
 _NOT_NAMES = frozenset(
     "Date As With By "
     "What Which Who Whom Whose When Where Why How Is Are Was Were Do Does Did Has Have Had Can Could In On At The A An To "
     "From For Of January February March April May June July August September October November December Monday Tuesday "
-    "Wednesday Thursday Friday Saturday Sunday".split()
+    "Wednesday Thursday Friday Saturday Sunday "
+    "Tell Name List Give Say Please Will Would Should Might If And But Or It This That There".split()
 )
 
 
@@ -32,7 +33,13 @@ class Probe:
 
 def names(text: str) -> list[str]:
     """Capitalised words that are no question word or date, in order of appearance."""
-    return list(dict.fromkeys(w for w in _NAME.findall(text) if w not in _NOT_NAMES))
+    words = (w for w in _WORD.findall(text) if len(w) > 1 and w.istitle())
+    return list(dict.fromkeys(w for w in words if w not in _NOT_NAMES))
+
+
+def about(question: str, name: str, other: str) -> str:
+    """The same question about `other` instead of `name`: whole words alone are replaced."""
+    return re.sub(rf"\b{re.escape(name)}\b", lambda _: other, question)
 
 
 def speakers(passage: str, pairs: Sequence[Pair]) -> list[str]:
@@ -54,5 +61,5 @@ def probe(pair: Pair, people: Sequence[str]) -> Probe:
     """Probes of a pair; `people` are those of the passage it came from (see `speakers`)."""
     mine = [n for n in names(pair.question) if n in people]
     others = [p for p in people if p not in names(pair.question) and p not in pair.answer]
-    other = pair.question.replace(mine[0], others[0]) if mine and others else None
+    other = about(pair.question, mine[0], others[0]) if mine and others else None
     return Probe(paraphrase(pair.question), other)

@@ -17,6 +17,10 @@ _PROMPT = (
     "Write each fact above as a question that names the person, and a short answer, on two lines:\n"
     "Q: question\nA: answer"
 )
+_FUNCTION_WORDS = frozenset(
+    "a an the is are was were do does did has have had of s to in on at for with by from and or it its what which who whom "
+    "whose when where how that this her his their".split()
+)
 _KNOWN = "\nWhat will be asked later: {question}"
 
 
@@ -51,6 +55,11 @@ class Written:
 def normalise(text: str) -> str:
     """Lower case, letters and digits only, single spaces: two questions with the same form are the same question."""
     return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def content(text: str) -> frozenset[str]:
+    """The words of a text that carry its meaning, in lower case: all but function words."""
+    return frozenset(normalise(text).split()) - _FUNCTION_WORDS
 
 
 def parse(text: str, *, finished: bool = True, limit: int = 64) -> Written:

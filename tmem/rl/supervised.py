@@ -88,9 +88,8 @@ def examples(
             due = [i for i, plan in enumerate(cut) if j < len(plan)]
             writing += [example(*cut[i][j], deltas[i]) for i in due]
             jobs = [(slots[i], lesson(past[i], cut[i][j][1], agent.config.learn)) for i in due]
-            learn(agent.model, bank, jobs, chat, agent.config.learn)
-            for i in due:
-                past[i] += cut[i][j][1]
+            for i, learned in zip(due, learn(agent.model, bank, jobs, chat, agent.config.learn)):
+                past[i] += cut[i][j][1] if learned.kept else []
                 deltas[i] = bank.snapshot(slots[i], optimizer=False)
     finally:
         for slot in slots:

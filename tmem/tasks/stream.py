@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
+from tmem.agent.write import content
 from tmem.episode import Episode, Evidence, Pair, Question
 from tmem.tasks import stream_data_dev, stream_data_test, stream_data_train
 from tmem.tasks.stream_data import Language, Topic
@@ -203,26 +204,16 @@ def attribute(question: str, split: str) -> str:
 
     For written questions, which follow no template; ties go to the topic that comes first in the alphabet.
     """
-    mine = _content(question)
+    mine = content(question)
 
     def closeness(topic: Topic) -> float:
         phrases = topic.pair + topic.plain + topic.pair_date + topic.plain_date
-        return max(len(mine & _content(p)) / max(1, len(mine | _content(p))) for p in phrases)
+        words = [content(p.replace("{name}", " ").replace("{v}", " ")) for p in phrases]
+        return max(len(mine & w) / max(1, len(mine | w)) for w in words)
 
     # Whoever learned to write from the training phrases asks with their words.
     topics = sorted({(name, lang) for lang in {split, "train"} for name in LANGUAGES[lang].topics})
     return max(topics, key=lambda t: closeness(LANGUAGES[t[1]].topics[t[0]]))[0]
-
-
-def _content(text: str) -> frozenset[str]:
-    words = "".join(c if c.isalnum() else " " for c in text.replace("{name}", " ").replace("{v}", " ").lower()).split()
-    return frozenset(words) - _FUNCTION_WORDS
-
-
-_FUNCTION_WORDS = frozenset(
-    "a an the is are was were do does did has have had of s to in on at for with by from and or it its what which who whom "
-    "whose when where how that this her his their".split()
-)
 
 
 def _made(episode: Episode):
