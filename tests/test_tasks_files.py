@@ -176,15 +176,16 @@ def test_longmemeval_does_without_its_optional_fields(file):
 
 
 def test_longmemeval_draws_every_type_and_keeps_the_order(file):
-    kinds = ["a"] * 40 + ["b"] * 8 + ["c"] * 2
+    a, b, c = longmemeval.KINDS[:3]
+    kinds = [a] * 40 + [b] * 8 + [c] * 2
     path = file([{**LONGMEMEVAL, "question_id": str(i), "question_type": kind} for i, kind in enumerate(kinds)])
 
     def drawn(limit, seed=0):
         return [e.questions[0] for e in tasks.load("longmemeval", data=path, limit=limit, seed=seed)]
 
     for seed in range(5):
-        assert {q.kind for q in drawn(3, seed)} == {"a", "b", "c"} and len(drawn(2, seed)) == 2
-        assert Counter(q.kind for q in drawn(25, seed)) == {"a": 20, "b": 4, "c": 1}
+        assert {q.kind for q in drawn(3, seed)} == {a, b, c} and len(drawn(2, seed)) == 2
+        assert Counter(q.kind for q in drawn(25, seed)) == {a: 20, b: 4, c: 1}
         ids = [int(q.id) for q in drawn(12, seed)]
         assert len(ids) == 12 and ids == sorted(ids)
     assert drawn(12) == drawn(12) != drawn(12, seed=1)
@@ -448,6 +449,36 @@ def test_a_missing_file_says_where_to_get_it():
         tasks.load("locomo", data="/nowhere.json", adversarial="closed")
 
 
+@pytest.mark.parametrize(
+    "task, record, id",
+    [("locomo", LOCOMO, "conv-x"), ("longmemeval", LONGMEMEVAL, "e47"), ("squad", OFFICIAL, "q1"), ("clbench", TASK, "t1")],
+)
+def test_an_id_that_occurs_twice_is_refused(file, task, record, id):
+    """Answers, verdicts and memories are kept by ids: of two with the same, one would be answered from the other's text."""
+    path = str(file([record, record], "x.jsonl"))
+    with pytest.raises(ValueError, match=f"{task}: .*x.jsonl: the id '{id}' occurs twice"):
+        tasks.load(task, data=path)
+    with pytest.raises(ValueError, match="x.jsonl, .*: the id .* occurs twice"):
+        tasks.load(task, data=[str(file([record], "x.jsonl"))] * 2)
+
+
+def test_several_files_are_one(file):
+    first, second = str(file([PASSAGE], "a.json")), str(file([OFFICIAL], "b.json"))
+    both = tasks.load("squad", data=(first, second))
+    assert [q.text for e in both for q in e.questions] == [
+        q.text for data in (first, second) for e in tasks.load("squad", data=data) for q in e.questions
+    ]
+    assert len(tasks.load("squad", data=(first, second), limit=2)) == 2
+    with pytest.raises(FileNotFoundError, match="no file at /nowhere.json"):
+        tasks.load("squad", data=(first, "/nowhere.json"))
+
+
+def test_a_number_beyond_all_numbers_is_no_answer(file):
+    path = file('[{"title": "T", "context": "x", "questions": [{"question": "?", "answer": 1e999}]}]', "x.json")
+    with pytest.raises(ValueError, match="`answer` is larger than any number"):
+        tasks.load("squad", data=str(path))
+
+
 def changed(record, path, value):
     """A copy of `record` with another value at `path`; without it where the value is `...`."""
     record = copy.deepcopy(record)
@@ -469,13 +500,14 @@ def changed(record, path, value):
         ("locomo", ["sample_id"], "\ud800", "record 1: `sample_id` holds half a surrogate pair; expected Unicode text."),
         ("locomo", ["qa", 1], None, "record 1 (sample_id 'conv-x'), item 2 of `qa` is null; expected an object."),
         ("locomo", ["qa", 0, "answer"], ..., "item 1 of `qa`: `answer` is missing; expected text or a number."),
-        ("locomo", ["qa", 0, "category"], True, "item 1 of `qa`: `category` is true or false; expected a number."),
+        ("locomo", ["qa", 0, "category"], True, "item 1 of `qa`: `category` is true or false; expected a whole number."),
         ("locomo", ["qa", 0, "category"], 10**4000, "`category` is 10000000000000000000; expected one of 1 to 5."),
         ("locomo", ["conversation", "session_1"], {}, "`conversation`: `session_1` is an object; expected a list."),
         ("locomo", ["conversation", "session_1", 1, "text"], ..., "item 2 of `session_1`: `text` is missing; expected text."),
         ("locomo", ["conversation", "session_1_date_time"], ..., "`session_1_date_time` is missing"),
         ("longmemeval", ["answer"], None, "record 1 (question_id 'e47'): `answer` is null; expected text or a number."),
         ("longmemeval", ["question_type"], [], "`question_type` is a list; expected text."),
+        ("longmemeval", ["question_type"], "multi_session", "`question_type` is 'multi_session'; expected one of single-session-user,"),
         ("longmemeval", ["haystack_dates", 1], 5, "item 2 of `haystack_dates` is a number; expected text."),
         ("longmemeval", ["haystack_dates"], [], "`haystack_dates` has 0 items; expected 3, one a session."),
         ("longmemeval", ["haystack_session_ids"], ["s"], "`haystack_session_ids` has 1 items; expected 3, one a session."),

@@ -162,7 +162,8 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 @main.command("eval")
 @click.option("--task", type=click.Choice(["stream", "locomo", "longmemeval", "squad", "clbench", "search"]), default="stream",
               show_default=True)
-@click.option("--data", type=click.Path(dir_okay=False), help="The task's file, e.g. the official locomo10.json.")
+@click.option("--data", multiple=True, type=click.Path(dir_okay=False),
+              help="The task's file, e.g. the official locomo10.json; several, each after its own --data, are joined.")
 @click.option("--methods", help="Comma-separated, see below, or all. [default: none,full,retrieval,pairs,tmem; "
               "search: none,full,mem1,tmem]")
 @click.option("--limit", type=click.IntRange(1), help="locomo: questions per conversation; search: sets; else episodes.")
@@ -247,15 +248,20 @@ def evaluate(
         from .agent.methods import METHODS as every
         from .evaluate import evaluate as run
 
-        _only(f"--task {task}", {"corpus": corpus, "search_by": search_by, "objectives": objectives, "turns": turns}, ())
+        of = {"corpus": "search", "search_by": "search", "objectives": "search", "turns": "search", "split": "stream",
+              "difficulty": "stream", "adversarial": "locomo"}  # fmt: skip
+        _only(f"--task {task}", dict.fromkeys(of), tuple(k for k, v in of.items() if v == task))
         judging = None
         if judge_url:
             from .grading import Judging
 
             judging = Judging(judge_url, judge_model, judge_concurrency, judge_tokens, judge_prices)
+        else:
+            of_judge = ("judge_model", "judge_concurrency", "judge_tokens", "judge_prices")
+            _only("answers that nobody grades (no --judge-url)", dict.fromkeys(of_judge), ())
         work = partial(_of_task, run, task, probing=probe, judging=judging, **options, **at_once)
         default = "none,full,retrieval,pairs,tmem"
-    names = [m.strip() for m in (methods or default).split(",") if m.strip()]
+    names = [m.strip() for m in (default if methods is None else methods).split(",") if m.strip()]
     watch(list(every) if names == ["all"] else names, out, work)
 
 

@@ -30,9 +30,10 @@ from .compute import Sizes
 from .episode import Episode, Question
 from .folders import atomic_file
 from .grading import Judging, grade, protocol_of, scored
-from .journal import Journal
+from .journal import Journal, read_object
 from .machine import peak_memory
 from .tasks import longmemeval
+from .tasks.records import files
 
 BESIDE = 96  # tokens kept for the chat's template and the instruction beside text and question
 AT_LENGTH = 256  # tokens of an answer, unless asked otherwise, where a task wants whole texts
@@ -48,7 +49,7 @@ def evaluate(
     methods: Sequence[str],
     out: Path,
     *,
-    data: str | None = None,
+    data: str | Sequence[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
     seeds: int = 1,
@@ -92,7 +93,7 @@ def evaluate(
     given = {"data": data, "limit": limit, "split": split, "difficulty": difficulty, "adversarial": adversarial}
     episodes = {s: tasks.load(task, seed=s, **given) for s in range(seed, seed + seeds)}
     if not any(e.questions for e in episodes[seed]):
-        raise ValueError(f"eval: no questions in {data or task}; give a file with questions.")
+        raise ValueError(f"eval: no questions in {', '.join(map(str, files(data))) or task}; give a file with questions.")
     config = agent_config(preset)
     config = dataclasses.replace(config, learn=dataclasses.replace(config.learn, unknown=tasks.abstention(task)))
     network, tokenizer = models.load(model)
@@ -110,7 +111,7 @@ def evaluate(
     results: dict = {
         "task": task,
         "config": {
-            **about(model, preset, config, *([data] if data else [])),
+            **about(model, preset, config, *files(data)),
             "limit": limit,
             "seed": seed,
             "seeds": seeds,
@@ -135,10 +136,7 @@ def evaluate(
     start, held = time.perf_counter(), len(answers.rows)
 
     def write() -> None:
-        results["runs"][-1] |= {
-            "slots": slots, "answers": len(answers.rows) - held, "seconds": round(time.perf_counter() - start, 1),
-            "peak_bytes": peak_memory(),
-        }  # fmt: skip
+        results["runs"][-1] |= spent(slots, len(answers.rows) - held, start)
         results.update(summarise(scored(answers.rows, out), readings.rows, task, sizes))
         report.write_json(out / "results.json", results)
 
@@ -167,6 +165,12 @@ def evaluate(
         write()
     _write_logs(out, readings.rows, answers.rows)
     return results
+
+
+def spent(slots: int, answers: int, start: float) -> dict:
+    """What a process adds to its record in "runs": episodes at once, answers, seconds since `start`, and memory at most."""
+    seconds = round(time.perf_counter() - start, 1)
+    return {"slots": slots, "answers": answers, "seconds": seconds, "peak_bytes": peak_memory()}
 
 
 def _items(episodes: Sequence[Episode], known: bool) -> Iterator[tuple[Episode, str]]:
@@ -295,7 +299,7 @@ def journals(results: dict, out: Path, resume: bool) -> tuple[Journal, Journal]:
     elif not file.exists():
         raise FileNotFoundError(f"resume: {out} holds no results.json; leave out --resume.")
     else:
-        held = json.loads(file.read_text())
+        held = read_object(file, task=str, config=dict)
         config = json.loads(json.dumps(results["config"]))
         changed = [k for k in config if held.get("config", {}).get(k) != config[k]]
         if held.get("task") != results["task"] or changed:

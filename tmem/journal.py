@@ -1,4 +1,4 @@
-"""Append-only files with one JSON object a line, which a kill at any moment leaves readable."""
+"""Append-only files with one JSON object a line, which a kill at any moment leaves readable; and files of one object."""
 
 from __future__ import annotations
 
@@ -16,10 +16,28 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         if not line:
             continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+        except ValueError as error:
             raise ValueError(f"{path}, line {number}: not a JSON object ({error}); mend or remove this line") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: not a JSON object ({line[:40]}); mend or remove this line")
+        rows.append(row)
     return rows
+
+
+def read_object(path: str | Path, **fields: type) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises ValueError that names the file if it is none, or lacks one of `fields`."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8, too
+        raise ValueError(f"{path} is damaged: not JSON ({error}); restore the file or start anew") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: expected a JSON object, got {type(found).__name__}; restore it or start anew")
+    for name, kind in fields.items():
+        if not isinstance(found.get(name), kind):
+            got = type(found[name]).__name__ if name in found else "nothing"
+            raise ValueError(f"{path} is damaged: `{name}` is {got}, expected {kind.__name__}; restore it or start anew")
+    return found
 
 
 class Journal:

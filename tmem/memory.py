@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
+
+import torch
 
 from . import models
 from .agent.config import agent_config
@@ -14,6 +17,7 @@ from .agent.learn import Learned, learn
 from .agent.lesson import lesson
 from .agent.write import normalise, parse, write_prompt
 from .episode import Pair
+from .journal import read_object
 
 
 class Memory:
@@ -109,7 +113,7 @@ class Memory:
         file = path / "tmem.json"
         if not file.is_file():
             raise FileNotFoundError(f"load: {file} is missing; expected a folder written by Memory.save.")
-        record = json.loads(file.read_text())
+        record = read_object(file, made_with=dict, pairs=list, context=list)
         other = [k for k, v in self._made_with().items() if record["made_with"].get(k) != v]
         if other:
             was = ", ".join(f"{k} {record['made_with'].get(k)}" for k in other)
@@ -124,7 +128,7 @@ class Memory:
         bank, config = self.agent.bank, self.agent.model.config
         return {
             "model": f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}",
-            "targets": list(bank.targets), "last_layers": bank.last_layers, "init": bank.init,
+            "weights": _fingerprint(self.agent.model), "targets": list(bank.targets), "last_layers": bank.last_layers, "init": bank.init,
         }
 
     def _write(self, segment: str) -> LogEntry:
@@ -145,3 +149,11 @@ class Memory:
         entry = LogEntry(segment, written, learned)
         self.log.append(entry)
         return entry
+
+
+def _fingerprint(model: torch.nn.Module) -> str:
+    """A hash of the first value of every row of every weight, in bf16: trained weights differ from those they began as."""
+    digest = blake2b(digest_size=8)
+    for weight in model.parameters():
+        digest.update(weight.detach().reshape(len(weight), -1)[:, 0].to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .folders import atomic_folder
+from .journal import read_object
 
 if TYPE_CHECKING:
     from .bank import AdapterBank
@@ -50,7 +52,7 @@ def load_peft(bank: AdapterBank, path: Path) -> int:
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"load: {file} is missing; expected a PEFT adapter folder saved as safetensors.")
-    config = json.loads(files[0].read_text())
+    config = read_object(files[0])
     extras = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out")
     unsupported = [k for k in extras if config.get(k)]
     if isinstance(config.get("init_lora_weights"), str) and config["init_lora_weights"] not in ("gaussian", "orthogonal"):
@@ -69,7 +71,10 @@ def load_peft(bank: AdapterBank, path: Path) -> int:
     if rank > bank.max_rank:
         raise ValueError(f"load: {path} has rank {rank}, this bank stores {bank.max_rank}; build it with a larger rank.")
     scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-    tensors = load_file(files[1])
+    try:
+        tensors = load_file(files[1])
+    except SafetensorError as error:
+        raise ValueError(f"load: {files[1]} is damaged ({error}); save the adapter again.") from error
     if not tensors:
         raise ValueError(f"load: {files[1]} holds no weights; save the adapter again.")
     pairs = {}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .grading import scored
-from .journal import read_jsonl
+from .journal import read_jsonl, read_object
 from .report import TASKS
 
 # What must agree, beside task and judge, for scores to stand in one table. Model, preset and settings are what is compared.
@@ -67,10 +66,7 @@ def read(folder: Path) -> Run:
     file = folder / "results.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} holds no results.json; name the --out of a `tmem eval`.")
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error}); make it anew with tmem eval --resume") from error
+    results = read_object(file, task=str, config=dict)
     if not results.get("methods"):
         raise ValueError(f"{folder} holds no answers yet; go on with tmem eval --resume.")
     answers, readings = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from .agent.episode import Agent
 from .agent.log import writes
 from .agent.retrieve import dense, require_dense
 from .compute import Sizes
-from .evaluate import BESIDE, about, journals, must_be_new, summarise
+from .evaluate import BESIDE, about, journals, must_be_new, spent, summarise
 from .folders import atomic_file
 from .tasks import corpus, multihop
-from .tasks.records import draw
+from .tasks.records import draw, files
 from .tasks.search import compose, summary
 from .tasks.trajectory import STATES, Trajectory, run
 
@@ -28,7 +29,7 @@ def search(
     methods: Sequence[str],
     out: Path,
     *,
-    data: str | None,
+    data: str | Sequence[str] | None,
     documents: Sequence[str] = (),
     search_by: str = "bm25",
     objectives: int = 2,
@@ -59,7 +60,7 @@ def search(
     if search_by == "dense":
         require_dense()
     must_be_new(out, resume)
-    if data is None:
+    if not files(data):
         raise ValueError("search: no data file given; pass a HotpotQA, 2WikiMultihopQA or MuSiQue file as data.")
     sets = compose(multihop.load(data), objectives)
     if seeds > 1 and (limit is None or limit >= len(sets)):
@@ -67,7 +68,7 @@ def search(
             f"search: {seeds} seeds would all take the same {len(sets)} sets; give a --limit below that, or leave out --seeds."
         )
     drawn = {s: [sets[i] for i in draw([""] * len(sets), limit, f"search/{s}")] for s in range(seed, seed + seeds)}
-    found = corpus.load(*(documents or (data,)))
+    found = corpus.load(*(documents or files(data)))
     turns = 3 * objectives if turns is None else turns
     max_new = answer_tokens or TURN + EACH * objectives
     config = agent_config(preset)
@@ -83,7 +84,7 @@ def search(
     results = {
         "task": "search",
         "config": {
-            **about(model, preset, config, data, *documents),
+            **about(model, preset, config, *files(data), *documents),
             "search_by": search_by,
             "objectives": objectives,
             "turns": turns,
@@ -98,6 +99,7 @@ def search(
         "machine": report.machine(),
     }
     answers, readings = journals(results, out, resume)
+    start, held = time.perf_counter(), len(answers.rows)
     index = corpus.Index(found, dense() if search_by == "dense" else None)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
@@ -119,6 +121,7 @@ def search(
                 readings.append(reading_of(method, s, t) for t in lived if (s, t.task.id) not in kept)
                 answers.append(answer_of(method, s, t) for t in lived)
             watch(method, "answer", len(done) + len(left), total)
+        results["runs"][-1] |= spent(min(slots, size), len(answers.rows) - held, start)
         results |= summarise(answers.rows, readings.rows, sizes=sizes)
         for method, scores in results["methods"].items():
             rows = [r for r in answers.rows if r["method"] == method]

@@ -1,7 +1,10 @@
 """Tasks: streams of text with questions asked after the text is gone, and their scores."""
 
+from collections.abc import Sequence
+
 from tmem.episode import Episode, Evidence, Pair, Question
 from tmem.tasks import clbench, locomo, longmemeval, metrics, squad, stream
+from tmem.tasks.records import distinct, files
 from tmem.tasks.task import Task
 
 __all__ = ["AT_LENGTH", "TASKS", "Episode", "Evidence", "Pair", "Question", "Task", "abstention", "load", "score"]
@@ -17,7 +20,7 @@ _SCORES = {
 TASKS = tuple(_SCORES)
 AT_LENGTH = ("clbench",)  # whose answers are whole texts
 
-_LOADERS = {"longmemeval": longmemeval.load, "squad": squad.load, "clbench": clbench.load}
+_LOADERS = {"locomo": locomo.load, "longmemeval": longmemeval.load, "squad": squad.load, "clbench": clbench.load}
 _FILES = {
     "locomo": "locomo10.json",
     "longmemeval": "longmemeval_s.json",
@@ -29,7 +32,7 @@ _FILES = {
 def load(
     task: str,
     *,
-    data: str | None = None,
+    data: str | Sequence[str] | None = None,
     seed: int = 0,
     limit: int | None = None,
     split: str = "test",
@@ -39,12 +42,14 @@ def load(
     """The episodes of a task, the same for the same arguments on every machine.
 
     stream: `limit` episodes (default 16) of `split` and `difficulty`; different seeds share none. `data` is not used.
-    The others read the file `data`; `split` and `difficulty` are not used.
+    The others read the file `data`, or several one after another; `split` and `difficulty` are not used.
     locomo: its conversations, `limit` questions of each; `adversarial` "open" or "choice" puts those of category 5.
     longmemeval, squad, clbench: `limit` questions, passages or tasks, an episode each.
     Raises ValueError or FileNotFoundError with one sentence that says what to do.
     """
     _known(task)
+    if not data:
+        data = None
     if task == "stream":
         count = 16 if limit is None else limit
         if count < 1:
@@ -54,9 +59,12 @@ def load(
         return [stream.episode((seed << 20) + i, split, difficulty) for i in range(count)]
     if data is None:
         raise ValueError(f"{task}: no data file given; pass the path of the official {_FILES[task]} as data")
-    if task == "locomo":
-        return locomo.load(data, seed=seed, limit=limit, adversarial=adversarial)
-    return _LOADERS[task](data, seed=seed, limit=limit)
+    options = {"adversarial": adversarial} if task == "locomo" else {}
+    episodes = _LOADERS[task](data, seed=seed, limit=limit, **options)
+    where = f"{task}: {', '.join(map(str, files(data)))}: the id"
+    distinct((e.id for e in episodes), where)
+    distinct((q.id for e in episodes for q in e.questions), where)
+    return episodes
 
 
 def abstention(task: str) -> str:

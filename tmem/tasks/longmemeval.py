@@ -10,7 +10,12 @@ from pathlib import Path
 from tmem.episode import Episode, Evidence, Question
 from tmem.tasks.records import Record, check_limit, draw, read
 
-__all__ = ["load", "summary"]
+__all__ = ["KINDS", "load", "summary"]
+
+KINDS = (
+    "single-session-user", "single-session-assistant", "single-session-preference", "temporal-reasoning", "knowledge-update",
+    "multi-session",
+)  # fmt: skip
 
 _SOURCE = "get longmemeval_s.json as https://github.com/xiaowu0162/LongMemEval says"
 _DATE = re.compile(r"([0-9]{4}/[0-9]{2}/[0-9]{2})\b")  # "2023/05/20 (Sat) 02:21"
@@ -29,8 +34,15 @@ def load(path: str | Path, *, seed: int = 0, limit: int | None = None) -> list[E
     """
     check_limit("longmemeval", limit, "question")
     records = [record.named("question_id") for record in read(path, "longmemeval", _SOURCE)]
-    drawn = draw([record.get("question_type", str) for record in records], limit, f"longmemeval/{seed}")
+    drawn = draw([_kind(record) for record in records], limit, f"longmemeval/{seed}")
     return [_episode(records[i]) for i in drawn]
+
+
+def _kind(record: Record) -> str:
+    kind = record.get("question_type", str)
+    if kind not in KINDS:
+        raise ValueError(f"{record.where}: `question_type` is {kind[:60]!r}; expected one of {', '.join(KINDS)}.")
+    return kind
 
 
 def _episode(record: Record) -> Episode:

@@ -5,10 +5,11 @@ The files are the user's own and are never part of this project.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .records import Record, read
+from .records import Record, distinct, files, read
 
 __all__ = ["Hop", "contexts", "joined", "load"]
 
@@ -29,14 +30,15 @@ class Hop:
     passages: tuple[tuple[str, str], ...] = ()
 
 
-def load(path: str | Path) -> list[Hop]:
-    """The answerable questions of a .json or .jsonl file, in its order; MuSiQue's unanswerable ones are left out.
+def load(path: str | Path | Sequence[str | Path]) -> list[Hop]:
+    """The answerable questions of a .json or .jsonl file, or of several, in their order; MuSiQue's unanswerable ones are left out.
 
     Raises FileNotFoundError, and ValueError that names the file, the record and the field for anything else than the format.
     """
     hops = [hop for record in read(path, "multihop", _SOURCE) if (hop := _hop(record))]
     if not hops:
-        raise ValueError(f"multihop: {path} has only unanswerable questions; expected at least one with an answer.")
+        raise ValueError(f"multihop: {', '.join(map(str, files(path)))} has only unanswerable questions; expected at least one with an answer.")
+    distinct((hop.id for hop in hops), f"multihop: {', '.join(map(str, files(path)))}: the id")
     return hops
 
 

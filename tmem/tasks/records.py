@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Record", "check_limit", "content", "draw", "listed", "read"]
+__all__ = ["Record", "check_limit", "content", "distinct", "draw", "files", "listed", "read"]
 
 _KINDS = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
 _REQUIRED = object()
@@ -44,7 +45,10 @@ class Record:
 
     def answer(self, name: str) -> str:
         """Text, or the text of a number: golds such as 2022 stand in official files without quotes."""
-        return str(self.get(name, str, int, float))
+        value = self.get(name, str, int, float)
+        if value in (math.inf, -math.inf):  # as JSON reads 1e999
+            raise ValueError(f"{self.where}: `{name}` is larger than any number; expected text or a number.")
+        return str(value)
 
 
 def _item(value: Any, kinds: tuple[type, ...], where: str) -> Any:
@@ -52,7 +56,8 @@ def _item(value: Any, kinds: tuple[type, ...], where: str) -> Any:
 
 
 def _named(kinds: Sequence[type]) -> str:
-    return " or ".join(dict.fromkeys(_KINDS[k] for k in kinds))
+    whole = int in kinds and float not in kinds
+    return " or ".join(dict.fromkeys("a whole number" if whole and k is int else _KINDS[k] for k in kinds))
 
 
 def _checked(value: Any, kinds: tuple[type, ...], where: str) -> Any:
@@ -79,12 +84,20 @@ def _parsed(text: str, where: str) -> Any:
         raise ValueError(f"{where} is nested too deeply; expected the official format.") from error
 
 
-def read(path: str | Path, task: str, source: str, *, under: str = "") -> list[Record]:
-    """The records of a .jsonl file, one a line, or of any other file, a JSON list (or an object with that list in `under`).
+def files(data: str | Path | Sequence[str | Path] | None) -> list[str | Path]:
+    """One data file, several or none, as a list."""
+    return [data] if isinstance(data, (str, Path)) else list(data or ())
+
+
+def read(path: str | Path | Sequence[str | Path], task: str, source: str, *, under: str = "") -> list[Record]:
+    """The records of a .jsonl file, one a line, or of any other file, a JSON list (or an object with that list in `under`);
+    of several files one after another.
 
     source: where a user gets the file, for the error. Raises FileNotFoundError, and ValueError for a file that cannot
     be read, is not JSON in UTF-8, holds no records, or holds something else than objects.
     """
+    if not isinstance(path, (str, Path)):
+        return [record for one in path for record in read(one, task, source, under=under)]
     found = content(path, task, source)
     if under and isinstance(found, dict):
         found = Record(found, f"{task}: {path}").get(under, list)
@@ -103,7 +116,7 @@ def content(path: str | Path, task: str, source: str) -> Any:
         raise ValueError(f"{where} cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 ({error}); {source}.") from error
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         return [_parsed(line, f"{where}, line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     return _parsed(text, where)
 
@@ -114,6 +127,12 @@ def listed(found: Any, where: str, source: str) -> list[Record]:
         kind = "an empty list" if found == [] else _KINDS.get(type(found), "null")
         raise ValueError(f"{where} holds {kind}, expected a non-empty list of records; {source}.")
     return [Record(value, f"{where}, record {n}") for n, value in enumerate(found, 1)]
+
+
+def distinct(ids: Iterable[str], what: str) -> None:
+    """ValueError for an id that occurs twice: answers, verdicts and memories are kept by them."""
+    if twice := [i for i, count in Counter(ids).items() if count > 1]:
+        raise ValueError(f"{what} {twice[0][:60]!r} occurs twice; expected every one once: remove or rename one of them.")
 
 
 def check_limit(task: str, limit: int | None, what: str) -> None:
