@@ -258,6 +258,16 @@ def test_an_episode_that_is_lived_otherwise_among_others_is_caught(monkeypatch):
         bench.study("eval", quick=True, threads=1)
 
 
+def test_what_rounding_in_bf16_may_do_is_less_than_another_memory_does():
+    said, exact = [1, 2], [1.25, 1.0, 0.5]
+    episodes._check([(said, exact)], [(said, exact)], 0.0)
+    for other in ([x + 0.5 for x in exact], [float("nan")] * 3, exact[:2]):
+        with pytest.raises(WrongNumbers, match="otherwise than alone"):
+            episodes._check([(said, other)], [(said, exact)], episodes.ROUNDING)
+    with pytest.raises(WrongNumbers):
+        episodes._check([(said, [1.25 + 1e-15, 1.0, 0.5])], [(said, exact)], 0.0)
+
+
 def test_a_chain_is_of_conversations_between_different_people():
     told = soak.chain(0, 30)
     assert len(told) == 30 and told == soak.chain(0, 30) and told[:4] == soak.chain(0, 4) and told != soak.chain(1, 30)

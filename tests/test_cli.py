@@ -51,6 +51,21 @@ def test_an_expected_error_is_one_sentence(verb, error, sentence):
     assert (result.exit_code, result.output) == (2, f"Error: {sentence}\n")
 
 
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--task", "locomo", "--split", "dev"], "--split means nothing for --task locomo; leave it out."),
+        (["--task", "stream", "--adversarial", "choice"], "--adversarial means nothing for --task stream; leave it out."),
+        (["--judge-model", "x"], "--judge-model means nothing for answers that nobody grades (no --judge-url); leave it out."),
+        (["--task", "search", "--known"], "--known means nothing for --task search; leave it out."),
+        (["--methods", ""], "got none."),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(words, sentence, tmp_path):
+    result = CliRunner().invoke(cli.main, ["eval", *words, "--out", str(tmp_path / "out")], env={"COLUMNS": "200"})
+    assert result.exit_code == 2 and sentence in result.output and not (tmp_path / "out").exists()
+
+
 def test_an_unexpected_error_keeps_its_traceback(verb):
     assert isinstance(verb(raises(KeyError("bug"))).exception, KeyError)
     assert isinstance(verb(raises(ValueError("bad")), TMEM_DEBUG="1").exception, ValueError)

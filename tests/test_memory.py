@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -133,3 +134,41 @@ def test_a_memory_goes_on_in_another_process(tmp_path, monkeypatch):
     assert then["weights"] != first["weights"] and with_moments["weights"] != never["weights"]
     back = here(f"load={folder}", "ask=a")  # the text that waits is saved, too
     assert back["ask=a"] == then["ask=a"][1:] and back["weights"] == then["weights"]
+
+
+@pytest.mark.parametrize(
+    "name, content, sentence",
+    [
+        ("tmem.json", "{", "tmem.json is damaged: not JSON"),
+        ("tmem.json", "[]", "tmem.json is damaged: expected a JSON object, got list"),
+        ("tmem.json", '{"pairs": []}', "tmem.json is damaged: `made_with` is nothing, expected dict"),
+        ("adapter_config.json", "{", "adapter_config.json is damaged"),
+        ("adapter_model.safetensors", "x" * 20, "adapter_model.safetensors is damaged"),
+    ],
+)
+def test_a_damaged_memory_is_named(tmp_path, monkeypatch, name, content, sentence):
+    preset = tmp_path / "tiny.toml"
+    preset.write_text(PRESET)
+    monkeypatch.setattr(models, "load", tiny_memory.load)
+    Memory.from_pretrained(preset=str(preset)).save(tmp_path / "m")
+    (tmp_path / "m" / name).write_text(content)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        Memory.from_pretrained(preset=str(preset), path=str(tmp_path / "m"))
+
+
+def test_a_memory_of_other_weights_is_refused(tmp_path, monkeypatch):
+    """Same shapes: Δ learned on the model as it came means nothing to a trained one."""
+    preset = tmp_path / "tiny.toml"
+    preset.write_text(PRESET)
+    monkeypatch.setattr(models, "load", tiny_memory.load)
+    Memory.from_pretrained(preset=str(preset)).save(tmp_path / "m")
+
+    def trained(name=None, **_):
+        model, tokenizer = tiny_memory.load()
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(1.1)
+        return model, tokenizer
+
+    monkeypatch.setattr(models, "load", trained)
+    with pytest.raises(ValueError, match="was made with weights [0-9a-f]{16}; open it with the same model"):
+        Memory.from_pretrained(preset=str(preset), path=str(tmp_path / "m"))
