@@ -112,7 +112,7 @@ def _told(rollout: Rollout) -> tuple[list[int], list[float]]:
 
 
 def _check(together: Sequence[tuple], apart: Sequence[tuple], allowed: float) -> None:
-    """Raises WrongNumbers unless every episode said the same both ways, its numbers at most `allowed` nats apart in the mean."""
+    """Raises WrongNumbers unless every episode said the same both ways, its numbers `allowed` nats apart in the mean."""
     for (said, numbers), (said_alone, numbers_alone) in zip(together, apart, strict=True):
         same = said == said_alone and len(numbers) == len(numbers_alone)
         off = sum(abs(x - y) for x, y in zip(numbers, numbers_alone)) / max(1, len(numbers)) if same else float("inf")

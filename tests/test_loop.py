@@ -565,6 +565,7 @@ def test_what_was_learned_is_a_peft_adapter_of_its_family(family, tmp_path):
         ("Mistral", {}, "is of family 'mistral' with a sliding window of 4096 tokens; choose another model"),
         ("Qwen2", {"use_sliding_window": True, "max_window_layers": 2}, "is of family 'qwen2' with a sliding window"),
         ("Gemma", {"use_bidirectional_attention": True}, "is of family 'gemma' with bidirectional attention"),
+        ("Llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "positions that depend on the batch's length"),
     ],
 )
 def test_a_model_that_would_be_computed_wrongly_is_refused(name, sizes, sentence):

@@ -507,7 +507,7 @@ def changed(record, path, value):
         ("locomo", ["conversation", "session_1_date_time"], ..., "`session_1_date_time` is missing"),
         ("longmemeval", ["answer"], None, "record 1 (question_id 'e47'): `answer` is null; expected text or a number."),
         ("longmemeval", ["question_type"], [], "`question_type` is a list; expected text."),
-        ("longmemeval", ["question_type"], "multi_session", "`question_type` is 'multi_session'; expected one of single-session-user,"),
+        ("longmemeval", ["question_type"], "multi_session", "`question_type` is 'multi_session'; expected one of single-"),
         ("longmemeval", ["haystack_dates", 1], 5, "item 2 of `haystack_dates` is a number; expected text."),
         ("longmemeval", ["haystack_dates"], [], "`haystack_dates` has 0 items; expected 3, one a session."),
         ("longmemeval", ["haystack_session_ids"], ["s"], "`haystack_session_ids` has 1 items; expected 3, one a session."),

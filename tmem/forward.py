@@ -45,8 +45,11 @@ def parts(model: nn.Module) -> nn.Module:
     config = model.config
     window = getattr(config, "sliding_window", None)
     both_ways = getattr(config, "use_bidirectional_attention", None)
-    if config.model_type not in FAMILIES or window is not None or both_ways:
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    by_length = rope in ("dynamic", "longrope")  # frequencies follow from the longest row: rows would not stand apart
+    if config.model_type not in FAMILIES or window is not None or both_ways or by_length:
         but = f" with a sliding window of {window} tokens" if window else " with bidirectional attention" if both_ways else ""
+        but += f" with positions that depend on the batch's length (rope_type {rope!r})" if by_length else ""
         raise ValueError(
             f"tmem runs models of the families {', '.join(FAMILIES)} without sliding windows; "
             f"{type(model).__name__} is of family {config.model_type!r}{but}; choose another model."

@@ -93,7 +93,8 @@ def rows_apart() -> bool:
     """
     if _cpuinfo().get("vendor_id") == "GenuineIntel":
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-    return cpu_bf16() != "amx" or bool(os.environ.get("ONEDNN_MAX_CPU_ISA"))
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    return cpu_bf16() != "amx" or (limit not in ("", "ALL", "DEFAULT") and "AMX" not in limit)
 
 
 def give_memory_back(share: float = 0.3) -> bool:

@@ -28,8 +28,8 @@ class Memory:
     >>> m.ask("How is Ada's dog called?")
     'Biscuit'
 
-    Where it was told of several people, it answers "unknown" to what it was not told of one of them (`LearnConfig.contrast`);
-    the preset "default" learns in half the time and answers with somebody else's.
+    Where it was told of several people, it mostly answers "unknown" to what it was not told of one of them
+    (`LearnConfig.contrast`); the preset "default" learns in half the time and answers with somebody else's.
     `observe` collects text; once more than the preset's window of tokens is waiting, the model writes pairs from it and
     learns them, and the text is gone. `ask` answers from the fast weights and the text still waiting. `pairs` is
     everything learned so far, `log` what each write did.
@@ -128,7 +128,8 @@ class Memory:
         bank, config = self.agent.bank, self.agent.model.config
         return {
             "model": f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}",
-            "weights": _fingerprint(self.agent.model), "targets": list(bank.targets), "last_layers": bank.last_layers, "init": bank.init,
+            "weights": _fingerprint(self.agent.model), "targets": list(bank.targets), "last_layers": bank.last_layers,
+            "init": bank.init,
         }
 
     def _write(self, segment: str) -> LogEntry:
@@ -155,5 +156,6 @@ def _fingerprint(model: torch.nn.Module) -> str:
     """A hash of the first value of every row of every weight, in bf16: trained weights differ from those they began as."""
     digest = blake2b(digest_size=8)
     for weight in model.parameters():
-        digest.update(weight.detach().reshape(len(weight), -1)[:, 0].to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
+        first = weight.detach().reshape(len(weight), -1)[:, 0].to(torch.bfloat16)
+        digest.update(first.view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -34,7 +34,7 @@ class LearnConfig:
     batch: int = 16  # pairs per minibatch and slot
     rehearse: int = 0  # earlier pairs of the episode learned again with each write: without them it forgets the last one
     contrast: int = 0  # questions about somebody else learned with each write, answered `unknown` (tmem.agent.lesson)
-    unknown: str = "unknown"  # evaluations take the task's words
+    unknown: str = "unknown"  # tmem eval takes the task's words where a task has some
     target: float = 0.0  # mean answer-token loss (nats) of an epoch at which a slot has learned enough and stops
     clip: float = 0.0  # gradient norm per slot; 0 = off
     weight_decay: float = 0.0

@@ -38,9 +38,9 @@ def contrast(
 ) -> list[Pair | None]:
     """For each of `past` and `new` None or, for up to `limit` of them, its question about somebody else, answered `unknown`.
 
-    The new pairs come first, then the past evenly spaced. Somebody else is a name that questions of `known`, all that was written
-    so far, ask about alone; who is taken changes from pair to pair. Where a known question about that name shares a word
-    with this one, it may be the same question in other words: then it is no contrast.
+    The new pairs come first, then the past evenly spaced. Somebody else is a name that questions of `known`, all that was
+    written so far, ask about alone; who is taken changes from pair to pair. Where a known question about that name shares a
+    word with this one, it may be the same question in other words: then it is no contrast.
     """
     pairs = [*past, *new]
     asked = [names(p.question) for p in known]

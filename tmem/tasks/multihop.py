@@ -31,14 +31,15 @@ class Hop:
 
 
 def load(path: str | Path | Sequence[str | Path]) -> list[Hop]:
-    """The answerable questions of a .json or .jsonl file, or of several, in their order; MuSiQue's unanswerable ones are left out.
+    """The answerable questions of a .json or .jsonl file, or of several, in order; MuSiQue's unanswerable ones are left out.
 
     Raises FileNotFoundError, and ValueError that names the file, the record and the field for anything else than the format.
     """
+    where = f"multihop: {', '.join(map(str, files(path)))}"
     hops = [hop for record in read(path, "multihop", _SOURCE) if (hop := _hop(record))]
     if not hops:
-        raise ValueError(f"multihop: {', '.join(map(str, files(path)))} has only unanswerable questions; expected at least one with an answer.")
-    distinct((hop.id for hop in hops), f"multihop: {', '.join(map(str, files(path)))}: the id")
+        raise ValueError(f"{where} has only unanswerable questions; expected at least one with an answer.")
+    distinct((hop.id for hop in hops), f"{where}: the id")
     return hops
 
 
