@@ -134,7 +134,7 @@ def train(preset: str, out: Path, *, model: str | None, resume: bool, **override
         return
     summary["machine"] = {**machine, "ranks": world.size}
     write_json(out / "summary.json", summary)
-    title = f"tmem train --preset {preset}, {summary['n_episodes']} held-out episodes"
+    title = f"tmem train --preset {Path(preset).name}, {summary['n_episodes']} held-out episodes"
     report.curve(out / "curve.png", report.read_run(out), title=title)
     _print_phases(summary)
     console.print(

@@ -383,15 +383,18 @@ def study_chart(path: str | Path, summary: Mapping[str, Any], runs: Sequence[Seq
 
 def _shade_phases(panels: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """A band behind each phase, from the end of what came before to its own last row, with its name above."""
-    start = 0.0
+    start, whole = 0.0, max((row["seconds"] for row in rows), default=0.0)
     for phase in dict.fromkeys(row["phase"] for row in rows):
         end = max(row["seconds"] for row in rows if row["phase"] == phase)
         name, colour = PHASES[phase]
+        if end - start < 0.25 * whole:  # of a narrow band the first word has to do, where it ends
+            name = name.split(":")[0]
+        narrow = end - start < 0.1 * whole
         for axes in panels:
             axes.axvspan(start, end, color=colour, linewidth=0, zorder=0)
         panels[0].annotate(
-            name, ((start + end) / 2, 1), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
-            ha="center", fontsize=9, color="#444444",
+            name, (end if narrow else (start + end) / 2, 1), (0, 4), xycoords=("data", "axes fraction"),
+            textcoords="offset points", ha="right" if narrow else "center", fontsize=9, color="#444444",
         )  # fmt: skip
         start = end
 
