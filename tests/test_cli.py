@@ -62,7 +62,7 @@ def test_an_expected_error_is_one_sentence(verb, error, sentence):
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(words, sentence, tmp_path):
-    result = CliRunner().invoke(cli.main, ["eval", *words, "--out", str(tmp_path / "out")], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(cli.main, ["eval", *words, "--out", str(tmp_path / "out")], env={"COLUMNS": "160"})
     assert result.exit_code == 2 and sentence in result.output and not (tmp_path / "out").exists()
 
 
