@@ -31,7 +31,7 @@ from ..tasks import stream
 from .measure import WrongNumbers
 from .train import PRESET, given, loaded
 
-ROUNDING = 0.1  # nats, mean difference in bf16, where products round otherwise for other numbers of rows; another Δ is 1 off
+ROUNDING = 0.1  # nats, mean difference in bf16, where products round otherwise for other numbers of rows
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,19 @@ def _lived(agent: Agent, episodes: list[Episode], *, together: bool) -> list[tup
     return [_told(r) for r in rollouts]
 
 
-def _told(rollout: Rollout) -> tuple[list[int], list[float]]:
-    """What one rollout said, and its log-probabilities and losses (nats): all that follows from its Δ."""
+def _told(rollout: Rollout) -> tuple[list[int], list[float], list[float]]:
+    """What one rollout said, its log-probabilities and losses (nats), and ‖ΔW‖ after each write."""
     said = [a.generation for a in rollout.actions]
     losses = [x for e in rollout.log for x in (e.learned.loss_before, e.learned.loss_after)]
-    return [t for g in said for t in g.ids], [*(p for g in said for p in g.logprobs), *losses]
+    norms = [e.learned.norm for e in rollout.log]
+    return [t for g in said for t in g.ids], [*(p for g in said for p in g.logprobs), *losses], norms
 
 
 def _check(together: Sequence[tuple], apart: Sequence[tuple], allowed: float) -> None:
-    """Raises WrongNumbers unless every episode said the same both ways, its numbers `allowed` nats apart in the mean."""
-    for (said, numbers), (said_alone, numbers_alone) in zip(together, apart, strict=True):
-        same = said == said_alone and len(numbers) == len(numbers_alone)
+    """Raises WrongNumbers unless every episode said the same both ways, its numbers `allowed` nats apart in the mean;
+    and, where nothing is allowed, with the same norms."""
+    for (said, numbers, norms), (said_alone, numbers_alone, norms_alone) in zip(together, apart, strict=True):
+        same = said == said_alone and len(numbers) == len(numbers_alone) and (allowed > 0 or norms == norms_alone)
         off = sum(abs(x - y) for x, y in zip(numbers, numbers_alone)) / max(1, len(numbers)) if same else float("inf")
         if not off <= allowed:
             raise WrongNumbers(

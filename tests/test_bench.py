@@ -252,7 +252,7 @@ def test_the_tables_of_the_document_are_those_of_the_committed_runs():
 
 def test_an_episode_that_is_lived_otherwise_among_others_is_caught(monkeypatch):
     told = episodes._told
-    monkeypatch.setattr(episodes, "_told", lambda rollout: (told(rollout)[0], [float(len(calls.append(1) or calls))]))
+    monkeypatch.setattr(episodes, "_told", lambda rollout: (told(rollout)[0], [float(len(calls.append(1) or calls))], []))
     calls = []
     with pytest.raises(WrongNumbers, match="otherwise than alone"):
         bench.study("eval", quick=True, threads=1)
@@ -260,12 +260,14 @@ def test_an_episode_that_is_lived_otherwise_among_others_is_caught(monkeypatch):
 
 def test_what_rounding_in_bf16_may_do_is_less_than_another_memory_does():
     said, exact = [1, 2], [1.25, 1.0, 0.5]
-    episodes._check([(said, exact)], [(said, exact)], 0.0)
+    episodes._check([(said, exact, [9.0])], [(said, exact, [9.0])], 0.0)
     for other in ([x + 0.5 for x in exact], [float("nan")] * 3, exact[:2]):
         with pytest.raises(WrongNumbers, match="otherwise than alone"):
-            episodes._check([(said, other)], [(said, exact)], episodes.ROUNDING)
+            episodes._check([(said, other, [])], [(said, exact, [])], episodes.ROUNDING)
     with pytest.raises(WrongNumbers):
-        episodes._check([(said, [1.25 + 1e-15, 1.0, 0.5])], [(said, exact)], 0.0)
+        episodes._check([(said, [1.25 + 1e-15, 1.0, 0.5], [])], [(said, exact, [])], 0.0)
+    with pytest.raises(WrongNumbers):
+        episodes._check([(said, exact, [9.0])], [(said, exact, [9.5])], 0.0)
 
 
 def test_a_chain_is_of_conversations_between_different_people():
