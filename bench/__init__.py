@@ -15,19 +15,19 @@ from pathlib import Path
 import torch
 
 from .. import machine, report
-from . import attend, decode, episodes, idle, init, lora, model, rsvd, soak, step, train, update
+from . import attend, decode, episodes, idle, init, loop, lora, model, rsvd, soak, step, train, update
 from .measure import Settings, ceilings, measured
 
 BENCHES = {
     "lora": {"lora": lora, "model": model, "update": update},
     "step": {"step": step, "idle": idle},
-    "decode": {"decode": decode, "attend": attend},
+    "decode": {"decode": decode, "attend": attend, "loop": loop},
 }
 """What `tmem bench NAME` runs: training with adapters (one layer, the whole decoder, one online update), their optimizer
 step, decoding with them and its attention."""
 STUDIES = {"rsvd": rsvd, "init": init, "train": train, "eval": episodes, "soak": soak}
 """What `tmem bench NAME` runs one at a time, with rows of its own: see `study`."""
-ON_GPU = ("lora", "step", "idle", "decode")  # the model-level benches are for the CPU, where an op is large beside its launch
+ON_GPU = ("lora", "step", "idle", "decode", "loop")  # those of the whole decoder are for the CPU, where launches cost nothing
 
 
 def run(

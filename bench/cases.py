@@ -152,7 +152,10 @@ def lora_cases(quick: bool, device: str = "cpu") -> list[LoraCase]:
         sweep = [LoraCase(64, 96, 4, f"{s}x4", (4,) * s, torch.float32, "adapters") for s in (1, 2)]
         return [LoraCase(64, 96, 4, "3x2..7", (5, 2, 7), d) for d in dtypes] + sweep
     if device == "cuda":
-        large = {"64x128": (128,) * 64, "64x1..255": tuple(1 + 4 * (i * 37 % 64) for i in range(64)), "1x8192": (8192,)}
+        large = {
+            "64x128": (128,) * 64, "64x1..253": tuple(1 + 4 * (i * 37 % 64) for i in range(64)),
+            "256x16": (16,) * 256, "1x8192": (8192,),
+        }  # fmt: skip
         return [LoraCase(4096, 4096, r, e, lengths, torch.bfloat16) for r in (16, 64) for e, lengths in large.items()]
     table = [
         LoraCase(k, n, r, episodes, lengths, d)

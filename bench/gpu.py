@@ -1,8 +1,8 @@
 """All that needs a GPU in one go, within 9 minutes: `make gpu`, or `python -m tmem.bench.gpu` where tmem is installed.
 
-The tests marked gpu, compute-sanitizer on a small set of them, then the benches with the clocks they ran at. Leaves one
-file, results/gpu/<name of the GPU>.json, which bench/table.py makes the table of docs/kernels.md from. What fails is in
-the file too, and the exit status says so.
+The tests marked gpu, the benches with the clocks they ran at, batched_rsvd, then compute-sanitizer on a small set of the tests.
+Leaves one file, results/gpu/<name of the GPU>.json, written anew after each part, which bench/table.py makes the tables of
+the documents from. What fails is in the file too, and the exit status says so.
 """
 
 from __future__ import annotations
@@ -19,25 +19,27 @@ import torch
 
 from .. import machine, ops
 from ..report import write_json
-from . import run
+from . import run, study
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"tests": 240, "sanitizer": 120}  # seconds
-SANITIZED = "test_promises and (decode or copy or idle or values)"
+WORKERS = "8"  # processes of the tests, most of whose time goes into compiling Triton's kernels
+SANITIZED = "test_promises and (decode or copy or idle)"
 CLOCKS = "clocks.sm,clocks.mem,temperature.gpu,power.draw"
 
 
 def pytest_of(name: str, selection: str, *before: str) -> dict:
     """Run the tests marked gpu; what they printed last, and whether they ended well within the limit."""
-    command = [*before, sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu", "-k", selection, str(ROOT / "tests")]
+    command = [*before, sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-k", selection, str(ROOT / "tests" / "test_gpu.py")]
+    command += [] if before else ["-n", WORKERS]
     start = time.perf_counter()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMITS[name], cwd=ROOT)
         status, text = done.returncode, done.stdout + done.stderr
     except subprocess.TimeoutExpired as late:
         status, text = "timed out", (late.stdout or b"").decode()
-    print(f"{name}: {status} in {time.perf_counter() - start:.0f} s", text[-1500:], sep="\n", flush=True)
-    return {"status": status, "seconds": round(time.perf_counter() - start, 1), "last": text[-4000:]}
+    print(f"{name}: {status} in {time.perf_counter() - start:.0f} s", text[-3000:], sep="\n", flush=True)
+    return {"status": status, "seconds": round(time.perf_counter() - start, 1), "last": text.strip().splitlines()[-1:]}
 
 
 class Clocks(threading.Thread):
@@ -70,28 +72,30 @@ def main() -> int:
     name = torch.cuda.get_device_name()
     kernels = {op: ops.kernel_for(op, "cuda") for op in ops.OPS}
     print(name, kernels, flush=True)
-    tests = pytest_of("tests", "not sanitized")
-    sanitizer: dict = {"status": "no compute-sanitizer on PATH"}
-    if shutil.which("compute-sanitizer"):
-        sanitizer = pytest_of("sanitizer", SANITIZED, "compute-sanitizer", "--error-exitcode", "9", "--target-processes", "all")
+    path = ROOT / "results" / "gpu" / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.json"
+    found: dict = {"command": "make gpu", "kernels": kernels, "tests": pytest_of("tests", "")}
+    write_json(path, found)
     clocks = Clocks()
     clocks.start()
-    bench = run(watch=lambda case, done, total: print(f"{done}/{total} {case}", flush=True))
+    found |= run(watch=_progress)
     clocks.over.set()
-    found = {
-        **bench,
-        "command": "make gpu",
-        "gpu": {"name": name, "machine": machine.machine(), "clocks": clocks.summary()},
-        "kernels": kernels,
-        "tests": tests,
-        "sanitizer": sanitizer,
-    }
-    path = ROOT / "results" / "gpu" / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.json"
+    found["gpu"] = {"name": name, "machine": machine.machine(), "clocks": clocks.summary()}
     write_json(path, found)
-    for row in bench["rows"]:
-        print(f"{row['bench']:7}{row['case']:36}{row['provider']:22}{row['ms'] * 1e3:10.1f} us {row['ratio']:6.2f}x")
+    found["rsvd"] = study("rsvd", watch=_progress)
+    write_json(path, found)
+    found["sanitizer"] = {"status": "no compute-sanitizer on PATH"}
+    if shutil.which("compute-sanitizer"):
+        checked = "compute-sanitizer", "--error-exitcode", "9", "--target-processes", "all"
+        found["sanitizer"] = pytest_of("sanitizer", SANITIZED, *checked)
+    write_json(path, found)
+    for row in found["rows"]:
+        print(f"{row['bench']:7}{row['case']:44}{row['provider']:22}{row['ms'] * 1e3:10.1f} us {row['ratio']:6.2f}x")
     print(f"written to {path}")
-    return int(any(part["status"] not in (0, "no compute-sanitizer on PATH") for part in (tests, sanitizer)))
+    return int(any(found[part]["status"] not in (0, "no compute-sanitizer on PATH") for part in ("tests", "sanitizer")))
+
+
+def _progress(what: str, done: int, total: int) -> None:
+    print(f"{done}/{total} {what}", flush=True)
 
 
 if __name__ == "__main__":

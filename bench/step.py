@@ -18,8 +18,8 @@ cases = step_cases
 
 def gradients(case: StepCase, device: str, step: int) -> Tensor:
     """[slots, width] fp32, another for each step."""
-    generator = torch.Generator().manual_seed(step)
-    return torch.randn(case.slots, case.width, generator=generator).to(device)
+    generator = torch.Generator(device).manual_seed(step)
+    return torch.randn(case.slots, case.width, generator=generator, device=device)
 
 
 def oracle(case: StepCase, device: str) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ def main():
                 step = min(0.6, at - y)
                 axes.add_patch(Rectangle((1.68, at - step), 0.16, step - 0.04, facecolor=shade, edgecolor="none"))
                 at -= step
-    axes.text(1.9, 1.2, "tiles: at most 32 rows,\nnever two segments", fontsize=7.5, ha="left")
+    axes.text(1.9, 1.2, "tiles: at most 64 rows,\nnever two segments", fontsize=7.5, ha="left")
     axes.text(0.2, 0.55, "plan: tiles of segments, segments of slots;\nmade on the device once a batch, used by all layers",
               fontsize=7.5, ha="left")  # fmt: skip
 

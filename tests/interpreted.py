@@ -22,6 +22,13 @@ from tmem.testing import assert_close, make_case
 NAN = float("nan")
 
 
+def backward(g, z, v, f, *rest):
+    """What lora_backward_ launches, past its checks, which refuse fp16."""
+    *seg, scale, p = rest
+    gram.gram(g, z, v, *seg, p)
+    return shrink.shrink(v, [f], *seg, scale, p)[0]
+
+
 def plans():
     """The tiles and the slots' segments are those of the reference; what neither uses may hold anything."""
     for lengths, slots in (
@@ -60,7 +67,7 @@ def sixteen_bits():
         h = g.clone()
         reference.lora_gram_(expected, want, x, *seg)
         gram.gram(g, z[0], case.x, *seg, p)
-        dz = gram.backward(h, z[0], case.x, case.a, *seg, case.scale, p)
+        dz = backward(h, z[0], case.x, case.a, *seg, case.scale, p)
         assert_close("g", g, expected, 2e-6)
         assert_close("g of backward", h, expected, 2e-6)
         assert_close("dz", dz, want, 2e-6)
@@ -80,7 +87,7 @@ def lost_slots():
         assert bad[:4].isnan().all() and torch.equal(bad[4:], z[4:])
         assert out[:4].isnan().all() and torch.equal(out[4:], o[4:])
         g = torch.zeros(3, 4, 60)
-        dz = gram.backward(g, bad, o, case.bt, *seg, case.scale, p)
+        dz = backward(g, bad, o, case.bt, *seg, case.scale, p)
         assert dz[:4].isnan().all() and not dz[4:].isnan().any() and not g[0].isnan().any()
 
 
@@ -95,7 +102,7 @@ def bad_offsets():
         o, g = torch.zeros(70, 60)[:52], torch.zeros(3, 4, 60)[:2]
         assert shrink.shrink(case.x, [case.a, case.a], *seg, case.scale, p).isnan().all()
         expand.expand(o, z, case.bt, *seg, p)
-        dz = gram.backward(g, z, o.nan_to_num(), case.bt, *seg, case.scale, p)
+        dz = backward(g, z, o.nan_to_num(), case.bt, *seg, case.scale, p)
         assert o.isnan().all() and g.isnan().all() and dz.isnan().all()
         assert not o._base[52:].any() and not g._base[2:].any()
 

@@ -50,7 +50,8 @@ def as_on_a_gpu(monkeypatch, poison):
     monkeypatch.setattr(checks, "DTYPES", [d for d in checks.DTYPES if torch.float64 not in d])
 
 
-@pytest.mark.parametrize("check", checks.ALL, ids=lambda check: check.__name__)
+# Not attend: it is a CPU decode step's alone, attention on a GPU is torch's.
+@pytest.mark.parametrize("check", [c for c in checks.ALL if c is not checks.attend], ids=lambda check: check.__name__)
 def test_promises(check):
     check(OnGpu())
 

@@ -28,7 +28,7 @@ HYPER = ("lr", "beta1", "beta2", "eps", "weight_decay", "clip")
 """Columns of `hyper`. clip > 0 limits the norm of a row's gradient, 0 = off. SGD reads lr, weight_decay and clip."""
 
 
-TILE = 32
+TILE = 64
 """Rows of one tile of a plan."""
 
 
@@ -284,8 +284,14 @@ def svd_eigh(t: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def svd_small(r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """r [b,l,l] = u diag(s) vᵀ: u [b,l,l], s [b,l] descending, v [b,l,l], to high relative accuracy of every s."""
-    u, s, vh = torch.linalg.svd(r)
+    u, s, vh = dense_svd(r)
     return u.contiguous(), s, vh.mT.contiguous()
+
+
+def dense_svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """torch.linalg.svd(a, full_matrices=False) by QR iteration: what torch takes on a GPU otherwise, Jacobi's, leaves U and V
+    of fp32 matrices 1e-4 off orthonormal."""
+    return torch.linalg.svd(a, full_matrices=False, driver="gesvd" if a.is_cuda else None)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:

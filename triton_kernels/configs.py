@@ -21,10 +21,10 @@ class Config:
 # allow without spilling, so that many bytes are in flight.
 TABLE = {
     "shrink": {
-        (16, 16): (Config(256), Config(128), Config(64)),
-        (16, 32): (Config(128), Config(128), Config(64)),
-        (32, 16): (Config(128), Config(64), Config(32)),
-        (32, 32): (Config(64), Config(64, stages=3), Config(32)),
+        (16, 16): (Config(128), Config(128), Config(64)),
+        (16, 32): (Config(128), Config(128, stages=3), Config(64)),
+        (32, 16): (Config(64), Config(64), Config(32)),
+        (32, 32): (Config(64), Config(32), Config(32)),
     },
     "shrink of several factors": {
         (16, 16): (Config(128), Config(128), Config(64)),
@@ -33,20 +33,14 @@ TABLE = {
         (32, 32): (Config(32), Config(32, 8), Config(32, 8)),
     },
     "expand": {
-        (16, 16): (Config(256, stages=1), Config(256, stages=1), Config(128, stages=1)),
-        (16, 32): (Config(256, stages=1), Config(256, stages=1), Config(128, stages=1)),
-        (32, 16): (Config(128, stages=1), Config(128, stages=1), Config(64, stages=1)),
-        (32, 32): (Config(128, stages=1), Config(64, stages=1), Config(64, stages=1)),
+        (16, 16): (Config(128, stages=1), Config(128, stages=1), Config(128, stages=1)),
+        (16, 32): (Config(128, stages=1), Config(128, stages=1), Config(128, stages=1)),
+        (32, 16): (Config(64, stages=1), Config(64, stages=1), Config(64, stages=1)),
+        (32, 32): (Config(64, stages=1), Config(64, stages=1), Config(32, stages=1)),
     },
     "gram": {
-        (16, 32): (Config(128), Config(128, stages=3), Config(64, stages=3)),
-        (32, 32): (Config(64), Config(64, stages=3), Config(64, stages=3)),
-    },
-    "backward": {
-        (16, 16): (Config(128), Config(128, stages=3), Config(64, stages=3)),
-        (16, 32): (Config(128), Config(128, stages=3), Config(64, stages=3)),
-        (32, 16): (Config(32), Config(32), Config(32, stages=3)),
-        (32, 32): (Config(32), Config(32), Config(32, stages=3)),
+        (16, 32): (Config(128, stages=3), Config(128, stages=2), Config(128, stages=2)),
+        (32, 32): (Config(64), Config(64, stages=3), Config(64, stages=2)),
     },
 }
 

@@ -21,3 +21,13 @@ def dot(a, b, acc):
         return tl.dot(a, high, tl.dot(a, (b - high.to(tl.float32)).to(a.dtype), acc))
     else:
         return tl.dot(a, b, acc)
+
+
+@triton.jit
+def dot_in(a, b, acc, dtype: tl.constexpr):
+    """acc + a @ b for a result that is rounded to the 16-bit `dtype`: both fp32 operands split into two parts of it, three
+    products of parts (bf16: relative error 2^-16). tf32 would take six times the time of one product, this takes three."""
+    a_high, b_high = a.to(dtype), b.to(dtype)
+    acc = tl.dot((a - a_high.to(tl.float32)).to(dtype), b_high, acc)
+    acc = tl.dot(a_high, (b - b_high.to(tl.float32)).to(dtype), acc)
+    return tl.dot(a_high, b_high, acc)

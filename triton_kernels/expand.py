@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .configs import config, padded_rank
-from .dot import dot
+from .dot import dot, dot_in
 from .plan import TILE, row_stride, slot_stride, tile_of, tiles
 
 
@@ -21,13 +21,21 @@ def expand_kernel(
     at = o + m.to(tl.int64)[:, None] * o_stride + d[None, :]
     mask = live[:, None] & (d < D)[None, :]
     if r > 0:
+        if RP < 64:  # it comes while the product is made; of a larger rank, registers do not suffice
+            before = tl.load(at, mask, other=0.0)
         j = tl.arange(0, RP)
         used = j < r
         x = tl.load(z + m.to(tl.int64)[:, None] * z_stride + j[None, :], live[:, None] & used[None, :], other=0.0)
         where = f + slot.to(tl.int64) * slot_stride + j[:, None] * rank_stride + d[None, :]
         y = tl.load(where, used[:, None] & (d < D)[None, :], other=0.0)
-        sum = dot(x, y, tl.zeros([BM, BD], tl.float32))
-        tl.store(at, (tl.load(at, mask, other=0.0).to(tl.float32) + sum).to(o.dtype.element_ty), mask)
+        sum = tl.zeros([BM, BD], tl.float32)
+        if (o.dtype.element_ty == tl.float32) or (f.dtype.element_ty != tl.float32):
+            sum = dot(x, y, sum)
+        else:
+            sum = dot_in(x, y, sum, o.dtype.element_ty)
+        if RP >= 64:
+            before = tl.load(at, mask, other=0.0)
+        tl.store(at, (before.to(tl.float32) + sum).to(o.dtype.element_ty), mask)
     else:  # a slot is named that is not known
         tl.store(at, tl.full([BM, BD], float("nan"), o.dtype.element_ty), mask)
 

@@ -87,11 +87,16 @@ __global__ void __launch_bounds__(THREADS, 1) diagonalise(const Jacobi a) {
     if (done) break;
   }
   for (int column = warp; column < k; column += WARPS) {
+    // Hundreds of rotations, each rounded, leave V's columns longer or shorter by some units in the last place, and those of
+    // A V with them.
+    const float turned_length = sqrtf(dot(v + column * lead, v + column * lead, k, lane));
+    for (int i = lane; i < k; i += 32) {
+      v[column * lead + i] /= turned_length;
+      work[column * lead + i] /= turned_length;
+    }
+    __syncwarp();
     const float length = sqrtf(dot(work + column * lead, work + column * lead, k, lane));
     if (lane == 0) size[column] = length;
-    // Hundreds of rotations, each rounded, leave V's columns longer or shorter by some units in the last place.
-    const float turned_length = sqrtf(dot(v + column * lead, v + column * lead, k, lane));
-    for (int i = lane; i < k; i += 32) v[column * lead + i] /= turned_length;
   }
   __syncthreads();
   // Descending, equal ones by column. By the bits of the lengths, which order NaN too, as the largest: every place is taken.

@@ -3,6 +3,8 @@ captured as one CUDA graph and replayed. Elsewhere the same function runs step b
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,11 @@ from .. import forward as fw
 from ..attach import Route
 from ..bank import AdapterBank
 
+ROOM = 0.25  # of a GPU's memory: what the keys and values of captured steps of one bank, or model, may take
+
 captures: dict[tuple, int] = {}
-"""How often a step was captured, by (rows, columns, dtype): at most once each for a bank, or a model without one."""
+"""How often a step was captured, by (rows, columns, dtype): once each for a bank, or a model without one, as long as there is
+room for all."""
 
 
 def bucket(rows: int) -> int:
@@ -23,11 +28,15 @@ class _Columns:
     """Keys and values [B, heads, columns, head_dim] of every layer; a step writes in row r the column at[r]."""
 
     def __init__(self, model, rows: int, columns: int, at: Tensor, like: Tensor):
+        self.memory, self.at = like.new_zeros(self.shape(model, rows, columns)), at
+        self.rows = torch.arange(rows, device=like.device)
+
+    @staticmethod
+    def shape(model, rows: int, columns: int) -> tuple[int, ...]:
+        """[layers, 2, rows, heads, columns, head_dim]"""
         config = model.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, 2, rows, config.num_key_value_heads, columns, size)
-        self.memory, self.at = like.new_zeros(shape), at
-        self.rows = torch.arange(rows, device=like.device)
+        return config.num_hidden_layers, 2, rows, config.num_key_value_heads, columns, size
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
         keys, values = self.memory[layer_idx]
@@ -53,11 +62,20 @@ class Steps:
 
     @classmethod
     def of(cls, model, bank: AdapterBank | None, rows: int, columns: int) -> Steps:
-        """Those kept with the bank, or else with the model; made when first asked for."""
+        """Those kept with the bank, or else with the model; made when first asked for. Of a GPU's memory they hold ROOM at
+        most, or one of them more than that: those longest unused make room, and are captured anew when asked for again."""
         key = (bucket(rows), max(512, 1 << (columns - 1).bit_length()))
         kept = vars(model if bank is None else bank).setdefault("_decode_steps", {})
-        if key not in kept:
-            kept[key] = cls(model, bank, *key)
+        if key in kept:
+            kept[key] = kept.pop(key)  # to the end: used last
+            return kept[key]
+        weight = next(model.parameters())
+        if weight.is_cuda:
+            room = ROOM * torch.cuda.get_device_properties(weight.device).total_memory
+            need = math.prod(_Columns.shape(model, *key)) * weight.element_size()
+            while kept and need + sum(steps.cache.memory.nbytes for steps in kept.values()) > room:
+                del kept[next(iter(kept))]
+        kept[key] = cls(model, bank, *key)
         return kept[key]
 
     def begin(self, cache: fw.KVCache, slots: list[int] | None) -> None:

@@ -97,11 +97,12 @@ def lora_backward_(g, z, dy, bt, seg_off, seg_slot, rank, scale, plan=None):
     _checks.shape(op, "bt", bt, rank.shape[0], z.shape[1], dy.shape[1])
     _checks.factor(op, "bt", bt, dy, rank.shape[0], z.shape[1], dy.shape[1])
     seg, plan = _segments(op, *z.shape, seg_off, seg_slot, rank, plan, g, z, dy, bt, scale)
-    out = _lines(g)
-    dz = _kernels("gram").backward(out, _lines(z), _lines(dy), _lines(bt), *seg, _scale(op, scale, rank), plan)
+    # dy is read twice. One kernel that reads it once leaves dz in parts, one a stretch of columns, whose bytes cost more.
+    out, dy = _lines(g), _lines(dy)
+    _kernels("gram").gram(out, _lines(z), dy, *seg, plan)
     if out is not g:
         g.copy_(out)
-    return dz
+    return _kernels("shrink").shrink(dy, [_lines(bt)], *seg, _scale(op, scale, rank), plan)[0]
 
 
 def lora_gram_(g, z, v, seg_off, seg_slot, rank, plan=None, op="lora_gram_"):

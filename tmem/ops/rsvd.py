@@ -198,7 +198,7 @@ def _group(w, most, rank, method, oversample, iters, seed, workspace) -> list[tu
 
 
 def _exact(w: Tensor, rank: int) -> tuple:
-    u, s, vh = torch.linalg.svd(w.to(_accumulator(w)), full_matrices=False)
+    u, s, vh = reference.dense_svd(w.to(_accumulator(w)))
     u, v = _signed(u[:, :rank], vh[:rank].mT)
     return u, s[:rank].clone(), v, CHOLESKY
 
