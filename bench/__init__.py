@@ -52,9 +52,9 @@ def run(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with _threads(threads) as count:
         limits = ceilings(quick, device)
-        rows = list(_rows(names or tuple(BENCHES), quick, settings, device, watch))
+        found = list(rows(names or tuple(BENCHES), quick, settings, device, watch))
     kept = {"quick": quick, "threads": count, "rounds": settings.rounds, "warmup": settings.warmup}
-    return {**_about(), "settings": kept, "ceilings": limits, "rows": rows}
+    return {**about(), "settings": kept, "ceilings": limits, "rows": found}
 
 
 def study(
@@ -84,7 +84,7 @@ def study(
 
     with _threads(threads) as count:
         found = STUDIES[name].study(quick, watch, kept, **options)
-    return {**_about(), "settings": {"quick": quick, "threads": count}, **found}
+    return {**about(), "settings": {"quick": quick, "threads": count}, **found}
 
 
 @contextmanager
@@ -97,11 +97,15 @@ def _threads(count: int | None) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
-def _about() -> dict:
+def about() -> dict:
+    """What every committed run says of where it was made."""
     return {"machine": machine.machine(), "versions": machine.versions(), "commit": report.machine().get("commit")}
 
 
-def _rows(names, quick, settings, device, watch):
+def rows(
+    names: Sequence[str], quick: bool, settings: Settings, device: str, watch: Callable[[str, int, int], None]
+) -> Iterator[dict]:
+    """The rows of `run`, one by one as they are measured."""
     benches = [(n, b) for name in dict.fromkeys(names) for n, b in BENCHES[name].items()]
     todo = [
         (name, bench, case)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..testing import TOLERANCES, rel_rms
 
-
 SPLIT = 5e-5  # of fp32 results on a GPU, whose fp32 operands are split into two bf16 parts: 2^-17 a product
 
 

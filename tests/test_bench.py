@@ -18,6 +18,7 @@ PROVIDERS = {
     "step": ({"tmem", "group per slot", "flat", "flat, zeroing"}, "flat"),
     "idle": ({"tmem", "tmem, no idle rows"}, "tmem, no idle rows"),
     "decode": ({"base", "tmem"}, "base"),
+    "loop": ({"base", "tmem", "base, not captured", "tmem, not captured"}, "base"),
     "attend": ({"tmem", "torch sdpa, folded", "torch sdpa, enable_gqa"}, "tmem"),
 }
 

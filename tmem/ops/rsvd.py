@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tmem import reference
 from tmem.ops import _svd
 
 METHODS = ("krylov", "subspace", "exact")
