@@ -93,7 +93,7 @@ def main() -> int:
     found["gpu"] = {"name": name, "machine": machine.machine(), "clocks": clocks.summary()}
     write_json(path, found)
     for row in found["rows"]:
-        print(f"{row['bench']:7}{row['case']:44}{row['provider']:22}{row['ms'] * 1e3:10.1f} us {row['ratio']:6.2f}x", flush=True)
+        print(f"{row['bench']:7}{row['case']:44}{row['provider']:22}{row['ms'] * 1e3:10.1f} us {row['ratio']:6.2f}x")
     found["rsvd"] = study("rsvd", watch=_progress)
     write_json(path, found)
     found["sanitizer"] = {"status": "no compute-sanitizer on PATH"}
