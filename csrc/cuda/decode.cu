@@ -19,6 +19,27 @@ __device__ __forceinline__ int32_t known_rank(const Decode& a, int32_t slot) {
   return rank > 0 && rank <= a.ranks ? rank : 0;
 }
 
+// Σ_i x[i]·y[i] in order.
+__device__ __forceinline__ float dot(const float (&x)[8], const float (&y)[8]) {
+  float sum = 0.f;
+#pragma unroll
+  for (int i = 0; i < 8; i++) sum = fmaf(x[i], y[i], sum);
+  return sum;
+}
+
+// sum += z·y.
+__device__ __forceinline__ void add(float z, const float (&y)[8], float (&sum)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; i++) sum[i] = fmaf(z, y[i], sum[i]);
+}
+
+// Row `first + j` of GROUP rows of a factor; those past the last are the last again, and nobody uses them.
+template <class F>
+__device__ __forceinline__ void load_group(const F* f, int64_t stride, int32_t first, int32_t rank, Whole<F> (&out)[GROUP]) {
+#pragma unroll
+  for (int j = 0; j < GROUP; j++) out[j].load(f + min(first + j, rank - 1) * stride);
+}
+
 // planes[slice, row, j] = Σ over one slice of x[row, d]·a[slot, j, d]: per thread in order, then a tree over the block.
 template <class X, class F, bool WIDE>
 __global__ void __launch_bounds__(THREADS) down(const Decode a) {
@@ -26,19 +47,29 @@ __global__ void __launch_bounds__(THREADS) down(const Decode a) {
   const int32_t slot = a.row_slot[row], rank = known_rank(a, slot);
   if (rank == 0) return;
   const int64_t n = a.width - d;
-  float x[8];
-  load8<WIDE>(static_cast<const X*>(a.x) + row * a.x_stride + d, n, x);
+  const X* from = static_cast<const X*>(a.x) + row * a.x_stride + d;
   const F* f = static_cast<const F*>(a.a.data) + slot * a.a.slot_stride + d;
   __shared__ float warps[THREADS / 32][GROUP];
   for (int32_t first = 0; first < rank; first += GROUP) {
-    float sum[GROUP];
+    float sum[GROUP], x[8], y[8];
+    if (WIDE && n >= 8) {
+      Whole<X> line;
+      Whole<F> group[GROUP];
+      line.load(from);
+      load_group(f, a.a.rank_stride, first, rank, group);
+      line.widen(x);
 #pragma unroll
-    for (int j = 0; j < GROUP; j++) {
-      float y[8];
-      load8<WIDE>(f + (first + j) * a.a.rank_stride, first + j < rank ? n : 0, y);
-      sum[j] = 0.f;
+      for (int j = 0; j < GROUP; j++) {
+        group[j].widen(y);
+        sum[j] = dot(x, y);
+      }
+    } else {
+      load8<false>(from, n, x);
 #pragma unroll
-      for (int i = 0; i < 8; i++) sum[j] = fmaf(x[i], y[i], sum[j]);
+      for (int j = 0; j < GROUP; j++) {
+        load8<false>(f + (first + j) * a.a.rank_stride, first + j < rank ? n : 0, y);
+        sum[j] = dot(x, y);
+      }
     }
 #pragma unroll
     for (int j = 0; j < GROUP; j++)
@@ -62,33 +93,55 @@ __global__ void __launch_bounds__(THREADS) down(const Decode a) {
 // NaN.
 template <class X, class F, bool WIDE>
 __global__ void __launch_bounds__(THREADS) up(const Decode a) {
-  const int64_t row = blockIdx.x, d = blockIdx.y * SLICE + threadIdx.x * 8;
+  const int64_t row = blockIdx.x, d = blockIdx.y * SLICE + threadIdx.x * 8, n = a.outputs - d;
   const int32_t slot = a.row_slot[row], rank = known_rank(a, slot);
   if (slot == -1) return;
+  X* at = static_cast<X*>(a.y) + row * a.y_stride + d;
+  const F* f = static_cast<const F*>(a.bt.data) + slot * a.bt.slot_stride + d;
+  const bool whole = WIDE && n >= 8 && rank > 0;
+  Whole<X> line;
+  Whole<F> group[GROUP];
+  if (whole) {  // on their way while z is summed
+    line.load(at);
+    load_group(f, a.bt.rank_stride, 0, rank, group);
+  }
   __shared__ float z[MOST_RANKS];
   if (static_cast<int32_t>(threadIdx.x) < rank) {
+    const float* plane = a.planes + row * a.ranks + threadIdx.x;
+    const int64_t count = (a.width + SLICE - 1) / SLICE, apart = a.rows * a.ranks;
     float total = 0.f;
-    for (int64_t slice = 0; slice * SLICE < a.width; slice++)
-      total += a.planes[(slice * a.rows + row) * a.ranks + threadIdx.x];
+    for (int64_t slice = 0; slice < count; slice += 4) {
+      float part[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) part[i] = slice + i < count ? plane[(slice + i) * apart] : 0.f;
+#pragma unroll
+      for (int i = 0; i < 4; i++) total += part[i];
+    }
     z[threadIdx.x] = total * a.scale[slot];
   }
   __syncthreads();
-  const int64_t n = a.outputs - d;
   if (n <= 0) return;
-  const F* f = static_cast<const F*>(a.bt.data) + slot * a.bt.slot_stride + d;
-  float sum[8];
+  float sum[8], y[8];
 #pragma unroll
   for (int i = 0; i < 8; i++) sum[i] = rank ? 0.f : __int_as_float(0x7fc00000);
-#pragma unroll GROUP
-  for (int32_t j = 0; j < rank; j++) {
-    float y[8];
-    load8<WIDE>(f + j * a.bt.rank_stride, n, y);
+  if (whole) {
+    for (int32_t first = 0; first < rank; first += GROUP) {
+      if (first) load_group(f, a.bt.rank_stride, first, rank, group);
 #pragma unroll
-    for (int i = 0; i < 8; i++) sum[i] = fmaf(z[j], y[i], sum[i]);
+      for (int j = 0; j < GROUP; j++)
+        if (first + j < rank) {
+          group[j].widen(y);
+          add(z[first + j], y, sum);
+        }
+    }
+    line.widen(y);
+  } else {
+    for (int32_t j = 0; j < rank; j++) {
+      load8<false>(f + j * a.bt.rank_stride, n, y);
+      add(z[j], y, sum);
+    }
+    load8<false>(at, n, y);
   }
-  X* at = static_cast<X*>(a.y) + row * a.y_stride + d;
-  float y[8];
-  load8<WIDE>(at, n, y);
 #pragma unroll
   for (int i = 0; i < 8; i++) y[i] += sum[i];
   store8<WIDE>(at, n, y);

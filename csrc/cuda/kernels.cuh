@@ -50,7 +50,7 @@ struct Step {
   const bool* active;
   float* norm;       // [rows]
   double* partial;   // [rows, stretches(width)]
-  int32_t* arrived;  // [2, rows], zero: stretches whose squares are summed; 1 when the scalars are there
+  int32_t* come;     // [2], zero: blocks that have come to either meeting
   Scalars* scalars;  // [rows]
   int64_t rows, width;
   int64_t param_stride, grad_stride, m_stride, v_stride, copy_stride, hyper_stride;

@@ -121,7 +121,7 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
   Tensor count = torch::stable::contiguous(step);
   const Tensor norms = torch::stable::new_empty(param, {rows}, ScalarType::Float);
   const Tensor partial = torch::stable::new_empty(param, {rows, cuda::stretches(width)}, ScalarType::Double);
-  const Tensor arrived = torch::stable::new_zeros(param, {2, rows}, ScalarType::Int);
+  const Tensor come = torch::stable::new_zeros(param, {2}, ScalarType::Int);
   const Tensor scalars =
       torch::stable::new_empty(param, {rows, static_cast<int64_t>(sizeof(cuda::Scalars))}, ScalarType::Byte);
   cuda::Step s = {};
@@ -135,7 +135,7 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
   s.active = read<bool>(flags);
   s.norm = static_cast<float*>(norms.mutable_data_ptr());
   s.partial = static_cast<double*>(partial.mutable_data_ptr());
-  s.arrived = static_cast<int32_t*>(arrived.mutable_data_ptr());
+  s.come = static_cast<int32_t*>(come.mutable_data_ptr());
   s.scalars = static_cast<cuda::Scalars*>(scalars.mutable_data_ptr());
   s.rows = rows, s.width = width;
   check(op, cuda::step(s, device.stream));

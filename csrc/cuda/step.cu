@@ -1,7 +1,6 @@
-// bank_step_: one optimizer step of every active row in one launch. Blocks walk the rows together. A row's squares are
-// summed stretch by stretch; the last block to arrive adds the stretches in order and makes the row's scalars; a few rows
-// later, when its gradient is still in the second-level cache, the row is moved. Who arrives last decides who adds, never
-// in which order. An idle row costs a glance at its flag.
+// bank_step_: one optimizer step of every active row in one launch of three parts, between which all blocks meet. Warps sum
+// the squares of stretches of the gradients; blocks add the stretches of a row in order and make its scalars; blocks move
+// the rows. A stretch's bounds depend on the width alone, and so do the bits of a row. An idle row costs glances at its flag.
 #include "kernels.cuh"
 #include "run.cuh"
 #include "vec.cuh"
@@ -10,20 +9,21 @@ namespace tmem::cuda {
 
 namespace {
 
-constexpr int THREADS = 256;
-constexpr int PARTS = 2;                             // runs of eight elements a thread
-constexpr int64_t STRETCH = THREADS * PARTS * 8;     // elements one block takes at once
+constexpr int THREADS = 256, WARPS = THREADS / 32;
+constexpr int64_t LINE = 32 * 8;             // elements a warp takes at once, eight a thread
+constexpr int64_t STRETCH = 8 * LINE;        // whose squares one warp sums
+constexpr int64_t PIECE = THREADS * 8;       // elements one block moves at once
 
 // Sum over the block: a tree within each warp, then the warps in order. Valid in thread 0.
 __device__ __forceinline__ double block_sum(double x) {
-  __shared__ double warps[THREADS / 32];
+  __shared__ double warps[WARPS];
 #pragma unroll
   for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(0xffffffffu, x, step);
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
   __syncthreads();
   x = 0;
   if (threadIdx.x == 0)
-    for (int w = 0; w < THREADS / 32; w++) x += warps[w];
+    for (int w = 0; w < WARPS; w++) x += warps[w];
   __syncthreads();
   return x;
 }
@@ -56,45 +56,14 @@ __device__ __forceinline__ void make_scalars(const Step& a, int64_t row, double 
   a.scalars[row] = s;
 }
 
-template <bool WIDE>
-__device__ __forceinline__ void sum_squares(const Step& a, int64_t row, int64_t stretch, int64_t count) {
-  const float* g = a.grad + row * a.grad_stride;
-  double sum = 0;
-#pragma unroll
-  for (int part = 0; part < PARTS; part++) {
-    const int64_t d = stretch * STRETCH + (part * THREADS + threadIdx.x) * 8;
-    float x[8];
-    load8<WIDE>(g + d, a.width - d, x);
-#pragma unroll
-    for (int i = 0; i < 8; i++) sum += static_cast<double>(x[i]) * x[i];
-  }
-  sum = block_sum(sum);
-  __shared__ int last;
-  if (threadIdx.x == 0) {
-    a.partial[row * count + stretch] = sum;
-    __threadfence();
-    last = atomicAdd(&a.arrived[row], 1) == count - 1;
-  }
+// Every block has come to the meeting, and sees what the others wrote before it.
+__device__ __forceinline__ void meet(int32_t* come) {
   __syncthreads();
-  const bool mine = last;
-  __syncthreads();
-  if (!mine) return;
-  __threadfence();
-  sum = 0;
-  for (int64_t i = threadIdx.x; i < count; i += THREADS) sum += __ldcg(&a.partial[row * count + i]);
-  sum = block_sum(sum);
   if (threadIdx.x == 0) {
-    make_scalars(a, row, sum);
     __threadfence();
-    atomicExch(&a.arrived[a.rows + row], 1);
-  }
-}
-
-// Until the row's scalars are there. They come: every block takes its part of a row's squares before it moves the row.
-__device__ __forceinline__ void wait_for(const Step& a, int64_t row) {
-  if (threadIdx.x == 0) {
-    for (int64_t tries = 0; atomicAdd(&a.arrived[a.rows + row], 0) == 0; tries++) {
-      __nanosleep(100);
+    atomicAdd(come, 1);
+    for (int64_t tries = 0; atomicAdd(come, 0) < static_cast<int32_t>(gridDim.x); tries++) {
+      __nanosleep(50);
       if (tries > 100000000) __trap();  // some 10 seconds: an error instead of a GPU that hangs
     }
     __threadfence();
@@ -102,50 +71,88 @@ __device__ __forceinline__ void wait_for(const Step& a, int64_t row) {
   __syncthreads();
 }
 
+// Σ grad² of one stretch: per thread in order, then a tree over the warp. Valid in all its threads.
+template <bool WIDE>
+__device__ __forceinline__ double squares(const Step& a, int64_t row, int64_t stretch) {
+  const int64_t d = stretch * STRETCH + threadIdx.x % 32 * 8;
+  const float* g = a.grad + row * a.grad_stride + d;
+  double sum = 0;
+  if (WIDE && d + STRETCH - LINE + 8 <= a.width) {
+    Whole<float> line[STRETCH / LINE];
+#pragma unroll
+    for (int i = 0; i < STRETCH / LINE; i++) line[i].load(g + i * LINE);
+#pragma unroll
+    for (int i = 0; i < STRETCH / LINE; i++) {
+      float x[8];
+      line[i].widen(x);
+#pragma unroll
+      for (int k = 0; k < 8; k++) sum += static_cast<double>(x[k]) * x[k];
+    }
+  } else {
+    for (int i = 0; i < STRETCH / LINE; i++) {
+      float x[8];
+      load8<WIDE>(g + i * LINE, a.width - d - i * LINE, x);
+#pragma unroll
+      for (int k = 0; k < 8; k++) sum += static_cast<double>(x[k]) * x[k];
+    }
+  }
+#pragma unroll
+  for (int step = 16; step; step >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  return sum;
+}
+
 // g = clip·grad; grad = 0; SGD: p = keep·p - rate·g;
 // AdamW: m += (1-β1)(g - m); v = β2·v + (1-β2)g²; p = keep·p - rate·m / (√v/root_correction2 + eps)
 template <bool WIDE>
-__device__ __forceinline__ void move(const Step& a, int64_t row, int64_t stretch) {
+__device__ __forceinline__ void move(const Step& a, const Scalars& s, int64_t row, int64_t piece) {
+  const int64_t d = piece * PIECE + threadIdx.x * 8, n = a.width - d;
+  if (n <= 0) return;
+  float *at = a.param + row * a.param_stride + d, *grad = a.grad + row * a.grad_stride + d;
+  const float zero[8] = {};
+  if (s.live) {
+    float p[8], g[8];
+    load8<WIDE>(at, n, p);
+    load8<WIDE>(grad, n, g);
+    if (a.m) {
+      float *first = a.m + row * a.m_stride + d, *second = a.v + row * a.v_stride + d, m[8], v[8];
+      load8<WIDE>(first, n, m);
+      load8<WIDE>(second, n, v);
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        g[i] *= s.clip;
+        m[i] += s.one_minus_beta1 * (g[i] - m[i]);
+        v[i] = s.beta2 * v[i] + s.one_minus_beta2 * (g[i] * g[i]);
+        p[i] = s.keep * p[i] - s.rate * (m[i] / (sqrtf(v[i]) / s.root_correction2 + s.eps));
+      }
+      store8<WIDE>(first, n, m);
+      store8<WIDE>(second, n, v);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; i++) p[i] = s.keep * p[i] - s.rate * (s.clip * g[i]);
+    }
+    store8<WIDE>(at, n, p);
+    if (a.copy) store8<WIDE>(a.copy + row * a.copy_stride + d, n, p);
+  }
+  store8<WIDE>(grad, n, zero);
+}
+
+// Written by another block.
+__device__ __forceinline__ Scalars scalars_of(const Step& a, int64_t row) {
   const Scalars& at_row = a.scalars[row];
   Scalars s;
   s.clip = __ldcg(&at_row.clip), s.keep = __ldcg(&at_row.keep), s.rate = __ldcg(&at_row.rate);
   s.one_minus_beta1 = __ldcg(&at_row.one_minus_beta1), s.beta2 = __ldcg(&at_row.beta2);
   s.one_minus_beta2 = __ldcg(&at_row.one_minus_beta2), s.root_correction2 = __ldcg(&at_row.root_correction2);
   s.eps = __ldcg(&at_row.eps), s.live = __ldcg(&at_row.live);
-  for (int part = 0; part < PARTS; part++) {
-    const int64_t d = stretch * STRETCH + (part * THREADS + threadIdx.x) * 8, n = a.width - d;
-    if (n <= 0) return;
-    float *at = a.param + row * a.param_stride + d, *grad = a.grad + row * a.grad_stride + d;
-    const float zero[8] = {};
-    if (s.live) {
-      float p[8], g[8];
-      load8<WIDE>(at, n, p);
-      load8<WIDE>(grad, n, g);
-      if (a.m) {
-        float *first = a.m + row * a.m_stride + d, *second = a.v + row * a.v_stride + d, m[8], v[8];
-        load8<WIDE>(first, n, m);
-        load8<WIDE>(second, n, v);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-          g[i] *= s.clip;
-          m[i] += s.one_minus_beta1 * (g[i] - m[i]);
-          v[i] = s.beta2 * v[i] + s.one_minus_beta2 * (g[i] * g[i]);
-          p[i] = s.keep * p[i] - s.rate * (m[i] / (sqrtf(v[i]) / s.root_correction2 + s.eps));
-        }
-        store8<WIDE>(first, n, m);
-        store8<WIDE>(second, n, v);
-      } else {
-#pragma unroll
-        for (int i = 0; i < 8; i++) p[i] = s.keep * p[i] - s.rate * (s.clip * g[i]);
-      }
-      store8<WIDE>(at, n, p);
-      if (a.copy) store8<WIDE>(a.copy + row * a.copy_stride + d, n, p);
-    }
-    store8<WIDE>(grad, n, zero);
-  }
+  return s;
 }
 
-// The rows from `first` on that have a flag: the n-th of them in order, or `rows` when there are no more.
+// The smallest k >= 0 for which (before + k) mod count = mine.
+__device__ __forceinline__ int64_t after(int64_t before, int64_t mine, int64_t count) {
+  return (count + mine - before % count) % count;
+}
+
+// The first row from `row` on that has a flag, or `rows` when there are no more.
 __device__ __forceinline__ int64_t next_active(const Step& a, int64_t row) {
   while (row < a.rows && !a.active[row]) row++;
   return row;
@@ -153,28 +160,32 @@ __device__ __forceinline__ int64_t next_active(const Step& a, int64_t row) {
 
 template <bool WIDE>
 __global__ void __launch_bounds__(THREADS, 3) walk(const Step a) {
-  const int64_t count = (a.width + STRETCH - 1) / STRETCH, blocks = gridDim.x;
-  // Rows between a row's squares and its move: two rounds of all blocks, so that none waits long.
-  const int64_t lag = 2 * blocks / count + 1;
-  int64_t behind = next_active(a, 0), turn = 0, moved = 0;
-  for (int64_t row = next_active(a, 0); row < a.rows || behind < a.rows; turn++) {
-    if (row < a.rows) {
-      // Stretch k of the turn-th row is block (turn·count + k) mod blocks: rows share out evenly whatever their length.
-      for (int64_t k = (blocks + blockIdx.x - turn * count % blocks) % blocks; k < count; k += blocks)
-        sum_squares<WIDE>(a, row, k, count);
-      row = next_active(a, row + 1);
+  const int64_t stretches = (a.width + STRETCH - 1) / STRETCH, pieces = (a.width + PIECE - 1) / PIECE, blocks = gridDim.x;
+  const int64_t warp = threadIdx.x / 32 * blocks + blockIdx.x;
+  int64_t turn = 0;  // active rows before `row`: each begins where the one before left off, so that all blocks have as much
+  for (int64_t row = next_active(a, 0); row < a.rows; row = next_active(a, row + 1), turn++)
+    for (int64_t k = after(turn * stretches, warp, WARPS * blocks); k < stretches; k += WARPS * blocks) {
+      const double sum = squares<WIDE>(a, row, k);
+      if (threadIdx.x % 32 == 0) a.partial[row * stretches + k] = sum;
     }
-    if (turn >= lag || row >= a.rows) {
-      wait_for(a, behind);
-      for (int64_t k = (blocks + blockIdx.x - moved * count % blocks) % blocks; k < count; k += blocks)
-        move<WIDE>(a, behind, k);
-      behind = next_active(a, behind + 1);
-      moved++;
-    }
+  meet(a.come);
+  turn = 0;
+  for (int64_t row = next_active(a, 0); row < a.rows; row = next_active(a, row + 1), turn++) {
+    if (turn % blocks != blockIdx.x) continue;
+    double sum = 0;
+    for (int64_t k = threadIdx.x; k < stretches; k += THREADS) sum += __ldcg(&a.partial[row * stretches + k]);
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) make_scalars(a, row, sum);
   }
   if (blockIdx.x == 0)
     for (int64_t row = threadIdx.x; row < a.rows; row += THREADS)
       if (!a.active[row]) a.norm[row] = 0.f;
+  meet(a.come + 1);
+  turn = 0;
+  for (int64_t row = next_active(a, 0); row < a.rows; row = next_active(a, row + 1), turn++) {
+    const Scalars s = scalars_of(a, row);
+    for (int64_t k = after(turn * pieces, blockIdx.x, blocks); k < pieces; k += blocks) move<WIDE>(a, s, row, k);
+  }
 }
 
 }  // namespace
@@ -185,7 +196,7 @@ cudaError_t step(const Step& a, cudaStream_t stream) {
   if (a.rows == 0 || a.width == 0) return cudaSuccess;
   const bool wide = aligned(a.param, a.param_stride) && aligned(a.grad, a.grad_stride) && aligned(a.m, a.m_stride) &&
                     aligned(a.v, a.v_stride) && aligned(a.copy, a.copy_stride);
-  return run_together(wide ? walk<true> : walk<false>, a.rows * stretches(a.width), THREADS, stream, a);
+  return run_together(wide ? walk<true> : walk<false>, a.rows * ((a.width + PIECE - 1) / PIECE), THREADS, stream, a);
 }
 
 }  // namespace tmem::cuda

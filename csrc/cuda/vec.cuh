@@ -1,4 +1,6 @@
 // Eight neighbouring elements as floats: 16-byte accesses where the row allows them, single elements where it does not.
+// Whole<F> holds them as they lie in memory: several are loaded before the first is widened, so that they are in flight
+// together. A branch around a load and its use, as in load8, would wait for each in turn.
 #pragma once
 #include <cuda_bf16.h>
 
@@ -9,31 +11,44 @@ namespace tmem::cuda {
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-template <bool WIDE>
-__device__ __forceinline__ void load8(const __nv_bfloat16* p, int64_t n, float (&out)[8]) {
-  if (WIDE && n >= 8) {
-    const uint4 raw = *reinterpret_cast<const uint4*>(p);
-    const uint32_t word[4] = {raw.x, raw.y, raw.z, raw.w};
+template <class F>
+struct Whole;
+
+template <>
+struct Whole<__nv_bfloat16> {
+  uint4 words;
+  __device__ __forceinline__ void load(const __nv_bfloat16* p) { words = *reinterpret_cast<const uint4*>(p); }
+  __device__ __forceinline__ void widen(float (&out)[8]) const {
+    const uint32_t word[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       out[2 * i] = __uint_as_float(word[i] << 16);
       out[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
     }
+  }
+};
+
+template <>
+struct Whole<float> {
+  float4 low, high;
+  __device__ __forceinline__ void load(const float* p) {
+    low = *reinterpret_cast<const float4*>(p), high = *reinterpret_cast<const float4*>(p + 4);
+  }
+  __device__ __forceinline__ void widen(float (&out)[8]) const {
+    out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w;
+    out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
+  }
+};
+
+template <bool WIDE, class F>
+__device__ __forceinline__ void load8(const F* p, int64_t n, float (&out)[8]) {
+  if (WIDE && n >= 8) {
+    Whole<F> whole;
+    whole.load(p);
+    whole.widen(out);
   } else {
 #pragma unroll
     for (int i = 0; i < 8; i++) out[i] = i < n ? widen(p[i]) : 0.f;
-  }
-}
-
-template <bool WIDE>
-__device__ __forceinline__ void load8(const float* p, int64_t n, float (&out)[8]) {
-  if (WIDE && n >= 8) {
-    const float4 low = *reinterpret_cast<const float4*>(p), high = *reinterpret_cast<const float4*>(p + 4);
-    out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w;
-    out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
-  } else {
-#pragma unroll
-    for (int i = 0; i < 8; i++) out[i] = i < n ? p[i] : 0.f;
   }
 }
 

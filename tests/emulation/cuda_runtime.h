@@ -5,6 +5,7 @@
 #pragma once
 #include <ucontext.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cmath>
@@ -317,7 +318,6 @@ inline void __trap() {
 }
 inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 inline int atomicAdd(int* at, int x) { return __atomic_fetch_add(at, x, __ATOMIC_SEQ_CST); }
-inline int atomicExch(int* at, int x) { return __atomic_exchange_n(at, x, __ATOMIC_SEQ_CST); }
 template <class T>
 T __ldcg(const T* at) {
   return *at;
@@ -340,4 +340,5 @@ inline float __uint_as_float(uint32_t bits) {
 inline float __int_as_float(int32_t bits) { return __uint_as_float(bits); }
 using std::fmin;
 using std::isfinite;
+using std::min;
 using std::pow;
