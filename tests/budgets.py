@@ -33,8 +33,9 @@ def launches(dtype: torch.dtype, factor_dtype: torch.dtype, ranks: int, width: i
         shrink.shrink(case.x, [case.a] * 2, *seg, case.scale, p)
         shrink.shrink(case.x, [case.a] * 3, *seg, case.scale, p)
         expand.expand(case.x.clone(), z, case.a, *seg, p)
+        gram.gram(torch.zeros(configs.FEW + 1, ranks, width), z, case.x, *seg[:2], torch.full((configs.FEW + 1,), ranks), p)
         gram.gram(g, z, case.x, *seg, p)
-    names = "plan", "shrink", "shrink of 2", "shrink of 3", "expand", "gram"
+    names = "plan", "shrink", "shrink of 2", "shrink of 3", "expand", "gram", "gram of few slots"
     return list(zip(names, (kernel for _, kernel in found), strict=True))
 
 

@@ -72,7 +72,7 @@ def test_parts_of_the_svd(check, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_svd(dtype):
-    """Accuracy on all kinds of matrices, the same bits in any company, fewer than 100 launches for matrices of one shape."""
+    """Accuracy on all kinds of matrices, the same bits in any company, fewer than 200 kernels for matrices of one shape."""
     kinds = {name: a.to(dtype) for name, a in spectra.matrices().items() if name not in ("1e-30", "1e36")}
     lists = {name: a.cuda() for name, a in kinds.items()}
     for name, a in lists.items():
@@ -90,8 +90,9 @@ def test_svd(dtype):
         assert torch.equal(alone.V, found.V) and torch.equal(alone.U, found.U)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         ops.batched_rsvd(several, 16, check_finite=False)
-    launches = sum(e.count for e in profile.key_averages() if "Memcpy" not in e.key and "Memset" not in e.key)
-    assert launches < 200, launches  # 7 Gram steps, their orthonormalisation against the basis and two half steps
+    on_gpu = [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [name for name in on_gpu if not name.startswith(("Memcpy", "Memset"))]
+    assert 50 < len(kernels) < 200, len(kernels)  # 7 Gram steps, their orthonormalisation against the basis, two half steps
 
 
 @pytest.mark.parametrize("ranks", [1, 16, 17, 32, 64])

@@ -1,10 +1,12 @@
 """Tile sizes, warps and pipeline stages of every kernel: the only place that tunes. Chosen by what keeps its value over a
-run (dtypes, stored rank), never by a batch: no recompilation, and no bit of a slot depends on its neighbours."""
+run (dtypes, stored rank, slots of the bank), never by a batch: no recompilation, and no bit of a slot depends on its
+neighbours."""
 
 from dataclasses import dataclass
 
 import torch
 
+FEW = 4  # slots whose programs, each of a slot and 128 columns, would leave most of a GPU without work
 RANKS = (16, 32, 64)  # stored ranks are padded to one of these: a matrix unit's smallest operand has 16 columns
 
 
@@ -41,6 +43,10 @@ TABLE = {
     "gram": {
         (16, 32): (Config(128, stages=3), Config(128, stages=2), Config(128, stages=2)),
         (32, 32): (Config(64), Config(64, stages=3), Config(64, stages=2)),
+    },
+    "gram of few slots": {
+        (16, 32): (Config(32), Config(32), Config(32)),
+        (32, 32): (Config(32), Config(32), Config(32)),
     },
 }
 

@@ -1,13 +1,14 @@
 """gram: g[slot,j,d] += Σ_{m in slot} z[m,j]·v[m,d].
 
 A slot's segments are summed one by one, from zero, then added to g in the order of the batch: one program owns
-(slot, BD columns).
+(slot, BD columns). It adds where g lies, in the second-level cache, instead of waiting for g: a thread's additions to one
+address happen in its order, and nobody else adds there.
 """
 
 import triton
 import triton.language as tl
 
-from .configs import config, padded_rank
+from .configs import FEW, config, padded_rank
 from .dot import dot
 from .plan import TILE, known_rank, row_stride, slot_stride, tiles
 
@@ -41,8 +42,7 @@ def gram_kernel(
             x = tl.load(v + m.to(tl.int64)[:, None] * v_stride + d[None, :], live[:, None] & inside[None, :], other=0.0)
             zt = tl.load(z + m.to(tl.int64)[None, :] * z_stride + j[:, None], live[None, :] & used[:, None], other=0.0)
             acc = dot(zt, x, acc)
-        tl.store(at, tl.load(at, mask, other=0.0) + acc, mask)
-        tl.debug_barrier()  # the next segment's load may be another thread's
+        tl.atomic_add(at, acc, mask, sem="relaxed")
     if lost:
         tl.store(at, tl.full([RP, BD], float("nan"), tl.float32), mask)
 
@@ -52,7 +52,7 @@ def gram(g, z, v, seg_off, seg_slot, rank, plan):
     (rows, width), ranks, slots = v.shape, z.shape[1], rank.shape[0]
     if rows == 0 or width == 0 or ranks == 0:
         return
-    c = config("gram", v.dtype, g.dtype, ranks)
+    c = config("gram of few slots" if slots <= FEW else "gram", v.dtype, g.dtype, ranks)
     gram_kernel[(slots, triton.cdiv(width, c.bd))](
         g, slot_stride(g), g.stride(1), z, row_stride(z), v, row_stride(v),
         plan, seg_off, rank, rows, slots, tiles(rows, seg_slot.shape[0]),

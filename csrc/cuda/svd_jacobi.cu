@@ -9,7 +9,8 @@ namespace tmem::svd {
 
 namespace {
 
-constexpr int THREADS = 512, WARPS = THREADS / 32, MOST_SWEEPS = 24;
+constexpr int THREADS = 1024, WARPS = THREADS / 32, MOST_SWEEPS = 24;
+constexpr int EACH = 6;  // elements of a column a thread holds: columns that shared memory takes are shorter than 32 x EACH
 constexpr float TOLERANCE = 5e-7f;  // cosine of the angle between two columns that count as orthogonal
 constexpr float SHORTEST = 8.7e-19f;  // 2^-60 of the largest entry: columns whose squares lose digits, which count as zero in U
 
@@ -25,18 +26,29 @@ __device__ __forceinline__ float dot(const float* x, const float* y, int size, i
   return over_warp(sum);
 }
 
-__device__ __forceinline__ void rotate(float* x, float* y, float c, float s, int size, int lane) {
-  for (int i = lane; i < size; i += 32) {
-    const float p = x[i], q = y[i];
-    x[i] = fmaf(c, p, -s * q), y[i] = fmaf(s, p, c * q);
-  }
+// A column in registers: element `lane` + 32 i in place i, zero past its end.
+__device__ __forceinline__ void load(const float* column, int size, int lane, float (&out)[EACH]) {
+#pragma unroll
+  for (int i = 0; i < EACH; i++) out[i] = lane + 32 * i < size ? column[lane + 32 * i] : 0.f;
+}
+
+// x, y = c·x - s·y, s·x + c·y, from registers into the columns they came from.
+__device__ __forceinline__ void rotate(const float (&x)[EACH], const float (&y)[EACH], float c, float s, int size, int lane,
+                                       float* x_column, float* y_column) {
+#pragma unroll
+  for (int i = 0; i < EACH; i++)
+    if (lane + 32 * i < size) {
+      x_column[lane + 32 * i] = fmaf(c, x[i], -s * y[i]);
+      y_column[lane + 32 * i] = fmaf(s, x[i], c * y[i]);
+    }
 }
 
 __device__ __forceinline__ unsigned bits_of(float x) { return __float_as_uint(x) & 0x7fffffffu; }
 
 // Player i of round r of a tournament of `even` players: the first stays, the others move on by one.
 __device__ __forceinline__ int player(int i, int round, int even) {
-  return i == 0 ? 0 : 1 + (i - 1 + round) % (even - 1);
+  const int moved = i - 1 + round;
+  return i == 0 ? 0 : 1 + (moved < even - 1 ? moved : moved - (even - 1));
 }
 
 __global__ void __launch_bounds__(THREADS, 1) diagonalise(const Jacobi a) {
@@ -69,15 +81,24 @@ __global__ void __launch_bounds__(THREADS, 1) diagonalise(const Jacobi a) {
         const int i = player(pair, round, even), j = player(even - 1 - pair, round, even);
         const int p = i < j ? i : j, q = i < j ? j : i;
         if (q >= k) continue;  // the one without a partner
-        float *x = work + p * lead, *y = work + q * lead;
-        const float xx = dot(x, x, k, lane), yy = dot(y, y, k, lane), xy = dot(x, y, k, lane);
+        float x[EACH], y[EACH], xx = 0.f, yy = 0.f, xy = 0.f;
+        load(work + p * lead, k, lane, x), load(work + q * lead, k, lane, y);
+#pragma unroll
+        for (int e = 0; e < EACH; e++) xx = fmaf(x[e], x[e], xx), yy = fmaf(y[e], y[e], yy), xy = fmaf(x[e], y[e], xy);
+#pragma unroll
+        for (int step = 16; step; step >>= 1) {  // three sums side by side: a shuffle's latency is paid once
+          xx += __shfl_xor_sync(0xffffffffu, xx, step);
+          yy += __shfl_xor_sync(0xffffffffu, yy, step);
+          xy += __shfl_xor_sync(0xffffffffu, xy, step);
+        }
         if (!(fabsf(xy) > TOLERANCE * sqrtf(xx) * sqrtf(yy))) continue;
         const float zeta = (yy - xx) / (2.f * xy);
         const float tangent = fabsf(zeta) > 1e9f ? 0.5f / zeta  // whose square would overflow
                                                  : copysignf(1.f, zeta) / (fabsf(zeta) + sqrtf(fmaf(zeta, zeta, 1.f)));
         const float c = 1.f / sqrtf(fmaf(tangent, tangent, 1.f)), s = c * tangent;
-        rotate(x, y, c, s, k, lane);
-        rotate(v + p * lead, v + q * lead, c, s, k, lane);
+        rotate(x, y, c, s, k, lane, work + p * lead, work + q * lead);
+        load(v + p * lead, k, lane, x), load(v + q * lead, k, lane, y);
+        rotate(x, y, c, s, k, lane, v + p * lead, v + q * lead);
         if (lane == 0) *turned = 1;
       }
       __syncthreads();
