@@ -20,7 +20,7 @@ import torch
 
 from .. import machine, ops
 from ..report import write_json
-from . import BENCHES, about, rows, study
+from . import BENCHES, about, plots, rows, study
 from .measure import Settings, ceilings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,7 +76,7 @@ def main() -> int:
     kernels = {op: ops.kernel_for(op, "cuda") for op in ops.OPS}
     print(name, kernels, flush=True)
     path = ROOT / "results" / "gpu" / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.json"
-    found: dict = {"command": "make gpu", "kernels": kernels, "tests": pytest_of("tests", "")}
+    found: dict = {"command": "make gpu", "kernels": kernels, "tests": {**pytest_of("tests", ""), "commit": about()["commit"]}}
     write_json(path, found)
     clocks = Clocks()
     clocks.start()
@@ -102,7 +102,7 @@ def main() -> int:
         checked = "compute-sanitizer", "--error-exitcode", "9", "--target-processes", "all"
         found["sanitizer"] = pytest_of("sanitizer", SANITIZED, *checked)
     write_json(path, found)
-    print(f"written to {path}")
+    print(f"written to {path} and {plots.gpu(found, path.with_suffix('.png')).name}")
     well = all(found[part]["status"] in (0, "no compute-sanitizer on PATH") for part in ("tests", "sanitizer"))
     return 0 if well and not found["failed"] else 1
 

@@ -51,8 +51,18 @@ def gpu() -> list[str]:
     lines = []
     for file in files:
         found = json.loads(file.read_text())
-        lines += [_source(found, file), "", *_ratios(found["rows"]), ""]
+        limits, checked = found["ceilings"], found["sanitizer"]
+        lines += [
+            f"{_source(found, file)}. Copy {limits['copy GB/s']:,.0f} GB/s, GEMM bf16 {limits['bfloat16 GF/s'] / 1e3:.0f} and fp32"
+            f" {limits['float32 GF/s'] / 1e3:.0f} TF/s. Tests: {found['tests']['verdict'][0]} (commit {found['tests']['commit']});"
+            f" compute-sanitizer: {', '.join(checked['verdict'])}.",
+            "", *_ratios(found["rows"]), "",
+        ]  # fmt: skip
     return lines[:-1]
+
+
+def _ms(ms: float) -> str:
+    return f"{1e3 * ms:.3g} µs" if ms < 0.1 else f"{ms:.3g} ms" if ms < 1000 else f"{ms:.0f} ms"
 
 
 def _ratios(rows: list[dict]) -> list[str]:
@@ -63,7 +73,7 @@ def _ratios(rows: list[dict]) -> list[str]:
         lines += ["| case | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
         for case, dtype in dict.fromkeys((r["case"], r["dtype"]) for r in mine):
             by = {r["provider"]: r for r in mine if (r["case"], r["dtype"]) == (case, dtype)}
-            cells = [f"{by[n]['ms']:.3g} ms, {by[n]['ratio']:.2f}x" if n in by else "" for n in names]
+            cells = [f"{_ms(by[n]['ms'])}, {by[n]['ratio']:.2f}x" if n in by else "" for n in names]
             lines.append(f"| {case} {dtype} | " + " | ".join(cells) + " |")
         lines.append("")
     return lines[:-1]
@@ -71,21 +81,36 @@ def _ratios(rows: list[dict]) -> list[str]:
 
 def rsvd_() -> list[str]:
     """The fastest setting of each way that captures enough, and what was aimed at."""
-    found = json.loads(RSVD.read_text())
-    lines = ["| way | setting | ms | over tmem | E, median | worst | σ, median | worst |", "|---|---|" + "---:|" * 6]
-    for way in dict.fromkeys(r["way"] for r in found["rows"]):
-        mine = [r for r in found["rows"] if r["way"] == way]
-        default = [r for r in mine if (r["way"], r["setting"]) == rsvd.OURS]
-        row = default[0] if default else rsvd.fastest(mine, way) or max(mine, key=lambda r: r["energy"][0])
-        lines.append(
-            f"| {way} | {row['setting']} | {row['ms']:.0f} | {row['ratio']:.2f}x | "
-            + " | ".join([*(f"{e:.4f}" for e in row["energy"]), *(f"{e:.1%}" for e in row["sigma"])]) + " |"
-        )  # fmt: skip
-    ours = found["rows"][0]
-    lines += ["", f"{ours['work']}, {ours['dtype']}, rank {rsvd.RANK}; the fastest setting of each way with a median E of "
-              f"{rsvd.AIM}, or its best. σ: largest error of a singular value over σ_r. tmem reaches "
-              f"{ours['least_ms'] / ours['ms']:.0%} of what the measured copy and GEMM rates allow for its reads and flops. "
-              f"{_source(found, RSVD)}", "", "| work | aim | reached |", "|---|---:|---:|"]  # fmt: skip
+    return _decompositions(json.loads(RSVD.read_text()), RSVD)
+
+
+def rsvd_gpu() -> list[str]:
+    """The same on every GPU that was tried."""
+    lines = []
+    for file in sorted((ROOT / "results" / "gpu").glob("*.json")):
+        lines += [*_decompositions(json.loads(file.read_text())["rsvd"], file), ""]
+    return lines[:-1]
+
+
+def _decompositions(found: dict, path: Path) -> list[str]:
+    lines = []
+    for work in dict.fromkeys(r["work"] for r in found["rows"]):
+        rows = [r for r in found["rows"] if r["work"] == work]
+        lines += ["| way | setting | ms | over tmem | E, median | worst | σ, median | worst |", "|---|---|" + "---:|" * 6]
+        for way in dict.fromkeys(r["way"] for r in rows):
+            mine = [r for r in rows if r["way"] == way]
+            default = [r for r in mine if (r["way"], r["setting"]) == rsvd.OURS]
+            row = default[0] if default else rsvd.fastest(mine, way) or max(mine, key=lambda r: r["energy"][0])
+            lines.append(
+                f"| {way} | {row['setting']} | {row['ms']:.0f} | {row['ratio']:.2f}x | "
+                + " | ".join([*(f"{e:.4f}" for e in row["energy"]), *(f"{e:.1%}" for e in row["sigma"])]) + " |"
+            )  # fmt: skip
+        ours = rows[0]
+        lines += ["", f"{ours['work']}, {ours['dtype']}, rank {rsvd.RANK}; the fastest setting of each way with a median E of "
+                  f"{rsvd.AIM}, or its best. σ: largest error of a singular value over σ_r. tmem reaches "
+                  f"{ours['least_ms'] / ours['ms']:.0%} of what the measured copy and GEMM rates allow for its reads and flops. "
+                  f"{_source(found, path)}", ""]  # fmt: skip
+    lines += ["| work | aim | reached |", "|---|---:|---:|"]
     for aim in found["aims"]:
         lines.append(f"| {aim['work']} | {aim['aim']} | {'' if aim['met'] else '**missed** '}{aim['reached']:.2f}x |")
     return lines
@@ -107,7 +132,7 @@ def init_() -> list[str]:
 
 def filled(text: str) -> str:
     """The document with every table made anew."""
-    tables = {"aims": aims, "layer": layer, "gpu": gpu, "rsvd": rsvd_, "init": init_}
+    tables = {"aims": aims, "layer": layer, "gpu": gpu, "rsvd": rsvd_, "rsvd_gpu": rsvd_gpu, "init": init_}
 
     def made(match: re.Match) -> str:
         return f"<!-- table {match[1]} -->\n" + "\n".join(tables[match[1]]()) + "\n<!-- end -->"

@@ -54,7 +54,7 @@ def main():
     # Backward.
     axes.text(5.2, 4.35, "backward", ha="center", fontsize=9, weight="bold")
     box(axes, 5.8, 1.9, 1.5, 1.8, "dy", "#eeeeee")
-    arrow(axes, (5.7, 3.2), (4.2, 3.2), "one read of dy")
+    arrow(axes, (5.7, 3.2), (4.2, 3.2), "shrink")
     box(axes, 3.6, 2.4, 0.5, 1.4, "dz", "#eeeeee")
     arrow(axes, (3.5, 3.2), (2.0, 3.2), "expand")
     axes.text(2.55, 2.35, "dx = dy W + dz A", ha="center", fontsize=7.5)

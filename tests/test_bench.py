@@ -197,6 +197,13 @@ def test_both_pictures_are_drawn(tmp_path):
     assert [path.name for path in drawn] == ["x-roofline.png", "x-scaling.png"] and all(p.exists() for p in drawn)
 
 
+def test_the_picture_of_a_gpu_is_drawn_from_what_make_gpu_wrote(tmp_path):
+    for file in sorted((table.ROOT / "results" / "gpu").glob("*.json")):
+        found = json.loads(file.read_text())
+        assert found["tests"]["status"] == 0 == found["sanitizer"]["status"] and not found["failed"]
+        assert plots.gpu(found, tmp_path / "x.png").stat().st_size > 10_000
+
+
 def untimed(monkeypatch):
     monkeypatch.setattr(measure, "_in_turns", lambda *_: pytest.fail("timed although a provider is wrong"))
 
