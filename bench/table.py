@@ -51,10 +51,10 @@ def gpu() -> list[str]:
     lines = []
     for file in files:
         found = json.loads(file.read_text())
-        limits, checked = found["ceilings"], found["sanitizer"]
+        limits, tests, checked = found["ceilings"], found["tests"], found["sanitizer"]
         lines += [
-            f"{_source(found, file)}. Copy {limits['copy GB/s']:,.0f} GB/s, GEMM bf16 {limits['bfloat16 GF/s'] / 1e3:.0f} and fp32"
-            f" {limits['float32 GF/s'] / 1e3:.0f} TF/s. Tests: {found['tests']['verdict'][0]} (commit {found['tests']['commit']});"
+            f"{_source(found, file)}. Copy {limits['copy GB/s']:,.0f} GB/s, GEMM {limits['bfloat16 GF/s'] / 1e3:.0f} TF/s in bf16,"
+            f" {limits['float32 GF/s'] / 1e3:.0f} in fp32. Tests: {tests['verdict'][0]} (commit {tests['commit']});"
             f" compute-sanitizer: {', '.join(checked['verdict'])}.",
             "", *_ratios(found["rows"]), "",
         ]  # fmt: skip
@@ -107,9 +107,9 @@ def _decompositions(found: dict, path: Path) -> list[str]:
             )  # fmt: skip
         ours = rows[0]
         lines += ["", f"{ours['work']}, {ours['dtype']}, rank {rsvd.RANK}; the fastest setting of each way with a median E of "
-                  f"{rsvd.AIM}, or its best. σ: largest error of a singular value over σ_r. tmem reaches "
-                  f"{ours['least_ms'] / ours['ms']:.0%} of what the measured copy and GEMM rates allow for its reads and flops. "
-                  f"{_source(found, path)}", ""]  # fmt: skip
+                  f"{rsvd.AIM}, or its best. σ: largest error of a singular value over σ_r. tmem "
+                  f"reaches {ours['least_ms'] / ours['ms']:.0%} of what the measured copy and GEMM rates allow for its reads and "
+                  f"flops. {_source(found, path)}", ""]  # fmt: skip
     lines += ["| work | aim | reached |", "|---|---:|---:|"]
     for aim in found["aims"]:
         lines.append(f"| {aim['work']} | {aim['aim']} | {'' if aim['met'] else '**missed** '}{aim['reached']:.2f}x |")
