@@ -53,8 +53,8 @@ def gpu() -> list[str]:
         found = json.loads(file.read_text())
         limits, tests, checked = found["ceilings"], found["tests"], found["sanitizer"]
         lines += [
-            f"{_source(found, file)}. Copy {limits['copy GB/s']:,.0f} GB/s, GEMM {limits['bfloat16 GF/s'] / 1e3:.0f} TF/s in bf16,"
-            f" {limits['float32 GF/s'] / 1e3:.0f} in fp32. Tests: {tests['verdict'][0]} (commit {tests['commit']});"
+            f"{_source(found, file)}. Copy {limits['copy GB/s']:,.0f} GB/s, GEMM {limits['bfloat16 GF/s'] / 1e3:.0f} TF/s in"
+            f" bf16, {limits['float32 GF/s'] / 1e3:.0f} in fp32. Tests: {tests['verdict'][0]} (commit {tests['commit']});"
             f" compute-sanitizer: {', '.join(checked['verdict'])}.",
             "", *_ratios(found["rows"]), "",
         ]  # fmt: skip
@@ -108,8 +108,8 @@ def _decompositions(found: dict, path: Path) -> list[str]:
         ours = rows[0]
         lines += ["", f"{ours['work']}, {ours['dtype']}, rank {rsvd.RANK}; the fastest setting of each way with a median E of "
                   f"{rsvd.AIM}, or its best. σ: largest error of a singular value over σ_r. tmem "
-                  f"reaches {ours['least_ms'] / ours['ms']:.0%} of what the measured copy and GEMM rates allow for its reads and "
-                  f"flops. {_source(found, path)}", ""]  # fmt: skip
+                  f"reaches {ours['least_ms'] / ours['ms']:.0%} of what the measured copy and GEMM rates allow for its reads "
+                  f"and flops. {_source(found, path)}", ""]  # fmt: skip
     lines += ["| work | aim | reached |", "|---|---:|---:|"]
     for aim in found["aims"]:
         lines.append(f"| {aim['work']} | {aim['aim']} | {'' if aim['met'] else '**missed** '}{aim['reached']:.2f}x |")
