@@ -10,7 +10,8 @@ namespace tmem::svd {
 namespace {
 
 constexpr int THREADS = 1024, WARPS = THREADS / 32, MOST_SWEEPS = 24;
-constexpr int EACH = 6;  // elements of a column a thread holds: columns that shared memory takes are shorter than 32 x EACH
+constexpr int EACH = 6;  // elements of a column that a thread holds
+static_assert(MOST_EIGH <= 32 * EACH && MOST_SMALL <= 32 * EACH, "a warp holds a column");
 constexpr float TOLERANCE = 5e-7f;  // cosine of the angle between two columns that count as orthogonal
 constexpr float SHORTEST = 8.7e-19f;  // 2^-60 of the largest entry: columns whose squares lose digits, which count as zero in U
 
