@@ -134,6 +134,23 @@ def test_scale_rows_unfinished_runs_and_stand_in_judges_are_not_ranked(run, tmp_
     assert "no method scores above 0 by F1" in parts(tmp_path, ["zero"])[0]["headline"]
 
 
+def test_a_verdict_or_the_official_score_comes_before_plain_f1(run, tmp_path):
+    def headline(name, judged_by, **scores):
+        run(name, judge=judged_by)
+        file = tmp_path / name / "results.json"
+        results = json.loads(file.read_text())
+        for metric, best in scores.items():
+            for method, found in results["methods"].items():
+                found[metric], found[f"{metric}_ci"] = (0.9, [0.8, 1.0]) if method == best else (0.1, [0.0, 0.2])
+        write_json(file, results)
+        return parts(tmp_path, [name])[0]["headline"]
+
+    real, stand_in = {"model": "gpt", "plumbing": False}, {"model": "stand-in", "plumbing": True}
+    assert headline("a", None, f1="none", official_f1="tmem").endswith("tmem is first by official F1, 0.900 [0.800, 1.000]")
+    assert "none is first by judge (gpt)" in headline("b", real, official_f1="tmem", judge="none")
+    assert "tmem is first by official F1" in headline("c", stand_in, official_f1="tmem", judge="none")
+
+
 def test_a_stand_in_judge_is_named_wherever_its_scores_are(run, tmp_path):
     spent = {"prompt_tokens": 900, "completion_tokens": 99}
     run("a", judge={"model": "stand-in", "plumbing": True, "malformed": 2, "spent": spent})
@@ -243,7 +260,8 @@ def test_every_run_has_its_panel_and_every_method_its_line(run, tmp_path, monkey
     assert len(seen) == 5 and all(list(panels) == ["small", "trained"] for panels in seen.values())
     for label, right in (("small", 0.5), ("trained", 1.0)):
         none, tmem = seen["place in the stream"][label]
-        assert (none.name, tmem.name) == ("none", "tmem") and tmem.x == [0, 1, 2, 3, 4] and tmem.y == [right] * 5
+        assert (none.name, tmem.name) == ("none", "tmem") and tmem.y == [right] * 4
+        assert tmem.x == [1, 2, 3, 4]  # what stands first, at 0, asks about what was never said
     held, leaked = seen["write of the episode"]["small"]
     assert (held.y, leaked.y) == ([1.0, 0.0], [0.5, 0.5])  # of three episodes two were asked about others, and one leaked
     alone = seen["sessions"]["small"][1]  # each number of sessions is that of one episode
@@ -366,10 +384,18 @@ def test_published_figures_stand_in_no_table_of_ours(run, tmp_path):
 
 def test_what_cannot_be_reported_is_one_sentence(run, tmp_path):
     folder = tmp_path / run("a")
-    for broken, sentence in (('{"task": "stream", "config": {}}', "holds no answers yet"), ("{", "not JSON")):
+    for broken, sentence in (
+        ("{", "not JSON"),
+        ('{"task": "stream", "config": {"model": "m", "seed": 0, "episodes": 3}}', "holds no answers yet"),
+        ('{"task": "stream", "config": {"model": "m"}}', "config lacks seed, episodes"),
+        ('{"task": "foo", "config": {}}', "task is 'foo'; expected one of stream, "),
+    ):
         (folder / "results.json").write_text(broken)
         found = CliRunner().invoke(cli.main, ["report", str(folder)])
         assert found.exit_code == 2 and sentence in found.output and not (folder / "report.html").exists()
+    run("whole")
+    found = CliRunner().invoke(cli.main, ["report", str(tmp_path / "whole"), "--out", str(tmp_path / "page.md")])
+    assert found.exit_code == 2 and "page.html" in found.output and not (tmp_path / "page.md").exists()
     (tmp_path / "x").mkdir()
     (tmp_path / "y").mkdir()
     assert "give one" in CliRunner().invoke(cli.main, ["report", str(tmp_path / "x"), str(tmp_path / "y")]).output

@@ -116,6 +116,7 @@ def test_without_verdicts_clbench_scores_nothing_and_says_so(tmem, tmp_path, jud
 def test_replies_that_say_nothing_are_counted_and_not_scored(tmem, tmp_path, words):  # noqa: F811
     found = tmem(*words, "--judge-url", "local")  # a tiny random model never says CORRECT or WRONG
     assert found.exit_code == 0 and "6 malformed" in found.output and "a measure of nothing" in found.output, found.output
+    assert "is not in the form asked for" in found.output and "verdicts.jsonl" in found.output
     results = json.loads((tmp_path / "OUT/results.json").read_text())
     assert results["judge"]["malformed"] == 6 and results["methods"]["none"]["judged"] == 0
     assert results["judge"]["plumbing"] and "judge" not in results["methods"]["none"] and "f1" in results["methods"]["none"]

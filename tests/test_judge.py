@@ -143,6 +143,25 @@ def test_what_is_sent(endpoint, make):
     assert make(url=f"{endpoint.url}/chat/completions/").url == make(url=f"{endpoint.url}/").url == make().url
 
 
+def test_an_endpoint_that_refuses_a_field_is_asked_without_it(endpoint, make):
+    def thinks(handler, asked):
+        for field in ("max_tokens", "temperature"):
+            if field in asked:
+                return send(handler, 400, {"error": {"message": f"Unsupported parameter: '{field}' with this model."}})
+        send(handler, 200, completion())
+
+    endpoint.script = [thinks]
+    judge = make()
+    assert [v.score for v in judge.ask(prompts(5))] == [1.0] * 5
+    assert len(endpoint.asked) == judge.usage.requests == 7 and endpoint.asked[-1]["max_completion_tokens"] == 10
+    assert judge.usage.retries == judge.usage.unreachable == 0
+    again = make()
+    assert len(again.ask(prompts(5))) == again.usage.cached == 5, "found under what was to be sent"
+    endpoint.script = [answers(400, {"error": {"message": "max_tokens, temperature and max_completion_tokens are bad"}})]
+    (verdict,) = again.ask(prompts(1, start=9))
+    assert verdict.status == "unreachable" and again.usage.requests == 3, "there is an end to it"
+
+
 def test_verdicts_among_prompts_are_handed_back_unasked(endpoint, make):
     given = Verdict(None, "left out", "so")
     verdicts = make().ask([given, *prompts(1), Verdict(0.0)])

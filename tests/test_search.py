@@ -5,7 +5,7 @@ import importlib
 import json
 import os
 import random
-import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,7 +75,7 @@ def test_hotpotqa_is_read(tmp_path, record):
     path = write(tmp_path, [record])
     (hop,) = multihop.load(path)
     texts = ("Zib", "Zib is a toy. Ada Mo made it."), ("Ada Mo", "Ada Mo is a maker. She is from Ulm.")
-    assert hop == Hop("h1", "Where was the maker of Zib born?", ("Ulm",), ("Zib", "Ada Mo"), texts)
+    assert hop == Hop("h1", "Where was the maker of Zib born?", ("Ulm",), ("Zib", "Ada Mo"), texts, path.stem)
     assert corpus.load(path) == [*texts]
 
 
@@ -84,7 +84,8 @@ def test_musique_is_read_without_its_unanswerable_questions(tmp_path, name):
     records = [MUSIQUE, MUSIQUE | {"answerable": False}]
     path = write(tmp_path, "\n".join(map(json.dumps, records)) + "\n" if name == "m.jsonl" else records, name)
     texts = ("Zib", "Zib is by Ada Mo."), ("Ada Mo", "Ada Mo wed Ben Lo.")
-    assert multihop.load(path) == [Hop("2hop__1_2", "Who wed the maker of Zib?", ("Ben Lo", "Ben"), ("Zib", "Ada Mo"), texts)]
+    who = "Who wed the maker of Zib?"
+    assert multihop.load(path) == [Hop("2hop__1_2", who, ("Ben Lo", "Ben"), ("Zib", "Ada Mo"), texts, "m")]
     assert corpus.load(path) == [("Zib", "Zib is by Ada Mo."), ("Ulm", "Ulm is a town."), ("Ada Mo", "Ada Mo wed Ben Lo.")]
 
 
@@ -184,8 +185,9 @@ def test_every_form_of_corpus_is_read_and_files_are_joined(tmp_path):
         write(tmp_path, [{"title": "B", "text": "Three."}, {"title": "B", "text": "Three."}], "b.json"),
         write(tmp_path, json.dumps({"id": "0", "contents": '"C"\nFour.\nFive.'}) + "\n", "c.jsonl"),
         write(tmp_path, json.dumps({"title": "A", "text": "One. Two."}), "d.jsonl"),
+        write(tmp_path, [{"id": "1", "text": "Six."}], "e.json"),
     ]
-    assert corpus.load(*files) == [("A", "One. Two."), ("B", "Three."), ("C", "Four.\nFive.")]
+    assert corpus.load(*files) == [("A", "One. Two."), ("B", "Three."), ("C", "Four.\nFive."), ("", "Six.")]
 
 
 @pytest.mark.parametrize(
@@ -273,14 +275,16 @@ HOPS = [Hop(f"q{i}", q, a, e) for i, (q, a, e) in enumerate([
 TWO = Objectives("t", tuple(HOPS[:2]))
 
 
-def test_consecutive_questions_are_joined_and_leftovers_named():
-    with pytest.warns(UserWarning, match="the last 1 of 5 questions make no set of 2"):
-        sets = search.compose(HOPS, 2)
+def test_consecutive_questions_of_a_file_are_joined_and_leftovers_dropped():
+    sets = search.compose(HOPS, 2)
     assert [[h.id for h in s.hops] for s in sets] == [["q0", "q1"], ["q2", "q3"]]
     assert sets[0].question == "Who made Zib?; Name the town?" and len({s.id for s in sets}) == 2
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert len(search.compose(HOPS, 1)) == 5 and len(search.compose(HOPS, 5)) == 1
+    assert len(search.compose(HOPS, 1)) == 5 and len(search.compose(HOPS, 5)) == 1
+    files = [replace(h, source="ab"[i > 2]) for i, h in enumerate(HOPS)]
+    assert [[h.id for h in s.hops] for s in search.compose(files, 2)] == [["q0", "q1"], ["q3", "q4"]]  # no set of two files
+    assert [[h.id for h in s.hops] for s in search.compose(files, 3)] == [["q0", "q1", "q2"]]
+    with pytest.raises(ValueError, match="4 questions at a time out of 3"):
+        search.compose(files, 4)
     for n in (0, 6):
         with pytest.raises(ValueError, match=f"{n} questions at a time out of 5"):
             search.compose(HOPS, n)
@@ -391,7 +395,7 @@ def test_nothing_said_is_never_right():
 
 def test_recall_is_the_share_of_evidence_found():
     assert search.recall(TWO, ["Zib", "Zib", "Other"]) == 1 / 3
-    assert search.recall(TWO, []) == 0 and search.recall(Objectives("t", (HOPS[3],)), []) == 1
+    assert search.recall(TWO, []) == 0 and search.recall(Objectives("t", (HOPS[3],)), []) is None
 
 
 # --- costs

@@ -319,7 +319,8 @@ def check_choice(rules):
         question = asked(*metrics.ABSTENTIONS, intrusions=("a bowl",), category="5", choices=choices)
         for prediction, place in (("a", 0), ("B", 1), ("(a)", 0), (" (b)\n", 1), ("b.", 1), ("(A).", 0), ("b)", 1)):
             assert rules.chosen(prediction, question) == choices[place]
-        for prediction in ("a bowl", "", "c", "ab", "(a) a bowl", "Unknown"):
+            assert rules.chosen(f"({'ab'[place]}) {choices[place]}.", question) == choices[place]
+        for prediction in ("a bowl", "", "c", "ab", "Unknown", "(a) no bowl", f"(a) {choices[1]}", "b) " + choices[0]):
             assert rules.chosen(prediction, question) == prediction
     assert rules.chosen("a", asked("x")) == "a"
 
@@ -521,7 +522,8 @@ def changed(record, path, value):
         ("clbench", ["messages", 3, "content"], None, "item 4 of `messages`: `content` is null; expected text or a list."),
         ("clbench", ["messages", 1, "content", 1], {"type": "image_url"}, "item 2 of `content`: `text` is missing"),
         ("clbench", ["rubrics"], [], "`rubrics` is empty; expected what an answer is graded by."),
-        ("clbench", ["rubrics", 0], {}, "record 1, item 1 of `rubrics` is an object; expected text."),
+        ("clbench", ["rubrics", 0], 3, "record 1, item 1 of `rubrics` is a number; expected text or an object."),
+        ("clbench", ["rubrics", 0], {}, "record 1, item 1 of `rubrics`: `rubric_criteria` is missing; expected text."),
         ("clbench", ["metadata"], ..., "record 1: `metadata` is missing; expected an object."),
         ("clbench", ["metadata", "task_id"], ..., "record 1, `metadata`: `task_id` is missing; expected text."),
     ],

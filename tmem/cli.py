@@ -114,6 +114,8 @@ def report(runs: tuple[Path, ...], out: Path | None, strip: Path | None) -> None
         from .comparison import page
 
         out = out or runs[0] / "report.html"
+        if out.suffix == ".md":
+            raise click.UsageError(f"--out is the page, the tables go beside it as .md; give {out.with_suffix('.html')}.")
         click.echo(page(runs, out))
         click.echo(f"written to {out} and {out.with_suffix('.md')}")
         return

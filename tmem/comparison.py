@@ -25,6 +25,8 @@ else:
     import tomli as tomllib
 
 PLACES = 5  # of the evidence in the stream
+UNTOLD = ("5", "abstention")  # categories that ask about what was never said: their evidence tells of something else
+FIRST = ("judge", "official_f1")  # what headline and pictures show where a run has it, else the first of METRICS
 SAMPLES = 8  # questions shown
 LONGEST = 300  # characters of an answer shown
 
@@ -60,7 +62,7 @@ def _part(runs: Sequence[Run], published: Sequence[Mapping[str, str]]) -> dict:
     first, by = runs[0], named(runs)
     metrics = [m for m in METRICS if any(m in found for r in runs for found in r.methods.values())]
     names = {m: grids.metric_name(m, first) for m in metrics}
-    metric = metrics[0] if metrics else None
+    metric = next((m for m in FIRST if m in names and grids.PLUMBING not in names[m]), metrics[0] if metrics else None)
     rows = [
         {"run": label, "model": run.model, "method": method, "n": found["n"], "found": found,
          "scores": {m: grids.interval(found, m) for m in metrics}}
@@ -152,7 +154,10 @@ def _pictures(by: Mapping[str, Run], rows: Sequence[Mapping], metric: str, name:
         yield made(f"{name} against tokens in the prompt", f"To the right: more text stands in every {step}'s prompt. {bars}",
                    _points(rows, metric, "prompt_tokens"), f"tokens in a {step}'s prompt, mean", scale="log")  # fmt: skip
     answers = {label: [r for r in run.answers if r.get(metric) is not None] for label, run in by.items()}
-    told = {label: [r for r in some if r.get("position") is not None] for label, some in answers.items()}
+    told = {
+        label: [r for r in some if r.get("position") is not None and r.get("category") not in UNTOLD]
+        for label, some in answers.items()
+    }
     if any(told.values()):
         cuts = np.linspace(0, 1, PLACES + 1)
         bins = {label: bins_of([r["position"] for r in some], cuts) for label, some in told.items() if some}

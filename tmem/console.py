@@ -274,7 +274,7 @@ def evaluate(methods: list[str], out: Path, work: Callable[..., dict]) -> None:
     if not chart:
         why = "no answer got a verdict" if "judge" in results else "this task is graded by a judge alone, see --judge-url"
         console.print(f"nothing is scored and there is no chart: {why}; --resume keeps the answers", style="yellow")
-    files = [*evaluation.FILES, *chart] + ["episodes.md"] * (out / "episodes.md").exists()
+    files = [*evaluation.FILES, *chart, *(f for f in ("verdicts.jsonl", "episodes.md") if (out / f).exists())]
     peak = peak_memory()
     memory = "" if peak is None else f", {peak / 2**30:.1f} GiB of memory at most"
     console.print(f"{time.perf_counter() - start:.0f} s{memory}. Files in {out}: {', '.join(files)}")
@@ -291,7 +291,8 @@ def _title(results: dict) -> str:
     known = ", questions known beforehand" * config["known"]
     last = config["seed"] + config["seeds"] - 1
     seeds = f"seeds {config['seed']} to {last}" if config["seeds"] > 1 else f"seed {last}"
-    return f"{what}{known}, {n} questions in {config['episodes']} episodes, {seeds}, {config['model']}"
+    some = f"{n} sets" if results["task"] == "search" else f"{n} questions in {config['episodes']} episodes"
+    return f"{what}{known}, {some}, {seeds}, {config['model']}"
 
 
 def _print_methods(results: dict, title: str) -> None:
@@ -312,11 +313,15 @@ def _print_methods(results: dict, title: str) -> None:
             )  # fmt: skip
         if "search" in m:
             f = m["search"]
+            found = "" if f["recall"] is None else f", {f['recall']:.0%} of the evidence found"
             peak = "none right" if f["mem1_peak"] is None else f"{f['mem1_peak']:.0f} tokens at MEM1's peak"
             console.print(
-                f"{name}: {f['searches']:.1f} searches in {f['turns']:.1f} turns, {f['recall']:.0%} of the evidence found, "
+                f"{name}: {f['searches']:.1f} searches in {f['turns']:.1f} turns{found}, "
                 f"{f['counted']:.0%} answered with the right count, {peak}", highlight=False,
             )  # fmt: skip
+    if left_out := results.get("left_out"):
+        n = results["config"]["objectives"]
+        console.print(f"{left_out} questions at the end of a file make no set of {n} and were left out", style="yellow")
     if "judge" in results:
         _print_judge(results["judge"])
     m = next((m for m in methods.values() if "writes" in m), None)
@@ -341,3 +346,6 @@ def _print_judge(found: dict) -> None:
         f"{spent['requests']} requests, {spent['prompt_tokens']} + {spent['completion_tokens']} tokens{cost}",
         highlight=False,
     )
+    if found.get("why"):
+        console.print(f"without a verdict, mostly: {found['why']} (all are in verdicts.jsonl; --resume asks again)",
+                      style="yellow", highlight=False, markup=False)  # fmt: skip

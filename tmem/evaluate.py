@@ -3,7 +3,7 @@
     out/answers.jsonl    a line per seed, method and question: what was asked, said, and how it scored
     out/readings.jsonl   a line per seed, method and episode: what was kept, what it cost, what was written
     out/results.json     the configuration, which processes made it on what machines, and what follows from the other two, made
-                         anew after every group of episodes
+                         anew after every method's part of a group of episodes
 
 A group of episodes is read and asked by all methods before the next one begins. A kill loses one batch of
 questions at most; `resume` reads what is there and asks the rest.
@@ -156,14 +156,17 @@ def evaluate(
                 settings.watch = lambda phase, *_, name=name, done=done: watch(name, phase, done, total)
                 _group(task, name, agent, items[at : at + slots], settings, answers, readings,
                        lambda n, name=name: watch(name, "answer", n, total))  # fmt: skip
-            write()
+                write()
+    _write_logs(out, readings.rows, answers.rows)
     if judging is not None:
         questions = {(s, q.id): q for s, several in episodes.items() for e in several for q in e.questions}
-        results["judge"] = grade(
-            task, questions, answers.rows, judging, agent, out, lambda done, total: watch("judge", "", done, total)
-        )
+        try:
+            results["judge"] = grade(
+                task, questions, answers.rows, judging, agent, out, lambda done, total: watch("judge", "", done, total)
+            )
+        except ValueError as error:
+            raise ValueError(f"{str(error).rstrip('.')}. All answers are in {out}: --resume asks the judge again.") from error
         write()
-    _write_logs(out, readings.rows, answers.rows)
     return results
 
 

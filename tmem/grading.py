@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,8 @@ def grade(
     """Ask for a verdict on every answer; returns what results.json says of it. questions: by seed and id.
 
     {"model": its name, "host": its machine (never an address with path or query, never a key), "plumbing": whether it is the
-    local model, whose scores mean nothing, "judged", "left_out", "unreachable", "malformed": how many answers, "spent": what
+    local model, whose scores mean nothing, "judged", "left_out", "unreachable", "malformed": how many answers, "why": the
+    commonest reason for having no verdict, None where all have one, "spent": what
     all passes took (tmem.judge.Spent), "pass": what the last one did (tmem.judge.Usage), "methods": {method: verdicts by
     status, means of the judged ones}}.
     Raises ValueError for a task that no judge grades, or an endpoint that refuses its first request.
@@ -85,12 +87,14 @@ def grade(
     for r, v in zip(answers, verdicts):
         by.setdefault(r["method"], []).append(v)
     methods = {method: judge.summary(several) for method, several in by.items()}
+    failed = Counter(v.reason for v in verdicts if v.status in ("unreachable", "malformed"))
     counts = (status.replace(" ", "_") for status in judge.STATUSES)
     return {
         "model": asked.model,
         "host": asked.host,
         "plumbing": judging.url == LOCAL,
         **{count: sum(m[count] for m in methods.values()) for count in counts},
+        "why": failed.most_common(1)[0][0] if failed else None,
         "spent": asked.spent()._asdict(),
         "pass": dataclasses.asdict(asked.usage),
         "methods": methods,

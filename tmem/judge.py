@@ -127,7 +127,8 @@ class Judge:
     timeout: seconds for one request as a whole. attempts: requests for one prompt at most; between them it waits a random part
     of backoff, 2 backoff, 4 backoff, ... seconds on top of the server's Retry-After, `longest_wait` seconds at most.
     max_tokens: instead of the prompts' own, for judges that think before they answer. temperature: None leaves it out.
-    token_field: "max_completion_tokens" for endpoints that refuse "max_tokens".
+    token_field: the name of the token limit. An endpoint that answers 400 and names "max_tokens" is asked again with
+    "max_completion_tokens", one that names "temperature" without it, and so from then on.
     prices: of a million prompt tokens and of a million completion tokens.
 
     The key is read from $TMEM_JUDGE_KEY, else $OPENAI_API_KEY, each time `ask` is called; it is never sent over http://
@@ -215,7 +216,7 @@ class Judge:
             limits=httpx.Limits(max_connections=self.concurrency),
             trust_env=not self.local,  # what is meant for this machine goes through no proxy
         ) as client:
-            run = _Run(client, key, db)
+            run = _Run(client, key, db, self.token_field, self.temperature)
             await work(islice(todo, 1))  # alone: a wrong key or address shows before thousands are sent
             workers = [asyncio.ensure_future(work(todo)) for _ in range(self.concurrency)]
             try:
@@ -239,9 +240,6 @@ class Judge:
     async def _verdict(self, run: "_Run", prompt: Prompt) -> Verdict:
         if run.in_vain >= GIVE_UP:
             return self._fail(run, "unreachable", f"not asked, as the {GIVE_UP} prompts before it got no verdict")
-        body = {"model": self.model, "messages": prompt.messages, self.token_field: self.max_tokens or prompt.max_tokens}
-        if self.temperature is not None:
-            body["temperature"] = self.temperature
         try:
             reply, cut = await AsyncRetrying(
                 stop=stop_after_attempt(self.attempts),
@@ -249,8 +247,10 @@ class Judge:
                 retry=retry_if_exception(lambda error: isinstance(error, _Failure) and error.again),
                 before_sleep=self._count,
                 reraise=True,
-            )(self._attempt, run, json.dumps(body).encode())
+            )(self._attempt, run, json.dumps(self._body(run, prompt)).encode())
         except _Failure as failure:
+            if failure.code == 400 and run.adapts(failure.reason):
+                return await self._verdict(run, prompt)
             if failure.code in _REFUSED and not run.answered:
                 raise ValueError(self._refusal(failure.code, bool(run.key))) from None
             return self._fail(run, failure.status, failure.reason)
@@ -262,6 +262,10 @@ class Judge:
             run.db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (self._address(prompt), reply))
         run.in_vain = 0
         return verdict
+
+    def _body(self, run: "_Run", prompt: Prompt) -> dict:
+        body = {"model": self.model, "messages": prompt.messages, run.token_field: self.max_tokens or prompt.max_tokens}
+        return body if run.temperature is None else {**body, "temperature": run.temperature}
 
     def _fail(self, run: "_Run", status: str, reason: str) -> Verdict:
         setattr(self.usage, status, getattr(self.usage, status) + 1)
@@ -339,13 +343,28 @@ class Judge:
 
 @dataclass
 class _Run:
-    """One call of `ask`. answered: there was a reply with status 200. in_vain: prompts without a verdict since the last."""
+    """One call of `ask`, and how it names the token limit and which temperature it sends by now.
+
+    answered: there was a reply with status 200. in_vain: prompts without a verdict since the last.
+    """
 
     client: httpx.AsyncClient
     key: _Key
     db: sqlite3.Connection
+    token_field: str
+    temperature: float | None
     answered: bool = False
     in_vain: int = 0
+
+    def adapts(self, complaint: str) -> bool:
+        """Leave out what the endpoint complains of; False where there is nothing to leave out."""
+        if "max_tokens" in complaint and self.token_field == "max_tokens":
+            self.token_field = "max_completion_tokens"
+        elif "temperature" in complaint and self.temperature is not None:
+            self.temperature = None
+        else:
+            return False
+        return True
 
 
 class _Failure(Exception):

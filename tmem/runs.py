@@ -67,6 +67,10 @@ def read(folder: Path) -> Run:
     if not file.is_file():
         raise FileNotFoundError(f"{folder} holds no results.json; name the --out of a `tmem eval`.")
     results = read_object(file, task=str, config=dict)
+    if results["task"] not in TASKS:
+        raise ValueError(f"{file}: task is {results['task'][:40]!r}; expected one of {', '.join(TASKS)}.")
+    if lacks := [k for k in ("model", "seed", "episodes") if k not in results["config"]]:
+        raise ValueError(f"{file}: its config lacks {', '.join(lacks)}; expected the results.json that tmem eval wrote.")
     if not results.get("methods"):
         raise ValueError(f"{folder} holds no answers yet; go on with tmem eval --resume.")
     answers, readings = (

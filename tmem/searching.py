@@ -62,7 +62,8 @@ def search(
     must_be_new(out, resume)
     if not files(data):
         raise ValueError("search: no data file given; pass a HotpotQA, 2WikiMultihopQA or MuSiQue file as data.")
-    sets = compose(multihop.load(data), objectives)
+    hops = multihop.load(data)
+    sets = compose(hops, objectives)
     if seeds > 1 and (limit is None or limit >= len(sets)):
         raise ValueError(
             f"search: {seeds} seeds would all take the same {len(sets)} sets; give a --limit below that, or leave out --seeds."
@@ -96,6 +97,7 @@ def search(
             "known": False,
             "episodes": size,
         },
+        "left_out": len(hops) - objectives * len(sets),  # questions that make no set
         "machine": report.machine(),
     }
     answers, readings = journals(results, out, resume)
@@ -121,12 +123,12 @@ def search(
                 readings.append(reading_of(method, s, t) for t in lived if (s, t.task.id) not in kept)
                 answers.append(answer_of(method, s, t) for t in lived)
             watch(method, "answer", len(done) + len(left), total)
-        results["runs"][-1] |= spent(min(slots, size), len(answers.rows) - held, start)
-        results |= summarise(answers.rows, readings.rows, sizes=sizes)
-        for method, scores in results["methods"].items():
-            rows = [r for r in answers.rows if r["method"] == method]
-            scores["search"] = summary([{k: r[k] for k in ("em", *COUNTED)} for r in rows])
-        report.write_json(out / "results.json", results)
+            results["runs"][-1] |= spent(min(slots, size), len(answers.rows) - held, start)
+            results |= summarise(answers.rows, readings.rows, sizes=sizes)
+            for name, scores in results["methods"].items():
+                rows = [r for r in answers.rows if r["method"] == name]
+                scores["search"] = summary([{k: r[k] for k in ("em", *COUNTED)} for r in rows])
+            report.write_json(out / "results.json", results)
     transcripts = [r["transcript"] for r in readings.rows]
     with atomic_file(out / "episodes.md") as work:
         work.write_text("\n\n".join(transcripts), encoding="utf-8")
@@ -143,7 +145,7 @@ def answer_of(method: str, seed: int, t: Trajectory) -> dict:
         "episode": t.task.id,
         "read": t.task.id,
         "id": t.task.id,
-        "kind": f"{len(t.task.hops)} objectives",
+        "kind": t.task.hops[0].source,
         "category": "",
         "question": t.task.question,
         "answers": [hop.answers[0] for hop in t.task.hops],

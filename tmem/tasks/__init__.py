@@ -55,7 +55,8 @@ def load(
         if count < 1:
             raise ValueError(f"stream: limit is {limit}, expected at least 1 episode")
         if data is not None:
-            raise ValueError(f"stream: episodes are generated, leave out the data file (got {data})")
+            got = ", ".join(map(str, files(data)))
+            raise ValueError(f"stream: episodes are generated, leave out the data file (got {got})")
         return [stream.episode((seed << 20) + i, split, difficulty) for i in range(count)]
     if data is None:
         raise ValueError(f"{task}: no data file given; pass the path of the official {_FILES[task]} as data")

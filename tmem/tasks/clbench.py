@@ -13,7 +13,7 @@ __all__ = ["EVALUATION_ONLY", "is_clbench", "load", "split"]
 
 EVALUATION_ONLY = "CL-bench is for evaluation only, never for training; take stream or a task of your own (file.py:Class)."
 
-_SOURCE = "get CL-bench.jsonl from https://github.com/Tencent-Hunyuan/CL-bench"
+_SOURCE = "get CL-bench.jsonl from https://huggingface.co/datasets/tencent/CL-bench"
 
 # In characters. A longer message holds a context beside its task; the task is sought in so much of its two ends.
 LONG, HEAD, TAIL = 6000, 500, 1000
@@ -46,7 +46,7 @@ def _episode(record: Record, metadata: Record) -> Episode:
         context, task = split(task)
     if context or not chunks:  # a lone message too short to split is read and asked
         chunks.append(f"user: {context or task}")
-    rubrics = tuple(record.each("rubrics", str))
+    rubrics = tuple(r if isinstance(r, str) else r.get("rubric_criteria", str) for r in record.each("rubrics", str, dict))
     if not rubrics:
         raise ValueError(f"{record.where}: `rubrics` is empty; expected what an answer is graded by.")
     return Episode(id, tuple(chunks), ((),) * len(chunks), (Question(id, task, (), kind, category=category, rubrics=rubrics),))

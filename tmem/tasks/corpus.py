@@ -14,7 +14,7 @@ from .records import Record, content, listed
 
 __all__ = ["Document", "Index", "load"]
 
-_SOURCE = "give a .json or .jsonl corpus, or a question file whose contexts are to be searched"
+_SOURCE = "give a .json or .jsonl corpus with `text` (and `title`) or `contents`, or a question file to search its contexts"
 
 
 class Document(NamedTuple):
@@ -27,8 +27,8 @@ class Document(NamedTuple):
 def load(*paths: str | Path) -> list[Document]:
     """The documents of all files, each once, in their order; documents without text are left out.
 
-    A file (.json, or .jsonl with a record a line) holds {title: [sentences]} or records with title and text, with contents
-    ("title\\ntext"), or those of a question file, whose contexts are then the corpus.
+    A file (.json, or .jsonl with a record a line) holds {title: [sentences]} or records with text and perhaps title, with
+    contents ("title\\ntext"), or those of a question file, whose contexts are then the corpus.
     Raises FileNotFoundError, and ValueError that names the file, the record and the field for anything else.
     """
     if not paths:
@@ -56,7 +56,7 @@ def _entries(path: str | Path) -> Iterator[tuple[str, str]]:
             title, _, text = record.get("contents", str).partition("\n")
             yield title.strip().strip('"'), text
         else:
-            yield record.get("title", str), record.get("text", str)
+            yield record.get("title", str, default=""), record.get("text", str)
 
 
 class Index:

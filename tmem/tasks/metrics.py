@@ -74,9 +74,12 @@ def squad_em(prediction: str, question: Question) -> float:
 
 
 def chosen(prediction: str, question: Question) -> str:
-    """The text of the choice that a bare letter names ("b", "(a)", "B."); any other prediction as it is."""
-    letter = re.fullmatch(r"\(?([ab])\)?[.:]?", prediction.strip().lower())
-    return question.choices["ab".index(letter[1])] if letter and question.choices else prediction
+    """The text of the choice that a letter names, alone ("b", "(a)", "B.") or before it; any other prediction as it is."""
+    letter = re.fullmatch(r"\(?([ab])\)?[.:]?(.*)", prediction.strip(), re.IGNORECASE | re.DOTALL)
+    if not letter or not question.choices:
+        return prediction
+    choice = question.choices["ab".index(letter[1].lower())]
+    return choice if normalise(letter[2]) in ("", normalise(choice)) else prediction
 
 
 _stem = lru_cache(maxsize=65536)(_STEMMER.stem)

@@ -21,6 +21,7 @@ class Hop:
     """One question. answers: any of them is right.
 
     evidence: titles of the articles it rests on, empty where not said. passages: title and text of those that the file holds.
+    source: the file's name, without folder and ending.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Hop:
     answers: tuple[str, ...]
     evidence: tuple[str, ...] = ()
     passages: tuple[tuple[str, str], ...] = ()
+    source: str = ""
 
 
 def load(path: str | Path | Sequence[str | Path]) -> list[Hop]:
@@ -36,7 +38,8 @@ def load(path: str | Path | Sequence[str | Path]) -> list[Hop]:
     Raises FileNotFoundError, and ValueError that names the file, the record and the field for anything else than the format.
     """
     where = f"multihop: {', '.join(map(str, files(path)))}"
-    hops = [hop for record in read(path, "multihop", _SOURCE) if (hop := _hop(record))]
+    records = ((record, Path(file).stem) for file in files(path) for record in read(file, "multihop", _SOURCE))
+    hops = [hop for record, source in records if (hop := _hop(record, source))]
     if not hops:
         raise ValueError(f"{where} has only unanswerable questions; expected at least one with an answer.")
     distinct((hop.id for hop in hops), f"{where}: the id")
@@ -56,7 +59,7 @@ def joined(record: Record, field: str) -> str:
     return value if isinstance(value, str) else " ".join(s.strip() for s in record.each(field, str))
 
 
-def _hop(record: Record) -> Hop | None:
+def _hop(record: Record, source: str) -> Hop | None:
     if not record.get("answerable", bool, default=True):
         return None
     name = next((n for n in ("_id", "id") if n in record), None)
@@ -71,6 +74,7 @@ def _hop(record: Record) -> Hop | None:
         tuple(dict.fromkeys(a for a in answers if a.strip())),
         evidence,
         tuple(_supporting(record, evidence)),
+        source,
     )
 
 

@@ -52,7 +52,8 @@ class Record:
 
 
 def _item(value: Any, kinds: tuple[type, ...], where: str) -> Any:
-    return Record(value, where) if kinds == (dict,) else _checked(value, kinds, where)
+    value = _checked(value, kinds, where)
+    return Record(value, where) if isinstance(value, dict) else value
 
 
 def _named(kinds: Sequence[type]) -> str:
@@ -118,7 +119,12 @@ def content(path: str | Path, task: str, source: str) -> Any:
         raise ValueError(f"{where} is not UTF-8 ({error}); {source}.") from error
     if path.suffix.lower() == ".jsonl":
         return [_parsed(line, f"{where}, line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return _parsed(text, where)
+    try:
+        return _parsed(text, where)
+    except ValueError as error:
+        if "Extra data" in str(error):
+            raise ValueError(f"{str(error).rstrip('.')}; if it holds a record a line, name it .jsonl.") from error
+        raise
 
 
 def listed(found: Any, where: str, source: str) -> list[Record]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import string
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from .corpus import Document
 from .metrics import squad, token_f1
@@ -92,15 +92,15 @@ class Objectives:
 
 
 def compose(hops: Sequence[Hop], n: int) -> list[Objectives]:
-    """`n` consecutive questions each, unshuffled. Those left over at the end are dropped with a warning.
+    """`n` consecutive questions of one file each, unshuffled. Those left over at a file's end are left out.
 
-    Raises ValueError where there are fewer than `n`, or `n` is below 1.
+    Raises ValueError where every file has fewer than `n`, or `n` is below 1.
     """
-    if not 1 <= n <= len(hops):
-        raise ValueError(f"search: {n} questions at a time out of {len(hops)}; expected from 1 to {len(hops)}")
-    if rest := len(hops) % n:
-        warnings.warn(f"search: the last {rest} of {len(hops)} questions make no set of {n} and are left out", stacklevel=2)
-    sets = [tuple(hops[at : at + n]) for at in range(0, len(hops) - rest, n)]
+    sources = [list(some) for _, some in groupby(hops, key=lambda hop: hop.source)]
+    most = max(map(len, sources), default=0)
+    if not 1 <= n <= most:
+        raise ValueError(f"search: {n} questions at a time out of {most}; expected from 1 to {most}")
+    sets = [tuple(some[at : at + n]) for some in sources for at in range(0, len(some) - n + 1, n)]
     return [Objectives(f"{i}x{n}/{s[0].id}", s) for i, s in enumerate(sets)]
 
 
@@ -201,10 +201,10 @@ def _set_f1(prediction: str, gold: str) -> float:
     return 2 * len(said & right) / (len(said) + len(right)) if said and right else 0.0
 
 
-def recall(task: Objectives, titles: Sequence[str]) -> float:
-    """Share of the articles that the answers rest on which a search found; 1.0 where the data name none."""
+def recall(task: Objectives, titles: Sequence[str]) -> float | None:
+    """Share of the articles that the answers rest on which a search found; None where the data name none."""
     wanted = {title for hop in task.hops for title in hop.evidence}
-    return len(wanted & set(titles)) / len(wanted) if wanted else 1.0
+    return len(wanted & set(titles)) / len(wanted) if wanted else None
 
 
 # costs ----------------------------------------------------------------------------------------------------------------
@@ -252,10 +252,10 @@ def costs(steps: Sequence[Step]) -> dict[str, float]:
     }
 
 
-def summary(rows: Sequence[dict[str, float]]) -> dict[str, float | None]:
-    """Means over trajectories; mem1_peak, as in MEM1, over those with an em above 0 alone, None where there is none."""
+def summary(rows: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
+    """Means over trajectories that have the count; mem1_peak, as in MEM1, over those with an em above 0 alone. Else None."""
     if not rows:
         raise ValueError("search: no trajectory to sum up; expected at least one")
-    means: dict[str, float | None] = {name: sum(r[name] for r in rows) / len(rows) for name in rows[0]}
-    peaks = [r["mem1_peak"] for r in rows if r["em"]]
-    return means | {"mem1_peak": sum(peaks) / len(peaks) if peaks else None}
+    having = {name: [r[name] for r in rows if r[name] is not None] for name in rows[0]}
+    having["mem1_peak"] = [r["mem1_peak"] for r in rows if r["em"]]
+    return {name: sum(values) / len(values) if values else None for name, values in having.items()}
