@@ -95,6 +95,22 @@ def test_answers_that_came_after_the_judge_have_no_verdict_yet(tmem, tmp_path, w
     assert methods["none"]["judge"] == 0 and methods["none"]["judged"] == 3 and "judge" not in methods["full"]
 
 
+def test_answers_outlive_a_judge_that_refuses(tmem, tmp_path, words):  # noqa: F811
+    words[words.index("none,constant")] = "none,tmem"
+    with judge_local.serve(lambda messages: "CORRECT") as url:
+        found = tmem(*words, "--judge-url", f"{url}/elsewhere")
+        assert found.exit_code == 2 and "does not exist (404)" in found.output and "--resume" in found.output, found.output
+        assert len(rows(tmp_path / "OUT")) == 8 and (tmp_path / "OUT/episodes.md").exists()
+        later = tmem(*words, "--judge-url", url, "--resume")
+    assert later.exit_code == 0 and "6 judged, 2 left out" in later.output, later.output
+
+
+def test_evidence_that_no_file_names_is_not_shown(tmem, tmp_path):  # noqa: F811
+    words = ["eval", "--task", "clbench", "--data", data("clbench", tmp_path), "--answer-tokens", "4", "--out", "OUT"]
+    found = tmem(*words, "--methods", "none,oracle")
+    assert found.exit_code == 2 and "oracle shows the evidence" in found.output and not (tmp_path / "OUT").exists()
+
+
 @pytest.mark.parametrize("judge", [[], ["--judge-url", "local"]])
 def test_without_verdicts_clbench_scores_nothing_and_says_so(tmem, tmp_path, judge):  # noqa: F811
     words = ["eval", "--task", "clbench", "--data", data("clbench", tmp_path), "--methods", "none,tmem", "--answer-tokens", "4"]

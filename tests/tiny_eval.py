@@ -18,8 +18,6 @@ from tiny_run import PRESET
 from tmem import evaluate, models
 from tmem.agent import methods, retrieve
 
-METHODS = list(methods.METHODS)
-
 
 class Counted:
     """An embedding model that counts letters."""
@@ -96,8 +94,9 @@ def data(task: str, folder: Path) -> str | None:
     return str(file)
 
 
-def run(out: Path, task: str = "stream", names=METHODS, *, patch=setattr, **options) -> dict:
-    """One evaluation; its results."""
+def run(out: Path, task: str = "stream", names=None, *, patch=setattr, **options) -> dict:
+    """One evaluation, by default with every method; its results."""
+    names = names or evaluate.methods_of(task)
     preset = prepare(out.parent / "tiny", patch)
     options = {"answer_tokens": 4, "split": "dev", "limit": 2 if task == "stream" else None, **options}
     return evaluate.evaluate(task, names, out, data=data(task, out.parent), preset=str(preset), **options)

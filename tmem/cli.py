@@ -247,8 +247,10 @@ def evaluate(
         )
         default = "none,full,mem1,tmem"
     else:
-        from .agent.methods import METHODS as every
         from .evaluate import evaluate as run
+        from .evaluate import methods_of
+
+        every = methods_of(task)
 
         of = {"corpus": "search", "search_by": "search", "objectives": "search", "turns": "search", "split": "stream",
               "difficulty": "stream", "adversarial": "locomo"}  # fmt: skip

@@ -94,19 +94,26 @@ def evaluate(
     episodes = {s: tasks.load(task, seed=s, **given) for s in range(seed, seed + seeds)}
     if not any(e.questions for e in episodes[seed]):
         raise ValueError(f"eval: no questions in {', '.join(map(str, files(data))) or task}; give a file with questions.")
+    if "oracle" in methods and not any(q.evidence for several in episodes.values() for e in several for q in e.questions):
+        raise ValueError(f"methods: oracle shows the evidence that a file names, this one ({task}) names none; leave it out.")
     config = agent_config(preset)
     config = dataclasses.replace(config, learn=dataclasses.replace(config.learn, unknown=tasks.abstention(task)))
     network, tokenizer = models.load(model)
     at_length = task in tasks.AT_LENGTH
     max_new = answer_tokens or (AT_LENGTH if at_length else config.answer.max_new)
     chat = Chat(tokenizer)
-    longest = max(chat.count(q.text) for several in episodes.values() for e in several for q in e.questions)
+    longest, which = max((chat.count(q.text), q.id) for several in episodes.values() for e in several for q in e.questions)
     room = network.config.max_position_embeddings - max_new - longest - BESIDE
-    context = min(CONTEXT, room) if context is None else context
-    if context > room or room < 1:
+    if room < 1:
         raise ValueError(
-            f"context: there is room for {max(room, 0)} tokens of text beside the longest question ({longest} tokens) and "
-            f"its answer, got {context}; give a smaller --context or --answer-tokens, or a model for longer texts."
+            f"context: there is room for no text beside question {which[:60]!r} ({longest} tokens) and an answer of {max_new}; "
+            "shorten or remove the question, give a smaller --answer-tokens, or a model for longer texts."
+        )
+    context = min(CONTEXT, room) if context is None else context
+    if context > room:
+        raise ValueError(
+            f"context: there is room for {room} tokens of text beside the longest question ({which[:60]!r}, {longest} tokens) "
+            f"and its answer, got {context}; give a smaller --context or --answer-tokens, or a model for longer texts."
         )
     results: dict = {
         "task": task,
@@ -168,6 +175,11 @@ def evaluate(
             raise ValueError(f"{str(error).rstrip('.')}. All answers are in {out}: --resume asks the judge again.") from error
         write()
     return results
+
+
+def methods_of(task: str) -> list[str]:
+    """All methods but those that a task has nothing for: CL-bench names no evidence for an oracle."""
+    return [m for m in METHODS if m != "oracle" or task != "clbench"]
 
 
 def spent(slots: int, answers: int, start: float) -> dict:

@@ -102,6 +102,7 @@ def search(
     }
     answers, readings = journals(results, out, resume)
     start, held = time.perf_counter(), len(answers.rows)
+    watch(methods[0], f"index {len(found)} documents", 0, size * seeds)
     index = corpus.Index(found, dense() if search_by == "dense" else None)
     for parameter in network.parameters():
         parameter.requires_grad_(False)

@@ -121,16 +121,18 @@ class MiniLM:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         import torch
 
-        out = []
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # alike in length, little of a batch is padding
+        out = np.empty((len(texts), self._model.config.hidden_size), dtype=np.float32)
         for at in range(0, len(texts), 64):
+            which = order[at : at + 64]
             part = self._tokenizer(
-                list(texts[at : at + 64]), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
+                [texts[i] for i in which], padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
             )
             with torch.no_grad():
                 states, mask = self._model(**part).last_hidden_state, part["attention_mask"][..., None]
             mean = (states * mask).sum(1) / mask.sum(1)
-            out.append(torch.nn.functional.normalize(mean, dim=-1).numpy())
-        return np.concatenate(out)
+            out[which] = torch.nn.functional.normalize(mean, dim=-1).numpy()
+        return out
 
     def tokens(self, texts: Sequence[str]) -> int:
         return sum(len(ids) for ids in self._tokenizer(list(texts), truncation=True, max_length=LONGEST)["input_ids"])
