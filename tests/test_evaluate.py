@@ -192,3 +192,11 @@ def test_a_run_that_was_killed_gives_the_same_answers(undisturbed, tmp_path, whe
     asked, once = (Counter((f.parent / "asked.txt").read_text().split()) for f in (out, undisturbed))
     more = sum((asked - once).values())
     assert not once - asked and (more == 0 if where == "ask" else 0 < more <= 3 * len(counts))
+
+
+def test_what_no_prompt_has_room_for_is_named(run, tmp_path):
+    with pytest.raises(ValueError, match=r"room for \d+ tokens of text beside the longest question \('.+', \d+ tokens\)"):
+        run("squad", names=["none"], context=10**6)
+    with pytest.raises(ValueError, match=r"room for no text beside question '.+' \(\d+ tokens\) and an answer of 9999"):
+        run("squad", names=["none"], answer_tokens=9999)
+    assert not (tmp_path / "out").exists()

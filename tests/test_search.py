@@ -75,7 +75,7 @@ def test_hotpotqa_is_read(tmp_path, record):
     path = write(tmp_path, [record])
     (hop,) = multihop.load(path)
     texts = ("Zib", "Zib is a toy. Ada Mo made it."), ("Ada Mo", "Ada Mo is a maker. She is from Ulm.")
-    assert hop == Hop("h1", "Where was the maker of Zib born?", ("Ulm",), ("Zib", "Ada Mo"), texts, path.stem)
+    assert hop == Hop("h1", "Where was the maker of Zib born?", ("Ulm",), ("Zib", "Ada Mo"), texts, path)
     assert corpus.load(path) == [*texts]
 
 
@@ -85,7 +85,7 @@ def test_musique_is_read_without_its_unanswerable_questions(tmp_path, name):
     path = write(tmp_path, "\n".join(map(json.dumps, records)) + "\n" if name == "m.jsonl" else records, name)
     texts = ("Zib", "Zib is by Ada Mo."), ("Ada Mo", "Ada Mo wed Ben Lo.")
     who = "Who wed the maker of Zib?"
-    assert multihop.load(path) == [Hop("2hop__1_2", who, ("Ben Lo", "Ben"), ("Zib", "Ada Mo"), texts, "m")]
+    assert multihop.load(path) == [Hop("2hop__1_2", who, ("Ben Lo", "Ben"), ("Zib", "Ada Mo"), texts, path)]
     assert corpus.load(path) == [("Zib", "Zib is by Ada Mo."), ("Ulm", "Ulm is a town."), ("Ada Mo", "Ada Mo wed Ben Lo.")]
 
 
@@ -280,7 +280,7 @@ def test_consecutive_questions_of_a_file_are_joined_and_leftovers_dropped():
     assert [[h.id for h in s.hops] for s in sets] == [["q0", "q1"], ["q2", "q3"]]
     assert sets[0].question == "Who made Zib?; Name the town?" and len({s.id for s in sets}) == 2
     assert len(search.compose(HOPS, 1)) == 5 and len(search.compose(HOPS, 5)) == 1
-    files = [replace(h, source="ab"[i > 2]) for i, h in enumerate(HOPS)]
+    files = [replace(h, source=Path("ab"[i > 2], "dev.json")) for i, h in enumerate(HOPS)]
     assert [[h.id for h in s.hops] for s in search.compose(files, 2)] == [["q0", "q1"], ["q3", "q4"]]  # no set of two files
     assert [[h.id for h in s.hops] for s in search.compose(files, 3)] == [["q0", "q1", "q2"]]
     with pytest.raises(ValueError, match="4 questions at a time out of 3"):
@@ -861,6 +861,25 @@ def test_seeds_draw_other_sets_and_are_resumed_apart(evaluated, tmp_path):
     assert plain(read_jsonl(file)) == plain(whole) and len(read_jsonl(tmp_path / "out/readings.jsonl")) == 12
     more = evaluated("--limit", "4", "--methods", "none", out="more")
     assert more.exit_code == 0 and {*drawn[0]} < {r["id"] for r in read_jsonl(tmp_path / "more/answers.jsonl")}
+
+
+def test_sets_end_with_their_file_and_tell_of_evidence_only_where_it_is_named(evaluated, tmp_path):
+    (tmp_path / "other").mkdir()
+    bare = [HOTPOT | {"_id": f"b{i}", "supporting_facts": []} for i in range(4)]
+    other = write(tmp_path / "other", bare, "data.json")  # of the same name as the first
+    found = evaluated("--data", str(other), "--objectives", "4", "--methods", "none,mem1")
+    assert found.exit_code == 0 and ", 4 sets, " in found.output and "of the evidence found" in found.output, found.output
+    assert "make no set" not in found.output
+    rows = read_jsonl(tmp_path / "out/answers.jsonl")
+    assert {r["kind"] for r in rows} == {"data"} and [r["recall"] is None for r in rows] == [False, False, False, True] * 2
+    found = evaluated("--data", str(other), "--objectives", "5", "--methods", "none", out="five")
+    assert found.exit_code == 0 and ", 2 sets, " in found.output, found.output
+    assert "6 questions at the end of a file make no set of 5 and were left out" in found.output
+    (tmp_path / "data.json").write_text(json.dumps(bare))
+    found = evaluated("--methods", "none", out="bare")
+    assert found.exit_code == 0 and "of the evidence" not in found.output, found.output
+    page = CliRunner().invoke(cli.main, ["report", str(tmp_path / "bare")])
+    assert page.exit_code == 0, page.output
 
 
 @pytest.mark.parametrize(

@@ -418,6 +418,7 @@ def test_other_files_are_no_clbench(file):
     [
         ("{", "x.json", "x.json is not JSON"),
         ('[{"a": 1},\n', "x.json", "x.json is not JSON"),
+        ('{"a": 1}\n{"a": 2}\n', "x.json", "if it holds a record a line, name it .jsonl"),
         ("[NaN]", "x.json", "x.json is not JSON (NaN is no JSON number)"),
         ("[" + "7" * 5000 + "]", "x.json", "x.json is not JSON (Exceeds the limit"),
         ("[" * 200_000, "x.json", "x.json is nested too deeply"),

@@ -76,15 +76,17 @@ def evaluate(
     known: each question is an episode of its own and stands in the prompts that write (the paper's protocol: reads the history
     once per question, and lets a method answer with the evidence in sight).
     judging: have every answer graded, see tmem.grading; not a part of the settings, so `resume` may add it.
-    `watch(method, phase, done, total)` is told what is going on. Raises ValueError for an unknown method or task,
+    `watch(method, phase, done, total)` is told what is going on. Raises ValueError for a task or a method that is not there,
     a context beyond the model's or results of other settings, FileExistsError for results that would be overwritten,
     FileNotFoundError for missing data or nothing to resume, tmem.models.ModelError for a model that cannot be had; all
     before any work.
     """
-    unknown = [m for m in methods if m not in METHODS]
+    unknown = [m for m in methods if m not in methods_of(task)]
     methods = list(dict.fromkeys(methods))
     if unknown or not methods:
-        raise ValueError(f"methods: expected some of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}.")
+        raise ValueError(
+            f"methods of {task}: expected some of {', '.join(methods_of(task))}, got {', '.join(unknown) or 'none'}."
+        )
     if "dense" in methods:
         require_dense()
     if judging is not None:
@@ -94,8 +96,6 @@ def evaluate(
     episodes = {s: tasks.load(task, seed=s, **given) for s in range(seed, seed + seeds)}
     if not any(e.questions for e in episodes[seed]):
         raise ValueError(f"eval: no questions in {', '.join(map(str, files(data))) or task}; give a file with questions.")
-    if "oracle" in methods and not any(q.evidence for several in episodes.values() for e in several for q in e.questions):
-        raise ValueError(f"methods: oracle shows the evidence that a file names, this one ({task}) names none; leave it out.")
     config = agent_config(preset)
     config = dataclasses.replace(config, learn=dataclasses.replace(config.learn, unknown=tasks.abstention(task)))
     network, tokenizer = models.load(model)

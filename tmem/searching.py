@@ -146,7 +146,7 @@ def answer_of(method: str, seed: int, t: Trajectory) -> dict:
         "episode": t.task.id,
         "read": t.task.id,
         "id": t.task.id,
-        "kind": t.task.hops[0].source,
+        "kind": t.task.hops[0].source.stem,
         "category": "",
         "question": t.task.question,
         "answers": [hop.answers[0] for hop in t.task.hops],

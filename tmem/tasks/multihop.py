@@ -21,7 +21,7 @@ class Hop:
     """One question. answers: any of them is right.
 
     evidence: titles of the articles it rests on, empty where not said. passages: title and text of those that the file holds.
-    source: the file's name, without folder and ending.
+    source: the file it comes from.
     """
 
     id: str
@@ -29,7 +29,7 @@ class Hop:
     answers: tuple[str, ...]
     evidence: tuple[str, ...] = ()
     passages: tuple[tuple[str, str], ...] = ()
-    source: str = ""
+    source: Path = Path()
 
 
 def load(path: str | Path | Sequence[str | Path]) -> list[Hop]:
@@ -38,7 +38,7 @@ def load(path: str | Path | Sequence[str | Path]) -> list[Hop]:
     Raises FileNotFoundError, and ValueError that names the file, the record and the field for anything else than the format.
     """
     where = f"multihop: {', '.join(map(str, files(path)))}"
-    records = ((record, Path(file).stem) for file in files(path) for record in read(file, "multihop", _SOURCE))
+    records = ((record, Path(file)) for file in files(path) for record in read(file, "multihop", _SOURCE))
     hops = [hop for record, source in records if (hop := _hop(record, source))]
     if not hops:
         raise ValueError(f"{where} has only unanswerable questions; expected at least one with an answer.")
@@ -59,7 +59,7 @@ def joined(record: Record, field: str) -> str:
     return value if isinstance(value, str) else " ".join(s.strip() for s in record.each(field, str))
 
 
-def _hop(record: Record, source: str) -> Hop | None:
+def _hop(record: Record, source: Path) -> Hop | None:
     if not record.get("answerable", bool, default=True):
         return None
     name = next((n for n in ("_id", "id") if n in record), None)

@@ -253,7 +253,7 @@ def costs(steps: Sequence[Step]) -> dict[str, float]:
 
 
 def summary(rows: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
-    """Means over trajectories that have the count; mem1_peak, as in MEM1, over those with an em above 0 alone. Else None."""
+    """Means over the trajectories with a value, None where there is none; mem1_peak, as in MEM1, over those with em above 0."""
     if not rows:
         raise ValueError("search: no trajectory to sum up; expected at least one")
     having = {name: [r[name] for r in rows if r[name] is not None] for name in rows[0]}
