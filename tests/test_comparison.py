@@ -135,10 +135,12 @@ def test_scale_rows_unfinished_runs_and_stand_in_judges_are_not_ranked(run, tmp_
 
 
 def test_a_verdict_or_the_official_score_comes_before_plain_f1(run, tmp_path):
-    def headline(name, judged_by, **scores):
+    def headline(name, judged_by, judged=(30, 30), **scores):
         run(name, judge=judged_by)
         file = tmp_path / name / "results.json"
         results = json.loads(file.read_text())
+        for found, verdicts in zip(results["methods"].values(), judged) if judged_by else ():
+            found["judged"] = verdicts
         for metric, best in scores.items():
             for method, found in results["methods"].items():
                 found[metric], found[f"{metric}_ci"] = (0.9, [0.8, 1.0]) if method == best else (0.1, [0.0, 0.2])
@@ -148,6 +150,7 @@ def test_a_verdict_or_the_official_score_comes_before_plain_f1(run, tmp_path):
     real, stand_in = {"model": "gpt", "plumbing": False}, {"model": "stand-in", "plumbing": True}
     assert headline("a", None, f1="none", official_f1="tmem").endswith("tmem is first by official F1, 0.900 [0.800, 1.000]")
     assert "none is first by judge (gpt)" in headline("b", real, official_f1="tmem", judge="none")
+    assert "tmem is first by judge (gpt)" in headline("d", real, judged=(29, 30), judge="none"), "a verdict is missing"
     assert "tmem is first by official F1" in headline("c", stand_in, official_f1="tmem", judge="none")
 
 

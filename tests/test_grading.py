@@ -6,7 +6,7 @@ import pytest
 from test_verbs import rows, tmem  # noqa: F401
 from tiny_eval import data
 
-from tmem import judge_local
+from tmem import judge, judge_local
 
 
 @pytest.fixture
@@ -108,16 +108,16 @@ def test_answers_outlive_a_judge_that_refuses(tmem, tmp_path, words):  # noqa: F
 def test_evidence_that_no_file_names_is_not_shown(tmem, tmp_path):  # noqa: F811
     words = ["eval", "--task", "clbench", "--data", data("clbench", tmp_path), "--answer-tokens", "4", "--out", "OUT"]
     found = tmem(*words, "--methods", "none,oracle")
-    assert found.exit_code == 2 and "oracle shows the evidence" in found.output and not (tmp_path / "OUT").exists()
+    assert found.exit_code == 2 and "methods of clbench: expected" in found.output and not (tmp_path / "OUT").exists()
 
 
-@pytest.mark.parametrize("judge", [[], ["--judge-url", "local"]])
-def test_without_verdicts_clbench_scores_nothing_and_says_so(tmem, tmp_path, judge):  # noqa: F811
+@pytest.mark.parametrize("asked", [[], ["--judge-url", "local"]])
+def test_without_verdicts_clbench_scores_nothing_and_says_so(tmem, tmp_path, asked):  # noqa: F811
     words = ["eval", "--task", "clbench", "--data", data("clbench", tmp_path), "--methods", "none,tmem", "--answer-tokens", "4"]
-    found = tmem(*words, "--out", "OUT", *judge)
+    found = tmem(*words, "--out", "OUT", *asked)
     assert found.exit_code == 0 and "nothing is scored and there is no chart" in found.output, found.output
-    assert ("no answer got a verdict" if judge else "see --judge-url") in found.output
-    assert ("0 judged" in found.output) == bool(judge)
+    assert ("no answer got a verdict" if asked else "see --judge-url") in found.output
+    assert ("0 judged" in found.output) == bool(asked)
     results = json.loads((tmp_path / "OUT/results.json").read_text())
     assert {m["n"] for m in results["methods"].values()} == {2} and results["differences"] == {}
     assert len(rows(tmp_path / "OUT")) == len(rows(tmp_path / "OUT", "readings")) == 4
@@ -127,6 +127,13 @@ def test_without_verdicts_clbench_scores_nothing_and_says_so(tmem, tmp_path, jud
     assert later.exit_code == 0 and (tmp_path / "OUT/chart.png").exists(), later.output
     methods = json.loads((tmp_path / "OUT/results.json").read_text())["methods"]
     assert all(m["judge"] == m["rubrics"] == 1 and m["judged"] == 2 for m in methods.values())
+
+
+def test_what_stopped_the_judge_is_named_and_not_that_it_stopped(tmem, tmp_path, words, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(judge, "GIVE_UP", 2)
+    found = tmem(*words, "--judge-url", "local")
+    assert found.exit_code == 0 and "4 unreachable, 2 malformed" in found.output, found.output
+    assert "without a verdict, mostly: the reply" in found.output, found.output
 
 
 def test_replies_that_say_nothing_are_counted_and_not_scored(tmem, tmp_path, words):  # noqa: F811

@@ -154,7 +154,7 @@ def test_an_endpoint_that_refuses_a_field_is_asked_without_it(endpoint, make):
     judge = make()
     assert [v.score for v in judge.ask(prompts(5))] == [1.0] * 5
     assert len(endpoint.asked) == judge.usage.requests == 7 and endpoint.asked[-1]["max_completion_tokens"] == 10
-    assert judge.usage.retries == judge.usage.unreachable == 0
+    assert judge.usage.retries == judge.usage.unreachable == 0 and judge.usage.refused == ["max_tokens", "temperature"]
     again = make()
     assert len(again.ask(prompts(5))) == again.usage.cached == 5, "found under what was to be sent"
     endpoint.script = [answers(400, {"error": {"message": "max_tokens, temperature and max_completion_tokens are bad"}})]

@@ -83,13 +83,17 @@ def _part(runs: Sequence[Run], published: Sequence[Mapping[str, str]]) -> dict:
 
 
 def _verdict(rows: Sequence[Mapping], metric: str | None, names: Mapping[str, str], several: bool) -> str:
-    """Who is first. Rows that give the scale are not ranked, nor runs that lack questions, nor what a stand-in judged."""
+    """Who is first. Rows that give the scale are not ranked, nor those without all questions and verdicts, nor a stand-in's."""
     if metric is None:
         return "not scored"
     if grids.PLUMBING in names[metric]:
         return "judged by the local model to try the plumbing, no ranking"
-    most = max(r["n"] for r in rows)
-    ranked = [r for r in rows if r["method"] not in SCALE and r["n"] == most and metric in r["found"]]
+
+    def asked(r: Mapping) -> tuple:
+        return r["n"], r["found"].get("judged", 0) if metric == "judge" else 0
+
+    most = max(map(asked, rows))
+    ranked = [r for r in rows if r["method"] not in SCALE and asked(r) == most and metric in r["found"]]
     best = max((r["found"][metric] for r in ranked), default=0.0)
     if best <= 0:
         return f"no method scores above 0 by {names[metric]}"

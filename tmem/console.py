@@ -346,6 +346,8 @@ def _print_judge(found: dict) -> None:
         f"{spent['requests']} requests, {spent['prompt_tokens']} + {spent['completion_tokens']} tokens{cost}",
         highlight=False,
     )
+    if refused := last.get("refused"):  # runs of before have none
+        console.print(f"it would not take {' and '.join(refused)}, and judged as it does without", style="yellow")
     if found.get("why"):
         console.print(f"without a verdict, mostly: {found['why']} (all are in verdicts.jsonl; --resume asks again)",
                       style="yellow", highlight=False, markup=False)  # fmt: skip

@@ -62,7 +62,7 @@ def grade(
 
     {"model": its name, "host": its machine (never an address with path or query, never a key), "plumbing": whether it is the
     local model, whose scores mean nothing, "judged", "left_out", "unreachable", "malformed": how many answers, "why": the
-    commonest reason for having no verdict, None where all have one, "spent": what
+    commonest reason for having no verdict though asked, None where all have one, "spent": what
     all passes took (tmem.judge.Spent), "pass": what the last one did (tmem.judge.Usage), "methods": {method: verdicts by
     status, means of the judged ones}}.
     Raises ValueError for a task that no judge grades, or an endpoint that refuses its first request.
@@ -87,7 +87,7 @@ def grade(
     for r, v in zip(answers, verdicts):
         by.setdefault(r["method"], []).append(v)
     methods = {method: judge.summary(several) for method, several in by.items()}
-    failed = Counter(v.reason for v in verdicts if v.status in ("unreachable", "malformed"))
+    failed = Counter(v.reason for v in verdicts if v.status in ("unreachable", "malformed") and v.reason != judge.UNASKED)
     counts = (status.replace(" ", "_") for status in judge.STATUSES)
     return {
         "model": asked.model,

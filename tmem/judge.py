@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from hashlib import blake2b
 from itertools import islice
@@ -20,11 +20,12 @@ from typing import NamedTuple
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-__all__ = ["GIVE_UP", "MAX_BYTES", "STATUSES", "Judge", "Prompt", "Spent", "Usage", "Verdict", "summary"]
+__all__ = ["GIVE_UP", "MAX_BYTES", "STATUSES", "UNASKED", "Judge", "Prompt", "Spent", "Usage", "Verdict", "summary"]
 
 STATUSES = ("judged", "unreachable", "malformed", "left out")
 MAX_BYTES = 1 << 20  # of one HTTP body
 GIVE_UP = 16  # prompts in a row without a verdict before the rest is not asked: no money goes into a judge that cannot
+UNASKED = f"not asked, as the {GIVE_UP} prompts before it got no verdict"
 
 _APPLICATION = 0x746D656D  # SQLite's application_id of a cache: "tmem"
 _REFUSED = (401, 403, 404)
@@ -60,6 +61,7 @@ class Usage:
 
     requests: HTTP requests sent, of these retries; cached: verdicts read from the cache. Tokens are those that the
     endpoint reports in `usage`; unmetered: replies without it. cost: in the currency of the prices, None without prices.
+    refused: the fields that the endpoint would not take, of which it was then asked without.
     """
 
     requests: int = 0
@@ -71,6 +73,7 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float | None = None
+    refused: list[str] = field(default_factory=list)
 
 
 class Spent(NamedTuple):
@@ -216,7 +219,7 @@ class Judge:
             limits=httpx.Limits(max_connections=self.concurrency),
             trust_env=not self.local,  # what is meant for this machine goes through no proxy
         ) as client:
-            run = _Run(client, key, db, self.token_field, self.temperature)
+            run = _Run(client, key, db, self.token_field, self.temperature, self.usage.refused)
             await work(islice(todo, 1))  # alone: a wrong key or address shows before thousands are sent
             workers = [asyncio.ensure_future(work(todo)) for _ in range(self.concurrency)]
             try:
@@ -239,7 +242,7 @@ class Judge:
 
     async def _verdict(self, run: "_Run", prompt: Prompt) -> Verdict:
         if run.in_vain >= GIVE_UP:
-            return self._fail(run, "unreachable", f"not asked, as the {GIVE_UP} prompts before it got no verdict")
+            return self._fail(run, "unreachable", UNASKED)
         try:
             reply, cut = await AsyncRetrying(
                 stop=stop_after_attempt(self.attempts),
@@ -343,7 +346,7 @@ class Judge:
 
 @dataclass
 class _Run:
-    """One call of `ask`, and how it names the token limit and which temperature it sends by now.
+    """One call of `ask`, how it names the token limit and which temperature it sends by now, and what had to change for that.
 
     answered: there was a reply with status 200. in_vain: prompts without a verdict since the last.
     """
@@ -353,6 +356,7 @@ class _Run:
     db: sqlite3.Connection
     token_field: str
     temperature: float | None
+    refused: list[str]
     answered: bool = False
     in_vain: int = 0
 
@@ -360,8 +364,10 @@ class _Run:
         """Leave out what the endpoint complains of; False where there is nothing to leave out."""
         if "max_tokens" in complaint and self.token_field == "max_tokens":
             self.token_field = "max_completion_tokens"
+            self.refused.append("max_tokens")
         elif "temperature" in complaint and self.temperature is not None:
             self.temperature = None
+            self.refused.append("temperature")
         else:
             return False
         return True
