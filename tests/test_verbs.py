@@ -166,7 +166,7 @@ def test_search_is_resumed_with_the_sets_that_are_left(tmem, tmp_path, monkeypat
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["eval", "--methods", "none,telepathy"], "methods: expected some of none"),
+        (["eval", "--methods", "none,telepathy"], "methods of stream: expected some of none"),
         (["eval", "--task", "locomo"], "no data file given"),
         (["eval", "--task", "locomo", "--data", "nowhere.json"], "nowhere.json"),
         (["eval", "--preset", "huge"], "no preset 'huge'"),
