@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from tmem import tasks
-from tmem.tasks import Evidence, Question, clbench, locomo, longmemeval, metrics, records, squad
+from tmem.tasks import Evidence, Question, clbench, left_out, locomo, longmemeval, metrics, records, squad
 from tmem.tasks import task as own_task
 
 DATA = Path(os.environ.get("TMEM_DATA", Path(__file__).parents[2] / "shared/data"))
@@ -152,7 +152,8 @@ def test_longmemeval_reads_sessions_by_date_and_marks_the_evidence(file):
     assert episode.id == "e47" and episode.pairs == ((), ())
     assert episode.questions == (
         Question(
-            "e47", "How many? (asked on 2023/05/30)", ("3",), "multi-session", evidence=(Evidence(1, "assistant: Yes."),)
+            "e47", "How many? (asked on 2023/05/30 (Tue) 23:40)", ("3",), "multi-session",
+            evidence=(Evidence(1, "assistant: Yes."),),
         ),
     )  # fmt: skip
 
@@ -172,7 +173,54 @@ def test_longmemeval_does_without_its_optional_fields(file):
     assert [c.splitlines()[0] for c in episode.chunks] == ["DATE: 2 May", "DATE: 1 May"], "unknown dates keep their order"
     assert (q.text, q.category, q.kind) == ("How many?", "abstention", "multi-session")
     assert q.answers == ("You did not mention it.",)
+    assert episode.note == longmemeval.UNSORTED
     assert tasks.score("longmemeval", q, "Unknown.") == {"f1": 0, "em": 0}
+
+
+@pytest.mark.parametrize(
+    "dates, order, headers",
+    [
+        (["2023-05-21T09:00", "2023-05-20T02:21"], [1, 0], ["2023/05/20 (Sat) 02:21", "2023/05/21 (Sun) 09:00"]),
+        (["2023-05-20 10:00:30", "2023-05-20 9:59"], [1, 0], ["2023/05/20 (Sat) 09:59", "2023/05/20 (Sat) 10:00"]),
+        (["2023/05/20 (Sat) 23:00", "2023-05-20T22:00Z"], [1, 0], ["2023/05/20 (Sat) 22:00", "2023/05/20 (Sat) 23:00"]),
+        (["2023-05-20T23:30+00:00", "2023-05-21T01:00+05:00"], [1, 0], ["2023/05/21 (Sun) 01:00", "2023/05/20 (Sat) 23:30"]),
+        (["1:56 pm on 8 May, 2023", "2023/05/08 (Mon) 09:00"], [1, 0], ["2023/05/08 (Mon) 09:00", "2023/05/08 (Mon) 13:56"]),
+        (["2023/10/01", "2023/9/30"], [1, 0], ["2023/09/30 (Sat)", "2023/10/01 (Sun)"]),
+        (["2023/05/21 (Sun) 09:00", "2023/02/31 (Fri) 02:21"], [0, 1], None),  # no calendar has it
+        (["2023-05-21T25:00", "2023-05-20T02:21"], [0, 1], None),
+        (["tomorrow", "2023-05-20"], [0, 1], None),
+    ],
+)
+def test_longmemeval_sorts_sessions_by_time_whatever_the_form_of_their_dates(file, dates, order, headers):
+    sessions = [[{"role": "user", "content": f"Session {i}."}] for i in range(2)]
+    record = LONGMEMEVAL | {"haystack_dates": dates, "haystack_session_ids": ["a", "b"], "haystack_sessions": sessions}
+    (episode,) = tasks.load("longmemeval", data=file([record]))
+    assert [int(chunk[-2]) for chunk in episode.chunks] == order
+    if headers is None:
+        assert episode.note == longmemeval.UNSORTED
+    else:
+        assert [chunk.splitlines()[0] for chunk in episode.chunks] == [f"DATE: {header}" for header in headers]
+        assert episode.note == ""
+
+
+@pytest.mark.parametrize(
+    "date, shown",
+    [
+        ("2023/05/30 (Tue) 23:40", "2023/05/30 (Tue) 23:40"),
+        ("2023-05-30T23:40", "2023/05/30 (Tue) 23:40"),
+        ("2023-05-30 23:40:59.5", "2023/05/30 (Tue) 23:40"),
+        ("2023-05-30", "2023/05/30 (Tue)"),
+        ("12:05 am on 30 May, 2023", "2023/05/30 (Tue) 00:05"),
+        ("May 30, 2023", "2023/05/30 (Tue)"),
+        ("Tuesday, 30 May 2023", "Tuesday, 30 May 2023"),
+        ("13:05 pm on 30 May, 2023", "13:05 pm on 30 May, 2023"),
+        ("30 Mai 2023", "30 Mai 2023"),
+        ("last week", "last week"),
+    ],
+)
+def test_the_weekday_and_time_of_a_question_reach_the_prompt(file, date, shown):
+    (episode,) = longmemeval.load(file([LONGMEMEVAL | {"question_date": date}]))
+    assert episode.questions[0].text == f"How many? (asked on {shown})"
 
 
 def test_longmemeval_draws_every_type_and_keeps_the_order(file):
@@ -193,6 +241,30 @@ def test_longmemeval_draws_every_type_and_keeps_the_order(file):
     assert len(drawn(99)) == len(drawn(None)) == 50
 
 
+REALTALK = {
+    **LOCOMO,
+    "sample_id": "realtalk-1",
+    "qa": [
+        {"question": "Is Ann shy?", "answer": "Probably", "category": 3, "evidence": ["D1:2"]},
+        {"question": "Both?", "answer": "tea, milk", "category": 1, "evidence": ["D1:1", "D1:2"]},
+    ],
+}
+
+
+def test_other_conversations_in_locomo_s_fields_go_by_their_own_name(file):
+    """Benchmark names are for the public data: nothing else is called LoCoMo."""
+
+    def called(*names):
+        return locomo.called(locomo.load(file([LOCOMO | {"sample_id": name} for name in names])))
+
+    assert called("conv-26") == called(*locomo.CONVERSATIONS) == "LoCoMo"
+    assert called("realtalk-1", "realtalk-2") == "REALTALK (LoCoMo's format)"
+    assert called("conv-26", "conv-99") == called("conv-26", "realtalk-1") == "conversations (LoCoMo's format)"
+    (episode,) = tasks.load("locomo", data=file([REALTALK]))
+    assert [(q.kind, q.category) for q in episode.questions] == [("commonsense", "3"), ("multi-hop", "1")]
+    assert tasks.score("locomo", episode.questions[0], "probably")["official_f1"] == 1
+
+
 def test_squad_passages(file):
     (episode,) = tasks.load("squad", data=file([PASSAGE]))
     assert episode.id == "0/Oslo Fjord" and episode.chunks == ("TITLE: Oslo Fjord\n" + PASSAGE["context"],)
@@ -200,6 +272,16 @@ def test_squad_passages(file):
         ("0/0", ("1624 it",), "squad", "In 1624 it burned!"),
         ("0/1", ("3",), "squad", "Oslo has 3 lines."),
     ]
+
+
+def test_squad_passages_may_have_several_answers_and_ids(file):
+    asked = {"id": "d7/q", "question": "What burned?", "answer": "1624 it", "answers": ["1624 it", "it", 1624], "tags": []}
+    (episode,) = tasks.load("squad", data=file([PASSAGE | {"source": "own", "questions": [asked]}]))
+    (question,) = episode.questions
+    assert (question.id, question.answers) == ("d7/q", ("1624 it", "it", "1624"))
+    assert [tasks.score("squad", question, said)["squad_em"] for said in ("it", "1624", "1623")] == [1, 1, 0]
+    with pytest.raises(ValueError, match="item 2 of `answers` is null; expected text or a number"):
+        squad.load(file([PASSAGE | {"questions": [asked | {"answers": ["x", None]}]}]))
 
 
 def test_squad_reads_the_official_versions(file):
@@ -410,6 +492,133 @@ def test_other_files_are_no_clbench(file):
         own_task.load(str(file([PASSAGE], "x.jsonl")))
 
 
+# left out --------------------------------------------------------------------------------------------------------------
+
+
+def listed(file, content, name="list.json", task="locomo"):
+    return left_out.load(file(content, name), locomo.question_id if task == "locomo" else left_out.as_it_is)
+
+
+@pytest.mark.parametrize("name", ["list.json", "list.jsonl", "list.txt"])
+def test_questions_that_a_list_names_are_left_out(file, name):
+    """By the loader's ids or by locomo-audit's, before any is drawn; without a list nothing changes."""
+    data = file([LOCOMO | {"sample_id": sample} for sample in ("conv-26", "conv-30")])
+    ids = ["conv-26/1", "locomo_1_qa0", "locomo_0_qa3"]
+    left = listed(file, "\n".join(ids) + "\n\n" if name == "list.txt" else ids, name)
+    asked = [q.id for e in tasks.load("locomo", data=data, leave_out=left) for q in e.questions]
+    assert asked == ["conv-26/0", "conv-26/2", "conv-30/1", "conv-30/2", "conv-30/3"]
+    left.check()
+    assert left_out.about(left)["leave_out"] == 3
+    drawn = [[q.id for q in e.questions] for e in tasks.load("locomo", data=data, leave_out=left, limit=2)]
+    assert drawn[0] == ["conv-26/0", "conv-26/2"] and len(drawn[1]) == 2
+    assert tasks.load("locomo", data=data, limit=2) == tasks.load("locomo", data=data, limit=2, leave_out=left_out.LeaveOut())
+
+
+def test_of_a_wrong_citation_alone_the_question_stays(file):
+    """In the audit's own form, and in one where most records have no error."""
+    data = file([LOCOMO | {"sample_id": "conv-26"}])
+    audit = [
+        {"question_id": "locomo_0_qa0", "question": "What did Bo show?", "error_type": "WRONG_CITATION"},
+        {"question_id": "locomo_0_qa1", "question": "when? ", "error_type": "TEMPORAL_ERROR"},
+    ]
+    joined = [
+        {"question_id": "locomo_7_qa0", "sample_id": "conv-26", "label_error": {"type": "WRONG_CITATION"}},
+        {"question_id": "locomo_7_qa1", "sample_id": "conv-26", "label_error": {"type": "HALLUCINATION"}},
+        {"question_id": "locomo_7_qa2", "sample_id": "conv-26", "label_error": None},
+    ]
+    for content in (audit, joined):
+        left = listed(file, content)
+        (episode,) = tasks.load("locomo", data=data, leave_out=left)
+        assert [q.id for q in episode.questions] == ["conv-26/0", "conv-26/2", "conv-26/3"]
+        (said,) = left_out.notes(left)
+        assert said == "1 question left out by list.json; 1 that it names for a wrong citation alone is asked"
+
+
+def test_a_list_made_for_other_data_is_refused(file):
+    data = file([LOCOMO | {"sample_id": "conv-26"}])
+    left = listed(file, [{"question_id": "conv-26/0", "question": "Who?"}])
+    with pytest.raises(ValueError, match="list.json names 'conv-26/0' with the question 'Who\\?', and the data ask 'What"):
+        tasks.load("locomo", data=data, leave_out=left)
+    left = listed(file, ["conv-26/0", "conv-26/77", "locomo_5_qa1"])
+    tasks.load("locomo", data=data, leave_out=left)
+    with pytest.raises(ValueError, match=r"names 'conv-26/77', and the data hold no question with that id \(2 of 3 are"):
+        left.check()
+    with pytest.raises(ValueError, match=r"names 'conv-26/77', .* \(1 of 3 are unknown"):
+        left.check(lambda id: id == "conv-44/1")
+
+
+@pytest.mark.parametrize(
+    "content, name, sentence",
+    [
+        ("", "list.txt", "list.txt is empty; give a list of question ids"),
+        ([], "list.json", "list.json is empty"),
+        ({"a": 1}, "list.json", "list.json holds no list"),
+        ([{"answer": "x"}], "list.json", "entry 1: `question_id` is missing; expected text or a number"),
+        (["a", " "], "list.json", "entry 2: `question_id` is empty"),
+        (["a", None], "list.json", "entry 2: `question_id` is null"),
+        ([{"id": "a", "label_error": 3}], "list.json", "`label_error` is a number; expected text or an object"),
+        (b"\xff\xfe", "list.txt", "list.txt is not UTF-8"),
+        ("[" * 100_000, "list.json", "list.json is nested too deeply"),
+        ("[" * 100_000, "list.jsonl", "list.jsonl, line 1 is nested too deeply"),
+    ],
+)
+def test_a_list_that_is_none_is_one_sentence(file, content, name, sentence):
+    with pytest.raises(ValueError) as error:
+        listed(file, content, name)
+    assert sentence in str(error.value) and str(error.value).startswith("leave-out: ") and "\n" not in str(error.value)
+    with pytest.raises(FileNotFoundError, match="leave-out: no file at /nowhere.txt"):
+        left_out.load("/nowhere.txt")
+
+
+@pytest.mark.parametrize(
+    "task, record, id, rest",
+    [("longmemeval", LONGMEMEVAL, "e47", []), ("squad", PASSAGE, "0/1", ["0/0"]), ("squad", OFFICIAL, "q1", ["q2"]),
+     ("clbench", TASK, "t1", [])],
+)  # fmt: skip
+def test_every_task_leaves_questions_out(file, task, record, id, rest):
+    left = listed(file, [id], task=task)
+    assert [q.id for e in tasks.load(task, leave_out=left, data=file([record], "x.jsonl")) for q in e.questions] == rest
+    left.check()
+
+
+def test_generated_questions_are_left_out(file):
+    whole = [q.id for e in tasks.load("stream", limit=2) for q in e.questions]
+    left = listed(file, whole[:2], task="stream")
+    assert [q.id for e in tasks.load("stream", limit=2, leave_out=left) for q in e.questions] == whole[2:]
+    left.check()
+
+
+# paths and ids -----------------------------------------------------------------------------------------------------------
+
+ODD = ("{}", "{0.__class__}", "{x!r:>9}", "}{", "%s %(a)d", "[/b]", ":smile:", "$_$", "ü😀", "a b", "*?", "{" * 40)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_text_of_paths_and_records_is_no_format(tmp_path, name):
+    """Read alike, and refused alike at every place, whatever folders, files and ids are called."""
+    record, load = LOADERS[name]
+    id = {"locomo": ["sample_id"], "longmemeval": ["question_id"], "clbench": ["metadata", "task_id"]}.get(name, ["title"])
+    rng = random.Random(f"odd/{name}")
+    for odd in ODD:
+        path = tmp_path / odd / f"{odd}.json"
+        path.parent.mkdir(parents=True)
+        mine = changed(record, id, odd)
+        path.write_text(json.dumps([mine]), encoding="utf-8")
+        (tmp_path / "plain.json").write_text(json.dumps([mine]), encoding="utf-8")
+        episodes = load(path)
+        assert episodes == load(tmp_path / "plain.json") and odd.replace("_", " ") in episodes[0].id.replace("_", " ")
+        refused = 0
+        places = list(paths(mine))
+        for place in rng.sample(places, min(12, len(places))):
+            path.write_text(json.dumps([changed(mine, place, [[3]])]), encoding="utf-8")
+            try:
+                load(path)
+            except ValueError as error:
+                refused += 1
+                assert str(error).startswith(f"{name.split()[0]}: {path}") and "\n" not in str(error)
+        assert refused > 3
+
+
 # wrong files -----------------------------------------------------------------------------------------------------------
 
 
@@ -541,7 +750,12 @@ VALUES = (
     None, True, False, 0, 5, -1, 10**30, 1.5, float("nan"), "", " ", "x", "D1:1", "b\u2028c\nd", "\0", "\ud800", "😀",
     [], [[]], [None], [3], ["x"], {}, {"a": None}, [{"text": "x"}], {"data": []},
 )  # fmt: skip
-TEXTS = ("\0", "\ufeff", "\\ud800", '"', "]", "}", ",", "9" * 5000, "[" * 5000, "{\n", "\x85", "1e999", "-Infinity", "é")
+DEEP = "[" * 100_000, '{"a":' * 100_000, "[" * 900 + "]" * 900
+TEXTS = (
+    *DEEP, "\r\n", "{}", "%s", "\0",
+    "\ufeff", "\\ud800", '"', "]", "}", ",", "9" * 5000, "[" * 5000, "{\n", "\x85", "1e999", "-Infinity",
+    "é",
+)  # fmt: skip
 
 
 def paths(value, path=()):

@@ -175,6 +175,8 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 @click.option("--difficulty", type=click.IntRange(1, 3), default=1, show_default=True, help="stream only.")
 @click.option("--adversarial", type=click.Choice(["open", "choice"]), default="open", show_default=True,
               help="locomo, category 5: ask openly, or offer the official choice of two.")
+@click.option("--leave-out", type=click.Path(dir_okay=False), metavar="FILE",
+              help="Questions not to ask, known wrong golds: a list of their ids, or of records. They are counted.")
 @click.option("--model", help="A folder (runs/train/rl), a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]")
 @click.option("--preset", default="default", show_default=True)
 @click.option("--context", type=click.IntRange(64),
@@ -239,7 +241,7 @@ def evaluate(
         from .searching import search
         from .tasks.trajectory import STATES as every
 
-        allowed = ("data", "limit", "seed", "seeds", "model", "preset", "context", "answer_tokens", "resume")
+        allowed = ("data", "limit", "seed", "seeds", "leave_out", "model", "preset", "context", "answer_tokens", "resume")
         _only(f"--task {task}", {**options, "probe": probe, "judge_url": judge_url}, allowed)
         options = {k: options[k] for k in allowed}
         work = partial(
@@ -368,7 +370,7 @@ def _print(facts: dict) -> None:
         ("kept in", model["folder"] or "not installed; `make` installs it"),
         ("", "" if model["cached"] or not model["folder"] else "not converted yet: happens at its first use"),
     ]
-    console = Console()
+    console = Console(markup=False, emoji=False)
     grid = Table.grid(padding=(0, 2))
     for name, value in lines:
         if value:

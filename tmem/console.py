@@ -19,7 +19,7 @@ from . import report
 from .machine import keep_memory, peak_memory
 from .report import write_json
 
-console = Console()
+console = Console(markup=False, emoji=False)  # names of files and models are shown as they are
 
 
 # What a live view of training shows, by field of metrics.jsonl.
@@ -283,7 +283,7 @@ def evaluate(methods: list[str], out: Path, work: Callable[..., dict]) -> None:
 def _title(results: dict) -> str:
     config = results["config"]
     n = next(iter(results["methods"].values()))["n"]
-    what = report.TASKS[results["task"]]
+    what = config.get("called") or report.TASKS[results["task"]]
     if results["task"] == "stream":
         what = f"stream ({config['split']}, difficulty {config['difficulty']})"
     if results["task"] == "search":
@@ -319,6 +319,8 @@ def _print_methods(results: dict, title: str) -> None:
                 f"{name}: {f['searches']:.1f} searches in {f['turns']:.1f} turns{found}, "
                 f"{f['counted']:.0%} answered with the right count, {peak}", highlight=False,
             )  # fmt: skip
+    for note in results.get("notes", []):
+        console.print(note, style="yellow")
     if left_out := results.get("left_out"):
         n = results["config"]["objectives"]
         console.print(f"{left_out} questions at the end of a file make no set of {n} and were left out", style="yellow")

@@ -48,10 +48,11 @@ class Question:
 class Episode:
     """chunks: the stream in order, one conversation session each, with a date header.
 
-    pairs[i]: the gold pairs of chunk i, empty where the task has none.
+    pairs[i]: the gold pairs of chunk i, empty where the task has none. note: what a reader of its scores should know.
     """
 
     id: str
     chunks: tuple[str, ...]
     pairs: tuple[tuple[Pair, ...], ...]
     questions: tuple[Question, ...]
+    note: str = ""

@@ -11,6 +11,7 @@ questions at most; `resume` reads what is there and asks the rest.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import itertools
@@ -32,7 +33,7 @@ from .folders import atomic_file
 from .grading import Judging, grade, protocol_of, scored
 from .journal import Journal, read_object
 from .machine import peak_memory
-from .tasks import longmemeval
+from .tasks import left_out, locomo, longmemeval
 from .tasks.records import files
 
 BESIDE = 96  # tokens kept for the chat's template and the instruction beside text and question
@@ -56,6 +57,7 @@ def evaluate(
     split: str = "test",
     difficulty: int = 1,
     adversarial: str = "open",
+    leave_out: str | None = None,
     model: str | None = None,
     preset: str = "default",
     context: int | None = None,
@@ -72,6 +74,7 @@ def evaluate(
     seeds: replicates. A seed draws the episodes (stream), the questions or episodes of a `limit`, the order of choices, and the
     subspace of the fast weights where the preset's init draws one; decoding is greedy, so a method that none of them touches
     answers the same again.
+    leave_out: a file that names questions not to ask, see tmem.tasks.left_out.
     slots: episodes at once, each with its own Δ; not a part of the settings.
     known: each question is an episode of its own and stands in the prompts that write (the paper's protocol: reads the history
     once per question, and lets a method answer with the evidence in sight).
@@ -92,8 +95,12 @@ def evaluate(
     if judging is not None:
         protocol_of(task)
     must_be_new(out, resume)
+    left = left_out.load(leave_out, locomo.question_id if task == "locomo" else left_out.as_it_is) if leave_out else None
     given = {"data": data, "limit": limit, "split": split, "difficulty": difficulty, "adversarial": adversarial}
-    episodes = {s: tasks.load(task, seed=s, **given) for s in range(seed, seed + seeds)}
+    episodes = {s: tasks.load(task, seed=s, leave_out=left, **given) for s in range(seed, seed + seeds)}
+    if left is not None:
+        here = {e.id for e in episodes[seed]}
+        left.check(lambda id: task == "locomo" and id.partition("/")[0] in {*locomo.CONVERSATIONS} - here)
     if not any(e.questions for e in episodes[seed]):
         raise ValueError(f"eval: no questions in {', '.join(map(str, files(data))) or task}; give a file with questions.")
     config = agent_config(preset)
@@ -119,6 +126,7 @@ def evaluate(
         "task": task,
         "config": {
             **about(model, preset, config, *files(data)),
+            **left_out.about(left),
             "limit": limit,
             "seed": seed,
             "seeds": seeds,
@@ -130,7 +138,9 @@ def evaluate(
             "known": known,
             "probe": probing,
             "episodes": len(episodes[seed]),
+            "called": locomo.called(episodes[seed]) if task == "locomo" else None,
         },
+        "notes": [*left_out.notes(left), *_notes(episodes[seed])],
         "machine": report.machine(),  # of the first run; all are in "runs"
     }
     answers, readings = journals(results, out, resume)
@@ -175,6 +185,12 @@ def evaluate(
             raise ValueError(f"{str(error).rstrip('.')}. All answers are in {out}: --resume asks the judge again.") from error
         write()
     return results
+
+
+def _notes(episodes: Sequence[Episode]) -> list[str]:
+    """What is to be known of how the episodes were read, each once with how many it is true of."""
+    counts = collections.Counter(e.note for e in episodes if e.note)
+    return [f"{n} of {len(episodes)} episodes: {note}" for note, n in counts.items()]
 
 
 def methods_of(task: str) -> list[str]:

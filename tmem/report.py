@@ -73,6 +73,7 @@ _STYLE = {
     "legend.frameon": False,
     "grid.color": "#E0E0E0",
     "grid.linewidth": 0.8,
+    "text.parse_math": False,  # names are shown as they are
 }
 
 

@@ -14,7 +14,7 @@ from .report import TASKS
 # What must agree, beside task and judge, for scores to stand in one table. Model, preset and settings are what is compared.
 PROTOCOL = (
     "data_blake2b", "limit", "seed", "seeds", "split", "difficulty", "known", "adversarial", "episodes", "objectives", "turns",
-    "search_by", "context", "answer_tokens",
+    "search_by", "context", "answer_tokens", "leave_out_blake2b",
 )  # fmt: skip
 WITH_OBJECTIVES = ("objectives", "turns", "answer_tokens", "episodes", "limit")  # change with the questions at once
 SCALE = ("oracle", "constant")  # methods that are no way of remembering: they show what scores there are to be had
@@ -101,7 +101,8 @@ def title(run: Run) -> str:
     """What a part is called."""
     n = run.config.get("objectives")
     at_once = "" if n is None else ", 1 question at a time" if n == 1 else f", {n} questions at once"
-    return TASKS[run.results["task"]] + at_once + (", questions known beforehand" if run.config.get("known") else "")
+    known = ", questions known beforehand" if run.config.get("known") else ""
+    return (run.config.get("called") or TASKS[run.results["task"]]) + at_once + known
 
 
 def protocol_line(run: Run) -> str:
@@ -118,5 +119,6 @@ def protocol_line(run: Run) -> str:
         data, f"{config['episodes']} episodes", f"seed {first}" if last == first else f"seeds {first} to {last}",
         *(words.format(config[key]) for key, words in rest if config.get(key) is not None),
         "each question shown while the history is read" if config.get("known") else "",
+        *run.results.get("notes", ()),
     ]  # fmt: skip
     return ", ".join(filter(None, said)) + "."

@@ -14,7 +14,7 @@ from .agent.retrieve import dense, require_dense
 from .compute import Sizes
 from .evaluate import BESIDE, about, journals, must_be_new, spent, summarise
 from .folders import atomic_file
-from .tasks import corpus, multihop
+from .tasks import corpus, left_out, multihop
 from .tasks.records import draw, files
 from .tasks.search import compose, summary
 from .tasks.trajectory import STATES, Trajectory, run
@@ -37,6 +37,7 @@ def search(
     limit: int | None = None,
     seed: int = 0,
     seeds: int = 1,
+    leave_out: str | None = None,
     model: str | None = None,
     preset: str = "default",
     context: int | None = None,
@@ -49,8 +50,9 @@ def search(
 
     documents: corpus files; without any, the questions' own contexts. search_by: "bm25" or "dense". turns: before the answer is
     asked for, by default three for every question. limit: sets, drawn by the seed; `seeds` seeds from `seed` on draw each their
-    own. answer_tokens: of a turn, by default TURN and EACH for every question. Files and errors are those of tmem.evaluate; f1,
-    em and mem1_f1 are sums over the objectives of a set. "flops" leaves out the search engine, which all methods share.
+    own. leave_out: a file that names questions not to ask. answer_tokens: of a turn, by default TURN and EACH for every
+    question. Files and errors are those of tmem.evaluate; f1, em and mem1_f1 are sums over the objectives of a set. "flops"
+    leaves out the search engine, which all methods share.
     """
     methods = list(dict.fromkeys(methods))
     if (unknown := [m for m in methods if m not in STATES]) or not methods:
@@ -61,8 +63,11 @@ def search(
         require_dense()
     must_be_new(out, resume)
     if not files(data):
-        raise ValueError("search: no data file given; pass a HotpotQA, 2WikiMultihopQA or MuSiQue file as data.")
-    hops = multihop.load(data)
+        raise ValueError("search: no data file given; pass questions of HotpotQA, 2WikiMultihopQA, MuSiQue, FlashRAG or MEM1.")
+    left = left_out.load(leave_out) if leave_out else None
+    hops = multihop.load(data, left)
+    if left is not None:
+        left.check()
     sets = compose(hops, objectives)
     if seeds > 1 and (limit is None or limit >= len(sets)):
         raise ValueError(
@@ -86,6 +91,7 @@ def search(
         "task": "search",
         "config": {
             **about(model, preset, config, *files(data), *documents),
+            **left_out.about(left),
             "search_by": search_by,
             "objectives": objectives,
             "turns": turns,
@@ -98,6 +104,7 @@ def search(
             "episodes": size,
         },
         "left_out": len(hops) - objectives * len(sets),  # questions that make no set
+        "notes": left_out.notes(left),
         "machine": report.machine(),
     }
     answers, readings = journals(results, out, resume)

@@ -1,9 +1,11 @@
 """Tasks: streams of text with questions asked after the text is gone, and their scores."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tmem.episode import Episode, Evidence, Pair, Question
 from tmem.tasks import clbench, locomo, longmemeval, metrics, squad, stream
+from tmem.tasks.left_out import LeaveOut
 from tmem.tasks.records import distinct, files
 from tmem.tasks.task import Task
 
@@ -23,7 +25,7 @@ AT_LENGTH = ("clbench",)  # whose answers are whole texts
 _LOADERS = {"locomo": locomo.load, "longmemeval": longmemeval.load, "squad": squad.load, "clbench": clbench.load}
 _FILES = {
     "locomo": "locomo10.json",
-    "longmemeval": "longmemeval_s.json",
+    "longmemeval": "longmemeval_s_cleaned.json",
     "squad": "dev-v1.1.json",
     "clbench": "CL-bench.jsonl",
 }
@@ -38,6 +40,7 @@ def load(
     split: str = "test",
     difficulty: int = 1,
     adversarial: str = "open",
+    leave_out: LeaveOut | None = None,
 ) -> list[Episode]:
     """The episodes of a task, the same for the same arguments on every machine.
 
@@ -45,9 +48,11 @@ def load(
     The others read the file `data`, or several one after another; `split` and `difficulty` are not used.
     locomo: its conversations, `limit` questions of each; `adversarial` "open" or "choice" puts those of category 5.
     longmemeval, squad, clbench: `limit` questions, passages or tasks, an episode each.
+    leave_out: names questions that are not asked; its `check` tells afterwards whether all were there.
     Raises ValueError or FileNotFoundError with one sentence that says what to do.
     """
     _known(task)
+    left = leave_out or LeaveOut()
     if not data:
         data = None
     if task == "stream":
@@ -57,11 +62,12 @@ def load(
         if data is not None:
             got = ", ".join(map(str, files(data)))
             raise ValueError(f"stream: episodes are generated, leave out the data file (got {got})")
-        return [stream.episode((seed << 20) + i, split, difficulty) for i in range(count)]
+        episodes = [stream.episode((seed << 20) + i, split, difficulty) for i in range(count)]
+        return [replace(e, questions=tuple(q for q in e.questions if not left.names(q.id, q.text))) for e in episodes]
     if data is None:
         raise ValueError(f"{task}: no data file given; pass the path of the official {_FILES[task]} as data")
     options = {"adversarial": adversarial} if task == "locomo" else {}
-    episodes = _LOADERS[task](data, seed=seed, limit=limit, **options)
+    episodes = _LOADERS[task](data, seed=seed, limit=limit, leave_out=left, **options)
     where = f"{task}: {', '.join(map(str, files(data)))}: the id"
     distinct((e.id for e in episodes), where)
     distinct((q.id for e in episodes for q in e.questions), where)

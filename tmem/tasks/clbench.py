@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from tmem.episode import Episode, Question
+from tmem.tasks.left_out import LeaveOut
 from tmem.tasks.records import Record, check_limit, draw, read
 
 __all__ = ["EVALUATION_ONLY", "is_clbench", "load", "split"]
@@ -19,7 +20,7 @@ _SOURCE = "get CL-bench.jsonl from https://huggingface.co/datasets/tencent/CL-be
 LONG, HEAD, TAIL = 6000, 500, 1000
 
 
-def load(path: str | Path, *, seed: int = 0, limit: int | None = None) -> list[Episode]:
+def load(path: str | Path, *, seed: int = 0, limit: int | None = None, leave_out: LeaveOut | None = None) -> list[Episode]:
     """One episode for each task of the file, in its order; at most `limit`, drawn by the seed, of every category first.
 
     The last user message is the question, and the messages before it (the system's, too) are the stream, a chunk each.
@@ -28,10 +29,11 @@ def load(path: str | Path, *, seed: int = 0, limit: int | None = None) -> list[E
     Raises FileNotFoundError, and ValueError for a file of another format or a limit below 1.
     """
     check_limit("clbench", limit, "task")
-    records = read(path, "clbench", _SOURCE)
-    metadata = [Record(record.get("metadata", dict), f"{record.where}, `metadata`") for record in records]
-    drawn = draw([m.get("context_category", str) for m in metadata], limit, f"clbench/{seed}")
-    return [_episode(records[i], metadata[i]) for i in drawn]
+    left = leave_out or LeaveOut()
+    tasks = [(record, record.under("metadata")) for record in read(path, "clbench", _SOURCE)]
+    tasks = [(record, m) for record, m in tasks if not left.names(m.get("task_id", str), "")]
+    drawn = draw([m.get("context_category", str) for _, m in tasks], limit, f"clbench/{seed}")
+    return [_episode(*tasks[i]) for i in drawn]
 
 
 def _episode(record: Record, metadata: Record) -> Episode:

@@ -28,7 +28,7 @@ def load(*paths: str | Path) -> list[Document]:
     """The documents of all files, each once, in their order; documents without text are left out.
 
     A file (.json, or .jsonl with a record a line) holds {title: [sentences]} or records with text and perhaps title, with
-    contents ("title\\ntext"), or those of a question file, whose contexts are then the corpus.
+    contents ("title\\ntext", or text alone), or those of a question file, whose contexts are then the corpus.
     Raises FileNotFoundError, and ValueError that names the file, the record and the field for anything else.
     """
     if not paths:
@@ -50,13 +50,26 @@ def _entries(path: str | Path) -> Iterator[tuple[str, str]]:
             yield article.get("title", str), multihop.joined(article, "sentences")
         return
     for record in listed(found, where, _SOURCE):
-        if "paragraphs" in record or "context" in record:
-            yield from multihop.contexts(record)
-        elif "contents" in record:
-            title, _, text = record.get("contents", str).partition("\n")
-            yield title.strip().strip('"'), text
+        question = multihop.home(record)
+        if "paragraphs" in question or "context" in question:
+            yield from multihop.contexts(question)
+        elif multihop.is_question(record):
+            raise ValueError(f"{record.where} is a question without articles; give those to search in with --corpus.")
         else:
-            yield record.get("title", str, default=""), record.get("text", str)
+            yield _article(record)
+
+
+def _article(record: Record) -> tuple[str, str]:
+    """Title and text of a document: of its fields, or of contents, whose first of several lines is the title."""
+    title = record.get("title", str, default="")
+    if "contents" not in record or "text" in record:
+        return title, record.get("text", str)
+    contents = record.get("contents", str)
+    first, _, rest = contents.strip().partition("\n")
+    named = first.strip().strip('"')
+    if not rest or (title and title != named):
+        return title, contents
+    return named, rest
 
 
 class Index:

@@ -1,20 +1,27 @@
 """LoCoMo (snap-research/locomo, CC BY-NC 4.0): long conversations of two people, in the official locomo10.json format.
 
-A conversation is one episode, read once; one chunk is one of its sessions. The file is the user's own and is never
-part of this project.
+A conversation is one episode, read once; one chunk is one of its sessions. Other conversations in these fields are read alike
+and do not go by LoCoMo's name, REALTALK (arXiv 2502.13270) among them. The file is the user's own and is never part of this
+project.
 """
 
 import random
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from tmem.episode import Episode, Evidence, Question
+from tmem.tasks.left_out import LeaveOut
 from tmem.tasks.metrics import ABSTENTIONS, chosen
 from tmem.tasks.records import Record, check_limit, read
 
-__all__ = ["ADVERSARIAL", "DATE_SUFFIX", "KINDS", "chosen", "load"]
+__all__ = ["ADVERSARIAL", "CONVERSATIONS", "DATE_SUFFIX", "KINDS", "called", "chosen", "load", "question_id"]
 
 KINDS = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
+COMMONSENSE = "commonsense"  # REALTALK's category 3
+
+# Those of locomo10.json, in its order.
+CONVERSATIONS = tuple(f"conv-{n}" for n in (26, 30, 41, 42, 43, 44, 47, 48, 49, 50))
 
 # The official runner appends this to temporal questions; chunks start with the DATE and CONVERSATION it refers to.
 DATE_SUFFIX = "Use DATE of CONVERSATION to answer with an approximate date."
@@ -32,6 +39,7 @@ def load(
     limit: int | None = None,
     date_suffix: str = DATE_SUFFIX,
     adversarial: str = "open",
+    leave_out: LeaveOut | None = None,
 ) -> list[Episode]:
     """One episode for each conversation of the file, in its order.
 
@@ -41,7 +49,7 @@ def load(
     Category 5 has the one answer "No information available"; its adversarial answer is the question's intrusion. With
     `adversarial` "choice" the question offers the first and the intrusion as (a) and (b), in an order drawn from the seed
     and its id. Temporal questions (category 2) end with `date_suffix`; "" leaves them as they are. Evidence is the chunk's
-    line of every known turn that the file names.
+    line of every known turn that the file names. Those that `leave_out` names are not there, and not drawn.
     Raises FileNotFoundError, and ValueError for a file of another format, a limit below 1 or an unknown `adversarial`.
     """
     check_limit("locomo", limit, "question per conversation")
@@ -49,10 +57,39 @@ def load(
         raise ValueError(f"locomo: adversarial is {adversarial!r}, expected one of {', '.join(ADVERSARIAL)}")
     choice_seed = seed if adversarial == "choice" else None
     records = read(path, "locomo", _SOURCE)
-    return [_episode(record.named("sample_id"), seed, limit, date_suffix, choice_seed) for record in records]
+    left = leave_out or LeaveOut()
+    return [_episode(record.named("sample_id"), seed, limit, date_suffix, choice_seed, left) for record in records]
 
 
-def _episode(record: Record, seed: int, limit: int | None, date_suffix: str, choice_seed: int | None) -> Episode:
+def called(episodes: Iterable[Episode]) -> str:
+    """What conversations in LoCoMo's fields are: LoCoMo's name is for its own."""
+    ids = [e.id for e in episodes]
+    if all(id in CONVERSATIONS for id in ids):
+        return "LoCoMo"
+    return f"{'REALTALK' if all(map(_realtalk, ids)) else 'conversations'} (LoCoMo's format)"
+
+
+def question_id(id: str, sample: str) -> str:
+    """The id that `load` gives the question which others call "locomo_0_qa1", question 1 of LoCoMo's first conversation.
+
+    sample: the conversation's name, where it is said. Any other id is returned as it is.
+    """
+    numbers = re.fullmatch(r"locomo_([0-9]{1,6})_qa([0-9]{1,9})", id)
+    if not numbers:
+        return id
+    conversation, question = map(int, numbers.groups())
+    if not sample and conversation >= len(CONVERSATIONS):
+        return id
+    return f"{sample or CONVERSATIONS[conversation]}/{question}"
+
+
+def _realtalk(sample: str) -> bool:
+    return sample.lower().startswith("realtalk")
+
+
+def _episode(
+    record: Record, seed: int, limit: int | None, date_suffix: str, choice_seed: int | None, left: LeaveOut
+) -> Episode:
     sample, qa = record.get("sample_id", str), record.each("qa", dict)
     conversation = Record(record.get("conversation", dict), f"{record.where}, `conversation`")
     # Some dates have no session, and sessions are not always listed in order: number them, take those with turns.
@@ -69,8 +106,8 @@ def _episode(record: Record, seed: int, limit: int | None, date_suffix: str, cho
             chunks.append("\n".join((f"DATE: {date}", "CONVERSATION:", *said)))
     if not chunks:
         raise ValueError(f"{record.where} has no sessions; expected session_1, session_2, ...")
-    drawn = range(len(qa))
-    if limit is not None and limit < len(qa):
+    drawn = [i for i, asked in enumerate(qa) if not left.names(f"{sample}/{i}", asked.get("question", str))]
+    if limit is not None and limit < len(drawn):
         drawn = sorted(random.Random(f"locomo/{seed}/{sample}").sample(drawn, limit))
     questions = tuple(_question(f"{sample}/{i}", qa[i], lines, date_suffix, choice_seed) for i in drawn)
     return Episode(id=sample, chunks=tuple(chunks), pairs=((),) * len(chunks), questions=questions)
@@ -88,7 +125,8 @@ def _turn_ids(text: str) -> list[tuple[int, int]]:
 
 def _question(id: str, qa: Record, lines: dict, date_suffix: str, choice_seed: int | None) -> Question:
     category, text = qa.get("category", int), qa.get("question", str)
-    if category not in KINDS:
+    kind = COMMONSENSE if category == 3 and _realtalk(id) else KINDS.get(category)
+    if kind is None:
         raise ValueError(f"{qa.where}: `category` is {str(category)[:20]}; expected one of 1 to 5.")
     intrusions: tuple[str, ...] = ()
     choices: tuple[str, str] | tuple[()] = ()
@@ -105,4 +143,4 @@ def _question(id: str, qa: Record, lines: dict, date_suffix: str, choice_seed: i
         text = f"{text} Choose the right answer: (a) {choices[0]} (b) {choices[1]}"
     named = dict.fromkeys(turn for entry in qa.each("evidence", str, default=()) for turn in _turn_ids(entry))
     evidence = tuple(lines[turn] for turn in named if turn in lines)
-    return Question(id, text, answers, KINDS[category], intrusions, str(category), evidence, choices=choices)
+    return Question(id, text, answers, kind, intrusions, str(category), evidence, choices=choices)

@@ -1,13 +1,15 @@
-"""LongMemEval (xiaowu0162/LongMemEval, MIT): a user's chats with an assistant, in the official longmemeval_s.json format.
+"""LongMemEval (xiaowu0162/LongMemEval, MIT): a user's chats with an assistant, in the official format of longmemeval_s.json,
+longmemeval_s_cleaned.json and their M and oracle files.
 
 A question is one episode with a history of its own; one chunk is one of its sessions, with its date.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from tmem.episode import Episode, Evidence, Question
+from tmem.tasks.dates import shown, when
+from tmem.tasks.left_out import LeaveOut
 from tmem.tasks.records import Record, check_limit, draw, read
 
 __all__ = ["KINDS", "load", "summary"]
@@ -17,23 +19,26 @@ KINDS = (
     "multi-session",
 )  # fmt: skip
 
-_SOURCE = "get longmemeval_s.json as https://github.com/xiaowu0162/LongMemEval says"
-_DATE = re.compile(r"([0-9]{4}/[0-9]{2}/[0-9]{2})\b")  # "2023/05/20 (Sat) 02:21"
+_SOURCE = "get longmemeval_s_cleaned.json from https://huggingface.co/datasets/xiaowu0162/longmemeval-cleaned"
+UNSORTED = "sessions stand in the file's order, as the date of one cannot be read"
 
 
-def load(path: str | Path, *, seed: int = 0, limit: int | None = None) -> list[Episode]:
+def load(path: str | Path, *, seed: int = 0, limit: int | None = None, leave_out: LeaveOut | None = None) -> list[Episode]:
     """One episode with one question for each question of the file, in its order.
 
     limit: at most so many questions, drawn by the seed; every type is drawn before any is drawn twice.
-    Sessions stand in the order of their dates, as in the S and M files (the oracle's are not sorted); empty ones are left
-    out. A question ends with the day it is asked on, where the file says; its kind is its type. Those whose id ends with
+    Sessions stand in the order of their dates and times, as in the S and M files (the oracle's are not sorted); empty ones
+    are left out. Where one of the dates cannot be read the file's order stays, and the episode's `note` says so. A question
+    ends with the day, weekday and time it is asked at, where the file says; its kind is its type. Those whose id ends with
     "_abs" have category "abstention": what they ask was never said. Their answer is a sentence that says so, which f1 and em
     compare as any other; whether a prediction abstains in other words is for a judge to say.
     Evidence is the turns that are marked, or all of the answer's sessions where none is.
     Raises FileNotFoundError, and ValueError for a file of another format or a limit below 1.
     """
     check_limit("longmemeval", limit, "question")
+    left = leave_out or LeaveOut()
     records = [record.named("question_id") for record in read(path, "longmemeval", _SOURCE)]
+    records = [r for r in records if not left.names(r.get("question_id", str), r.get("question", str))]
     drawn = draw([_kind(record) for record in records], limit, f"longmemeval/{seed}")
     return [_episode(records[i]) for i in drawn]
 
@@ -52,9 +57,9 @@ def _episode(record: Record) -> Episode:
     for field, values in (("haystack_dates", dates), ("haystack_session_ids", names)):
         if len(values) != len(sessions):
             raise ValueError(f"{record.where}: `{field}` has {len(values)} items; expected {len(sessions)}, one a session.")
-    order = range(len(sessions))
-    if all(map(_DATE.match, dates)):  # such dates sort as text
-        order = sorted(order, key=dates.__getitem__)
+    order, moments = range(len(sessions)), [when(date) for date in dates]
+    if all(moments):
+        order = sorted(order, key=moments.__getitem__)
     answering = set(record.each("answer_session_ids", str, default=()))
     chunks, marked, whole = [], [], []
     for n in order:
@@ -64,22 +69,21 @@ def _episode(record: Record) -> Episode:
         lines = [f"{turn.get('role', str)}: {turn.get('content', str)}" for turn in turns]
         answers = (turn.get("has_answer", bool, default=False) for turn in turns)
         marked += [Evidence(len(chunks), line) for line, answer in zip(lines, answers) if answer]
-        chunk = "\n".join((f"DATE: {dates[n]}", *lines))
+        chunk = "\n".join((f"DATE: {shown(dates[n])}", *lines))
         whole += [Evidence(len(chunks), chunk)] if names[n] in answering else []
         chunks.append(chunk)
     if not chunks:
         raise ValueError(f"{record.where}: `haystack_sessions` holds no turns; expected at least one session.")
     abstains = id.endswith("_abs")
-    day = _DATE.match(asked)
     question = Question(
         id,
-        record.get("question", str) + (f" (asked on {day[1] if day else asked})" if asked else ""),
+        record.get("question", str) + (f" (asked on {shown(asked)})" if asked else ""),
         (record.answer("answer"),),
         record.get("question_type", str),
         category="abstention" if abstains else "",
         evidence=tuple(marked or whole),
     )
-    return Episode(id, tuple(chunks), ((),) * len(chunks), (question,))
+    return Episode(id, tuple(chunks), ((),) * len(chunks), (question,), "" if all(moments) else UNSORTED)
 
 
 def summary(rows: Sequence[dict]) -> dict[str, dict]:

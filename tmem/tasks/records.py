@@ -10,10 +10,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Record", "check_limit", "content", "distinct", "draw", "files", "listed", "read"]
+__all__ = ["Record", "check_limit", "content", "distinct", "draw", "files", "listed", "read", "text"]
 
 _KINDS = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
 _REQUIRED = object()
+# What a file that is no text begins with, and what makes text of it.
+_BINARY = {
+    b"PAR1": "is a Parquet file; make lines of JSON of it: pandas.read_parquet(FILE).to_json('x.jsonl', orient='records', "
+    "lines=True)",
+    b"\x1f\x8b": "is compressed; unpack it with gunzip",
+    b"PK\x03\x04": "is a zip archive; unpack it",
+}
 
 
 class Record:
@@ -29,6 +36,10 @@ class Record:
         """The same record, whose errors also tell its id, the text in field `name`."""
         return Record(self._fields, f"{self.where} ({name} {self.get(name, str)[:60]!r})")
 
+    def raw(self, name: str) -> Any:
+        """Whatever field `name` holds, None if it is missing."""
+        return self._fields.get(name)
+
     def get(self, name: str, *kinds: type, default: Any = _REQUIRED) -> Any:
         """The field `name`, of one of the JSON types `kinds`; `default`, where there is one, if it is missing or null."""
         value = self._fields.get(name)
@@ -40,15 +51,29 @@ class Record:
 
     def each(self, name: str, *kinds: type, default: Any = _REQUIRED) -> list:
         """The items of the list `name`, each of one of `kinds`; objects come as records."""
-        where = f"{self.where}, item {{}} of `{name}`"
-        return [_item(v, kinds, where.format(i)) for i, v in enumerate(self.get(name, list, default=default), 1)]
+        values = self.get(name, list, default=default)
+        return [_item(v, kinds, f"{self.where}, item {i} of `{name}`") for i, v in enumerate(values, 1)]
+
+    def under(self, name: str, default: Any = _REQUIRED) -> Record:
+        """The object in field `name` as a record."""
+        return Record(self.get(name, dict, default=default), f"{self.where}, `{name}`")
 
     def answer(self, name: str) -> str:
         """Text, or the text of a number: golds such as 2022 stand in official files without quotes."""
-        value = self.get(name, str, int, float)
-        if value in (math.inf, -math.inf):  # as JSON reads 1e999
-            raise ValueError(f"{self.where}: `{name}` is larger than any number; expected text or a number.")
-        return str(value)
+        return _written(self.get(name, str, int, float), f"{self.where}: `{name}`")
+
+    def answers(self, name: str) -> list[str]:
+        """The items of the list `name`, each as `answer` has it; text or a number alone is a list of one."""
+        if not isinstance(self.raw(name), list):
+            return [self.answer(name)]
+        values = enumerate(self.each(name, str, int, float), 1)
+        return [_written(value, f"{self.where}, item {i} of `{name}`") for i, value in values]
+
+
+def _written(value: Any, where: str) -> str:
+    if value in (math.inf, -math.inf):  # as JSON reads 1e999
+        raise ValueError(f"{where} is larger than any number; expected text or a number.")
+    return str(value)
 
 
 def _item(value: Any, kinds: tuple[type, ...], where: str) -> Any:
@@ -107,24 +132,33 @@ def read(path: str | Path | Sequence[str | Path], task: str, source: str, *, und
 
 def content(path: str | Path, task: str, source: str) -> Any:
     """What a file holds, whatever it is: of a .jsonl file the list of its lines. Arguments and errors as `read`."""
+    held, path, where = text(path, task, source), Path(path), f"{task}: {path}"
+    if path.suffix.lower() == ".jsonl":
+        return [_parsed(line, f"{where}, line {n}") for n, line in enumerate(held.split("\n"), 1) if line.strip()]
+    try:
+        return _parsed(held, where)
+    except ValueError as error:
+        if "Extra data" in str(error):
+            raise ValueError(f"{str(error).rstrip('.')}; if it holds a record a line, name it .jsonl.") from error
+        raise
+
+
+def text(path: str | Path, task: str, source: str) -> str:
+    """A text file as it is, in UTF-8 with or without a mark of byte order. Arguments and errors as `read`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{task}: no file at {path}; {source}.")
     where = f"{task}: {path}"
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            start = file.read(4)
+        if told := next((what for magic, what in _BINARY.items() if start.startswith(magic)), None):
+            raise ValueError(f"{where} {told}.")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ValueError(f"{where} cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 ({error}); {source}.") from error
-    if path.suffix.lower() == ".jsonl":
-        return [_parsed(line, f"{where}, line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    try:
-        return _parsed(text, where)
-    except ValueError as error:
-        if "Extra data" in str(error):
-            raise ValueError(f"{str(error).rstrip('.')}; if it holds a record a line, name it .jsonl.") from error
-        raise
 
 
 def listed(found: Any, where: str, source: str) -> list[Record]:

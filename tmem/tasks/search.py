@@ -94,9 +94,15 @@ class Objectives:
 def compose(hops: Sequence[Hop], n: int) -> list[Objectives]:
     """`n` consecutive questions of one file each, unshuffled. Those left over at a file's end are left out.
 
-    Raises ValueError where every file has fewer than `n`, or `n` is below 1.
+    Questions that their record asks together stay together. Raises ValueError where that is not `n` at once, where every
+    file has fewer than `n`, or `n` is below 1.
     """
-    sources = [list(some) for _, some in groupby(hops, key=lambda hop: hop.source)]
+    if other := next((hop for hop in hops if hop.together not in (1, n)), None):
+        raise ValueError(
+            f"search: {other.source} asks {other.together} questions at once ({other.id[:60]!r}), not {n}; "
+            f"give --objectives {other.together}."
+        )
+    sources = [list(some) for _, some in groupby(hops, key=lambda hop: (hop.source, hop.together))]
     most = max(map(len, sources), default=0)
     if not 1 <= n <= most:
         raise ValueError(f"search: {n} questions at a time out of {most}; expected from 1 to {most}")

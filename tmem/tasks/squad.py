@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tmem.episode import Episode, Evidence, Question
+from tmem.tasks.left_out import LeaveOut
 from tmem.tasks.metrics import ABSTENTIONS
 from tmem.tasks.records import Record, check_limit, draw, read
 
@@ -17,19 +18,19 @@ _SOURCE = "get dev-v1.1.json or dev-v2.0.json from https://rajpurkar.github.io/S
 _BOUNDARY = re.compile(r"(?<=[.!?])\s+|\n")
 
 
-def load(path: str | Path, *, seed: int = 0, limit: int | None = None) -> list[Episode]:
+def load(path: str | Path, *, seed: int = 0, limit: int | None = None, leave_out: LeaveOut | None = None) -> list[Episode]:
     """One episode for each passage of the file, in its order; at most `limit`, drawn by the seed.
 
-    The file is a list of {title, context, questions: [{question, answer}]} or the official one, {data: [{title,
-    paragraphs: [{context, qas: [{id, question, answers: [{text}]}]}]}]}. Any of a question's answers is right;
-    one without answers has category "abstention", and to say that the text does not tell is right.
+    The file is a list of {title, context, questions: [{question, answer, answers}]}, where `answers` may be missing, or the
+    official one, {data: [{title, paragraphs: [{context, qas: [{id, question, answers: [{text}]}]}]}]}. Any of a question's
+    answers is right; one without answers has category "abstention", and to say that the text does not tell is right.
     Evidence is the sentences that hold the first answer.
     Raises FileNotFoundError, and ValueError for a file of another format or a limit below 1.
     """
     check_limit("squad", limit, "passage")
     passages = [p for record in read(path, "squad", _SOURCE, under="data") for p in _passages(record)]
     drawn = draw([""] * len(passages), limit, f"squad/{seed}")
-    return [_episode(i, *passages[i]) for i in drawn]
+    return [_episode(i, *passages[i], leave_out or LeaveOut()) for i in drawn]
 
 
 def _passages(record: Record) -> Iterator[tuple[str, Record]]:
@@ -40,20 +41,23 @@ def _passages(record: Record) -> Iterator[tuple[str, Record]]:
         yield title, record
 
 
-def _episode(number: int, title: str, passage: Record) -> Episode:
+def _episode(number: int, title: str, passage: Record, left: LeaveOut) -> Episode:
     context = passage.get("context", str)
     if not context.strip():
         raise ValueError(f"{passage.where}: `context` is empty; expected a passage.")
     chunk = f"TITLE: {title}\n{context}" if title else context
     asked = passage.each("qas" if "qas" in passage else "questions", dict)
-    questions = tuple(_question(f"{number}/{i}", qa, context) for i, qa in enumerate(asked))
-    return Episode(f"{number}/{title}", (chunk,), ((),), questions)
+    questions = (_question(f"{number}/{i}", qa, context) for i, qa in enumerate(asked))
+    return Episode(f"{number}/{title}", (chunk,), ((),), tuple(q for q in questions if not left.names(q.id, q.text)))
 
 
 def _question(id: str, qa: Record, context: str) -> Question:
     id, text = qa.get("id", str, default=id), qa.get("question", str)
+    listed = qa.raw("answers")
     if "answer" in qa:
-        return Question(id, text, (qa.answer("answer"),), "squad", evidence=_evidence(context, qa.answer("answer")))
+        more = qa.answers("answers") if listed is not None else []
+        golds = tuple(dict.fromkeys([qa.answer("answer"), *more]))
+        return Question(id, text, golds, "squad", evidence=_evidence(context, golds[0]))
     answers = [] if qa.get("is_impossible", bool, default=False) else qa.each("answers", dict)
     if not answers:
         return Question(id, text, ABSTENTIONS, "squad", category="abstention")
