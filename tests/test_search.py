@@ -17,7 +17,7 @@ from tiny import Letters, model
 from tiny_run import PRESET
 
 import tmem.tasks.trajectory as loop
-from tmem import cli, models, searching
+from tmem import cli, models, runs, searching
 from tmem.agent.config import AgentConfig, LearnConfig, MemoryConfig, WriteConfig
 from tmem.agent.decode import Generation
 from tmem.agent.episode import Agent
@@ -27,7 +27,7 @@ from tmem.compute import Sizes
 from tmem.episode import Pair
 from tmem.evaluate import summarise
 from tmem.journal import read_jsonl
-from tmem.tasks import corpus, multihop, search
+from tmem.tasks import corpus, left_out, multihop, search
 from tmem.tasks.corpus import Document, Index
 from tmem.tasks.multihop import Hop
 from tmem.tasks.search import Objectives, Said, Step
@@ -61,6 +61,28 @@ MUSIQUE = {
 }
 
 
+GOLDEN = ["Ada Mo", "Ada", 1867]
+FLASHRAG = {"id": "test_0", "question": "who made zib", "golden_answers": GOLDEN, "metadata": {}}
+# The prompts that Search-R1 and MEM1 make; the second asks two questions at once.
+SEARCH_R1 = FLASHRAG | {
+    "data_source": "nq",
+    "prompt": [{"role": "user", "content": "Answer the given question. You may search.\nQuestion: who made zib?\n"}],
+    "ability": "fact-reasoning",
+    "reward_model": {"ground_truth": {"target": GOLDEN}, "style": "rule"},
+    "extra_info": {"index": 0, "split": "test"},
+}
+MEM1 = {
+    "data_source": "nq",
+    "prompt": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Search.\n\nAnswer the following questions: who made {zib; or not}?; where is ulm?\n"},
+    ],
+    "ability": "fact-reasoning",
+    "reward_model": {"style": "rule", "ground_truth": {"target": [["Ada Mo", "Ada"], ["on the Danube"]]}},
+    "extra_info": {"split": "test", "indices": [6, 7]},
+}
+
+
 def write(folder, content, name="data.json"):
     path = folder / name
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
@@ -90,6 +112,124 @@ def test_musique_is_read_without_its_unanswerable_questions(tmp_path, name):
 
 
 @pytest.mark.parametrize(
+    "record, id, question",
+    [
+        (FLASHRAG, "test_0", "who made zib"),
+        (SEARCH_R1, "nq/test_0", "who made zib"),
+        ({k: v for k, v in SEARCH_R1.items() if k not in ("id", "question", "golden_answers")}, "nq/test_0", "who made zib?"),
+        ({k: v for k, v in SEARCH_R1.items() if k not in ("id", "extra_info")}, "nq/1", "who made zib"),
+        (FLASHRAG | {"golden_answers": None, "reward_model": {"ground_truth": GOLDEN}}, "test_0", "who made zib"),
+        (FLASHRAG | {"golden_answers": [GOLDEN], "id": 7}, "7", "who made zib"),
+        (FLASHRAG | {"question": None, "prompt": "who made zib?"}, "test_0", "who made zib?"),
+    ],
+)
+def test_one_question_with_golden_answers_is_read(tmp_path, record, id, question):
+    path = write(tmp_path, json.dumps(record) + "\n", "q.jsonl")
+    (hop,) = multihop.load(path)
+    assert hop == Hop(id, question, ("Ada Mo", "Ada", "1867"), source=path)
+    for said, f1 in (("ada", 1), ("1867", 1), ("the Ada Mo", 1), ("Ulm", 0)):
+        assert search.score(Objectives("o", (hop,)), said)["f1"] == f1
+
+
+@pytest.mark.parametrize(
+    "record, ids",
+    [
+        (MEM1, ["nq/test_6", "nq/test_7"]),
+        (MEM1 | {"question": "who made {zib; or not}?; where is ulm?"}, ["nq/test_6", "nq/test_7"]),
+        (MEM1 | {"question": ["who made {zib; or not}?", "where is ulm?"], "extra_info": None}, ["nq/1/1", "nq/1/2"]),
+        (MEM1 | {"id": "m0", "golden_answers": [["Ada Mo", "Ada"], ["on the Danube"]]}, ["nq/m0/1", "nq/m0/2"]),
+    ],
+)
+def test_questions_that_are_asked_together_stay_together(tmp_path, record, ids):
+    hops = multihop.load(write(tmp_path, [record]))
+    assert [(h.id, h.question, h.answers) for h in hops] == [
+        (ids[0], "who made {zib; or not}?", ("Ada Mo", "Ada")), (ids[1], "where is ulm?", ("on the Danube",)),
+    ]  # fmt: skip
+    (pair,) = search.compose(hops, 2)
+    assert pair.question == "who made {zib; or not}?; where is ulm?"
+    assert search.score(pair, "Ada; Danube")["em"] == 1 and search.score(pair, "Ada; on the Danube")["em"] == 2
+    with pytest.raises(ValueError, match=r"data.json asks 2 questions at once \('nq/.*'\), not 3; give --objectives 2\."):
+        search.compose(hops, 3)
+
+
+def test_questions_of_several_records_make_no_set_with_those_that_belong_together(tmp_path):
+    single = [FLASHRAG | {"id": f"t{i}"} for i in range(3)]
+    together = [MEM1 | {"extra_info": {"split": "test", "indices": [i, i + 1]}} for i in (0, 2)]
+    hops = multihop.load(write(tmp_path, [*single, *together]))
+    assert [[h.id for h in s.hops] for s in search.compose(hops, 2)] == [
+        ["t0", "t1"], ["nq/test_0", "nq/test_1"], ["nq/test_2", "nq/test_3"],
+    ]  # fmt: skip
+
+
+def test_sets_of_one_split_have_the_same_ids_and_stay_apart(tmp_path):
+    files = [write(tmp_path, [FLASHRAG], name) for name in ("nq.json", "triviaqa.json")]
+    assert [h.id for h in multihop.load(files)] == ["test_0", "test_0"]
+    merged = write(tmp_path, [SEARCH_R1, SEARCH_R1 | {"data_source": "triviaqa"}], "merged.json")
+    assert [h.id for h in multihop.load(merged)] == ["nq/test_0", "triviaqa/test_0"]
+    with pytest.raises(ValueError, match="the id 'test_0' occurs twice"):
+        multihop.load(write(tmp_path, [FLASHRAG, FLASHRAG]))
+    with pytest.raises(ValueError, match="the file '.*' occurs twice"):
+        multihop.load([files[0]] * 2)
+    with pytest.raises(ValueError, match="the id to leave out, 'test_0' occurs twice"):
+        multihop.load(files, left_out.LeaveOut({"test_0": ""}))
+
+
+@pytest.mark.parametrize("column", ["sentences", "content"])
+def test_articles_under_metadata_are_evidence_and_corpus(tmp_path, column):
+    articles = {"title": ["Zib", "Ada Mo"], column: [["Zib is a toy.", " Ada Mo made it."], ["She is from Ulm."]]}
+    facts = {"title": ["Ada Mo"], "sent_id": [0]}
+    path = write(tmp_path, [FLASHRAG | {"metadata": {"type": "bridge", "context": articles, "supporting_facts": facts}}])
+    (hop,) = multihop.load(path)
+    assert (hop.evidence, hop.passages) == (("Ada Mo",), (("Ada Mo", "She is from Ulm."),))
+    assert corpus.load(path) == [("Zib", "Zib is a toy. Ada Mo made it."), ("Ada Mo", "She is from Ulm.")]
+
+
+@pytest.mark.parametrize("record", [FLASHRAG, SEARCH_R1, MEM1, FLASHRAG | {"metadata": None}, FLASHRAG | {"metadata": "x"}])
+def test_questions_without_articles_ask_for_a_corpus(tmp_path, record):
+    path = write(tmp_path, [record])
+    assert multihop.load(path)
+    with pytest.raises(ValueError, match="record 1 is a question without articles; give those to search in with --corpus."):
+        corpus.load(path)
+
+
+def test_questions_are_left_out_by_their_ids(tmp_path):
+    path = write(tmp_path, [HOTPOT, MUSIQUE, MEM1])
+    (tmp_path / "list.txt").write_text("h1\nnq/test_7\n")
+    left = left_out.load(tmp_path / "list.txt")
+    assert [h.id for h in multihop.load(path, left)] == ["2hop__1_2", "nq/test_6"] and left.check() is None
+    with pytest.raises(ValueError, match="all of its questions are left out"):
+        multihop.load(write(tmp_path, [HOTPOT]), left)
+
+
+def test_a_binary_file_says_how_to_make_text_of_it(tmp_path):
+    for start, sentence in ((b"PAR1", "to_json"), (b"\x1f\x8b\x08\x00", "unpack it with gunzip"), (b"PK\x03\x04", "zip")):
+        (tmp_path / "x.jsonl").write_bytes(start + b"\xff\x00" * 9)
+        for load in (multihop.load, corpus.load):
+            with pytest.raises(ValueError, match=sentence):
+                load(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("record", [HOTPOT, COLUMNS, MUSIQUE, FLASHRAG, SEARCH_R1, MEM1])
+@pytest.mark.parametrize("odd", ["{}", "{0.__class__}", "}{", "%s", "[x]", "ü😀"])
+def test_text_of_paths_and_questions_is_no_format(tmp_path, record, odd):
+    name = next((n for n in ("_id", "id") if n in record), "data_source")
+    record = record | {name: odd, "question": f"{odd}?; {odd}?" if record is MEM1 else odd}
+    path = tmp_path / odd / f"{odd}.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps([record]))
+    hops = multihop.load(path)
+    assert all(odd in h.id and odd in h.question and odd in search.prompt(Objectives("o", (h,))) for h in hops)
+    rng = random.Random(odd)
+    for _ in range(40):
+        path.write_text(json.dumps([mutated(rng, record)]))
+        for load in (multihop.load, corpus.load):
+            try:
+                load(path)
+            except ValueError as error:
+                assert type(error) is ValueError and str(path) in str(error), error
+
+
+@pytest.mark.parametrize(
     "content, sentence",
     [
         ([{k: v for k, v in HOTPOT.items() if k != "answer"}], r"record 1 \(_id 'h1'\): `answer` is missing; expected text"),
@@ -104,6 +244,15 @@ def test_musique_is_read_without_its_unanswerable_questions(tmp_path, name):
         ([MUSIQUE | {"answer_aliases": "Ben"}], "`answer_aliases` is text; expected a list"),
         ([MUSIQUE | {"question": "half \ud800"}], "`question` holds half a surrogate pair"),
         ([MUSIQUE | {"answerable": False}], "only unanswerable questions"),
+        ([FLASHRAG | {"golden_answers": []}], "only unanswerable questions"),
+        ([FLASHRAG | {"golden_answers": [{}]}], "item 1 of `golden_answers` is an object; expected text or a number"),
+        ([FLASHRAG | {"golden_answers": [["a"], "b", [None]]}], "`golden_answers`, item 1 of `3` is null"),
+        ([FLASHRAG | {"golden_answers": [["a"], ["b"]]}], "`question` holds 1 questions; expected 2, one a list of answers"),
+        ([MEM1 | {"question": "a?; b?; c?"}], "`question` holds 3 questions; expected 2"),
+        ([MEM1 | {"prompt": [{"role": "system", "content": "x"}]}], "`prompt` has no message of a user"),
+        ([MEM1 | {"prompt": []}], "`prompt` has no message of a user"),
+        ([MEM1 | {"reward_model": {}}], "`reward_model`: `ground_truth` is missing"),
+        ([SEARCH_R1 | {"golden_answers": None, "reward_model": {"ground_truth": {}}}], "`ground_truth`: `target` is missing"),
         ([None], "record 1 is null"),
         ({}, "holds an object, expected a non-empty list"),
         ([], "holds an empty list, expected"),
@@ -156,7 +305,7 @@ def test_mutated_records_are_read_or_refused_in_a_sentence(tmp_path):
     rng, outcomes = random.Random(0), {"read": 0, "refused": 0}
     flat = [[{"title": "a", "text": "b"}], [{"contents": '"a"\nb'}], {"a": ["b", "c"]}, [HOTPOT, MUSIQUE, COLUMNS]]
     for i in range(2500):
-        sources = [[HOTPOT], [COLUMNS], [MUSIQUE], *flat]
+        sources = [[HOTPOT], [COLUMNS], [MUSIQUE], [FLASHRAG], [SEARCH_R1], [MEM1], *flat]
         value = sources[i % len(sources)]
         for _ in range(rng.choice([1, 1, 2, 4])):
             value = mutated(rng, value)
@@ -186,8 +335,14 @@ def test_every_form_of_corpus_is_read_and_files_are_joined(tmp_path):
         write(tmp_path, json.dumps({"id": "0", "contents": '"C"\nFour.\nFive.'}) + "\n", "c.jsonl"),
         write(tmp_path, json.dumps({"title": "A", "text": "One. Two."}), "d.jsonl"),
         write(tmp_path, [{"id": "1", "text": "Six."}], "e.json"),
+        write(tmp_path, json.dumps({"id": "2", "contents": "Seven in one line."}), "f.jsonl"),
+        write(tmp_path, [{"title": "G", "contents": "Eight."}, {"title": "H", "contents": '"H"\nNine.'}], "g.json"),
+        write(tmp_path, [{"title": "I", "text": "Ten.", "contents": "I\nTen."}], "h.json"),
     ]
-    assert corpus.load(*files) == [("A", "One. Two."), ("B", "Three."), ("C", "Four.\nFive."), ("", "Six.")]
+    assert corpus.load(*files) == [
+        ("A", "One. Two."), ("B", "Three."), ("C", "Four.\nFive."), ("", "Six."), ("", "Seven in one line."), ("G", "Eight."),
+        ("H", "Nine."), ("I", "Ten."),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -879,6 +1034,42 @@ def test_sets_end_with_their_file_and_tell_of_evidence_only_where_it_is_named(ev
     found = evaluated("--methods", "none", out="bare")
     assert found.exit_code == 0 and "of the evidence" not in found.output, found.output
     page = CliRunner().invoke(cli.main, ["report", str(tmp_path / "bare")])
+    assert page.exit_code == 0, page.output
+
+
+def test_a_list_of_wrong_golds_makes_another_protocol(evaluated, tmp_path):
+    (tmp_path / "wrong.txt").write_text("h03\nh10\n")
+    words = ["--leave-out", str(tmp_path / "wrong.txt"), "--methods", "none"]
+    found = evaluated(*words)
+    assert found.exit_code == 0 and "2 questions left out by wrong.txt" in found.output, found.output
+    asked = {r["question"] for r in read_jsonl(tmp_path / "out/answers.jsonl")}
+    assert len(asked) == 5 and not any("who is 3?" in q or "who is 10?" in q for q in asked)
+    assert evaluated("--methods", "none", out="whole").exit_code == 0
+    whole, left = (runs.read(tmp_path / out) for out in ("whole", "out"))
+    assert left.config["leave_out"] == 2 and whole.protocol != left.protocol
+    assert "2 questions left out by wrong.txt" in runs.protocol_line(left)
+    again = evaluated("--methods", "none", "--resume")
+    assert again.exit_code == 2 and "other settings (leave_out, leave_out_blake2b" in again.output, again.output
+    assert evaluated(*words, "--resume").exit_code == 0
+    (tmp_path / "wrong.txt").write_text("h3\n")
+    found = evaluated(*words, out="unknown")
+    assert found.exit_code == 2 and "names 'h3', and the data hold no question with that id" in " ".join(found.output.split())
+
+
+def test_mem1_s_questions_are_evaluated_over_a_corpus(evaluated, tmp_path):
+    """In a folder whose name is a format and markup."""
+    odd = tmp_path / "{0.x} [" / "b] :smile: $x_$"
+    odd.mkdir(parents=True)
+    records = [MEM1 | {"extra_info": {"split": "test", "indices": [i, i + 1]}} for i in (0, 2)]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    found = evaluated("--methods", "none,oracle,mem1", out=odd)
+    assert found.exit_code == 2 and "give those to search in with --corpus" in " ".join(found.output.split()), found.output
+    articles = write(odd, json.dumps({"id": "0", "contents": '"Zib"\nAda Mo made it.'}), "wiki-{}.jsonl")
+    found = evaluated("--corpus", str(articles), "--methods", "none,oracle,mem1", out=odd)
+    assert found.exit_code == 0 and "[/b] :smile: $x_$" in "".join(found.output.split("\n")), found.output
+    rows = read_jsonl(odd / "answers.jsonl")
+    assert len(rows) == 6 and rows[0]["answers"] == ["Ada Mo", "on the Danube"] and {r["recall"] for r in rows} == {None}
+    page = CliRunner().invoke(cli.main, ["report", str(odd)])
     assert page.exit_code == 0, page.output
 
 
