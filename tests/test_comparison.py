@@ -99,7 +99,8 @@ def test_runs_of_one_protocol_share_a_table_and_others_do_not(run, tmp_path):
     "config",
     [
         {"task": "locomo"}, {"data_blake2b": "x"}, {"known": True}, {"adversarial": "choice"}, {"limit": 5}, {"context": 512},
-        {"answer_tokens": 8}, {"seeds": 2}, {"objectives": 4}, {"turns": 9}, {"judge": {"model": "other", "plumbing": False}},
+        {"leave_out_blake2b": "x"}, {"answer_tokens": 8}, {"seeds": 2}, {"objectives": 4}, {"turns": 9},
+        {"judge": {"model": "other", "plumbing": False}},
         {"judge": {"model": "gpt", "plumbing": True}}, {"judge": None},
     ],
 )  # fmt: skip
@@ -383,6 +384,13 @@ def test_published_figures_stand_in_no_table_of_ours(run, tmp_path):
     theirs = {r["method"] for r in table(part, "Published by others, by other protocols: not to be ranked")}
     ours = {cell for g in (*part["before"], *part["after"][:-1]) for row in g.rows for cell in row}
     assert len(theirs) >= 5 and not theirs & ours and not any(name in part["headline"] for name in theirs)
+
+
+def test_other_data_in_a_benchmark_s_format_have_no_part_in_its_name(run, tmp_path):
+    run("a", task="locomo", called="REALTALK (LoCoMo's format)")
+    (part,) = parts(tmp_path, "a")
+    assert part["title"] == "REALTALK (LoCoMo's format)"
+    assert not any("Published" in g.title for g in part["after"])
 
 
 def test_what_cannot_be_reported_is_one_sentence(run, tmp_path):

@@ -11,11 +11,12 @@ import pytest
 import tiny_eval
 from tiny import Letters, model
 
-from tmem import evaluate, report
+from tmem import console, evaluate, report, runs
 from tmem.agent.config import agent_config
 from tmem.agent.episode import Agent
 from tmem.compute import Sizes
 from tmem.journal import read_jsonl
+from tmem.tasks import longmemeval
 from tmem.texts import strip
 
 
@@ -52,6 +53,32 @@ def test_every_task_runs_with_every_method(run, tmp_path, task):
     if task == "clbench":
         assert found["differences"] == {} and all(r["answers"] == [] for r in answers)
     assert (tmp_path / "out/episodes.md").read_text()
+
+
+def test_what_is_to_be_known_of_the_data_is_told(run, tmp_path, monkeypatch):
+    """Questions left out, conversations that are not LoCoMo's, and sessions in an order that nobody could check."""
+    chats = [record | {"sample_id": f"realtalk-{i}"} for i, record in enumerate(tiny_eval.FILES["locomo"]())]
+    monkeypatch.setitem(tiny_eval.FILES, "locomo", lambda: chats)
+    wrong = [{"question_id": "realtalk-0/1", "label_error": {"type": "HALLUCINATION"}},
+             {"question_id": "realtalk-1/0", "label_error": {"type": "WRONG_CITATION"}}]  # fmt: skip
+    (tmp_path / "errors.json").write_text(json.dumps(wrong))
+    found = run("locomo", ["none"], leave_out=str(tmp_path / "errors.json"))
+    assert found["methods"]["none"]["n"] == tiny_eval.QUESTIONS["locomo"] - 1
+    assert (found["config"]["leave_out"], found["config"]["called"]) == (1, "REALTALK (LoCoMo's format)")
+    assert found["notes"] == ["1 question left out by errors.json; 1 that it names for a wrong citation alone is asked"]
+    assert "realtalk-0/1" not in {r["id"] for r in read_jsonl(tmp_path / "out/answers.jsonl")}
+    title = console._title(found)
+    assert title.startswith("REALTALK (LoCoMo's format), 7 questions") and runs.title(runs.read(tmp_path / "out")) in title
+    questions, dates = tiny_eval.FILES["longmemeval"](), ("?", "??", "2023-05-20")
+    dated = [record | {"haystack_dates": [date]} for record, date in zip(questions, dates)]
+    monkeypatch.setitem(tiny_eval.FILES, "longmemeval", lambda: dated)
+    found = run("longmemeval", ["none"], out="dates")
+    assert found["notes"] == [f"2 of 3 episodes: {longmemeval.UNSORTED}"] and found["config"]["leave_out"] is None
+    assert found["notes"][0] in runs.protocol_line(runs.read(tmp_path / "dates"))
+    (tmp_path / "errors.json").write_text('["q7"]')
+    with pytest.raises(ValueError, match="errors.json names 'q7', and the data hold no question with that id"):
+        run("longmemeval", ["none"], out="unknown", leave_out=str(tmp_path / "errors.json"))
+    assert not (tmp_path / "unknown").exists()
 
 
 def test_operations_are_counted_by_the_formula():

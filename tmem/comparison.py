@@ -55,7 +55,8 @@ def page(folders: Sequence[Path], file: Path) -> str:
 def joined(runs: Sequence[Run]) -> list[dict]:
     """What the page shows, a part for each protocol: runs of different data, limits or protocols are never ranked together."""
     published = tomllib.loads((Path(__file__).parent / "published.toml").read_text(encoding="utf-8"))
-    return [_part(same, published.get(same[0].results["task"], [])) for same in grouped(runs, "protocol")]
+    parts = grouped(runs, "protocol")
+    return [_part(same, [] if (first := same[0]).called else published.get(first.results["task"], [])) for same in parts]
 
 
 def _part(runs: Sequence[Run], published: Sequence[Mapping[str, str]]) -> dict:

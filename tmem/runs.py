@@ -38,6 +38,17 @@ class Run:
         return str(self.config["model"])
 
     @property
+    def called(self) -> str | None:
+        """The data's own name, where they are not those that the task is named after."""
+        return self.config.get("called")
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known of how its data were read."""
+        found = self.results.get("notes")
+        return [str(note) for note in found] if isinstance(found, list) else []
+
+    @property
     def methods(self) -> Mapping[str, Mapping[str, Any]]:
         return self.results["methods"]
 
@@ -102,7 +113,7 @@ def title(run: Run) -> str:
     n = run.config.get("objectives")
     at_once = "" if n is None else ", 1 question at a time" if n == 1 else f", {n} questions at once"
     known = ", questions known beforehand" if run.config.get("known") else ""
-    return (run.config.get("called") or TASKS[run.results["task"]]) + at_once + known
+    return f"{run.called or TASKS[run.results['task']]}{at_once}{known}"
 
 
 def protocol_line(run: Run) -> str:
@@ -119,6 +130,6 @@ def protocol_line(run: Run) -> str:
         data, f"{config['episodes']} episodes", f"seed {first}" if last == first else f"seeds {first} to {last}",
         *(words.format(config[key]) for key, words in rest if config.get(key) is not None),
         "each question shown while the history is read" if config.get("known") else "",
-        *run.results.get("notes", ()),
+        *run.notes,
     ]  # fmt: skip
     return ", ".join(filter(None, said)) + "."

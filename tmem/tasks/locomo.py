@@ -61,11 +61,11 @@ def load(
     return [_episode(record.named("sample_id"), seed, limit, date_suffix, choice_seed, left) for record in records]
 
 
-def called(episodes: Iterable[Episode]) -> str:
-    """What conversations in LoCoMo's fields are: LoCoMo's name is for its own."""
+def called(episodes: Iterable[Episode]) -> str | None:
+    """What conversations in LoCoMo's fields are called where they are not its own, None where they are."""
     ids = [e.id for e in episodes]
     if all(id in CONVERSATIONS for id in ids):
-        return "LoCoMo"
+        return None
     return f"{'REALTALK' if all(map(_realtalk, ids)) else 'conversations'} (LoCoMo's format)"
 
 
