@@ -325,6 +325,30 @@ def test_mutated_records_are_read_or_refused_in_a_sentence(tmp_path):
     assert min(outcomes.values()) > 500, outcomes
 
 
+def test_damaged_files_are_read_or_refused_in_a_sentence(tmp_path):
+    odd = (b"[" * 100_000, b'{"a":' * 100_000, b"[" * 900 + b"]" * 900, b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\r\n",
+           b"\0", b"NaN", b"1e999", b"7" * 5000, b"\\ud800", b'"', b"}", b",", b"\xc2\x85", b"\xe2\x80\xa8")  # fmt: skip
+    lists = ["h1", {"question_id": 3, "label_error": {"type": "X"}}, {"id": "q", "error_type": "WRONG_CITATION"}]
+    rng, outcomes = random.Random(1), {"read": 0, "refused": 0}
+    for i in range(1500):
+        records = rng.choice(([HOTPOT, MUSIQUE], [FLASHRAG, SEARCH_R1], [MEM1], [{"id": 0, "contents": "a\nb"}], lists))
+        lines = rng.random() < 0.5
+        held = ("\n".join(map(json.dumps, records)) if lines else json.dumps(records)).encode()
+        at = rng.randrange(len(held) + 1)
+        path = tmp_path / f"{i % 2}.{'jsonl' if lines else 'json'}"
+        path.write_bytes(held[:at] + rng.choice(odd) + held[at:] if rng.random() < 0.7 else held[:at])
+        for load in (multihop.load, corpus.load, left_out.load):
+            try:
+                load(path)
+            except ValueError as error:
+                outcomes["refused"] += 1
+                message = str(error)
+                assert str(path) in message and "\n" not in message and len(message) < len(str(path)) + 300, message
+            else:
+                outcomes["read"] += 1
+    assert min(outcomes.values()) > 200, outcomes
+
+
 # --- the corpus and its index
 
 

@@ -280,6 +280,8 @@ def test_squad_passages_may_have_several_answers_and_ids(file):
     (question,) = episode.questions
     assert (question.id, question.answers) == ("d7/q", ("1624 it", "it", "1624"))
     assert [tasks.score("squad", question, said)["squad_em"] for said in ("it", "1624", "1623")] == [1, 1, 0]
+    del asked["answer"]
+    assert squad.load(file([PASSAGE | {"questions": [asked]}]))[0].questions == (question,)
     with pytest.raises(ValueError, match="item 2 of `answers` is null; expected text or a number"):
         squad.load(file([PASSAGE | {"questions": [asked | {"answers": ["x", None]}]}]))
 

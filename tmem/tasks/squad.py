@@ -21,8 +21,8 @@ _BOUNDARY = re.compile(r"(?<=[.!?])\s+|\n")
 def load(path: str | Path, *, seed: int = 0, limit: int | None = None, leave_out: LeaveOut | None = None) -> list[Episode]:
     """One episode for each passage of the file, in its order; at most `limit`, drawn by the seed.
 
-    The file is a list of {title, context, questions: [{question, answer, answers}]}, where `answers` may be missing, or the
-    official one, {data: [{title, paragraphs: [{context, qas: [{id, question, answers: [{text}]}]}]}]}. Any of a question's
+    The file is a list of {title, context, questions: [{question, answer, answers}]}, of which one of the two may be missing, or
+    the official one, {data: [{title, paragraphs: [{context, qas: [{id, question, answers: [{text}]}]}]}]}. Any of a question's
     answers is right; one without answers has category "abstention", and to say that the text does not tell is right.
     Evidence is the sentences that hold the first answer.
     Raises FileNotFoundError, and ValueError for a file of another format or a limit below 1.
@@ -53,17 +53,23 @@ def _episode(number: int, title: str, passage: Record, left: LeaveOut) -> Episod
 
 def _question(id: str, qa: Record, context: str) -> Question:
     id, text = qa.get("id", str, default=id), qa.get("question", str)
+    golds, start = _golds(qa)
+    if not golds:
+        return Question(id, text, ABSTENTIONS, "squad", category="abstention")
+    return Question(id, text, tuple(dict.fromkeys(golds)), "squad", evidence=_evidence(context, golds[0], start))
+
+
+def _golds(qa: Record) -> tuple[list[str], int]:
+    """A question's answers, none where the text does not tell, and where the first stands at the earliest."""
     listed = qa.raw("answers")
     if "answer" in qa:
-        more = qa.answers("answers") if listed is not None else []
-        golds = tuple(dict.fromkeys([qa.answer("answer"), *more]))
-        return Question(id, text, golds, "squad", evidence=_evidence(context, golds[0]))
-    answers = [] if qa.get("is_impossible", bool, default=False) else qa.each("answers", dict)
-    if not answers:
-        return Question(id, text, ABSTENTIONS, "squad", category="abstention")
-    golds = tuple(dict.fromkeys(answer.answer("text") for answer in answers))
-    start = answers[0].get("answer_start", int, default=0)
-    return Question(id, text, golds, "squad", evidence=_evidence(context, golds[0], start))
+        return [qa.answer("answer"), *(qa.answers("answers") if listed is not None else [])], 0
+    if qa.get("is_impossible", bool, default=False):
+        return [], 0
+    if isinstance(listed, list) and not any(isinstance(answer, dict) for answer in listed):
+        return qa.answers("answers"), 0
+    answers = qa.each("answers", dict)
+    return [a.answer("text") for a in answers], answers[0].get("answer_start", int, default=0)
 
 
 def _evidence(context: str, answer: str, start: int = 0) -> tuple[Evidence, ...]:
