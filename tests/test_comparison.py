@@ -99,7 +99,7 @@ def test_runs_of_one_protocol_share_a_table_and_others_do_not(run, tmp_path):
     "config",
     [
         {"task": "locomo"}, {"data_blake2b": "x"}, {"known": True}, {"adversarial": "choice"}, {"limit": 5}, {"context": 512},
-        {"leave_out_blake2b": "x"}, {"answer_tokens": 8}, {"seeds": 2}, {"objectives": 4}, {"turns": 9},
+        {"leave_out_blake2b": "x"}, {"dated": "day"}, {"answer_tokens": 8}, {"seeds": 2}, {"objectives": 4}, {"turns": 9},
         {"judge": {"model": "other", "plumbing": False}},
         {"judge": {"model": "gpt", "plumbing": True}}, {"judge": None},
     ],

@@ -74,7 +74,8 @@ def test_what_is_to_be_known_of_the_data_is_told(run, tmp_path, monkeypatch):
     monkeypatch.setitem(tiny_eval.FILES, "longmemeval", lambda: dated)
     found = run("longmemeval", ["none"], out="dates")
     assert found["notes"] == [f"2 of 3 episodes: {longmemeval.UNSORTED}"] and found["config"]["leave_out"] is None
-    assert found["notes"][0] in runs.protocol_line(runs.read(tmp_path / "dates"))
+    line = runs.protocol_line(runs.read(tmp_path / "dates"))
+    assert found["notes"][0] in line and "questions dated by day, weekday and time" in line
     (tmp_path / "errors.json").write_text('["q7"]')
     with pytest.raises(ValueError, match="errors.json names 'q7', and the data hold no question with that id"):
         run("longmemeval", ["none"], out="unknown", leave_out=str(tmp_path / "errors.json"))

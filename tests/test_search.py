@@ -196,7 +196,8 @@ def test_questions_are_left_out_by_their_ids(tmp_path):
     path = write(tmp_path, [HOTPOT, MUSIQUE, MEM1])
     (tmp_path / "list.txt").write_text("h1\nnq/test_7\n")
     left = left_out.load(tmp_path / "list.txt")
-    assert [h.id for h in multihop.load(path, left)] == ["2hop__1_2", "nq/test_6"] and left.check() is None
+    assert [h.id for h in multihop.load(path, left)] == ["2hop__1_2"] and left.check() is None
+    assert left_out.notes(left) == ["2 questions left out by list.txt; 1 asked together with them too"]
     with pytest.raises(ValueError, match="all of its questions are left out"):
         multihop.load(write(tmp_path, [HOTPOT]), left)
 

@@ -138,6 +138,7 @@ def evaluate(
             "known": known,
             "probe": probing,
             "episodes": len(episodes[seed]),
+            "dated": longmemeval.DATED if task == "longmemeval" else None,
             "called": locomo.called(episodes[seed]) if task == "locomo" else None,
         },
         "notes": [*left_out.notes(left), *_notes(episodes[seed])],

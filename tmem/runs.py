@@ -14,7 +14,7 @@ from .report import TASKS
 # What must agree, beside task and judge, for scores to stand in one table. Model, preset and settings are what is compared.
 PROTOCOL = (
     "data_blake2b", "limit", "seed", "seeds", "split", "difficulty", "known", "adversarial", "episodes", "objectives", "turns",
-    "search_by", "context", "answer_tokens", "leave_out_blake2b",
+    "search_by", "context", "answer_tokens", "leave_out_blake2b", "dated",
 )  # fmt: skip
 WITH_OBJECTIVES = ("objectives", "turns", "answer_tokens", "episodes", "limit")  # change with the questions at once
 SCALE = ("oracle", "constant")  # methods that are no way of remembering: they show what scores there are to be had
@@ -124,6 +124,7 @@ def protocol_line(run: Run) -> str:
     rest = (
         ("split", "{} split"), ("difficulty", "difficulty {}"), ("limit", "limit {}"), ("adversarial", "adversarial {}"),
         ("turns", "{} turns"), ("search_by", "search by {}"),
+        ("dated", "questions dated by {}"),
         ("context", "{} tokens of text in a prompt"), ("answer_tokens", "answers of {} tokens at most"),
     )  # fmt: skip
     said = [

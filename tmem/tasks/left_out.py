@@ -21,12 +21,13 @@ class LeaveOut:
     """Ids of questions that are left out, and which of them were met.
 
     ids: each with the question as the list has it, "" where it has none. path: of the list. cited: how many it names for a
-    wrong citation alone. found: those that the data have.
+    wrong citation alone. found: those that the data have. beside: how many went with them, as they are asked together.
     """
 
     def __init__(self, ids: dict[str, str] | None = None, path: str | Path = "", cited: int = 0):
         self.ids, self.path, self.cited = ids or {}, path, cited
         self.found: set[str] = set()
+        self.beside = 0
 
     def names(self, id: str, question: str) -> bool:
         """Whether the list names this question. Raises ValueError where it has that id with other words."""
@@ -93,6 +94,7 @@ def notes(left: LeaveOut | None) -> list[str]:
         return []
     cited, absent = left.cited, len(left.ids) - len(left.found)
     said = [f"{_count(len(left.found), 'question')} left out by {Path(left.path).name}"]
+    said += [f"{left.beside} asked together with {'it' if len(left.found) == 1 else 'them'} too"] * bool(left.beside)
     said += [f"{cited} that it names for a wrong citation alone {'is' if cited == 1 else 'are'} asked"] * bool(cited)
     said += [f"{_count(absent, 'id')} of conversations that are not here"] * bool(absent)
     return ["; ".join(said)]

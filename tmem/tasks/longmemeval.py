@@ -20,6 +20,7 @@ KINDS = (
 )  # fmt: skip
 
 _SOURCE = "get longmemeval_s_cleaned.json from https://huggingface.co/datasets/xiaowu0162/longmemeval-cleaned"
+DATED = "day, weekday and time"  # of what a question tells of when it is asked; earlier runs told the day alone
 UNSORTED = "sessions stand in the file's order, as the date of one cannot be read"
 
 

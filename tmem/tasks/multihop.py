@@ -40,7 +40,7 @@ class Hop:
 
 def load(path: str | Path | Sequence[str | Path], leave_out: LeaveOut | None = None) -> list[Hop]:
     """The answerable questions of a .json or .jsonl file, or of several, in order; MuSiQue's unanswerable ones are left out,
-    those without a golden answer, and those that `leave_out` names.
+    those without a golden answer, and those that `leave_out` names, with what their record asks together with them.
 
     Records with `golden_answers` (FlashRAG) or `reward_model` (Search-R1, MEM1) may have their question in their prompt alone,
     and no id: it is then the source, split and index. A list of lists of answers is one for each question; the record's
@@ -49,17 +49,22 @@ def load(path: str | Path | Sequence[str | Path], leave_out: LeaveOut | None = N
     """
     where = f"multihop: {', '.join(map(str, files(path)))}"
     distinct(map(str, files(path)), "multihop: the file")
-    hops: list[Hop] = []
+    records: list[list[Hop]] = []
     for file in files(path):
-        records = enumerate(read(file, "multihop", _SOURCE), 1)
-        found = [hop for n, record in records for hop in _hops(record, n, Path(file))]
-        distinct((hop.id for hop in found), f"multihop: {file}: the id")
-        hops += found
-    if not hops:
+        found = [_hops(record, n, Path(file)) for n, record in enumerate(read(file, "multihop", _SOURCE), 1)]
+        distinct((hop.id for hops in found for hop in hops), f"multihop: {file}: the id")
+        records += filter(None, found)
+    if not records:
         raise ValueError(f"{where} has only unanswerable questions; expected at least one with an answer.")
     left = leave_out or LeaveOut()
-    distinct((hop.id for hop in hops if hop.id in left.ids), f"{where}: the id to leave out,")
-    kept = [hop for hop in hops if not left.names(hop.id, hop.question)]
+    distinct((hop.id for hops in records for hop in hops if hop.id in left.ids), f"{where}: the id to leave out,")
+    kept = []
+    for hops in records:
+        named = sum([left.names(hop.id, hop.question) for hop in hops])
+        if named:
+            left.beside += len(hops) - named
+        else:
+            kept += hops
     if not kept:
         raise ValueError(f"{where}: all of its questions are left out; expected at least one to ask.")
     return kept
