@@ -67,9 +67,9 @@ $(DONE)/venv:
 	@$(PYTHON) -m venv $(VENV)
 	@mkdir -p $(DONE) && touch $@
 
-$(DONE)/packages: requirements.txt constraints.txt $(DONE)/venv
+$(DONE)/packages: requirements.txt $(DONE)/venv
 	@echo 'Installing the packages of requirements.txt (1 to 5 minutes the first time: torch is large)'
-	@$(PIP) install -r requirements.txt -c constraints.txt
+	@$(PIP) install -r requirements.txt
 	@[ "$$(uname -s)" != Linux ] || $(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install --no-deps $(TRITON)
 	@touch $@
 

@@ -123,8 +123,7 @@ def protocol_line(run: Run) -> str:
     last = first + (config.get("seeds") or 1) - 1
     rest = (
         ("split", "{} split"), ("difficulty", "difficulty {}"), ("limit", "limit {}"), ("adversarial", "adversarial {}"),
-        ("turns", "{} turns"), ("search_by", "search by {}"),
-        ("dated", "questions dated by {}"),
+        ("turns", "{} turns"), ("search_by", "search by {}"), ("dated", "questions dated by {}"),
         ("context", "{} tokens of text in a prompt"), ("answer_tokens", "answers of {} tokens at most"),
     )  # fmt: skip
     said = [
