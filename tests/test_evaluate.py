@@ -65,7 +65,7 @@ def test_what_is_to_be_known_of_the_data_is_told(run, tmp_path, monkeypatch):
     found = run("locomo", ["none"], leave_out=str(tmp_path / "errors.json"))
     assert found["methods"]["none"]["n"] == tiny_eval.QUESTIONS["locomo"] - 1
     assert (found["config"]["leave_out"], found["config"]["called"]) == (1, "REALTALK (LoCoMo's format)")
-    assert found["notes"] == ["1 question left out by errors.json; 1 that it names for a wrong citation alone is asked"]
+    assert found["notes"] == ["1 question left out by errors.json; 1 that it names for a wrong citation alone stays"]
     assert "realtalk-0/1" not in {r["id"] for r in read_jsonl(tmp_path / "out/answers.jsonl")}
     title = console._title(found)
     assert title.startswith("REALTALK (LoCoMo's format), 7 questions") and runs.title(runs.read(tmp_path / "out")) in title

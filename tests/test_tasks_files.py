@@ -521,6 +521,7 @@ def test_of_a_wrong_citation_alone_the_question_stays(file):
     data = file([LOCOMO | {"sample_id": "conv-26"}])
     audit = [
         {"question_id": "locomo_0_qa0", "question": "What did Bo show?", "error_type": "WRONG_CITATION"},
+        {"question_id": "locomo_9_qa0", "error_type": "WRONG_CITATION"},  # of a conversation that is not here
         {"question_id": "locomo_0_qa1", "question": "when? ", "error_type": "TEMPORAL_ERROR"},
     ]
     joined = [
@@ -533,7 +534,7 @@ def test_of_a_wrong_citation_alone_the_question_stays(file):
         (episode,) = tasks.load("locomo", data=data, leave_out=left)
         assert [q.id for q in episode.questions] == ["conv-26/0", "conv-26/2", "conv-26/3"]
         (said,) = left_out.notes(left)
-        assert said == "1 question left out by list.json; 1 that it names for a wrong citation alone is asked"
+        assert said == "1 question left out by list.json; 1 that it names for a wrong citation alone stays"
 
 
 def test_a_list_made_for_other_data_is_refused(file):
@@ -579,8 +580,20 @@ def test_a_list_that_is_none_is_one_sentence(file, content, name, sentence):
 )  # fmt: skip
 def test_every_task_leaves_questions_out(file, task, record, id, rest):
     left = listed(file, [id], task=task)
-    assert [q.id for e in tasks.load(task, leave_out=left, data=file([record], "x.jsonl")) for q in e.questions] == rest
+    path = file([record], "x.jsonl")
+    assert [q.id for e in tasks.load(task, leave_out=left, data=path) for q in e.questions] == rest
     left.check()
+
+
+@pytest.mark.parametrize("task, record, field", [("longmemeval", LONGMEMEVAL, ["question_id"]), ("squad", PASSAGE, ["title"]),
+                                                 ("clbench", TASK, ["metadata", "task_id"])])  # fmt: skip
+def test_a_list_is_checked_against_all_data_and_not_what_was_drawn(file, task, record, field):
+    path = file([changed(record, field, f"r{i}") for i in range(6)])
+    ids = [q.id for e in tasks.load(task, data=path) for q in e.questions]
+    for id in ids:
+        left = listed(file, [id], task=task)
+        assert id not in {q.id for e in tasks.load(task, data=path, leave_out=left, limit=1) for q in e.questions}
+        left.check()
 
 
 def test_generated_questions_are_left_out(file):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,21 @@ CITATION = "wrong_citation"  # of an error that is in the evidence and not in th
 class LeaveOut:
     """Ids of questions that are left out, and which of them were met.
 
-    ids: each with the question as the list has it, "" where it has none. path: of the list. cited: how many it names for a
-    wrong citation alone. found: those that the data have. beside: how many went with them, as they are asked together.
+    ids: each with the question as the list has it, "" where it has none. path: of the list. cited: those that it names for a
+    wrong citation alone, which stay. found, staying: those of the one and the other that the data have. beside: how many went
+    with the ones that were found, as they are asked together.
     """
 
-    def __init__(self, ids: dict[str, str] | None = None, path: str | Path = "", cited: int = 0):
+    def __init__(self, ids: dict[str, str] | None = None, path: str | Path = "", cited: Collection[str] = ()):
         self.ids, self.path, self.cited = ids or {}, path, cited
         self.found: set[str] = set()
+        self.staying: set[str] = set()
         self.beside = 0
 
     def names(self, id: str, question: str) -> bool:
         """Whether the list names this question. Raises ValueError where it has that id with other words."""
         if id not in self.ids:
+            self.staying.update({id}.intersection(self.cited))
             return False
         listed = self.ids[id]
         if listed and _plain(listed) != _plain(question):
@@ -63,20 +66,21 @@ def load(path: str | Path, resolve: Callable[[str, str], str] = as_it_is) -> Lea
     error_type says what is wrong; of a wrong citation alone the question stays. `resolve` makes a loader's id of one of the
     list and its sample_id. Raises FileNotFoundError, and ValueError for anything else.
     """
-    ids, cited, where = {}, 0, f"leave-out: {path}"
+    ids, cited, where = {}, set(), f"leave-out: {path}"
     entries = _entries(path)
     if not entries:
         raise ValueError(f"{where} is empty; {_SOURCE}.")
     for n, entry in enumerate(entries, 1):
         record = Record(entry if isinstance(entry, dict) else {"question_id": entry}, f"{where}, entry {n}")
         name = next((name for name in ("question_id", "id", "_id") if name in record), "question_id")
-        id, error = record.answer(name).strip(), _error(record)
-        if not id:
+        named, error = record.answer(name).strip(), _error(record)
+        if not named:
             raise ValueError(f"{record.where}: `{name}` is empty; expected a question's id.")
+        id = resolve(named, record.get("sample_id", str, default=""))
         if error == CITATION:
-            cited += 1
+            cited.add(id)
         elif error is not None:
-            ids[resolve(id, record.get("sample_id", str, default=""))] = record.get("question", str, default="")
+            ids[id] = record.get("question", str, default="")
     return LeaveOut(ids, path, cited)
 
 
@@ -92,10 +96,10 @@ def notes(left: LeaveOut | None) -> list[str]:
     """One line that says the same to a reader."""
     if left is None:
         return []
-    cited, absent = left.cited, len(left.ids) - len(left.found)
+    cited, absent = len(left.staying), len(left.ids) - len(left.found)
     said = [f"{_count(len(left.found), 'question')} left out by {Path(left.path).name}"]
     said += [f"{left.beside} asked together with {'it' if len(left.found) == 1 else 'them'} too"] * bool(left.beside)
-    said += [f"{cited} that it names for a wrong citation alone {'is' if cited == 1 else 'are'} asked"] * bool(cited)
+    said += [f"{cited} that it names for a wrong citation alone {'stays' if cited == 1 else 'stay'}"] * bool(cited)
     said += [f"{_count(absent, 'id')} of conversations that are not here"] * bool(absent)
     return ["; ".join(said)]
 

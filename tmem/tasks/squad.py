@@ -29,8 +29,8 @@ def load(path: str | Path, *, seed: int = 0, limit: int | None = None, leave_out
     """
     check_limit("squad", limit, "passage")
     passages = [p for record in read(path, "squad", _SOURCE, under="data") for p in _passages(record)]
-    drawn = draw([""] * len(passages), limit, f"squad/{seed}")
-    return [_episode(i, *passages[i], leave_out or LeaveOut()) for i in drawn]
+    episodes = [_episode(i, *passage, leave_out or LeaveOut()) for i, passage in enumerate(passages)]
+    return [episodes[i] for i in draw([""] * len(episodes), limit, f"squad/{seed}")]
 
 
 def _passages(record: Record) -> Iterator[tuple[str, Record]]:
