@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import tiny_eval
+from click.testing import CliRunner
 from tiny import Letters, model
 
-from tmem import console, evaluate, report, runs
+from tmem import cli, console, evaluate, report, runs
 from tmem.agent.config import agent_config
 from tmem.agent.episode import Agent
 from tmem.compute import Sizes
@@ -80,6 +81,20 @@ def test_what_is_to_be_known_of_the_data_is_told(run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="errors.json names 'q7', and the data hold no question with that id"):
         run("longmemeval", ["none"], out="unknown", leave_out=str(tmp_path / "errors.json"))
     assert not (tmp_path / "unknown").exists()
+
+
+@pytest.mark.parametrize("task", tiny_eval.FILES)
+def test_names_that_look_like_formats_or_markup_are_names(tmp_path, monkeypatch, task):
+    folder = tmp_path / "{0.x} %s [" / "b] :smile: $x_$"
+    folder.mkdir(parents=True)
+    preset = tiny_eval.prepare(folder / "{}", monkeypatch.setattr)
+    words = ["eval", "--task", task, "--data", tiny_eval.data(task, folder), "--preset", str(preset), "--answer-tokens", "4",
+             "--methods", "none,retrieval,pairs", "--out", str(folder / "{out}"), "--model", "[/x] {m} $_$"]  # fmt: skip
+    found = CliRunner().invoke(cli.main, words, env={"COLUMNS": "300"})
+    said = " ".join(found.output.split())  # a title is as wide as its table
+    assert found.exit_code == 0 and "[/b] :smile: $x_$/{out}" in said and "[/x] {m} $_$" in said, found.output
+    page = CliRunner().invoke(cli.main, ["report", str(folder / "{out}")])
+    assert page.exit_code == 0, page.output
 
 
 def test_operations_are_counted_by_the_formula():

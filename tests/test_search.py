@@ -1085,7 +1085,8 @@ def test_mem1_s_questions_are_evaluated_over_a_corpus(evaluated, tmp_path):
     """In a folder whose name is a format and markup."""
     odd = tmp_path / "{0.x} [" / "b] :smile: $x_$"
     odd.mkdir(parents=True)
-    records = [MEM1 | {"extra_info": {"split": "test", "indices": [i, i + 1]}} for i in (0, 2)]
+    three = {"question": "who made {zib}?; where is ulm?; who?", "golden_answers": [["Ada Mo", "Ada"], ["on the Danube"], [3]]}
+    records = [MEM1 | three | {"extra_info": {"split": "test", "indices": [i, i + 1, i + 2]}} for i in (0, 3)]
     (tmp_path / "data.json").write_text(json.dumps(records))
     found = evaluated("--methods", "none,oracle,mem1", out=odd)
     assert found.exit_code == 2 and "give those to search in with --corpus" in " ".join(found.output.split()), found.output
@@ -1093,9 +1094,11 @@ def test_mem1_s_questions_are_evaluated_over_a_corpus(evaluated, tmp_path):
     found = evaluated("--corpus", str(articles), "--methods", "none,oracle,mem1", out=odd)
     assert found.exit_code == 0 and "[/b] :smile: $x_$" in "".join(found.output.split("\n")), found.output
     rows = read_jsonl(odd / "answers.jsonl")
-    assert len(rows) == 6 and rows[0]["answers"] == ["Ada Mo", "on the Danube"] and {r["recall"] for r in rows} == {None}
+    assert len(rows) == 6 and rows[0]["answers"] == ["Ada Mo", "on the Danube", "3"] and {r["recall"] for r in rows} == {None}
     page = CliRunner().invoke(cli.main, ["report", str(odd)])
     assert page.exit_code == 0, page.output
+    found = evaluated("--corpus", str(articles), "--objectives", "2", out="two")
+    assert found.exit_code == 2 and "asks 3 questions at once" in " ".join(found.output.split()), found.output
 
 
 @pytest.mark.parametrize(

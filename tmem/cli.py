@@ -185,7 +185,8 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
               help="search: a file of documents, may be given several times. [default: the questions' own contexts]")
 @click.option("--search-by", type=click.Choice(["bm25", "dense"]), default="bm25", show_default=True,
               help="search: find documents by words, or by embeddings (tmem[dense]).")
-@click.option("--objectives", type=click.IntRange(1), default=2, show_default=True, help="search: questions at once.")
+@click.option("--objectives", type=click.IntRange(1),
+              help="search: questions at once. [default: 2, or as many as a record of MEM1's asks]")
 @click.option("--turns", type=click.IntRange(1), help="search: before the answer is asked for. [default: 3 a question]")
 @click.option("--answer-tokens", type=click.IntRange(1),
               help="Of an answer at most. [default: the preset's; clbench 256; search, of a turn: 128 + 16 a question]")
@@ -200,7 +201,7 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="runs/eval", show_default=True)
 @click.option("--resume", is_flag=True, help="Keep the answers that --out already holds, and ask the other questions.")
 def evaluate(
-    task: str, methods: str | None, probe: bool, out: Path, corpus: tuple[str, ...], search_by: str, objectives: int,
+    task: str, methods: str | None, probe: bool, out: Path, corpus: tuple[str, ...], search_by: str, objectives: int | None,
     turns: int | None, judge_url: str | None, judge_model: str, judge_prices: tuple[float, float] | None,
     judge_tokens: int | None, judge_concurrency: int, slots: int | None, **options,
 ) -> None:  # fmt: skip

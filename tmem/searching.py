@@ -19,6 +19,7 @@ from .tasks.records import draw, files
 from .tasks.search import compose, summary
 from .tasks.trajectory import STATES, Trajectory, run
 
+OBJECTIVES = 2  # questions at once, unless the file's records ask several
 GROUP = 16  # trajectories worked on at once
 COUNTED = ("counted", "recall", "turns", "searches", "writes", "peak", "mem1_peak", "dependency", "cut")  # of each trajectory
 PROMPT = 1024  # tokens of the instruction, at least to be free beside a context
@@ -32,7 +33,7 @@ def search(
     data: str | Sequence[str] | None,
     documents: Sequence[str] = (),
     search_by: str = "bm25",
-    objectives: int = 2,
+    objectives: int | None = None,
     turns: int | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -48,11 +49,11 @@ def search(
 ) -> dict:
     """Have every set of `objectives` questions answered by each of `methods` (tasks.trajectory.STATES); returns results.json.
 
-    documents: corpus files; without any, the questions' own contexts. search_by: "bm25" or "dense". turns: before the answer is
-    asked for, by default three for every question. limit: sets, drawn by the seed; `seeds` seeds from `seed` on draw each their
-    own. leave_out: a file that names questions not to ask. answer_tokens: of a turn, by default TURN and EACH for every
-    question. Files and errors are those of tmem.evaluate; f1, em and mem1_f1 are sums over the objectives of a set. "flops"
-    leaves out the search engine, which all methods share.
+    documents: corpus files; without any, the questions' own contexts. search_by: "bm25" or "dense". objectives: by default two,
+    or as many as the file's records ask at once. turns: before the answer is asked for, by default three for every question.
+    limit: sets, drawn by the seed; `seeds` seeds from `seed` on draw each their own. leave_out: a file that names questions not
+    to ask. answer_tokens: of a turn, by default TURN and EACH for every question. Files and errors are those of tmem.evaluate;
+    f1, em and mem1_f1 are sums over the objectives of a set. "flops" leaves out the search engine, which all methods share.
     """
     methods = list(dict.fromkeys(methods))
     if (unknown := [m for m in methods if m not in STATES]) or not methods:
@@ -68,6 +69,9 @@ def search(
     hops = multihop.load(data, left)
     if left is not None:
         left.check()
+    if objectives is None:
+        together = max(hop.together for hop in hops)
+        objectives = together if together > 1 else OBJECTIVES
     sets = compose(hops, objectives)
     if seeds > 1 and (limit is None or limit >= len(sets)):
         raise ValueError(
