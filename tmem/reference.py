@@ -67,6 +67,11 @@ def _segments(seg_off: Tensor, seg_slot: Tensor, rank: Tensor):
             yield offsets[g], offsets[g + 1], slot, ranks[slot]
 
 
+def rows_of(x: Tensor) -> Tensor:
+    """x [..., K] as [M,K]."""
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+
+
 def _factor(f: Tensor, slot: int, r: int, dtype: torch.dtype) -> Tensor:
     return f[slot if f.shape[0] > 1 else 0, :r].to(dtype)
 
@@ -132,8 +137,8 @@ def lora_linear(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y = x Wᵀ + bias + expand(z, bt) with z = shrink(x, a).  w [N,K], a [S|1,R,K], bt [S,R,N]."""
     y = torch.nn.functional.linear(x, w, bias).contiguous()
-    z = lora_shrink(x.reshape(-1, x.shape[-1]), a, seg_off, seg_slot, rank, scale)
-    lora_expand_(y.view(-1, w.shape[0]), z, bt, seg_off, seg_slot, rank)
+    z = lora_shrink(rows_of(x), a, seg_off, seg_slot, rank, scale)
+    lora_expand_(rows_of(y), z, bt, seg_off, seg_slot, rank)
     return y, z
 
 
