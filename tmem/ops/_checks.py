@@ -158,8 +158,8 @@ def plan(op: str, given: Tensor | None, seg_slot: Tensor, rank: Tensor, rows: in
 
 
 def plan_size(rows: int, segments: int, slots: int) -> int:
-    """Elements of a plan: count, tiles twice, slot_ptr, seg_order. See tmem.reference.lora_plan."""
-    return 2 + 2 * (-(-rows // reference.TILE) + segments) + slots + segments
+    """Elements of a plan: count, mark, tiles twice, slot_ptr, seg_order. See tmem.reference.lora_plan."""
+    return 3 + 2 * (-(-rows // reference.TILE) + segments) + slots + segments
 
 
 def segments(op: str, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, rows: int, stored: int) -> None:
