@@ -23,8 +23,8 @@ def gram_kernel(
     slot = tl.program_id(0)
     slot_ptr, seg_order = plan + 2 + 2 * capacity, plan + 3 + 2 * capacity + slots
     lost = is_lost(plan, seg_off, seg_slot, rank, rows, capacity - (rows + BM - 1) // BM, slots)
-    first, last = tl.load(slot_ptr + slot, lost == 0, other=0), tl.load(slot_ptr + slot + 1, lost == 0, other=0)
-    if (first == last) & (lost == 0):
+    first, last = tl.load(slot_ptr + slot, lost == 0, other=0), tl.load(slot_ptr + slot + 1, lost == 0, other=-1)
+    if first == last:
         return
     r = known_rank(slot, rank, slots, R)
     j = tl.arange(0, RP)
@@ -43,7 +43,7 @@ def gram_kernel(
             zt = tl.load(z + m.to(tl.int64)[None, :] * z_stride + j[:, None], live[None, :] & used[:, None], other=0.0)
             acc = dot(zt, x, acc)
         tl.atomic_add(at, acc, mask, sem="relaxed")
-    if lost:
+    if last < 0:  # the plan is lost; said so without another register over the loops
         tl.store(at, tl.full([RP, BD], float("nan"), tl.float32), mask)
 
 
