@@ -64,6 +64,10 @@ class Call:
         return {name: each(name, x) for name, x in self.arguments.items() if name != "plan"}
 
 
+VIEWS = ("plain", "plain", "strided", "turned", "inside", "loose")
+DTYPES_OF_ROWS = (torch.float32, torch.bfloat16, torch.int32)
+
+
 class Draw(random.Random):
     """Random sizes, numbers and views."""
 
@@ -80,7 +84,7 @@ class Draw(random.Random):
 
     def view(self, x: Tensor, output: bool = False) -> Tensor:
         """The numbers of x as a view of some memory, whose gaps hold sevens."""
-        kind = self.choice(("plain", "plain", "strided", "turned", "inside", "loose", *(() if output else ("negated", "expanded"))))
+        kind = self.choice(VIEWS + (() if output else ("negated", "expanded")))
         if kind == "negated" and x.is_floating_point():
             base = x.neg().contiguous()
             self.bases.append(base)
@@ -172,9 +176,9 @@ def valid(seed: int, op: str) -> Call:
         rows_ = draw.sample(range(5), 4)
         source = [draw.choice((-1, *rows_[:2])) for _ in range(count)]
         matrices = [
-            draw.numbers(5, *(draw.size(9) for _ in range(draw.randint(0, 2)))).to(draw.choice((torch.float32, torch.bfloat16, torch.int32)))
+            draw.numbers(5, *(draw.size(9) for _ in range(draw.randint(0, 2))), dtype=draw.choice(DTYPES_OF_ROWS))
             for _ in range(draw.randint(1, 3))
-        ]  # fmt: skip
+        ]
         ints = [torch.tensor(t, dtype=torch.int32) for t in (source, rows_[2 : 2 + count])]
         arguments = {"matrices": matrices, "source": ints[0], "target": ints[1]}
     outputs = OUTPUTS.get(op, ())
@@ -245,52 +249,56 @@ def _copied(x):
     return x.clone() if isinstance(x, Tensor) else [one.clone() for one in x] if isinstance(x, list) else x
 
 
+OF_OUTPUTS = ("overlapping output", "output and input", "output that requires grad", "negated output", "inference output")
+FAULTS = (
+    "other object", "other object", "other device", "other layout", "other dtype", "more dimensions", "no dimension", "value",
+    "value",
+)  # fmt: skip
+
+
 def _spoilt(draw: Draw, call: Call) -> tuple[str, Call] | None:
     """One thing about a valid call made wrong, and what."""
     arguments, outputs = dict(call.arguments), list(call.outputs())
     name = draw.choice([n for n, x in arguments.items() if isinstance(x, (Tensor, list))])
     x = arguments[name]
-    kind = draw.choice((
-        "other object", "other object", "other device", "other layout", "other dtype", "more dimensions", "no dimension", "value",
-        "value", "overlapping output", "output and input", "output that requires grad", "negated output", "inference output",
-    ))  # fmt: skip
-    if kind in ("overlapping output", "output and input", "output that requires grad", "negated output", "inference output"):
+    kind = draw.choice(FAULTS + OF_OUTPUTS)
+    if kind in OF_OUTPUTS:
         outputs = [n for n in outputs if "[" not in n and arguments[n].is_floating_point() and arguments[n].numel() > 1]
         if not outputs:
             return None
         name = draw.choice(outputs)
         x = arguments[name]
-    elif isinstance(x, list) and kind not in ("other object", "value"):
-        i = draw.randrange(len(x))
-        spoilt = _spoil(draw, kind, call.op, name, x[i])
-        if spoilt is x[i]:
-            return None
-        arguments[name] = x[:i] + [spoilt] + x[i + 1 :]
-    if isinstance(x, list) and kind not in ("other object", "value"):
-        pass
-    elif kind == "output and input":
+    if kind == "output and input":
         others = [n for n, y in call.tensors().items() if n != name and "[" not in n and y.is_floating_point() and y.numel()]
         if not others:
             return None
-        other = draw.choice(others)
-        y = arguments[other]
-        both = torch.zeros(8 * (x.numel() + y.numel()), dtype=torch.uint8)
-        call.bases.append(both)
-        for n, t in ((name, x), (other, y)):
-            part = both[: t.numel() * t.element_size()].view(t.dtype).view(t.shape)
-            part.copy_(t)
-            arguments[n] = part
+        arguments |= _together(call, name, draw.choice(others))
     elif kind == "value":
         name, changed = _bad_value(draw, call.op, arguments)
         if name is None:
             return None
         arguments[name] = changed
-    else:
-        spoilt = _spoil(draw, kind, call.op, name, x)
-        if spoilt is x:
+    elif isinstance(x, list) and kind != "other object":
+        i = draw.randrange(len(x))
+        arguments[name] = [*x[:i], _spoil(draw, kind, call.op, name, x[i]), *x[i + 1 :]]
+        if arguments[name][i] is x[i]:
             return None
-        arguments[name] = spoilt
+    else:
+        arguments[name] = _spoil(draw, kind, call.op, name, x)
+        if arguments[name] is x:
+            return None
     return f"{kind} ({name})", Call(call.op, arguments, call.bases)
+
+
+def _together(call: Call, name: str, other: str) -> dict[str, Tensor]:
+    """An output and another argument, laid into the same memory."""
+    given = {n: call.arguments[n] for n in (name, other)}
+    both = torch.zeros(8 * sum(t.numel() for t in given.values()), dtype=torch.uint8)
+    call.bases.append(both)
+    parts = {n: both[: t.numel() * t.element_size()].view(t.dtype).view(t.shape) for n, t in given.items()}
+    for n, part in parts.items():
+        part.copy_(given[n])
+    return parts
 
 
 def _spoil(draw: Draw, kind: str, op: str, name: str, x) -> object:
@@ -377,8 +385,21 @@ def check_invalid(ops, seed: int, op: str) -> bool:
     return True
 
 
+def refused_raw(seed: int, op: str) -> bool:
+    """A spoiled call past the Python checks, which a sanitizer watches: the kernel refuses it, or computes within bounds."""
+    draw = Draw(seed)
+    found = _spoilt(draw, valid(seed, op))
+    if found is None:
+        return False
+    try:
+        getattr(torch.ops.tmem, op)(*found[1].arguments.values())
+    except Exception:  # of any kind: what is looked for ends the process
+        return True
+    return False
+
+
 def run(ops, first: int, calls: int, chosen: tuple[str, ...] = OPS) -> int:
-    """That many calls, every second one spoiled; AssertionError names the first seed that fails. Returns how many were refused."""
+    """That many calls, every second one spoiled; returns how many were refused. AssertionError names the seed that fails."""
     refused = 0
     for seed in range(first, first + calls):
         op = chosen[seed // 2 % len(chosen)]

@@ -38,7 +38,8 @@ def lora_plan(seg_off: Tensor, seg_slot: Tensor, rank: Tensor, rows: int) -> Ten
 
     count [1] | mark [1] | tile_seg [T] | tile_row [T] | slot_ptr [S+1] | seg_order [G],  T = ceil(rows/TILE) + G.
     Tile t < count covers TILE rows from tile_row[t] on, as far as its segment tile_seg[t] reaches. Slot s owns the segments
-    seg_order[slot_ptr[s] : slot_ptr[s+1]], in the order of the batch, empty ones left out. The rest is zero. `mark` tells the batch: see mark_of.
+    seg_order[slot_ptr[s] : slot_ptr[s+1]], in the order of the batch, empty ones left out. The rest is zero.
+    mark: see mark_of.
     """
     offsets, ranks, slots = seg_off.tolist(), rank.tolist(), seg_slot.tolist()
     tiles = [(g, row) for g in range(len(slots)) for row in range(offsets[g], offsets[g + 1], TILE)]
