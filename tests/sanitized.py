@@ -1,6 +1,7 @@
 """Run by `make sanitize`: builds the CPU kernels with AddressSanitizer and UndefinedBehaviorSanitizer, and runs in a process of
 its own, for each set of instructions that this processor has, random calls of every op (fuzz.py), spoiled ones past the
-Python checks, and promises of checks.py. An argument: the number of calls. Exit code 0: nothing was found, and a planted fault was."""
+Python checks, and promises of checks.py. An argument: the number of calls.
+Exit code 0: nothing was found, and every planted fault was."""
 
 import os
 import subprocess
