@@ -7,10 +7,12 @@ import sys
 import pytest
 import torch
 from test_registration import SERVED, arguments
+from tiny import model
 from torch.autograd import forward_ad
 
 from tmem import ops
 from tmem.attention import _Short
+from tmem.bank import AdapterBank
 from tmem.ops import _memory
 from tmem.testing import TOLERANCES, assert_close, make_case
 
@@ -167,6 +169,75 @@ def test_forward_mode_is_refused(name):
         with pytest.raises(RuntimeError, match=f"^{name}: .* is under a transform of torch.func"):
             transform()
     assert torch.equal(given[at], before)
+
+
+# --- a model under a route -------------------------------------------------------------------------------------------
+
+IDS = torch.randint(1, 160, (3, 7), generator=torch.Generator().manual_seed(0))
+
+
+def routed(**fast_paths):
+    """A tiny model with a bank of two filled slots, the loss of a batch under its route, and the bank."""
+    network = model()
+    bank = AdapterBank(network, 3, 4, targets=("q_proj", "k_proj", "v_proj", "down_proj"))
+    slots = [bank.alloc(), -1, bank.alloc()]
+    for site in bank.sites:
+        site.bt.copy_(0.1 * torch.randn(site.bt.shape))
+    for name, value in fast_paths.items():
+        setattr(bank, name, value)
+
+    def loss(ids=IDS, learn=True):
+        with bank.route(slots, learn=learn):
+            return network(input_ids=ids).logits.float().square().mean()
+
+    return loss, bank
+
+
+@pytest.mark.parametrize("fast", [{}, {"reads_once": True}, {"decodes_rows": True}], ids=str)
+def test_a_routed_model_under_autocast(fast):
+    """With and without gradients, forward and backward inside or outside of it: what it is without, to bf16's roundings."""
+    loss, bank = routed(**fast)
+    want = loss()
+    want.backward()
+    gradient = bank.grad.clone()
+    for inside in (True, False):
+        bank.grad.zero_()
+        with torch.autocast("cpu", BF16):
+            got = loss()
+            if inside:
+                got.backward()
+        if not inside:
+            got.backward()
+        assert got != want and abs(got - want) < 0.02 * want
+        assert_close("dB", bank.grad, gradient, 0.1)
+    with torch.no_grad():
+        for ids in (IDS, IDS[:, :1]):
+            plain = loss(ids, learn=False)
+            with torch.autocast("cpu", BF16):
+                low = loss(ids, learn=False)
+                with torch.autocast("cpu", enabled=False):
+                    assert torch.equal(loss(ids, learn=False), plain)
+            assert low != plain and abs(low - plain) < 0.02 * plain
+
+
+def test_second_derivatives_through_a_bank_are_refused():
+    """Its rows are no leaf, so what a second pass would miss is theirs; the first derivatives stay right."""
+    loss, bank = routed()
+    h = bank.model.get_input_embeddings()(IDS).detach().requires_grad_()
+
+    def by_embedding():
+        with bank.route([0, -1, 1]):
+            return bank.model(inputs_embeds=h).logits.square().mean()
+
+    (plain,) = torch.autograd.grad(by_embedding(), h)
+    (first,) = torch.autograd.grad(by_embedding(), h, create_graph=True)
+    assert_close("first derivative", first, plain, 1e-5)
+    penalty = first.square().sum()
+    for second in (
+        lambda: penalty.backward(retain_graph=True), lambda: torch.autograd.grad(penalty + h.sum(), h, retain_graph=True)
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match=ONCE):
+            second()
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
