@@ -257,6 +257,7 @@ void lora_decode_(const Tensor& y, const Tensor& x, const Tensor& a, const Tenso
   check_dim(op, "x", x, 2);
   const int64_t rows = y.size(0);
   check_size(op, "x", x, 0, rows);
+  check_dtype(op, "row_slot", row_slot, ScalarType::Int);
   check_dim(op, "row_slot", row_slot, 1);
   check_size(op, "row_slot", row_slot, 0, rows);
   check_dim(op, "a", a, 3);
