@@ -336,6 +336,21 @@ def test_no_object_reaches_an_attribute_error(name):
                     getattr(ops, name)(*right[:i], given, *right[i + 1 :])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"matrices": m} for m in (None, 3, {}, [None], [torch.nested.as_nested_tensor([torch.ones(3, 3)])], [torch.zeros(())])
+    ] + [{"compute": None}, {"workspace": None}, {"workspace": "x"}, {"rank": None}, {"seed": None}, {"iters": 0.5}],
+    ids=lambda change: f"{next(iter(change))} {type(next(iter(change.values()))).__name__}",
+)  # fmt: skip
+def test_no_object_reaches_an_attribute_error_of_rsvd(change):
+    with pytest.raises((TypeError, ValueError), match="^batched_rsvd: [^\n]*$"):
+        ops.batched_rsvd(**{"matrices": [torch.randn(9, 5)], "rank": 2, **change})
+    x = torch.randn(9, 5)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="batched_rsvd: .* carries a forward-mode tangent"):
+        ops.batched_rsvd([forward_ad.make_dual(x, x)], 2)
+
+
 def test_linear_without_columns():
     """K = 0 or N = 0: the bias alone, for real and for fake tensors."""
     from torch._subclasses.fake_tensor import FakeTensorMode

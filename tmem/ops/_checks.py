@@ -43,13 +43,13 @@ def _several(op: str, name: str, values: object) -> None:
     if not isinstance(values, (list, tuple)):
         raise TypeError(f"{op}: {name} must be a list of tensors, got {type(values).__name__}")
     for i, value in enumerate(values):
-        _tensor(op, f"{name}[{i}]", value)
+        tensor(op, f"{name}[{i}]", value)
 
 
-def _tensor(op: str, name: str, x: object) -> None:
+def tensor(op: str, name: str, x: object) -> None:
     """A dense tensor that holds its own numbers, under no transform that the ops would not follow."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(x).__name__}")
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
     if x.is_nested or x.is_quantized or x.layout is not torch.strided:
         kind = "nested" if x.is_nested else "quantized" if x.is_quantized else str(x.layout).removeprefix("torch.")
         raise TypeError(f"{op}: {name} must be a dense tensor, got a {kind} one; convert it first")
@@ -78,7 +78,7 @@ def _shown(value: object) -> str:
     return repr(value) if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
 
 
-_KINDS = {Tensor: _tensor, int: _whole, float: _number}
+_KINDS = {Tensor: tensor, int: _whole, float: _number}
 
 
 def shape(op: str, name: str, x: Tensor, *expected: int | None) -> None:
