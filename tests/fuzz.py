@@ -250,9 +250,10 @@ def _copied(x):
 
 
 OF_OUTPUTS = ("overlapping output", "output and input", "output that requires grad", "negated output", "inference output")
+OF_ONE_SIZE = ("seg_off", "row_slot", "scale", "step", "hyper", "active", "mask", "target", "k", "grad", "copy", "bias")
 FAULTS = (
-    "other object", "other object", "other device", "other layout", "other dtype", "more dimensions", "no dimension", "value",
-    "value",
+    "other object", "other object", "other device", "other layout", "other dtype", "other size", "more dimensions",
+    "no dimension", "value", "value",
 )  # fmt: skip
 
 
@@ -325,6 +326,8 @@ def _spoil(draw: Draw, kind: str, op: str, name: str, x) -> object:
         return x.resolve_neg().to(draw.choice((torch.int64, torch.float16, torch.complex64, torch.uint8)))
     if kind == "more dimensions":
         return x if op == "bank_copy_" and name == "matrices" else x if (op, name) == ("lora_linear", "x") else x[None]
+    if kind == "other size":  # of what has one size alone, given the other arguments
+        return torch.zeros(x.shape[0] + 7, *x.shape[1:], dtype=x.dtype) if name in OF_ONE_SIZE else x
     if kind == "no dimension":
         return torch.zeros((), dtype=x.dtype)
     if kind == "overlapping output":

@@ -220,6 +220,15 @@ def test_a_routed_model_under_autocast(fast):
             assert low != plain and abs(low - plain) < 0.02 * plain
 
 
+@pytest.mark.parametrize("learn", [True, False])
+def test_a_tangent_through_a_bank_is_refused(learn):
+    _, bank = routed()
+    h = bank.model.get_input_embeddings()(IDS)
+    with torch.set_grad_enabled(learn), forward_ad.dual_level(), bank.route([0, -1, 1], learn=learn):
+        with pytest.raises(RuntimeError, match="route: the layer's input carries a forward-mode tangent"):
+            bank.model(inputs_embeds=forward_ad.make_dual(h, torch.ones_like(h)))
+
+
 def test_second_derivatives_through_a_bank_are_refused():
     """Its rows are no leaf, so what a second pass would miss is theirs; the first derivatives stay right."""
     loss, bank = routed()

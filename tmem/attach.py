@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .ops import _checks
 from .ops._once import once_differentiable
 from .ops.linear import autocast_linear
 
@@ -240,6 +241,7 @@ def _forward(bank: AdapterBank, site: Site, x: Tensor) -> Tensor:
     w, bias = parameters["weight"], parameters["bias"]
     if route is None:
         return F.linear(x, w, bias)
+    _checks.followed("route", "the layer's input", x)
     x, w, bias = autocast_linear(x, w, bias)
     if torch.is_grad_enabled() and (route.learn or x.requires_grad or w.requires_grad):
         z = None

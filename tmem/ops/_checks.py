@@ -47,12 +47,17 @@ def _several(op: str, name: str, values: object) -> None:
 
 
 def tensor(op: str, name: str, x: object) -> None:
-    """A dense tensor that holds its own numbers, under no transform that the ops would not follow."""
+    """A dense tensor that holds its own numbers, which the ops can follow."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
     if x.is_nested or x.is_quantized or x.layout is not torch.strided:
         kind = "nested" if x.is_nested else "quantized" if x.is_quantized else str(x.layout).removeprefix("torch.")
         raise TypeError(f"{op}: {name} must be a dense tensor, got a {kind} one; convert it first")
+    followed(op, name, x)
+
+
+def followed(op: str, name: str, x: Tensor) -> None:
+    """x is under no transform, and carries no tangent, that the ops would drop."""
     if torch.compiler.is_compiling():
         return
     if is_functorch_wrapped_tensor(x):
