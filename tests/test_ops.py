@@ -290,16 +290,3 @@ def test_step_refusals(bad):
     with pytest.raises(RuntimeError, match="bank_step_: "):
         torch.ops.tmem.bank_step_(*arguments)
     assert torch.equal(param, before)
-
-
-def test_step_through_strides():
-    """A bank whose rows are not contiguous steps like one whose rows are, and nothing between is touched."""
-    plain = checks._bank(width=50)
-    wide = [torch.full((4, 50, 2), 7.0) for _ in range(4)]
-    for w, t in zip(wide, plain):
-        w[..., 0] = t
-    active = torch.tensor([True, True, False, True])
-    norms = ops.bank_step_(*[w[..., 0] for w in wide], plain[4].clone(), plain[5], active)
-    assert torch.equal(norms, ops.bank_step_(*plain, active))
-    for w, t in zip(wide, plain):
-        assert torch.equal(w[..., 0], t) and (w[..., 1] == 7).all()

@@ -21,7 +21,7 @@ from tmem.ops import _triton  # noqa: E402
 from tmem.testing import make_case  # noqa: E402
 
 INTERPRETED = [c.__name__ for c in checks.ADAPTERS if c is not checks.decode]
-INTERPRETED += ["plans", "sixteen_bits", "lost_slots", "bad_offsets"]
+INTERPRETED += ["plans", "sixteen_bits", "lost_slots", "bad_offsets", "stale_plan"]
 
 
 @pytest.fixture(scope="session")

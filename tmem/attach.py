@@ -16,6 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .ops import _checks
+from .ops._once import once_differentiable
+from .ops.linear import autocast_linear
+
 if TYPE_CHECKING:
     from .bank import AdapterBank
 
@@ -199,13 +203,15 @@ class _BankLinear(torch.autograd.Function):
             y, z = _adapted(site, route, z, x, w, bias, seg)
         ctx.site, ctx.route, ctx.seg = site, route, seg
         ctx.learn = route.learn and handle is not None
+        ctx.also = (handle,)  # the bank's rows, which are no leaf, in autograd's eyes
         need_x = w.requires_grad or (ctx.learn and route.bank.train_a)
         ctx.save_for_backward(x if need_x else None, w, z if ctx.learn else None)
         return y
 
     @staticmethod
-    def backward(ctx, dy):
-        x, w, z = ctx.saved_tensors
+    @once_differentiable("route")
+    def backward(ctx, saved, dy):
+        x, w, z = saved
         site, route, bank = ctx.site, ctx.route, ctx.route.bank
         off, slot, plan = ctx.seg
         need_dx, need_dw, need_db = ctx.needs_input_grad[:3]
@@ -235,6 +241,8 @@ def _forward(bank: AdapterBank, site: Site, x: Tensor) -> Tensor:
     w, bias = parameters["weight"], parameters["bias"]
     if route is None:
         return F.linear(x, w, bias)
+    _checks.followed("route", "the layer's input", x)
+    x, w, bias = autocast_linear(x, w, bias)
     if torch.is_grad_enabled() and (route.learn or x.requires_grad or w.requires_grad):
         z = None
         if bank.reads_once:

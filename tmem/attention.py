@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
 from .ops import attend
+from .ops._once import once_differentiable
 
 ONE_TOKEN, SHORT = "tmem_one_token", "tmem_short"
 MOST = 1024  # tokens; the probabilities of a layer are kept for backward, in bf16
@@ -61,14 +61,15 @@ class _Short(torch.autograd.Function):
         scores = (rows @ key.transpose(-1, -2)).view(batch, groups, -1, length, length)
         scores.masked_fill_(~mask[:, :, None], float("-inf"))
         p = scores.softmax(-1, dtype=torch.float32).to(query.dtype).view(batch, groups, -1, length)
-        ctx.save_for_backward(rows, key, value, p)
+        ctx.save_for_backward(query, key, value, p)
         ctx.scaling = scaling
         return (p @ value).view(batch, heads, length, size)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        rows, key, value, p = ctx.saved_tensors
+    @once_differentiable("attention")
+    def backward(ctx, saved, grad):
+        query, key, value, p = saved
+        rows = (query * ctx.scaling).reshape(*p.shape[:-1], -1)
         shape, grad = grad.shape, grad.reshape(rows.shape)
         d_value = p.transpose(-1, -2) @ grad
         d_scores = grad @ value.transpose(-1, -2)

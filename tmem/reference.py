@@ -28,6 +28,7 @@ HYPER = ("lr", "beta1", "beta2", "eps", "weight_decay", "clip")
 """Columns of `hyper`. clip > 0 limits the norm of a row's gradient, 0 = off. SGD reads lr, weight_decay and clip."""
 
 
+_MASK = 0xFFFFFFFF
 TILE = 64
 """Rows of one tile of a plan."""
 
@@ -35,9 +36,10 @@ TILE = 64
 def lora_plan(seg_off: Tensor, seg_slot: Tensor, rank: Tensor, rows: int) -> Tensor:
     """The tiles of all segments and the segments of all slots, in one int32 tensor:
 
-    count [1] | tile_seg [T] | tile_row [T] | slot_ptr [S+1] | seg_order [G],  T = ceil(rows/TILE) + G.
+    count [1] | mark [1] | tile_seg [T] | tile_row [T] | slot_ptr [S+1] | seg_order [G],  T = ceil(rows/TILE) + G.
     Tile t < count covers TILE rows from tile_row[t] on, as far as its segment tile_seg[t] reaches. Slot s owns the segments
     seg_order[slot_ptr[s] : slot_ptr[s+1]], in the order of the batch, empty ones left out. The rest is zero.
+    mark: see mark_of.
     """
     offsets, ranks, slots = seg_off.tolist(), rank.tolist(), seg_slot.tolist()
     tiles = [(g, row) for g in range(len(slots)) for row in range(offsets[g], offsets[g + 1], TILE)]
@@ -46,13 +48,32 @@ def lora_plan(seg_off: Tensor, seg_slot: Tensor, rank: Tensor, rows: int) -> Ten
         [g for g, owner in enumerate(slots) if owner == s and r > 0 and offsets[g + 1] > offsets[g]]
         for s, r in enumerate(ranks)
     ]
-    plan = [len(tiles)]
+    plan = [len(tiles), mark_of(offsets, slots, ranks, rows)]
     for part in zip(*tiles) if tiles else ((), ()):
         plan += [*part] + [0] * (most - len(tiles))
     ends = [sum(map(len, owned[:s])) for s in range(len(ranks) + 1)]
     order = sum(owned, [])
     plan += ends + order + [0] * (len(slots) - len(order))
     return torch.tensor(plan, dtype=torch.int32, device=seg_off.device)
+
+
+def _mix(x: int) -> int:
+    """A bijection of 32 bits that spreads every one of them (Wellons 2018, lowbias32)."""
+    x = (x ^ x >> 16) * 0x7FEB352D & _MASK
+    x = (x ^ x >> 15) * 0x846CA68B & _MASK
+    return x ^ x >> 16
+
+
+def mark_of(offsets: list[int], slots: list[int], ranks: list[int], rows: int) -> int:
+    """What tells one descriptor from another in 32 bits, signed: segments, their slots, whether those are in use, sizes."""
+    total = 0
+    for g, slot in enumerate(slots):
+        x = g + 1
+        for value in (offsets[g], offsets[g + 1], slot, int(0 <= slot < len(ranks) and ranks[slot] > 0)):
+            x = _mix(x) + value & _MASK
+        total += _mix(x)
+    x = _mix(_mix(total + rows & _MASK) + len(ranks) & _MASK)
+    return x - (x >> 31 << 32)
 
 
 def _accumulator(x: Tensor) -> torch.dtype:
@@ -65,6 +86,11 @@ def _segments(seg_off: Tensor, seg_slot: Tensor, rank: Tensor):
     for g, slot in enumerate(seg_slot.tolist()):
         if slot >= 0 and offsets[g + 1] > offsets[g]:
             yield offsets[g], offsets[g + 1], slot, ranks[slot]
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """x [..., K] as [M,K]."""
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
 def _factor(f: Tensor, slot: int, r: int, dtype: torch.dtype) -> Tensor:
@@ -132,8 +158,8 @@ def lora_linear(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y = x Wᵀ + bias + expand(z, bt) with z = shrink(x, a).  w [N,K], a [S|1,R,K], bt [S,R,N]."""
     y = torch.nn.functional.linear(x, w, bias).contiguous()
-    z = lora_shrink(x.reshape(-1, x.shape[-1]), a, seg_off, seg_slot, rank, scale)
-    lora_expand_(y.view(-1, w.shape[0]), z, bt, seg_off, seg_slot, rank)
+    z = lora_shrink(rows_of(x), a, seg_off, seg_slot, rank, scale)
+    lora_expand_(rows_of(y), z, bt, seg_off, seg_slot, rank)
     return y, z
 
 
@@ -207,7 +233,6 @@ def svd_scan(w: list[Tensor]) -> Tensor:
 
 
 _PHILOX = (0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85)  # two multipliers, two steps of the key
-_MASK = 0xFFFFFFFF
 
 
 def _philox(counter: list[Tensor], key: list[int]) -> list[Tensor]:

@@ -10,21 +10,21 @@ import triton.language as tl
 
 from .configs import FEW, config, padded_rank
 from .dot import dot
-from .plan import TILE, known_rank, row_stride, slot_stride, tiles
+from .plan import TILE, is_lost, known_rank, row_stride, slot_stride, tiles
 
 
 @triton.jit(do_not_specialize=["rows", "slots", "capacity"])
 def gram_kernel(
     g, g_slot_stride, g_rank_stride, z, z_stride, v, v_stride,
-    plan, seg_off, rank, rows, slots, capacity,
+    plan, seg_off, seg_slot, rank, rows, slots, capacity,
     D: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """One program: (slot, BD columns). Idle slots and ranks beyond the slot's keep every bit."""
     slot = tl.program_id(0)
-    slot_ptr, seg_order = plan + 1 + 2 * capacity, plan + 2 + 2 * capacity + slots
-    first, last = tl.load(slot_ptr + slot), tl.load(slot_ptr + slot + 1)
-    lost = tl.load(plan) < 0
-    if (first == last) & (lost == 0):
+    slot_ptr, seg_order = plan + 2 + 2 * capacity, plan + 3 + 2 * capacity + slots
+    lost = is_lost(plan, seg_off, seg_slot, rank, rows, capacity - (rows + BM - 1) // BM, slots)
+    first, last = tl.load(slot_ptr + slot, lost == 0, other=0), tl.load(slot_ptr + slot + 1, lost == 0, other=-1)
+    if first == last:
         return
     r = known_rank(slot, rank, slots, R)
     j = tl.arange(0, RP)
@@ -43,7 +43,7 @@ def gram_kernel(
             zt = tl.load(z + m.to(tl.int64)[None, :] * z_stride + j[:, None], live[None, :] & used[:, None], other=0.0)
             acc = dot(zt, x, acc)
         tl.atomic_add(at, acc, mask, sem="relaxed")
-    if lost:
+    if last < 0:  # the plan is lost; said so without another register over the loops
         tl.store(at, tl.full([RP, BD], float("nan"), tl.float32), mask)
 
 
@@ -55,7 +55,7 @@ def gram(g, z, v, seg_off, seg_slot, rank, plan):
     c = config("gram of few slots" if slots <= FEW else "gram", v.dtype, g.dtype, ranks)
     gram_kernel[(slots, triton.cdiv(width, c.bd))](
         g, slot_stride(g), g.stride(1), z, row_stride(z), v, row_stride(v),
-        plan, seg_off, rank, rows, slots, tiles(rows, seg_slot.shape[0]),
+        plan, seg_off, seg_slot, rank, rows, slots, tiles(rows, seg_slot.shape[0]),
         D=width, R=ranks, RP=padded_rank(ranks), BM=TILE, BD=c.bd,
         num_warps=c.warps, num_stages=c.stages,
     )  # fmt: skip

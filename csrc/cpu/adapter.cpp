@@ -202,11 +202,18 @@ Tensor lora_backward_(const Tensor& g, const Tensor& z, const Tensor& dy, const 
   return dz;
 }
 
-static Tensor linear(const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias) {
+// x Wᵀ + bias, contiguous. A mode of the dispatcher may have turned it into another dtype: it is what is written, so it is
+// checked like an argument.
+static Tensor linear(const char* op, const Tensor& x, const Tensor& w, const std::optional<Tensor>& bias) {
   std::array<StableIValue, 3> stack{torch::stable::detail::from(x), torch::stable::detail::from(w),
                                     torch::stable::detail::from(bias)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0]));
+  const Tensor y = torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0]));
+  check_dtype(op, "the product x Wᵀ", y, x.scalar_type());
+  check_dim(op, "the product x Wᵀ", y, x.dim());
+  for (int64_t d = 0; d < x.dim(); d++)
+    check_size(op, "the product x Wᵀ", y, d, d + 1 < x.dim() ? x.size(d) : w.size(0));
+  return y;
 }
 
 std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& w, std::optional<Tensor> bias, const Tensor& a,
@@ -234,7 +241,7 @@ std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& w, std::op
   const Pair down = pair_of(op, "a", x, a), up = pair_of(op, "bt", x, bt);
   checked_scale(op, scale, descriptor.slots());
 
-  const Tensor y = linear(x, w, bias);
+  const Tensor y = linear(op, x, w, bias);
   const Tensor z = torch::stable::new_empty(x, {rows, a.size(1)}, accumulator(x));
   const Tensor lines = x.is_contiguous() ? x : readable(torch::stable::reshape(x, {rows, width}));
   run_adapter(down, up, descriptor.segments(), lines, readable(a), readable(scale), z, y, readable(bt));
@@ -250,6 +257,7 @@ void lora_decode_(const Tensor& y, const Tensor& x, const Tensor& a, const Tenso
   check_dim(op, "x", x, 2);
   const int64_t rows = y.size(0);
   check_size(op, "x", x, 0, rows);
+  check_dtype(op, "row_slot", row_slot, ScalarType::Int);
   check_dim(op, "row_slot", row_slot, 1);
   check_size(op, "row_slot", row_slot, 0, rows);
   check_dim(op, "a", a, 3);

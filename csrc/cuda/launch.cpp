@@ -139,7 +139,9 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
   s.scalars = static_cast<cuda::Scalars*>(scalars.mutable_data_ptr());
   s.rows = rows, s.width = width;
   check(op, cuda::step(s, device.stream));
-  for (Written* written : {&p, &g, &first, &second, &third}) written->finish();
+  p.finish(), g.finish();
+  if (m) first.finish(), second.finish();
+  if (copy) third.finish();
   if (count.get() != step.get()) {
     Tensor whole = step;
     torch::stable::copy_(whole, count);

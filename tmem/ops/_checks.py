@@ -4,12 +4,86 @@ The values of a segment descriptor are read only where that costs nothing: on th
 them would wait for the device; there the kernels guard memory by themselves.
 """
 
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 from tmem import reference
+from tmem.ops import _memory
 
 FACTOR = (torch.float32, torch.bfloat16)
+
+
+def public(function: Callable) -> Callable:
+    """A public op: what its signature calls a Tensor, a whole number or a number is one, before anything else is looked at."""
+    signature = inspect.signature(function)
+    names = tuple(signature.parameters)
+    kinds = {name: typing.get_args(p.annotation) or (p.annotation,) for name, p in signature.parameters.items()}
+    several = {name for name, p in signature.parameters.items() if typing.get_origin(p.annotation) in (list, Sequence)}
+
+    @functools.wraps(function)
+    def checked(*args, **named):
+        for name, value in (*zip(names, args), *named.items()):
+            if name in several:
+                _several(function.__name__, name, value)
+            elif name in kinds and not (value is None and type(None) in kinds[name]):
+                _KINDS[kinds[name][0]](function.__name__, name, value)
+        return function(*args, **named)
+
+    return checked
+
+
+def _several(op: str, name: str, values: object) -> None:
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"{op}: {name} must be a list of tensors, got {type(values).__name__}")
+    for i, value in enumerate(values):
+        tensor(op, f"{name}[{i}]", value)
+
+
+def tensor(op: str, name: str, x: object) -> None:
+    """A dense tensor that holds its own numbers, which the ops can follow."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    if x.is_nested or x.is_quantized or x.layout is not torch.strided:
+        kind = "nested" if x.is_nested else "quantized" if x.is_quantized else str(x.layout).removeprefix("torch.")
+        raise TypeError(f"{op}: {name} must be a dense tensor, got a {kind} one; convert it first")
+    followed(op, name, x)
+
+
+def followed(op: str, name: str, x: Tensor) -> None:
+    """x is under no transform, and carries no tangent, that the ops would drop."""
+    if torch.compiler.is_compiling():
+        return
+    if is_functorch_wrapped_tensor(x):
+        raise RuntimeError(
+            f"{op}: {name} is under a transform of torch.func, which the ops do not follow; use torch.autograd, and segments"
+            " in place of vmap"
+        )
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        raise RuntimeError(f"{op}: {name} carries a forward-mode tangent, which the ops do not follow; use backward")
+
+
+def _whole(op: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: {name} must be a whole number, got {_shown(value)}")
+
+
+def _number(op: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{op}: {name} must be a number, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    return repr(value) if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
+
+
+_KINDS = {Tensor: tensor, int: _whole, float: _number}
 
 
 def shape(op: str, name: str, x: Tensor, *expected: int | None) -> None:
@@ -32,10 +106,40 @@ def same_device(op: str, like: Tensor, **others: Tensor | None) -> None:
             raise ValueError(f"{op}: {name} must be on {like.device} as the first argument is, got {x.device}")
 
 
-def writable(op: str, name: str, x: Tensor) -> None:
-    """An output written in place must not be an expanded view, whose elements share memory."""
-    if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape)):
-        raise ValueError(f"{op}: {name} is written in place and must own each element, got an expanded view; clone it")
+def written(op: str, outputs: dict[str, Tensor | None], inputs: dict[str, Tensor | None]) -> None:
+    """What is written in place may be written: by autograd's rules, each element once, and nothing else that the op takes."""
+    outputs, inputs = ({name: x for name, x in given.items() if x is not None} for given in (outputs, inputs))
+    if torch.compiler.is_compiling():
+        return
+    for name, x in outputs.items():
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{op}: {name} is written in place, which autograd does not follow, and must not require grad; detach it,"
+                " or call under torch.no_grad()"
+            )
+        if x.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(
+                f"{op}: {name} is written in place and was made in inference mode; call there, or clone it outside"
+            )
+        if x.is_neg() or x.is_conj():
+            raise ValueError(
+                f"{op}: {name} is written in place and must be plain memory, got a negated or conjugated view; resolve it"
+            )
+        if _memory.overlaps_itself(x):
+            raise ValueError(
+                f"{op}: {name} is written in place and must own each element, got a view whose elements share memory; clone it"
+            )
+    one, other = _memory.first_shared(outputs, inputs) or (None, None)
+    if one:
+        raise ValueError(f"{op}: {one} is written in place and must not share memory with {other}; clone one of them")
+
+
+def changed(*tensors: Tensor | None) -> None:
+    """Tell autograd that these were written in place."""
+    there = [x for x in tensors if x is not None]
+    if not torch.compiler.is_compiling():
+        there = [x for x in there if not x.is_inference()]  # which have no version
+    torch.autograd.graph.increment_version(there)
 
 
 def factor(op: str, name: str, f: Tensor, activation: Tensor, slots: int, ranks: int | None, width: int) -> None:
@@ -59,8 +163,8 @@ def plan(op: str, given: Tensor | None, seg_slot: Tensor, rank: Tensor, rows: in
 
 
 def plan_size(rows: int, segments: int, slots: int) -> int:
-    """Elements of a plan: count, tiles twice, slot_ptr, seg_order. See tmem.reference.lora_plan."""
-    return 2 + 2 * (-(-rows // reference.TILE) + segments) + slots + segments
+    """Elements of a plan: count, mark, tiles twice, slot_ptr, seg_order. See tmem.reference.lora_plan."""
+    return 3 + 2 * (-(-rows // reference.TILE) + segments) + slots + segments
 
 
 def segments(op: str, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, rows: int, stored: int) -> None:

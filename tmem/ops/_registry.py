@@ -4,6 +4,7 @@ Each op's plain-PyTorch reference is registered for every backend; C++ then take
 over the GPU. The dispatcher is the only switch.
 """
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +17,50 @@ _CPU, _CUDA = (Path(__file__).parent.parent / f"libtmem_{name}.so" for name in (
 _in_python: set[str] = set()  # ops whose kernel for key CUDA was registered by `serve`
 
 
-def define(schema: str, reference: Callable, fake: Callable) -> Callable:
-    """Declare tmem::<schema>, serve it by `reference` until a kernel is loaded; `fake` gives shapes and dtypes."""
+def define(schema: str, reference: Callable, fake: Callable, autocast: Callable | None = None) -> Callable:
+    """Declare tmem::<schema>, serve it by `reference` until a kernel is loaded; `fake` gives shapes and dtypes.
+
+    A kernel runs with torch.autocast switched off, so that what it calls returns the dtypes it writes;
+    `autocast(*arguments)`, if given, is what the op's own arguments become where autocast is on.
+    """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tmem::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.tmem, name).default
+    op = getattr(torch.ops.tmem, name).default
+    for device in _AUTOCAST:
+        _LIBRARY.impl(name, functools.partial(_without_autocast, op, autocast), f"Autocast{device}")
+    return op
+
+
+_AUTOCAST = ("CPU", "CUDA", "MPS", "XPU")
+
+
+def _without_autocast(op: Callable, change: Callable | None, *arguments, **named):
+    if change is not None:
+        arguments, named = change(*arguments, **named), {}
+    with without_autocast():
+        return op(*arguments, **named)
+
+
+def without_autocast():
+    """A context in which no dtype is chosen for what is called."""
+    return torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS)
+
+
+_AUTOCAST_KEYS = functools.reduce(
+    lambda keys, device: keys | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}")),
+    _AUTOCAST,
+    torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined),
+)
+
+
+def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
+    """What torch.autocast, where it is on for x's device, casts to."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def differentiable(name: str, setup_context: Callable, backward: Callable) -> None:
@@ -43,12 +81,21 @@ def load_compiled() -> None:
     """
     if _CPU.exists():
         torch.ops.load_library(str(_CPU))
+        _refuse_unknown_instructions()
     if torch.version.cuda and _CUDA.exists():
         torch.ops.load_library(str(_CUDA))
     if importlib.util.find_spec("triton"):
         from tmem.ops import _triton
 
         _triton.register()
+
+
+def _refuse_unknown_instructions() -> None:
+    """TMEM_CPU in the environment is read here, once, and not in the middle of the first op."""
+    try:
+        torch.ops.tmem.cpu_instructions()
+    except RuntimeError as error:
+        raise ValueError(str(error).splitlines()[0]) from None
 
 
 def kernel_for(name: str, device_type: str) -> str:

@@ -135,11 +135,11 @@ def lora_linear(x, w, bias, a, bt, seg_off, seg_slot, rank, scale, plan=None):
     if x.dtype == torch.float64:
         return reference.lora_linear(x, w, bias, a, bt, seg_off, seg_slot, rank, scale)
     y = torch.nn.functional.linear(x, w, bias).contiguous()
-    rows = x.reshape(-1, x.shape[-1])
+    rows = reference.rows_of(x)
     if plan is None:
         plan = lora_plan(seg_off, seg_slot, rank, rows.shape[0])
     z = lora_shrink_multi(rows, [a], seg_off, seg_slot, rank, scale, plan, "lora_linear")[0]
-    lora_expand_(y.view(-1, w.shape[0]), z, bt, seg_off, seg_slot, rank, plan)
+    lora_expand_(reference.rows_of(y), z, bt, seg_off, seg_slot, rank, plan)
     return y, z
 
 

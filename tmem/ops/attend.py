@@ -15,6 +15,7 @@ def _fake(q, k, v, mask, scale):
 _op = define("attend(Tensor q, Tensor k, Tensor v, Tensor mask, float scale) -> Tensor", reference.attend, _fake)
 
 
+@_checks.public
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """o[b,h] = Σ_c softmax_c(scale·q[b,h]·k[b,g,c]) v[b,g,c] over the columns c with mask[b,c]; head h reads key head
     g = h // (H/G). Zeros for a row that sees none. Not differentiable.

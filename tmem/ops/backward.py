@@ -20,6 +20,7 @@ _op = define(
 )
 
 
+@_checks.public
 def lora_backward_(
     g: Tensor, z: Tensor, dy: Tensor, bt: Tensor,
     seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor, plan: Tensor | None = None,
@@ -38,16 +39,18 @@ def lora_backward_(
     )  # fmt: skip
     _checks.shape(op, "z", z, dy.shape[0], None)
     _checks.dtype(op, "z", z, torch.float64 if dy.dtype == torch.float64 else torch.float32)
-    (rows, width), ranks, slots = dy.shape, z.shape[1], rank.shape[0]
+    (rows, width), ranks = dy.shape, z.shape[1]
     _checks.segments(op, seg_off, seg_slot, rank, rows, ranks)
+    slots = rank.shape[0]
     _checks.plan(op, plan, seg_slot, rank, rows)
     _checks.dtype(op, "g", g, z.dtype)
     _checks.shape(op, "g", g, slots, ranks, width)
-    _checks.writable(op, "g", g)
     _checks.shape(op, "bt", bt, slots, ranks, width)
     _checks.factor(op, "bt", bt, dy, slots, ranks, width)
     _checks.dtype(op, "scale", scale, torch.float32)
     _checks.shape(op, "scale", scale, slots)
+    inputs = {"z": z, "dy": dy, "bt": bt, "scale": scale, "plan": plan}
+    _checks.written(op, {"g": g}, {**inputs, "seg_off": seg_off, "seg_slot": seg_slot, "rank": rank})
     dz = _op(g, z, dy, bt, seg_off, seg_slot, rank, scale, plan)
-    torch.autograd.graph.increment_version(g)
+    _checks.changed(g)
     return dz

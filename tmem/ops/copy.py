@@ -19,6 +19,7 @@ _op = define(
 )
 
 
+@_checks.public
 def bank_copy_(matrices: Sequence[Tensor], source: Tensor, target: Tensor) -> None:
     """Row target[i] of every matrix becomes its row source[i], or zero where source[i] is -1: fork, copy and reset.
 
@@ -29,25 +30,25 @@ def bank_copy_(matrices: Sequence[Tensor], source: Tensor, target: Tensor) -> No
     op = "bank_copy_"
     if not matrices:
         raise ValueError(f"{op}: matrices must hold at least one tensor, got none")
-    for i, matrix in enumerate(matrices):
-        _checks.same_device(op, matrices[0], **{f"matrices[{i}]": matrix})
-        _checks.writable(op, f"matrices[{i}]", matrix)
-        if matrix.dim() < 1 or matrix.shape[0] != matrices[0].shape[0]:
-            raise ValueError(
-                f"{op}: matrices[{i}] must have {matrices[0].shape[0]} rows as matrices[0] has, got {list(matrix.shape)}"
-            )
+    outputs = {f"matrices[{i}]": matrix for i, matrix in enumerate(matrices)}
+    rows = matrices[0].shape[0] if matrices[0].dim() else "some"
+    for name, matrix in outputs.items():
+        _checks.same_device(op, matrices[0], **{name: matrix})
+        if matrix.dim() < 1 or matrix.shape[0] != rows:
+            raise ValueError(f"{op}: {name} must have {rows} rows, as every matrix has, got shape {list(matrix.shape)}")
     _checks.same_device(op, matrices[0], source=source, target=target)
     _checks.dtype(op, "source", source, torch.int32)
     _checks.dtype(op, "target", target, torch.int32)
     _checks.shape(op, "source", source, None)
     _checks.shape(op, "target", target, source.shape[0])
     if not torch.compiler.is_compiling() and type(source) is Tensor and source.is_cpu:
-        read, written, rows = source.tolist(), target.tolist(), matrices[0].shape[0]
+        read, written = source.tolist(), target.tolist()
         for name, values, least in (("source", read, -1), ("target", written, 0)):
             for value in values:
                 if not least <= value < rows:
                     raise ValueError(f"{op}: {name} must be in [{least}, {rows}), got {value}")
         if len(set(written)) < len(written) or set(written) & set(read):
             raise ValueError(f"{op}: target must not name a row twice or a row of source, got {written} from {read}")
+    _checks.written(op, outputs, {"source": source, "target": target})
     _op(list(matrices), source, target)
-    torch.autograd.graph.increment_version(list(matrices))
+    _checks.changed(*matrices)

@@ -19,6 +19,7 @@ _op = define(
 )
 
 
+@_checks.public
 def lora_decode_(y: Tensor, x: Tensor, a: Tensor, bt: Tensor, row_slot: Tensor, rank: Tensor, scale: Tensor) -> None:
     """y[m] += (scale[slot]·x[m] a[slot]ᵀ) bt[slot] with slot = row_slot[m], in place; -1 leaves the row alone.
 
@@ -31,8 +32,8 @@ def lora_decode_(y: Tensor, x: Tensor, a: Tensor, bt: Tensor, row_slot: Tensor, 
     op = "lora_decode_"
     _checks.shape(op, "y", y, None, None)
     _checks.dtype(op, "y", y, torch.float32, torch.bfloat16, torch.float64)
-    _checks.writable(op, "y", y)
     _checks.same_device(op, y, x=x, a=a, bt=bt, row_slot=row_slot, rank=rank, scale=scale)
+    _checks.shape(op, "rank", rank, None)
     (rows, n), slots = y.shape, rank.shape[0]
     _checks.dtype(op, "x", x, y.dtype)
     _checks.shape(op, "x", x, rows, None)
@@ -44,5 +45,7 @@ def lora_decode_(y: Tensor, x: Tensor, a: Tensor, bt: Tensor, row_slot: Tensor, 
     _checks.factor(op, "bt", bt, x, slots, a.shape[1], n)
     _checks.dtype(op, "scale", scale, torch.float32)
     _checks.shape(op, "scale", scale, slots)
+    inputs = {"x": x, "a": a, "bt": bt, "row_slot": row_slot, "rank": rank, "scale": scale}
+    _checks.written(op, {"y": y}, inputs)
     _op(y, x, a, bt, row_slot, rank, scale)
-    torch.autograd.graph.increment_version(y)
+    _checks.changed(y)

@@ -20,6 +20,7 @@ _op = define(
 )
 
 
+@_checks.public
 def lora_expand_(
     o: Tensor, z: Tensor, f: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None
 ) -> None:
@@ -32,12 +33,12 @@ def lora_expand_(
     op = "lora_expand_"
     _checks.shape(op, "o", o, None, None)
     _checks.dtype(op, "o", o, torch.float32, torch.bfloat16, torch.float64)
-    _checks.writable(op, "o", o)
     _checks.same_device(op, o, z=z, f=f, seg_off=seg_off, seg_slot=seg_slot, rank=rank, plan=plan)
     _checks.shape(op, "z", z, o.shape[0], None)
     _checks.dtype(op, "z", z, torch.float64 if o.dtype == torch.float64 else torch.float32)
     _checks.segments(op, seg_off, seg_slot, rank, o.shape[0], z.shape[1])
     _checks.factor(op, "f", f, o, rank.shape[0], z.shape[1], o.shape[1])
     _checks.plan(op, plan, seg_slot, rank, o.shape[0])
+    _checks.written(op, {"o": o}, {"z": z, "f": f, "seg_off": seg_off, "seg_slot": seg_slot, "rank": rank, "plan": plan})
     _op(o, z, f, seg_off, seg_slot, rank, plan)
-    torch.autograd.graph.increment_version(o)
+    _checks.changed(o)

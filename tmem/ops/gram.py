@@ -38,6 +38,7 @@ def _check(op, z, v, seg_off, seg_slot, rank, plan) -> None:
     _checks.plan(op, plan, seg_slot, rank, v.shape[0])
 
 
+@_checks.public
 def lora_gram_(
     g: Tensor, z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None
 ) -> None:
@@ -52,12 +53,13 @@ def lora_gram_(
     _check(op, z, v, seg_off, seg_slot, rank, plan)
     _checks.dtype(op, "g", g, z.dtype)
     _checks.shape(op, "g", g, rank.shape[0], z.shape[1], v.shape[1])
-    _checks.writable(op, "g", g)
     _checks.same_device(op, z, g=g)
+    _checks.written(op, {"g": g}, {"z": z, "v": v, "seg_off": seg_off, "seg_slot": seg_slot, "rank": rank, "plan": plan})
     _op_(g, z, v, seg_off, seg_slot, rank, plan)
-    torch.autograd.graph.increment_version(g)
+    _checks.changed(g)
 
 
+@_checks.public
 def lora_gram(
     z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None
 ) -> Tensor:

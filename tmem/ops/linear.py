@@ -5,13 +5,27 @@ from torch import Tensor
 
 from tmem import reference
 from tmem.ops import _checks
-from tmem.ops._registry import define, differentiable
+from tmem.ops._once import once_differentiable
+from tmem.ops._registry import autocast_dtype, define, differentiable
 
 
 def _fake(x, w, bias, a, bt, seg_off, seg_slot, rank, scale, plan=None):
-    rows = x.numel() // x.shape[-1]
+    rows = x.shape[:-1].numel()
     y = x.new_empty(*x.shape[:-1], w.shape[0])
     return y, x.new_empty(rows, a.shape[1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def autocast_linear(x: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x, w and bias in the dtype that torch.autocast, where it is on, gives those of torch.nn.Linear; fp64 stays fp64."""
+    dtype = autocast_dtype(x)
+    if dtype is None or x.dtype == torch.float64:
+        return x, w, bias
+    if dtype not in _checks.FACTOR:
+        raise TypeError(
+            f"lora_linear: torch.autocast must be to bfloat16, got {str(dtype).removeprefix('torch.')}; ask for bfloat16, or"
+            " leave autocast around this layer"
+        )
+    return x.to(dtype), w.to(dtype), None if bias is None else bias.to(dtype)
 
 
 _op = define(
@@ -19,6 +33,7 @@ _op = define(
     " Tensor seg_off, Tensor seg_slot, Tensor rank, Tensor scale, Tensor? plan=None) -> (Tensor, Tensor)",
     reference.lora_linear,
     _fake,
+    autocast=lambda x, w, bias, *rest: (*autocast_linear(x, w, bias), *rest),
 )
 
 
@@ -30,19 +45,21 @@ def _setup_context(ctx, inputs, output):
     z = output[1]
     ctx.mark_non_differentiable(z)
     ctx.x_shape, ctx.a_dtype, ctx.bt_dtype = x.shape, a.dtype, bt.dtype
+    # What a gradient depends on is saved even where its values are not used: see once_differentiable.
     ctx.save_for_backward(
-        x if need_w or need_a else None, w if need_x else None, a if need_x else None, bt, z if need_bt else None,
-        *descriptor,
+        x if need_w or need_a or (need_x and need_bt) else None, w if need_x else None, a, bt,
+        z if need_bt else None, *descriptor,
     )  # fmt: skip
 
 
-def _backward(ctx, dy, _):
-    x, w, a, bt, z, seg_off, seg_slot, rank, scale, plan = ctx.saved_tensors
+@once_differentiable("lora_linear")
+def _backward(ctx, saved, dy, _):
+    x, w, a, bt, z, seg_off, seg_slot, rank, scale, plan = saved
     need_x, need_w, need_bias, need_a, need_bt = ctx.needs_input_grad[:5]
     seg = seg_off, seg_slot, rank
     ops = torch.ops.tmem
-    dy = dy.reshape(-1, dy.shape[-1])
-    rows = None if x is None else x.reshape(-1, x.shape[-1])
+    dy = reference.rows_of(dy)
+    rows = None if x is None else reference.rows_of(x)
     dx = dw = dbias = da = dbt = None
     if need_x or need_a:
         dz = ops.lora_shrink(dy, bt, *seg, scale, plan)
@@ -72,6 +89,7 @@ def _refuse_shared_a(a: Tensor, slots: int) -> None:
         )
 
 
+@_checks.public
 def lora_linear(
     x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, bt: Tensor,
     seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor, plan: Tensor | None = None,
@@ -80,12 +98,14 @@ def lora_linear(
 
     x [..., K], flattened to M rows; w [N,K] and bias [N] in x's dtype, fp32 or bf16; a [S,R,K], or [1,R,K] shared by
     all slots; bt [S,R,N]; a and bt fp32 or bf16, any strides; or all fp64. seg_off, seg_slot, rank, plan: see tmem.reference;
-    scale fp32 [S]. Returns y [..., N] in x's dtype.
+    scale fp32 [S]. Returns y [..., N] in x's dtype. Under torch.autocast x, w and bias are first cast to its dtype, as those of
+    torch.nn.Linear are: bf16 (fp16 is refused); the factors stay, all fp64 stays, and backward runs in the dtypes of forward.
     Differentiable in x, w, bias, a and bt; with z = shrink(x, a, scale) and dz = shrink(dy, bt, scale):
     dx = dy w + expand(dz, a), dbt = gram(z, dy), da = gram(dz, x), the last two in their factor's dtype.
     Raises ValueError or TypeError before anything is computed; a shared `a` that requires grad is refused.
     """
     op = "lora_linear"
+    x, w, bias = autocast_linear(x, w, bias)
     _checks.dtype(op, "x", x, torch.float32, torch.bfloat16, torch.float64)
     if x.dim() < 1 or w.dim() != 2 or x.shape[-1] != w.shape[1]:
         raise ValueError(f"{op}: x [..., K] and w [N, K] must agree in K, got {list(x.shape)} and {list(w.shape)}")
@@ -97,7 +117,7 @@ def lora_linear(
     _checks.same_device(
         op, x, w=w, bias=bias, a=a, bt=bt, seg_off=seg_off, seg_slot=seg_slot, rank=rank, scale=scale, plan=plan
     )  # fmt: skip
-    rows = x.numel() // k if k else x.shape[:-1].numel()
+    rows = x.shape[:-1].numel()
     _checks.shape(op, "a", a, None, None, k)
     _checks.segments(op, seg_off, seg_slot, rank, rows, a.shape[1])
     slots = rank.shape[0]

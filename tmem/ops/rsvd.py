@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tmem import reference
-from tmem.ops import _svd
+from tmem.ops import _checks, _svd
 
 METHODS = ("krylov", "subspace", "exact")
 DEFAULTS = {"krylov": (0, 6), "subspace": (8, 2), "exact": (0, 0)}
@@ -107,11 +107,16 @@ def batched_rsvd(
 
 
 def _listed(op: str, matrices) -> list[Tensor]:
+    if not isinstance(matrices, (Tensor, Sequence)):
+        raise TypeError(f"{op}: matrices must be a list of [m,n] or one [b,m,n], got {type(matrices).__name__}")
     if isinstance(matrices, Tensor):
+        _checks.tensor(op, "matrices", matrices)
         if matrices.dim() != 3:
             raise ValueError(f"{op}: matrices must be a list of [m,n] or one [b,m,n], got one tensor {list(matrices.shape)}")
         return list(matrices.detach().unbind(0))
-    return [matrix.detach() if isinstance(matrix, Tensor) else matrix for matrix in matrices]
+    for i, matrix in enumerate(matrices):
+        _checks.tensor(op, f"matrices[{i}]", matrix)
+    return [matrix.detach() for matrix in matrices]
 
 
 def _settings(op, method, oversample, iters, compute, out_dtype, on_error, workspace, seed) -> tuple[int, int]:
@@ -119,7 +124,7 @@ def _settings(op, method, oversample, iters, compute, out_dtype, on_error, works
         raise ValueError(f"{op}: method must be one of {', '.join(METHODS)}, got {method!r}")
     if on_error not in ("raise", "info"):
         raise ValueError(f"{op}: on_error must be raise or info, got {on_error!r}")
-    if not set(compute) <= {"U", "S", "V"}:
+    if not isinstance(compute, Sequence) or not set(compute) <= {"U", "S", "V"}:
         raise ValueError(f"{op}: compute must name some of U, S, V, got {compute!r}")
     if out_dtype is not None and out_dtype not in _DTYPES:
         raise TypeError(f"{op}: out_dtype must be one of {', '.join(map(str, _DTYPES))}, got {out_dtype}")
@@ -130,23 +135,21 @@ def _settings(op, method, oversample, iters, compute, out_dtype, on_error, works
             raise ValueError(f"{op}: {name} must be a whole number, 0 or more, got {value!r}")
     if type(seed) is not int or not -(2**63) <= seed < 2**63:
         raise ValueError(f"{op}: seed must be a whole number of 64 bits, got {seed!r}")
-    if workspace < 1:
+    if type(workspace) is not int or workspace < 1:
         raise ValueError(f"{op}: workspace must be a positive number of bytes, got {workspace!r}")
     return given["oversample"], given["iters"]
 
 
 def _check(op: str, i: int, matrix: Tensor, rank: int) -> None:
     name = f"matrices[{i}]"
-    if not isinstance(matrix, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(matrix).__name__}")
     if hasattr(matrix, "placements"):
         raise TypeError(f"{op}: {name} is sharded (a DTensor); gather it first, as with full_tensor()")
     if matrix.dim() != 2:
         raise ValueError(f"{op}: {name} must have shape [m, n], got {list(matrix.shape)}")
-    if matrix.dtype not in _DTYPES or matrix.layout != torch.strided:
+    if matrix.dtype not in _DTYPES:
         raise TypeError(
-            f"{op}: {name} of shape {list(matrix.shape)} must be a dense tensor of float32, bfloat16, float16 or float64,"
-            f" got {str(matrix.dtype).removeprefix('torch.')}, {str(matrix.layout).removeprefix('torch.')}"
+            f"{op}: {name} of shape {list(matrix.shape)} must be float32, bfloat16, float16 or float64,"
+            f" got {str(matrix.dtype).removeprefix('torch.')}"
         )
     if matrix.is_meta:
         raise ValueError(f"{op}: {name} of shape {list(matrix.shape)} is on the meta device and has no values")

@@ -31,6 +31,7 @@ _op_multi = define(
 )
 
 
+@_checks.public
 def lora_shrink(
     v: Tensor, f: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor, plan: Tensor | None = None
 ) -> Tensor:
@@ -44,6 +45,7 @@ def lora_shrink(
     return _op(v, f, seg_off, seg_slot, rank, scale, plan)
 
 
+@_checks.public
 def lora_shrink_multi(
     v: Tensor, f: list[Tensor], seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor,
     plan: Tensor | None = None,

@@ -22,6 +22,7 @@ _op = define(
 )
 
 
+@_checks.public
 def bank_step_(
     param: Tensor, grad: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor, hyper: Tensor, active: Tensor,
     copy: Tensor | None = None,
@@ -42,12 +43,10 @@ def bank_step_(
     if (m is None) != (v is None):
         raise ValueError(f"{op}: give both m and v (AdamW) or neither (SGD), got only {'v' if m is None else 'm'}")
     rows, width = param.shape
-    _checks.writable(op, "param", param)
     for name, x in (("grad", grad), ("m", m), ("v", v)):
         if x is not None:
             _checks.dtype(op, name, x, param.dtype)
             _checks.shape(op, name, x, rows, width)
-            _checks.writable(op, name, x)
     _checks.same_device(op, param, grad=grad, m=m, v=v, step=step, hyper=hyper, active=active, copy=copy)
     _checks.dtype(op, "step", step, torch.int32)
     _checks.shape(op, "step", step, rows)
@@ -58,7 +57,8 @@ def bank_step_(
     if copy is not None:
         _checks.dtype(op, "copy", copy, torch.bfloat16)
         _checks.shape(op, "copy", copy, rows, width)
-        _checks.writable(op, "copy", copy)
+    outputs = {"param": param, "grad": grad, "m": m, "v": v, "step": step, "copy": copy}
+    _checks.written(op, outputs, {"hyper": hyper, "active": active})
     norms = _op(param, grad, m, v, step, hyper, active, copy)
-    torch.autograd.graph.increment_version([x for x in (param, grad, m, v, step, copy) if x is not None])
+    _checks.changed(*outputs.values())
     return norms

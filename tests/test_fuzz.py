@@ -1,0 +1,44 @@
+"""2,000 random calls of the ops. More: TMEM_FUZZ=100000; another start, or one call again: TMEM_FUZZ_SEED. See fuzz.py."""
+
+import importlib
+import os
+from types import SimpleNamespace
+
+import fuzz
+import pytest
+import torch
+
+from tmem import ops
+
+pytestmark = pytest.mark.usefixtures("poison")
+CALLS, SEED = int(os.environ.get("TMEM_FUZZ", 2000)), int(os.environ.get("TMEM_FUZZ_SEED", 0))
+PARTS = 8 if CALLS >= 8 else 1
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_random_calls(part):
+    each = CALLS // PARTS
+    refused = fuzz.run(ops, SEED + part * each, each)
+    assert each < 100 or refused > each // 4, "too few calls were spoiled"
+
+
+def served(**others):
+    return SimpleNamespace(**{**{name: getattr(ops, name) for name in ops.OPS}, **others})
+
+
+@pytest.mark.parametrize(
+    "name", ["gram_overwrites", "missing_scale", "attend_wrong_head", "decode_wraps_around", "copy_forgets_zero", "stored_rank"]
+)
+def test_wrong_implementations_are_caught(name):
+    """A call goes wrong within the first few hundred of the op at fault, and its seed is named."""
+    module = importlib.import_module(f"wrong.{name}")
+    fault = {op: getattr(module, op) for op in ops.OPS if hasattr(module, op)}
+    with pytest.raises(AssertionError, match="again: TMEM_FUZZ_SEED="):
+        fuzz.run(served(**fault), 0, 300, tuple(fault))
+
+
+@pytest.mark.parametrize("name", fuzz.OUTPUTS)
+def test_a_missing_check_is_caught(name):
+    """The op without its Python checks, which the dispatcher serves, takes what must be refused."""
+    with pytest.raises(AssertionError, match="again: TMEM_FUZZ_SEED="):
+        fuzz.run(served(**{name: getattr(torch.ops.tmem, name)}), 0, 300, (name,))

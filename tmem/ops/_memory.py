@@ -1,0 +1,74 @@
+"""Which bytes a tensor covers, from its address, sizes and strides; nothing is read, so it holds for any device."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+_SEARCH = 100_000  # steps of numpy's exact search, which is exponential at worst; beyond, sharing is assumed
+
+
+def overlaps_itself(x: Tensor) -> bool:
+    """Whether two elements of x lie in the same place."""
+    if x.numel() <= 1:
+        return False
+    reach = 0  # elements that the dimensions of smaller strides span
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape) if size > 1):
+        if stride <= reach:
+            return stride == 0 or _repeats(x)
+        reach += stride * (size - 1)
+    return False
+
+
+def _repeats(x: Tensor) -> bool:
+    """The same for strides that do not nest, by listing the offsets of all elements."""
+    offsets = np.zeros(1, dtype=np.int64)
+    for stride, size in zip(x.stride(), x.shape):
+        offsets = (offsets[:, None] + stride * np.arange(size)).ravel()
+    return len(np.unique(offsets)) < len(offsets)
+
+
+def first_shared(outputs: dict[str, Tensor], inputs: dict[str, Tensor]) -> tuple[str, str] | None:
+    """Names of the first output and of what else shares a byte with it."""
+    spans = {name: _span(x) for name, x in (outputs | inputs).items()}
+    before: list[str] = []
+    for name in outputs:
+        lo, hi = spans[name]
+        for other in (*before, *inputs):
+            start, end = spans[other]
+            if lo < end and start < hi and _share(outputs[name], (outputs | inputs)[other]):
+                return name, other
+        before.append(name)
+    return None
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    """First byte and last + 1; an empty one of what holds no memory."""
+    if isinstance(x, FakeTensor) or x.is_meta or x.numel() == 0:
+        return 0, 0
+    last = sum(stride * (size - 1) for stride, size in zip(x.stride(), x.shape))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+
+
+def _share(x: Tensor, y: Tensor) -> bool:
+    if x.device != y.device:
+        return False
+    try:
+        return np.shares_memory(_array(x), _array(y), max_work=_SEARCH)
+    except np.exceptions.TooHardError:
+        return True
+
+
+class _Layout:
+    def __init__(self, x: Tensor):
+        size = x.element_size()
+        strides = tuple(size * stride for stride in x.stride())
+        self.__array_interface__ = {
+            "data": (x.data_ptr(), False), "shape": tuple(x.shape), "strides": strides, "typestr": f"|V{size}", "version": 3,
+        }  # fmt: skip
+
+
+def _array(x: Tensor) -> np.ndarray:
+    """An array of the same addresses, never to be read."""
+    return np.asarray(_Layout(x))
