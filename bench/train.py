@@ -358,9 +358,9 @@ def loaded(quick: bool, device: str, dtype: torch.dtype) -> tuple:
     """The default model, or, `quick`, a tiny one with random weights; and its tokenizer."""
     if not quick:
         return models.load(device=device, dtype=dtype)
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(models.resolve(), local_files_only=True)
+    tokenizer = models.load_tokenizer()
     sizes = {**dict(TINY), "vocab_size": len(tokenizer)}
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True, initializer_range=0.1))
