@@ -239,7 +239,7 @@ class Plain:
         mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
         config = GenerationConfig(
             do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_new_tokens=tokens, max_new_tokens=tokens,
-            eos_token_id=self.chat.end, pad_token_id=self.chat.end,
+            eos_token_id=list(self.chat.ends), pad_token_id=self.chat.end,
         )  # fmt: skip
         return self.peft.generate(
             input_ids=torch.tensor(ids, device=self.device), attention_mask=torch.tensor(mask, device=self.device),

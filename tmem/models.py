@@ -100,7 +100,8 @@ def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
 
 
 def _agree(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ModelError where the tokenizer makes ids that the model has no embedding for, or an end that it cannot say."""
+    """Raise ModelError where the tokenizer makes ids that the model has no embedding for, or the end of a text is
+    not among them."""
     rows = model.get_input_embeddings().num_embeddings
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if not 0 <= largest < rows:
@@ -108,6 +109,8 @@ def _agree(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
             f"{folder}: the tokenizer's largest id is {largest}, and the model embeds ids 0 to {rows - 1}; "
             f"they are not of one model, get the folder anew."
         )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{folder}: the tokenizer has no end token; set eos_token in tokenizer_config.json.")
     for file, said in (("config.json", model.config), ("generation_config.json", model.generation_config)):
         for index in end_ids(said):
             if not (isinstance(index, int) and 0 <= index < rows):
