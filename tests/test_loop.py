@@ -548,6 +548,14 @@ def test_what_was_learned_is_a_peft_adapter_of_its_family(family, tmp_path):
         ("Qwen2", {"use_sliding_window": True, "max_window_layers": 2}, "is of family 'qwen2' with a sliding window"),
         ("Gemma", {"use_bidirectional_attention": True}, "is of family 'gemma' with bidirectional attention"),
         ("Llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "positions that depend on the batch's length"),
+        ("Llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "positions that depend on the batch's length"),
+        ("Llama", {"rope_parameters": {"rope_theta": 1e4, "factor": 2.0}}, "scaled by 2.0 and no rope_type"),
+        ("Llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5, which its family's code does not read"),
+        ("Qwen3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+        ("Gemma", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0"),
+        ("Llama", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
+        ("Mistral", {"sliding_window": None, "num_local_experts": 8}, "num_local_experts 8"),
+        ("Qwen2", {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]}, "layer_types 'sliding_attention'"),
     ],
 )
 def test_a_model_that_would_be_computed_wrongly_is_refused(name, sizes, sentence):

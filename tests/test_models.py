@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import model as random_model
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -269,6 +270,43 @@ def test_a_config_that_says_nothing_sensible_is_one_sentence(text, tmp_path):
     with pytest.raises(models.ModelError, match="m/?.*config.json") as caught:
         models.load(tmp_path / "m")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("said, words", [
+    ({"model_type": "gpt2"}, "family 'gpt2'; tmem runs llama"),
+    ({"rope_scaling": {"type": "su", "factor": 2.0}}, "rope_type 'su'"),
+    ({"rope_parameters": {"rope_type": "mrope", "rope_theta": 1e4}}, "rope_type 'mrope'"),
+    ({"rope_scaling": {"factor": 2.0}, "rope_parameters": None}, "no rope_type"),
+    ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
+    ({"model_type": "mistral"}, "sliding window of 4096"),
+])  # fmt: skip
+def test_what_would_be_computed_otherwise_is_refused_at_load(said, words, tmp_path):
+    models.save(*tiny(), tmp_path / "m")
+    edit(tmp_path / "m" / "config.json", **said)
+    for load in (models.load, models.config):
+        with pytest.raises(models.ModelError, match=words) as caught:
+            load(tmp_path / "m")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rope", [{"type": "linear", "factor": 4.0}, {"rope_type": "yarn", "factor": 4.0},
+                                  {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                   "original_max_position_embeddings": 64}])  # fmt: skip
+def test_rope_scaling_of_an_older_config_is_computed(rope, tmp_path):
+    """What the pieces compute is what transformers computes from the same file."""
+    from transformers import AutoModelForCausalLM
+
+    from tmem import forward as fw
+
+    plain, ids = random_model(), torch.tensor([[0, 1, 2, 1] * 40])
+    models.save(plain, tiny()[1], tmp_path / "m")
+    edit(tmp_path / "m" / "config.json", rope_scaling=rope, rope_theta=10000.0, rope_parameters=None)
+    loaded = models.load(tmp_path / "m", dtype=torch.float32)[0]
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "m", trust_remote_code=False, use_safetensors=True)
+    hidden = fw.layers(loaded, fw.embed(loaded, ids), torch.arange(160)[None], fw.causal_mask(160))
+    torch.testing.assert_close(fw.logits(loaded, hidden), theirs(ids).logits)
+    assert not torch.allclose(theirs(ids).logits, plain(ids).logits, atol=1e-4)
 
 
 def test_tokenizer_and_model_that_disagree_are_refused(tmp_path):

@@ -75,14 +75,23 @@ def load(
 
 
 def config(name: str | Path | None = None) -> PreTrainedConfig:
-    """The configuration of the model that `name` means (see `load`); ModelError for one that needs code of its own."""
+    """The configuration of the model that `name` means (see `load`). Raises ModelError for one that tmem cannot run."""
     from transformers import AutoConfig
+
+    from .forward import FAMILIES, unlike
 
     folder = resolve(name)
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with _quiet():
+            found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise ModelError(f"{folder / 'config.json'} is not that of a known model: {_sentence(error)}") from error
+    if (but := unlike(found)) is not None:
+        raise ModelError(
+            f"{folder} is a model of family {found.model_type!r}{but}; "
+            f"tmem runs {', '.join(FAMILIES)} without sliding windows, choose another model."
+        )
+    return found
 
 
 def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
