@@ -14,7 +14,10 @@ from tmem import models
 from tmem.agent.chat import Chat
 from tmem.agent.decode import decode
 
-TEXTS = ["hi", "What is the name of Ada's cat?", "Two lines\n\nand  spaces, naïve café 😀", "12 + 30 = ?", "[INST] the cat"]
+TEXTS = [
+    "hi", " spaces around \n", "What is the name of Ada's cat?", "Two lines\n\nand  spaces, naïve café 😀", "12 + 30 = ?",
+    "[INST] the cat",
+]  # fmt: skip
 
 
 def made(name, backend="byte-level", **options):
@@ -100,15 +103,15 @@ def test_a_model_without_a_template_is_asked_in_words_and_begins_as_its_tokenize
     assert chat.end == words.eos_token_id and chat.ends == {chat.end}
 
 
-@pytest.mark.parametrize("stated", [9, [8, 9], None])
-def test_the_models_configurations_name_ends_too(stated):
+@pytest.mark.parametrize("stated", [9, [8, 9], [8, 40], None])
+def test_the_generation_config_names_ends_too(stated):
     """As numbers, lists or not at all; an id that is ordinary text, as a class's default may be, is none."""
     words = tokenizer(template=CHATML, eos="<|endoftext|>")
     network = tiny.model(vocab_size=len(words))
-    network.config.eos_token_id = 40  # an ordinary character
     network.generation_config = GenerationConfig(eos_token_id=stated)
     listed = stated if isinstance(stated, list) else [stated] * (stated is not None)
-    assert Chat(words, network).ends == {words.convert_tokens_to_ids("<|im_end|>"), words.eos_token_id, *listed}
+    special = {i for i in listed if i != 40}  # 40 is an ordinary character
+    assert Chat(words, network).ends == {words.convert_tokens_to_ids("<|im_end|>"), words.eos_token_id, *special}
 
 
 def test_any_end_finishes_a_generation():
@@ -128,6 +131,17 @@ def test_what_became_of_a_system_turn_is_known(name, system):
     chat = Chat(made(name)[0])
     assert chat.template.system == system
     assert "helpful" not in chat.template.before and "26 Jul" not in chat.template.before
+
+
+@pytest.mark.parametrize("first", [
+    "{% if messages[0]['role'] != 'system' %}{{ raise_exception('a system turn first') }}{% endif %}",
+    "{% if messages[0]['role'] != 'system' %}{% set messages = messages[1:] %}{% endif %}",
+])  # fmt: skip
+def test_a_template_that_cannot_do_without_a_system_turn_gets_one_and_it_is_left_out(first):
+    words = tokenizer(template=first + CHATML, eos="<|endoftext|>")
+    chat = Chat(words)
+    assert chat.template.system == "left out" and words.convert_ids_to_tokens(chat.end) == "<|im_end|>"
+    assert chat.prompt("hi") == rendered(tokenizer(template=CHATML), "hi")
 
 
 def test_a_system_text_that_nothing_closes_stays():

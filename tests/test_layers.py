@@ -20,7 +20,7 @@ LEVELS = (
     {"agent", "memory", "compute"},
     {"tasks", "judge", "judge_local", "judge_prompts", "grading", "evaluate", "searching", "rl", "bench", "page", "comparison",
      "grids", "pictures", "runs", "texts",
-     "console"},
+     "console", "understood"},
     {"cli"},
     {"__main__"},
 )

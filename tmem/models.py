@@ -94,6 +94,22 @@ def config(name: str | Path | None = None) -> PreTrainedConfig:
     return found
 
 
+def outline(name: str | Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that `name` means (see `load`) without its weights, on torch's meta device, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    with _quiet():
+        folder = resolve(name)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config(folder), trust_remote_code=False)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        tokenizer = load_tokenizer(folder)
+    _agree(folder, model, tokenizer)
+    return model, tokenizer
+
+
 def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of the model that `name` means (see `load`). Raises ModelError where there is none that tmem can run."""
     from transformers import AutoTokenizer

@@ -26,7 +26,7 @@ class Chat:
     """
 
     def __init__(self, tokenizer, model=None):
-        """model: whose configurations may name further ends. Raises ModelError for a template that does not render."""
+        """model: whose generation config may name further ends. Raises ModelError for a template that does not render."""
         self.tokenizer = tokenizer
         self._guard: list[int] = []
         self.template = Template(tokenizer) if tokenizer.chat_template else None
@@ -41,8 +41,8 @@ class Chat:
         if self.end is None:
             raise ModelError("the tokenizer has no end token, nor does the chat template close answers; set eos_token.")
         control = getattr(tokenizer, "added_tokens_decoder", {})
-        # Configurations without an end take a default of their class: it counts where it is a control token at all.
-        named = [] if model is None else end_ids(model.config) + end_ids(model.generation_config)
+        # Where the files state none, this is a default of the model's class: it counts where it is a control token at all.
+        named = [] if model is None else end_ids(model.generation_config)
         self.ends = frozenset({self.end, *([] if eos is None else [eos]), *(i for i in named if i in control)})
 
     def _first(self) -> list[int]:
@@ -104,6 +104,7 @@ class Chat:
 
     def prompt(self, text: str) -> list[int]:
         """Token ids of a user turn with `text`, ready for the assistant's answer."""
+        text = text.strip() if self.template is not None and self.template.trims else text
         return self._front + self._inside(self._segment[0] + text + self._segment[1]) + self._back
 
     def plain(self, text: str) -> list[int]:

@@ -16,11 +16,16 @@ _SECONDS = 10.0  # of computing that a template may take; real ones take a few m
 _THOUGHT = re.compile(r"[<\[◁](?!/)[^<>\[\]◁▷\s/]*(?:think|thought|reason)[^<>\[\]◁▷\s/]*[>\]▷]", re.IGNORECASE)
 
 
+class _Endless(ModelError):
+    """A template that is not tried again."""
+
+
 class Template:
     """The template's text around one question: `before` it and `after` it, up to where the assistant's answer begins.
 
     lead     what it writes between there and an answer
     closing  what it writes after an answer; empty where it writes none, or knows no assistant's turn
+    trims    whether it takes white space off a question's ends
     system   of a system turn: "none" where it is written only when asked for, "left out" where the template adds one by itself
              and it is left out here, "kept" where that cannot be told from the rest, "refused" where the template takes none
     thought  "none", "off" where the template closes it when asked to, "closed" where that is done here
@@ -29,13 +34,18 @@ class Template:
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
         user = {"role": "user", "content": _MARK}
-        self._whole = self._rendered([user])
-        if self._whole.count(_MARK) != 1:
-            times = self._whole.count(_MARK)
+        asked = [user]
+        if (whole := self._tried(asked)) is None or whole.count(_MARK) != 1:
+            asked = [{"role": "system", "content": ""}, user]  # some cannot do without
+            whole = self._tried(asked)
+        if whole is None or whole.count(_MARK) != 1:
+            times = self._rendered([user]).count(_MARK)
             raise ModelError(f"the model's chat template writes a question {times} times, expected once; choose another model.")
-        before, after = self._whole.split(_MARK)
+        self._whole = whole
+        self.trims = self._tried([*asked[:-1], {"role": "user", "content": f" {_MARK} "}]) == whole
+        before, after = whole.split(_MARK)
         self.before, self.system = self._without_system(before, user)
-        self.lead, self.closing = self._answered(user)
+        self.lead, self.closing = self._answered(asked)
         self.after, self.thought = self._outside_thought(after)
 
     def _rendered(self, turns: list[dict], begin: bool = True) -> str:
@@ -46,6 +56,8 @@ class Template:
                     turns, tokenize=False, add_generation_prompt=begin,
                     enable_thinking=False, thinking=False,  # templates that do not know them ignore them
                 )  # fmt: skip
+        except TimeoutError as error:
+            raise _Endless(f"the model's chat template {error}; choose another model.") from error
         except Exception as error:
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ModelError(f"the model's chat template cannot render a question: {why}; choose another model.") from error
@@ -54,6 +66,8 @@ class Template:
         """None where the template refuses such turns, as some do with a system's."""
         try:
             return self._rendered(turns, begin)
+        except _Endless:
+            raise
         except ModelError:
             return None
 
@@ -81,8 +95,8 @@ class Template:
             kept = bos + kept  # a model that was taught with it answers badly without it
         return kept, "left out"
 
-    def _answered(self, user: dict) -> tuple[str, str]:
-        whole = self._tried([user, {"role": "assistant", "content": _REPLY}], begin=False)
+    def _answered(self, asked: list[dict]) -> tuple[str, str]:
+        whole = self._tried([*asked, {"role": "assistant", "content": _REPLY}], begin=False)
         if whole is None or whole.count(_REPLY) != 1:
             return "", ""
         before, closing = whole.split(_REPLY)
@@ -115,7 +129,7 @@ def _limited(seconds: float) -> Iterator[None]:
 
     def watch(frame, event, argument):
         if time.thread_time() > end:
-            raise TimeoutError(f"it does not come to an end within {seconds:g} s of computing")
+            raise TimeoutError(f"does not come to an end within {seconds:g} s of computing")
         return watch if frame.f_code.co_filename.startswith("<") else None
 
     before = sys.gettrace()
