@@ -218,6 +218,21 @@ def test_pickled_weights_never_load(name, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "../other/model.safetensors", "/etc/passwd", "gone.safetensors", 3])
+def test_an_index_names_safetensors_beside_it_and_nothing_else(name, tmp_path):
+    models.save(*tiny(), tmp_path / "m")
+    models.save(*tiny(), tmp_path / "other")
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "part.safetensors")
+    torch.save({"model.norm.weight": torch.ones(16)}, tmp_path / "m" / "pytorch_model.bin")
+    names = {key: "part.safetensors" for key, _ in tiny()[0].named_parameters()}
+    index = tmp_path / "m" / "model.safetensors.index.json"
+    edit(index, metadata={}, weight_map=names)
+    models.load(tmp_path / "m")
+    edit(index, weight_map={**names, "model.norm.weight": name})
+    with pytest.raises(models.ModelError, match="model.safetensors.index.json names"):
+        models.load(tmp_path / "m")
+
+
 def test_a_folder_with_an_adapter_over_its_model_is_refused_by_name(tmp_path):
     import peft
 

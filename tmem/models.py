@@ -246,6 +246,9 @@ def _whole(folder: Path) -> Path:
         )
     if not any(file.name != "adapter_model.safetensors" for file in folder.glob("*.safetensors")):
         raise ModelError(f"{folder} is not a model: expected config.json and *.safetensors in that folder.")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        _shards(index)
     for file in (folder / "config.json", folder / "tokenizer_config.json"):
         if file.is_file() and _asks_for_code(file):
             raise ModelError(
@@ -255,14 +258,32 @@ def _whole(folder: Path) -> Path:
     return folder
 
 
-def _asks_for_code(file: Path) -> bool:
-    """Whether `auto_map` is anywhere in a JSON file."""
+def _object(file: Path) -> dict:
+    """The JSON object that a file holds."""
     try:
-        parts = [json.loads(file.read_text(encoding="utf-8"))]
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{file} is not JSON: {_sentence(error)}; get it anew.") from error
-    if not isinstance(parts[0], dict):
-        raise ModelError(f"{file} holds a {type(parts[0]).__name__}, expected an object; get it anew.")
+    if not isinstance(found, dict):
+        raise ModelError(f"{file} holds a {type(found).__name__}, expected an object; get it anew.")
+    return found
+
+
+def _shards(index: Path) -> None:
+    """Raise ModelError unless every file that an index names is safetensors beside it."""
+    named = _object(index).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise ModelError(f"{index} names no files by weight (weight_map); get it anew.")
+    for name in sorted(set(named.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelError(f"{index} names {name!r}, expected *.safetensors beside it; get it anew.")
+        if not (index.parent / name).is_file():
+            raise ModelError(f"{index} names {name}, which is not there; get it anew.")
+
+
+def _asks_for_code(file: Path) -> bool:
+    """Whether `auto_map` is anywhere in a JSON file."""
+    parts: list = [_object(file)]
     while parts:
         part = parts.pop()
         if isinstance(part, dict):
