@@ -338,12 +338,16 @@ def test_tokenizer_and_model_that_disagree_are_refused(tmp_path):
             with pytest.raises(models.ModelError, match="eos_token_id is .* embeds ids 0 to 2"):
                 models.load(tmp_path / "out")
             (tmp_path / "out" / file).write_text(kept)
+    models.save(*tiny(), tmp_path / "m")
     models.save(*tiny(), tmp_path / "none")
     (tmp_path / "none" / "tokenizer.json").unlink()
     with pytest.raises(models.ModelError, match="has no tokenizer"):
         models.load(tmp_path / "none")
+    edit(tmp_path / "m" / "tokenizer_config.json", model_max_length="long")
+    with pytest.raises(models.ModelError, match="a tokenizer that does not work"):
+        models.load(tmp_path / "m")
     (tmp_path / "none" / "tokenizer.json").write_text("{")
-    with pytest.raises(models.ModelError, match="a tokenizer that does not load"):
+    with pytest.raises(models.ModelError, match="a tokenizer that does not work"):
         models.load(tmp_path / "none")
 
 

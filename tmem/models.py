@@ -44,10 +44,11 @@ def load(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with _quiet():
         folder = resolve(name)
+        settings = config(folder)
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
-                config=config(folder),
+                config=settings,
                 dtype=dtype or default_dtype(device),
                 attn_implementation="sdpa",
                 use_safetensors=True,
@@ -55,8 +56,6 @@ def load(
                 output_loading_info=True,
                 trust_remote_code=False,
             )
-        except ModelError:
-            raise
         except Exception as error:
             raise ModelError(f"{folder} does not load as a causal language model: {_sentence(error)}") from error
         absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
@@ -101,10 +100,16 @@ def outline(name: str | Path | None = None) -> tuple[PreTrainedModel, PreTrained
 
     with _quiet():
         folder = resolve(name)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config(folder), trust_remote_code=False)
-        if (folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        settings = config(folder)
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+            if (folder / "generation_config.json").is_file():
+                model.generation_config = GenerationConfig.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False
+                )
+        except Exception as error:
+            raise ModelError(f"{folder} does not load as a causal language model: {_sentence(error)}") from error
         tokenizer = load_tokenizer(folder)
     _agree(folder, model, tokenizer)
     return model, tokenizer
@@ -119,9 +124,11 @@ def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
         raise ModelError(f"{folder} has no tokenizer: expected {', '.join(_TOKENIZERS)} or one of them in that folder.")
     try:
         with _quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        found("a")  # settings of a wrong type fail when they are used
+        return found
     except Exception as error:
-        raise ModelError(f"{folder} has a tokenizer that does not load: {_sentence(error)}") from error
+        raise ModelError(f"{folder} has a tokenizer that does not work: {_sentence(error)}") from error
 
 
 def _agree(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

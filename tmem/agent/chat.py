@@ -46,8 +46,10 @@ class Chat:
         self.ends = frozenset({self.end, *([] if eos is None else [eos]), *(i for i in named if i in control)})
 
     def _first(self) -> list[int]:
-        """What the tokenizer itself puts before a text: its first token, or nothing."""
-        return self.tokenizer("")["input_ids"][:1] if self.tokenizer.bos_token is not None else []
+        """What the tokenizer itself puts before a text: its token for the beginning, or nothing."""
+        if self.tokenizer.bos_token is None:
+            return []
+        return [i for i in self.tokenizer("")["input_ids"][:1] if i == self.tokenizer.bos_token_id]
 
     def _cut(self, template: Template) -> int | None:
         """Take the rendered template apart; the id of the control token that closes the assistant's turn, if one does."""
