@@ -239,7 +239,7 @@ class Plain:
         mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
         config = GenerationConfig(
             do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_new_tokens=tokens, max_new_tokens=tokens,
-            eos_token_id=self.chat.end, pad_token_id=self.chat.end,
+            eos_token_id=list(self.chat.ends), pad_token_id=self.chat.end,
         )  # fmt: skip
         return self.peft.generate(
             input_ids=torch.tensor(ids, device=self.device), attention_mask=torch.tensor(mask, device=self.device),
@@ -358,9 +358,9 @@ def loaded(quick: bool, device: str, dtype: torch.dtype) -> tuple:
     """The default model, or, `quick`, a tiny one with random weights; and its tokenizer."""
     if not quick:
         return models.load(device=device, dtype=dtype)
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(models.resolve(), local_files_only=True)
+    tokenizer = models.load_tokenizer()
     sizes = {**dict(TINY), "vocab_size": len(tokenizer)}
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True, initializer_range=0.1))

@@ -6,9 +6,16 @@ import sys
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
+from tiny import model
+from tiny_chat import TEMPLATES, tokenizer
+from tiny_gguf import write
 
 from tmem import cli, models
+from tmem.agent.chat import Chat
+from tmem.agent.config import agent_config
+from tmem.agent.episode import Agent
 
 
 @pytest.fixture
@@ -98,3 +105,42 @@ def test_info_works_without_the_default_model(monkeypatch):
     monkeypatch.setattr(models, "_PACKAGE", "no_such_package")
     result = CliRunner().invoke(cli.main, ["info"], catch_exceptions=False)
     assert result.exit_code == 0 and "not installed" in result.output
+
+
+@pytest.mark.parametrize("name", ["llama31", "gemma"])
+def test_info_says_what_was_understood_of_a_model(name, tmp_path):
+    """Against the model as it is loaded; the text fits 80 columns."""
+    template, bos, eos, end = TEMPLATES[name]
+    words = tokenizer(template=template, bos=bos, eos=eos)
+    rope = {"rope_type": "llama3", "rope_theta": 5e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64}  # fmt: skip
+    network = model(name.rstrip("31"), vocab_size=400, rope_parameters=rope, tie_word_embeddings=name == "gemma")
+    network.generation_config.eos_token_id = [4, 8]
+    models.save(network, words, tmp_path / "m")
+    shown = CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "m"), "--json"])
+    facts, (loaded, _) = json.loads(shown.output), models.load(tmp_path / "m", dtype=torch.float32)
+    assert facts["family"] == name.rstrip("31") and facts["parameters"] == sum(p.numel() for p in loaded.parameters())
+    assert facts["rope"] == {"type": "llama3", "theta": 5e4, **{k: v for k, v in rope.items() if not k.startswith("rope")}}
+    assert facts["tied"] == (loaded.lm_head.weight is loaded.model.embed_tokens.weight)
+    assert facts["head_dim"] == loaded.model.layers[0].self_attn.head_dim
+    assert (facts["vocabulary"], facts["embeddings"]) == (len(words), 400)
+    assert facts["dtype_on_disk"] == {"F32": sum(1 for _ in network.parameters())} and facts["window"] is None
+    chat = Chat(words, loaded)
+    assert set(map(int, facts["ends"])) == chat.ends >= {4, 8} and facts["end_of_answer"] == end
+    assert facts["template"]["system"] == {"llama31": "left out", "gemma": "refused"}[name]
+    agent = Agent.build(loaded, words, agent_config("default"), slots=1)
+    factors = sum(site.module.out_features * agent.config.memory.rank for site in agent.bank.sites)
+    assert (facts["adapted"]["matrices"], facts["adapted"]["parameters_per_slot"]) == (len(agent.bank.sites), factors)
+    text = CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "m")], env={"COLUMNS": "80"}).output
+    assert max(map(len, text.splitlines())) <= 80 and end in text and "theta 50000" in text
+
+
+def test_info_without_a_model_points_to_it():
+    assert "tmem info --model" in CliRunner().invoke(cli.main, ["info"]).output
+
+
+def test_info_names_the_file_that_a_model_was_converted_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMEM_CACHE", str(tmp_path / "cache"))
+    file = write(tmp_path / "m.gguf", model(vocab_size=300))
+    facts = json.loads(CliRunner().invoke(cli.main, ["info", "--model", str(file), "--json"]).output)
+    assert facts["converted_from"] == [str(file)] and facts["template"] is None

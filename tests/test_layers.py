@@ -16,11 +16,11 @@ LEVELS = (
     {"triton_kernels", "reference"},
     {"ops"},
     {"attention"},
-    {"bank", "attach", "forward", "init", "peft_io", "models", "gguf", "report"},
+    {"bank", "attach", "forward", "init", "peft_io", "models", "gguf", "gguf_file", "gguf_tokenizer", "report"},
     {"agent", "memory", "compute"},
     {"tasks", "judge", "judge_local", "judge_prompts", "grading", "evaluate", "searching", "rl", "bench", "page", "comparison",
      "grids", "pictures", "runs", "texts",
-     "console"},
+     "console", "understood"},
     {"cli"},
     {"__main__"},
 )

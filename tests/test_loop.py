@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 
 import peft
 import pytest
@@ -171,7 +172,7 @@ def test_what_begins_several_prompts_is_read_once_and_says_the_same(family, dtyp
         learn(agent.model, agent.bank, [(agent.bank.alloc(), pairs(3, str(s)))], agent.chat, CONFIG.learn)
     texts = ["a text of some length. " * 14, "another " * 11, "short"]
     prompts = [agent.chat.prompt(f"{texts[i % 3]}\n\n{'why ' * n}?") for i, n in enumerate((1, 3, 40, 21, 22, 5, 1, 9))]
-    begins = [len(agent.chat.prompt(texts[i % 3])) - len(agent.chat._after) for i in range(8)]
+    begins = [len(os.path.commonprefix([agent.chat.prompt(texts[i % 3]), prompts[i]])) for i in range(8)]
     begins[5] = 0  # one is read in one piece, among the others
     begins[6] = len(prompts[6]) - 1
     slots = [0, 1, -1, 0, 1, 1, 1, 0]
@@ -326,25 +327,6 @@ def test_control_tokens_in_a_text_stay_text():
     assert chat.text(chat.plain(text)) == text and chat.count(text) == len(chat.plain(text))
 
 
-@pytest.mark.parametrize(
-    "bos, template, want",
-    [
-        ("<b>", "<b><h>system</h>{}<e><h>user</h>{}<e><h>assistant</h>", "<b><h>user</h>hi<e><h>assistant</h>"),  # Llama 3
-        ("<s>", "<s>system\n{}<e>\n<s>user\n{}<e>\n<s>assistant\n", "<s>user\nhi<e>\n<s>assistant\n"),  # SmolLM2
-        (None, "<s>system\n{}<e>\n<s>user\n{}<e>\n<s>a\n<think></think>", "<s>user\nhi<e>\n<s>a\n<think></think>"),  # Qwen3
-    ],
-)
-def test_a_prompt_is_the_template_without_its_system_turn(bos, template, want):
-    class Templated(Letters):
-        chat_template, eos_token, bos_token = template, "<e>", bos
-
-        def apply_chat_template(self, turns, *, tokenize, add_generation_prompt, enable_thinking):
-            assert not tokenize and add_generation_prompt and enable_thinking is False
-            return template.format(*(t["content"] for t in turns))
-
-    assert Letters().decode(Chat(Templated()).prompt("hi")) == want
-
-
 def test_probes_ask_otherwise_and_about_somebody_else():
     job = Pair("What is Ada's job?", "pilot")
     people = speakers("Date: 3 May\nAda: Hey, I fly.\nBen: My word. As I see.", [job, Pair("Where does Cem live?", "Ulm")])
@@ -405,7 +387,7 @@ def test_writes_that_depend_on_no_delta_are_the_same_whenever_they_are_made(monk
         assert [e.segment for e in r.log] == texts
         prompts = [agent.chat.prompt(loop.write_prompt(t)) for t in texts]
         found = decode(
-            agent.model, prompts, end=agent.chat.end, max_new=40, temperature=1.0,
+            agent.model, prompts, end=agent.chat.ends, max_new=40, temperature=1.0,
             keys=[f"{key}/write{j}" for j in range(len(texts))],
         )  # fmt: skip
         writes = [a for a in r.actions if a.kind == "write"]
@@ -566,6 +548,14 @@ def test_what_was_learned_is_a_peft_adapter_of_its_family(family, tmp_path):
         ("Qwen2", {"use_sliding_window": True, "max_window_layers": 2}, "is of family 'qwen2' with a sliding window"),
         ("Gemma", {"use_bidirectional_attention": True}, "is of family 'gemma' with bidirectional attention"),
         ("Llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "positions that depend on the batch's length"),
+        ("Llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "positions that depend on the batch's length"),
+        ("Llama", {"rope_parameters": {"rope_theta": 1e4, "factor": 2.0}}, "scaled by 2.0 and no rope_type"),
+        ("Llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5, which its family's code does not read"),
+        ("Qwen3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+        ("Gemma", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0"),
+        ("Llama", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
+        ("Mistral", {"sliding_window": None, "num_local_experts": 8}, "num_local_experts 8"),
+        ("Qwen2", {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]}, "layer_types 'sliding_attention'"),
     ],
 )
 def test_a_model_that_would_be_computed_wrongly_is_refused(name, sizes, sentence):

@@ -1,11 +1,17 @@
 """Names lead to models, conversions are right, folders appear whole, and what cannot be had is one clear sentence."""
 
+import ast
+import io
+import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tiny import model as random_model
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -123,19 +129,226 @@ def test_a_model_with_missing_weights_is_refused(tmp_path):
         models.load(tmp_path / "m")
 
 
-def test_models_that_bring_code_or_pickles_are_refused(tmp_path):
+def edit(file, **values):
+    """Set keys of a JSON file; None takes one away."""
+    found = {**(json.loads(file.read_text()) if file.exists() else {}), **values}
+    file.write_text(json.dumps({k: v for k, v in found.items() if v is not None}))
+
+
+PICKLED = {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M", "AutoTokenizer": ["mine.T", "mine.T"]}
+CODE = {  # file -> what it is given: the family is known or not, the question is at the top or deep inside
+    "config of a known family": ("config.json", {"auto_map": PICKLED}),
+    "config of an unknown family": ("config.json", {"auto_map": PICKLED, "model_type": "mine"}),
+    "nested config": ("config.json", {"text_config": {"model_type": "mine", "auto_map": PICKLED}}),
+    "config in a list": ("config.json", {"parts": [{"auto_map": PICKLED}]}),
+    "code of another repository": ("config.json", {"auto_map": {"AutoConfig": "someone/else--mine.C"}, "model_type": "mine"}),
+    "tokenizer": ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["mine.T", None]}, "tokenizer_class": "T"}),
+    "processor": ("processor_config.json", {"auto_map": {"AutoProcessor": "mine.P"}, "processor_class": "P"}),
+    "class of the tokenizer": ("tokenizer_config.json", {"tokenizer_class": "mine.T"}),
+    "generation": ("generation_config.json", {"auto_map": PICKLED, "custom_generate": "mine"}),
+}
+
+
+def folder_with_code(path, case):
+    """A model whose files ask for code that leaves a mark."""
+    models.save(*tiny(), path)
+    file, values = CODE[case]
+    edit(path / file, **values)
+    (path / "mine.py").write_text(f"open({str(path / 'ran')!r}, 'w')\nC = M = T = P = None\n")
+    (path / "custom_generate").mkdir()
+    shutil.copy(path / "mine.py", path / "custom_generate" / "generate.py")
+    return path
+
+
+@pytest.mark.parametrize("case", CODE)
+def test_code_of_a_models_folder_never_runs_and_nobody_is_asked(case, tmp_path, monkeypatch, capsys):
+    folder = folder_with_code(tmp_path / "m", case)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 100))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    for load in (models.load, models.config, models.load_tokenizer):
+        if case in ("processor", "class of the tokenizer", "generation"):
+            load(folder)  # what the file names is not needed, or of no consequence
+        else:
+            with pytest.raises(models.ModelError, match="asks for code of its own") as caught:
+                load(folder)
+            assert "\n" not in str(caught.value)
+    assert not (folder / "ran").exists() and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("verb", [["plan"], ["info"], ["eval", "--limit", "1", "--methods", "none"]])
+def test_no_verb_asks_on_stdin(verb, tmp_path):
+    folder = folder_with_code(tmp_path / "m", "config of an unknown family")
+    command = [sys.executable, "-m", "tmem", *verb, "--model", str(folder)]
+    done = subprocess.run(command, input="y\n" * 100, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "asks for code of its own" in done.stderr and "Traceback" not in done.stderr
+    assert not (folder / "ran").exists() and "[y/N]" not in done.stdout + done.stderr
+
+
+def test_every_from_pretrained_of_transformers_refuses_code():
+    """Read from the sources: whoever loads by a library's Auto class says trust_remote_code=False."""
+    root, found = Path(__file__).parents[1], 0
+    for file in [*(root / "tmem").rglob("*.py"), *(root / "bench").rglob("*.py"), *(root / "examples").rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            if node.func.attr in ("from_pretrained", "from_config") and ast.unparse(node.func.value) != "Memory":
+                said = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert said.get("trust_remote_code") == "False", f"{file}:{node.lineno}"
+                if "Model" in ast.unparse(node.func.value) and node.func.attr == "from_pretrained":
+                    assert said.get("use_safetensors") == "True", f"{file}:{node.lineno}"
+                found += 1
+    assert found >= 4
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "consolidated.00.pth", "adapter_model.bin"])
+def test_pickled_weights_never_load(name, tmp_path):
     models.save(*tiny(), tmp_path / "m")
-    torch.save({}, tmp_path / "m" / "pytorch_model.bin")
     (tmp_path / "m" / "model.safetensors").unlink()
+
+    class Runs:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"model.norm.weight": Runs()}, tmp_path / "m" / name)
     with pytest.raises(models.ModelError, match=r"expected config.json and \*.safetensors"):
         models.load(tmp_path / "m")
-    models.save(*tiny(), tmp_path / "code")
-    (tmp_path / "code" / "config.json").write_text(
-        '{"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}}'
-    )
-    (tmp_path / "code" / "mine.py").write_text("raise SystemExit('this code must never run')")
-    with pytest.raises(models.ModelError, match="does not load as a causal language model"):
-        models.load(tmp_path / "code")
+    shutil.copy(tmp_path / "m" / "tokenizer.json", tmp_path / "m" / "adapter_model.safetensors")  # no model's weights
+    with pytest.raises(models.ModelError, match=r"expected config.json and \*.safetensors"):
+        models.load(tmp_path / "m")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "../other/model.safetensors", "/etc/passwd", "gone.safetensors", 3])
+def test_an_index_names_safetensors_beside_it_and_nothing_else(name, tmp_path):
+    models.save(*tiny(), tmp_path / "m")
+    models.save(*tiny(), tmp_path / "other")
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "part.safetensors")
+    torch.save({"model.norm.weight": torch.ones(16)}, tmp_path / "m" / "pytorch_model.bin")
+    names = {key: "part.safetensors" for key, _ in tiny()[0].named_parameters()}
+    index = tmp_path / "m" / "model.safetensors.index.json"
+    edit(index, metadata={}, weight_map=names)
+    models.load(tmp_path / "m")
+    edit(index, weight_map={**names, "model.norm.weight": name})
+    with pytest.raises(models.ModelError, match="model.safetensors.index.json names"):
+        models.load(tmp_path / "m")
+
+
+def test_a_folder_with_an_adapter_over_its_model_is_refused_by_name(tmp_path):
+    import peft
+
+    model, tokenizer = tiny()
+    models.save(model, tokenizer, tmp_path / "m")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "m")
+    for load in (models.load, models.config, models.load_tokenizer, models.resolve):
+        with pytest.raises(models.ModelError, match=r"over its own model \(adapter_config.json\); move"):
+            load(tmp_path / "m")
+    adapted.save_pretrained(tmp_path / "alone")
+    with pytest.raises(models.ModelError, match="is an adapter, not a model"):
+        models.load(tmp_path / "alone")
+    (tmp_path / "m" / "adapter_config.json").unlink()  # as the sentence says
+    assert not any("lora" in name for name, _ in models.load(tmp_path / "m")[0].named_parameters())
+
+
+def test_a_hub_repository_is_looked_at_as_a_folder_is(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    folder = folder_with_code(tmp_path / "m", "config of a known family")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    with pytest.raises(models.ModelError, match="asks for code of its own"):
+        models.load("someone/some-model")
+    edit(folder / "config.json", auto_map=None)
+    models.load("someone/some-model")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(models.ModelError, match="adapter_config.json"):
+        models.load("someone/some-model")
+
+
+def test_weights_without_a_place_are_refused(tmp_path):
+    """Left out, they would change what the model computes."""
+    from safetensors.torch import load_file, save_file
+
+    models.save(*tiny(), tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    weights["model.layers.0.self_attn.q_proj.bias"] = torch.ones(16)
+    save_file(weights, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(models.ModelError, match="1 weights .* such as model.layers.0.self_attn.q_proj.bias"):
+        models.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", "{", "[" * 100000, '{"model_type": "nonesuch"}', '{"model_type": "llama", "hidden_size": "x"}']
+)
+def test_a_config_that_says_nothing_sensible_is_one_sentence(text, tmp_path):
+    models.save(*tiny(), tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text(text)
+    with pytest.raises(models.ModelError, match="m/?.*config.json") as caught:
+        models.load(tmp_path / "m")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("said, words", [
+    ({"model_type": "gpt2"}, "family 'gpt2'; tmem runs llama"),
+    ({"rope_scaling": {"type": "su", "factor": 2.0}}, "rope_type 'su'"),
+    ({"rope_parameters": {"rope_type": "mrope", "rope_theta": 1e4}}, "rope_type 'mrope'"),
+    ({"rope_scaling": {"factor": 2.0}, "rope_parameters": None}, "no rope_type"),
+    ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
+    ({"model_type": "mistral"}, "sliding window of 4096"),
+])  # fmt: skip
+def test_what_would_be_computed_otherwise_is_refused_at_load(said, words, tmp_path):
+    models.save(*tiny(), tmp_path / "m")
+    edit(tmp_path / "m" / "config.json", **said)
+    for load in (models.load, models.config):
+        with pytest.raises(models.ModelError, match=words) as caught:
+            load(tmp_path / "m")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rope", [{"type": "linear", "factor": 4.0}, {"rope_type": "yarn", "factor": 4.0},
+                                  {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                   "original_max_position_embeddings": 64}])  # fmt: skip
+def test_rope_scaling_of_an_older_config_is_computed(rope, tmp_path):
+    """What the pieces compute is what transformers computes from the same file."""
+    from transformers import AutoModelForCausalLM
+
+    from tmem import forward as fw
+
+    plain, ids = random_model(), torch.tensor([[0, 1, 2, 1] * 40])
+    models.save(plain, tiny()[1], tmp_path / "m")
+    edit(tmp_path / "m" / "config.json", rope_scaling=rope, rope_theta=10000.0, rope_parameters=None)
+    loaded = models.load(tmp_path / "m", dtype=torch.float32)[0]
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "m", trust_remote_code=False, use_safetensors=True)
+    hidden = fw.layers(loaded, fw.embed(loaded, ids), torch.arange(160)[None], fw.causal_mask(160))
+    torch.testing.assert_close(fw.logits(loaded, hidden), theirs(ids).logits)
+    assert not torch.allclose(theirs(ids).logits, plain(ids).logits, atol=1e-4)
+
+
+def test_tokenizer_and_model_that_disagree_are_refused(tmp_path):
+    model, _ = tiny()
+    words = Tokenizer(tokenizer_models.WordLevel({"a": 0, "b": 1, "?": 2, "c": 3}, unk_token="?"))
+    models.save(model, PreTrainedTokenizerFast(tokenizer_object=words, eos_token="?"), tmp_path / "more")
+    with pytest.raises(models.ModelError, match="largest id is 3, and the model embeds ids 0 to 2"):
+        models.load(tmp_path / "more")
+    models.save(*tiny(), tmp_path / "out")
+    for file in ("config.json", "generation_config.json"):
+        for ids in (3, -1, [1, 99]):
+            kept = (tmp_path / "out" / file).read_text()
+            edit(tmp_path / "out" / file, eos_token_id=ids)
+            with pytest.raises(models.ModelError, match="eos_token_id is .* embeds ids 0 to 2"):
+                models.load(tmp_path / "out")
+            (tmp_path / "out" / file).write_text(kept)
+    models.save(*tiny(), tmp_path / "m")
+    models.save(*tiny(), tmp_path / "none")
+    (tmp_path / "none" / "tokenizer.json").unlink()
+    with pytest.raises(models.ModelError, match="has no tokenizer"):
+        models.load(tmp_path / "none")
+    edit(tmp_path / "m" / "tokenizer_config.json", model_max_length="long")
+    with pytest.raises(models.ModelError, match="a tokenizer that does not work"):
+        models.load(tmp_path / "m")
+    (tmp_path / "none" / "tokenizer.json").write_text("{")
+    with pytest.raises(models.ModelError, match="a tokenizer that does not work"):
+        models.load(tmp_path / "none")
 
 
 def test_what_cannot_be_had_is_one_sentence(tmp_path, monkeypatch):

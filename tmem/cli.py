@@ -49,6 +49,7 @@ def main() -> None:
       tmem eval --task locomo --data locomo10.json --limit 20
       tmem bench lora                               the ops against what else there is
       tmem info                                     versions, devices, and which kernel serves each op
+      tmem info --model MODEL                       what was understood of a model
       tmem VERB --help                              what a verb takes
 
     An error is one sentence and exit code 2; TMEM_DEBUG=1 shows where it arose. TMEM_CACHE says where converted
@@ -325,16 +326,27 @@ def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: 
 
 
 @main.command()
+@click.option("--model", help="Say what was understood of this model instead: a folder, a .gguf file or a hub id.")
+@click.option("--preset", default="default", show_default=True, help="With --model: whose adapted layers.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def info(as_json: bool) -> None:
-    """Versions, devices, the default model, and which kernel serves each op."""
+def info(model: str | None, preset: str, as_json: bool) -> None:
+    """Versions, devices, the default model, and which kernel serves each op.
+
+    With --model: what was understood of a model, so that it can be compared with what its makers say: family and sizes,
+    positions, end tokens, chat template, number formats, and what the preset adapts. Its weights are not read.
+    """
     import json
 
-    facts = _facts()
-    if as_json:
-        click.echo(json.dumps(facts, indent=1))
+    if model is None:
+        facts, show = _facts(), _print
     else:
-        _print(facts)
+        from .understood import show, understood
+
+        facts = understood(model, preset)
+    if as_json:
+        click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        show(facts)
 
 
 def _facts() -> dict:
@@ -370,6 +382,7 @@ def _print(facts: dict) -> None:
         ("model", model["name"]),
         ("kept in", model["folder"] or "not installed; `make` installs it"),
         ("", "" if model["cached"] or not model["folder"] else "not converted yet: happens at its first use"),
+        ("", f"tmem info --model {model['name']} says what was understood of it, or of another"),
     ]
     console = Console(markup=False, emoji=False)
     grid = Table.grid(padding=(0, 2))

@@ -226,9 +226,7 @@ def plan(preset: str, model: str | None, *, ranks: int, writes: int, layout: str
     if model in plans.SHAPES:
         shape = plans.SHAPES[model]
     else:
-        from transformers import AutoConfig
-
-        shape = plans.Shape.of(AutoConfig.from_pretrained(models.resolve(model), local_files_only=True))
+        shape = plans.Shape.of(models.config(model))
     agent = agent_config(preset)
     train = build(TrainConfig, read(preset).get("train", {}), "train")
     train = dataclasses.replace(train, layout=layout or train.layout)

@@ -27,6 +27,14 @@ ROWS = 4
 # Families whose forward pass is what `embed`, `layers` and `logits` do; others scale logits or residuals (Gemma 2, Granite) or
 # have layers of several kinds (Gemma 3).
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
+ROPES = ("default", "linear", "yarn", "llama3")  # positions whose frequencies do not depend on what is in the batch
+# Keys of relatives' configurations that change what is computed; the families' own code passes over them without a word.
+_UNREAD = (
+    "attn_logit_softcapping", "final_logit_softcapping", "logits_soft_cap", "partial_rotary_factor", "attention_multiplier",
+    "embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale", "scale_emb", "scale_depth", "clip_qkv",
+    "num_local_experts", "num_experts", "attention_chunk_size", "no_rope_layer_interval", "attn_temperature_tuning",
+    "use_qk_norm", "use_parallel_residual", "alibi",
+)  # fmt: skip
 
 
 def bucket(length: int) -> int:
@@ -37,22 +45,40 @@ def bucket(length: int) -> int:
     return -(-length // 64) * 64
 
 
+def unlike(config) -> str | None:
+    """What a configuration asks for that the functions here do not compute, "" for another family; None: nothing."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind, window = rope.get("rope_type", "default"), getattr(config, "sliding_window", None)
+    if window is not None:
+        return f" with a sliding window of {window} tokens"
+    if getattr(config, "use_bidirectional_attention", None):
+        return " with bidirectional attention"
+    if kind in ("dynamic", "longrope"):  # frequencies follow from the longest row: rows would not stand apart
+        return f" with positions that depend on the batch's length (rope_type {kind!r})"
+    if config.model_type not in FAMILIES:
+        return ""
+    if kind not in ROPES:
+        return f" with positions by a rule that is not known (rope_type {kind!r})"
+    if kind == "default" and rope.get("factor", 1) != 1:
+        return f" with positions scaled by {rope['factor']} and no rope_type that says how"
+    if others := set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
+        return f" with layers of another kind (layer_types {sorted(others)[0]!r})"
+    for key in _UNREAD:
+        value = getattr(config, key, None) or rope.get(key)
+        if value and value != 1:
+            return f" with {key} {value}, which its family's code does not read"
+    return None
+
+
 def parts(model: nn.Module) -> nn.Module:
     """The decoder inside a causal LM: an object with `embed_tokens`, `layers`, `norm` and `rotary_emb`.
 
     Raises ValueError for a model that does not have this shape.
     """
-    config = model.config
-    window = getattr(config, "sliding_window", None)
-    both_ways = getattr(config, "use_bidirectional_attention", None)
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    by_length = rope in ("dynamic", "longrope")  # frequencies follow from the longest row: rows would not stand apart
-    if config.model_type not in FAMILIES or window is not None or both_ways or by_length:
-        but = f" with a sliding window of {window} tokens" if window else " with bidirectional attention" if both_ways else ""
-        but += f" with positions that depend on the batch's length (rope_type {rope!r})" if by_length else ""
+    if (but := unlike(model.config)) is not None:
         raise ValueError(
             f"tmem runs models of the families {', '.join(FAMILIES)} without sliding windows; "
-            f"{type(model).__name__} is of family {config.model_type!r}{but}; choose another model."
+            f"{type(model).__name__} is of family {model.config.model_type!r}{but}; choose another model."
         )
     decoder = getattr(model, "model", None)
     missing = [n for n in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(decoder, n)]

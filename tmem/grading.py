@@ -125,6 +125,6 @@ def scored(answers: Sequence[dict], out: Path) -> list[dict]:
 def _reply(agent: Agent, messages: Sequence[Mapping[str, str]]) -> str:
     room = agent.model.config.max_position_embeddings - REPLY - 32
     text = agent.chat.clip("\n\n".join(m["content"] for m in messages), room)
-    found = decode(agent.model, [agent.chat.prompt(text)], end=agent.chat.end, max_new=REPLY)
+    found = decode(agent.model, [agent.chat.prompt(text)], end=agent.chat.ends, max_new=REPLY)
     return agent.chat.text(found[0].ids)
 

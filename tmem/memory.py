@@ -139,7 +139,7 @@ class Memory:
             [agent.chat.prompt(write_prompt(segment))],
             bank=agent.bank,
             slots=agent.writers([self.slot]),
-            end=agent.chat.end,
+            end=agent.chat.ends,
             max_new=agent.config.write.max_new,
         )[0]
         written = parse(agent.chat.text(generation.ids), finished=generation.finished, limit=agent.config.write.max_pairs)

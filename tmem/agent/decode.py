@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +60,7 @@ def decode(
     *,
     bank: AdapterBank | None = None,
     slots: Sequence[int] | None = None,
-    end: int,
+    end: int | Set[int],
     max_new: int,
     begins: Sequence[int] | None = None,
     temperature: float = 0.0,
@@ -70,6 +70,7 @@ def decode(
 ) -> list[Generation]:
     """Generate up to `max_new` tokens after each prompt (token ids), with slot `slots[i]` (-1: base) for prompt i.
 
+    `end`: the token id, or the ids, that finish a generation.
     `begins[i]`: how many tokens of prompt i are read first, once for all prompts that begin with the same under the same Δ;
     0, the default, reads it in one piece.
     `temperature` 0 is greedy; above it, row i samples with noise keyed by `keys[i]` and the position.
@@ -79,6 +80,7 @@ def decode(
     """
     if any(not p for p in prompts):
         raise ValueError("decode: a prompt is empty; every prompt needs at least one token.")
+    ends = {end} if isinstance(end, int) else end
     begins = [0] * len(prompts) if begins is None else begins
     for begin, p in zip(begins, prompts, strict=True):
         if not 0 <= begin < len(p):
@@ -98,7 +100,7 @@ def decode(
             [begins[i] for i in part],
             bank,
             [slots[i] for i in part] if slots is not None else None,
-            end,
+            ends,
             max_new,
             temperature,
             noise,
@@ -174,7 +176,7 @@ def _piece(model, prompts, members, starts, ends, bank, slots, after=None) -> tu
     return cache, rows, hidden[rows, torch.tensor([ends[i] - starts[i] - 1 for i in members], device=device)]
 
 
-def _decode(model, prompts, begins, bank, slots, end, max_new, temperature, noise, on_token, fixed):
+def _decode(model, prompts, begins, bank, slots, ends, max_new, temperature, noise, on_token, fixed):
     """`prompts` in the order of their `_widths`."""
     device = next(model.parameters()).device
     fixed = device.type == "cuda" if fixed is None else fixed
@@ -214,7 +216,7 @@ def _decode(model, prompts, begins, bank, slots, end, max_new, temperature, nois
             if prompt >= 0:
                 tokens[prompt].append(t)
                 logps[prompt].append(lp)
-                if t == end:
+                if t in ends:
                     finished[prompt], row_of[batch_row] = True, -1
         alive = [r for r, p in enumerate(row_of) if p >= 0]
         if on_token is not None:

@@ -43,7 +43,7 @@ class Agent:
         Raises ValueError for a model that tmem.forward cannot run.
         """
         fw.parts(model)
-        m, chat = config.memory, Chat(tokenizer)
+        m, chat = config.memory, Chat(tokenizer, model)
         bank = AdapterBank(
             model,
             slots,
@@ -235,7 +235,7 @@ def _live(agent, rollouts, slots, temperature, answering, trace, probing, known,
                 prompts,
                 bank=bank,
                 slots=agent.writers([slots[i] for i, _ in spots]),
-                end=agent.chat.end,
+                end=agent.chat.ends,
                 max_new=config.write.max_new,
                 temperature=temperature,
                 keys=[f"{rollouts[i].key}/write{j}" for i, j in spots],
@@ -287,7 +287,7 @@ def _live(agent, rollouts, slots, temperature, answering, trace, probing, known,
             prompts,
             bank=bank,
             slots=[slots[i] for i, _ in asked],
-            end=agent.chat.end,
+            end=agent.chat.ends,
             max_new=config.answer.max_new,
             temperature=0.0 if answering == "greedy" else temperature,
             keys=[f"{rollouts[i].key}/answer/{q.id}" for i, q in asked],
@@ -339,7 +339,7 @@ def answer(agent: Agent, questions: Sequence[str], slots: Sequence[int] | None =
         [agent.chat.prompt(q) for q in questions],
         bank=None if slots is None else agent.bank,
         slots=slots,
-        end=agent.chat.end,
+        end=agent.chat.ends,
         max_new=agent.config.answer.max_new,
     )
     return [first_line(agent.chat.text(g.ids)) for g in generations]

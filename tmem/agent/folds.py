@@ -61,7 +61,7 @@ def _said(agent: Agent, episodes, spots: Sequence[tuple[int, str]], max_new: int
     if known:
         spots = [(i, t + _KNOWN.format(question=" ".join(q.text for q in episodes[i].questions))) for i, t in spots]
     prompts = [agent.chat.prompt(text) for _, text in spots]
-    found = decode(agent.model, prompts, end=agent.chat.end, max_new=max_new)
+    found = decode(agent.model, prompts, end=agent.chat.ends, max_new=max_new)
     for (i, _), prompt, generation in zip(spots, prompts, found):
         costs[i].add(len(prompt), len(generation.ids))
     return [agent.chat.text(g.ids) for g in found]

@@ -225,7 +225,7 @@ def ask(
             agent.model, [prompts[i] for i in todo], begins=[begins[i] for i in todo],
             bank=agent.bank if deltas else None,
             slots=[slots.get(id(asked[i][0].delta), -1) for i in todo] if deltas else None,
-            end=agent.chat.end, max_new=max_new or agent.config.answer.max_new,
+            end=agent.chat.ends, max_new=max_new or agent.config.answer.max_new,
         )  # fmt: skip
     begun: set[tuple] = set()
     for i, generation in zip(todo, found):

@@ -114,8 +114,10 @@ class MiniLM:
     def __init__(self, folder: Path):
         from transformers import AutoModel, AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self._model = AutoModel.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        ).eval()
         self.parameters = sum(p.numel() for p in self._model.encoder.parameters())
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:

@@ -314,13 +314,13 @@ def _live(agent: Agent, rows: list[Trajectory], index: Index | None, s: _Setting
 
 def _turn(agent: Agent, rows: Sequence[Trajectory], s: _Settings, name: str, opened: str) -> list[dict]:
     """One generation for each row, which starts with `opened`: the fields of a Step that every kind has."""
-    contexts = [_context(agent, row, s, agent.chat.plain(opened)) for row in rows]
+    contexts = [_context(agent, row, s, agent.chat.said(opened)) for row in rows]
     generations = decode(
         agent.model,
         [ids for ids, *_ in contexts],
         bank=agent.bank if s.state.delta else None,
         slots=[row.slot for row in rows] if s.state.delta else None,
-        end=agent.chat.end,
+        end=agent.chat.ends,
         max_new=s.max_new,
         temperature=s.temperature,
         keys=[f"{row.key}/{name}" for row in rows],
@@ -380,7 +380,7 @@ def _said(
             prompts,
             bank=agent.bank if s.state.delta else None,
             slots=agent.writers([row.slot for row, _ in due]) if s.state.delta else None,
-            end=agent.chat.end,
+            end=agent.chat.ends,
             max_new=max_new,
             temperature=s.temperature,
             keys=[f"{row.key}/{name}/write{j}" for row, _ in due],
