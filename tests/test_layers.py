@@ -16,7 +16,7 @@ LEVELS = (
     {"triton_kernels", "reference"},
     {"ops"},
     {"attention"},
-    {"bank", "attach", "forward", "init", "peft_io", "models", "gguf", "report"},
+    {"bank", "attach", "routes", "forward", "init", "peft_io", "models", "gguf", "report"},
     {"agent", "memory", "compute"},
     {"tasks", "judge", "judge_local", "judge_prompts", "grading", "evaluate", "searching", "rl", "bench", "page", "comparison",
      "grids", "pictures", "runs", "texts",

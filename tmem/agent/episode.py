@@ -196,14 +196,12 @@ def run(
     on_event  told (phase, done, total) while writing, learning and answering
     clock     is told the seconds of "write", "learn" and "answer"
     """
-    size = agent.bank.used.count(False)
-    if size == 0:
-        raise RuntimeError("run: the bank has no free slot; free one or build a larger bank.")
     out: list[Rollout] = []
-    for at in range(0, len(episodes), size):
-        rollouts = [Rollout(e, k) for e, k in zip(episodes[at : at + size], keys[at : at + size])]
-        slots = [agent.bank.alloc() for _ in rollouts]
+    while (at := len(out)) < len(episodes):
         start = time.perf_counter()
+        slots = agent.bank.claim(len(episodes) - at)
+        size = len(slots)
+        rollouts = [Rollout(e, k) for e, k in zip(episodes[at : at + size], keys[at : at + size])]
         try:
             probed = {i - at for i in (range(len(episodes)) if probing is True else probing or ())}
             _live(
