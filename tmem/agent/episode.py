@@ -98,6 +98,25 @@ class LogEntry:
     finished: bool = True  # False: the token limit ended it
     stuck: list[dict] = field(default_factory=list)  # per pair: paraphrase, said, recalled, other, other_said, leaked
 
+    @property
+    def taught(self) -> bool:
+        """Whether anything was learned."""
+        return bool(self.written.pairs) and self.learned.kept
+
+    def __str__(self) -> str:
+        """What the write did, in one line."""
+        w, learned, count = self.written, self.learned, len(self.written.pairs)
+        kinds = ", ".join(f"{getattr(w, k)} {k}" for k in ("malformed", "empty", "duplicates", "conflicts") if getattr(w, k))
+        if self.taught:
+            did = f"loss {learned.loss_before:.2f} -> {learned.loss_after:.3f}, ‖ΔW‖ {learned.norm:.1f}"
+        elif count:
+            did = f"nothing was learned (rolled back: {learned.reason})"
+        else:
+            did = f"nothing was learned ({'no line was a question/answer pair' if kinds else 'the model wrote nothing'})"
+        wrote = f"read {self.read} tokens, wrote {count} {'pair' if count == 1 else 'pairs'}"
+        ended = "" if self.finished else "; the token limit cut it off"
+        return f"{wrote}: {did}" + (f"; dropped: {kinds}" if kinds else "") + ended
+
 
 @dataclass
 class Rollout:
