@@ -5,6 +5,7 @@ import contextvars
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tmem.agent.decode import decode
 from tmem.agent.learn import LearnConfig, learn
 from tmem.agent.steps import Steps, outdate
 from tmem.bank import MLP, AdapterBank
+from tmem.rl.policy import Sharded
 
 IDS = torch.randint(1, 160, (3, 7), generator=torch.Generator().manual_seed(0))
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", *MLP)
@@ -386,6 +388,7 @@ def test_steps_are_made_anew_once_the_weights_lie_elsewhere():
         lambda: setattr(network.lm_head, "weight", torch.nn.Parameter(1.5 * network.lm_head.weight.detach())),
         lambda: network.to(torch.float64).to(torch.float32),
         lambda: outdate(network),
+        lambda: Sharded.publish(SimpleNamespace(model=network, modules=[], _gather_again=bool)),
         lambda: setattr(bank.sites[0], "a", bank.sites[0].a.clone()),
     ):
         before = kept_steps(bank)

@@ -239,8 +239,9 @@ class _BankLinear(torch.autograd.Function):
 
 
 def _forward(bank: AdapterBank, site: Site, x: Tensor) -> Tensor:
-    parameters, route = site.module._parameters, routes.current(bank)  # the attribute lookup of a module is slow
+    parameters = site.module._parameters  # the attribute lookup of a module is slow
     w, bias = parameters["weight"], parameters["bias"]
+    route = routes.current(bank) if routes.opened() else None
     if route is None:
         return F.linear(x, w, bias)
     if torch.is_grad_enabled() and (route.learn or x.requires_grad or w.requires_grad):

@@ -340,6 +340,7 @@ class AdapterBank:
 
         A route belongs to the context that opens it, a thread or a task, and to what inherits a copy of that context while
         the block is open (see tmem.routes): a thread started by itself computes with the base model until it opens its own.
+        A generator has no context of its own: close the block before a `yield`.
 
         learn     backward accumulates into the gradient rows of the routed slots; False treats Δ as a constant
                   (stop-gradient), so that only the base model's own parameters get gradients.

@@ -28,6 +28,7 @@ class _Block:
 
 
 _blocks: ContextVar[tuple[_Block, ...]] = ContextVar("tmem_routes", default=())
+opened = _blocks.get  # whether any route is open here: what a model without one pays per layer
 
 
 @contextmanager
