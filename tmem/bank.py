@@ -59,6 +59,7 @@ class AdapterBank:
     copy         keep a bf16 copy of the parameters, which decode then reads instead: half the bytes, another rounding.
                  None: where the model is in bf16 on a GPU
 
+    Threads may share a bank: each opens routes of its own, and every slot is written by one thread at a time.
     Raises ValueError for bad sizes or names, and for modules that cannot be adapted (see `find_sites`).
     """
 

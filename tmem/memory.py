@@ -48,7 +48,7 @@ class Memory:
     'Biscuit'
 
     What it was told of one person it answers of another as well; the preset "careful" teaches it to say "unknown" there,
-    takes two to three times as long and recalls less of what it was told.
+    takes twice as long and recalls less of what it was told.
     `observe` collects text; once more than the preset's window of tokens is waiting, the model writes pairs from it and
     learns them, and the text is gone. `ask` answers from the fast weights and the text still waiting. `pairs` is
     everything learned so far, `log` what each write did: print an entry.
