@@ -29,8 +29,8 @@ def test_lines_come_now_and_then_with_the_time_left():
         lines("write", done, 100, f"{done} pairs")
     clock.now = 200.0
     lines("write", 100, 100)
-    assert said[0] == "write: 3 of 100, 3 pairs, 6 s gone, 3 min left"
-    assert said[1] == "write: 18 of 100, 18 pairs, 36 s gone, 3 min left"
+    assert said[0] == "write: 0 of 100, 0 pairs, 0 s gone"
+    assert said[1] == "write: 15 of 100, 15 pairs, 30 s gone, 3 min left"
     assert said[-1] == "write: 100 of 100, 3 min gone" and len(said) == 8
     lines("write", 100, 100)
     lines("quick", 0, 1)
@@ -50,6 +50,8 @@ def test_lines_come_now_and_then_with_the_time_left():
 def test_work_that_goes_on_after_a_stop_is_timed_from_there():
     said, clock = [], Clock()
     lines = Lines(said.append, clock)
+    lines("rl", 90, 100)
+    clock.now = 4.0
     lines("rl", 90, 100)
     clock.now = 10.0
     lines("rl", 91, 100)

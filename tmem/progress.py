@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FIRST, EVERY = 5.0, 30.0  # seconds until the first line of a phase, and between lines
+LONG = 50
 
 logger = logging.getLogger("tmem")
 
@@ -48,7 +49,8 @@ class _Phase:
 class Lines:
     """Tells how far each phase is: `write: 12 of 999, 3 pairs, 10 s gone, 14 min left`.
 
-    A phase is first told of after FIRST seconds, then every EVERY, and at its end if it was told of before.
+    A phase is first told of after FIRST seconds, or as soon as it begins with LONG and more to do, then every EVERY, and at
+    its end if it was told of before.
     """
 
     def __init__(self, say: Callable[[str], None] = tell, clock: Callable[[], float] = time.monotonic):
@@ -60,7 +62,8 @@ class Lines:
     def __call__(self, phase: str, done: int, total: int | None, note: str = "") -> None:
         with self._lock:
             now = self.clock()
-            p = self._phases.setdefault(phase, _Phase(now, done, now + FIRST))
+            begins = now if total is not None and total - done >= LONG else now + FIRST
+            p = self._phases.setdefault(phase, _Phase(now, done, begins))
             p.done, p.total, p.note, self._last = done, total, note, phase
             line = self._line(phase, now)
         if line:
