@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..attach import Route, Segments
 from ..bank import AdapterBank
 from ..ops import lora_plan
+from ..routes import serving
 from ..testing import segments
 from .cases import LoraCase, lora_cases
 from .measure import Provider
@@ -125,11 +126,12 @@ def _tmem(case: LoraCase, data: Inputs) -> Provider:
     site = bank.sites[0]
     site.a.copy_(data.a)
     site.bt.copy_(data.b)
-    bank.current_route = _Ragged(bank, case.lengths, data.x.device.type)
+    route = _Ragged(bank, case.lengths, data.x.device.type)
     x = data.x.clone().requires_grad_()
 
     def call():
-        y = linear(x)
+        with serving(route):
+            y = linear(x)
         return y, *torch.autograd.grad(y, x, data.dy)
 
     def results():

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..progress import lines_on
 from ..report import write_json
 from . import STUDIES, episodes, plots, run, soak, studies, study, targets, train
 
@@ -78,6 +79,10 @@ def _study(name: str, json: Path | None, *, quick: bool, threads: int | None, **
 def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     columns = (TextColumn("{task.description:44}"), BarColumn(bar_width=24), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    if not console.is_terminal:
+        with lines_on(console) as tell:
+            yield lambda part, done, total: tell("bench", done, total, part)
+        return
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("", total=None)
         yield lambda part, done, total: progress.update(bar, description=part, completed=done, total=total)

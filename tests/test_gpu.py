@@ -258,3 +258,24 @@ def test_a_decode_step_is_captured_once_for_each_size():
                 assert [g.ids for g in got] == [g.ids for g in want]
         assert steps.captures and set(steps.captures.values()) == {1}
         bank.detach()
+
+
+def test_captured_steps_follow_weights_that_moved():
+    """As FSDP does at every update: the old memory is given back and somebody else writes there."""
+    from tiny import model
+
+    from tmem.agent.decode import decode
+
+    torch.use_deterministic_algorithms(False)
+    network = model().cuda()
+    bank = AdapterBank(network, 1, 4, init="random")
+    options = dict(bank=bank, slots=[bank.alloc()] * 4, end=0, max_new=8)
+    prompts = [list(range(1, 3 + i)) for i in range(4)]
+    for seed in range(3):
+        got, want = (decode(network, prompts, fixed=fixed, **options) for fixed in (True, False))
+        assert [g.ids for g in got] == [g.ids for g in want]
+        moved = {k: v.cuda() for k, v in model(seed=seed + 1).state_dict().items()}
+        for weight in network.parameters():
+            weight.data.fill_(float("nan"))
+        network.load_state_dict(moved, assign=True)
+        torch.cuda.empty_cache()

@@ -564,3 +564,11 @@ def test_a_model_that_would_be_computed_wrongly_is_refused(name, sizes, sentence
     network = getattr(transformers, f"{name}ForCausalLM")(config(**sizes))
     with pytest.raises(ValueError, match=sentence):
         Agent.build(network, Letters(), CONFIG, 2)
+
+
+def test_a_model_whose_attention_reads_masks_otherwise_is_refused():
+    """Eager attention adds a mask to the scores: of True and False it would hide nothing."""
+    network = tiny.model()
+    network.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="attention by 'eager', which reads masks otherwise; expected 'sdpa'"):
+        decode(network, [[1, 2, 3]], end=0, max_new=2)

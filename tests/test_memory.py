@@ -1,18 +1,23 @@
 """Memory on the default model: sixteen facts go in, the text is gone, other words get them out. On a tiny one: restarts."""
 
 import json
+import logging
 import os
 import re
 import runpy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import tiny_memory
 import torch
+from tiny import pairs
 
 from tmem import Memory, models
+from tmem.agent.decode import Generation
+from tmem.agent.learn import Learned
 
 # Sixteen facts, not those that the settings were chosen on.
 EXAMPLE = Path(__file__).parents[1] / "examples" / "facts.py"
@@ -34,9 +39,11 @@ def test_sixteen_facts_are_recalled_from_paraphrases(taught):
     assert right >= 0.9 * len(FACTS), said
 
 
-def test_what_was_told_of_somebody_else_is_unknown(taught):
+def test_what_was_told_of_somebody_else_is_unknown_to_a_careful_memory():
     """Questions of the same kinds about the same people; without contrasts each is answered with somebody's value."""
-    said = {q: taught[0].ask(q) for q in NEVER_TOLD}
+    with Memory.from_pretrained(preset="careful") as memory:
+        memory.learn([(q, a) for q, a, _ in FACTS])
+        said = {q: memory.ask(q) for q in NEVER_TOLD}
     assert sum(a == "unknown" for a in said.values()) >= 0.7 * len(NEVER_TOLD), said
 
 
@@ -172,3 +179,123 @@ def test_a_memory_of_other_weights_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "load", trained)
     with pytest.raises(ValueError, match="was made with weights [0-9a-f]{16}; open it with the same model"):
         Memory.from_pretrained(preset=str(preset), path=str(tmp_path / "m"))
+
+
+# several memories, and what they tell --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_one(tmp_path, monkeypatch):
+    """A function that makes a tiny memory on a model with room for `slots`."""
+    preset = tmp_path / "tiny.toml"
+    preset.write_text(PRESET + "[write]\nwindow = 60\nmax_new = 8\n")
+    monkeypatch.setattr(models, "load", tiny_memory.load)
+    return lambda slots=1, **options: Memory.from_pretrained(preset=str(preset), slots=slots, **options)
+
+
+def test_memories_on_one_model_stay_apart(tiny_one, tmp_path):
+    """What is told to one changes no answer of another, of a new one, or of the model; a closed one gives its room back."""
+    questions = [p.question for tag in "ab" for p in pairs(4, tag)]
+
+    def answers(memory):
+        return [memory.ask(q) for q in questions]
+
+    with tiny_one(3) as first:
+        empty = answers(first)
+        second = first.another()
+        first.learn(pairs(4, "a"))
+        of_first = answers(first)
+        assert answers(second) == empty != of_first
+        second.learn(pairs(4, "b"))
+        assert answers(first) == of_first and answers(second) not in (empty, of_first)
+        second.save(tmp_path / "second")
+        third = second.another(str(tmp_path / "second"))
+        assert answers(third) == answers(second) and third.pairs == second.pairs and third.agent is first.agent
+        with pytest.raises(RuntimeError, match="all 3 slots are in use"):
+            first.another()
+        of_second = answers(second)
+        second.forget()
+        assert answers(second) == empty and answers(third) == of_second
+        third.close()
+        third.close()
+        for use in (lambda: third.ask("?"), lambda: third.learn(pairs(1)), third.forget, lambda: third.observe("a " * 90)):
+            with pytest.raises(RuntimeError, match="the memory is closed; make another one"):
+                use()
+        assert answers(first.another()) == empty
+    assert first.slot is None
+
+
+def test_a_memory_that_cannot_be_opened_takes_no_room(tiny_one, tmp_path):
+    memory = tiny_one(2)
+    memory.save(tmp_path / "m")
+    (tmp_path / "m" / "adapter_model.safetensors").write_text("x")
+    for path in (tmp_path / "nowhere", tmp_path / "m"):
+        with pytest.raises((ValueError, OSError)):
+            memory.another(str(path))
+    memory.another()
+
+
+def test_memories_in_threads_live_as_each_alone(tiny_one):
+    def life(memory, tag):
+        memory.forget()
+        learned = [memory.learn(pairs(3, tag + str(i))) for i in range(2)]
+        memory.observe(f"{tag} has a cat. " * 12)
+        return learned, [str(e) for e in memory.log], [memory.ask(p.question) for p in memory.pairs]
+
+    first = tiny_one(3)
+    memories = [first, first.another(), first.another()]
+    alone = [life(m, tag) for m, tag in zip(memories, "abc")]
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            assert list(pool.map(life, memories, "abc")) == alone
+
+
+def test_one_memory_serves_one_thread_at_a_time(tiny_one):
+    memory = tiny_one()
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda tag: memory.learn(pairs(3, tag)), "abcd"))
+    assert all(d.kept for d in done) and len(memory.pairs) == 12
+    assert all(memory.ask(p.question).startswith("a") for p in memory.pairs)
+
+
+def test_reading_tells_how_far_it_is(tiny_one, capfd, monkeypatch):
+    memory, told = tiny_one(), []
+    entries = memory.observe("Ada: I have a cat.\n" * 30, lambda *what: told.append(what))
+    total = len(entries)
+    assert total > 3 and told == [("write", done, total) for done in range(total + 1)]
+    memory.learn(pairs(2), lambda *what: told.append(what))
+    assert told[-1][0] == "learn" and told[-1][1] == told[-1][2]
+    assert capfd.readouterr().err.count("\n") <= 1  # the warning
+    monkeypatch.setattr("tmem.progress.FIRST", 0.0)
+    monkeypatch.setattr("tmem.progress.EVERY", 0.0)
+    monkeypatch.setattr("tmem.progress.logger", logging.Logger("nobody's"))
+    memory.observe("Ada: I have a cat.\n" * 30)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == total + 2 and re.fullmatch(rf"write: 2 of {total + 1}, \d+ s gone, \d+ s left", lines[2])
+
+
+def test_a_write_says_what_it_did(tiny_one, monkeypatch, caplog):
+    memory, text = tiny_one(), "Ada: I have a cat.\n" * 3
+
+    def write(said, finished=True):
+        ids = [ord(c) for c in said] + [0]
+        monkeypatch.setattr("tmem.memory.decode", lambda *_, **__: [Generation(ids, [0.0] * len(ids), finished)])
+        memory.observe(text)
+        (entry,) = memory.write()
+        return entry
+
+    nothing = write("I like cats.\nSo do you.")
+    assert str(nothing) == (
+        f"read {nothing.read} tokens, wrote 0 pairs: nothing was learned (no line was a question/answer pair); "
+        f"dropped: 2 malformed"
+    )
+    assert nothing.tokens == 24 and nothing.read > len(text) and nothing.finished and not nothing.taught
+    (warning,) = caplog.messages
+    assert "of 1 passages nothing was learned; the last: read " in warning and "trained to write" in warning
+    assert str(write("")).endswith("wrote 0 pairs: nothing was learned (the model wrote nothing)")
+    assert len(caplog.messages) == 1  # said once
+    entry = write("Q: what?\nA: a cat\nQ: who", finished=False)
+    assert re.search(r"wrote 1 pair: loss \d.*; dropped: 1 malformed; the token limit cut it off$", str(entry)) and entry.taught
+    monkeypatch.setattr("tmem.memory.learn", lambda *_: [Learned(1.0, 2.0, 3.0, False, "the loss rose")])
+    assert str(write("Q: what?\nA: a dog")).endswith("wrote 1 pair: nothing was learned (rolled back: the loss rose)")
+    assert memory.log[-1].learned.reason and [p.answer for p in memory.pairs] == ["a cat"]

@@ -640,7 +640,7 @@ class Script:
             who, kind = key.split("/", 1)
             self.limits[key] = max_new
             text = self.written if "write" in kind else self.turns[who].pop(0)
-            out.append(Generation(Letters()(text)["input_ids"] + [end], [0.0] * (len(text) + 1), True))
+            out.append(Generation(Letters()(text)["input_ids"] + [min(end)], [0.0] * (len(text) + 1), True))
         return out
 
 

@@ -1,7 +1,7 @@
 """Put a bank under a Hugging Face model: find the linear layers, replace their `forward`, take it away again.
 
 Only the instance attribute `forward` of each adapted `nn.Linear` changes; parameters, names and state dict stay as they
-are. Without a route the replacement is one attribute test.
+are. Without a route the replacement is one look at an empty context.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import routes
 from .ops import _checks
 from .ops._once import once_differentiable
 from .ops.linear import autocast_linear
@@ -105,7 +106,7 @@ class Route:
         self.bank, self.slots, self.learn, self.lengths = bank, slots, learn, lengths
         self.used = sorted({s for s in slots if s >= 0})
         self.versions = [bank.version[s] for s in self.used]
-        self.freed = bank.freed
+        self.freed, self.tenancy = bank.freed, [bank.tenancy[s] for s in self.used]
         self._segments: dict[torch.Size, Segments] = {}
         self._shrunk: tuple[Tensor, int | None, dict[Site, Tensor]] | None = None
         # A leaf that requires grad makes autograd visit the adapters although neither x nor the base weight need it.
@@ -113,8 +114,7 @@ class Route:
 
     def segments(self, x: Tensor) -> Segments:
         """The segments of an input [B, ..., K]: one per batch row, and one without a slot for what is padding."""
-        if self.freed != self.bank.freed:
-            self._refuse_freed()
+        self.alive()
         found = self._segments.get(x.shape[:-1])
         return found or self._segments.setdefault(x.shape[:-1], self._cut(x))
 
@@ -146,21 +146,27 @@ class Route:
         if len(site.together) == 1:
             return None
         version = None if x.is_inference() else x._version
-        if self._shrunk is None or self._shrunk[0] is not x or self._shrunk[1] != version or site not in self._shrunk[2]:
+        kept = self._shrunk  # another thread may serve the same route, and leave its own here meanwhile
+        z = kept[2].pop(site, None) if kept is not None and kept[0] is x and kept[1] == version else None
+        if z is None:
             seg, bank = self.segments(x), self.bank
             factors, rows = [s.a for s in site.together], x.reshape(-1, x.shape[-1])
-            z = _shrink_multi(rows, factors, seg.off, seg.slot, bank.rank, bank.scale, seg.plan)
-            self._shrunk = x, version, dict(zip(site.together, z))
-        z = self._shrunk[2].pop(site)
-        if not self._shrunk[2]:
+            made = _shrink_multi(rows, factors, seg.off, seg.slot, bank.rank, bank.scale, seg.plan)
+            kept = self._shrunk = x, version, dict(zip(site.together, made))
+            z = kept[2].pop(site)
+        if not kept[2]:
             self._shrunk = None
         return z
 
-    def _refuse_freed(self) -> None:
-        gone = [s for s in self.used if not self.bank.used[s]]
+    def alive(self) -> None:
+        """Raise RuntimeError if a routed slot was freed since the route was opened, whoever has it now."""
+        freed = self.bank.freed
+        if self.freed == freed:
+            return
+        gone = [s for s, t in zip(self.used, self.tenancy) if self.bank.tenancy[s] != t]
         if gone:
             raise RuntimeError(f"route: slot {gone[0]} was freed while it is routed; free it after the block.")
-        self.freed = self.bank.freed
+        self.freed = freed
 
     def check(self) -> None:
         """Raise RuntimeError if a routed slot was written, freed or reset since the route was opened."""
@@ -218,15 +224,16 @@ class _BankLinear(torch.autograd.Function):
         route.check()
         rows = dy.reshape(-1, dy.shape[-1])
         train_a = ctx.learn and bank.train_a
-        if ctx.learn and (need_dx or train_a):
-            dz = _backward_(site.bt_grad, z, rows, site.bt, off, slot, bank.rank, bank.scale, plan)
-        elif ctx.learn:
-            _gram_(site.bt_grad, z, rows, off, slot, bank.rank, plan)
-        elif need_dx:
-            dz = _shrink(rows, site.bt, off, slot, bank.rank, bank.scale, plan)
+        with bank.lock:  # two threads may add to the gradient of one slot
+            if ctx.learn and (need_dx or train_a):
+                dz = _backward_(site.bt_grad, z, rows, site.bt, off, slot, bank.rank, bank.scale, plan)
+            elif ctx.learn:
+                _gram_(site.bt_grad, z, rows, off, slot, bank.rank, plan)
+            elif need_dx:
+                dz = _shrink(rows, site.bt, off, slot, bank.rank, bank.scale, plan)
+            if train_a:
+                _gram_(site.a_grad, dz, x.reshape(-1, x.shape[-1]), off, slot, bank.rank, plan)
         dx = dw = None
-        if train_a:
-            _gram_(site.a_grad, dz, x.reshape(-1, x.shape[-1]), off, slot, bank.rank, plan)
         if need_dx:
             dx = rows @ w
             _expand_(dx, dz, site.a, off, slot, bank.rank, plan)
@@ -237,8 +244,9 @@ class _BankLinear(torch.autograd.Function):
 
 
 def _forward(bank: AdapterBank, site: Site, x: Tensor) -> Tensor:
-    parameters, route = site.module._parameters, bank.current_route  # the attribute lookup of a module is slow
+    parameters = site.module._parameters  # the attribute lookup of a module is slow
     w, bias = parameters["weight"], parameters["bias"]
+    route = routes.current(bank) if routes.opened() else None
     if route is None:
         return F.linear(x, w, bias)
     _checks.followed("route", "the layer's input", x)
@@ -259,7 +267,7 @@ def _forward(bank: AdapterBank, site: Site, x: Tensor) -> Tensor:
 
 
 def routed_checkpoints(bank: AdapterBank, learn: bool) -> None:
-    """Let layers that are recomputed in backward run with the route they had in forward.
+    """Let layers that are recomputed in backward run with the routes they had in forward.
 
     Raises RuntimeError for the checkpointing of torch that hides what is inside from autograd (use_reentrant=True).
     """
@@ -273,20 +281,19 @@ def routed_checkpoints(bank: AdapterBank, learn: bool) -> None:
                 "route: checkpointing with use_reentrant=True gives adapters no gradient; call "
                 "model.gradient_checkpointing_enable({'use_reentrant': False})."
             )
-        layer._gradient_checkpointing_func = functools.partial(_checkpoint, bank, inner)
-        layer._gradient_checkpointing_func.tmem_inner = inner
+        routed = functools.partial(_checkpoint, inner)
+        routed.tmem_inner = inner
+        layer._gradient_checkpointing_func = routed
 
 
-def _checkpoint(bank: AdapterBank, checkpoint, function, *args):
-    return checkpoint(functools.partial(_with_route, bank, bank.current_route, function), *args)
+def _checkpoint(checkpoint, function, *args):
+    return checkpoint(functools.partial(routes.kept(), function), *args)
 
 
-def _with_route(bank: AdapterBank, route: Route | None, function, *args):
-    before, bank.current_route = bank.current_route, route
-    try:
-        return function(*args)
-    finally:
-        bank.current_route = before
+def _carries(module: nn.Module, bank: AdapterBank | None = None) -> bool:
+    """Whether the module's forward is that of a bank, or of this one."""
+    mine = vars(module).get("forward")
+    return isinstance(mine, functools.partial) and mine.func is _forward and bank in (None, mine.args[0])
 
 
 def attach(bank: AdapterBank) -> None:
@@ -301,9 +308,10 @@ def attach(bank: AdapterBank) -> None:
 def detach(bank: AdapterBank) -> None:
     """Give every module its own `forward` back; harmless when the bank is not attached."""
     for site in bank.sites:
-        mine = vars(site.module).get("forward")
-        if isinstance(mine, functools.partial) and mine.args[0] is bank:
+        if _carries(site.module, bank):
             del site.module.forward
+    if any(_carries(m) for m in bank.model.modules()):
+        return  # another bank's routes still need the checkpoints
     for layer in bank.model.modules():
         inner = getattr(vars(layer).get("_gradient_checkpointing_func"), "tmem_inner", None)
         if inner is not None:

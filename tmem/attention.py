@@ -6,28 +6,34 @@ Both fold the query heads that share a key head into query rows, so that keys an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .ops import attend
 from .ops._once import once_differentiable
 
-ONE_TOKEN, SHORT = "tmem_one_token", "tmem_short"
 MOST = 1024  # tokens; the probabilities of a layer are kept for backward, in bf16
 
 
-def choose(hidden: Tensor, cached: bool, again: bool = False) -> str | None:
-    """The implementation for a forward pass over `hidden` [B, T, D], None for the model's own; `again`: backward will compute
-    the layers a second time, when nobody chooses.
+def choose(hidden: Tensor, cached: bool) -> Callable | None:
+    """What computes attention in a forward pass over `hidden` [B, T, D], None for torch's own.
 
     torch's flash attention on CPUs spends two to six times as long on a short bf16 backward as four products.
     """
     if cached:
-        return ONE_TOKEN if hidden.shape[1] == 1 else None
+        return _one_token if hidden.shape[1] == 1 else None
     short = hidden.device.type == "cpu" and hidden.dtype == torch.bfloat16 and hidden.shape[1] <= MOST
-    return SHORT if short and torch.is_grad_enabled() and not again else None
+    return _short if short and torch.is_grad_enabled() else None
+
+
+def _sdpa(*args, attend_by: Callable | None = None, **kwargs) -> tuple[Tensor, None]:
+    """transformers' sdpa, unless the pass names another way: passes of several threads share the model's config."""
+    return (attend_by or sdpa_attention_forward)(*args, **kwargs)
 
 
 def _one_token(module, query, key, value, attention_mask, scaling=None, **_kwargs) -> tuple[Tensor, None]:
@@ -79,5 +85,4 @@ class _Short(torch.autograd.Function):
         return d_query, d_key, d_value, None, None
 
 
-AttentionInterface.register(ONE_TOKEN, _one_token)
-AttentionInterface.register(SHORT, _short)
+AttentionInterface.register("sdpa", _sdpa)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from . import ops
 from .attach import Route, attach, detach, find_sites, routed_checkpoints
 from .init import make_a, record_inputs
+from .routes import serving
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 OPTIMIZERS = ("adamw", "sgd")
@@ -57,6 +59,7 @@ class AdapterBank:
     copy         keep a bf16 copy of the parameters, which decode then reads instead: half the bytes, another rounding.
                  None: where the model is in bf16 on a GPU
 
+    Threads may share a bank: each opens routes of its own, and every slot is written by one thread at a time.
     Raises ValueError for bad sizes or names, and for modules that cannot be adapted (see `find_sites`).
     """
 
@@ -109,10 +112,17 @@ class AdapterBank:
         self.version = [0] * slots  # raised by everything that writes a row
         self.used = [False] * slots
         self.freed = 0  # how many slots were freed so far
-        self.current_route: Route | None = None
+        self.tenancy = [0] * slots  # raised whenever a slot changes hands
+        self.lock = threading.RLock()  # held for what several slots share, never while code of others runs
         self._lay_out(sizes)
         self.subspace = self._digest()
         attach(self)
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in vars(self).items() if k != "lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, lock=threading.RLock())
 
     def _subspace(self, *, cache: bool) -> list[Tensor]:
         modules = [s.module for s in self.sites]
@@ -133,8 +143,9 @@ class AdapterBank:
         Raises RuntimeError while a slot is in use: its B means nothing under another A. Snapshots and adapters made before
         belong to the subspace before.
         """
-        self._must_be_idle("renew")
-        self.take(self._subspace(cache=False))
+        with self.lock:
+            self._must_be_idle("renew")
+            self.take(self._subspace(cache=False))
 
     @property
     def factors(self) -> list[Tensor]:
@@ -143,12 +154,13 @@ class AdapterBank:
 
     def take(self, factors: Sequence[Tensor]) -> None:
         """Make `factors` A. Raises RuntimeError while a slot is in use, as `renew` does."""
-        self._must_be_idle("take")
-        for site, factor, new in zip(self.sites, self._factors, factors):
-            factor.copy_(new[None])
-            if not self.train_a and site.a_copy is not None:
-                site.a_copy.copy_(factor)
-        self.subspace = self._digest()
+        with self.lock:
+            self._must_be_idle("take")
+            for site, factor, new in zip(self.sites, self._factors, factors):
+                factor.copy_(new[None])
+                if not self.train_a and site.a_copy is not None:
+                    site.a_copy.copy_(factor)
+            self.subspace = self._digest()
 
     def _must_be_idle(self, verb: str) -> None:
         if any(self.used):
@@ -186,25 +198,37 @@ class AdapterBank:
         if not 1 <= rank <= self.max_rank:
             raise ValueError(f"alloc: rank: expected 1..{self.max_rank}, got {rank}.")
         self._known(hyper)
-        if all(self.used):
-            raise RuntimeError(f"alloc: all {self.slots} slots are in use; free one or build a larger bank.")
-        slot = self.used.index(False)
-        self.used[slot] = True
-        self.rank[slot] = rank
-        self.scale[slot] = 1.0 if alpha is None else alpha / rank
-        self.hyper[slot] = torch.tensor([1e-3, 0.9, 0.999, 1e-8, 0.0, 0.0], dtype=torch.float64)
-        self.reset(slot)
-        if hyper:
-            self.configure(slot, **hyper)
+        with self.lock:
+            if all(self.used):
+                raise RuntimeError(f"alloc: all {self.slots} slots are in use; free one or build a larger bank.")
+            slot = self.used.index(False)
+            self.used[slot] = True
+            self.tenancy[slot] += 1
+            self.rank[slot] = rank
+            self.scale[slot] = 1.0 if alpha is None else alpha / rank
+            self.hyper[slot] = torch.tensor([1e-3, 0.9, 0.999, 1e-8, 0.0, 0.0], dtype=torch.float64)
+            self.reset(slot)
+            if hyper:
+                self.configure(slot, **hyper)
         return slot
+
+    def claim(self, most: int) -> list[int]:
+        """As many slots as are free, at most `most` and at least one, as `alloc` gives them.
+
+        Raises RuntimeError when no slot is free.
+        """
+        with self.lock:
+            return [self.alloc() for _ in range(max(1, min(most, self.used.count(False))))]
 
     def free(self, slot: int) -> None:
         """Give a slot back; routing it, or running a backward that still needs it, raises from now on."""
-        self._check(slot, "free")
-        self.used[slot] = False
-        self.freed += 1
-        self.rank[slot] = 0
-        self.version[slot] += 1
+        with self.lock:
+            self._check(slot, "free")
+            self.used[slot] = False
+            self.tenancy[slot] += 1
+            self.freed += 1
+            self.rank[slot] = 0
+            self.version[slot] += 1
 
     def reset(self, slot: int) -> None:
         """Δ = 0, moments = 0, step = 0; rank, scale and hyper-parameters stay."""
@@ -247,13 +271,14 @@ class AdapterBank:
 
     def fork(self, slot: int) -> int:
         """A new slot that starts as an exact copy of `slot`: weights, moments, step, rank, scale, hyper-parameters."""
-        self._check(slot, "fork")
-        new = self.alloc()
-        self._copy_row(slot, new)
-        self.grad[new].zero_()
-        self._written(new)
-        for column in (self.hyper, self.rank, self.scale):
-            column[new] = column[slot]
+        with self.lock:
+            self._check(slot, "fork")
+            new = self.alloc()
+            self._copy_row(slot, new)
+            self.grad[new].zero_()
+            self._written(new)
+            for column in (self.hyper, self.rank, self.scale):
+                column[new] = column[slot]
         return new
 
     def snapshot(self, slot: int, *, optimizer: bool = True) -> Snapshot:
@@ -295,11 +320,28 @@ class AdapterBank:
 
     # learning ------------------------------------------------------------------------------------------------------
 
+    def hold(self, slots: Sequence[int], *, learn: bool = False, lengths: Sequence[int] | None = None) -> Route:
+        """A route that is not open: its `alive` tells whether these slots are still those of their tenants of now."""
+        slots = [int(s) for s in slots]
+        if lengths is not None:
+            lengths = [int(n) for n in lengths]
+            if len(lengths) != len(slots) or min(lengths, default=0) < 0:
+                raise ValueError(f"route: lengths: expected {len(slots)} token counts, one per row, got {lengths}.")
+        with self.lock:
+            for slot in slots:
+                if slot != -1:
+                    self._check(slot, "route")
+            return Route(self, slots, learn, lengths)
+
     @contextlib.contextmanager
     def route(
         self, slots: Sequence[int], *, learn: bool = True, lengths: Sequence[int] | None = None
     ) -> Iterator[Route]:
         """Within the block, batch row i of the model runs with slot `slots[i]` (-1: the base model alone). Routes nest.
+
+        A route belongs to the context that opens it, a thread or a task, and to what inherits a copy of that context while
+        the block is open (see tmem.routes): a thread started by itself computes with the base model until it opens its own.
+        A generator has no context of its own: close the block before a `yield`.
 
         learn     backward accumulates into the gradient rows of the routed slots; False treats Δ as a constant
                   (stop-gradient), so that only the base model's own parameters get gradients.
@@ -309,23 +351,13 @@ class AdapterBank:
         it again. Raises ValueError for a slot that is out of range or free and for lengths that are not one per row,
         RuntimeError if the bank is detached or the model's checkpointing hides adapters from autograd.
         """
-        slots = [int(s) for s in slots]
-        if lengths is not None:
-            lengths = [int(n) for n in lengths]
-            if len(lengths) != len(slots) or min(lengths, default=0) < 0:
-                raise ValueError(f"route: lengths: expected {len(slots)} token counts, one per row, got {lengths}.")
-        for slot in slots:
-            if slot != -1:
-                self._check(slot, "route")
+        route = self.hold(slots, learn=learn, lengths=lengths)
         if self.sites and "forward" not in vars(self.sites[0].module):
             raise RuntimeError("route: the bank is detached from its model; call attach() first.")
         if self.model.training and torch.is_grad_enabled() and getattr(self.model, "is_gradient_checkpointing", False):
             routed_checkpoints(self, learn)
-        before, self.current_route = self.current_route, Route(self, slots, learn, lengths)
-        try:
-            yield self.current_route
-        finally:
-            self.current_route = before
+        with serving(route):
+            yield route
 
     def step(self, slots: Sequence[int]) -> Tensor:
         """One optimizer step of these slots; their gradients are zeroed. Returns the gradient norms fp32 [len(slots)].
@@ -333,11 +365,13 @@ class AdapterBank:
         A row whose gradient is not finite is left as it was; its norm says so.
         """
         active = torch.zeros(self.slots, dtype=torch.bool, device=self.device)
-        for slot in slots:
-            self._check(slot, "step")
-            active[slot] = True
-            self.version[slot] += 1
-        norms = ops.bank_step_(self.param, self.grad, self.m, self.v, self.step_count, self.hyper, active, self.copy)
+        with self.lock:
+            for slot in slots:
+                self._check(slot, "step")
+            for slot in slots:
+                active[slot] = True
+                self.version[slot] += 1
+            norms = ops.bank_step_(self.param, self.grad, self.m, self.v, self.step_count, self.hyper, active, self.copy)
         return norms[list(slots)]
 
     def zero_grad(self, slots: Sequence[int]) -> None:

@@ -17,6 +17,7 @@ from rich.table import Table
 from . import evaluate as evaluation
 from . import report
 from .machine import keep_memory, peak_memory
+from .progress import lines_on
 from .report import write_json
 
 console = Console(markup=False, emoji=False)  # names of files and models are shown as they are
@@ -57,19 +58,42 @@ class _Steps:
         return grid
 
 
+Tell = Callable[[str, int, int | None, str], None]  # phase, done, total, note
+
+
 @contextmanager
-def _live() -> Iterator[tuple[Progress, _Steps]]:
+def _live() -> Iterator[tuple[Tell, _Steps]]:
     """Progress bars, and under them RL's steps."""
     steps = _Steps()
+    if not console.is_terminal:
+        with lines_on(console) as tell:
+            yield tell, steps
+        return
     progress = Progress(*_columns(), console=console)
     with Live(Group(progress, steps), console=console, refresh_per_second=4):
-        yield progress, steps
+        yield _bars(progress), steps
 
 
 @contextmanager
-def _bar() -> Iterator[Progress]:
+def _bar() -> Iterator[Tell]:
+    if not console.is_terminal:
+        with lines_on(console) as tell:
+            yield tell
+        return
     with Progress(*_columns(), console=console, transient=False) as progress:
-        yield progress
+        yield _bars(progress)
+
+
+def _bars(progress: Progress) -> Tell:
+    """A bar for every phase."""
+    tasks: dict[str, int] = {}
+
+    def tell(phase: str, done: int, total: int | None, note: str) -> None:
+        if phase not in tasks:
+            tasks[phase] = progress.add_task(phase, total=total, note=note)
+        progress.update(tasks[phase], completed=done, total=total, note=note)
+
+    return tell
 
 
 def _columns():
@@ -110,22 +134,16 @@ def train(preset: str, out: Path, *, model: str | None, resume: bool, **override
     world = World.join()
     console.quiet = not world.first
     trainer = rl.Trainer(preset, out, model=model, resume=resume, world=world, **overrides)
-    bars: dict[str, int] = {}
-    with _stop_on_ctrl_c() as asked, _live() as (progress, steps):
+    with _stop_on_ctrl_c() as asked, _live() as (tell, steps):
         def row(values: dict) -> None:
             if values["phase"] == "rl":
                 steps.rows.append(values)
-
-        def phase(name: str, done: int, total: int, note: str) -> None:
-            if name not in bars:
-                bars[name] = progress.add_task(name, total=total, note=note)
-            progress.update(bars[name], completed=done, note=note)
 
         def warn(sentence: str) -> None:
             console.print(f"warning: {sentence}", style="yellow", highlight=False)
 
         try:
-            summary = trainer.run(rl.Progress(row, phase, warn), stop=lambda: bool(asked))
+            summary = trainer.run(rl.Progress(row, tell, warn), stop=lambda: bool(asked))
         except rl.Interrupted:
             console.print(f"stopped; go on with: tmem train --preset {preset} --out {out} --resume")
             raise SystemExit(130) from None
@@ -182,17 +200,14 @@ def study(preset: str, out: Path, *, seeds: int, only: int | None, **options) ->
     from .rl.trainer import Interrupted, Progress
 
     keep_memory()
-    machine, bars, at = report.machine(), {}, [only or 0]
-    with _stop_on_ctrl_c() as asked, _bar() as progress:
+    machine, at = report.machine(), [only or 0]
+    with _stop_on_ctrl_c() as asked, _bar() as tell:
 
         def phase(name: str, done: int, total: int, note: str) -> None:
-            key = at[0], name
-            if key not in bars:
-                bars[key] = progress.add_task(f"{at[0]}: {name}", total=total, note=note)
-            progress.update(bars[key], completed=done, total=total, note=note)
+            tell(f"{at[0]}: {name}", done, total, note)
 
         def warn(sentence: str) -> None:
-            progress.console.print(f"warning: seed {at[0]}: {sentence}", style="yellow", highlight=False)
+            console.print(f"warning: seed {at[0]}: {sentence}", style="yellow", highlight=False)
 
         options.update(progress=Progress(phase=phase, warn=warn), stop=lambda: bool(asked))
         try:
@@ -255,13 +270,10 @@ def evaluate(methods: list[str], out: Path, work: Callable[..., dict]) -> None:
     """Run an evaluation, `work(methods, out, watch=...)`, under a progress bar; print its tables and write the chart."""
     keep_memory()
     start = time.perf_counter()
-    bars: dict[str, int] = {}
-    with _bar() as progress:
+    with _bar() as tell:
 
         def watch(method: str, phase: str, done: int, total: int) -> None:
-            if method not in bars:
-                bars[method] = progress.add_task(method, total=None, note="")
-            progress.update(bars[method], completed=done, total=max(total, 1), note="" if done >= total else phase)
+            tell(method, done, max(total, 1), "" if done >= total else phase)
 
         results = work(methods, out, watch=watch)
     title = _title(results)

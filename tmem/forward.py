@@ -118,23 +118,24 @@ def layers(
 ) -> Tensor:
     """Pass `hidden` [B, T, D] through decoder layers `start:stop`; `positions` int64 [1 or B, T], `mask` bool 4-D."""
     decoder = parts(model)
+    implementation = model.config._attn_implementation
+    if implementation != "sdpa":
+        raise ValueError(
+            f"forward: the model computes attention by {implementation!r}, which reads masks otherwise; expected 'sdpa', "
+            f"call model.set_attn_implementation('sdpa')."
+        )
     rotary = decoder.rotary_emb(hidden, position_ids=positions)
-    config = model.config
-    attention = config._attn_implementation
-    again = decoder.training and getattr(decoder.layers[0], "gradient_checkpointing", False)
-    config._attn_implementation = choose(hidden, cache is not None, again) or attention
-    try:
-        for layer in decoder.layers[start:stop]:
-            hidden = layer(
-                hidden,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                position_embeddings=rotary,
-            )
-    finally:
-        config._attn_implementation = attention
+    attend_by = choose(hidden, cache is not None)
+    for layer in decoder.layers[start:stop]:
+        hidden = layer(
+            hidden,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            position_embeddings=rotary,
+            attend_by=attend_by,
+        )
     return hidden
 
 

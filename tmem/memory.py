@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+import logging
+import threading
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -18,6 +21,22 @@ from .agent.lesson import lesson
 from .agent.write import normalise, parse, write_prompt
 from .episode import Pair
 from .journal import read_object
+from .progress import Lines
+
+Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much in all
+
+
+def _alone(method):
+    """One thread at a time, and none once the memory is closed."""
+
+    @functools.wraps(method)
+    def call(self: Memory, *args, **kwargs):
+        with self._lock:
+            if self.slot is None:
+                raise RuntimeError(f"{method.__name__}: the memory is closed; make another one.")
+            return method(self, *args, **kwargs)
+
+    return call
 
 
 class Memory:
@@ -28,54 +47,114 @@ class Memory:
     >>> m.ask("How is Ada's dog called?")
     'Biscuit'
 
-    Where it was told of several people, it mostly answers "unknown" to what it was not told of one of them
-    (`LearnConfig.contrast`); the preset "default" learns in half the time and answers with somebody else's.
+    What it was told of one person it answers of another as well; the preset "careful" teaches it to say "unknown" there,
+    takes twice as long and recalls less of what it was told.
     `observe` collects text; once more than the preset's window of tokens is waiting, the model writes pairs from it and
     learns them, and the text is gone. `ask` answers from the fast weights and the text still waiting. `pairs` is
-    everything learned so far, `log` what each write did.
+    everything learned so far, `log` what each write did: print an entry.
+
+    Several memories share one loaded model, each with a slot of its bank: `from_pretrained(slots=8)`, then `another()`. They
+    may be used from different threads, each for itself; one memory serves one thread at a time, the others wait.
+    `close`, or leaving a `with` block, gives the slot back.
     """
 
     def __init__(self, agent: Agent):
         self.agent = agent
-        self.slot = agent.bank.alloc()
+        self.slot: int | None = agent.bank.alloc()
         self.pairs: list[Pair] = []
         self.log: list[LogEntry] = []
         self._context: list[str] = []
+        self._lock = threading.RLock()
+        self._warned = False
 
     @classmethod
-    def from_pretrained(cls, model: str | None = None, *, preset: str = "careful", path: str | None = None) -> Memory:
+    def from_pretrained(
+        cls, model: str | None = None, *, preset: str = "default", path: str | None = None, slots: int = 1
+    ) -> Memory:
         """A memory on `model` (None: the default model; else a folder, a .gguf file or a hub id), empty or from `path`.
 
+        slots   how many memories the model has room for, this one included (see `another`)
         Raises tmem.models.ModelError if the model cannot be had, ValueError for an unknown preset.
         """
         network, tokenizer = models.load(model)
         for parameter in network.parameters():
             parameter.requires_grad_(False)
-        memory = cls(Agent.build(network, tokenizer, agent_config(preset), slots=1))
-        if path is not None:
-            memory._load(Path(path))
-        return memory
+        return cls(Agent.build(network, tokenizer, agent_config(preset), slots=slots))._opened(path)
 
-    def observe(self, text: str) -> list[LogEntry]:
-        """Read text. Whatever exceeds the window is written and learned now; returns what was (often nothing)."""
-        return self._write_down_to(1, [*self._context, text])
+    def another(self, path: str | None = None) -> Memory:
+        """A memory of its own on the same loaded model, empty or from `path`. Raises RuntimeError if there is no room."""
+        return type(self)(self.agent)._opened(path)
 
-    def write(self) -> list[LogEntry]:
-        """Write and learn what is still waiting, and let go of the text."""
-        return self._write_down_to(0, self._context)
+    def _opened(self, path: str | None) -> Memory:
+        try:
+            if path is not None:
+                self._load(Path(path))
+        except BaseException:
+            self.close()
+            raise
+        return self
 
-    def _write_down_to(self, waiting: int, texts: list[str]) -> list[LogEntry]:
+    def close(self) -> None:
+        """Give the slot back; what was learned is gone unless it was saved. Harmless when closed already."""
+        with self._lock:
+            if self.slot is not None:
+                slot, self.slot = self.slot, None
+                self.agent.bank.free(slot)
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def observe(self, text: str, progress: Progress | None = None) -> list[LogEntry]:
+        """Read text. Whatever exceeds the window is written and learned now; returns what was (often nothing).
+
+        progress   told ("write", passages done, passages) before and after every write; None: lines now and then, into the
+                   log `tmem` or, where no logging is set up, on stderr
+        """
+        return self._write_down_to(1, [text], progress)
+
+    def write(self, progress: Progress | None = None) -> list[LogEntry]:
+        """Write and learn what is still waiting, and let go of the text. progress: as of `observe`."""
+        return self._write_down_to(0, [], progress)
+
+    def _write_down_to(self, waiting: int, texts: list[str], progress: Progress | None) -> list[LogEntry]:
         """Text leaves the context only when it is learned: what interrupts a write loses nothing."""
-        self._context = segments(self.agent.chat, texts, self.agent.config.write.window)
-        entries = []
-        while len(self._context) > waiting:
-            entries.append(self._write(self._context[0]))
-            self._context.pop(0)
+        tell, entries = progress or Lines(), []
+        total = max(0, self._take(texts) - waiting)
+        tell("write", 0, total)
+        while (entry := self._write_next(waiting)) is not None:
+            entries.append(entry)
+            tell("write", len(entries), max(total, len(entries)))
+        if entries and not self._warned and not any(e.taught for e in entries):
+            self._warned = True
+            logging.getLogger("tmem").warning(
+                f"of {len(entries)} passages nothing was learned; the last: {entries[-1]}. Give from_pretrained a model that "
+                f"was trained to write (tmem train), or learn() question/answer pairs of your own."
+            )
         return entries
 
-    def learn(self, pairs: Sequence[tuple[str, str] | Pair]) -> Learned:
+    @_alone
+    def _take(self, texts: list[str]) -> int:
+        """Let texts join what waits; how many passages that is."""
+        self._context = segments(self.agent.chat, [*self._context, *texts], self.agent.config.write.window)
+        return len(self._context)
+
+    @_alone
+    def _write_next(self, waiting: int) -> LogEntry | None:
+        if len(self._context) <= waiting:
+            return None
+        entry = self._write(self._context[0])
+        self._context.pop(0)
+        return entry
+
+    @_alone
+    def learn(self, pairs: Sequence[tuple[str, str] | Pair], progress: Progress | None = None) -> Learned:
         """Learn question/answer pairs directly; of several answers to one question the last stands.
 
+        progress   told ("learn", epochs done, epochs) after each, while other threads wait for this memory; None: lines now
+                   and then
         Raises ValueError for an empty list or an empty question or answer.
         """
         pairs = [p if isinstance(p, Pair) else Pair(*p) for p in pairs]
@@ -84,22 +163,26 @@ class Memory:
         pairs = list({normalise(p.question): p for p in pairs}.values())
         agent, config = self.agent, self.agent.config.learn
         job = (self.slot, lesson(self.pairs, pairs, config))
-        result = learn(agent.model, agent.bank, [job], agent.chat, config)[0]
+        told = functools.partial(progress or Lines(), "learn")
+        result = learn(agent.model, agent.bank, [job], agent.chat, config, told)[0]
         if result.kept:
             self.pairs += pairs
         return result
 
+    @_alone
     def ask(self, question: str) -> str:
         """A short answer, greedy, from the fast weights; text that still waits in the context is in the prompt."""
         if self._context:
             question = "\n\n".join(self._context) + "\n\n" + question
         return answer(self.agent, [question], [self.slot])[0]
 
+    @_alone
     def forget(self) -> None:
         """Δ = 0, no pairs, no waiting text."""
         self.agent.bank.reset(self.slot)
         self.pairs, self.log, self._context = [], [], []
 
+    @_alone
     def save(self, path: str | Path) -> None:
         """Write the fast weights as a PEFT adapter folder, with pairs and waiting text in its tmem.json; atomic.
 
@@ -118,7 +201,7 @@ class Memory:
         if other:
             was = ", ".join(f"{k} {record['made_with'].get(k)}" for k in other)
             raise ValueError(f"load: {path} was made with {was}; open it with the same model and preset.")
-        self.agent.bank.free(self.slot)
+        self.close()
         self.slot = self.agent.bank.load(path)
         self.pairs = [Pair(q, a) for q, a in record["pairs"]]
         self._context = list(record["context"])
@@ -134,9 +217,10 @@ class Memory:
 
     def _write(self, segment: str) -> LogEntry:
         agent = self.agent
+        prompt = agent.chat.prompt(write_prompt(segment))
         generation = decode(
             agent.model,
-            [agent.chat.prompt(write_prompt(segment))],
+            [prompt],
             bank=agent.bank,
             slots=agent.writers([self.slot]),
             end=agent.chat.ends,
@@ -144,10 +228,10 @@ class Memory:
         )[0]
         written = parse(agent.chat.text(generation.ids), finished=generation.finished, limit=agent.config.write.max_pairs)
         if written.pairs:
-            learned = self.learn(written.pairs)
+            learned = self.learn(written.pairs, lambda *_: None)
         else:
             learned = learn(agent.model, agent.bank, [(self.slot, [])], agent.chat, agent.config.learn)[0]
-        entry = LogEntry(segment, written, learned)
+        entry = LogEntry(segment, written, learned, len(prompt), len(generation.ids), generation.finished)
         self.log.append(entry)
         return entry
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .. import forward as fw
 from ..bank import AdapterBank
+from ..routes import alone
 from .steps import Steps
 
 MAX_ROWS = 96  # rows decoded at once; bounds the key/value cache
@@ -89,24 +90,28 @@ def decode(
         raise ValueError("decode: sampling needs one noise key per prompt.")
     out: list[Generation | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: _widths(prompts[i], begins[i]))
+    tenants = None if slots is None else bank.hold(slots)
     for at in range(0, len(order), MAX_ROWS):
         part = order[at : at + MAX_ROWS]
         noise = None
         if temperature > 0.0:
             noise = torch.from_numpy(np.stack([uniforms(keys[i], max_new) for i in part]))
-        found = _decode(
-            model,
-            [prompts[i] for i in part],
-            [begins[i] for i in part],
-            bank,
-            [slots[i] for i in part] if slots is not None else None,
-            ends,
-            max_new,
-            temperature,
-            noise,
-            on_token,
-            fixed,
-        )
+        with contextlib.ExitStack() as lent:
+            found = _decode(
+                model,
+                [prompts[i] for i in part],
+                [begins[i] for i in part],
+                bank,
+                [slots[i] for i in part] if slots is not None else None,
+                ends,
+                max_new,
+                temperature,
+                noise,
+                on_token,
+                fixed,
+                tenants,
+                lent,
+            )
         for i, generation in zip(part, found):
             out[i] = generation
     return out
@@ -128,8 +133,11 @@ def _shared(prompts, bank, slots) -> tuple[list[int], list[int]]:
     return firsts, source
 
 
-def _routed(bank, slots, lengths=None):
-    return contextlib.nullcontext() if slots is None else bank.route(slots, learn=False, lengths=lengths)
+@contextlib.contextmanager
+def _routed(bank, slots, lengths=None) -> Iterator[None]:
+    """This route alone: whatever is open around decode serves another batch."""
+    with alone(), contextlib.nullcontext() if slots is None else bank.route(slots, learn=False, lengths=lengths):
+        yield
 
 
 def _widths(prompt: Sequence[int], begin: int) -> tuple[int, int]:
@@ -176,8 +184,8 @@ def _piece(model, prompts, members, starts, ends, bank, slots, after=None) -> tu
     return cache, rows, hidden[rows, torch.tensor([ends[i] - starts[i] - 1 for i in members], device=device)]
 
 
-def _decode(model, prompts, begins, bank, slots, ends, max_new, temperature, noise, on_token, fixed):
-    """`prompts` in the order of their `_widths`."""
+def _decode(model, prompts, begins, bank, slots, ends, max_new, temperature, noise, on_token, fixed, tenants, lent):
+    """`prompts` in the order of their `_widths`; `tenants` knows whether a slot changes hands, `lent` gives steps back."""
     device = next(model.parameters()).device
     fixed = device.type == "cuda" if fixed is None else fixed
     dummies = fw.filled(len(prompts)) - len(prompts)
@@ -202,7 +210,7 @@ def _decode(model, prompts, begins, bank, slots, ends, max_new, temperature, noi
     prompt_columns = (columns < begun) | ((columns >= padded) & (columns < padded + lengths[:, None] - begun))
     steps = None
     if fixed:
-        steps = Steps.of(model, bank if slots is not None else None, len(lengths), cache.capacity)
+        steps = lent.enter_context(Steps.lend(model, bank if slots is not None else None, len(lengths), cache.capacity))
         steps.begin(cache, slots)
 
     row_of = list(range(len(prompts))) + [-1] * dummies  # which prompt a batch row serves; -1: none any more
@@ -232,16 +240,18 @@ def _decode(model, prompts, begins, bank, slots, ends, max_new, temperature, noi
             row_of = [row_of[r] for r in keep]
             slots = None if slots is None else [slots[r] for r in keep]
             if fixed:
-                smaller = Steps.of(model, bank if slots is not None else None, len(keep), cache.capacity)
+                owner = bank if slots is not None else None
+                smaller = lent.enter_context(Steps.lend(model, owner, len(keep), cache.capacity))
                 smaller.move(steps, rows, slots)
                 steps = smaller
             else:
                 cache.keep(rows)
         now = first + step
         visible = prompt_columns | ((columns >= first[:, None]) & (columns <= now[:, None]))
+        if tenants is not None:
+            tenants.alive()
         if fixed:
-            with _routed(bank, slots):  # refuses a slot that was freed meanwhile
-                logits = steps(token, lengths + step, visible, now)
+            logits = steps(token, lengths + step, visible, now)
             continue
         mask = visible[:, None, None, : cache.shown(cache.length + 1)]
         with _routed(bank, slots):

@@ -98,6 +98,25 @@ class LogEntry:
     finished: bool = True  # False: the token limit ended it
     stuck: list[dict] = field(default_factory=list)  # per pair: paraphrase, said, recalled, other, other_said, leaked
 
+    @property
+    def taught(self) -> bool:
+        """Whether anything was learned."""
+        return bool(self.written.pairs) and self.learned.kept
+
+    def __str__(self) -> str:
+        """What the write did, in one line."""
+        w, learned, count = self.written, self.learned, len(self.written.pairs)
+        kinds = ", ".join(f"{getattr(w, k)} {k}" for k in ("malformed", "empty", "duplicates", "conflicts") if getattr(w, k))
+        if self.taught:
+            did = f"loss {learned.loss_before:.2f} -> {learned.loss_after:.3f}, ‖ΔW‖ {learned.norm:.1f}"
+        elif count:
+            did = f"nothing was learned (rolled back: {learned.reason})"
+        else:
+            did = f"nothing was learned ({'no line was a question/answer pair' if kinds else 'the model wrote nothing'})"
+        wrote = f"read {self.read} tokens, wrote {count} {'pair' if count == 1 else 'pairs'}"
+        ended = "" if self.finished else "; the token limit cut it off"
+        return f"{wrote}: {did}" + (f"; dropped: {kinds}" if kinds else "") + ended
+
 
 @dataclass
 class Rollout:
@@ -196,14 +215,12 @@ def run(
     on_event  told (phase, done, total) while writing, learning and answering
     clock     is told the seconds of "write", "learn" and "answer"
     """
-    size = agent.bank.used.count(False)
-    if size == 0:
-        raise RuntimeError("run: the bank has no free slot; free one or build a larger bank.")
     out: list[Rollout] = []
-    for at in range(0, len(episodes), size):
-        rollouts = [Rollout(e, k) for e, k in zip(episodes[at : at + size], keys[at : at + size])]
-        slots = [agent.bank.alloc() for _ in rollouts]
+    while (at := len(out)) < len(episodes):
         start = time.perf_counter()
+        slots = agent.bank.claim(len(episodes) - at)
+        size = len(slots)
+        rollouts = [Rollout(e, k) for e, k in zip(episodes[at : at + size], keys[at : at + size])]
         try:
             probed = {i - at for i in (range(len(episodes)) if probing is True else probing or ())}
             _live(

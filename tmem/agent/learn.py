@@ -116,6 +116,7 @@ def learn(
     if len({s for s, _ in jobs}) != len(jobs):
         raise ValueError("learn: a slot appears in two jobs; give each slot one list of pairs.")
     active = [(slot, list(pairs)) for slot, pairs in jobs if pairs]
+    tenants = bank.hold([slot for slot, _ in active])
     before = {slot: bank.snapshot(slot) for slot, _ in active}
     for slot, _ in active:
         bank.configure(slot, lr=config.lr, clip=config.clip, weight_decay=config.weight_decay)
@@ -131,6 +132,7 @@ def learn(
             for block in blocks:
                 for slot, length in zip(block.slots, block.lengths):
                     tokens[slot] += length
+            tenants.alive()
             bank.step(sorted({s for block in blocks for s in block.slots} & learning))
         first = first or losses
         enough = {slot for slot in learning if losses[slot] / count[slot] < config.target}
@@ -145,6 +147,7 @@ def learn(
     with torch.no_grad():
         for blocks in minibatches:
             _accumulate(last, _pass(model, bank, blocks, backward=False))
+    tenants.alive()
     out = []
     for slot, pairs in jobs:
         if not pairs:

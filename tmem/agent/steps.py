@@ -1,9 +1,14 @@
 """Decode steps at fixed addresses: everything a step reads and writes lies in memory allocated once, so that on a GPU it is
-captured as one CUDA graph and replayed. Elsewhere the same function runs step by step."""
+captured as one CUDA graph and replayed. Elsewhere the same function runs step by step.
+
+A graph keeps the addresses of the weights it was captured with: once they lie elsewhere it is made anew.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,17 +16,39 @@ from torch import Tensor
 from .. import forward as fw
 from ..attach import Route
 from ..bank import AdapterBank
+from ..routes import alone
 
 ROOM = 0.25  # of a GPU's memory: what the keys and values of captured steps of one bank, or model, may take
 
 captures: dict[tuple, int] = {}
 """How often a step was captured, by (rows, columns, dtype): once each for a bank, or a model without one, as long as there is
-room for all."""
+room for all, the weights stay where they are and one thread decodes."""
 
 
 def bucket(rows: int) -> int:
     """Rows of the step that `rows` rows run in: powers of two, at least 4."""
     return max(fw.ROWS, 1 << (rows - 1).bit_length())
+
+
+def outdate(model) -> None:
+    """To be called when the model's weights are about to lie elsewhere: nothing captured before is replayed again."""
+    model._weights_published = object()
+
+
+def _addresses(model, bank: AdapterBank | None) -> tuple:
+    """Where everything lies that a step reads and does not own."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if bank is not None:
+        tensors += [bank.param, bank.rank, bank.scale]
+        tensors += [x for site in bank.sites for x in (site.a, site.a_copy, site.bt_copy) if x is not None]
+    return vars(model).get("_weights_published"), *((x.data_ptr(), x.dtype, x.shape) for x in tensors)
+
+
+def _make_room(kept: dict[tuple, Steps], need: int, device: torch.device) -> None:
+    if device.type == "cuda":
+        room = ROOM * torch.cuda.get_device_properties(device).total_memory
+        while kept and need + sum(steps.cache.memory.nbytes for steps in list(kept.values())) > room:
+            kept.pop(next(iter(kept)), None)
 
 
 class _Columns:
@@ -58,25 +85,30 @@ class Steps:
         self.cache = _Columns(model, rows, columns, self.columns, weight)
         self.route = None if bank is None else Route(bank, [-1] * rows, learn=False)
         self.logits: Tensor | None = None
+        self.addresses = _addresses(model, bank)
         self._graph: torch.cuda.CUDAGraph | None = None
 
     @classmethod
-    def of(cls, model, bank: AdapterBank | None, rows: int, columns: int) -> Steps:
-        """Those kept with the bank, or else with the model; made when first asked for. Of a GPU's memory they hold ROOM at
-        most, or one of them more than that: those longest unused make room, and are captured anew when asked for again."""
+    @contextmanager
+    def lend(cls, model, bank: AdapterBank | None, rows: int, columns: int) -> Iterator[Steps]:
+        """Those kept with the bank, or else with the model, for this block alone; made when first asked for, when all are lent
+        to other threads, and when the weights have moved.
+
+        Of a GPU's memory those kept hold ROOM at most, or one of them more than that: those longest unused make room, and are
+        captured anew when asked for again.
+        """
         key = (bucket(rows), max(512, 1 << (columns - 1).bit_length()))
         kept = vars(model if bank is None else bank).setdefault("_decode_steps", {})
-        if key in kept:
-            kept[key] = kept.pop(key)  # to the end: used last
-            return kept[key]
-        weight = next(model.parameters())
-        if weight.is_cuda:
-            room = ROOM * torch.cuda.get_device_properties(weight.device).total_memory
-            need = math.prod(_Columns.shape(model, *key)) * weight.element_size()
-            while kept and need + sum(steps.cache.memory.nbytes for steps in kept.values()) > room:
-                del kept[next(iter(kept))]
-        kept[key] = cls(model, bank, *key)
-        return kept[key]
+        steps = kept.pop(key, None)
+        if steps is None or steps.addresses != _addresses(model, bank):
+            weight = next(model.parameters())
+            _make_room(kept, math.prod(_Columns.shape(model, *key)) * weight.element_size(), weight.device)
+            steps = cls(model, bank, *key)
+        try:
+            yield steps
+        finally:
+            _make_room(kept, steps.cache.memory.nbytes, steps.ids.device)
+            kept[key] = steps  # at the end: used last
 
     def begin(self, cache: fw.KVCache, slots: list[int] | None) -> None:
         """Take over the rows of a joined cache."""
@@ -119,15 +151,9 @@ class Steps:
         return self.logits[:count]
 
     def _run(self) -> None:
-        bank = self.bank
-        if bank is not None:
-            before, bank.current_route = bank.current_route, self.route
-        try:
+        with alone([] if self.route is None else [self.route]):
             hidden = fw.layers(self.model, fw.embed(self.model, self.ids), self.position, self.mask, cache=self.cache)
-        finally:
-            if bank is not None:
-                bank.current_route = before
-        self.logits = fw.logits(self.model, hidden[:, 0])
+            self.logits = fw.logits(self.model, hidden[:, 0])
 
     def _capture(self) -> None:
         side = torch.cuda.Stream()
@@ -136,7 +162,8 @@ class Steps:
             for _ in range(3):
                 self._run()
         torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
             self._run()
+        self._graph = graph
         captures[self.key] = captures.get(self.key, 0) + 1

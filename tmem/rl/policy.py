@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import forward as fw
+from ..agent.steps import outdate
 from .world import ALONE, World
 
 
@@ -259,6 +260,7 @@ class Sharded(Policy):
         return int(self.world.most(passes)[0]) - passes  # each gathers parameters and scatters gradients on all ranks
 
     def publish(self) -> None:
+        outdate(self.model)
         self._gather_again(False)
         for module in self.modules:
             module.reshard()
