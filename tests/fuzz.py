@@ -288,7 +288,7 @@ def _spoilt(draw: Draw, call: Call) -> tuple[str, Call] | None:
         arguments[name] = _spoil(draw, kind, call.op, name, x)
         if arguments[name] is x:
             return None
-    return f"{kind} ({name})", Call(call.op, arguments, call.bases)
+    return f"{kind} ({name})", Call(call.op, arguments, call.bases, call.autocast)
 
 
 def _together(call: Call, name: str, other: str) -> dict[str, Tensor]:
@@ -323,7 +323,8 @@ def _spoil(draw: Draw, kind: str, op: str, name: str, x) -> object:
     if kind == "other dtype":
         if op == "bank_copy_" and name == "matrices":
             return x
-        return x.resolve_neg().to(draw.choice((torch.int64, torch.float16, torch.complex64, torch.uint8)))
+        others = (torch.int64, torch.complex64, torch.uint8, *(() if name in ("x", "w", "bias") else (torch.float16,)))
+        return x.resolve_neg().to(draw.choice(others))  # fp16 is one that autocast takes
     if kind == "more dimensions":
         return x if op == "bank_copy_" and name == "matrices" else x if (op, name) == ("lora_linear", "x") else x[None]
     if kind == "other size":  # of what has one size alone, given the other arguments
