@@ -130,7 +130,7 @@ def valid(seed: int, op: str) -> Call:
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     batch = draw.descriptor(draw.choice((0, 1, 2, 9)) if op == "lora_decode_" else None)
     rows, k, n, shared = batch["rows"], draw.size(), draw.size(), draw.random() < 0.3
-    seg, scale = batch["seg"], 0.5 + torch.rand(batch["slots"], generator=draw.generator)
+    seg, scale = batch["seg"], draw.numbers(batch["slots"]).abs() + 0.5
     x, a = draw.numbers(rows, k, dtype=dtype), draw.factor(batch, k, factor_dtype, shared)
     z, bt = draw.numbers(rows, batch["stored"], dtype=acc), draw.factor(batch, n, factor_dtype)
     g = draw.numbers(batch["slots"], batch["stored"], k, dtype=acc)
@@ -288,7 +288,7 @@ def _spoilt(draw: Draw, call: Call) -> tuple[str, Call] | None:
         arguments[name] = _spoil(draw, kind, call.op, name, x)
         if arguments[name] is x:
             return None
-    return f"{kind} ({name})", Call(call.op, arguments, call.bases)
+    return f"{kind} ({name})", Call(call.op, arguments, call.bases, call.autocast)
 
 
 def _together(call: Call, name: str, other: str) -> dict[str, Tensor]:
@@ -323,7 +323,8 @@ def _spoil(draw: Draw, kind: str, op: str, name: str, x) -> object:
     if kind == "other dtype":
         if op == "bank_copy_" and name == "matrices":
             return x
-        return x.resolve_neg().to(draw.choice((torch.int64, torch.float16, torch.complex64, torch.uint8)))
+        others = (torch.int64, torch.complex64, torch.uint8, *(() if name in ("x", "w", "bias") else (torch.float16,)))
+        return x.resolve_neg().to(draw.choice(others))  # fp16 is one that autocast takes
     if kind == "more dimensions":
         return x if op == "bank_copy_" and name == "matrices" else x if (op, name) == ("lora_linear", "x") else x[None]
     if kind == "other size":  # of what has one size alone, given the other arguments
@@ -368,13 +369,18 @@ def _bad_value(draw: Draw, op: str, arguments: dict) -> tuple[str | None, object
     return name, x
 
 
-def check_invalid(ops, seed: int, op: str) -> bool:
-    """A spoiled call is refused in one sentence that names the op, and nothing is written. False if the seed spoils none."""
+def spoilt(seed: int, op: str) -> tuple[str, Call]:
+    """What was made wrong about a valid call, and the call."""
     draw = Draw(seed)
-    found = _spoilt(draw, valid(seed, op))
-    if found is None:
-        return False
-    kind, call = found
+    while True:  # until a fault is drawn that this op can have
+        found = _spoilt(draw, valid(seed, op))
+        if found:
+            return found
+
+
+def check_invalid(ops, seed: int, op: str) -> None:
+    """A spoiled call is refused in one sentence that names the op, and nothing is written."""
+    kind, call = spoilt(seed, op)
     before = call.bits()
     try:
         call.run(ops)
@@ -385,33 +391,24 @@ def check_invalid(ops, seed: int, op: str) -> bool:
     else:
         raise AssertionError(f"{kind}: accepted")
     assert _same(call.bases, before), f"{kind}: something was written before it was refused"
-    return True
 
 
 def refused_raw(seed: int, op: str) -> bool:
     """A spoiled call past the Python checks, which a sanitizer watches: the kernel refuses it, or computes within bounds."""
-    draw = Draw(seed)
-    found = _spoilt(draw, valid(seed, op))
-    if found is None:
-        return False
+    _, call = spoilt(seed, op)
     try:
-        getattr(torch.ops.tmem, op)(*found[1].arguments.values())
+        getattr(torch.ops.tmem, op)(*call.arguments.values())
     except Exception:  # of any kind: what is looked for ends the process
         return True
     return False
 
 
-def run(ops, first: int, calls: int, chosen: tuple[str, ...] = OPS) -> int:
-    """That many calls, every second one spoiled; returns how many were refused. AssertionError names the seed that fails."""
-    refused = 0
+def run(ops, first: int, calls: int, chosen: tuple[str, ...] = OPS) -> None:
+    """That many calls, every second one spoiled. AssertionError names the seed that fails."""
     for seed in range(first, first + calls):
-        op = chosen[seed // 2 % len(chosen)]
+        op, check = chosen[seed // 2 % len(chosen)], check_invalid if seed % 2 else check_valid
         try:
-            if seed % 2:
-                refused += check_invalid(ops, seed, op)
-            else:
-                check_valid(ops, seed, op)
+            check(ops, seed, op)
         except Exception as error:
             command = f"TMEM_FUZZ_SEED={seed} TMEM_FUZZ=1 make test ARGS='tests/test_fuzz.py'"
             raise AssertionError(f"{op}: {type(error).__name__}: {error}; again: {command}") from error
-    return refused
