@@ -28,7 +28,7 @@ _MARKS = re.compile(rf"<\|[^<>|]{{1,40}}\|>|</?\w{{1,40}}/?>|{_FENCE}|\\\w{{1,20
 _SENTENCES = re.compile(r"[.!?;\n\r。！？；…]+")
 _LABEL = r"(?:answer|verdict|label|grade|grading|judge?ment|decision|conclusion|result|rating|evaluation|assessment)"
 _LEAD = rf"(?:(?:so|thus|therefore|hence|overall|in conclusion|my|the|final|overall)\b\W*){{0,4}}{_LABEL}"
-_ALONE = r"(?![-'’]\w)(?=\s*(?:$|[^\w\s]))"
+_ALONE = r"(?![-'’]\w)(?=[^\S\n]*(?:$|\n|[^\w\s]))"
 _GOES_ON = r"|\s+(?:it|its|the|this|that|they|he|she|there|because|since|as)\b"
 
 
@@ -86,7 +86,7 @@ def _fields(found: dict, words: Mapping[str, float], opening: bool) -> Iterator[
 def _places(text: str, words: Mapping[str, float], opening: bool) -> Iterator[float]:
     word = rf"\b(?:{'|'.join(words)})\b"
     run = rf"(?P<run>{word}(?:\W{{0,9}}(?:\b(?:and|or|but|and/or)\b\W{{0,9}})?{word})*)"
-    text = _MARKS.sub("\n", text.lower())
+    text = _MARKS.sub("\n", text.lower().replace("_", " "))
     sentences = [s for s in _SENTENCES.split(text) if re.search(r"\w", s)]
     found = []
     if opening:
