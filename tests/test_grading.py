@@ -99,7 +99,8 @@ def test_answers_outlive_a_judge_that_refuses(tmem, tmp_path, words):  # noqa: F
     words[words.index("none,constant")] = "none,tmem"
     with judge_local.serve(lambda messages: "CORRECT") as url:
         found = tmem(*words, "--judge-url", f"{url}/elsewhere")
-        assert found.exit_code == 2 and "does not exist (404)" in found.output and "--resume" in found.output, found.output
+        refusal = "does not exist (404: there is only /v1/chat/completions)"
+        assert found.exit_code == 2 and refusal in found.output and "--resume" in found.output, found.output
         assert len(rows(tmp_path / "OUT")) == 8 and (tmp_path / "OUT/episodes.md").exists()
         later = tmem(*words, "--judge-url", url, "--resume")
     assert later.exit_code == 0 and "6 judged, 2 left out" in later.output, later.output

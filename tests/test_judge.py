@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import traceback
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 
 from tmem import judge as judges
@@ -298,7 +300,7 @@ def test_what_will_not_get_better_is_not_asked_twice(endpoint, make, status):
     assert verdict.status == "unreachable" and str(status) in verdict.reason
     assert len(endpoint.asked) == 1 and judge.usage.retries == 0
     assert len(verdict.reason) < 300 and verdict.reason.isprintable() and KEY not in verdict.reason
-    assert ("bad[31m field for [key]" in verdict.reason) == (status == 400)
+    assert "bad[31m field for [key]" in verdict.reason
 
 
 @pytest.mark.parametrize("status, sentence", [(401, "refuses the key"), (403, "refuses the key"), (404, "does not exist")])
@@ -454,6 +456,223 @@ def test_summary_never_takes_silence_for_wrong():
     }  # fmt: skip
     assert summary(none)["score"] is None and summary([])["rubric_rate"] is None
     assert summary([Verdict(1.0), Verdict(1.0), Verdict(0.0)])["score"] == pytest.approx(2 / 3)
+
+
+# --- what is asked once
+
+
+def test_equal_prompts_are_asked_once(endpoint, make):
+    judge = make()
+    verdicts = judge.ask(prompts(1) * 40)
+    assert verdicts == [Verdict(1.0)] * 40 and len(endpoint.asked) == judge.usage.requests == 1 and judge.usage.cached == 39
+    endpoint.script = [answers(500, {})]
+    judge = make()
+    verdicts = judge.ask(prompts(1, start=7) * 5)
+    assert [v.status for v in verdicts] == ["unreachable"] * 5 and judge.usage.requests == 3
+    assert judge.usage.unreachable == 5, "a failure of one is that of its equals"
+
+
+def test_an_equal_prompt_that_is_read_otherwise_keeps_its_own_reading(endpoint, make):
+    (prompt,) = prompts(1)
+    other = prompt._replace(parse=lambda reply: Verdict(0.25))
+    assert make().ask([prompt, other]) == [Verdict(1.0), Verdict(0.25)] and len(endpoint.asked) == 1
+
+
+SHARED = """
+import sys
+from tmem.judge import Judge, Prompt, Verdict
+prompts = [Prompt(({"role": "user", "content": f"question {i}"},), lambda reply: Verdict(1.0), 10) for i in range(60)]
+verdicts = Judge(sys.argv[1], "m", cache=sys.argv[2], concurrency=4).ask(prompts)
+assert all(v.score == 1.0 for v in verdicts), verdicts
+"""
+
+
+def test_processes_on_one_cache_ask_each_prompt_once(endpoint, tmp_path):
+    def slow(handler, asked):
+        time.sleep(0.02)
+        send(handler, 200, completion())
+
+    endpoint.script = [slow]
+    command = [sys.executable, "-c", SHARED, endpoint.url, str(tmp_path / "cache.db")]
+    Judge(endpoint.url, "m", cache=tmp_path / "cache.db")
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
+    for run in running:
+        assert run.communicate(timeout=120)[1] == b"" and run.returncode == 0
+    assert sorted(map(number, endpoint.asked)) == list(range(60))
+
+
+def test_claims_of_the_dead_expire_and_those_of_the_living_do_not(endpoint, make, tmp_path, monkeypatch):
+    monkeypatch.setattr(judges, "_LEASE", 0.6)
+    judge, (prompt,) = make(), prompts(1)
+    with sqlite3.connect(tmp_path / "cache.db") as db:
+        db.execute("INSERT INTO claims VALUES (?, 'dead', ?)", (judge._address(prompt), time.time() + 0.6))
+    db.close()
+    began = time.monotonic()
+    assert judge.ask([prompt]) == [Verdict(1.0)] and time.monotonic() - began > 0.4
+    endpoint.script = [lambda handler, asked: endpoint.leave.wait(2) or send(handler, 200, completion())]
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(make().ask(prompts(1, start=5)))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [[Verdict(1.0)]] * 2 and len(endpoint.asked) == 2, "asked for longer than a lease, by one alone"
+    with sqlite3.connect(tmp_path / "cache.db") as db:
+        assert db.execute("SELECT count(*) FROM claims").fetchone() == (0,)
+    db.close()
+
+
+# --- replies of other shapes
+
+
+def replied(**message):
+    return {"choices": [{"message": {"role": "assistant", **message}, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"type": "text", "text": "yes"}], [{"type": "text", "text": "y"}, {"type": "text", "text": "es"}],
+        [{"text": "yes"}],
+        [{"type": "thinking", "thinking": "no", "text": "no"}, {"type": "text", "text": "yes"}],
+        [{"type": "reasoning", "text": "no"}, 7, None, "no", {"type": "output_text", "text": "yes"}],
+    ],
+)  # fmt: skip
+def test_parts_of_a_content_are_joined(endpoint, make, content):
+    endpoint.script = [answers(200, replied(content=content, reasoning_content="no"))]
+    assert make().ask(prompts(1)) == [Verdict(1.0)]
+
+
+PASSING = {
+    "error": ({"error": {"message": "overloaded", "code": 503}}, "overloaded"),
+    "error as text": ({"error": "overloaded"}, "overloaded"),
+    "error and no choices": ({"choices": [], "error": {"message": "overloaded"}}, "overloaded"),
+    "detail": ({"detail": "overloaded"}, "overloaded"),
+    "null": (replied(content=None), "no text"),
+    "empty": (replied(content=""), "no text"),
+    "no content": (replied(), "no text"),
+    "thoughts alone": (replied(content=None, reasoning_content="yes"), "no text"),
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_a_reply_of_200_that_says_nothing_is_asked_for_again_and_its_reason_kept(endpoint, make, name):
+    content, reason = PASSING[name]
+    endpoint.script = [answers(200, content), answers()]
+    assert make().ask(prompts(1)) == [Verdict(1.0)]
+    endpoint.script = [answers(200, content)]
+    judge = make()
+    (verdict,) = judge.ask(prompts(1, start=1))
+    assert verdict.status == "malformed" and reason in verdict.reason and judge.usage.requests == 3
+
+
+@pytest.mark.parametrize(
+    "choice, reason",
+    [
+        ({"message": {"content": None, "refusal": "I will not"}}, "refused: I will not"),
+        ({"message": {"content": ""}, "finish_reason": "content_filter"}, "content filter"),
+        ({"message": {"content": None}, "finish_reason": "length"}, "cut at the token limit"),
+    ],
+)
+def test_a_reply_that_was_stopped_is_not_asked_for_again(endpoint, make, choice, reason):
+    endpoint.script = [answers(200, {"choices": [choice]})]
+    judge = make()
+    (verdict,) = judge.ask(prompts(1))
+    assert verdict.status == "malformed" and reason in verdict.reason and judge.usage.requests == 1
+
+
+SHAPES = [
+    lambda text: {"error": {"message": text}}, lambda text: {"error": text}, lambda text: {"detail": text},
+    lambda text: {"detail": [{"loc": ["body"], "msg": text, "type": "x"}]}, lambda text: {"message": text},
+    lambda text: [{"error": {"message": text}}], lambda text: {"errors": [{"message": text}]},
+    lambda text: {"error": {"error": text}}, lambda text: text, lambda text: text.encode(),
+    lambda text: f"<html><body><h1>{text}</h1></body></html>".encode(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("shape", range(len(SHAPES)))
+def test_a_complaint_of_any_shape_is_adapted_to_and_shown(endpoint, make, shape, status):
+    def picky(handler, asked):
+        for field in ("max_tokens", "temperature"):
+            if field in asked:
+                return send(handler, status, SHAPES[shape](f"Unsupported parameter: '{field}'."))
+        send(handler, status, SHAPES[shape]("no such model today"))
+
+    endpoint.script = [picky]
+    judge = make()
+    (verdict,) = judge.ask(prompts(1))
+    assert judge.usage.refused == ["max_tokens", "temperature"] and judge.usage.requests == 3
+    assert "no such model today" in verdict.reason and "<" not in verdict.reason
+
+
+@pytest.mark.parametrize("complaint", [
+    {"detail": [{"loc": ["body", "max_tokens"], "msg": "Extra inputs are not permitted"}]},
+    {"error": {"message": "unsupported", "param": "max_tokens"}},
+])  # fmt: skip
+def test_the_field_may_stand_beside_the_words(endpoint, make, complaint):
+    endpoint.script = [answers(422, complaint), answers()]
+    judge = make()
+    assert judge.ask(prompts(1)) == [Verdict(1.0)] and judge.usage.refused == ["max_tokens"]
+
+
+def test_a_complaint_with_status_200_and_one_of_the_other_name_are_adapted_to(endpoint, make):
+    endpoint.script = [answers(200, {"error": {"message": "max_tokens is unknown"}}), answers()]
+    judge = make()
+    assert judge.ask(prompts(1)) == [Verdict(1.0)] and judge.usage.requests == 2
+    endpoint.script = [answers(400, {"error": "max_completion_tokens is unknown"}), answers()]
+    assert make(token_field="max_completion_tokens").ask(prompts(1, start=1)) == [Verdict(1.0)]
+    assert endpoint.asked[-1]["max_tokens"] == 10
+
+
+# --- connections
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999/v1", "http://x:0/v1", "http://x:-1/v1", "http://a..b/v1",
+    "http://x y/v1",
+                                 f"http://{'a' * 64}/v1", f"http://{'a.' * 130}com/v1", "http://.../v1"])  # fmt: skip
+def test_an_address_that_cannot_be_is_refused_at_the_start(make, url):
+    with pytest.raises(ValueError, match="the address is not of the form"):
+        make(url=url)
+
+
+def test_an_untrusted_certificate_is_said_and_not_asked_again(make):
+    error = ssl.SSLCertVerificationError(1, "x")
+    error.verify_message = "self-signed certificate"
+    outer = httpx.ConnectError(f"quotes {KEY}")
+    outer.__cause__ = error
+    why, again = judges._unconnected(outer)
+    assert why == "ConnectError: the certificate is not trusted: self-signed certificate" and not again
+
+
+def test_the_cause_of_a_failed_connection_is_said(make):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+    (verdict,) = make(url=url, attempts=1).ask(prompts(1))
+    assert "ConnectError" in verdict.reason and "onnect" in verdict.reason.partition(": ")[2]
+
+
+def test_cookies_are_not_sent_back(endpoint, make):
+    endpoint.script = [answers(Set_Cookie="who=you; Path=/")]
+    make(concurrency=1).ask(prompts(4))
+    assert [headers["Cookie"] for _, headers in endpoint.seen] == [None] * 4
+
+
+def test_a_redirect_is_not_followed_with_the_key(endpoint, make):
+    endpoint.script = [answers(307, {}, Location=endpoint.url.replace("127.0.0.1", "localhost"))]
+    make().ask(prompts(2))
+    assert len(endpoint.asked) == 2 and {headers["Host"].split(":")[0] for _, headers in endpoint.seen} == {"127.0.0.1"}
+
+
+def test_the_key_in_an_error_is_hidden_however_it_is_broken_up(endpoint, make):
+    broken = KEY[:9] + "\x00\u200b" + KEY[9:]
+    endpoint.script = [answers(400, {"error": {"message": broken}}), answers(400, f"<b>{KEY}</b>".encode())]
+    for i in range(2):
+        (verdict,) = make().ask(prompts(1, start=i))
+        assert KEY not in verdict.reason and "[key]" in verdict.reason
+    endpoint.script = [answers(404, {"error": {"message": f"no model for {KEY}"}})]
+    with pytest.raises(ValueError, match=r"does not exist \(404: no model for \[key\]\)"):
+        make().ask(prompts(1, start=5))
 
 
 # --- the cache
@@ -781,6 +1000,82 @@ def test_locomo_asks_the_bare_question_and_leaves_category_5_out():
 def test_longmemeval_labels(name, reply, score):
     assert PROMPTS[name].parse(reply) == (None if score is None else Verdict(float(score)))
 
+CHANNELS = "<|channel|>analysis<|message|>It may be yes.<|end|><|start|>assistant<|channel|>final<|message|>"
+REPLIES = {
+    1: ["yes", "Yes.", "YES!", " yes\n", "**Yes**", "__yes__", "`yes`", '"Yes"', "'yes'", "“Yes”", "«Yes»", "Yes。",
+        "Ｙｅｓ", "(yes)",
+        "Yes, it does.", "yes - it matches", "Yes — the same day", "Yes: both say blue", "yes it does",
+        "Yes because it says so",
+        "Yes, no doubt about that", "yes yes", "- Yes", "# Yes", "> yes", "Yes (not no)", "Answer: yes", "**Verdict**: Yes",
+        "The answer is yes.", "So the final answer is **yes**.", "Final verdict - yes", "It matches the reference.\n\nyes",
+        "It matches. Yes.", '{"answer": "yes"}', '```json\n{"reason": "no", "verdict": "Yes"}\n```', '{"verdict": true}',
+        "```\nyes\n```", "```yes```", "<answer>yes</answer>", "\\boxed{yes}", "$\\boxed{\\text{Yes}}$",
+        "<think>no</think>yes",
+        "<think>\nno, no\n</think>\n\nYes", "no, no </think> yes", "<thinking>No.</thinking>Yes", "[THINK]no[/THINK]yes",
+        "◁think▷no◁/think▷yes", "<think>a<think>no</think>no</think>yes", "yes<think>no</think>",
+        f"{CHANNELS}yes<|return|>",
+        "<|channel>thought\nno<channel|>yes", "analysisIt may be no.assistantfinalyes", "yes\n\n\n",
+        "Reasoning: same. Answer: yes"],
+    0: ["no", "No.", "NO", "**no**", "“No”", "No, the answer does not say yes to what was asked.", "No. Yesterday",
+        "No, it does not", "No it does not", "No: the eyes are blue", "no – wrong day", "Answer: no", "**Verdict:** No",
+        "Reasoning: the answer does not say yes. Answer: no", "Verdict: no\nReason: it does not say yes",
+        "Therefore, the answer is: no.",
+        '{"answer": "no", "reason": "it should say yes"}', '{"is_correct": false}', "It should say yes to that.\nNo",
+        "<b>No</b>",
+        "<think>yes yes yes</think>no", "I think yes </think>\nNo", f"{CHANNELS}No, it does not say yes.", "\\boxed{No}",
+        "no; the model says 'yes'"],
+    None: ["", " ", "?!", "eyes", "yesterday", "nothing", "none", "nope", "know", "N/A", "I cannot judge",
+           "I'm sorry, I can't.",
+           "Yes and no", "yes or no", "Yes/No", "yes, no", "No, yes", "Yes. No.", "yes\nno", "No, wait. Yes.", "not yes",
+           "Not yes.",
+           "No problem, the answer says yes", "no-one knows", "No doubt it says yes", "The model said: no.",
+           "It says yes to it",
+           "Answer: yes or no", "Answer: yes\nAnswer: no", "Yes\n\nFinal answer: no", '{"answer": "yes", "verdict": "no"}',
+           'Yes {"verdict": "no"}', '{"score": 1}', "<think>yes", "<think>yes\nAnswer: yes", "yes <think> but",
+           "<think></think>",
+           "<|channel|>analysis<|message|>yes", "<|channel|>commentary<|message|>yes<|end|>", "[THINK]yes", "maybe",
+           "ja", "1", "true"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reply, score", [(reply, score) for score, replies in REPLIES.items() for reply in replies])
+def test_the_word_that_decides_decides(reply, score):
+    assert PROMPTS["multi-session"].parse(reply) == (None if score is None else Verdict(float(score)))
+
+
+@pytest.mark.parametrize("piece", ["\n", "-", "<think>", "{", "<", "`", "yes ", "no. ", "the answer is ", "<|channel|>",
+    "[THINK]", "\\a{"])
+def test_a_long_reply_is_read_in_time(piece):
+    began = time.monotonic()
+    for name in ("multi-session", "locomo"):
+        PROMPTS[name].parse(piece * (MAX_BYTES // len(piece)))
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(
+    "reply, score",
+    [
+        ("<think>CORRECT</think>The day differs.\nWRONG", 0), ("<think>CORRECT", None), (f"{CHANNELS}CORRECT", 1),
+        ('{"reasoning": "WRONG day?", "label": "CORRECT"}', 1), ("Correct answer: May. It says June.\nWRONG", 0),
+        ("Label: CORRECT\nWRONG", None), ("**Label:** WRONG", 0),
+    ],
+)  # fmt: skip
+def test_locomo_drops_thoughts(reply, score):
+    assert PROMPTS["locomo"].parse(reply) == (None if score is None else Verdict(float(score)))
+
+
+@pytest.mark.parametrize(
+    "reply, solved",
+    [
+        ('<think>{"rubrics": [0], "overall": 0}</think>{"rubrics": [1], "overall": 1}', 1),
+        ('<think>{"rubrics": [1], "overall": 1}', None),
+        (CHANNELS + '{"rubrics": [1], "overall": 1}<|return|>', 1),
+    ],
+)
+def test_clbench_drops_thoughts(reply, solved):
+    prompt = judge_prompts.clbench(ask_of("task", answers=(), rubrics=("names A",)), "A")
+    assert prompt.parse(reply) == (None if solved is None else Verdict(float(solved), rubrics=(solved,)))
+
 
 @pytest.mark.parametrize(
     "reply, expected",
@@ -857,7 +1152,7 @@ def test_the_local_judge_serves_the_protocols(tmp_path):
         verdicts = judge.ask(asked)
     assert [v.status for v in verdicts] == ["judged"] * 6 + ["malformed"]
     assert max(most) == 1, "one generation at a time"
-    assert judge.usage.unmetered == judge.usage.requests == 7
+    assert judge.usage.unmetered == judge.usage.requests == 5 and judge.usage.cached == 2, "three kinds have one wording"
 
 
 def test_the_local_judge_refuses_what_is_no_chat():

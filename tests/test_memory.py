@@ -149,8 +149,8 @@ def test_a_memory_goes_on_in_another_process(tmp_path, monkeypatch):
         ("tmem.json", "{", "tmem.json is damaged: not JSON"),
         ("tmem.json", "[]", "tmem.json is damaged: expected a JSON object, got list"),
         ("tmem.json", '{"pairs": []}', "tmem.json is damaged: `made_with` is nothing, expected dict"),
-        ("adapter_config.json", "{", "adapter_config.json is damaged"),
-        ("adapter_model.safetensors", "x" * 20, "adapter_model.safetensors is damaged"),
+        ("adapter_config.json", "{", "m is damaged: its files are not those that were saved together"),
+        ("adapter_model.safetensors", "x" * 20, "m is damaged: its files are not those"),
     ],
 )
 def test_a_damaged_memory_is_named(tmp_path, monkeypatch, name, content, sentence):

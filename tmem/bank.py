@@ -398,10 +398,10 @@ class AdapterBank:
 
         extra   further text files of the folder, by name
         """
-        from .peft_io import save_peft
+        from .peft_io import peft_files, write_folder
 
         self._check(slot, "save")
-        save_peft(self, slot, Path(path), extra)
+        write_folder(Path(path), peft_files(self, slot) | {name: text.encode() for name, text in extra.items()})
 
     def load(self, path: str | Path) -> int:
         """Read a PEFT LoRA adapter folder into a new slot and return it.

@@ -27,8 +27,13 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 def read_object(path: str | Path, **fields: type) -> dict[str, Any]:
     """The JSON object that a file holds. Raises ValueError that names the file if it is none, or lacks one of `fields`."""
+    return object_in(Path(path).read_bytes(), path, **fields)
+
+
+def object_in(content: bytes, path: str | Path, **fields: type) -> dict[str, Any]:
+    """As `read_object`, of a file that was read already."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # bytes that are no UTF-8, too
         raise ValueError(f"{path} is damaged: not JSON ({error}); restore the file or start anew") from error
     if not isinstance(found, dict):

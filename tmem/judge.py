@@ -5,7 +5,9 @@ import ipaddress
 import json
 import math
 import os
+import re
 import sqlite3
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +15,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from hashlib import blake2b
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
@@ -27,9 +31,15 @@ MAX_BYTES = 1 << 20  # of one HTTP body
 GIVE_UP = 16  # prompts in a row without a verdict before the rest is not asked: no money goes into a judge that cannot
 UNASKED = f"not asked, as the {GIVE_UP} prompts before it got no verdict"
 
+_LEASE = 15.0  # seconds after which a prompt of somebody who asked and died is free again
+_POLL = 0.05  # seconds between two looks at a prompt that somebody else asks
+
 _APPLICATION = 0x746D656D  # SQLite's application_id of a cache: "tmem"
 _REFUSED = (401, 403, 404)
 _TRANSIENT = (408, 409, 425, 429)
+_TOKEN_FIELDS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+_ENDED = {"length": ", cut at the token limit", "content_filter": ", stopped by the endpoint's content filter"}
+_ADAPTS = (200, 400, 422)  # where a complaint about a field is an answer to that field
 
 
 class Verdict(NamedTuple):
@@ -126,12 +136,13 @@ class Judge:
 
     url: an OpenAI base address such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1. model: its name there.
     cache: file of the replies so far (SQLite, made where there is none), and of what each model took; a reply is found by a
-    hash of model, messages, temperature and token limit, and holds neither key nor address. concurrency: requests at a time.
+    hash of model, messages, temperature and token limit, and holds neither key nor address. Whoever shares it, in this process
+    or another, asks each prompt once: the others wait for the reply. concurrency: requests at a time.
     timeout: seconds for one request as a whole. attempts: requests for one prompt at most; between them it waits a random part
     of backoff, 2 backoff, 4 backoff, ... seconds on top of the server's Retry-After, `longest_wait` seconds at most.
     max_tokens: instead of the prompts' own, for judges that think before they answer. temperature: None leaves it out.
-    token_field: the name of the token limit. An endpoint that answers 400 and names "max_tokens" is asked again with
-    "max_completion_tokens", one that names "temperature" without it, and so from then on.
+    token_field: the name of the token limit. An endpoint that complains of it is asked again with the other name, one that
+    complains of "temperature" without it, and so from then on.
     prices: of a million prompt tokens and of a million completion tokens.
 
     The key is read from $TMEM_JUDGE_KEY, else $OPENAI_API_KEY, each time `ask` is called; it is never sent over http://
@@ -164,7 +175,7 @@ class Judge:
                 raise ValueError(f"judge: {name} is {value}, expected a number of at least {least}")
         if prices is not None and len(prices) != 2:
             raise ValueError(f"judge: {len(prices)} prices given, expected two: of prompt and of completion tokens")
-        if token_field not in ("max_tokens", "max_completion_tokens"):
+        if token_field not in _TOKEN_FIELDS:
             raise ValueError(f"judge: token_field is {token_field!r}, expected 'max_tokens' or 'max_completion_tokens'")
         self.model, self.cache, self.concurrency, self.timeout = model, Path(cache), concurrency, timeout
         self.attempts, self.backoff, self.longest_wait = attempts, backoff, longest_wait
@@ -203,13 +214,20 @@ class Judge:
         for i, verdict in enumerate(verdicts):
             if verdict is not None:
                 on_done(i, verdict)
-        todo = iter([i for i, verdict in enumerate(verdicts) if verdict is None])
+        alike: dict[bytes, list[int]] = {}
+        for i, verdict in enumerate(verdicts):
+            if verdict is None:
+                alike.setdefault(self._address(prompts[i]), []).append(i)
+        todo = iter(alike.values())
         key = _key() if self.private else _Key()
 
-        async def work(some: Iterator[int]) -> None:
-            for i in some:
+        async def work(some: Iterator[list[int]]) -> None:
+            for i, *others in some:
                 verdicts[i] = await self._verdict(run, prompts[i])
                 on_done(i, verdicts[i])
+                for j in others:  # the same prompt, whose reply may be read otherwise
+                    verdicts[j] = await self._again(run, prompts[j], verdicts[i])
+                    on_done(j, verdicts[j])
 
         async with httpx.AsyncClient(
             headers={"Accept-Encoding": "identity", "Content-Type": "application/json"},
@@ -218,16 +236,20 @@ class Judge:
             timeout=None,  # of each step; `_attempt` limits the whole
             limits=httpx.Limits(max_connections=self.concurrency),
             trust_env=not self.local,  # what is meant for this machine goes through no proxy
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none is kept, none is sent
         ) as client:
             run = _Run(client, key, db, self.token_field, self.temperature, self.usage.refused)
-            await work(islice(todo, 1))  # alone: a wrong key or address shows before thousands are sent
-            workers = [asyncio.ensure_future(work(todo)) for _ in range(self.concurrency)]
+            tasks = [asyncio.ensure_future(run.keep())]
             try:
+                await work(islice(todo, 1))  # alone: a wrong key or address shows before thousands are sent
+                workers = [asyncio.ensure_future(work(todo)) for _ in range(self.concurrency)]
+                tasks += workers
                 await asyncio.gather(*workers)
             finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                run.release()
         return verdicts
 
     def _address(self, prompt: Prompt) -> bytes:
@@ -240,27 +262,43 @@ class Judge:
         self.usage.cached += verdict is not None
         return verdict
 
+    async def _again(self, run: "_Run", prompt: Prompt, first: Verdict) -> Verdict:
+        """The verdict on a prompt that has just been asked for another answer."""
+        if first.status != "judged":
+            return self._fail(run, first.status, first.reason)
+        return self._recall(run.db, prompt) or await self._verdict(run, prompt)
+
     async def _verdict(self, run: "_Run", prompt: Prompt) -> Verdict:
         if run.in_vain >= GIVE_UP:
             return self._fail(run, "unreachable", UNASKED)
+        address = self._address(prompt)
+        while not run.claims(address):
+            await asyncio.sleep(_POLL)
         try:
-            reply, cut = await AsyncRetrying(
+            known = self._recall(run.db, prompt)  # by whoever had it until now, or since `ask` began
+            return known or await self._asked(run, prompt)
+        finally:
+            run.release(address)
+
+    async def _asked(self, run: "_Run", prompt: Prompt) -> Verdict:
+        body = self._body(run, prompt)
+        try:
+            reply, why = await AsyncRetrying(
                 stop=stop_after_attempt(self.attempts),
                 wait=self._wait,
                 retry=retry_if_exception(lambda error: isinstance(error, _Failure) and error.again),
                 before_sleep=self._count,
                 reraise=True,
-            )(self._attempt, run, json.dumps(self._body(run, prompt)).encode())
+            )(self._attempt, run, body)
         except _Failure as failure:
-            if failure.code == 400 and run.adapts(failure.reason):
-                return await self._verdict(run, prompt)
+            if failure.code in _ADAPTS and (body != self._body(run, prompt) or run.adapts(failure.reason)):
+                return await self._asked(run, prompt)
             if failure.code in _REFUSED and not run.answered:
-                raise ValueError(self._refusal(failure.code, bool(run.key))) from None
+                raise ValueError(self._refusal(failure.code, bool(run.key), failure.reason)) from None
             return self._fail(run, failure.status, failure.reason)
         verdict = prompt.parse(reply)
         if verdict is None:  # not cached: the next run asks again
-            reason = f"the reply {reply[:80]!r} is not in the form asked for" + (", cut at the token limit" if cut else "")
-            return self._fail(run, "malformed", reason)
+            return self._fail(run, "malformed", f"the reply {reply[:80]!r} is not in the form asked for{why}")
         with run.db:
             run.db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (self._address(prompt), reply))
         run.in_vain = 0
@@ -275,13 +313,15 @@ class Judge:
         run.in_vain += 1
         return Verdict(None, status, reason)
 
-    def _refusal(self, code: int, with_key: bool) -> str:
+    def _refusal(self, code: int, with_key: bool, reason: str) -> str:
+        said = reason.partition(": ")[2]
+        said = f"({code}: {said})" if said else f"({code})"
         if code == 404:
-            return f"judge: {self.url} does not exist (404); check the address, which mostly ends with /v1, and the model"
+            return f"judge: {self.url} does not exist {said}; check the address, which mostly ends with /v1, and the model"
         if with_key:
-            return f"judge: {self.url} refuses the key ({code}); put one for it into the environment variable TMEM_JUDGE_KEY"
+            return f"judge: {self.url} refuses the key {said}; put one for it into the environment variable TMEM_JUDGE_KEY"
         why = "TMEM_JUDGE_KEY is not set" if self.private else "a key goes over https:// alone, or to this machine"
-        return f"judge: {self.url} refuses requests without a key ({code}), and none was sent: {why}"
+        return f"judge: {self.url} refuses requests without a key {said}, and none was sent: {why}"
 
     def _count(self, state: RetryCallState) -> None:
         self.usage.retries += 1
@@ -290,34 +330,40 @@ class Judge:
         jittered = wait_random_exponential(multiplier=self.backoff, max=self.longest_wait)(state)
         return min(self.longest_wait, state.outcome.exception().after + jittered)
 
-    async def _attempt(self, run: "_Run", body: bytes) -> tuple[str, bool]:
-        """The text of the reply to one request, and whether the token limit cut it. Raises _Failure."""
+    async def _attempt(self, run: "_Run", body: dict) -> tuple[str, str]:
+        """The text of the reply to one request, and what explains a reply that is none. Raises _Failure."""
         self.usage.requests += 1
         self._spend(run, Spent(requests=1))
         try:
-            code, after, raw = await asyncio.wait_for(_post(run.client, self.url, body), self.timeout)
+            code, after, raw = await asyncio.wait_for(_post(run.client, self.url, json.dumps(body).encode()), self.timeout)
         except asyncio.TimeoutError:
             raise _Failure("unreachable", f"no answer within {self.timeout:g} s", again=True) from None
-        except httpx.HTTPError as error:  # its text may quote what was sent
-            raise _Failure("unreachable", f"the connection failed ({type(error).__name__})", again=True) from None
+        except (httpx.HTTPError, OSError, UnicodeError) as error:  # its text may quote what was sent
+            why, again = _unconnected(error)
+            raise _Failure("unreachable", f"the connection failed ({why})", again=again) from None
         if raw is None:
             raise _Failure("malformed", f"the endpoint sent more than {MAX_BYTES} bytes")
         try:
             answer = json.loads(raw)
         except (ValueError, RecursionError):
             answer = None
+        said = _printable(_complaint(answer if code == 200 or answer is not None else raw.decode("utf-8", "replace")), run.key)
         if code != 200:
-            said = _printable(_dig(answer, "error", "message"), run.key) if code == 400 else ""
             reason = f"the endpoint answered {code}" + (f": {said}" if said else "")
             again = code in _TRANSIENT or code >= 500
             raise _Failure("unreachable", reason, again=again, after=_seconds(after), code=code)
         run.answered = True
         self._spend(run, self._metered(answer))
-        if not isinstance(message := _dig(answer, "choices", 0, "message"), dict):
-            raise _Failure("malformed", "the endpoint's answer holds no choices[0].message", again=True)
-        text = message.get("content")
-        cut = _dig(answer, "choices", 0, "finish_reason") == "length"
-        return _clean(text if isinstance(text, str) else "", run.key), cut
+        message = _dig(answer, "choices", 0, "message")
+        if not isinstance(message, dict):
+            reason = f"the endpoint's answer holds no choices[0].message{said and f', but an error: {said}'}"
+            raise _Failure("malformed", reason, again=not run.could_adapt(said), code=code)
+        text, ended = _text(message.get("content")), _dig(answer, "choices", 0, "finish_reason")
+        refusal = _printable(message.get("refusal"), run.key)
+        why = f", refused: {refusal}" if refusal else _ENDED.get(ended, "") if isinstance(ended, str) else ""
+        if not text.strip() and not why:
+            raise _Failure("malformed", f"the reply holds no text{said and f', but an error: {said}'}", again=True)
+        return _clean(text, run.key), why
 
     def _metered(self, answer) -> Spent:
         """What a reply says that it took, and its price."""
@@ -348,7 +394,8 @@ class Judge:
 class _Run:
     """One call of `ask`, how it names the token limit and which temperature it sends by now, and what had to change for that.
 
-    answered: there was a reply with status 200. in_vain: prompts without a verdict since the last.
+    answered: there was a reply with status 200. in_vain: prompts without a verdict since the last. renamed: the token limit has
+    its other name by now. owner: of the prompts that this run asks.
     """
 
     client: httpx.AsyncClient
@@ -359,18 +406,47 @@ class _Run:
     refused: list[str]
     answered: bool = False
     in_vain: int = 0
+    renamed: bool = False
+    owner: str = field(default_factory=lambda: uuid4().hex)
 
     def adapts(self, complaint: str) -> bool:
         """Leave out what the endpoint complains of; False where there is nothing to leave out."""
-        if "max_tokens" in complaint and self.token_field == "max_tokens":
-            self.token_field = "max_completion_tokens"
-            self.refused.append("max_tokens")
-        elif "temperature" in complaint and self.temperature is not None:
-            self.temperature = None
-            self.refused.append("temperature")
-        else:
+        if not (field := self.could_adapt(complaint)):
             return False
+        if field == "temperature":
+            self.temperature = None
+        else:
+            self.token_field, self.renamed = _TOKEN_FIELDS[field], True
+        self.refused.append(field)
         return True
+
+    def could_adapt(self, complaint: str) -> str:
+        """The field complained of that can be sent otherwise, else ""."""
+        if self.token_field in complaint and not self.renamed:
+            return self.token_field
+        return "temperature" if "temperature" in complaint and self.temperature is not None else ""
+
+    def claims(self, address: bytes) -> bool:
+        """Whether this prompt is this run's to ask, until it is released; False while somebody else asks it."""
+        now = time.time()
+        with self.db:
+            return 1 == self.db.execute(
+                "INSERT INTO claims VALUES (?, ?, ?) ON CONFLICT (address) DO UPDATE SET owner = excluded.owner, "
+                "until = excluded.until WHERE until < ? OR until > ?",
+                (address, self.owner, now + _LEASE, now, now + 2 * _LEASE),
+            ).rowcount  # fmt: skip
+
+    def release(self, address: bytes | None = None) -> None:
+        """Give up the claim to one prompt, or all claims."""
+        with self.db:
+            self.db.execute("DELETE FROM claims WHERE owner = ? AND address = coalesce(?, address)", (self.owner, address))
+
+    async def keep(self) -> None:
+        """Renew the claims for as long as this run lives."""
+        while True:
+            await asyncio.sleep(_LEASE / 3)
+            with self.db:
+                self.db.execute("UPDATE claims SET until = ? WHERE owner = ?", (time.time() + _LEASE, self.owner))
 
 
 class _Failure(Exception):
@@ -388,7 +464,8 @@ def _endpoint(url: str) -> tuple[str, bool, bool]:
     except (httpx.InvalidURL, TypeError):
         parts = httpx.URL("")
     # What could carry a secret is not shown.
-    if parts.scheme not in ("http", "https") or not parts.host or parts.userinfo or parts.query or parts.fragment:
+    named = parts.scheme in ("http", "https") and parts.host and not (parts.userinfo or parts.query or parts.fragment)
+    if not named or not (parts.port is None or 0 < parts.port < 1 << 16) or not _resolvable(parts.host):
         raise ValueError(
             "judge: the address is not of the form https://host/v1 or http://127.0.0.1:port/v1, without user, query or "
             "fragment; a key belongs into the environment variable TMEM_JUDGE_KEY"
@@ -399,6 +476,25 @@ def _endpoint(url: str) -> tuple[str, bool, bool]:
         local = parts.host == "localhost"
     path = str(parts).rstrip("/")
     return path if path.endswith("/chat/completions") else f"{path}/chat/completions", local, local or parts.scheme == "https"
+
+
+def _resolvable(host: str) -> bool:
+    """Whether a host's name has the form of one (RFC 1035, 2.3.4), or is an IPv6 address."""
+    labels = host.removesuffix(".").split(".")
+    return len(host) < 254 and (":" in host or all(re.fullmatch(r"[\w-]{1,63}", label) for label in labels))
+
+
+def _unconnected(error: BaseException) -> tuple[str, bool]:
+    """Why there was no connection, in the words of the innermost error that says so, and whether another may do better."""
+    name, why, again = type(error).__name__, "", True
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            why, again = f"the certificate is not trusted: {error.verify_message}", False
+        elif isinstance(error, OSError) and error.strerror:
+            why = error.strerror
+        several = getattr(error, "exceptions", ())  # of an ExceptionGroup, one for each of the host's addresses
+        error = several[0] if several else error.__cause__ or error.__context__
+    return f"{name}: {why}" if why else name, again
 
 
 def _bearer(key: _Key) -> Callable[[httpx.Request], httpx.Request]:
@@ -442,6 +538,30 @@ def _dig(value, *path: str | int):
     return value
 
 
+def _text(content) -> str:
+    """A message's content, text or a list of parts, of which those that are text are joined."""
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict) and part.get("type", "text") in ("text", "output_text")]
+        return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+    return content if isinstance(content, str) else ""
+
+
+def _complaint(answer) -> str:
+    """What an error says, in whatever shape: {"error": {"message", "param"}}, {"error": ""}, {"detail": [{"loc", "msg"}]}, a
+    list of such, or text, also HTML; "" where the answer says nothing of one."""
+    if isinstance(answer, str):
+        return re.sub(r"<(?:style|script)\b.*?</|<[^<>]*>", " ", answer[:10_000], flags=re.DOTALL | re.IGNORECASE)
+    if isinstance(answer, list):
+        return "; ".join(filter(None, (_complaint(part) for part in answer[:8])))
+    if not isinstance(answer, dict):
+        return ""
+    where = answer.get("param") or answer.get("loc")
+    where = " ".join(map(str, where)) if isinstance(where, list) else where if isinstance(where, str) else ""
+    found = (answer.get(name) for name in ("error", "errors", "message", "msg", "detail", "title", "description", "code"))
+    said = next((text for value in found if (text := _complaint(value))), "")
+    return f"{where}: {said}" if where and where not in said else said
+
+
 def _clean(text: str, key: str) -> str:
     """Without the key, should the endpoint repeat it, and without halves of surrogates, which no file can hold."""
     text = text.encode("utf-8", "replace").decode()
@@ -452,7 +572,7 @@ def _printable(text, key: str) -> str:
     """At most 200 characters in one line, without control characters."""
     if not isinstance(text, str):
         return ""
-    return "".join(c for c in " ".join(_clean(text, key).split()) if c.isprintable())[:200]
+    return _clean("".join(c for c in " ".join(text.split()) if c.isprintable()), key)[:200]
 
 
 @contextmanager
@@ -469,6 +589,7 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
                 db.execute(f"PRAGMA application_id = {_APPLICATION}")
                 db.execute("CREATE TABLE IF NOT EXISTS replies (address BLOB PRIMARY KEY, reply TEXT NOT NULL) WITHOUT ROWID")
             counts = ", ".join(f"{name} INTEGER NOT NULL DEFAULT 0" for name in Spent._fields[:-1])
+            db.execute("CREATE TABLE IF NOT EXISTS claims (address BLOB PRIMARY KEY, owner TEXT, until REAL) WITHOUT ROWID")
             db.execute(f"CREATE TABLE IF NOT EXISTS spent (model TEXT PRIMARY KEY, {counts}, cost REAL)")  # old caches lack it
             yield db
     except sqlite3.OperationalError as error:

@@ -4,12 +4,11 @@ What a protocol fixes is kept: what counts as right, the form of the verdict, an
 stands between marks that it cannot know, under the rule that nothing in it is obeyed.
 """
 
-import json
-import re
 from hashlib import blake2b
 
 from tmem.episode import Question
 from tmem.judge import Prompt, Verdict
+from tmem.judge_words import json_object, spoken, verdict
 from tmem.tasks.locomo import DATE_SUFFIX
 
 __all__ = ["PROTOCOLS", "clbench", "locomo", "longmemeval"]
@@ -45,17 +44,16 @@ _LOCOMO = (
     "counts, in any format, also relative to another date. WRONG is an answer with another point, or with none."
 )
 _LOCOMO_FORM = "Give your reason in one sentence. Then end with a line that holds one word alone: CORRECT or WRONG."
-_LABEL = re.compile(r"\W*(?:(?:final )?(?:label|verdict|answer|grade)\W+)?(correct|wrong|incorrect)\W*", re.IGNORECASE)
+_LABELS = {"correct": 1.0, "wrong": 0.0, "incorrect": 0.0}
 
 
 def _correct_or_wrong(reply: str) -> Verdict | None:
-    worded = [line for line in reply.splitlines() if re.search(r"\w", line)]
-    found = _LABEL.fullmatch(worded[-1]) if worded else None
-    return Verdict(float(found[1].lower() == "correct")) if found else None
+    score = verdict(reply, _LABELS, opening=False)
+    return None if score is None else Verdict(score)
 
 
 def locomo(question: Question, prediction: str) -> Prompt | Verdict:
-    """LoCoMo's J: 1 for CORRECT, 0 for WRONG, which stands alone in the reply's last line, a name before it allowed.
+    """LoCoMo's J: 1 for CORRECT, 0 for WRONG, in the reply's last sentence or after a label (tmem.judge_words).
 
     Category 5 asks about what was never said and has no J: its verdict is "left out".
     Raises ValueError for a category that is not "1" to "5".
@@ -107,12 +105,12 @@ _YES_OR_NO = "Reply with one word: yes or no."
 
 
 def _yes_or_no(reply: str) -> Verdict | None:
-    said = set(re.findall(r"\b(?:yes|no)\b", reply.lower()))
-    return Verdict(float("yes" in said)) if said else None
+    score = verdict(reply, {"yes": 1.0, "no": 0.0}, opening=True)
+    return None if score is None else Verdict(score)
 
 
 def longmemeval(question: Question, prediction: str) -> Prompt:
-    """LongMemEval's label: 1 where the reply, of 10 tokens, says yes, else 0; a reply with neither yes nor no is malformed.
+    """LongMemEval's label: 1 where the reply, of 10 tokens, says yes, 0 for no; see tmem.judge_words.
 
     The rules are those of `question.kind`, or of abstention where `question.category` is "abstention".
     Raises ValueError for another kind.
@@ -139,11 +137,8 @@ _CLBENCH_FORM = (
 
 def _rubrics(reply: str, n: int) -> Verdict | None:
     """Of {"rubrics": [0 or 1, n times], "overall": 0 or 1}, whatever stands around it; None if overall says otherwise."""
-    try:
-        found = json.loads(reply[reply.find("{") : reply.rfind("}") + 1])
-        rubrics, overall = found["rubrics"], found["overall"]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        return None
+    found = json_object(spoken(reply) or "") or {}
+    rubrics, overall = found.get("rubrics"), found.get("overall")
     if not isinstance(rubrics, list) or len(rubrics) != n or any(r not in (0, 1) for r in [*rubrics, overall]):
         return None
     if all(rubrics) != bool(overall):

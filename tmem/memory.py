@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -20,7 +19,8 @@ from .agent.learn import Learned, learn
 from .agent.lesson import lesson
 from .agent.write import normalise, parse, write_prompt
 from .episode import Pair
-from .journal import read_object
+from .memory_file import read_memory, write_memory
+from .peft_io import load_peft, peft_files
 from .progress import Lines
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much in all
@@ -186,25 +186,22 @@ class Memory:
     def save(self, path: str | Path) -> None:
         """Write the fast weights as a PEFT adapter folder, with pairs and waiting text in its tmem.json; atomic.
 
+        tmem.json also holds a digest of the folder's files, which is checked when it is opened (folders of before have none).
         The optimizer's moments are not kept: learning goes on from a fresh optimizer.
         """
-        pairs = [[p.question, p.answer] for p in self.pairs]
-        record = {"made_with": self._made_with(), "pairs": pairs, "context": self._context}
-        self.agent.bank.save(self.slot, path, {"tmem.json": json.dumps(record, indent=1, ensure_ascii=False)})
+        bank = self.agent.bank
+        bank._check(self.slot, "save")
+        write_memory(Path(path), peft_files(bank, self.slot), self._made_with(), self.pairs, self._context)
 
     def _load(self, path: Path) -> None:
-        file = path / "tmem.json"
-        if not file.is_file():
-            raise FileNotFoundError(f"load: {file} is missing; expected a folder written by Memory.save.")
-        record = read_object(file, made_with=dict, pairs=list, context=list)
-        other = [k for k, v in self._made_with().items() if record["made_with"].get(k) != v]
+        files, made_with, pairs, context = read_memory(path)
+        other = [k for k, v in self._made_with().items() if made_with.get(k) != v]
         if other:
-            was = ", ".join(f"{k} {record['made_with'].get(k)}" for k in other)
+            was = ", ".join(f"{k} {made_with.get(k)}" for k in other)
             raise ValueError(f"load: {path} was made with {was}; open it with the same model and preset.")
         self.close()
-        self.slot = self.agent.bank.load(path)
-        self.pairs = [Pair(q, a) for q, a in record["pairs"]]
-        self._context = list(record["context"])
+        self.slot = load_peft(self.agent.bank, path, files)
+        self.pairs, self._context = pairs, context
 
     def _made_with(self) -> dict:
         """What fast weights mean nothing without."""
@@ -239,7 +236,8 @@ class Memory:
 def _fingerprint(model: torch.nn.Module) -> str:
     """A hash of the first value of every row of every weight, in bf16: trained weights differ from those they began as."""
     digest = blake2b(digest_size=8)
-    for weight in model.parameters():
-        first = weight.detach().reshape(len(weight), -1)[:, 0].to(torch.bfloat16)
+    for weight in filter(torch.Tensor.numel, model.parameters()):
+        rows = weight.shape[0] if weight.dim() else 1
+        first = weight.detach().reshape(rows, -1)[:, 0].to(torch.bfloat16)
         digest.update(first.view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()
