@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..folders import locked
 from ..report import write_json
 from . import STUDIES, episodes, plots, run, soak, studies, study, targets, train
 
@@ -56,7 +57,8 @@ def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: in
 def _study(name: str, json: Path | None, *, quick: bool, threads: int | None, **options) -> None:
     console = Console()
     partial = json and json.with_name(f".{json.name}.parts")
-    with _progress(console) as watch:
+    held = locked(json.parent, f".{json.name}.lock") if json else nullcontext()
+    with held, _progress(console) as watch:
         found = study(name, quick=quick, threads=threads, watch=watch, partial=partial, **options)
     own = {"train": train, "eval": episodes, "soak": soak}.get(name)  # these show themselves
     for table in own.tables(found) if own else studies.tables(name, found):

@@ -28,7 +28,7 @@ from .agent.methods import CONTEXT, METHODS, Kept, Said, Settings, ask
 from .agent.retrieve import dense, require_dense
 from .compute import Sizes
 from .episode import Episode, Question
-from .folders import atomic_file
+from .folders import alone, atomic_file
 from .grading import Judging, grade, protocol_of, scored
 from .journal import Journal, read_object
 from .machine import peak_memory
@@ -44,6 +44,7 @@ BESIDE_WEIGHTS = ("config.json", "tokenizer*", "chat_template*", "special_tokens
                   "merges.txt")  # fmt: skip
 
 
+@alone("out")
 def evaluate(
     task: str,
     methods: Sequence[str],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,29 @@ class Journal:
     def append(self, rows: Iterable[dict]) -> None:
         """Add rows; when this returns they are on the disk."""
         rows = list(rows)
-        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        with self.path.open("ab") as file:
-            file.write(text.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, rows)
         self.rows += rows
+
+
+def append(path: Path, rows: Iterable[Mapping], *, sync: bool = True) -> None:
+    """Add a line for each row to a file, all or none; with `sync` they are on the disk when this returns.
+
+    Raises OSError that names the file, such as for a full disk, and ValueError for NaN or infinity.
+    """
+    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            left = memoryview(encoded(text))
+            while left:
+                left = left[file.write(left) :]
+            if sync:
+                os.fsync(file.fileno())
+        except OSError as error:
+            file.truncate(before)
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def encoded(text: str) -> bytes:
+    """JSON as UTF-8; half a surrogate pair, which UTF-8 has no bytes for, as JSON's own escape."""
+    return text.encode("utf-8", "backslashreplace")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .folders import atomic_file
+from .journal import read_object
 from .report import METRICS, figure, read_run
 
 Rows = Sequence[Mapping[str, Any]]
@@ -115,7 +116,7 @@ def page(folder: Path, file: Path) -> str:
 
     if not (folder / "run.json").is_file() or not (folder / "metrics.jsonl").is_file():
         raise FileNotFoundError(f"{folder} holds no run of tmem train (run.json and metrics.jsonl); name the --out of one.")
-    rows, settings = read_run(folder), json.loads((folder / "run.json").read_text())
+    rows, settings = read_run(folder), read_object(folder / "run.json", TrainConfig=dict)
     train = settings["TrainConfig"]
     steps = [r for r in rows if r["phase"] == "rl"]
     drift = steps[-1]["drift"] if steps else 0.0

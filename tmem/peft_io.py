@@ -41,9 +41,9 @@ def save_peft(bank: AdapterBank, slot: int, path: Path, extra: Mapping[str, str]
     }
     with atomic_folder(path, "adapter_config.json") as work:
         save_file(tensors, work / "adapter_model.safetensors", metadata={"format": "pt", "subspace": bank.subspace})
-        (work / "adapter_config.json").write_text(json.dumps(config, indent=1))
+        (work / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
         for name, text in extra.items():
-            (work / name).write_text(text)
+            (work / name).write_text(text, encoding="utf-8")
 
 
 def load_peft(bank: AdapterBank, path: Path) -> int:

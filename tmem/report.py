@@ -16,7 +16,7 @@ from rich.table import Table
 
 from . import machine as this
 from .folders import atomic_file
-from .journal import read_jsonl
+from .journal import encoded, read_jsonl
 
 __all__ = [
     "bar_chart",
@@ -453,7 +453,7 @@ def write_json(path: str | Path, value: Any) -> None:
             f"{path}: JSON has no NaN or infinity, got one at {_not_finite(value)}; nothing written"
         ) from error
     with atomic_file(path) as work:
-        work.write_text(text + "\n", encoding="utf-8")
+        work.write_bytes(encoded(text + "\n"))
 
 
 def _not_finite(value: Any, where: str = "the top") -> str | None:

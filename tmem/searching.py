@@ -13,7 +13,7 @@ from .agent.log import writes
 from .agent.retrieve import dense, require_dense
 from .compute import Sizes
 from .evaluate import BESIDE, about, journals, must_be_new, spent, summarise
-from .folders import atomic_file
+from .folders import alone, atomic_file
 from .tasks import corpus, multihop
 from .tasks.records import draw, files
 from .tasks.search import compose, summary
@@ -25,6 +25,7 @@ PROMPT = 1024  # tokens of the instruction, at least to be free beside a context
 TURN, EACH = 128, 16  # tokens of a turn: so many, and for each objective, of which thoughts and answers say something
 
 
+@alone("out")
 def search(
     methods: Sequence[str],
     out: Path,
