@@ -100,11 +100,12 @@ def build(kind: type, table: dict, where: str):
         if key not in known:
             raise ValueError(f"preset: [{where}] has no setting {reprlib.repr(key)}; expected some of {', '.join(known)}.")
         default = getattr(defaults, key)
-        values[key] = build(type(default), value, key) if dataclasses.is_dataclass(default) else _value(default, value, where, key)
+        nested = dataclasses.is_dataclass(default)
+        values[key] = build(type(default), value, key) if nested else _value(default, value, f"[{where}] {key}")
     return kind(**values)
 
 
-def _value(default: Any, value: Any, where: str, key: str) -> Any:
+def _value(default: Any, value: Any, where: str) -> Any:
     """`value` as the kind that `default` is of. A list has strings in it, and one at least."""
     if isinstance(default, tuple):
         fits = isinstance(value, list) and value and all(type(v) is str and v for v in value)
@@ -113,11 +114,12 @@ def _value(default: Any, value: Any, where: str, key: str) -> Any:
     if not fits:
         kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", tuple: "a list of names"}
         expected = f"{kinds[type(default)]} such as {list(default) if isinstance(default, tuple) else default!r}"
-        raise ValueError(f"preset: [{where}] {key}: expected {expected}, got {reprlib.repr(value)}.")
-    if isinstance(default, (int, float)):
-        least = 0 if isinstance(default, float) or key in ZERO else 1
+        raise ValueError(f"preset: {where}: expected {expected}, got {reprlib.repr(value)}.")
+    if type(default) in (int, float):
+        least = 0 if isinstance(default, float) or where.split()[-1] in ZERO else 1
         if not least <= value <= MOST:
-            raise ValueError(f"preset: [{where}] {key}: expected {least} or more, and {MOST} at most, got {reprlib.repr(value)}.")
+            bound = f"{MOST} or less" if value > MOST else f"{least} or more"
+            raise ValueError(f"preset: {where}: expected {bound}, got {reprlib.repr(value)}.")
     return type(default)(value)
 
 
