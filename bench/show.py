@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from ..folders import locked
+from ..plain import Terminal
 from ..report import write_json
 from . import STUDIES, episodes, plots, run, soak, studies, study, targets, train
 
@@ -35,7 +36,7 @@ def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: in
             raise ValueError(f"bench: {', '.join(STUDIES)} run by themselves, got {', '.join(names)}; ask for one.")
         _study(names[0], json, quick=quick, threads=threads, **options)
         return
-    console = Console()
+    console = Terminal()
     with _progress(console) as watch:
         found = run(names, quick=quick, threads=threads, watch=watch)
     for name in TITLES:
@@ -55,7 +56,7 @@ def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: in
 
 
 def _study(name: str, json: Path | None, *, quick: bool, threads: int | None, **options) -> None:
-    console = Console()
+    console = Terminal()
     partial = json and json.with_name(f".{json.name}.parts")
     held = locked(json.parent, f".{json.name}.lock") if json else nullcontext()
     with held, _progress(console) as watch:

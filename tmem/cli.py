@@ -28,9 +28,12 @@ class Verbs(click.Group):
 
 
 def _sentence(error: Exception) -> str:
+    from .plain import printable
+
+    said = str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror.lower()}."
-    return " ".join(str(error).split()) or type(error).__name__
+        said = f"{error.filename}: {error.strerror.lower()}."
+    return printable(" ".join(said.split())) or type(error).__name__
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -102,13 +105,15 @@ def report(runs: tuple[Path, ...], out: Path | None, strip: Path | None) -> None
 
     A page is one HTML file without anything outside itself, to look at in a browser or to send.
     """
+    from .plain import printable
+
     if strip is not None:
         from .texts import strip as without_texts
 
         if len(runs) > 1 or out is not None:
             raise click.UsageError("--strip writes one run and no page; give one RUN, without --out.")
         without_texts(runs[0], strip)
-        click.echo(f"written to {strip}, without texts")
+        click.echo(printable(f"written to {strip}, without texts"))
         return
     if any((run / "results.json").is_file() for run in runs):
         from .comparison import page
@@ -116,16 +121,14 @@ def report(runs: tuple[Path, ...], out: Path | None, strip: Path | None) -> None
         out = out or runs[0] / "report.html"
         if out.suffix == ".md":
             raise click.UsageError(f"--out is the page, the tables go beside it as .md; give {out.with_suffix('.html')}.")
-        click.echo(page(runs, out))
-        click.echo(f"written to {out} and {out.with_suffix('.md')}")
+        click.echo(printable(f"{page(runs, out)}\nwritten to {out} and {out.with_suffix('.md')}"))
         return
     if len(runs) > 1:
         raise click.UsageError("of training runs give one; several can be joined only if they are of tmem eval.")
     from .page import page as training
 
     out = out or runs[0] / "report.html"
-    click.echo(training(runs[0], out))
-    click.echo(f"written to {out}")
+    click.echo(printable(f"{training(runs[0], out)}\nwritten to {out}"))
 
 
 @main.command()
@@ -354,8 +357,9 @@ def _facts() -> dict:
 
 
 def _print(facts: dict) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from .plain import Terminal
 
     box, model, kernels = facts["machine"], facts["model"], facts["kernels"]
     gpus = [f"{gpu['name']}, sm_{gpu['sm']}, {gpu['memory_gib']} GiB" for gpu in box["gpus"]] or ["none"]
@@ -368,7 +372,7 @@ def _print(facts: dict) -> None:
         ("kept in", model["folder"] or "not installed; `make` installs it"),
         ("", "" if model["cached"] or not model["folder"] else "not converted yet: happens at its first use"),
     ]
-    console = Console()
+    console = Terminal()
     grid = Table.grid(padding=(0, 2))
     for name, value in lines:
         if value:

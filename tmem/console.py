@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -17,9 +17,10 @@ from rich.table import Table
 from . import evaluate as evaluation
 from . import report
 from .machine import keep_memory, peak_memory
+from .plain import Terminal
 from .report import write_json
 
-console = Console()
+console = Terminal()
 
 
 # What a live view of training shows, by field of metrics.jsonl.
@@ -74,8 +75,8 @@ def _bar() -> Iterator[Progress]:
 
 def _columns():
     return (
-        SpinnerColumn(), TextColumn("{task.description:18}"), BarColumn(bar_width=24), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        SpinnerColumn(), TextColumn("{task.description:18}", markup=False), BarColumn(bar_width=24), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
     )  # fmt: skip
 
 

@@ -30,8 +30,10 @@ from .compute import Sizes
 from .episode import Episode, Question
 from .folders import alone, atomic_file
 from .grading import Judging, grade, protocol_of, scored
-from .journal import Journal, read_object
+from .journal import Journal, encoded, read_object
 from .machine import peak_memory
+from .runs import ANSWER, ANSWERED, HAD_READ
+from .shapes import check
 from .tasks import longmemeval
 from .tasks.records import files
 
@@ -316,6 +318,7 @@ def journals(results: dict, out: Path, resume: bool) -> tuple[Journal, Journal]:
         raise FileNotFoundError(f"resume: {out} holds no results.json; leave out --resume.")
     else:
         held = read_object(file, task=str, config=dict)
+        check(held, {"runs?": [dict], "machine?": dict, "sizes?": {str: int}}, str(file))
         config = json.loads(json.dumps(results["config"]))
         changed = [k for k in config if held.get("config", {}).get(k) != config[k]]
         if held.get("task") != results["task"] or changed:
@@ -323,13 +326,13 @@ def journals(results: dict, out: Path, resume: bool) -> tuple[Journal, Journal]:
                 f"resume: {out} was made with other settings ({', '.join(changed) or 'task'}); "
                 f"use the same flags, or give another --out."
             )
-        if any("question" not in row for row in Journal(out / "answers.jsonl").rows):
+        if any("question" not in row for row in Journal(out / "answers.jsonl", ANSWER).rows):
             raise ValueError(f"resume: {out} holds a run without its texts; go on in the folder that it was stripped from.")
-        before = held.get("runs", [{"machine": held.get("machine")}])
-        results |= {"machine": before[0]["machine"], "runs": [*before, run]}
+        before = held.get("runs") or [{"machine": held.get("machine")}]
+        results |= {"machine": before[0].get("machine"), "runs": [*before, run]}
         results |= {k: held[k] for k in ("judge", "sizes") if k in held}
         report.write_json(file, held | results)
-    return Journal(out / "answers.jsonl"), Journal(out / "readings.jsonl")
+    return Journal(out / "answers.jsonl", ANSWERED), Journal(out / "readings.jsonl", HAD_READ)
 
 
 def summarise(answers: Sequence[dict], readings: Sequence[dict], task: str = "", sizes: Sizes | None = None) -> dict:
@@ -431,4 +434,4 @@ def _write_logs(out: Path, readings: Sequence[dict], answers: Sequence[dict]) ->
         questions = [{"text": a["question"], "answers": a["answers"], "said": a["prediction"]} for a in asked]
         texts.append(readable(r["log"] | {"questions": questions}))
     with atomic_file(out / "episodes.md") as work:
-        work.write_text("\n\n".join(texts), encoding="utf-8")
+        work.write_bytes(encoded("\n\n".join(texts)))

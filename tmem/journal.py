@@ -4,32 +4,55 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .folders import in_use
+from .shapes import check, too_deep
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a file with one JSON object a line. Raises ValueError that names a broken line."""
-    rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+
+def read_jsonl(path: str | Path, shape: Any = dict) -> list[dict[str, Any]]:
+    """The records of a file with one JSON object a line, each as `shape` (tmem.shapes) says.
+
+    Raises ValueError that names a broken line. While another process works in the folder, a last line that is not whole yet is
+    left out.
+    """
+    path, rows = Path(path), []
+    growing = in_use(path.parent)  # asked before it is read: whoever has ended since has ended the line, too
+    *lines, last = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines if growing else [*lines, last], 1):
         if not line:
             continue
+        where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            row = parsed(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not a JSON object ({error}); mend or remove this line") from error
+            raise ValueError(f"{where}: not a JSON object ({error}); mend or remove this line") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: not a JSON object ({line[:40]}); mend or remove this line")
+            raise ValueError(f"{where}: not a JSON object ({reprlib.repr(row)}); mend or remove this line")
+        check(row, shape, where)
         rows.append(row)
     return rows
+
+
+def parsed(data: bytes) -> Any:
+    """What JSON in UTF-8 says. Raises ValueError for what is none, or goes deeper than any file of ours."""
+    try:
+        found = json.loads(data.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("lists or objects too deep inside one another") from error
+    if too_deep(found):
+        raise ValueError("lists or objects too deep inside one another")
+    return found
 
 
 def read_object(path: str | Path, **fields: type) -> dict[str, Any]:
     """The JSON object that a file holds. Raises ValueError that names the file if it is none, or lacks one of `fields`."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8, too
+        found = parsed(Path(path).read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} is damaged: not JSON ({error}); restore the file or start anew") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged: expected a JSON object, got {type(found).__name__}; restore it or start anew")
@@ -43,7 +66,7 @@ def read_object(path: str | Path, **fields: type) -> dict[str, Any]:
 class Journal:
     """`rows` of the file so far, and `append`. A last line that a kill cut off is removed when the file is opened."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, shape: Any = dict):
         self.path, self.rows = path, []
         if not path.exists():
             return
@@ -51,7 +74,7 @@ class Journal:
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             os.truncate(path, whole)
-        self.rows = read_jsonl(path)
+        self.rows = read_jsonl(path, shape)
 
     def append(self, rows: Iterable[dict]) -> None:
         """Add rows; when this returns they are on the disk."""

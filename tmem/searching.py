@@ -14,6 +14,8 @@ from .agent.retrieve import dense, require_dense
 from .compute import Sizes
 from .evaluate import BESIDE, about, journals, must_be_new, spent, summarise
 from .folders import alone, atomic_file
+from .journal import encoded
+from .plain import fenced
 from .tasks import corpus, multihop
 from .tasks.records import draw, files
 from .tasks.search import compose, summary
@@ -133,7 +135,7 @@ def search(
             report.write_json(out / "results.json", results)
     transcripts = [r["transcript"] for r in readings.rows]
     with atomic_file(out / "episodes.md") as work:
-        work.write_text("\n\n".join(transcripts), encoding="utf-8")
+        work.write_bytes(encoded("\n\n".join(map(fenced, transcripts))))
     return results
 
 
