@@ -83,7 +83,8 @@ def test_hundreds_of_changed_presets_are_settings_or_one_sentence(tmp_path):
             key = lines[at].split(" = ")[0]
             lines[at] = rng.choice([
                 f"{key} = {rng.choice(WORDS)}", f"{key}.{key} = 1", f"[{key}]", f"[[{key}]]", "",
-                f"[{rng.choice(config.TABLES)}]", f"{rng.choice(config.TABLES)} = {rng.choice(WORDS)}", lines[at][: rng.randint(0, 20)], f"__class__ = {key!r}",
+                f"[{rng.choice(config.TABLES)}]", f"{rng.choice(config.TABLES)} = {rng.choice(WORDS)}",
+                lines[at][: rng.randint(0, 20)], f"__class__ = {key!r}",
                 rng.choice(lines), lines[at].replace("=", "= -"), lines[at] + rng.choice("[]{}\"'\\"),
             ])  # fmt: skip
         data = "\n".join(lines).encode()

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -12,11 +17,12 @@ from .machine import rows_apart
 
 
 class Verbs(click.Group):
-    """Errors that a user can act on become one sentence and exit code 2; Ctrl-C exits 130 without a word."""
+    """Errors that a user can act on become one sentence and exit code 2; Ctrl-C exits 130 without a word, SIGTERM 143."""
 
     def invoke(self, ctx: click.Context):
         try:
-            return super().invoke(ctx)
+            with _terminated():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None
         except (ValueError, OSError) as error:
@@ -25,6 +31,19 @@ class Verbs(click.Group):
             sentence = click.ClickException(_sentence(error))
             sentence.exit_code = 2
             raise sentence from error
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """Have SIGTERM unwind what runs, so that nothing half-written stays, instead of ending the process where it is."""
+    if threading.current_thread() is not threading.main_thread():  # it cannot choose
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _sentence(error: Exception) -> str:

@@ -81,21 +81,27 @@ def _columns():
 
 
 @contextmanager
-def _stop_on_ctrl_c() -> Iterator[list[bool]]:
-    """The first Ctrl-C asks the work to stop at its next safe point, the second interrupts at once."""
-    asked: list[bool] = []
+def _stop_on_ctrl_c() -> Iterator[list[int]]:
+    """The first Ctrl-C or SIGTERM asks the work to stop at its next safe point, the second interrupts at once."""
+    asked: list[int] = []
 
-    def handle(*_):
+    def handle(number, _):
         if asked:
             raise KeyboardInterrupt
-        asked.append(True)
+        asked.append(number)
         console.print("stopping after this step; press Ctrl-C again to stop at once")
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ended(asked: list[int]) -> SystemExit:
+    """Exit codes as of a shell: 130 after Ctrl-C, 143 after SIGTERM; another rank may have been asked."""
+    return SystemExit(128 + (asked[0] if asked else signal.SIGINT))
 
 
 def train(preset: str, out: Path, *, model: str | None, resume: bool, **overrides) -> None:
@@ -129,7 +135,7 @@ def train(preset: str, out: Path, *, model: str | None, resume: bool, **override
             summary = trainer.run(rl.Progress(row, phase, warn), stop=lambda: bool(asked))
         except rl.Interrupted:
             console.print(f"stopped; go on with: tmem train --preset {preset} --out {out} --resume")
-            raise SystemExit(130) from None
+            raise _ended(asked) from None
     world.leave()
     if not world.first:
         return
@@ -203,7 +209,7 @@ def study(preset: str, out: Path, *, seeds: int, only: int | None, **options) ->
                 summary = studies.study(preset, out, seeds=seeds, seed_starts=lambda s: at.__setitem__(0, s), **options)
         except Interrupted:
             console.print("stopped; the same command goes on")
-            raise SystemExit(130) from None
+            raise _ended(asked) from None
     if only is not None:
         console.print(f"Seed {only} is in {out}/seed-{only}; without --only the seeds are compared.")
         return

@@ -58,6 +58,10 @@ class Progress:
     warn: Callable[[str], None] = lambda sentence: None
 
 
+class Diverged(ValueError, ArithmeticError):
+    """Gradients stay not finite; the last checkpoint is from before."""
+
+
 class Interrupted(Exception):
     """The user asked to stop; a checkpoint has been written."""
 
@@ -151,7 +155,7 @@ class Trainer:
     # the run -------------------------------------------------------------------------------------------------------
 
     def run(self, progress: Progress | None = None, stop: Callable[[], bool] = lambda: False) -> dict:
-        """Do the phases that are left. Raises Interrupted after a checkpoint when `stop()` turns true, ArithmeticError when
+        """Do the phases that are left. Raises Interrupted after a checkpoint when `stop()` turns true, Diverged when
         gradients stay not finite, OSError when a checkpoint cannot be written; the last one stays."""
         self._hold()
         try:
@@ -301,9 +305,9 @@ class Trainer:
         if self.state["skipped"]:
             self.progress.warn(f"{phase}: the gradient of step {self.state['step']} is {norm}; the step was skipped")
         if self.state["skipped"] >= MOST_SKIPPED:
-            raise ArithmeticError(
+            raise Diverged(
                 f"train: {MOST_SKIPPED} steps in a row of phase {phase} had no finite gradient; the last checkpoint in "
-                f"{self.out} is from before; try a lower learning rate."
+                f"{self.out} is kept and from before; try a lower learning rate."
             )
 
     # evaluation ----------------------------------------------------------------------------------------------------
