@@ -93,7 +93,7 @@ def train(preset: str, model: str | None, out: Path, resume: bool, **overrides) 
 
     A supervised warm start on generated episodes, then GRPO on the answers' score with fast-weight rollouts, then the
     control: as many seconds of supervised training instead of RL. Each is evaluated on held-out episodes, greedy and at
-    T=1. Ctrl-C stops with a checkpoint; --resume goes on. The output folder holds summary.json, metrics.jsonl,
+    T=1. Ctrl-C or SIGTERM stops with a checkpoint; --resume goes on. The output folder holds summary.json, metrics.jsonl,
     curve.png, readable episodes, and the trained models (warm/, rl/) for --model.
     """
     from .console import train as watch

@@ -3,7 +3,7 @@
     out/answers.jsonl    a line per seed, method and question: what was asked, said, and how it scored
     out/readings.jsonl   a line per seed, method and episode: what was kept, what it cost, what was written
     out/results.json     the configuration, which processes made it on what machines, and what follows from the other two, made
-                         anew after every method's part of a group of episodes
+                         anew after every method's part of a group of episodes (of very many answers more seldom)
 
 A group of episodes is read and asked by all methods before the next one begins. A kill loses one batch of
 questions at most; `resume` reads what is there and asks the rest.
@@ -145,6 +145,7 @@ def evaluate(
     results["sizes"] = sizes.asdict()
     start, held = time.perf_counter(), len(answers.rows)
 
+    @Seldom
     def write() -> None:
         results["runs"][-1] |= spent(slots, len(answers.rows) - held, start)
         results.update(summarise(scored(answers.rows, out), readings.rows, task, sizes))
@@ -167,6 +168,7 @@ def evaluate(
                 _group(task, name, agent, items[at : at + slots], settings, answers, readings,
                        lambda n, name=name: watch(name, "answer", n, total))  # fmt: skip
                 write()
+    write.now()
     _write_logs(out, readings.rows, answers.rows)
     if judging is not None:
         questions = {(s, q.id): q for s, several in episodes.items() for e in several for q in e.questions}
@@ -176,8 +178,27 @@ def evaluate(
             )
         except ValueError as error:
             raise ValueError(f"{str(error).rstrip('.')}. All answers are in {out}: --resume asks the judge again.") from error
-        write()
+        write.now()
     return results
+
+
+class Seldom:
+    """`work`, which once it takes LONG is left out so often that it takes a twentieth of the time; `now` does it."""
+
+    LONG = 0.5  # seconds
+
+    def __init__(self, work: Callable[[], None]):
+        self.work, self.due = work, 0.0
+
+    def __call__(self) -> None:
+        if time.perf_counter() >= self.due:
+            self.now()
+
+    def now(self) -> None:
+        start = time.perf_counter()
+        self.work()
+        end = time.perf_counter()
+        self.due = end + (20 * (end - start) if end - start > self.LONG else 0.0)
 
 
 def methods_of(task: str) -> list[str]:

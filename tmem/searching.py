@@ -12,7 +12,7 @@ from .agent.episode import Agent
 from .agent.log import writes
 from .agent.retrieve import dense, require_dense
 from .compute import Sizes
-from .evaluate import BESIDE, about, journals, must_be_new, spent, summarise
+from .evaluate import BESIDE, Seldom, about, journals, must_be_new, spent, summarise
 from .folders import alone, atomic_file
 from .journal import encoded
 from .plain import fenced
@@ -113,6 +113,16 @@ def search(
     sizes = Sizes.of(agent)
     results["sizes"] = sizes.asdict()
     total = size * seeds
+
+    @Seldom
+    def write() -> None:
+        results["runs"][-1] |= spent(min(slots, size), len(answers.rows) - held, start)
+        results.update(summarise(answers.rows, readings.rows, sizes=sizes))
+        for name, scores in results["methods"].items():
+            rows = [r for r in answers.rows if r["method"] == name]
+            scores["search"] = summary([{k: r[k] for k in ("em", *COUNTED)} for r in rows])
+        report.write_json(out / "results.json", results)
+
     for s, part in ((s, drawn[s][at : at + slots]) for s in drawn for at in range(0, size, slots)):
         for method in methods:
             done = {(r["seed"], r["id"]) for r in answers.rows if r["method"] == method}
@@ -127,12 +137,8 @@ def search(
                 readings.append(reading_of(method, s, t) for t in lived if (s, t.task.id) not in kept)
                 answers.append(answer_of(method, s, t) for t in lived)
             watch(method, "answer", len(done) + len(left), total)
-            results["runs"][-1] |= spent(min(slots, size), len(answers.rows) - held, start)
-            results |= summarise(answers.rows, readings.rows, sizes=sizes)
-            for name, scores in results["methods"].items():
-                rows = [r for r in answers.rows if r["method"] == name]
-                scores["search"] = summary([{k: r[k] for k in ("em", *COUNTED)} for r in rows])
-            report.write_json(out / "results.json", results)
+            write()
+    write.now()
     transcripts = [r["transcript"] for r in readings.rows]
     with atomic_file(out / "episodes.md") as work:
         work.write_bytes(encoded("\n\n".join(map(fenced, transcripts))))
