@@ -427,7 +427,7 @@ class Trainer:
     def _write(self, folder: Path) -> None:
         for name in ("metrics", "timings", "segments"):
             if self.world.first and (file := self.out / f"{name}.jsonl").exists():
-                with file.open("a") as lines:
+                with file.open("ab") as lines:
                     os.fsync(lines.fileno())
         tensors = {}
         if self.state["weights"] or folder.name == "warm":
