@@ -7,7 +7,6 @@ what `tmem bench --json` writes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 
 from .. import machine, report
+from ..journal import read_object
 from . import attend, decode, episodes, idle, init, loop, lora, model, rsvd, soak, step, train, update
 from .measure import Settings, ceilings, measured
 
@@ -73,7 +73,7 @@ def study(
     """
     if name not in STUDIES:
         raise ValueError(f"bench: expected {' or '.join(STUDIES)}, got {name!r}.")
-    parts = json.loads(partial.read_text()) if partial and partial.exists() else {}
+    parts = read_object(partial) if partial and partial.exists() else {}
 
     def kept(key: str, make: Callable[[], list]) -> list:
         if key not in parts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..folders import locked
+from ..plain import Terminal
 from ..progress import lines_on
 from ..report import write_json
 from . import STUDIES, episodes, plots, run, soak, studies, study, targets, train
@@ -35,7 +37,7 @@ def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: in
             raise ValueError(f"bench: {', '.join(STUDIES)} run by themselves, got {', '.join(names)}; ask for one.")
         _study(names[0], json, quick=quick, threads=threads, **options)
         return
-    console = Console()
+    console = Terminal()
     with _progress(console) as watch:
         found = run(names, quick=quick, threads=threads, watch=watch)
     for name in TITLES:
@@ -55,9 +57,10 @@ def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: in
 
 
 def _study(name: str, json: Path | None, *, quick: bool, threads: int | None, **options) -> None:
-    console = Console()
+    console = Terminal()
     partial = json and json.with_name(f".{json.name}.parts")
-    with _progress(console) as watch:
+    held = locked(json.parent, f".{json.name}.lock") if json else nullcontext()
+    with held, _progress(console) as watch:
         found = study(name, quick=quick, threads=threads, watch=watch, partial=partial, **options)
     own = {"train": train, "eval": episodes, "soak": soak}.get(name)  # these show themselves
     for table in own.tables(found) if own else studies.tables(name, found):

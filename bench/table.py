@@ -29,7 +29,7 @@ def _source(found: dict, path: Path) -> str:
 
 def aims() -> list[str]:
     """What was aimed at and reached on the CPU."""
-    found = json.loads(CPU.read_text())
+    found = json.loads(CPU.read_text(encoding="utf-8"))
     lines = ["| work | aim | reached |", "|---|---:|---:|"]
     for aim in targets.reached(found["rows"]):
         bold = "" if aim["met"] else "**"
@@ -39,7 +39,8 @@ def aims() -> list[str]:
 
 def layer() -> list[str]:
     """One layer of the CPU's run against other ways, among them where tmem loses."""
-    rows = [r for r in json.loads(CPU.read_text())["rows"] if r["bench"] == "lora" and not r["sweep"] and LAYER in r["case"]]
+    found = json.loads(CPU.read_text(encoding="utf-8"))["rows"]
+    rows = [r for r in found if r["bench"] == "lora" and not r["sweep"] and LAYER in r["case"]]
     return _ratios(rows)
 
 
@@ -50,7 +51,7 @@ def gpu() -> list[str]:
         return ["No run on a GPU has been made yet: **every number on a GPU is owed.** `make gpu` makes them."]
     lines = []
     for file in files:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
         limits, tests, checked = found["ceilings"], found["tests"], found["sanitizer"]
         lines += [
             f"{_source(found, file)}. Copy {limits['copy GB/s']:,.0f} GB/s, GEMM {limits['bfloat16 GF/s'] / 1e3:.0f} TF/s in"
@@ -81,14 +82,14 @@ def _ratios(rows: list[dict]) -> list[str]:
 
 def rsvd_() -> list[str]:
     """The fastest setting of each way that captures enough, and what was aimed at."""
-    return _decompositions(json.loads(RSVD.read_text()), RSVD)
+    return _decompositions(json.loads(RSVD.read_text(encoding="utf-8")), RSVD)
 
 
 def rsvd_gpu() -> list[str]:
     """The same on every GPU that was tried."""
     lines = []
     for file in sorted((ROOT / "results" / "gpu").glob("*.json")):
-        lines += [*_decompositions(json.loads(file.read_text())["rsvd"], file), ""]
+        lines += [*_decompositions(json.loads(file.read_text(encoding="utf-8"))["rsvd"], file), ""]
     return lines[:-1]
 
 
@@ -118,7 +119,7 @@ def _decompositions(found: dict, path: Path) -> list[str]:
 
 def init_() -> list[str]:
     """What each init reached where it was judged."""
-    found = json.loads(INIT.read_text())
+    found = json.loads(INIT.read_text(encoding="utf-8"))
     lines = ["| init | reach | lr | loss after 4 steps | recall | 95 % | over sigma | 95 % |", "|---|" + "---:|" * 7]
     for row in init.summary(found["rows"]):
         (mean, low, high), (more, least, most) = row["recall"], row["over_sigma"]
@@ -143,11 +144,11 @@ def filled(text: str) -> str:
 def main() -> int:
     stale = 0
     for document in DOCUMENTS:
-        text = document.read_text()
+        text = document.read_text(encoding="utf-8")
         made = filled(text)
         stale |= made != text
         if "--check" not in sys.argv:
-            document.write_text(made)
+            document.write_text(made, encoding="utf-8")
     return int(stale) if "--check" in sys.argv else 0
 
 

@@ -243,3 +243,25 @@ def test_what_no_prompt_has_room_for_is_named(run, tmp_path):
     with pytest.raises(ValueError, match=r"room for no text beside question '.+' \(\d+ tokens\) and an answer of 9999"):
         run("squad", names=["none"], answer_tokens=9999)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_summary_that_takes_long_is_made_seldom_and_at_the_end(monkeypatch):
+    clock, made = [100.0], []
+    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: clock[0])
+
+    def taking(seconds):
+        def work():
+            clock[0] += seconds
+            made.append(clock[0])
+
+        return evaluate.Seldom(work)
+
+    for seconds, count in ((0.1, 50), (6.0, 1)):  # 50 groups, a second each
+        made.clear()
+        write = taking(seconds)
+        for _ in range(50):
+            write()
+            clock[0] += 1.0
+        assert len(made) == count, seconds
+        write.now()
+        assert len(made) == count + 1

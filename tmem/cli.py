@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -12,11 +17,12 @@ from .machine import rows_apart
 
 
 class Verbs(click.Group):
-    """Errors that a user can act on become one sentence and exit code 2; Ctrl-C exits 130 without a word."""
+    """Errors that a user can act on become one sentence and exit code 2; Ctrl-C exits 130 without a word, SIGTERM 143."""
 
     def invoke(self, ctx: click.Context):
         try:
-            return super().invoke(ctx)
+            with _terminated():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None
         except (ValueError, OSError) as error:
@@ -27,10 +33,26 @@ class Verbs(click.Group):
             raise sentence from error
 
 
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """Have SIGTERM unwind what runs, so that nothing half-written stays, instead of ending the process where it is."""
+    if threading.current_thread() is not threading.main_thread():  # it cannot choose
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _sentence(error: Exception) -> str:
+    from .plain import printable
+
+    said = str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror.lower()}."
-    return " ".join(str(error).split()) or type(error).__name__
+        said = f"{error.filename}: {error.strerror.lower()}."
+    return printable(" ".join(said.split())) or type(error).__name__
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -72,7 +94,7 @@ def train(preset: str, model: str | None, out: Path, resume: bool, **overrides) 
 
     A supervised warm start on generated episodes, then GRPO on the answers' score with fast-weight rollouts, then the
     control: as many seconds of supervised training instead of RL. Each is evaluated on held-out episodes, greedy and at
-    T=1. Ctrl-C stops with a checkpoint; --resume goes on. The output folder holds summary.json, metrics.jsonl,
+    T=1. Ctrl-C or SIGTERM stops with a checkpoint; --resume goes on. The output folder holds summary.json, metrics.jsonl,
     curve.png, readable episodes, and the trained models (warm/, rl/) for --model.
     """
     from .console import train as watch
@@ -103,13 +125,15 @@ def report(runs: tuple[Path, ...], out: Path | None, strip: Path | None) -> None
 
     A page is one HTML file without anything outside itself, to look at in a browser or to send.
     """
+    from .plain import printable
+
     if strip is not None:
         from .texts import strip as without_texts
 
         if len(runs) > 1 or out is not None:
             raise click.UsageError("--strip writes one run and no page; give one RUN, without --out.")
         without_texts(runs[0], strip)
-        click.echo(f"written to {strip}, without texts")
+        click.echo(printable(f"written to {strip}, without texts"))
         return
     if any((run / "results.json").is_file() for run in runs):
         from .comparison import page
@@ -117,16 +141,14 @@ def report(runs: tuple[Path, ...], out: Path | None, strip: Path | None) -> None
         out = out or runs[0] / "report.html"
         if out.suffix == ".md":
             raise click.UsageError(f"--out is the page, the tables go beside it as .md; give {out.with_suffix('.html')}.")
-        click.echo(page(runs, out))
-        click.echo(f"written to {out} and {out.with_suffix('.md')}")
+        click.echo(printable(f"{page(runs, out)}\nwritten to {out} and {out.with_suffix('.md')}"))
         return
     if len(runs) > 1:
         raise click.UsageError("of training runs give one; several can be joined only if they are of tmem eval.")
     from .page import page as training
 
     out = out or runs[0] / "report.html"
-    click.echo(training(runs[0], out))
-    click.echo(f"written to {out}")
+    click.echo(printable(f"{training(runs[0], out)}\nwritten to {out}"))
 
 
 @main.command()
@@ -369,8 +391,9 @@ def _facts() -> dict:
 
 
 def _print(facts: dict) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from .plain import Terminal
 
     box, model, kernels = facts["machine"], facts["model"], facts["kernels"]
     gpus = [f"{gpu['name']}, sm_{gpu['sm']}, {gpu['memory_gib']} GiB" for gpu in box["gpus"]] or ["none"]
@@ -384,7 +407,7 @@ def _print(facts: dict) -> None:
         ("", "" if model["cached"] or not model["folder"] else "not converted yet: happens at its first use"),
         ("", f"tmem info --model {model['name']} says what was understood of it, or of another"),
     ]
-    console = Console(markup=False, emoji=False)
+    console = Terminal()
     grid = Table.grid(padding=(0, 2))
     for name, value in lines:
         if value:

@@ -15,7 +15,9 @@ import numpy as np
 
 from . import grids
 from .folders import atomic_file
+from .journal import encoded
 from .pictures import Line, bins_of, drawn, places
+from .plain import in_markdown
 from .report import METRICS, TASKS, bootstrap
 from .runs import SCALE, Run, grouped, named, protocol_line, read, title
 
@@ -46,9 +48,9 @@ def page(folders: Sequence[Path], file: Path) -> str:
     )
     text = environment.get_template("comparison.html").render(tables=tables, sweeps=over, headlines=headlines)
     with atomic_file(file) as work:
-        work.write_text(text, encoding="utf-8")
+        work.write_bytes(encoded(text))
     with atomic_file(file.with_suffix(".md")) as work:
-        work.write_text(markdown([*tables, *over]), encoding="utf-8")
+        work.write_bytes(encoded(markdown([*tables, *over])))
     return "; ".join(headlines)
 
 
@@ -116,7 +118,7 @@ def _samples(by: Mapping[str, Run]) -> list[dict]:
                 })  # fmt: skip
                 sample["said"].append({
                     "run": label, "method": r["method"], "text": said if len(said) <= LONGEST else f"{said[:LONGEST]} …",
-                    "right": None if score is None else score >= r.get("objectives", run.config.get("objectives", 1)),
+                    "right": None if score is None else score >= (r.get("objectives") or run.config.get("objectives") or 1),
                 })  # fmt: skip
     most = max((len(s["said"]) for s in found.values()), default=0)
     whole = [s for s in found.values() if len(s["said"]) == most]
@@ -127,9 +129,9 @@ def markdown(parts: Sequence[Mapping[str, Any]]) -> str:
     """All tables of the page as Markdown."""
     out = []
     for part in parts:
-        out += [f"## {part['title']}", "", part["protocol"], ""]
+        out += [f"## {in_markdown(part['title'])}", "", in_markdown(part["protocol"]), ""]
         for grid in (*part["before"], *part["after"]):
-            out += [f"### {grid.title}", "", *([grid.note, ""] if grid.note else [])]
+            out += [f"### {in_markdown(grid.title)}", "", *([in_markdown(grid.note), ""] if grid.note else [])]
             out.append(_row(grid.columns))
             out.append("|" + "---|" * grid.left + "---:|" * (len(grid.columns) - grid.left))
             out += [*map(_row, grid.rows), ""]
@@ -137,7 +139,7 @@ def markdown(parts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(" ".join(c.split()).replace("|", "\\|") for c in cells) + " |"
+    return "| " + " | ".join(map(in_markdown, cells)) + " |"
 
 
 # pictures ----------------------------------------------------------------------------------------------------------------

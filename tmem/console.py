@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -17,10 +17,11 @@ from rich.table import Table
 from . import evaluate as evaluation
 from . import report
 from .machine import keep_memory, peak_memory
+from .plain import Terminal
 from .progress import lines_on
 from .report import write_json
 
-console = Console(markup=False, emoji=False)  # names of files and models are shown as they are
+console = Terminal()
 
 
 # What a live view of training shows, by field of metrics.jsonl.
@@ -98,27 +99,33 @@ def _bars(progress: Progress) -> Tell:
 
 def _columns():
     return (
-        SpinnerColumn(), TextColumn("{task.description:18}"), BarColumn(bar_width=24), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        SpinnerColumn(), TextColumn("{task.description:18}", markup=False), BarColumn(bar_width=24), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
     )  # fmt: skip
 
 
 @contextmanager
-def _stop_on_ctrl_c() -> Iterator[list[bool]]:
-    """The first Ctrl-C asks the work to stop at its next safe point, the second interrupts at once."""
-    asked: list[bool] = []
+def _stop_on_ctrl_c() -> Iterator[list[int]]:
+    """The first Ctrl-C or SIGTERM asks the work to stop at its next safe point, the second interrupts at once."""
+    asked: list[int] = []
 
-    def handle(*_):
+    def handle(number, _):
         if asked:
             raise KeyboardInterrupt
-        asked.append(True)
+        asked.append(number)
         console.print("stopping after this step; press Ctrl-C again to stop at once")
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ended(asked: list[int]) -> SystemExit:
+    """Exit codes as of a shell: 130 after Ctrl-C, 143 after SIGTERM; another rank may have been asked."""
+    return SystemExit(128 + (asked[0] if asked else signal.SIGINT))
 
 
 def train(preset: str, out: Path, *, model: str | None, resume: bool, **overrides) -> None:
@@ -146,7 +153,7 @@ def train(preset: str, out: Path, *, model: str | None, resume: bool, **override
             summary = trainer.run(rl.Progress(row, tell, warn), stop=lambda: bool(asked))
         except rl.Interrupted:
             console.print(f"stopped; go on with: tmem train --preset {preset} --out {out} --resume")
-            raise SystemExit(130) from None
+            raise _ended(asked) from None
     world.leave()
     if not world.first:
         return
@@ -217,7 +224,7 @@ def study(preset: str, out: Path, *, seeds: int, only: int | None, **options) ->
                 summary = studies.study(preset, out, seeds=seeds, seed_starts=lambda s: at.__setitem__(0, s), **options)
         except Interrupted:
             console.print("stopped; the same command goes on")
-            raise SystemExit(130) from None
+            raise _ended(asked) from None
     if only is not None:
         console.print(f"Seed {only} is in {out}/seed-{only}; without --only the seeds are compared.")
         return

@@ -3,7 +3,7 @@
     out/answers.jsonl    a line per seed, method and question: what was asked, said, and how it scored
     out/readings.jsonl   a line per seed, method and episode: what was kept, what it cost, what was written
     out/results.json     the configuration, which processes made it on what machines, and what follows from the other two, made
-                         anew after every method's part of a group of episodes
+                         anew after every method's part of a group of episodes (of very many answers more seldom)
 
 A group of episodes is read and asked by all methods before the next one begins. A kill loses one batch of
 questions at most; `resume` reads what is there and asks the rest.
@@ -29,10 +29,12 @@ from .agent.methods import CONTEXT, METHODS, Kept, Said, Settings, ask
 from .agent.retrieve import dense, require_dense
 from .compute import Sizes
 from .episode import Episode, Question
-from .folders import atomic_file
+from .folders import alone, atomic_file
 from .grading import Judging, grade, protocol_of, scored
-from .journal import Journal, read_object
+from .journal import Journal, encoded, read_object
 from .machine import peak_memory
+from .runs import ANSWER, ANSWERED, HAD_READ
+from .shapes import check
 from .tasks import left_out, locomo, longmemeval
 from .tasks.records import files
 
@@ -45,6 +47,7 @@ BESIDE_WEIGHTS = ("config.json", "tokenizer*", "chat_template*", "special_tokens
                   "merges.txt")  # fmt: skip
 
 
+@alone("out")
 def evaluate(
     task: str,
     methods: Sequence[str],
@@ -153,6 +156,7 @@ def evaluate(
     results["sizes"] = sizes.asdict()
     start, held = time.perf_counter(), len(answers.rows)
 
+    @Seldom
     def write() -> None:
         results["runs"][-1] |= spent(slots, len(answers.rows) - held, start)
         results.update(summarise(scored(answers.rows, out), readings.rows, task, sizes))
@@ -175,6 +179,7 @@ def evaluate(
                 _group(task, name, agent, items[at : at + slots], settings, answers, readings,
                        lambda n, name=name: watch(name, "answer", n, total))  # fmt: skip
                 write()
+    write.now()
     _write_logs(out, readings.rows, answers.rows)
     if judging is not None:
         questions = {(s, q.id): q for s, several in episodes.items() for e in several for q in e.questions}
@@ -184,7 +189,7 @@ def evaluate(
             )
         except ValueError as error:
             raise ValueError(f"{str(error).rstrip('.')}. All answers are in {out}: --resume asks the judge again.") from error
-        write()
+        write.now()
     return results
 
 
@@ -192,6 +197,25 @@ def _notes(episodes: Sequence[Episode]) -> list[str]:
     """What is to be known of how the episodes were read, each once with how many it is true of."""
     counts = collections.Counter(e.note for e in episodes if e.note)
     return [f"{n} of {len(episodes)} episodes: {note}" for note, n in counts.items()]
+
+
+class Seldom:
+    """`work`, which once it takes LONG is left out so often that it takes a twentieth of the time; `now` does it."""
+
+    LONG = 0.5  # seconds
+
+    def __init__(self, work: Callable[[], None]):
+        self.work, self.due = work, 0.0
+
+    def __call__(self) -> None:
+        if time.perf_counter() >= self.due:
+            self.now()
+
+    def now(self) -> None:
+        start = time.perf_counter()
+        self.work()
+        end = time.perf_counter()
+        self.due = end + (20 * (end - start) if end - start > self.LONG else 0.0)
 
 
 def methods_of(task: str) -> list[str]:
@@ -332,6 +356,7 @@ def journals(results: dict, out: Path, resume: bool) -> tuple[Journal, Journal]:
         raise FileNotFoundError(f"resume: {out} holds no results.json; leave out --resume.")
     else:
         held = read_object(file, task=str, config=dict)
+        check(held, {"runs?": [dict], "machine?": dict, "sizes?": {str: int}}, str(file))
         config = json.loads(json.dumps(results["config"]))
         changed = [k for k in config if held.get("config", {}).get(k) != config[k]]
         if held.get("task") != results["task"] or changed:
@@ -339,13 +364,13 @@ def journals(results: dict, out: Path, resume: bool) -> tuple[Journal, Journal]:
                 f"resume: {out} was made with other settings ({', '.join(changed) or 'task'}); "
                 f"use the same flags, or give another --out."
             )
-        if any("question" not in row for row in Journal(out / "answers.jsonl").rows):
+        if any("question" not in row for row in Journal(out / "answers.jsonl", ANSWER).rows):
             raise ValueError(f"resume: {out} holds a run without its texts; go on in the folder that it was stripped from.")
-        before = held.get("runs", [{"machine": held.get("machine")}])
-        results |= {"machine": before[0]["machine"], "runs": [*before, run]}
+        before = held.get("runs") or [{"machine": held.get("machine")}]
+        results |= {"machine": before[0].get("machine"), "runs": [*before, run]}
         results |= {k: held[k] for k in ("judge", "sizes") if k in held}
         report.write_json(file, held | results)
-    return Journal(out / "answers.jsonl"), Journal(out / "readings.jsonl")
+    return Journal(out / "answers.jsonl", ANSWERED), Journal(out / "readings.jsonl", HAD_READ)
 
 
 def summarise(answers: Sequence[dict], readings: Sequence[dict], task: str = "", sizes: Sizes | None = None) -> dict:
@@ -447,4 +472,4 @@ def _write_logs(out: Path, readings: Sequence[dict], answers: Sequence[dict]) ->
         questions = [{"text": a["question"], "answers": a["answers"], "said": a["prediction"]} for a in asked]
         texts.append(readable(r["log"] | {"questions": questions}))
     with atomic_file(out / "episodes.md") as work:
-        work.write_text("\n\n".join(texts), encoding="utf-8")
+        work.write_bytes(encoded("\n\n".join(texts)))

@@ -23,6 +23,8 @@ from .journal import read_jsonl
 from .judge_prompts import PROTOCOLS
 
 LOCAL = "local"  # instead of an address: the model under test, behind a server on this machine
+# The shape of a line of verdicts.jsonl.
+VERDICT = {"method": str, "seed": int, "id": str, "score": (float, None), "rubrics": ([float], None)}
 REPLY = 96  # tokens of the local judge's reply
 
 
@@ -113,7 +115,7 @@ def scored(answers: Sequence[dict], out: Path) -> list[dict]:
     file = out / "verdicts.jsonl"
     if not file.exists():
         return list(answers)
-    verdicts = {(v["method"], v["seed"], v["id"]): v for v in read_jsonl(file)}
+    verdicts = {(v["method"], v["seed"], v["id"]): v for v in read_jsonl(file, VERDICT)}
     rows = []
     for r in answers:
         v = verdicts.get((r["method"], r["seed"], r["id"]))

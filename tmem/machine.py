@@ -62,7 +62,7 @@ def cpu_bf16() -> str:
 def _cpuinfo() -> dict[str, str]:
     """The first processor of /proc/cpuinfo; empty where the system has no such file."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return {}
     pairs = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
@@ -102,7 +102,7 @@ def give_memory_back(share: float = 0.3) -> bool:
     trim = _glibc("malloc_trim")
     if trim is None or not Path("/proc/self/statm").exists():
         return False
-    held = int(Path("/proc/self/statm").read_text().split()[1])  # pages
+    held = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])  # pages
     if held <= share * os.sysconf("SC_PHYS_PAGES"):
         return False
     return bool(trim(0))

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .folders import atomic_folder
+from .folders import atomic_folder, standing
 from .gguf import converted, folder_of
 from .machine import cpu_bf16
 
@@ -184,8 +184,8 @@ def resolve(name: str | Path | None = None) -> Path:
     if name is None or str(name) == DEFAULT:
         return converted(default_file())
     path = Path(name).expanduser()
-    if path.is_dir():
-        return _whole(path)
+    if standing(path).is_dir():
+        return _whole(standing(path))
     if path.suffix == ".gguf" and path.is_file():
         try:
             return converted(path)

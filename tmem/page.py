@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from .folders import atomic_file
+from .journal import encoded, parsed, read_object
 from .report import METRICS, figure, read_run
+from .shapes import check
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -25,6 +26,17 @@ COLUMNS = (
     ("grounded", "pairs in the text", 2), ("copied", "questions copied", 2), ("pairs_per_write", "pairs per write", 1),
     ("dropped", "lines dropped", 1), ("norm", "‖ΔW‖", 1),
 )  # fmt: skip
+# The shapes of run.json and of episodes/*.json.
+SETTINGS = {
+    "preset": str, "model": str,
+    "TrainConfig": {"reward": str, "rl_steps": int, "rl_episodes": int, "eval_episodes": int, "seed": int, "task": str,
+                    "eval_split": str},
+}  # fmt: skip
+EPISODES = [{
+    "id": str, "questions": [{"text": str, "answers": [str], "said": str}],
+    "writes": [{"segment": str, "pairs": [[str, str]], "loss": [(float, None), (float, None)], "norm": (float, None),
+                "dropped": {str: int}, "undone": str}],
+}]  # fmt: skip
 AROUND = 3  # steps: "first" and "now" in the table of guards are means of so many
 SAMPLES = 4  # episodes shown
 
@@ -115,10 +127,11 @@ def page(folder: Path, file: Path) -> str:
 
     if not (folder / "run.json").is_file() or not (folder / "metrics.jsonl").is_file():
         raise FileNotFoundError(f"{folder} holds no run of tmem train (run.json and metrics.jsonl); name the --out of one.")
-    rows, settings = read_run(folder), json.loads((folder / "run.json").read_text())
+    rows, settings = read_run(folder), read_object(folder / "run.json")
+    check(settings, SETTINGS, str(folder / "run.json"))
     train = settings["TrainConfig"]
     steps = [r for r in rows if r["phase"] == "rl"]
-    drift = steps[-1]["drift"] if steps else 0.0
+    drift = steps[-1].get("drift") or 0.0 if steps else 0.0  # runs of before have none
     opening = headline(rows, train)
     environment = Environment(
         loader=PackageLoader("tmem"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -130,14 +143,15 @@ def page(folder: Path, file: Path) -> str:
         samples=samples(folder),
     )  # fmt: skip
     with atomic_file(file) as work:
-        work.write_text(text, encoding="utf-8")
+        work.write_bytes(encoded(text))
     return opening
 
 
 def headline(rows: Rows, train: Mapping[str, Any]) -> str:
     """How far the run is, and what the held-out score did, in a sentence or two."""
     score = train["reward"]
-    found = {r["phase"][5:]: r for r in rows if r["phase"].startswith("eval_") and r["mode"] == "greedy" and score in r}
+    greedy = [r for r in rows if r["phase"].startswith("eval_") and r["mode"] == "greedy"]
+    found = {r["phase"][5:]: r for r in greedy if r.get(score) is not None}
     seen = [p for p in PHASES if any(r["phase"] in (p, f"eval_{p}") for r in rows)]
     finished = {r["phase"] for r in rows if r.get("mode") == "sampled"} >= {f"eval_{p}" for p in PHASES}
     if finished:
@@ -198,7 +212,7 @@ def samples(folder: Path) -> list[dict]:
             ],
             "questions": [
                 {"text": q["text"], "answers": " / ".join(q["answers"]),
-                 "by": {p: _answer(e["questions"][j]) for p, e in by.items()}}
+                 "by": {p: _answer(e["questions"][j]) for p, e in by.items() if j < len(e["questions"])}}
                 for j, q in enumerate(first["questions"])
             ],
         })  # fmt: skip
@@ -211,18 +225,24 @@ def _episodes(folder: Path, name: str) -> Any:
     if not file.is_file():
         return None
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = parsed(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file}: not JSON ({error}); remove it and the page is made without it") from error
+    check(found, {"step": int, "episodes": EPISODES} if name == "rl-now" else EPISODES, str(file))
+    return found
 
 
 def _write(write: Mapping[str, Any]) -> dict:
     text = write["segment"].casefold()
     pairs = [{"question": q, "answer": a, "grounded": a.casefold() in text} for q, a in write["pairs"]]
     before, after = write["loss"]
-    note = f"loss {before:.2f} → {after:.2f}, ‖ΔW‖ {write['norm']:.1f}" if pairs else ""
+    note = f"loss {_number(before)} → {_number(after)}, ‖ΔW‖ {_number(write['norm'], 1)}" if pairs else ""
     dropped = ", ".join(f"{n} {kind}" for kind, n in write["dropped"].items() if n)
     return {"pairs": pairs, "note": "; ".join(filter(None, (note, dropped and f"dropped: {dropped}", write["undone"])))}
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "not finite" if value is None else f"{value:.{digits}f}"
 
 
 def _answer(question: Mapping[str, Any]) -> dict:
@@ -246,7 +266,7 @@ def pictures(rows: Rows, wanted: Iterable[Chart]) -> Iterator[dict]:
     steps = [r for r in rows if r["phase"] == "rl"]
     parts = list(dict.fromkeys(k for r in steps for k in r if k.startswith("seconds_")))
     if steps and parts:
-        shares = {p.removeprefix("seconds_"): float(np.mean([r.get(p, 0.0) for r in steps])) for p in parts}
+        shares = {p.removeprefix("seconds_"): float(np.mean([r.get(p) or 0.0 for r in steps])) for p in parts}
         said = ", ".join(f"{name} {value:.1f}" for name, value in shares.items())
         yield {"title": "Seconds of a step", "note": f"Means: {said}.", "alt": f"seconds of a step, by part: {said}",
                "source": _drawn(partial(_stacked, steps, parts))}  # fmt: skip
@@ -275,7 +295,7 @@ def _curves(chart: Chart, lines: Sequence[tuple[str, Sequence[tuple[float, float
 def _stacked(steps: Rows, parts: Sequence[str], axes: Any) -> None:
     below = np.zeros(len(steps))
     for i, part in enumerate(parts):
-        seconds = np.array([r.get(part, 0.0) for r in steps])
+        seconds = np.array([r.get(part) or 0.0 for r in steps])
         name = part.removeprefix("seconds_")
         axes.bar([r["step"] for r in steps], seconds, bottom=below, width=0.9, color=f"C{i}", label=name)
         below += seconds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .folders import atomic_folder
+from .folders import atomic_folder, standing, whole
 from .journal import object_in
 
 if TYPE_CHECKING:
@@ -89,29 +88,15 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
 
 
 def read_folder(path: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """Files of an adapter folder as they stood at one moment: a folder that a save replaces meanwhile is read again.
-
-    Raises FileNotFoundError for a file that is missing.
-    """
-    while True:
-        try:
-            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        except NotADirectoryError as error:
-            raise FileNotFoundError(f"load: {path} is a file; expected a PEFT adapter folder.") from error
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"load: {path / names[0]} is missing; {_expected(path)}.") from error
-        try:
-            return {name: _content(name, folder) for name in names}
-        except FileNotFoundError as error:
-            if path.exists() and os.path.samestat(os.fstat(folder), os.stat(path)):
-                raise FileNotFoundError(f"load: {path / error.filename} is missing; {_expected(path)}.") from error
-        finally:
-            os.close(folder)
-
-
-def _content(name: str, folder: int) -> bytes:
-    with open(name, "rb", opener=lambda name, flags: os.open(name, flags, dir_fd=folder)) as file:
-        return file.read()
+    """Files of an adapter folder as they stood at one moment. Raises FileNotFoundError for one that is missing."""
+    folder = standing(path)
+    if folder.exists() and not folder.is_dir():
+        raise FileNotFoundError(f"load: {path} is a file; expected a PEFT adapter folder.")
+    try:
+        return whole(path, lambda folder: {name: (folder / name).read_bytes() for name in names})
+    except FileNotFoundError as error:
+        name = Path(error.filename).name if folder.exists() else names[0]
+        raise FileNotFoundError(f"load: {path / name} is missing; {_expected(path)}.") from error
 
 
 def _expected(path: Path) -> str:

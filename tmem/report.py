@@ -16,7 +16,7 @@ from rich.table import Table
 
 from . import machine as this
 from .folders import atomic_file
-from .journal import read_jsonl
+from .journal import encoded, read_jsonl
 
 __all__ = [
     "bar_chart",
@@ -454,7 +454,7 @@ def write_json(path: str | Path, value: Any) -> None:
             f"{path}: JSON has no NaN or infinity, got one at {_not_finite(value)}; nothing written"
         ) from error
     with atomic_file(path) as work:
-        work.write_text(text + "\n", encoding="utf-8")
+        work.write_bytes(encoded(text + "\n"))
 
 
 def _not_finite(value: Any, where: str = "the top") -> str | None:
@@ -466,8 +466,18 @@ def _not_finite(value: Any, where: str = "the top") -> str | None:
     return next((found for key, item in items if (found := _not_finite(item, f"{prefix}{key}"))), None)
 
 
+# The shapes of a training run's lines.
+TIMING = {"phase": str, "step": int, "trained": float, str: float}
+STEP = {"phase": set(PHASES), "step": int, str: (float, None)}
+HELD_OUT = {"phase": {f"eval_{p}" for p in ("base", *PHASES)}, "step": int, "mode": {"greedy", "sampled"}, str: (float, None)}
+
+
+def _measured(row: Mapping[str, Any]) -> dict:
+    return HELD_OUT if str(row.get("phase")).startswith("eval_") else STEP
+
+
 def read_run(folder: str | Path) -> list[dict[str, Any]]:
     """The lines of a training run: metrics.jsonl with timings.jsonl beside it. "seconds" counts training from its start."""
     folder = Path(folder)
-    metrics, timings = read_jsonl(folder / "metrics.jsonl"), read_jsonl(folder / "timings.jsonl")
+    metrics, timings = read_jsonl(folder / "metrics.jsonl", _measured), read_jsonl(folder / "timings.jsonl", TIMING)
     return [{**timing, **row, "seconds": timing["trained"]} for row, timing in zip(metrics, timings)]

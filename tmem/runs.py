@@ -9,7 +9,8 @@ from typing import Any
 
 from .grading import scored
 from .journal import read_jsonl, read_object
-from .report import TASKS
+from .report import METRICS, TASKS
+from .shapes import check
 
 # What must agree, beside task and judge, for scores to stand in one table. Model, preset and settings are what is compared.
 PROTOCOL = (
@@ -18,6 +19,64 @@ PROTOCOL = (
 )  # fmt: skip
 WITH_OBJECTIVES = ("objectives", "turns", "answer_tokens", "episodes", "limit")  # change with the questions at once
 SCALE = ("oracle", "constant")  # methods that are no way of remembering: they show what scores there are to be had
+
+
+# The shapes of files -----------------------------------------------------------------------------------------------------
+
+MAYBE = (float, None)
+_COSTS = ("state_bytes", *(f"{k}_tokens" for k in ("prompt", "peak", "read", "generated", "learned")), "flops", "seconds")
+
+
+def _count(value: Any) -> Any:
+    return {str: int} if isinstance(value, dict) else (int, None)
+
+
+def _method(found: Any) -> dict:
+    """The shape of a method's part of results.json: a score has its interval, and who wrote says what."""
+    held = found if isinstance(found, dict) else {}
+    return {
+        "n": int, "judged?": (int, None), **{f"{key}?": MAYBE for key in _COSTS},
+        **{key: shape for m in METRICS if m in held for key, shape in ((m, float), (f"{m}_ci", [float, float]))},
+        "by_kind?": {str: {str: MAYBE}}, "search?": {str: MAYBE}, "stuck?": MAYBE, "leaked?": MAYBE, "writes?": int,
+        "aggregates?": {str: {"types": {str: MAYBE}, "task_average": MAYBE, "overall": MAYBE, "abstention": MAYBE}},
+        **({"pairs_per_write": float, "dropped": {str: int}, "rolled_back": int} if held.get("writes") else {}),
+    }  # fmt: skip
+
+
+def _probe(found: Any) -> dict:
+    asked = isinstance(found, dict) and found.get("other") is not None
+    return {"recalled": _share, "other": object, "leaked": _share if asked else object}
+
+
+def _share(value: Any) -> type:
+    return bool if isinstance(value, bool) else float
+
+
+# What `tmem report` rests on, of results.json, answers.jsonl and readings.jsonl.
+RESULTS = {
+    "task": set(TASKS), "methods?": ({str: _method}, None), "machine?": dict,
+    "config": {"model": str, "seed": int, "seeds?": (int, None), "episodes": int, "objectives?": (int, None),
+               "turns?": (int, None), "settings?": (dict, None)},
+    "differences?": {str: {str: {"mean": float, "low": float, "high": float}}},
+    "judge?": ({"methods?": {str: {"judged?": (int, None)}}, "judged?": _count, "malformed?": _count, "unreachable?": _count,
+                "spent?": ({"prompt_tokens?": int, "completion_tokens?": int, "cost?": MAYBE}, None)}, None),
+}  # fmt: skip
+_NAMES = {"seed": int, "method": str, "episode": str}
+ANSWER = {
+    **_NAMES, "id": str, "kind?": str, "question?": str, "prediction?": str, "answers?": [str], "objectives?": int,
+    "sessions?": (int, None), "position?": MAYBE, "prompt_tokens?": float, "read_tokens?": float, "generated_tokens?": float,
+    "seconds?": float, **{f"{m}?": MAYBE for m in METRICS},
+}  # fmt: skip
+READING = {
+    **_NAMES, "read?": str, "seconds?": float,
+    **{f"{k}?": float for k in ("state_bytes", "peak_tokens", "read_tokens", "generated_tokens", "learned_tokens")},
+    "log?": {"writes": [{"pairs": list, "dropped": {str: int}, "undone": object, "stuck": [_probe]}]},
+}  # fmt: skip
+# What `--resume` needs besides.
+_ADDED = ("prompt_tokens", "generated_tokens", "seconds")
+_TEXTS = {"question": str, "prediction": str, "answers": [str]}
+ANSWERED = {**ANSWER, **_TEXTS, "kind": str, "read": str, **dict.fromkeys(_ADDED, float)}
+HAD_READ = {**READING, "read": str, **dict.fromkeys(("state_bytes", "peak_tokens", "seconds"), float)}
 
 
 @dataclass(frozen=True)
@@ -82,12 +141,23 @@ def read(folder: Path) -> Run:
         raise ValueError(f"{file}: task is {results['task'][:40]!r}; expected one of {', '.join(TASKS)}.")
     if lacks := [k for k in ("model", "seed", "episodes") if k not in results["config"]]:
         raise ValueError(f"{file}: its config lacks {', '.join(lacks)}; expected the results.json that tmem eval wrote.")
+    check(results, RESULTS, str(file))
+    search = {"objectives": int} if results["task"] == "search" else {}
+    check(results["config"], search, f"{file}, `config`")
     if not results.get("methods"):
         raise ValueError(f"{folder} holds no answers yet; go on with tmem eval --resume.")
+    answer = ANSWER if search else {**ANSWER, "sessions": int}
     answers, readings = (
-        read_jsonl(folder / name) if (folder / name).is_file() else [] for name in ("answers.jsonl", "readings.jsonl")
+        read_jsonl(folder / name, shape) if (folder / name).is_file() else []
+        for name, shape in (("answers.jsonl", _with_text(answer)), ("readings.jsonl", READING))
     )
     return Run(folder, results, scored(answers, folder), readings)
+
+
+def _with_text(shape: dict) -> Any:
+    """Of an answer that still has its texts."""
+    whole = {**shape, **_TEXTS}
+    return lambda row: whole if "question" in row else shape
 
 
 def grouped(runs: Sequence[Run], by: str) -> list[list[Run]]:

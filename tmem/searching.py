@@ -12,8 +12,10 @@ from .agent.episode import Agent
 from .agent.log import writes
 from .agent.retrieve import dense, require_dense
 from .compute import Sizes
-from .evaluate import BESIDE, about, journals, must_be_new, spent, summarise
-from .folders import atomic_file
+from .evaluate import BESIDE, Seldom, about, journals, must_be_new, spent, summarise
+from .folders import alone, atomic_file
+from .journal import encoded
+from .plain import fenced
 from .tasks import corpus, left_out, multihop
 from .tasks.records import draw, files
 from .tasks.search import compose, summary
@@ -26,6 +28,7 @@ PROMPT = 1024  # tokens of the instruction, at least to be free beside a context
 TURN, EACH = 128, 16  # tokens of a turn: so many, and for each objective, of which thoughts and answers say something
 
 
+@alone("out")
 def search(
     methods: Sequence[str],
     out: Path,
@@ -121,6 +124,16 @@ def search(
     sizes = Sizes.of(agent)
     results["sizes"] = sizes.asdict()
     total = size * seeds
+
+    @Seldom
+    def write() -> None:
+        results["runs"][-1] |= spent(min(slots, size), len(answers.rows) - held, start)
+        results.update(summarise(answers.rows, readings.rows, sizes=sizes))
+        for name, scores in results["methods"].items():
+            rows = [r for r in answers.rows if r["method"] == name]
+            scores["search"] = summary([{k: r[k] for k in ("em", *COUNTED)} for r in rows])
+        report.write_json(out / "results.json", results)
+
     for s, part in ((s, drawn[s][at : at + slots]) for s in drawn for at in range(0, size, slots)):
         for method in methods:
             done = {(r["seed"], r["id"]) for r in answers.rows if r["method"] == method}
@@ -135,15 +148,11 @@ def search(
                 readings.append(reading_of(method, s, t) for t in lived if (s, t.task.id) not in kept)
                 answers.append(answer_of(method, s, t) for t in lived)
             watch(method, "answer", len(done) + len(left), total)
-            results["runs"][-1] |= spent(min(slots, size), len(answers.rows) - held, start)
-            results |= summarise(answers.rows, readings.rows, sizes=sizes)
-            for name, scores in results["methods"].items():
-                rows = [r for r in answers.rows if r["method"] == name]
-                scores["search"] = summary([{k: r[k] for k in ("em", *COUNTED)} for r in rows])
-            report.write_json(out / "results.json", results)
+            write()
+    write.now()
     transcripts = [r["transcript"] for r in readings.rows]
     with atomic_file(out / "episodes.md") as work:
-        work.write_text("\n\n".join(transcripts), encoding="utf-8")
+        work.write_bytes(encoded("\n\n".join(map(fenced, transcripts))))
     return results
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .folders import atomic_file
+from .folders import alone, atomic_file
+from .journal import encoded
 from .report import write_json
 from .runs import read
 
@@ -15,6 +16,7 @@ NAMES = ("method", "episode", "read", "id", "kind", "category")  # the strings t
 NUMBERS = ("loss", "norm")  # of a write
 
 
+@alone("out")
 def strip(run: Path, out: Path) -> None:
     """Write `run`'s results.json, answers.jsonl and readings.jsonl to the folder `out`, which `tmem report` reads as the run.
 
@@ -54,4 +56,4 @@ def _emptied(write: Mapping[str, Any]) -> dict:
 
 def _write(file: Path, rows: Sequence[Mapping]) -> None:
     with atomic_file(file) as work:
-        work.write_text("".join(json.dumps(without_texts(r), ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+        work.write_bytes(encoded("".join(json.dumps(without_texts(r), ensure_ascii=False) + "\n" for r in rows)))

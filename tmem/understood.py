@@ -86,15 +86,16 @@ def _adapted(shape: Shape, preset: str) -> dict:
 
 def show(facts: dict) -> None:
     """Print the facts; fits 80 columns."""
-    from rich.console import Console
     from rich.table import Table
+
+    from .plain import Terminal
 
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in _lines(facts):
         grid.add_row(name, value)
-    Console(markup=False).print(grid, highlight=False)
+    Terminal().print(grid, highlight=False)
 
 
 def _lines(facts: dict) -> list[tuple[str, str]]:

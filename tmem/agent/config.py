@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..bank import MLP
 from .learn import LearnConfig
@@ -17,6 +19,7 @@ else:
 
 PRESETS = Path(__file__).parent.parent / "presets"
 TABLES = ("memory", "learn", "write", "answer", "train")
+MOST = 2**31 - 1  # of a number
 # Whole numbers that may be 0; the others may not.
 ZERO = (
     "seed", "rehearse", "contrast", "warm_steps", "warm_plain", "rl_steps", "rl_questions", "rl_warmup", "rl_resample",
@@ -75,8 +78,8 @@ def read(name: str | Path) -> dict:
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
         raise ValueError(f"preset: no preset {str(name)!r}; expected one of {known}, or the path of a .toml file.")
     try:
-        tables = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8, too
         raise ValueError(f"preset: {path} is not valid TOML: {error}.") from error
     unknown = [t for t in tables if t not in TABLES]
     if unknown:
@@ -85,31 +88,39 @@ def read(name: str | Path) -> dict:
 
 
 def build(kind: type, table: dict, where: str):
-    """A config dataclass from a TOML table; nested dataclasses from sub-tables. Raises ValueError for an unknown key."""
-    defaults = kind()
-    values = {}
+    """A config dataclass from a TOML table; nested dataclasses from sub-tables.
+
+    Raises ValueError for an unknown key, and for a value of another kind than the default's or out of its range.
+    """
+    if not isinstance(table, dict):
+        raise ValueError(f"preset: [{where}]: expected a table of settings, got {reprlib.repr(table)}.")
+    defaults, values = kind(), {}
+    known = [f.name for f in dataclasses.fields(kind)]
     for key, value in table.items():
-        if not hasattr(defaults, key):
-            known = ", ".join(f.name for f in dataclasses.fields(kind))
-            raise ValueError(f"preset: [{where}] has no setting {key!r}; expected some of {known}.")
+        if key not in known:
+            raise ValueError(f"preset: [{where}] has no setting {reprlib.repr(key)}; expected some of {', '.join(known)}.")
         default = getattr(defaults, key)
-        if dataclasses.is_dataclass(default):
-            value = build(type(default), value, key)
-        value = tuple(value) if isinstance(value, list) else value
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
-        if type(value) is not type(default):
-            raise ValueError(f"preset: [{where}] {key}: expected {_article(default)} such as {default!r}, got {value!r}.")
-        least = 0 if isinstance(default, float) or key in ZERO else 1
-        if type(value) in (int, float) and not least <= value < float("inf"):
-            raise ValueError(f"preset: [{where}] {key}: expected {least} or more, got {value!r}.")
-        values[key] = value
+        nested = dataclasses.is_dataclass(default)
+        values[key] = build(type(default), value, key) if nested else _value(default, value, f"[{where}] {key}")
     return kind(**values)
 
 
-def _article(value) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", tuple: "a list"}
-    return names.get(type(value), "a table")
+def _value(default: Any, value: Any, where: str) -> Any:
+    """`value` as the kind that `default` is of. A list has strings in it, and one at least."""
+    if isinstance(default, tuple):
+        fits = isinstance(value, list) and value and all(type(v) is str and v for v in value)
+    else:
+        fits = type(value) is type(default) or isinstance(default, float) and type(value) is int
+    if not fits:
+        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", tuple: "a list of names"}
+        expected = f"{kinds[type(default)]} such as {list(default) if isinstance(default, tuple) else default!r}"
+        raise ValueError(f"preset: {where}: expected {expected}, got {reprlib.repr(value)}.")
+    if type(default) in (int, float):
+        least = 0 if isinstance(default, float) or where.split()[-1] in ZERO else 1
+        if not least <= value <= MOST:
+            bound = f"{MOST} or less" if value > MOST else f"{least} or more"
+            raise ValueError(f"preset: {where}: expected {bound}, got {reprlib.repr(value)}.")
+    return type(default)(value)
 
 
 def agent_config(name: str | Path = "default") -> AgentConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..plain import in_markdown
 from .episode import LogEntry, Rollout
 
 
@@ -33,27 +34,29 @@ def writes(log: Sequence[LogEntry]) -> list[dict]:
 
 
 def readable(record: dict) -> str:
-    """A record as Markdown: every pair with the text it came from, the loss before and after, ‖ΔW‖, the answers."""
-    lines = [f"# {record['id']}"]
+    """A record as Markdown, in which texts stand for themselves: every pair with the text it came from, the loss before and
+    after, ‖ΔW‖, the answers."""
+    lines = [f"# {in_markdown(record['id'])}"]
     for i, write in enumerate(record["writes"]):
-        lines += [f"## write {i + 1}", "", "> " + write["segment"].replace("\n", "\n> "), ""]
+        lines += [f"## write {i + 1}", "", *(f"> {in_markdown(line)}" for line in write["segment"].split("\n")), ""]
         stuck = {s["question"]: s for s in write["stuck"]}
         for question, answer in write["pairs"]:
             s = stuck.get(question)
             mark = "" if s is None else f"  [paraphrase {'held' if s['recalled'] else 'lost: ' + s['said']}" + (
                 "]" if s["other"] is None else f", other person {'LEAKED' if s['leaked'] else 'clean'}]"
             )
-            lines.append(f"- {question} -> {answer}{mark}")
+            lines.append(f"- {in_markdown(f'{question} -> {answer}{mark}')}")
         kept = f"ROLLED BACK: {write['undone']}" if write["undone"] else "kept"
         dropped = write["dropped"]
         lines += [
             "",
             f"dropped: {dropped['malformed']} malformed, {dropped['empty']} empty, {dropped['duplicates']} duplicate, "
             f"{dropped['conflicts']} conflicting; loss {write['loss'][0]:.3f} -> {write['loss'][1]:.3f}, "
-            f"‖ΔW‖ {write['norm']:.2f}, {kept}",
+            f"‖ΔW‖ {write['norm']:.2f}, {in_markdown(kept)}",
             "",
         ]
     lines.append("## questions")
     for q in record["questions"]:
-        lines.append(f"- {q['text']} -> {q['said']!r} (right: {' | '.join(q['answers'])})")
+        line = f"{q['text']} -> {q['said']!r} (right: {' | '.join(q['answers'])})"
+        lines.append(f"- {in_markdown(line)}")
     return "\n".join(lines) + "\n"

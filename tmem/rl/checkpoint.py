@@ -49,7 +49,7 @@ def save(folder: Path, state: dict, tensors: dict[str, Tensor], world: World) ->
         digests = world.gathered([_digest(work / name) for name in world.share(files)])
         if world.first:
             text = json.dumps({**state, "files": dict(zip(files, digests))})
-            (work / STATE).write_text(json.dumps({"digest": _of_bytes(text.encode()), "state": text}))
+            (work / STATE).write_text(json.dumps({"digest": _of_bytes(text.encode()), "state": text}), encoding="utf-8")
             sync(work)
             if folder.exists():
                 shutil.rmtree(aside, ignore_errors=True)
@@ -113,7 +113,7 @@ def state_of(folder: Path) -> dict:
     """The state of a checkpoint. Raises Damaged unless it is what was written and every file is there and has a header."""
     folder = _standing(folder)
     try:
-        held = json.loads((folder / STATE).read_text())
+        held = json.loads((folder / STATE).read_text(encoding="utf-8"))
         if "digest" not in held:
             raise ValueError(f"{STATE} has no digest; a version of tmem from before there were any made it")
         if held["digest"] != _of_bytes(held["state"].encode()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +10,8 @@ from safetensors.torch import load_file
 
 from .. import models
 from ..agent.episode import Agent
+from ..folders import alone
+from ..journal import read_object
 from ..report import bootstrap, write_json
 from ..tasks import stream
 from .dissect import ability, dissect
@@ -18,8 +19,10 @@ from .trainer import MODES, PHASES, Progress, Trainer
 
 COMPARED = (("rl", "warm"), ("rl", "sft"), ("warm", "base"))
 DISSECTED = ("warm", "rl")
+LOCK = ".study.lock"  # of a study, and of a seed while it is trained and dissected; its training has one more
 
 
+@alone("out", LOCK)
 def study(
     preset: str, out: Path, *, seeds: int = 5, seed_starts: Callable[[int], None] = lambda _: None, **options
 ) -> dict:
@@ -39,6 +42,7 @@ def study(
     return summary
 
 
+@alone("folder", LOCK)
 def one(
     preset: str, folder: Path, seed: int, *, model: str | None = None, episodes: int = 24,
     progress: Progress | None = None, stop: Callable[[], bool] = lambda: False, **overrides,
@@ -58,8 +62,8 @@ def one(
         file = folder / f"dissection-{difficulty}.json"
         if not file.exists():
             write_json(file, _dissected(preset, model, folder, seed, difficulty, episodes, progress))
-        dissections.append(json.loads(file.read_text()))
-    return json.loads((folder / "summary.json").read_text()), dissections
+        dissections.append(read_object(file, crossing=dict, writing=dict, ability=dict, recall=dict))
+    return read_object(folder / "summary.json", per_episode=dict), dissections
 
 
 def _dissected(preset, model, folder, seed, difficulty, count, progress) -> dict:
@@ -78,7 +82,7 @@ def _dissected(preset, model, folder, seed, difficulty, count, progress) -> dict
         network.tie_weights()
         return agent
 
-    split = json.loads((folder / "run.json").read_text())["TrainConfig"]["eval_split"]
+    split = read_object(folder / "run.json", TrainConfig=dict)["TrainConfig"]["eval_split"]
     # Other episodes than the evaluations': those start at seed << 20.
     episodes = [stream.episode((seed << 20) + 500_000 + i, split, difficulty) for i in range(count)]
     found = dissect(DISSECTED, use, episodes, lambda note: progress.phase("dissect", 0, 1, f"difficulty {difficulty}: {note}"))

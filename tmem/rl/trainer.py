@@ -30,9 +30,10 @@ from .. import models
 from ..agent.config import agent_config, build, read
 from ..agent.episode import Agent, Clock, run
 from ..agent.log import readable, record
-from ..folders import atomic_file
+from ..folders import Busy, Lock, atomic_file
+from ..journal import append, encoded, read_object
 from ..machine import give_memory_back
-from ..report import bootstrap, read_run
+from ..report import bootstrap, read_run, write_json
 from ..tasks import task as own_task
 from ..tasks.stream import Stream
 from . import checkpoint, grpo, supervised
@@ -55,6 +56,10 @@ class Progress:
     row: Callable[[dict], None] = lambda row: None  # every line of metrics.jsonl, with its seconds; on a resume the old ones
     phase: Callable[[str, int, int, str], None] = lambda *_: None  # phase, done, total, note
     warn: Callable[[str], None] = lambda sentence: None
+
+
+class Diverged(ValueError, ArithmeticError):
+    """Gradients stay not finite; the last checkpoint is from before."""
 
 
 class Interrupted(Exception):
@@ -85,19 +90,47 @@ class Trainer:
         self.settings_file = out / "run.json"
         self.damaged: list[str] = []
         self.taken: Path | None = None  # the checkpoint this run goes on from
+        self.lock: Lock | None = None
+        self._hold()
+        try:
+            self._look(resume)
+        except BaseException:
+            self._let_go()
+            raise
+        world.wait()  # until every rank has looked, before rank 0 writes
+
+    def _hold(self) -> None:
+        """Keep other processes out of `out`, until the run ends; every rank raises Busy where one is at work there."""
+        fault = ""
+        if self.world.first and self.lock is None:
+            try:
+                self.lock = Lock(self.out)
+            except Busy as error:
+                fault = str(error)
+        if faults := [f for f in self.world.gathered([fault]) if f]:
+            raise Busy(faults[0])
+
+    def _let_go(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
+
+    def _look(self, resume: bool) -> None:
+        """Where to go on from, by what `out` holds."""
+        out = self.out
         if self.settings_file.exists():
             if not resume:
                 raise FileExistsError(
                     f"train: {out} already holds a run; continue it with --resume, or give another --out."
                 )
-            held = json.loads(self.settings_file.read_text())
+            held = read_object(self.settings_file)
             if held != self._settings():
                 changed = _differences(held, self._settings())
                 raise ValueError(
                     f"resume: {out} was made with other settings ({', '.join(changed)}); "
                     f"use the same preset and flags, or give another --out."
                 )
-            self.taken, self.damaged = checkpoint.newest(self._checkpoints(), world)
+            self.taken, self.damaged = checkpoint.newest(self._checkpoints(), self.world)
             if self.taken is not None:
                 self.state |= {k: v for k, v in checkpoint.state_of(self.taken).items() if k in self.state}
                 self.state["damaged"] += len(self.damaged)
@@ -105,7 +138,6 @@ class Trainer:
                 raise ValueError(f"resume: no checkpoint of {out} can be read ({self.damaged[0]}); start again elsewhere.")
         elif resume:
             raise FileNotFoundError(f"resume: {out} holds no run (run.json is missing); leave out --resume.")
-        world.wait()  # until every rank has looked, before rank 0 writes
 
     def _settings(self) -> dict:
         """What must stay as it is from start to end; not how often checkpoints are made or over what ranks θ0 is laid out."""
@@ -123,14 +155,20 @@ class Trainer:
     # the run -------------------------------------------------------------------------------------------------------
 
     def run(self, progress: Progress | None = None, stop: Callable[[], bool] = lambda: False) -> dict:
-        """Do the phases that are left. Raises Interrupted after a checkpoint when `stop()` turns true, ArithmeticError when
+        """Do the phases that are left. Raises Interrupted after a checkpoint when `stop()` turns true, Diverged when
         gradients stay not finite, OSError when a checkpoint cannot be written; the last one stays."""
+        self._hold()
+        try:
+            return self._run(progress, stop)
+        finally:
+            self._let_go()
+
+    def _run(self, progress: Progress | None, stop: Callable[[], bool]) -> dict:
         self.progress, self.stop = progress or Progress(), stop
         self.since = self.saved = time.perf_counter()
         if self.world.first:
             self.out.mkdir(parents=True, exist_ok=True)
-            with atomic_file(self.settings_file) as work:
-                work.write_text(json.dumps(self._settings(), indent=1))
+            write_json(self.settings_file, self._settings())
             for name in ("metrics", "timings"):
                 self._keep_lines(name, self.state["rows"])
             self._keep_lines("segments", self.state["segments"])
@@ -267,9 +305,9 @@ class Trainer:
         if self.state["skipped"]:
             self.progress.warn(f"{phase}: the gradient of step {self.state['step']} is {norm}; the step was skipped")
         if self.state["skipped"] >= MOST_SKIPPED:
-            raise ArithmeticError(
+            raise Diverged(
                 f"train: {MOST_SKIPPED} steps in a row of phase {phase} had no finite gradient; the last checkpoint in "
-                f"{self.out} is from before; try a lower learning rate."
+                f"{self.out} is kept and from before; try a lower learning rate."
             )
 
     # evaluation ----------------------------------------------------------------------------------------------------
@@ -280,8 +318,7 @@ class Trainer:
         if self.world.first and self.config.eval_episodes:
             episode = self.task.episode(str(self.config.seed << 20), self.config.eval_split)
             found = [record(r) for r in run(self.agent, [episode], [episode.id])]
-            with atomic_file(self.out / "episodes" / "rl-now.json") as work:
-                work.write_text(json.dumps({"step": self.state["step"], "episodes": found}))
+            write_json(self.out / "episodes" / "rl-now.json", {"step": self.state["step"], "episodes": _finite(found)})
         self.world.wait()
 
     def _evaluate(self, phase: str) -> None:
@@ -299,9 +336,8 @@ class Trainer:
             records = world.gathered([record(r) for r in rollouts])
             if world.first:
                 with atomic_file(self.out / "episodes" / f"{phase}-{mode}.md") as work:
-                    work.write_text("\n\n".join(map(readable, records)))
-                with atomic_file(self.out / "episodes" / f"{phase}-{mode}.json") as work:
-                    work.write_text(json.dumps(records))
+                    work.write_bytes(encoded("\n\n".join(map(readable, records))))
+                write_json(self.out / "episodes" / f"{phase}-{mode}.json", _finite(records))
             self._row(f"eval_{phase}", index, clock, time.perf_counter() - start, mode=mode, **means(found[mode]))
         score = means(found["greedy"])[config.reward]
         self.progress.phase(f"evaluate {phase}", 2, 2, f"greedy {config.reward} {score:.2f}")
@@ -353,16 +389,15 @@ class Trainer:
         self.state["segments"] += 1
 
     def _append(self, name: str, row: dict) -> None:
-        with (self.out / f"{name}.jsonl").open("a") as file:
-            file.write(json.dumps({k: _finite(v) for k, v in row.items()}) + "\n")
+        append(self.out / f"{name}.jsonl", [_finite(row)], sync=False)
 
     def _keep_lines(self, name: str, count: int) -> None:
         """Drop the lines of steps that no checkpoint holds: they will be taken again."""
         file = self.out / f"{name}.jsonl"
         if file.exists():
-            rows = file.read_text().splitlines(keepends=True)
+            rows = file.read_bytes().splitlines(keepends=True)
             with atomic_file(file) as work:
-                work.write_text("".join(rows[:count]))
+                work.write_bytes(b"".join(rows[:count]))
 
     def _pause_if_asked(self) -> bool:
         """Between steps: a checkpoint if the last is old, or a stop if one was asked for. All ranks do the same; returns
@@ -392,7 +427,7 @@ class Trainer:
     def _write(self, folder: Path) -> None:
         for name in ("metrics", "timings", "segments"):
             if self.world.first and (file := self.out / f"{name}.jsonl").exists():
-                with file.open("a") as lines:
+                with file.open("ab") as lines:
                     os.fsync(lines.fileno())
         tensors = {}
         if self.state["weights"] or folder.name == "warm":
@@ -429,7 +464,11 @@ class Trainer:
 
 
 def _finite(value):
-    """None for a number that JSON does not have."""
+    """None for a number that JSON does not have, also inside of lists and dicts."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
