@@ -12,15 +12,14 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up; a module imports from its own line and the lines above it. A new module takes its place here.
 LEVELS = (
-    {"folders", "journal", "machine", "episode", "progress", "testing"},
+    {"folders", "journal", "machine", "episode", "plain", "progress", "shapes", "testing"},
     {"triton_kernels", "reference"},
     {"ops"},
     {"attention"},
     {"bank", "attach", "routes", "forward", "init", "peft_io", "models", "gguf", "gguf_file", "gguf_tokenizer", "report"},
-    {"agent", "memory", "compute"},
-    {"tasks", "judge", "judge_local", "judge_prompts", "grading", "evaluate", "searching", "rl", "bench", "page", "comparison",
-     "grids", "pictures", "runs", "texts",
-     "console", "understood"},
+    {"agent", "memory", "memory_file", "compute"},
+    {"tasks", "judge", "judge_local", "judge_prompts", "judge_words", "grading", "evaluate", "searching", "rl", "bench", "page",
+     "comparison", "grids", "pictures", "runs", "texts", "console", "understood"},
     {"cli"},
     {"__main__"},
 )
