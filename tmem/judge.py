@@ -38,7 +38,10 @@ _APPLICATION = 0x746D656D  # SQLite's application_id of a cache: "tmem"
 _REFUSED = (401, 403, 404)
 _TRANSIENT = (408, 409, 425, 429)
 _TOKEN_FIELDS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
-_ENDED = {"length": ", cut at the token limit", "content_filter": ", stopped by the endpoint's content filter"}
+_ENDED = {
+    "length": ", cut at the token limit; a judge that thinks first needs a larger one (--judge-tokens)",
+    "content_filter": ", stopped by the endpoint's content filter",
+}
 _ADAPTS = (200, 400, 422)  # where a complaint about a field is an answer to that field
 
 
