@@ -1,5 +1,8 @@
 """The judge: endpoints that misbehave on purpose, a cache that survives kills, keys that stay secret, hand-worked verdicts."""
 
+import builtins
+import errno
+import gzip
 import http.client
 import json
 import logging
@@ -12,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+import zlib
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -24,6 +28,7 @@ from tmem.episode import Question
 from tmem.judge import GIVE_UP, MAX_BYTES, Judge, Prompt, Verdict, summary
 
 KEY = "sk-secret-0123456789"
+Several = getattr(builtins, "ExceptionGroup", None)
 
 
 @pytest.fixture(autouse=True)
@@ -533,7 +538,7 @@ def replied(**message):
     "content",
     [
         [{"type": "text", "text": "yes"}], [{"type": "text", "text": "y"}, {"type": "text", "text": "es"}],
-        [{"text": "yes"}],
+        [{"text": "yes"}], {"type": "text", "text": "yes"},
         [{"type": "thinking", "thinking": "no", "text": "no"}, {"type": "text", "text": "yes"}],
         [{"type": "reasoning", "text": "no"}, 7, None, "no", {"type": "output_text", "text": "yes"}],
     ],
@@ -630,7 +635,8 @@ def test_a_complaint_with_status_200_and_one_of_the_other_name_are_adapted_to(en
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:99999/v1", "http://x:0/v1", "http://x:-1/v1", "http://a..b/v1",
     "http://x y/v1",
-                                 f"http://{'a' * 64}/v1", f"http://{'a.' * 130}com/v1", "http://.../v1"])  # fmt: skip
+                                 f"http://{'a' * 64}/v1", f"http://{'a.' * 130}com/v1", "http://.../v1",
+                                 "http://xn--/v1"])  # fmt: skip
 def test_an_address_that_cannot_be_is_refused_at_the_start(make, url):
     with pytest.raises(ValueError, match="the address is not of the form"):
         make(url=url)
@@ -643,6 +649,55 @@ def test_an_untrusted_certificate_is_said_and_not_asked_again(make):
     outer.__cause__ = error
     why, again = judges._unconnected(outer)
     assert why == "ConnectError: the certificate is not trusted: self-signed certificate" and not again
+
+
+@pytest.mark.skipif(Several is None, reason="Python has no groups of errors")
+@pytest.mark.parametrize("within", [False, True])
+def test_a_group_of_errors_is_one_failed_connection(make, monkeypatch, within):
+    async def post(*_):
+        refused = OSError(errno.ECONNREFUSED, KEY)
+        raise Several("several", [Several("more", [refused, OSError("x")]) if within else refused])
+
+    monkeypatch.setattr(judges, "_post", post)
+    (verdict,) = make().ask(prompts(1))
+    assert verdict.status == "unreachable" and "Connection refused" in verdict.reason and KEY not in verdict.reason
+
+
+@pytest.mark.skipif(Several is None, reason="Python has no groups of errors")
+def test_a_group_that_holds_a_fault_of_ours_is_raised(make, monkeypatch):
+    async def post(*_):
+        raise Several("several", [OSError(111, "x"), KeyError("ours")])
+
+    monkeypatch.setattr(judges, "_post", post)
+    with pytest.raises(Several):
+        make().ask(prompts(1))
+
+
+def packed(encoding, body):
+    pack = gzip.compress if encoding == "gzip" else zlib.compress
+    return answers(200, pack(body), Content_Encoding=encoding)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_packed_answer_is_unpacked_as_far_as_a_plain_one_may_go(endpoint, make, encoding):
+    endpoint.script = [packed(encoding, json.dumps(completion()).encode())]
+    assert make().ask(prompts(1)) == [Verdict(1.0)]
+    endpoint.script = [packed(encoding, b" " * (50 * MAX_BYTES))]
+    (verdict,) = make().ask(prompts(1, start=1))
+    assert verdict.status == "malformed" and f"more than {MAX_BYTES} bytes" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    "script, reason",
+    [
+        (answers(302, {}, Location="http://elsewhere/v1"), "answered 302 (a redirect, which is not followed"),
+        (answers(200, b"data: {\"choices\": []}\n\n"), "holds no choices[0].message, but: data: {"),
+        (answers(500, b"<head><style>p {}</style></head><p>busy</p>"), "answered 500: busy"),
+    ],
+)
+def test_what_came_instead_is_said(endpoint, make, script, reason):
+    endpoint.script = [script]
+    assert reason in make().ask(prompts(1))[0].reason
 
 
 def test_the_cause_of_a_failed_connection_is_said(make):
