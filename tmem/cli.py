@@ -17,7 +17,8 @@ from .machine import rows_apart
 
 
 class Verbs(click.Group):
-    """Errors that a user can act on become one sentence and exit code 2; Ctrl-C exits 130 without a word, SIGTERM 143."""
+    """Errors that a user can act on become one sentence and exit code 2; Ctrl-C exits 130 without a word, SIGTERM 143,
+    SIGHUP 129."""
 
     def invoke(self, ctx: click.Context):
         try:
@@ -35,15 +36,19 @@ class Verbs(click.Group):
 
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """Have SIGTERM unwind what runs, so that nothing half-written stays, instead of ending the process where it is."""
+    """Have SIGTERM, or a terminal that closes, unwind what runs, so that nothing half-written stays, instead of ending the
+    process where it is. Under nohup a terminal may close."""
     if threading.current_thread() is not threading.main_thread():  # it cannot choose
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    hung_up = getattr(signal, "SIGHUP", signal.SIGTERM)
+    numbers = {signal.SIGTERM, *([hung_up] if signal.getsignal(hung_up) is not signal.SIG_IGN else [])}
+    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _sentence(error: Exception) -> str:
