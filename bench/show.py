@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..folders import locked
 from ..plain import Terminal
-from ..progress import lines_on
+from ..progress import lines_for, printed
 from ..report import write_json
 from . import STUDIES, episodes, plots, run, soak, studies, study, targets, train
 
@@ -83,7 +83,7 @@ def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     columns = (TextColumn("{task.description:44}"), BarColumn(bar_width=24), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip
     if not console.is_terminal:
-        with lines_on(console) as tell:
+        with lines_for(printed(console)) as tell:
             yield lambda part, done, total: tell("bench", done, total, part)
         return
     with Progress(*columns, console=console, transient=True) as progress:

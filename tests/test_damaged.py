@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tmem import cli, comparison, page, shapes
+from tmem import cli, comparison, page, report, shapes
 from tmem.journal import parsed
+from tmem.plain import in_markdown
 
 RESULTS = Path(__file__).parents[1] / "results"
 WRITE = {"segment": "Ann is king.", "pairs": [["Who is king?", "Ann"]], "dropped": {"malformed": 1, "empty": 0}, "undone": "",
@@ -225,6 +226,21 @@ def test_names_come_to_life_neither_in_markdown_nor_in_the_page_nor_on_the_termi
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202e]", text)
     tables = [t.splitlines() for t in md.split("\n\n") if t.startswith("|")]
     assert tables and all(len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1 for rows in tables)
+
+
+def test_what_stands_at_the_start_of_a_line_is_no_heading_list_or_rule():
+    for name in ("# head", "---", "===", "- x", "+ x", "1. x", "12) x", "1."):
+        assert in_markdown(name) in (f"\\{name}", name.replace(".", "\\.").replace(")", "\\)")), name
+    for name in ("3.5", "-1", "#1", "a - b", "2023-05-01"):
+        assert in_markdown(name) == name
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("name", ["名前", "x" * 1000, "word " * 300, "$x^{$"])
+def test_a_chart_has_a_title_of_any_name(tmp_path, name):
+    methods = {"none": {"n": 1, "f1": 0.5, "f1_ci": [0.0, 1.0]}}
+    report.bar_chart(tmp_path / "chart.png", methods, title=name)
+    assert (tmp_path / "chart.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -52,22 +52,33 @@ def test_sigterm_stops_a_training_with_a_checkpoint_and_it_goes_on(tmp_path, who
     assert CliRunner().invoke(cli.main, ["report", str(out)]).exit_code == 0
 
 
-@pytest.mark.parametrize("verb", ["eval", "report", "bench"])
-def test_sigterm_ends_any_other_verb_with_143_and_lets_it_clean_up(verb, monkeypatch):
+@pytest.mark.parametrize("verb, number", [("eval", signal.SIGTERM), ("report", signal.SIGTERM), ("bench", signal.SIGTERM),
+                                          ("eval", signal.SIGHUP)])  # fmt: skip
+def test_a_signal_ends_any_other_verb_as_a_shell_does_and_lets_it_clean_up(verb, number, monkeypatch):
     cleaned = []
 
     def body(*_, **__):
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             time.sleep(5)
         finally:
             cleaned.append(True)
 
     monkeypatch.setattr(cli.main.commands[verb], "callback", body)
     words = {"eval": [], "report": ["."], "bench": []}[verb]
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     found = CliRunner().invoke(cli.main, [verb, *words])
-    assert found.exit_code == 143 and found.output == "" and cleaned and signal.getsignal(signal.SIGTERM) is before
+    assert found.exit_code == 128 + number and found.output == "" and cleaned and signal.getsignal(number) is before
+
+
+def test_under_nohup_a_terminal_may_close(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(cli.main.commands["eval"], "callback", lambda *_, **__: os.kill(os.getpid(), signal.SIGHUP))
+        assert CliRunner().invoke(cli.main, ["eval"]).exit_code == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_training_that_diverged_is_one_sentence_and_its_checkpoint_stays(tmp_path, monkeypatch, whole_models):

@@ -363,7 +363,6 @@ def test_half_a_surrogate_pair_is_kept_as_json_keeps_it(tmp_path):
 RAW = {
     "folders.py": "is where it is done",
     "journal.py": "appends, and cuts off the half line that a kill left",
-    "rl/checkpoint.py": "all ranks write into one folder, which is renamed then",
     "rl/trainer.py": "opens a journal to have it on the disk",
     "bench/table.py": "rewrites passages of the documentation, for who works on it",
 }

@@ -1,5 +1,8 @@
 """The judge: endpoints that misbehave on purpose, a cache that survives kills, keys that stay secret, hand-worked verdicts."""
 
+import builtins
+import errno
+import gzip
 import http.client
 import json
 import logging
@@ -12,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+import zlib
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -24,6 +28,7 @@ from tmem.episode import Question
 from tmem.judge import GIVE_UP, MAX_BYTES, Judge, Prompt, Verdict, summary
 
 KEY = "sk-secret-0123456789"
+Several = getattr(builtins, "ExceptionGroup", None)
 
 
 @pytest.fixture(autouse=True)
@@ -534,7 +539,7 @@ def replied(**message):
     "content",
     [
         [{"type": "text", "text": "yes"}], [{"type": "text", "text": "y"}, {"type": "text", "text": "es"}],
-        [{"text": "yes"}],
+        [{"text": "yes"}], {"type": "text", "text": "yes"},
         [{"type": "thinking", "thinking": "no", "text": "no"}, {"type": "text", "text": "yes"}],
         [{"type": "reasoning", "text": "no"}, 7, None, "no", {"type": "output_text", "text": "yes"}],
     ],
@@ -631,7 +636,8 @@ def test_a_complaint_with_status_200_and_one_of_the_other_name_are_adapted_to(en
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:99999/v1", "http://x:0/v1", "http://x:-1/v1", "http://a..b/v1",
     "http://x y/v1",
-                                 f"http://{'a' * 64}/v1", f"http://{'a.' * 130}com/v1", "http://.../v1"])  # fmt: skip
+                                 f"http://{'a' * 64}/v1", f"http://{'a.' * 130}com/v1", "http://.../v1",
+                                 "http://xn--/v1"])  # fmt: skip
 def test_an_address_that_cannot_be_is_refused_at_the_start(make, url):
     with pytest.raises(ValueError, match="the address is not of the form"):
         make(url=url)
@@ -644,6 +650,55 @@ def test_an_untrusted_certificate_is_said_and_not_asked_again(make):
     outer.__cause__ = error
     why, again = judges._unconnected(outer)
     assert why == "ConnectError: the certificate is not trusted: self-signed certificate" and not again
+
+
+@pytest.mark.skipif(Several is None, reason="Python has no groups of errors")
+@pytest.mark.parametrize("within", [False, True])
+def test_a_group_of_errors_is_one_failed_connection(make, monkeypatch, within):
+    async def post(*_):
+        refused = OSError(errno.ECONNREFUSED, KEY)
+        raise Several("several", [Several("more", [refused, OSError("x")]) if within else refused])
+
+    monkeypatch.setattr(judges, "_post", post)
+    (verdict,) = make().ask(prompts(1))
+    assert verdict.status == "unreachable" and "Connection refused" in verdict.reason and KEY not in verdict.reason
+
+
+@pytest.mark.skipif(Several is None, reason="Python has no groups of errors")
+def test_a_group_that_holds_a_fault_of_ours_is_raised(make, monkeypatch):
+    async def post(*_):
+        raise Several("several", [OSError(111, "x"), KeyError("ours")])
+
+    monkeypatch.setattr(judges, "_post", post)
+    with pytest.raises(Several):
+        make().ask(prompts(1))
+
+
+def packed(encoding, body):
+    pack = gzip.compress if encoding == "gzip" else zlib.compress
+    return answers(200, pack(body), Content_Encoding=encoding)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_packed_answer_is_unpacked_as_far_as_a_plain_one_may_go(endpoint, make, encoding):
+    endpoint.script = [packed(encoding, json.dumps(completion()).encode())]
+    assert make().ask(prompts(1)) == [Verdict(1.0)]
+    endpoint.script = [packed(encoding, b" " * (50 * MAX_BYTES))]
+    (verdict,) = make().ask(prompts(1, start=1))
+    assert verdict.status == "malformed" and f"more than {MAX_BYTES} bytes" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    "script, reason",
+    [
+        (answers(302, {}, Location="http://elsewhere/v1"), "answered 302 (a redirect, which is not followed"),
+        (answers(200, b"data: {\"choices\": []}\n\n"), "holds no choices[0].message, but: data: {"),
+        (answers(500, b"<head><style>p {}</style></head><p>busy</p>"), "answered 500: busy"),
+    ],
+)
+def test_what_came_instead_is_said(endpoint, make, script, reason):
+    endpoint.script = [script]
+    assert reason in make().ask(prompts(1))[0].reason
 
 
 def test_the_cause_of_a_failed_connection_is_said(make):
@@ -974,7 +1029,10 @@ def test_an_answer_cannot_step_out_of_its_fence(protocol):
         ("CORRECT", 1), ("WRONG", 0), ("wrong.", 0), ("**Correct**", 1), ("Both name the bowl.\nCORRECT", 1),
         ("It says CORRECT, but it is not.\n\nWRONG\n", 0), ("Verdict: CORRECT", 1), ('{"label": "WRONG"}', 0),
         ('```json\n{\n  "label": "CORRECT"\n}\n```', 1), ("Final answer - wrong", 0), ("INCORRECT", 0),
-        ("not correct", None), ("CORRECT or WRONG", None), ("It is CORRECT to say no", None), ("CORRECT\nI am sure", None),
+        ("not correct", None), ("CORRECT or WRONG", None), ("It is CORRECT to say no", None), ("CORRECT\nI am sure", 1),
+        ("WRONG. The correct answer is May.", 0), ("**CORRECT**\n\nNothing is wrong.", 1), ("This is WRONG.", 0),
+        ("It says May, so CORRECT", 1), ("The answer is therefore wrong.", 0), ("Correct: May. Given: June.", None),
+        ("The correct day is May, the answer gives the wrong one.", None), ("This is not CORRECT.", None),
         ("yes", None), ("", None), ("?!", None), ("\n" * 500_000, None), ("-" * 500_000, None),
     ],
 )  # fmt: skip
@@ -1016,7 +1074,12 @@ REPLIES = {
         "◁think▷no◁/think▷yes", "<think>a<think>no</think>no</think>yes", "yes<think>no</think>",
         f"{CHANNELS}yes<|return|>",
         "<|channel>thought\nno<channel|>yes", "analysisIt may be no.assistantfinalyes", "yes\n\n\n",
-        "Reasoning: same. Answer: yes"],
+        "Reasoning: same. Answer: yes", "So yes.", "Sure, yes", "I would say yes.", "It's a yes.",
+        "It holds the date, so I'd say yes", "It says no, so the answer is yes",
+        "Based on the rules, the answer is yes.", "1. date: yes\n\nOverall: yes", "## Verdict\n\nYes\n\n## Reason\n\nNo gap.",
+        "Expected: no. Given: no. Verdict: yes", "<|begin_of_thought|>no<|end_of_thought|>yes", "assistantfinalYes",
+        "<|START_THINKING|>no<|END_THINKING|>yes", "<ds_think>no</ds_think>yes", "[INST] yes [/INST]",
+        "The answer is yes. It has the date"],
     0: ["no", "No.", "NO", "**no**", "“No”", "No, the answer does not say yes to what was asked.", "No. Yesterday",
         "No, it does not", "No it does not", "No: the eyes are blue", "no – wrong day", "Answer: no", "**Verdict:** No",
         "Reasoning: the answer does not say yes. Answer: no", "Verdict: no\nReason: it does not say yes",
@@ -1024,7 +1087,8 @@ REPLIES = {
         '{"answer": "no", "reason": "it should say yes"}', '{"is_correct": false}', "It should say yes to that.\nNo",
         "<b>No</b>",
         "<think>yes yes yes</think>no", "I think yes </think>\nNo", f"{CHANNELS}No, it does not say yes.", "\\boxed{No}",
-        "no; the model says 'yes'"],
+        "no; the model says 'yes'", "Thus, no.", "The answer 'yes' is wrong, so: no", "I'll go with no", "That's a no.",
+        "It does not say yes, so no.", "After comparing, my answer is **no**.", "Clearly, no.", "Step 1: yes\nFinal: no"],
     None: ["", " ", "?!", "eyes", "yesterday", "nothing", "none", "nope", "know", "N/A", "I cannot judge",
            "I'm sorry, I can't.",
            "Yes and no", "yes or no", "Yes/No", "yes, no", "No, yes", "Yes. No.", "yes\nno", "No, wait. Yes.", "not yes",
@@ -1035,7 +1099,11 @@ REPLIES = {
            'Yes {"verdict": "no"}', '{"score": 1}', "<think>yes", "<think>yes\nAnswer: yes", "yes <think> but",
            "<think></think>",
            "<|channel|>analysis<|message|>yes", "<|channel|>commentary<|message|>yes<|end|>", "[THINK]yes", "maybe",
-           "ja", "1", "true"],
+           "ja", "1", "true", "The answer is yes, but the reference says no.", "The reference is no. The answer is yes.",
+           "Reference: no\nAnswer: yes", "no... actually yes",
+           "The answer 'yes' is given", "I hesitate to say yes.", "If it held the date, I would say yes.", "It isn't a yes.",
+           "The correct answer is yes.", "analysisIt may be right, so yes", "The reference says yes.", "I would not say yes",
+           "Not enough for yes.", "The answer is yes. The reference is no."],
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -84,8 +85,8 @@ def test_an_evaluation_in_a_pipe_says_how_far_it_is(piped, tmp_path):
     assert lines_of(piped)[0] == "tmem: 0 of 3, write, 0 s gone"
 
 
-def test_training_and_a_study_in_a_pipe_say_how_far_they_are(piped):
-    with console._live() as (tell, steps), console._bar() as bar:
+def test_training_and_a_study_in_a_pipe_say_how_far_they_are(piped, tmp_path):
+    with console._live(tmp_path) as (tell, steps), console._bar(tmp_path) as bar:
         steps.rows.append({"reward": 0.5})
         tell("warm", 1, 32, "loss 2.1")
         bar("0: rl", 0, 3, "")
@@ -98,20 +99,41 @@ def test_a_bench_in_a_pipe_says_how_far_it_is(piped):
     assert lines_of(piped) == ["bench: 2 of 40, a layer, 0 s gone"]
 
 
-def test_lines_come_while_the_work_itself_says_nothing(piped, monkeypatch):
+def test_lines_come_while_the_work_itself_says_nothing(piped, monkeypatch, tmp_path):
     monkeypatch.setattr(progress, "EVERY", 0.5)
-    with console._bar() as tell:
+    with console._bar(tmp_path) as tell:
         tell("tmem", 0, 16, "write")
         time.sleep(2.5)
     assert len(lines_of(piped)) >= 2
 
 
-def test_a_terminal_gets_bars(monkeypatch):
+def test_a_terminal_gets_bars(monkeypatch, tmp_path):
     file = io.StringIO()
     monkeypatch.setattr(console, "console", Console(file=file, force_terminal=True))
-    with console._bar() as tell:
+    with console._bar(tmp_path) as tell:
         tell("tmem", 1, 16, "write")
     assert "\x1b[" in file.getvalue() and "tmem" in file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_lines_are_in_the_log_of_the_run_as_well(monkeypatch, tmp_path, terminal):
+    monkeypatch.setattr(progress, "FIRST", 0.0)
+    monkeypatch.setattr(console, "console", Console(file=io.StringIO(), force_terminal=terminal))
+    for _ in range(2):  # a resume goes on in it
+        with console._bar(tmp_path) as tell:
+            tell("tmem\n\x1b[31m", 1, 16, "write")
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert len(lines) == 2
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d tmem \\x1b\[31m: 1 of 16, write, 0 s gone", lines[0])
+
+
+def test_a_log_that_cannot_be_written_is_given_up_with_a_word(tmp_path, caplog):
+    log = progress.Log(tmp_path / "absent" / "log.txt")
+    for _ in range(3):
+        log("a line")
+    assert [m.partition(" cannot ")[2] for m in caplog.messages] == [
+        "be written (No such file or directory); the work goes on without it"
+    ]
 
 
 def test_a_script_tells_on_stderr_until_logging_is_set_up(caplog):

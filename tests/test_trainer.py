@@ -16,7 +16,7 @@ import pytest
 import torch
 from tiny_run import SHORT, lines, start, weights
 
-from tmem import models
+from tmem import folders, models
 from tmem.agent import episode
 from tmem.agent.episode import Clock
 from tmem.agent.write import Written
@@ -204,31 +204,29 @@ def test_a_checkpoint_that_is_replaced_is_whole_or_as_it_was_at_every_moment(tmp
     class Killed(BaseException):
         pass
 
-    folder, rename, rmtree = tmp_path / "step-1", os.rename, shutil.rmtree
-    for survived in range(3):  # dead before the first rename, between the two, after both
+    folder, rename = tmp_path / "step-1", os.rename
+    monkeypatch.setattr(folders, "_exchange", lambda *_: False)  # where the system cannot
+    for survived in range(3):  # dead before a rename: the one that finds the place taken, the one aside, the last
         saved(folder, 1)
         left = [survived]
 
-        def dying(source, target, left=left, survived=survived):
+        def dying(source, target, left=left):
             if not left[0]:
                 raise Killed
-            rename(source, target)
             left[0] -= 1
-            if not left[0] and survived == 2:
-                raise Killed
+            rename(source, target)
 
-        monkeypatch.setattr(os, "rename", dying)
-        monkeypatch.setattr(shutil, "rmtree", lambda path, **_: rmtree(path) if ".new" in path.name and path.exists() else None)
-        with pytest.raises(Killed):
-            saved(folder, 2)
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", dying)
+            with pytest.raises(Killed):
+                saved(folder, 2)
         x = {"x": torch.zeros(3)}
         assert checkpoint.numbered(tmp_path) == [folder] and checkpoint.newest([folder], ALONE) == (folder, [])
         checkpoint.load(folder, x, ALONE)
-        assert checkpoint.state_of(folder)["value"] == x["x"][0] == (2 if survived == 2 else 1)
+        assert checkpoint.state_of(folder)["value"] == x["x"][0] == 1
     saved(folder, 3)
     assert checkpoint.state_of(folder)["value"] == 3 and [f.name for f in tmp_path.iterdir()] == ["step-1"]
-    rename(folder, tmp_path / ".step-1.old")
+    rename(folder, tmp_path / f".step-1{folders.ASIDE}")
     checkpoint.remove(folder)
     assert not list(tmp_path.iterdir())
 
@@ -270,7 +268,7 @@ def test_what_the_writing_libraries_raise_on_a_full_disk_is_one_sentence(tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        f"step-2|{tmp_path}/step-2|file too large; this checkpoint was not written, the one before it stays|False",
+        f"step-2|{tmp_path}/step-2|file too large; this was not written|False",
         f"model|{tmp_path}/model|file too large; this was not written|False",
     ]
 
@@ -285,7 +283,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(tmp_path, mon
         real(*args, **options)
 
     monkeypatch.setattr(checkpoint.dcp, "save", full)
-    with pytest.raises(OSError, match="no space left on device; this checkpoint was not written, the one before it stays"):
+    with pytest.raises(OSError, match="no space left on device; this was not written"):
         start(out).run()
     assert not list(out.glob("checkpoints/.*"))
     monkeypatch.setattr(checkpoint.dcp, "save", real)

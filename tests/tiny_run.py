@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from tiny import Letters, model
 
-from tmem import models
+from tmem import folders, models
 from tmem.agent import episode
 from tmem.folders import atomic_file
-from tmem.rl import checkpoint, grpo, trainer
+from tmem.rl import grpo, trainer
 from tmem.rl.world import ALONE, World
 
 PRESET = """
@@ -94,7 +94,7 @@ def die_at(where: str, count: int) -> None:
         if len(calls) == count:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sync, sample, learn, step = checkpoint.sync, grpo.sample, episode.learn, torch.optim.AdamW.step
+    sync, sample, learn, step = folders.sync, grpo.sample, episode.learn, torch.optim.AdamW.step
 
     def sampled(*args, **options):
         learned = []
@@ -120,7 +120,7 @@ def die_at(where: str, count: int) -> None:
         die_if_due()
 
     if where == "checkpoint":
-        checkpoint.sync = synced
+        folders.sync = synced
     elif where == "rollout":
         grpo.sample = sampled
     else:

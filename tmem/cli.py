@@ -17,7 +17,8 @@ from .machine import rows_apart
 
 
 class Verbs(click.Group):
-    """Errors that a user can act on become one sentence and exit code 2; Ctrl-C exits 130 without a word, SIGTERM 143."""
+    """Errors that a user can act on become one sentence and exit code 2; Ctrl-C exits 130 without a word, SIGTERM 143,
+    SIGHUP 129."""
 
     def invoke(self, ctx: click.Context):
         try:
@@ -35,15 +36,19 @@ class Verbs(click.Group):
 
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """Have SIGTERM unwind what runs, so that nothing half-written stays, instead of ending the process where it is."""
+    """Have SIGTERM, or a terminal that closes, unwind what runs, so that nothing half-written stays, instead of ending the
+    process where it is. Under nohup a terminal may close."""
     if threading.current_thread() is not threading.main_thread():  # it cannot choose
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    hung_up = getattr(signal, "SIGHUP", signal.SIGTERM)
+    numbers = {signal.SIGTERM, *([hung_up] if signal.getsignal(hung_up) is not signal.SIG_IGN else [])}
+    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _sentence(error: Exception) -> str:
@@ -95,7 +100,7 @@ def train(preset: str, model: str | None, out: Path, resume: bool, **overrides) 
     A supervised warm start on generated episodes, then GRPO on the answers' score with fast-weight rollouts, then the
     control: as many seconds of supervised training instead of RL. Each is evaluated on held-out episodes, greedy and at
     T=1. Ctrl-C or SIGTERM stops with a checkpoint; --resume goes on. The output folder holds summary.json, metrics.jsonl,
-    curve.png, readable episodes, and the trained models (warm/, rl/) for --model.
+    curve.png, readable episodes, the trained models (warm/, rl/) for --model, and log.txt, which says how far it is.
     """
     from .console import train as watch
 
@@ -243,7 +248,8 @@ def evaluate(
     oracle and constant (always "no") answer at once. F1 and EM are sums. --seeds needs a --limit: each seed draws other sets.
 
     Writes answers.jsonl (every question), readings.jsonl (what each method kept of each episode), results.json, chart.png and
-    episodes.md (every pair with the text it came from) into --out. Ctrl-C or a kill loses a batch of questions at most.
+    episodes.md (every pair with the text it came from) into --out, and how far it is into log.txt. Ctrl-C or a kill loses a
+    batch of questions at most.
 
     locomo, longmemeval and clbench can be graded by a judge: --judge-url https://api.openai.com/v1, its key in TMEM_JUDGE_KEY
     (or OPENAI_API_KEY). Replies are kept in judge.sqlite; with --resume a judge can be added later, and only what is missing is

@@ -18,7 +18,7 @@ from . import evaluate as evaluation
 from . import report
 from .machine import keep_memory, peak_memory
 from .plain import Terminal
-from .progress import lines_on
+from .progress import Log, lines_for, printed
 from .report import write_json
 
 console = Terminal()
@@ -62,27 +62,34 @@ class _Steps:
 Tell = Callable[[str, int, int | None, str], None]  # phase, done, total, note
 
 
+LOG = "log.txt"  # in --out: the lines that a pipe would show, with the time
+
+
 @contextmanager
-def _live() -> Iterator[tuple[Tell, _Steps]]:
+def _live(out: Path) -> Iterator[tuple[Tell, _Steps]]:
     """Progress bars, and under them RL's steps."""
     steps = _Steps()
-    if not console.is_terminal:
-        with lines_on(console) as tell:
-            yield tell, steps
-        return
-    progress = Progress(*_columns(), console=console)
-    with Live(Group(progress, steps), console=console, refresh_per_second=4):
-        yield _bars(progress), steps
+    with _bar(out, steps) as tell:
+        yield tell, steps
 
 
 @contextmanager
-def _bar() -> Iterator[Tell]:
+def _bar(out: Path, *under) -> Iterator[Tell]:
+    """Progress bars, with `under` them what redraws itself; where there is no terminal lines; and lines in the log of `out`."""
+    log = Log(out / LOG)
     if not console.is_terminal:
-        with lines_on(console) as tell:
+        with lines_for(printed(console), log) as tell:
             yield tell
         return
-    with Progress(*_columns(), console=console, transient=False) as progress:
-        yield _bars(progress)
+    progress = Progress(*_columns(), console=console)
+    with lines_for(log) as lines, Live(Group(progress, *under), console=console, refresh_per_second=4):
+        bars = _bars(progress)
+
+        def tell(phase: str, done: int, total: int | None, note: str) -> None:
+            bars(phase, done, total, note)
+            lines(phase, done, total, note)
+
+        yield tell
 
 
 def _bars(progress: Progress) -> Tell:
@@ -141,7 +148,7 @@ def train(preset: str, out: Path, *, model: str | None, resume: bool, **override
     world = World.join()
     console.quiet = not world.first
     trainer = rl.Trainer(preset, out, model=model, resume=resume, world=world, **overrides)
-    with _stop_on_ctrl_c() as asked, _live() as (tell, steps):
+    with _stop_on_ctrl_c() as asked, _live(out) as (tell, steps):
         def row(values: dict) -> None:
             if values["phase"] == "rl":
                 steps.rows.append(values)
@@ -208,7 +215,7 @@ def study(preset: str, out: Path, *, seeds: int, only: int | None, **options) ->
 
     keep_memory()
     machine, at = report.machine(), [only or 0]
-    with _stop_on_ctrl_c() as asked, _bar() as tell:
+    with _stop_on_ctrl_c() as asked, _bar(out if only is None else out / f"seed-{only}") as tell:
 
         def phase(name: str, done: int, total: int, note: str) -> None:
             tell(f"{at[0]}: {name}", done, total, note)
@@ -277,7 +284,7 @@ def evaluate(methods: list[str], out: Path, work: Callable[..., dict]) -> None:
     """Run an evaluation, `work(methods, out, watch=...)`, under a progress bar; print its tables and write the chart."""
     keep_memory()
     start = time.perf_counter()
-    with _bar() as tell:
+    with _bar(out) as tell:
 
         def watch(method: str, phase: str, done: int, total: int) -> None:
             tell(method, done, max(total, 1), "" if done >= total else phase)

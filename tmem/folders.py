@@ -159,11 +159,12 @@ def _is(handle: int, path: Path) -> bool:
 
 
 @contextmanager
-def atomic_folder(path: str | Path, marker: str, *, keep: bool = False) -> Iterator[Path]:
+def atomic_folder(path: str | Path, marker: str | None, *, keep: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends and vanishes when it fails.
 
     `marker` is the file that tells a folder of this kind (`config.json` for a model): an existing folder that lacks
-    it is somebody else's, and FileExistsError is raised before anything is written. `keep=True` is for caches, where
+    it is somebody else's, and FileExistsError is raised before anything is written; without a marker every folder of this
+    name is ours. `keep=True` is for caches, where
     every writer makes the same content: whoever comes first wins and later writers leave the folder as it is.
     Where the system can, old and new trade places in one step. Elsewhere the old one is set aside first, and `standing` finds
     it if the process dies then. A link at `path` is replaced, and what it points at stays as it is.
@@ -171,7 +172,7 @@ def atomic_folder(path: str | Path, marker: str, *, keep: bool = False) -> Itera
     """
     path = Path(path).absolute()
     held = standing(path)
-    if held.exists() and not (held / marker).exists() and not (held.is_dir() and not any(held.iterdir())):
+    if marker and held.exists() and not (held / marker).exists() and not (held.is_dir() and not any(held.iterdir())):
         raise FileExistsError(f"{path} exists and holds no {marker}, so it is not replaced; choose another path.")
     with _beside(path) as work:
         work.mkdir()
@@ -250,7 +251,7 @@ def _errors_of(path: Path) -> Iterator[None]:
     """Have an error of the disk name `path`, also where a library tells of it in an error of its own."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:  # torch.distributed.checkpoint's is no Exception
         if isinstance(error, OSError) and (error.filename or not error.errno):
             raise
         if (cause := os_error(error)) is None:
@@ -260,8 +261,8 @@ def _errors_of(path: Path) -> Iterator[None]:
 
 def standing(path: str | Path) -> Path:
     """The folder to read for `path`: itself, or the one set aside where a kill came before another took its place."""
-    path, aside = Path(path), _aside(path)
-    return aside if not path.exists() and aside.exists() else path
+    path, other = Path(path), aside(path)
+    return other if not path.exists() and other.exists() else path
 
 
 def whole(path: str | Path, read: Callable[[Path], Found]) -> Found:
@@ -289,7 +290,8 @@ def _is_at(handle: int, folder: Path) -> bool:
         return False
 
 
-def _aside(path: Path | str) -> Path:
+def aside(path: Path | str) -> Path:
+    """Where the folder of this name is set aside."""
     return Path(path).with_name(f".{Path(path).name}{ASIDE}")
 
 
@@ -332,13 +334,13 @@ def _move(work: Path, path: Path, keep: bool) -> None:
         try:
             if _exchange(work, path):
                 break
-            shutil.rmtree(_aside(path), ignore_errors=True)
-            os.rename(path, _aside(path))
+            shutil.rmtree(aside(path), ignore_errors=True)
+            os.rename(path, aside(path))
         except OSError as error:  # another writer has just moved one of them: once more
             if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
                 raise
     _to_disk(path.parent)
-    shutil.rmtree(_aside(path), ignore_errors=True)
+    shutil.rmtree(aside(path), ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

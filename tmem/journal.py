@@ -93,7 +93,11 @@ def append(path: Path, rows: Iterable[Mapping], *, sync: bool = True) -> None:
 
     Raises OSError that names the file, such as for a full disk, and ValueError for NaN or infinity.
     """
-    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    append_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows), sync=sync)
+
+
+def append_text(path: Path, text: str, *, sync: bool = True) -> None:
+    """As `append`, of text."""
     with path.open("ab", buffering=0) as file:
         before = file.tell()
         try:

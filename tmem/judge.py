@@ -9,6 +9,7 @@ import re
 import sqlite3
 import ssl
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -38,7 +39,10 @@ _APPLICATION = 0x746D656D  # SQLite's application_id of a cache: "tmem"
 _REFUSED = (401, 403, 404)
 _TRANSIENT = (408, 409, 425, 429)
 _TOKEN_FIELDS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
-_ENDED = {"length": ", cut at the token limit", "content_filter": ", stopped by the endpoint's content filter"}
+_ENDED = {
+    "length": ", cut at the token limit; a judge that thinks first needs a larger one (--judge-tokens)",
+    "content_filter": ", stopped by the endpoint's content filter",
+}
 _ADAPTS = (200, 400, 422)  # where a complaint about a field is an answer to that field
 
 
@@ -338,7 +342,9 @@ class Judge:
             code, after, raw = await asyncio.wait_for(_post(run.client, self.url, json.dumps(body).encode()), self.timeout)
         except asyncio.TimeoutError:
             raise _Failure("unreachable", f"no answer within {self.timeout:g} s", again=True) from None
-        except (httpx.HTTPError, OSError, UnicodeError) as error:  # its text may quote what was sent
+        except Exception as error:  # its text may quote what was sent
+            if not all(isinstance(one, (httpx.HTTPError, OSError, UnicodeError)) for one in _each(error)):
+                raise
             why, again = _unconnected(error)
             raise _Failure("unreachable", f"the connection failed ({why})", again=again) from None
         if raw is None:
@@ -347,16 +353,18 @@ class Judge:
             answer = json.loads(raw)
         except (ValueError, RecursionError):
             answer = None
-        said = _printable(_complaint(answer if code == 200 or answer is not None else raw.decode("utf-8", "replace")), run.key)
+        said = _printable(_complaint(raw.decode("utf-8", "replace") if answer is None else answer), run.key)
         if code != 200:
-            reason = f"the endpoint answered {code}" + (f": {said}" if said else "")
+            moved = " (a redirect, which is not followed; give the address that it leads to)" if 300 <= code < 400 else ""
+            reason = f"the endpoint answered {code}{moved}" + (f": {said}" if said else "")
             again = code in _TRANSIENT or code >= 500
             raise _Failure("unreachable", reason, again=again, after=_seconds(after), code=code)
         run.answered = True
         self._spend(run, self._metered(answer))
         message = _dig(answer, "choices", 0, "message")
         if not isinstance(message, dict):
-            reason = f"the endpoint's answer holds no choices[0].message{said and f', but an error: {said}'}"
+            instead = "but an error" if answer is not None else "but"
+            reason = f"the endpoint's answer holds no choices[0].message{said and f', {instead}: {said}'}"
             raise _Failure("malformed", reason, again=not run.could_adapt(said), code=code)
         text, ended = _text(message.get("content")), _dig(answer, "choices", 0, "finish_reason")
         refusal = _printable(message.get("refusal"), run.key)
@@ -461,19 +469,20 @@ def _endpoint(url: str) -> tuple[str, bool, bool]:
     """The address to post to, whether it is on this machine, and whether a key may be sent there."""
     try:
         parts = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError):
-        parts = httpx.URL("")
+        host = parts.host
+    except (httpx.InvalidURL, TypeError, UnicodeError):  # of a name that IDNA has not, the last
+        parts, host = httpx.URL(""), ""
     # What could carry a secret is not shown.
-    named = parts.scheme in ("http", "https") and parts.host and not (parts.userinfo or parts.query or parts.fragment)
-    if not named or not (parts.port is None or 0 < parts.port < 1 << 16) or not _resolvable(parts.host):
+    named = parts.scheme in ("http", "https") and host and not (parts.userinfo or parts.query or parts.fragment)
+    if not named or not (parts.port is None or 0 < parts.port < 1 << 16) or not _resolvable(host):
         raise ValueError(
             "judge: the address is not of the form https://host/v1 or http://127.0.0.1:port/v1, without user, query or "
             "fragment; a key belongs into the environment variable TMEM_JUDGE_KEY"
         )
     try:
-        local = ipaddress.ip_address(parts.host).is_loopback
+        local = ipaddress.ip_address(host).is_loopback
     except ValueError:
-        local = parts.host == "localhost"
+        local = host == "localhost"
     path = str(parts).rstrip("/")
     return path if path.endswith("/chat/completions") else f"{path}/chat/completions", local, local or parts.scheme == "https"
 
@@ -484,16 +493,26 @@ def _resolvable(host: str) -> bool:
     return len(host) < 254 and (":" in host or all(re.fullmatch(r"[\w-]{1,63}", label) for label in labels))
 
 
+def _each(error: BaseException) -> Iterator[BaseException]:
+    """The error, or those that it is a group of."""
+    several = getattr(error, "exceptions", None)
+    if several is None:
+        yield error
+    for one in several or ():
+        yield from _each(one)
+
+
 def _unconnected(error: BaseException) -> tuple[str, bool]:
     """Why there was no connection, in the words of the innermost error that says so, and whether another may do better."""
+    error = next(_each(error))
     name, why, again = type(error).__name__, "", True
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
             why, again = f"the certificate is not trusted: {error.verify_message}", False
         elif isinstance(error, OSError) and error.strerror:
-            why = error.strerror
-        several = getattr(error, "exceptions", ())  # of an ExceptionGroup, one for each of the host's addresses
-        error = several[0] if several else error.__cause__ or error.__context__
+            why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+        error = error.__cause__ or error.__context__
+        error = error and next(_each(error))  # of a group, one for each of the host's addresses
     return f"{name}: {why}" if why else name, again
 
 
@@ -506,14 +525,25 @@ def _bearer(key: _Key) -> Callable[[httpx.Request], httpx.Request]:
 
 
 async def _post(client: httpx.AsyncClient, url: str, body: bytes) -> tuple[int, str, bytes | None]:
-    """The HTTP status, Retry-After and the body, None where it is larger than MAX_BYTES."""
+    """The HTTP status, Retry-After and the body, None where it is larger than MAX_BYTES, also unpacked."""
     async with client.stream("POST", url, content=body) as response:
         raw = bytearray()
-        async for part in response.aiter_raw():  # as sent: nothing is unpacked to a larger size
+        async for part in response.aiter_raw():
             raw += part
             if len(raw) > MAX_BYTES:
                 return response.status_code, "", None
-        return response.status_code, response.headers.get("Retry-After", ""), bytes(raw)
+        if response.headers.get("Content-Encoding", "").lower() in ("gzip", "x-gzip", "deflate"):  # though none was asked for
+            raw = _unpacked(bytes(raw))
+        small = len(raw) <= MAX_BYTES
+        return response.status_code, response.headers.get("Retry-After", ""), bytes(raw) if small else None
+
+
+def _unpacked(raw: bytes) -> bytes:
+    """What gzip or zlib packed, no more than a byte above MAX_BYTES; as it is where that is not so."""
+    try:
+        return zlib.decompressobj(32 + zlib.MAX_WBITS).decompress(raw, MAX_BYTES + 1)
+    except zlib.error:
+        return raw
 
 
 def _seconds(retry_after: str) -> float:
@@ -539,10 +569,11 @@ def _dig(value, *path: str | int):
 
 
 def _text(content) -> str:
-    """A message's content, text or a list of parts, of which those that are text are joined."""
+    """A message's content: text, a part, or a list of such, of which those that are text are joined."""
     if isinstance(content, list):
-        parts = [part for part in content if isinstance(part, dict) and part.get("type", "text") in ("text", "output_text")]
-        return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+        return "".join(_text(part) for part in content if isinstance(part, dict))
+    if isinstance(content, dict):
+        content = content.get("text") if content.get("type", "text") in ("text", "output_text") else None
     return content if isinstance(content, str) else ""
 
 
@@ -550,7 +581,7 @@ def _complaint(answer) -> str:
     """What an error says, in whatever shape: {"error": {"message", "param"}}, {"error": ""}, {"detail": [{"loc", "msg"}]}, a
     list of such, or text, also HTML; "" where the answer says nothing of one."""
     if isinstance(answer, str):
-        return re.sub(r"<(?:style|script)\b.*?</|<[^<>]*>", " ", answer[:10_000], flags=re.DOTALL | re.IGNORECASE)
+        return re.sub(r"<(style|script)\b.*?</\1\s*>|<[^<>]*>", " ", answer[:10_000], flags=re.DOTALL | re.IGNORECASE)
     if isinstance(answer, list):
         return "; ".join(filter(None, (_complaint(part) for part in answer[:8])))
     if not isinstance(answer, dict):

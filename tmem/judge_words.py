@@ -4,11 +4,15 @@ A judge may think first, explain itself, and use Markdown, JSON, tags or boxes. 
 
     reply    = thought* said            a thought that is not closed leaves nothing to read
     said     = the verdicts at its places, which must agree, else the reply is none
-    place    = the opening word         where the protocol asks for one word: "No, the answer does not say yes"
+    place    = the opening word         where the protocol asks for one word: "No, the answer does not say yes";
+                                        elsewhere where there is no other place, and alone: "WRONG. It was June."
              | after a label            at the start of a sentence: "Answer: no", "So the final verdict is **yes**."
-             | a closing sentence       that holds nothing else: "... as the reference says.\\n\\nyes"
+             | a closing sentence       that holds no other claim: "... as the reference says. So I would say yes"
              | a field with such a name of a JSON object: {"label": "WRONG"}, {"verdict": true}
     verdict  = word ((and|or|but)? word)*   as a whole and alone: "yes or no" says both, "yesterday" and "no problem" nothing
+
+What the graded answer or the reference says is no verdict: "The answer is yes, but the reference says no", "Reference: no.
+Answer: yes".
 """
 
 import json
@@ -17,19 +21,32 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 
 _THOUGHT = re.compile(
-    r"<(?P<close>/)?(?:think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad|seed:think)\b[^<>]{0,80}>"
-    r"|(?P<open2>\[THINK\]|◁think▷|<\|channel>)|(?P<close2>\[/THINK\]|◁/think▷|<channel\|>)",
+    r"<(?P<close>/)?(?:\w{1,20}[:_])?(?:think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad)\b[^<>]{0,80}>"
+    r"|(?P<open2>\[THINK\]|◁think▷|<\|channel>|<\|(?:start|begin)_(?:of_)?(?:thinking|thought)\|>)"
+    r"|(?P<close2>\[/THINK\]|◁/think▷|<channel\|>|<\|end_(?:of_)?(?:thinking|thought)\|>)",
     re.IGNORECASE,
 )
 _FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
-_BARE_CHANNELS = re.compile(r"\s*analysis(?=[A-Z\W])")  # where the endpoint dropped the special tokens
+_BARE_CHANNEL = re.compile(r"\s*analysis(?=[A-Z])")  # where the endpoint dropped the special tokens
 _FENCE = r"```(?:(?:json|text|plaintext|markdown|md|xml|yaml)(?=\s))?"
-_MARKS = re.compile(rf"<\|[^<>|]{{1,40}}\|>|</?\w{{1,40}}/?>|{_FENCE}|\\\w{{1,20}}\{{|\}}")
+_MARKS = re.compile(rf"<\|[^<>|]{{1,40}}\|>|</?\w{{1,40}}/?>|\[/?inst\]|{_FENCE}|\\\w{{1,20}}\{{|\}}")
 _SENTENCES = re.compile(r"[.!?;\n\r。！？；…]+")
-_LABEL = r"(?:answer|verdict|label|grade|grading|judge?ment|decision|conclusion|result|rating|evaluation|assessment)"
-_LEAD = rf"(?:(?:so|thus|therefore|hence|overall|in conclusion|my|the|final|overall)\b\W*){{0,4}}{_LABEL}"
+_NAMES = r"(?:verdict|label|grade|grading|judge?ment|decision|conclusion|result|rating|evaluation|assessment|correctness)"
+_LABEL = rf"(?:answer|{_NAMES})"
+_SO = r"(?:so|thus|therefore|hence|overall|in conclusion)"
+_LEAD = rf"(?:(?:{_SO}|my|the|final)\b\W{{0,9}}){{0,4}}"
+_IS = r"is\b(?:\W{1,9}(?:therefore|thus|hence|clearly|also)\b)?(?:\W{1,9}an?\b)?"
 _ALONE = r"(?![-'’]\w)(?=[^\S\n]*(?:$|\n|[^\w\s]))"
 _GOES_ON = r"|\s+(?:it|its|the|this|that|they|he|she|there|because|since|as)\b"
+# What a judge says before its verdict that claims nothing.
+_TURN = rf"(?:{_SO}|sure|well|okay|ok|hmm+|clearly|absolutely|definitely|actually|finally)"
+_SAY = (
+    r"(?:i(?:['’]d|['’]ll| would| will| must)?\s+(?:say|answer|go with|conclude|reply|"
+    r"(?:mark|rate|grade|label|judge)(?:\s+(?:it|this|that))?(?:\s+as)?)"
+    rf"|(?:it|this|that)(?:['’]s|\s+{_IS})(?:\s+an?)?)"
+)
+_BASIS = re.compile(r"\W{0,9}(?:based on|according to|after|considering|to be honest)\b[^,:]{0,200}[,:]")
+_QUOTED = re.compile(r"\W{0,9}(?:(?:the|my)\s+)?(?:reference|gold|expected|ground truth)\b[\w ]{0,20}[:=]")  # a form filled in
 
 
 def spoken(reply: str) -> str | None:
@@ -37,8 +54,9 @@ def spoken(reply: str) -> str | None:
     if "<|channel|>" in reply:
         finals = [*_FINAL.finditer(reply)]
         return reply[finals[-1].end() :] if finals and "<|channel|>" not in reply[finals[-1].end() :] else None
-    if _BARE_CHANNELS.match(reply) and "assistantfinal" in reply:
-        return reply.rpartition("assistantfinal")[2]
+    if _BARE_CHANNEL.match(reply) or "assistantfinal" in reply:
+        _, final, said = reply.rpartition("assistantfinal")
+        return said if final else None
     kept, thinks, at = [], False, 0
     for tag in _THOUGHT.finditer(reply):
         if tag["close"] or tag["close2"]:
@@ -87,12 +105,20 @@ def _places(text: str, words: Mapping[str, float], opening: bool) -> Iterator[fl
     word = rf"\b(?:{'|'.join(words)})\b"
     run = rf"(?P<run>{word}(?:\W{{0,9}}(?:\b(?:and|or|but|and/or)\b\W{{0,9}})?{word})*)"
     text = _MARKS.sub("\n", text.lower().replace("_", " "))
-    sentences = [s for s in _SENTENCES.split(text) if re.search(r"\w", s)]
-    found = []
-    if opening:
-        found.append(re.match(rf"\W*{run}(?:{_ALONE}{_GOES_ON})", text))
-    found += [re.match(rf"\W*{_LEAD}\b\W*(?:(?:is|was)\b\W*)?{run}{_ALONE}", s) for s in sentences]
-    found += [re.fullmatch(rf"\W*{run}\W*", s) for s in sentences[-1:]]
+    text = re.sub(rf"(?m)^([^\w\n]{{0,9}}{_LEAD}{_LABEL}[^\w\n]{{0,9}})$\s+", r"\1: ", text)  # a heading and what is under it
+    sentences = [_BASIS.sub("", s, count=1) for s in _SENTENCES.split(text) if re.search(r"\w", s)]
+    if sentences and re.match(rf"\W*{_SO}\b", last := sentences[-1].rpartition(",")[2]):
+        sentences.append(last)
+    quoted, differs = any(map(_QUOTED.match, sentences)), len({words[w] for w in re.findall(word, text)}) > 1
+    concluding = rf"(?:the\W{{1,9}})?(?:{_SO}|my|final)\b\W{{0,9}}{_LEAD}"
+    stated = rf"\W*{_LEAD}(?:{_NAMES if quoted else _LABEL}|final|overall)[^\w\n'\"’”]*[:=–—-]\W*{run}{_ALONE}"
+    called = rf"\W*(?:{concluding}answer|{_LEAD}{_NAMES if differs else _LABEL})\W{{1,9}}{_IS}\W*{run}(?:{_ALONE}{_GOES_ON})"
+    closing = rf"\W*(?:{_TURN}\W{{1,9}}){{0,3}}(?:{_SAY}\W{{1,9}})?{run}\W*"
+    found = [re.match(rf"\W*{run}(?:{_ALONE}{_GOES_ON})", text)] if opening else []
+    found += [re.match(form, s) for s in sentences for form in (stated, called)]
+    found += [re.fullmatch(closing, s) for s in sentences[-1:]]
+    if not opening and not any(found):
+        found = [re.match(rf"\W*{run}\W*(?:$|[.,;!\n–—])", text)]
     for place in found:
         if place:
             yield from (words[said] for said in re.findall(word, place["run"]))

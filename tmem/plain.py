@@ -11,6 +11,8 @@ from rich.text import Text
 _OBEYED = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # What begins a tag, an entity, code, emphasis, a cell, a formula, or makes a link, a definition or an alert of brackets.
 _LIVE = re.compile(r"[\\`*_~|$<>&]|\](?=[(\[:])|(?<=\[)!")
+# What at the start of a line makes it a heading, a list or a rule.
+_BLOCK = re.compile(r"^(\d{0,9})([#+\-=.)]+)(?=\s|$)")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 # What a reader of Markdown would make a link of even without brackets.
 _ADDRESS = re.compile(r"(?i)(?<=\bhttp):|(?<=\bhttps):|(?<=\bftp):|(?<=\bmailto):|(?<=\bxmpp):|(?<=www)\.|(?<=\w)@(?=\w)")
@@ -25,7 +27,7 @@ def in_markdown(text: str) -> str:
     """`text` as one line of Markdown, for a table's cell or behind a mark of ours: no tag, link, picture or code comes alive.
     """
     line = _LIVE.sub(lambda m: _ENTITIES.get(m[0], f"\\{m[0]}"), " ".join(printable(text).split()))
-    return _ADDRESS.sub(lambda m: f"&#{ord(m[0])};", line)
+    return _ADDRESS.sub(lambda m: f"&#{ord(m[0])};", _BLOCK.sub(r"\1\\\2", line))
 
 
 def fenced(text: str) -> str:

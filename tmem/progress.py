@@ -9,7 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .journal import append_text
+from .plain import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,10 +95,33 @@ class Lines:
         return ", ".join(part for part in parts if part)
 
 
+class Log:
+    """Adds lines, each with the time, to a file; one that cannot be written is given up with a word."""
+
+    def __init__(self, path: Path):
+        self.path, self.lost = path, False
+
+    def __call__(self, line: str) -> None:
+        if self.lost:
+            return
+        try:
+            now, said = time.strftime("%Y-%m-%d %H:%M:%S"), printable(" ".join(line.split()))
+            append_text(self.path, f"{now} {said}\n", sync=False)
+        except OSError as error:
+            self.lost = True
+            logger.warning(f"{self.path} cannot be written ({error.strerror}); the work goes on without it")
+
+
+def printed(console: Console) -> Callable[[str], None]:
+    """Says a line on a console."""
+    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
-def lines_on(console: Console) -> Iterator[Lines]:
-    """Lines for a console that is a pipe or a file: they come when they are due, however long the work itself says nothing."""
-    lines = Lines(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
+def lines_for(*say: Callable[[str], None]) -> Iterator[Lines]:
+    """Lines for a log, or a console that is a pipe or a file: they come when they are due, however long the work itself says
+    nothing."""
+    lines = Lines(lambda line: [one(line) for one in say])
     left = threading.Event()
 
     def tick() -> None:

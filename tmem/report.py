@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import textwrap
+import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -418,15 +419,16 @@ def figure(path: str | Path, size: tuple[float, float]) -> Iterator[Any]:
     from matplotlib.figure import Figure
 
     # Figure without pyplot draws with Agg and leaves nothing global behind.
-    with rc_context(_STYLE), atomic_file(path) as work:
+    with rc_context(_STYLE), atomic_file(path) as work, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name's; the tables beside show it
         made = Figure(figsize=size, layout="constrained")
         yield made
         made.savefig(work, format=Path(path).suffix[1:])
 
 
 def _wrapped(title: str, figure: Any) -> str:
-    """The title broken into lines that fit above the axes, at about 11 characters an inch."""
-    return textwrap.fill(title, int(11 * (figure.get_figwidth() - 0.6)))
+    """The title broken into three lines at most that fit above the axes, at about 11 characters an inch."""
+    return "\n".join(textwrap.wrap(title, int(11 * (figure.get_figwidth() - 0.6)), max_lines=3, placeholder=" …"))
 
 
 def machine() -> dict[str, Any]:

@@ -78,7 +78,7 @@ def read(name: str | Path) -> dict:
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
         raise ValueError(f"preset: no preset {str(name)!r}; expected one of {known}, or the path of a .toml file.")
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # bytes that are no UTF-8, too
         raise ValueError(f"preset: {path} is not valid TOML: {error}.") from error
     unknown = [t for t in tables if t not in TABLES]

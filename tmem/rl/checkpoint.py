@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
@@ -19,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from ..folders import os_error, sync
+from ..folders import ASIDE, aside, atomic_folder, standing
 from .world import World
 
 STATE = "state.json"
@@ -32,15 +31,11 @@ class Damaged(ValueError):
 def save(folder: Path, state: dict, tensors: dict[str, Tensor], world: World) -> None:
     """Write `state` and `tensors`, which every rank has whole or a part of. An older folder of this name is replaced.
 
-    Everything is written and synced beside `folder` first, then renamed: whenever the process dies, whoever reads `folder`
-    finds it whole or as it was. Raises OSError, such as for a full disk, and leaves nothing behind.
+    Whenever the process dies, whoever reads `folder` finds it whole or as it was (atomic_folder, which rank 0 opens and all
+    write into). Raises OSError, such as for a full disk, and leaves nothing behind.
     """
-    work, aside = folder.with_name(f".{folder.name}.new"), _aside(folder)
-    try:
-        if world.first:
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
-        world.wait()
+    with atomic_folder(folder, None) if world.first else nullcontext() as mine:
+        work = Path(world.gathered([str(mine)] if world.first else [""])[0])
         if tensors:
             writer = HuggingFaceStorageWriter(str(work), save_distributed=True)
             with _alone_is_meant():
@@ -50,22 +45,7 @@ def save(folder: Path, state: dict, tensors: dict[str, Tensor], world: World) ->
         if world.first:
             text = json.dumps({**state, "files": dict(zip(files, digests))})
             (work / STATE).write_text(json.dumps({"digest": _of_bytes(text.encode()), "state": text}), encoding="utf-8")
-            sync(work)
-            if folder.exists():
-                shutil.rmtree(aside, ignore_errors=True)
-                os.rename(folder, aside)
-            os.rename(work, folder)
-            sync(folder.parent)
-            shutil.rmtree(aside, ignore_errors=True)
-        world.wait()
-    except BaseException as error:
-        if world.first:
-            shutil.rmtree(work, ignore_errors=True)
-        cause = os_error(error)
-        if cause is not None:
-            what = f"{os.strerror(cause.errno).lower()}; this checkpoint was not written, the one before it stays"
-            raise OSError(cause.errno, what, str(folder)) from error
-        raise
+    world.wait()
 
 
 @contextmanager
@@ -75,24 +55,14 @@ def _alone_is_meant() -> Iterator[None]:
         yield
 
 
-def _aside(folder: Path) -> Path:
-    """Where a checkpoint stands while another takes its place."""
-    return folder.with_name(f".{folder.name}.old")
-
-
-def _standing(folder: Path) -> Path:
-    """The folder to read: the one set aside where a kill came between two renames."""
-    return folder if folder.exists() or not _aside(folder).exists() else _aside(folder)
-
-
 def numbered(parent: Path) -> list[Path]:
     """The checkpoints step-* in a folder, oldest first, with those that a kill left set aside."""
-    return sorted({*parent.glob("step-*"), *(parent / f.name[1:-4] for f in parent.glob(".step-*.old"))})
+    return sorted({*parent.glob("step-*"), *(f.with_name(f.name[1 : -len(ASIDE)]) for f in parent.glob(f".step-*{ASIDE}"))})
 
 
 def remove(folder: Path) -> None:
     """Remove a checkpoint."""
-    for path in (folder, _aside(folder)):
+    for path in (folder, aside(folder)):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -111,7 +81,7 @@ def _of_bytes(data: bytes) -> str:
 
 def state_of(folder: Path) -> dict:
     """The state of a checkpoint. Raises Damaged unless it is what was written and every file is there and has a header."""
-    folder = _standing(folder)
+    folder = standing(folder)
     try:
         held = json.loads((folder / STATE).read_text(encoding="utf-8"))
         if "digest" not in held:
@@ -130,7 +100,7 @@ def state_of(folder: Path) -> dict:
 def check(folder: Path, world: World) -> dict:
     """The state of a checkpoint all of whose files are what was written. Raises Damaged otherwise, on all ranks, each of which
     reads its share of the files."""
-    folder, state, fault = _standing(folder), {}, ""
+    folder, state, fault = standing(folder), {}, ""
     try:
         state = state_of(folder)
         for name in world.share(list(state["files"])):
@@ -146,7 +116,7 @@ def check(folder: Path, world: World) -> dict:
 
 def load(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
     """Fill `tensors` in place from a checkpoint. Raises Damaged, or ValueError for another model's checkpoint."""
-    folder, held = _standing(folder), set()
+    folder, held = standing(folder), set()
     for name in state_of(folder)["files"]:
         with safe_open(folder / name, framework="pt") as opened:
             held |= set(opened.keys())
