@@ -74,7 +74,7 @@ def unlike(config) -> str | None:
         return f" with layers of another kind (layer_types {sorted(others)[0]!r})"
     for key in _UNREAD:
         value = getattr(config, key, None) or rope.get(key)
-        if value and value != 1:
+        if value is True or value and value != 1:
             return f" with {key} {value}, which its family's code does not read"
     return None
 

@@ -242,8 +242,8 @@ def _short(value) -> str:
 def _rope(said: _Said, contents, head: int) -> dict:
     """Hugging Face's `rope_parameters`."""
     theta = said.number("rope.freq_base", 10000.0)
-    if theta <= 0:
-        raise ValueError(f"rope.freq_base is {theta}, expected more than 0; get the file anew.")
+    if theta < 1:
+        raise ValueError(f"rope.freq_base is {theta}, expected 1 or more; get the file anew.")
     older = said.number("rope.scale_linear", 0.0)
     kind, factor = said.get("rope.scaling.type", "linear"), said.number("rope.scaling.factor", older)
     original = said.number("rope.scaling.original_context_length", 0)

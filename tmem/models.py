@@ -126,6 +126,11 @@ def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
     folder = resolve(name)
     if not any((folder / file).is_file() for file in _TOKENIZERS):
         raise ModelError(f"{folder} has no tokenizer: expected {', '.join(_TOKENIZERS)} or one of them in that folder.")
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")) and find_spec("sentencepiece") is None:
+        raise ModelError(
+            f"{folder} has its tokenizer as tokenizer.model alone; run `pip install sentencepiece protobuf` to read that, "
+            f"or get the model with a tokenizer.json."
+        )
     try:
         with _quiet():
             found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -295,7 +300,7 @@ def _object(file: Path) -> dict:
 def _shards(index: Path) -> None:
     """Raise ModelError unless every file that an index names is safetensors beside it."""
     named = _object(index).get("weight_map")
-    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
         raise ModelError(f"{index} names no files by weight (weight_map); get it anew.")
     for name in sorted(set(named.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):

@@ -200,6 +200,6 @@ def _left_over(bank: AdapterBank, name: str) -> str:
     site = next((s.name for s in bank.sites if f".{module}".endswith(f".{s.name}")), None) or next(
         (s.name for s in bank.sites if s.name.endswith(f".{module.removeprefix(_PREFIX)}")), None
     )
-    if site and name != f"{_PREFIX}{site}{standard}":
+    if site and name.endswith("weight") and name != f"{_PREFIX}{site}{standard}":
         return f"names a tensor {name}, where PEFT's own files say {_PREFIX}{site}{standard}; rename its tensors."
     return f"adapts {name}, which this bank does not; widen targets/last_layers, or open it with the model it was made for."

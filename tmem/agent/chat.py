@@ -132,7 +132,7 @@ class Chat:
         ids = self.plain(text)
         if len(ids) <= tokens:
             return text
-        return self.tokenizer.decode(ids[-tokens:] if keep == "end" else ids[:tokens])
+        return self.tokenizer.decode(ids[len(ids) - tokens :] if keep == "end" else ids[:tokens])
 
     def count(self, text: str) -> int:
         """Length of `text` in tokens."""

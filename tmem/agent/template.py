@@ -110,19 +110,24 @@ class Template:
             return "", ""
         before, closing = whole.split(_REPLY)
         lead = before.removeprefix(self._whole) if before.startswith(self._whole) else ""
-        return lead, closing
+        opening = self.before.removeprefix(self._tokenizer.bos_token or "")
+        if not closing:  # some close a turn when another follows
+            more = self._tried([*asked, {"role": "assistant", "content": _REPLY}, asked[-1]], begin=False) or ""
+            rest = more.rpartition(_REPLY)[2].partition(_MARK)[0]
+            closing = rest if rest.endswith(opening) else ""
+        return lead, closing.removesuffix(opening)
 
     def _outside_thought(self, after: str, lead: str) -> tuple[str, str, str]:
         """The opening of the assistant's turn, with a thought that it opens closed at once, as the template writes the end:
         in front of an answer, or else anywhere. And what then leads to an answer."""
-        opened = list(_THOUGHT.finditer(after))
+        opened = list(_THOUGHT.finditer(after + lead))
         if not opened:
             return after, "none", lead
         tag = opened[-1][0]
         close = tag.replace("begin", "end").replace("start", "end") if re.search("begin|start", tag) else f"{tag[0]}/{tag[1:]}"
         if close in after[opened[-1].end() :]:
             return after, "off", lead
-        if close in lead:
+        if close in (after + lead)[opened[-1].end() :]:
             return after + lead, "closed", ""
         source = str(self._tokenizer.chat_template).replace("\\n", "\n")
         written = max(re.findall(rf"\n*{re.escape(close)}\n*", source), key=len, default="")
