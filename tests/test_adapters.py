@@ -215,6 +215,7 @@ def renamed(old, new):
         (lambda t: t | {f"{Q0}.lora_magnitude_vector.weight": torch.ones(3)}, "vector.weight, which is no"),
         (lambda t: t | {f"{Q0}.base_layer.weight": torch.ones(3)}, "base_layer.weight, which is no factor"),
         (lambda t: t | {"base_model.model.model.embed_tokens.weight": torch.ones(3)}, "embed_tokens.weight, which is no"),
+        (lambda t: t | {f"{Q0}.lora_B.bias": torch.ones(3)}, "lora_B.bias, which is no factor"),
         (lambda t: t | {"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(3)}, "lora_embedding_A"),
         (lambda t: t | {"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(3)}, "layers.9.*does not"),
         (lambda t: t | {"base_model.model.lm_head.lora_A.weight": torch.ones(3)}, "adapts base_model.model.lm_head.*does not"),

@@ -172,6 +172,54 @@ def test_no_prompt_ends_inside_a_thought(template, ends, thought):
     assert chat.template.thought == thought
 
 
+# As Qwen3's thinking models have it: a pair holds the whole thought, a prompt opens it.
+_THINKS = CHATML.replace("m['content']", "('<think>\n\n</think>\n\n' if m['role'] == 'assistant' else '') + m['content']")
+_OPENS = _THINKS.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif")
+
+
+@pytest.mark.parametrize("template", [_THINKS, _OPENS])
+def test_a_thought_that_leads_to_an_answer_is_of_the_prompt(template):
+    words = tokenizer(template=template, eos="<|endoftext|>")
+    chat = Chat(words)
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ab"}]
+    whole = words.apply_chat_template(turns, return_dict=False)
+    got = chat.prompt("hi") + chat.answer("ab")
+    assert chat.text(chat.answer("ab")) == "ab" and got == whole[: len(got)] and chat.template.thought == "closed"
+
+
+@pytest.mark.parametrize("bos", [None, "<s>"])
+def test_a_turn_that_is_closed_only_when_another_follows_ends_there(bos):
+    words = tokenizer(
+        template=("{{ bos_token }}" if bos else "") + "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + "
+        "m['content'] }}{% if not loop.last or add_generation_prompt %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}", bos=bos,
+    )  # fmt: skip
+    assert words.convert_ids_to_tokens(Chat(words).end) == "<|im_end|>"
+
+
+def test_the_token_that_opens_the_next_turn_closes_no_answer():
+    words = tokenizer(
+        template="{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '\n' }}{% endfor %}"
+        "{{ '<|im_start|>' + ('assistant' if add_generation_prompt else 'user') + '\n' }}"
+    )
+    assert words.convert_ids_to_tokens(Chat(words).end) == "</s>"
+
+
+@pytest.mark.parametrize("how", ["strip()", "lstrip()", "rstrip()", "lower()", "replace('\n', ' ')"])
+def test_what_a_template_does_to_a_question_is_done_or_refused(how):
+    words = tokenizer(template=CHATML.replace("m['content']", f"m['content'].{how}"), eos="<|endoftext|>")
+    if "strip" in how:
+        assert Chat(words).prompt(" a B \n") == rendered(words, " a B \n")
+    else:
+        with pytest.raises(models.ModelError, match="in other words than it is asked"):
+            Chat(words)
+
+
+def test_nothing_is_left_of_a_text_that_is_cut_to_no_tokens():
+    chat = Chat(tokenizer(template=CHATML))
+    assert chat.clip("some text", 0) == chat.clip("some text", 0, keep="start") == ""
+
+
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
 BAD = {
     "raises": ("{{ raise_exception('not today') }}", "not today"),

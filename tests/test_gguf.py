@@ -116,7 +116,8 @@ def test_llama_3s_divisors_are_read(head, theta, rope, tmp_path):
 
 
 @pytest.mark.parametrize("keys", [{"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, {"rope.scaling.factor": 4.0},
-                                  {"rope.scale_linear": 4.0}])  # fmt: skip
+                                  {"rope.scale_linear": 4.0}, {"rope.scaling.type": "linear", "rope.scale_linear": 4.0},
+                                  {"rope.scaling.factor": 4.0, "rope.scale_linear": 2.0}])  # fmt: skip
 def test_linear_scaling_is_read_in_every_form(keys, tmp_path):
     network = model("qwen2", rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0})
     assert not torch.allclose(logits(network), logits(model("qwen2")), atol=1e-2)
@@ -147,6 +148,8 @@ REFUSED = {
     "a cap on attention": ({"fields": {"attn_logit_softcapping": 50.0}}, "attn_logit_softcapping"),
     "a cap on logits": ({"fields": {"final_logit_softcapping": 30.0}}, "final_logit_softcapping"),
     "experts": ({"fields": {"expert_count": 8, "expert_used_count": 2}}, "expert_count"),
+    "a factor on what turns": ({"fields": {"rope.scaling.attn_factor": 1.2}}, "attn_factor"),
+    "attention to what follows": ({"fields": {"attention.causal": False}}, "attention.causal"),
     "a scale": ({"fields": {"attention.scale": 0.5}}, "attention.scale"),
     "a key of tomorrow": ({"fields": {"attention.wobble": "sometimes"}}, "attention.wobble"),
     "layers of several widths": ({"fields": {"feed_forward_length": [80, 96]}}, "feed_forward_length"),
@@ -165,6 +168,8 @@ REFUSED = {
     "another architecture": ({"top": {"general.architecture": "gemma3"}}, "gemma3"),
     "an adapter": ({"top": {"general.type": "adapter"}}, "adapter"),
     "an end out of range": ({"top": {"tokenizer.ggml.eos_token_id": 5000}}, "eos_token_id is 5000"),
+    "no end": ({"top": {"tokenizer.ggml.eos_token_id": 2**32 - 1}}, "tokenizer.ggml.eos_token_id, .* is not in it"),
+    "a flag that is none": ({"top": {"tokenizer.ggml.add_bos_token": 1}}, "add_bos_token is 1, expected true or false"),
     "an unknown way to cut": ({"top": {"tokenizer.ggml.pre": "klingon"}}, "klingon"),
     "an unknown tokenizer": ({"kind": "bert"}, "bert"),
 }  # fmt: skip
@@ -183,6 +188,38 @@ def test_what_is_not_computed_is_refused_by_its_name(case, tmp_path, cache):
     else:
         file = write(tmp_path / "m.gguf", model(), **options)
     refused(file, words, cache)
+
+
+def test_keys_that_say_nothing_about_the_computation_are_no_reason_to_refuse(tmp_path):
+    top = {
+        "general.author": "a", "general.file_type": 15, "general.tags": ["a", "b"], "general.sampling.temp": 0.5,
+        "general.base_model.0.name": "b", "quantize.imatrix.file": "x", "quantize.imatrix.entries_count": 3,
+        "tokenizer.ggml.fim_pre_token_id": 2, "tokenizer.ggml.mask_token_id": 2, "tokenizer.ggml.add_sep_token": False,
+        "tokenizer.chat_templates": ["tool_use"], "tokenizer.chat_template.tool_use": "{{ x }}", "split.count": 0,
+        "tokenizer.ggml.padding_token_id": 2**32 - 1,
+    }  # fmt: skip
+    fields = {
+        "rope.scaling.attn_factor": 1.0, "rope.scaling.yarn_ext_factor": -1.0, "rope.scaling.yarn_beta_fast": 32.0,
+        "rope.scaling.finetuned": False, "attention.causal": True, "expert_count": 0, "logit_scale": 1.0,
+    }  # fmt: skip
+    network = model()
+    _, tokenizer = reads_right(write(tmp_path / "m.gguf", network, top=top, fields=fields), network)
+    assert tokenizer.pad_token is None
+
+
+def test_more_tokens_than_embeddings_are_refused_before_anything_is_kept(tmp_path, cache):
+    refused(write(tmp_path / "m.gguf", model(vocab_size=200)), "261 tokens and embeds 200", cache)
+
+
+@pytest.mark.parametrize("top, ends", [
+    ({"eot_token_id": 260}, {1, 260}), ({"eos_token_id": 2**32 - 1, "eot_token_id": 2}, {2}),
+])  # fmt: skip
+def test_what_the_file_calls_an_end_is_one_whatever_type_its_token_has(top, ends, tmp_path):
+    from tmem.agent.chat import Chat
+
+    file = write(tmp_path / "m.gguf", model(), top={f"tokenizer.ggml.{key}": index for key, index in top.items()})
+    network, tokenizer = models.load(file)
+    assert Chat(tokenizer, network).ends == ends
 
 
 def split(whole, tmp_path, count=2):
@@ -235,6 +272,9 @@ def test_a_set_of_files_is_read_whole_or_refused_by_the_first_that_is_missing(tm
     with pytest.raises(models.ModelError, match="00002-of-00003.gguf says that it is another part"):
         models.load(parts[0])
     assert {gguf.folder_of(p).name.split("-")[-1] for p in parts} != {folder}
+    parts[1].write_bytes(parts[2].read_bytes()[:40])
+    with pytest.raises(models.ModelError, match="in s-00002-of-00003.gguf, its header is damaged"):
+        models.load(parts[0])
     parts[0].rename(tmp_path / "renamed.gguf")
     with pytest.raises(models.ModelError, match="found by their names"):
         models.load(tmp_path / "renamed.gguf")

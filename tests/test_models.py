@@ -228,6 +228,9 @@ def test_an_index_names_safetensors_beside_it_and_nothing_else(name, tmp_path):
     index = tmp_path / "m" / "model.safetensors.index.json"
     edit(index, metadata={}, weight_map=names)
     models.load(tmp_path / "m")
+    edit(index, weight_map={})
+    with pytest.raises(models.ModelError, match="names no files by weight"):
+        models.load(tmp_path / "m")
     edit(index, weight_map={**names, "model.norm.weight": name})
     with pytest.raises(models.ModelError, match="model.safetensors.index.json names"):
         models.load(tmp_path / "m")
@@ -295,6 +298,15 @@ def test_a_config_that_says_nothing_sensible_is_one_sentence(text, tmp_path):
     ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
     ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
     ({"model_type": "mistral"}, "sliding window of 4096"),
+    ({"rope_theta": 0, "rope_parameters": None}, "rope_theta 0"),
+    ({"rope_scaling": {"type": "linear", "factor": None}, "rope_parameters": None}, "factor None"),
+    ({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}}, "by kind of layer"),
+    ({"rope_interleaved": True}, "rope_interleaved True"),
+    ({"use_qk_norm": True}, "use_qk_norm True"),
+    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config: gptq"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config: fp8"),
+    ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "bitsandbytes"),
+    ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
 ])  # fmt: skip
 def test_what_would_be_computed_otherwise_is_refused_at_load(said, words, tmp_path):
     models.save(*tiny(), tmp_path / "m")
@@ -322,6 +334,34 @@ def test_rope_scaling_of_an_older_config_is_computed(rope, tmp_path):
     hidden = fw.layers(loaded, fw.embed(loaded, ids), torch.arange(160)[None], fw.causal_mask(160))
     torch.testing.assert_close(fw.logits(loaded, hidden), theirs(ids).logits)
     assert not torch.allclose(theirs(ids).logits, plain(ids).logits, atol=1e-4)
+
+
+def test_weights_of_another_shape_and_a_damaged_generation_config_are_named(tmp_path):
+    """transformers points to a table on the terminal for the first, and passes over the second, which names the ends."""
+    models.save(*tiny(), tmp_path / "m")
+    edit(tmp_path / "m" / "config.json", intermediate_size=48)
+    with pytest.raises(models.ModelError, match=r"mlp\..* has the shape .*32.* asks for .*48"):
+        models.load(tmp_path / "m")
+    edit(tmp_path / "m" / "config.json", intermediate_size=32)
+    (tmp_path / "m" / "generation_config.json").write_text("{")
+    for load in (models.load, models.outline):
+        with pytest.raises(models.ModelError, match="generation_config.json is not"):
+            load(tmp_path / "m")
+
+
+def test_attention_of_another_implementation_in_a_config_is_no_reason_to_refuse(tmp_path):
+    models.save(*tiny(), tmp_path / "m")
+    edit(tmp_path / "m" / "config.json", _attn_implementation="flash_attention_2", unsloth_version="1", head_dim=None)
+    for load in (models.load, models.outline):
+        assert load(tmp_path / "m")[0].config._attn_implementation == "sdpa"
+
+
+def test_a_tokenizer_that_needs_another_package_says_which(tmp_path, monkeypatch):
+    models.save(*tiny(), tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").rename(tmp_path / "m" / "tokenizer.model")
+    monkeypatch.setattr(models, "find_spec", lambda _: None)
+    with pytest.raises(models.ModelError, match="tokenizer.model alone; run `pip install sentencepiece protobuf`"):
+        models.load_tokenizer(tmp_path / "m")
 
 
 def test_tokenizer_and_model_that_disagree_are_refused(tmp_path):

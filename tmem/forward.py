@@ -33,7 +33,7 @@ _UNREAD = (
     "attn_logit_softcapping", "final_logit_softcapping", "logits_soft_cap", "partial_rotary_factor", "attention_multiplier",
     "embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale", "scale_emb", "scale_depth", "clip_qkv",
     "num_local_experts", "num_experts", "attention_chunk_size", "no_rope_layer_interval", "attn_temperature_tuning",
-    "use_qk_norm", "use_parallel_residual", "alibi",
+    "use_qk_norm", "use_parallel_residual", "alibi", "rope_interleaved",
 )  # fmt: skip
 
 
@@ -49,6 +49,10 @@ def unlike(config) -> str | None:
     """What a configuration asks for that the functions here do not compute, "" for another family; None: nothing."""
     rope = getattr(config, "rope_parameters", None) or {}
     kind, window = rope.get("rope_type", "default"), getattr(config, "sliding_window", None)
+    for key in ("quantization_config", "compression_config"):
+        if (packed := getattr(config, key, None)) is not None:
+            method = packed.get("quant_method") if isinstance(packed, dict) else getattr(packed, "quant_method", None)
+            return f" with quantised weights ({key}: {method})"
     if window is not None:
         return f" with a sliding window of {window} tokens"
     if getattr(config, "use_bidirectional_attention", None):
@@ -59,13 +63,18 @@ def unlike(config) -> str | None:
         return ""
     if kind not in ROPES:
         return f" with positions by a rule that is not known (rope_type {kind!r})"
+    for key in ("rope_theta", "factor"):
+        if not (isinstance(rope.get(key, 1), (int, float)) and 0 < rope.get(key, 1) < float("inf")):
+            return f" with {key} {rope[key]!r}, expected a number above 0"
+    if apart := sorted(key for key, value in rope.items() if isinstance(value, dict)):
+        return f" with positions by kind of layer (rope_parameters {apart[0]!r})"
     if kind == "default" and rope.get("factor", 1) != 1:
         return f" with positions scaled by {rope['factor']} and no rope_type that says how"
     if others := set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
         return f" with layers of another kind (layer_types {sorted(others)[0]!r})"
     for key in _UNREAD:
         value = getattr(config, key, None) or rope.get(key)
-        if value and value != 1:
+        if value is True or value and value != 1:
             return f" with {key} {value}, which its family's code does not read"
     return None
 

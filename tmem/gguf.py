@@ -18,7 +18,7 @@ from .folders import atomic_folder, cache_folder
 from .gguf_tokenizer import tokenizer_of
 
 # Counts changes of what `_write` makes, so that folders of an older recipe are not used.
-_RECIPE = 2
+_RECIPE = 3
 
 # Families by GGUF's name of the architecture; Mistral's files call themselves llama, which computes the same.
 _FAMILIES = ("llama", "qwen2", "qwen3", "gemma")
@@ -32,9 +32,14 @@ _IN_BLOCK = {
 }  # fmt: skip
 _FACTORS = "rope_freqs.weight"  # what Llama 3 divides the frequencies by
 # Keys under the architecture's name that say nothing about the computation, or what is said elsewhere as well.
-_NEUTRAL = ("context_length", "vocab_size", "rope.scaling.finetuned")
-# Keys that say nothing new with this value.
-_WITHOUT_EFFECT = {"attention.causal": True, "tensor_data_layout": "Meta AI original pth"}
+_NEUTRAL = (
+    "context_length", "vocab_size", "rope.scaling.finetuned", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
+)  # fmt: skip
+# Values with which a key says nothing new; other keys do with 0.
+_WITHOUT_EFFECT = {
+    "attention.causal": (True,), "tensor_data_layout": ("Meta AI original pth",), "logit_scale": (1.0,),
+    "rope.scaling.attn_factor": (1.0,), "rope.scaling.yarn_attn_factor": (1.0,), "rope.scaling.yarn_ext_factor": (0.0, -1.0),
+}  # fmt: skip
 
 
 def folder_of(file: Path) -> Path:
@@ -68,6 +73,8 @@ def _write(file: Path, folder: Path) -> None:
     contents = gguf_file.read(file)
     config = _config(contents)
     tokenizer = tokenizer_of(contents.fields, config.max_position_embeddings)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"it has {len(tokenizer)} tokens and embeds {config.vocab_size}; get the file anew.")
     for role in ("bos", "eos", "pad"):
         setattr(config, f"{role}_token_id", getattr(tokenizer, f"{role}_token_id"))
     with torch.device("meta"):
@@ -222,7 +229,7 @@ class _Said:
     def all_understood(self) -> None:
         """Raise ValueError for a key that was not asked for and is not without effect: it may change what is computed."""
         for key, value in self._fields.items():
-            if key not in self._asked and value not in (0, _WITHOUT_EFFECT.get(key, 0)):
+            if key not in self._asked and value not in _WITHOUT_EFFECT.get(key, (0,)):
                 stated = f"{self._family}.{key} = {_short(value)}"
                 raise ValueError(f"it states {stated}, which tmem does not compute; choose another model.")
 
@@ -235,13 +242,11 @@ def _short(value) -> str:
 def _rope(said: _Said, contents, head: int) -> dict:
     """Hugging Face's `rope_parameters`."""
     theta = said.number("rope.freq_base", 10000.0)
-    if theta <= 0:
-        raise ValueError(f"rope.freq_base is {theta}, expected more than 0; get the file anew.")
-    kind, factor = said.get("rope.scaling.type"), said.number("rope.scaling.factor", 0.0)
-    linear = said.number("rope.scale_linear", 0.0)  # what older files call the factor
+    if theta < 1:
+        raise ValueError(f"rope.freq_base is {theta}, expected 1 or more; get the file anew.")
+    older = said.number("rope.scale_linear", 0.0)
+    kind, factor = said.get("rope.scaling.type", "linear"), said.number("rope.scaling.factor", older)
     original = said.number("rope.scaling.original_context_length", 0)
-    if kind is None:
-        kind, factor = "linear", linear or factor
     if extra := sorted(n for n in contents.tensors if n.startswith("rope_factors")):
         raise ValueError(f"its positions depend on the text's length ({extra[0]}, longrope); choose another model.")
     if _FACTORS in contents.tensors:
@@ -260,7 +265,7 @@ def _rope(said: _Said, contents, head: int) -> dict:
 def _yarn(said: _Said, theta: float, factor: float, original: float) -> dict:
     if not original:
         raise ValueError("rope.scaling.original_context_length, which yarn starts from, is not in it; get the file anew.")
-    if said.number("rope.scaling.yarn_ext_factor", 1.0) != 1.0:
+    if said.get("rope.scaling.yarn_ext_factor", -1.0) not in (1.0, -1.0):  # -1: what the type says
         raise ValueError("it mixes yarn with another scaling (rope.scaling.yarn_ext_factor); choose another model.")
     if said.number("rope.scaling.yarn_log_multiplier", 0.0):
         raise ValueError("it scales attention by a law of its own (rope.scaling.yarn_log_multiplier); choose another model.")

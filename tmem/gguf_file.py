@@ -79,7 +79,10 @@ def read(file: Path) -> Contents:
     for number, part in enumerate(files):
         if not part.is_file():
             raise ValueError(f"it is one of {count} files, and {part.name} is not beside it; put all of them into one folder.")
-        found = _read(part)
+        try:
+            found = _read(part)
+        except ValueError as error:
+            raise ValueError(f"in {part.name}, {error}") from error
         if (_whole(found, "split.no", 0), _whole(found, "split.count", 1)) != (number, count):
             raise ValueError(f"{part.name} says that it is another part than its name does; get the set of files anew.")
         fields = fields or found.fields

@@ -23,6 +23,9 @@ _CUTS = {
 }
 # The same, with every digit cut out before.
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva", "minerva-7b")
+# Of these, the ones whose texts begin with the token for it where nothing is said.
+_BEGUN = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken")
+_ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}  # GGUF's name by transformers'
 _NORMAL, _CONTROL, _OF_USER = 1, 3, 4  # tokenizer.ggml.token_type; 2 is unknown, 5 unused, 6 a byte
 
 
@@ -45,20 +48,16 @@ def tokenizer_of(fields: dict, longest: int):
         backend = _sentencepiece(fields, tokens, kinds)
     else:
         raise ValueError(f"tokenizer.ggml.model is {kind!r}, expected 'gpt2' or 'llama'; choose another model.")
-    roles = {}
-    for role, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
-        index = fields.get(f"tokenizer.ggml.{name}_token_id")
-        if index is not None:
-            roles[f"{role}_token"] = _token(tokens, index, name)
-    for name in ("eot", "eom"):
-        if (index := fields.get(f"tokenizer.ggml.{name}_token_id")) is not None:
-            _token(tokens, index, name)
+    roles = {f"{role}_token": _token(fields, tokens, name) for role, name in _ROLES.items()}
+    roles["eos_token"] = roles["eos_token"] or _token(fields, tokens, "eot")
+    if roles["eos_token"] is None:
+        raise ValueError("tokenizer.ggml.eos_token_id, the token that ends a text, is not in it; get the file anew.")
     template = fields.get("tokenizer.chat_template")
     if not isinstance(template, (str, type(None))):
         raise ValueError("tokenizer.chat_template is no text; get the file anew.")
-    _add(backend, tokens, kinds)
-    if fields.get("tokenizer.ggml.add_bos_token", kind == "llama" or fields.get("tokenizer.ggml.pre") == "llama-bpe") is True:
-        _begin_with(backend, roles.get("bos_token"))
+    _add(backend, tokens, kinds, [_token(fields, tokens, name) for name in ("eot", "eom")])
+    if _flag(fields, "add_bos_token", kind == "llama" or fields.get("tokenizer.ggml.pre") in _BEGUN):
+        _begin_with(backend, roles["bos_token"])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, chat_template=template, model_max_length=longest, **roles,
         clean_up_tokenization_spaces=False,  # it would drop spaces that the model wrote
@@ -72,7 +71,18 @@ def _list(fields: dict, name: str, kind: type) -> list:
     return found
 
 
-def _token(tokens: list[str], index, name: str) -> str:
+def _flag(fields: dict, name: str, default: bool) -> bool:
+    value = fields.get(f"tokenizer.ggml.{name}", default)
+    if not isinstance(value, bool):
+        raise ValueError(f"tokenizer.ggml.{name} is {value!r}, expected true or false; get the file anew.")
+    return value
+
+
+def _token(fields: dict, tokens: list[str], name: str) -> str | None:
+    """The token that has a role; None for a role that the file gives to none, which some write as -1."""
+    index = fields.get(f"tokenizer.ggml.{name}_token_id")
+    if index in (None, -1, 2**32 - 1):
+        return None
     if not isinstance(index, int) or not 0 <= index < len(tokens):
         raise ValueError(f"tokenizer.ggml.{name}_token_id is {index!r}, and there are {len(tokens)} tokens; get the file anew.")
     return tokens[index]
@@ -121,25 +131,26 @@ def _sentencepiece(fields: dict, tokens: list[str], kinds: list[int]):
         (-scores[i], i, pieces[t[:cut]], (t[:cut], t[cut:]))
         for t, i in pieces.items() for cut in range(1, len(t)) if t[:cut] in pieces and t[cut:] in pieces
     ]  # fmt: skip
-    unknown = fields.get("tokenizer.ggml.unknown_token_id")
     backend = Tokenizer(models.BPE(
         vocabulary, [pair for *_, pair in sorted(found)], fuse_unk=True, byte_fallback=True,
-        unk_token=None if unknown is None else _token(tokens, unknown, "unknown"),
+        unk_token=_token(fields, tokens, "unknown"),
     ))  # fmt: skip
-    prefix = fields.get("tokenizer.ggml.add_space_prefix", True) is True
+    prefix = _flag(fields, "add_space_prefix", True)
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁")] * prefix + [normalizers.Replace(" ", "▁")])
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * prefix)
     return backend
 
 
-def _add(backend, tokens: list[str], kinds: list[int]) -> None:
-    """Tell which tokens are found in a text before it is cut: control tokens, and those that a user defined."""
+def _add(backend, tokens: list[str], kinds: list[int], ends: list[str | None]) -> None:
+    """Tell which tokens are found in a text before it is cut: control tokens, ends, and those that a user defined."""
     from tokenizers import AddedToken
 
-    control = [AddedToken(t, normalized=False, special=True) for t, kind in zip(tokens, kinds) if kind == _CONTROL]
-    backend.add_special_tokens(control)
-    backend.add_tokens([AddedToken(t, normalized=False, special=False) for t, k in zip(tokens, kinds) if k == _OF_USER])
+    control = [t for t, kind in zip(tokens, kinds) if kind == _CONTROL or t in ends]
+    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in control])
+    backend.add_tokens([
+        AddedToken(t, normalized=False, special=False) for t, kind in zip(tokens, kinds) if kind == _OF_USER and t not in ends
+    ])
 
 
 def _begin_with(backend, bos: str | None) -> None:

@@ -52,20 +52,27 @@ def load(
                 dtype=dtype or default_dtype(device),
                 attn_implementation="sdpa",
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # refused below, by their names
                 local_files_only=True,
                 output_loading_info=True,
                 trust_remote_code=False,
             )
         except Exception as error:
             raise ModelError(f"{folder} does not load as a causal language model: {_sentence(error)}") from error
-        absent = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-        if absent:
+        if absent := sorted(report["missing_keys"]):
             raise ModelError(f"{folder} lacks {len(absent)} of the model's weights, such as {absent[0]}; get it anew.")
+        if others := sorted(report["mismatched_keys"]):
+            name, found, wanted = others[0][:3]
+            raise ModelError(
+                f"{folder}: {name} has the shape {tuple(found)}, config.json asks for {tuple(wanted)}; "
+                f"correct config.json or get the model anew."
+            )
         if unread := sorted(report["unexpected_keys"]):
             raise ModelError(
                 f"{folder} holds {len(unread)} weights that its config.json gives no place, such as {unread[0]}; "
                 f"they would be left out, so correct config.json or get the model anew."
             )
+        _generation(folder, model)
         tokenizer = load_tokenizer(folder)
     _agree(folder, model, tokenizer)
     if name is None or str(name) == DEFAULT:
@@ -96,20 +103,17 @@ def config(name: str | Path | None = None) -> PreTrainedConfig:
 def outline(name: str | Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that `name` means (see `load`) without its weights, on torch's meta device, and its tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM
 
     with _quiet():
         folder = resolve(name)
         settings = config(folder)
         try:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
-            if (folder / "generation_config.json").is_file():
-                model.generation_config = GenerationConfig.from_pretrained(
-                    folder, local_files_only=True, trust_remote_code=False
-                )
+                model = AutoModelForCausalLM.from_config(settings, attn_implementation="sdpa", trust_remote_code=False)
         except Exception as error:
             raise ModelError(f"{folder} does not load as a causal language model: {_sentence(error)}") from error
+        _generation(folder, model)
         tokenizer = load_tokenizer(folder)
     _agree(folder, model, tokenizer)
     return model, tokenizer
@@ -122,6 +126,11 @@ def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
     folder = resolve(name)
     if not any((folder / file).is_file() for file in _TOKENIZERS):
         raise ModelError(f"{folder} has no tokenizer: expected {', '.join(_TOKENIZERS)} or one of them in that folder.")
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")) and find_spec("sentencepiece") is None:
+        raise ModelError(
+            f"{folder} has its tokenizer as tokenizer.model alone; run `pip install sentencepiece protobuf` to read that, "
+            f"or get the model with a tokenizer.json."
+        )
     try:
         with _quiet():
             found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -129,6 +138,18 @@ def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
         return found
     except Exception as error:
         raise ModelError(f"{folder} has a tokenizer that does not work: {_sentence(error)}") from error
+
+
+def _generation(folder: Path, model: PreTrainedModel) -> None:
+    """Give the model the folder's generation_config.json, which transformers passes over where it is damaged."""
+    from transformers import GenerationConfig
+
+    file = folder / "generation_config.json"
+    if file.is_file():
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:
+            raise ModelError(f"{file} is not that of a known model: {_sentence(error)}") from error
 
 
 def _agree(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -279,7 +300,7 @@ def _object(file: Path) -> dict:
 def _shards(index: Path) -> None:
     """Raise ModelError unless every file that an index names is safetensors beside it."""
     named = _object(index).get("weight_map")
-    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
         raise ModelError(f"{index} names no files by weight (weight_map); get it anew.")
     for name in sorted(set(named.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
@@ -303,9 +324,9 @@ def _asks_for_code(file: Path) -> bool:
 
 
 def _sentence(error: Exception) -> str:
-    """The first line of an error, for a message that quotes it."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """An error on one line, for a message that quotes it."""
+    words = " ".join(str(error).split())
+    return f"{words[:300]} ..." if len(words) > 300 else words or type(error).__name__
 
 
 @contextmanager

@@ -194,7 +194,7 @@ def _pairs(bank: AdapterBank, tensors: dict[str, Tensor], rank: int, file: Path)
 def _left_over(bank: AdapterBank, name: str) -> str:
     """What a tensor is that no site takes, and what to do."""
     module, found, factor = name.partition(".lora_")
-    if not found or factor[:1] not in ("A", "B"):
+    if not found or factor[:1] not in ("A", "B") or factor.endswith(".bias"):
         return f"holds {name}, which is no factor of a plain LoRA; only lora_A and lora_B of linear layers are read."
     standard = f".lora_{factor[:1]}.weight"
     site = next((s.name for s in bank.sites if f".{module}".endswith(f".{s.name}")), None) or next(

@@ -106,7 +106,7 @@ class Chat:
 
     def prompt(self, text: str) -> list[int]:
         """Token ids of a user turn with `text`, ready for the assistant's answer."""
-        text = text.strip() if self.template is not None and self.template.trims else text
+        text = text if self.template is None else self.template.content(text)
         return self._front + self._inside(self._segment[0] + text + self._segment[1]) + self._back
 
     def plain(self, text: str) -> list[int]:
@@ -132,7 +132,7 @@ class Chat:
         ids = self.plain(text)
         if len(ids) <= tokens:
             return text
-        return self.tokenizer.decode(ids[-tokens:] if keep == "end" else ids[:tokens])
+        return self.tokenizer.decode(ids[len(ids) - tokens :] if keep == "end" else ids[:tokens])
 
     def count(self, text: str) -> int:
         """Length of `text` in tokens."""

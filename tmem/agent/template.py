@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..models import ModelError
@@ -25,7 +25,7 @@ class Template:
 
     lead     what it writes between there and an answer
     closing  what it writes after an answer; empty where it writes none, or knows no assistant's turn
-    trims    whether it takes white space off a question's ends
+    content  what it writes of a question: the text, or the text without white space at one end or both
     system   of a system turn: "none" where it is written only when asked for, "left out" where the template adds one by itself
              and it is left out here, "kept" where that cannot be told from the rest, "refused" where the template takes none
     thought  "none", "off" where the template closes it when asked to, "closed" where that is done here
@@ -42,11 +42,11 @@ class Template:
             times = self._rendered([user]).count(_MARK)
             raise ModelError(f"the model's chat template writes a question {times} times, expected once; choose another model.")
         self._whole = whole
-        self.trims = self._tried([*asked[:-1], {"role": "user", "content": f" {_MARK} "}]) == whole
+        self.content = self._content(asked, whole)
         before, after = whole.split(_MARK)
         self.before, self.system = self._without_system(before, user)
-        self.lead, self.closing = self._answered(asked)
-        self.after, self.thought = self._outside_thought(after)
+        lead, self.closing = self._answered(asked)
+        self.after, self.thought, self.lead = self._outside_thought(after, lead)
 
     def _rendered(self, turns: list[dict], begin: bool = True) -> str:
         """Raises ModelError where the template fails or does not come to an end."""
@@ -70,6 +70,15 @@ class Template:
             raise
         except ModelError:
             return None
+
+    def _content(self, asked: list[dict], whole: str) -> Callable[[str], str]:
+        """Raises ModelError where the template changes more of a question than its ends."""
+        text = f" {_MARK} Aa\n\n &<b>\"'{{{{x}}}} {_MARK} "
+        written = self._tried([*asked[:-1], {"role": "user", "content": text}])
+        for content in (str, str.strip, str.lstrip, str.rstrip):
+            if written == whole.replace(_MARK, content(text)):
+                return content
+        raise ModelError("the model's chat template writes a question in other words than it is asked; choose another model.")
 
     def _without_system(self, before: str, user: dict) -> tuple[str, str]:
         """What stands before the question, without a system turn that nobody asked for.
@@ -101,22 +110,30 @@ class Template:
             return "", ""
         before, closing = whole.split(_REPLY)
         lead = before.removeprefix(self._whole) if before.startswith(self._whole) else ""
-        return lead, closing
+        opening = self.before.removeprefix(self._tokenizer.bos_token or "")
+        if not closing:  # some close a turn when another follows
+            more = self._tried([*asked, {"role": "assistant", "content": _REPLY}, asked[-1]], begin=False) or ""
+            rest = more.rpartition(_REPLY)[2].partition(_MARK)[0]
+            closing = rest if rest.endswith(opening) else ""
+        return lead, closing.removesuffix(opening)
 
-    def _outside_thought(self, after: str) -> tuple[str, str]:
-        """The opening of the assistant's turn, with a thought that it opens closed at once, as the template writes the end."""
-        opened = list(_THOUGHT.finditer(after))
+    def _outside_thought(self, after: str, lead: str) -> tuple[str, str, str]:
+        """The opening of the assistant's turn, with a thought that it opens closed at once, as the template writes the end:
+        in front of an answer, or else anywhere. And what then leads to an answer."""
+        opened = list(_THOUGHT.finditer(after + lead))
         if not opened:
-            return after, "none"
+            return after, "none", lead
         tag = opened[-1][0]
         close = tag.replace("begin", "end").replace("start", "end") if re.search("begin|start", tag) else f"{tag[0]}/{tag[1:]}"
         if close in after[opened[-1].end() :]:
-            return after, "off"
+            return after, "off", lead
+        if close in (after + lead)[opened[-1].end() :]:
+            return after + lead, "closed", ""
         source = str(self._tokenizer.chat_template).replace("\\n", "\n")
         written = max(re.findall(rf"\n*{re.escape(close)}\n*", source), key=len, default="")
         if "\n" not in written:
             written = f"\n\n{close}\n\n"
-        return after.rstrip("\n") + written, "closed"
+        return after.rstrip("\n") + written, "closed", lead
 
 
 @contextmanager
