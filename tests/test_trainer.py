@@ -182,6 +182,19 @@ def saved(folder, value):
     checkpoint.save(folder, {"value": value}, {"x": torch.full((3,), float(value))}, ALONE)
 
 
+@pytest.mark.parametrize("end", [SystemExit(129), KeyboardInterrupt()], ids=["hung up", "ctrl-c"])
+def test_what_ends_the_process_ends_it_within_a_checkpoint_too(tmp_path, monkeypatch, end):
+    """torch puts what a rank raises into an error of its own, which nothing above would know."""
+
+    def write_data(*_):
+        raise end
+
+    monkeypatch.setattr(checkpoint.HuggingFaceStorageWriter, "write_data", write_data)
+    with pytest.raises(type(end)):
+        checkpoint.save(tmp_path / "step-1", {}, {"x": torch.ones(3)}, ALONE)
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("name, damage", [
     ("shard", flipped), ("shard", lambda data: data[:100]), ("shard", None),
     ("state", lambda data: data.replace(b"value", b"other")), ("state", lambda data: b"{"), ("state", None),

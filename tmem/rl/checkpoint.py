@@ -16,6 +16,7 @@ from pathlib import Path
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from ..folders import ASIDE, aside, atomic_folder, standing
@@ -38,7 +39,7 @@ def save(folder: Path, state: dict, tensors: dict[str, Tensor], world: World) ->
         work = Path(world.gathered([str(mine)] if world.first else [""])[0])
         if tensors:
             writer = HuggingFaceStorageWriter(str(work), save_distributed=True)
-            with _alone_is_meant():
+            with _alone_is_meant(), _interruptible():
                 dcp.save(tensors, storage_writer=writer, no_dist=world.size == 1)
         files = sorted(f.name for f in work.glob("*.safetensors"))
         digests = world.gathered([_digest(work / name) for name in world.share(files)])
@@ -53,6 +54,18 @@ def _alone_is_meant() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """torch gathers what its ranks raise into one error of its own, the end of the process among it: that is raised as it is."""
+    try:
+        yield
+    except CheckpointException as error:
+        for cause, _ in error.failures.values():
+            if isinstance(cause, (KeyboardInterrupt, SystemExit)):
+                raise cause from error
+        raise
 
 
 def numbered(parent: Path) -> list[Path]:
