@@ -297,9 +297,9 @@ GONE_ON = "route: a generator went on in another context than it opened its rout
 
 def steps_of(network, bank, slot):
     """A generator that computes three times under one route."""
-    with torch.no_grad(), bank.route([slot] * 3, learn=False):
+    with bank.route([slot] * 3, learn=False):
         for _ in range(3):
-            yield logits(network)
+            yield logits(network).detach()
 
 
 def test_a_generator_is_served_where_it_began_and_refused_elsewhere():
@@ -344,7 +344,6 @@ def test_a_generator_is_served_where_it_began_and_refused_elsewhere():
 def test_what_a_generator_opens_within_itself_serves_it():
     """Helpers of a with statement, routes one inside another, decoding and checkpoints, while another's route is open too."""
     network, bank, (a, b, *_) = set_up()
-    network.train()
     network.gradient_checkpointing_enable({"use_reentrant": False})
 
     @contextlib.contextmanager
@@ -352,10 +351,16 @@ def test_what_a_generator_opens_within_itself_serves_it():
         with bank.route([slot] * 3):
             yield
 
+    def under(slot):
+        with bank.route([slot] * 3):
+            yield
+
     def told(slots):
+        network.eval()
         return [g.ids for g in decode(network, [[5, 6]], bank=bank, slots=slots, end=0, max_new=3)]
 
     def work():
+        network.train()
         with bank.route([a] * 3):
             loss = logits(network).square().mean()
             yield loss.detach()
@@ -374,9 +379,17 @@ def test_what_a_generator_opens_within_itself_serves_it():
         of_b = logits_of(network, bank, b)
     want = found()
     assert want[2] == told([b]) and want[3] == told(None) != want[2] and want[4][a].any() and torch.equal(want[1], of_b)
-    waiting = steps_of(network, bank, b)
+    waiting = under(b)
     contextvars.copy_context().run(next, waiting)  # another's, open elsewhere
     assert all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(found(), want, strict=True))
+
+
+def test_a_model_that_drops_the_cache_does_not_decode():
+    network, _, _ = set_up()
+    network.gradient_checkpointing_enable({"use_reentrant": False})
+    network.train()
+    with pytest.raises(ValueError, match=r"decode: .* trains with gradient checkpointing, .* call model.eval\(\) first"):
+        decode(network, [[5, 6]], end=0, max_new=3)
 
 
 def test_slots_go_to_one_tenant_each():
