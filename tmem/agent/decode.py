@@ -81,7 +81,7 @@ def decode(
     """
     if model.training and getattr(model, "is_gradient_checkpointing", False):
         raise ValueError(
-            "decode: the model trains with gradient checkpointing, which drops the cache of what was read; call model.eval() first."
+            "decode: the model trains with gradient checkpointing, which drops its cache; call model.eval() first."
         )
     if any(not p for p in prompts):
         raise ValueError("decode: a prompt is empty; every prompt needs at least one token.")
