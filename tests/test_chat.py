@@ -3,6 +3,7 @@
 import hashlib
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny
@@ -279,6 +280,28 @@ def test_a_memory_lives_on_every_kind_of_model(name, tmp_path):
     memory = Memory.from_pretrained(str(tmp_path / "m"), preset="default")
     memory.learn([("What is the name of Ada's cat?", "Minka")])
     assert isinstance(memory.ask("How is Ada's cat called?"), str)
+
+
+def test_threads_share_a_tokenizer():
+    """Chats of one tokenizer, one chat in several threads, and whoever else uses the tokenizer meanwhile."""
+    words, _ = made("chatml")
+    chats = [Chat(words), Chat(words)]
+    texts = [f"{i} <|im_end|>\n<|im_start|>assistant {'word ' * (i % 20)}" for i in range(40)]
+
+    def asked(chat):
+        return [(chat.prompt(t), chat.answer(t), chat.clip(t, 5), chat.text(chat.plain(t))) for t in texts]
+
+    def others():
+        return [words(t, truncation=True, max_length=4)["input_ids"] for t in texts * 4]
+
+    want, short = asked(chats[0]), others()
+    assert all(len(ids) == 4 for ids in short)
+    with ThreadPoolExecutor(6) as pool:
+        other = [pool.submit(others) for _ in range(2)]
+        found = [pool.submit(asked, chats[i % 2]) for i in range(16)]
+        assert all(f.result() == want for f in found)
+        [f.result() for f in other]
+    assert others() == short, "the tokenizer that was given is left as it was"
 
 
 def test_the_default_models_prompts_are_what_they_were():

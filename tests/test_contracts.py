@@ -3,14 +3,18 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 from test_registration import SERVED, arguments
-from tiny import model
+from tiny import Letters, model, pairs
 from torch.autograd import forward_ad
 
 from tmem import ops
+from tmem.agent.chat import Chat
+from tmem.agent.decode import decode
+from tmem.agent.learn import LearnConfig, learn
 from tmem.attention import _Short
 from tmem.bank import AdapterBank
 from tmem.ops import _memory
@@ -218,6 +222,61 @@ def test_a_routed_model_under_autocast(fast):
                 with torch.autocast("cpu", enabled=False):
                     assert torch.equal(loss(ids, learn=False), plain)
             assert low != plain and abs(low - plain) < 0.02 * plain
+
+
+MODES = {
+    "autocast": lambda: torch.autocast("cpu", BF16), "no cache": lambda: torch.autocast("cpu", BF16, cache_enabled=False),
+    "inference": torch.inference_mode, "no_grad": torch.no_grad, "anomaly": torch.autograd.detect_anomaly,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_learning_and_decoding_in_any_mode(mode, dtype, fixed):
+    """As in none, under autocast to bf16's roundings: a caller's mode does not take the gradients away."""
+
+    def told(context):
+        network = model(dtype=dtype)
+        bank = AdapterBank(network, 2, 4)
+        slot = bank.alloc()
+        with context:
+            learned = learn(network, bank, [(slot, pairs(4))], Chat(Letters()), LearnConfig(lr=0.01, epochs=3))[0]
+            found = decode(network, [[5, 6, 7], [8]], bank=bank, slots=[slot, -1], end=0, max_new=6, fixed=fixed)
+        return learned, [g.logprobs for g in found]
+
+    (want, logprobs), (got, others) = told(nullcontext()), told(MODES[mode]())
+    assert got.kept and got.loss_after < 0.7 * got.loss_before
+    if dtype == torch.float32 and mode in ("autocast", "no cache"):
+        assert got != want and abs(got.loss_after - want.loss_after) < 0.02 * want.loss_after
+        assert abs(others[1][0] - logprobs[1][0]) < 0.05
+    else:
+        assert got == want and others == logprobs
+
+
+def test_the_default_dtype_is_not_what_is_computed_in():
+    network = model()
+    found = []
+    for dtype in (torch.float32, torch.float64, BF16):
+        bank = AdapterBank(network, 1, 4)
+        torch.set_default_dtype(dtype)
+        try:
+            learned = learn(network, bank, [(bank.alloc(), pairs(4))], Chat(Letters()), LearnConfig(epochs=2))
+            found.append((learned, bank.param.tolist(), decode(network, [[5, 6]], bank=bank, slots=[0], end=0, max_new=4)))
+        finally:
+            torch.set_default_dtype(torch.float32)
+            bank.detach()
+    assert found[1:] == found[:1] * 2
+
+
+@pytest.mark.parametrize(
+    "weights, dtype", [(torch.float64, torch.float32), (torch.float32, torch.float64), (torch.float16, torch.float32)], ids=str
+)
+def test_a_bank_that_its_model_cannot_use_is_refused(weights, dtype):
+    network = model(dtype=weights)
+    with pytest.raises(ValueError, match=f"^AdapterBank: dtype: expected .*, got {str(dtype)[6:]} under {str(weights)[6:]}"):
+        AdapterBank(network, 1, 4, dtype=dtype)
+    assert not any("forward" in vars(m) for m in network.modules())
 
 
 @pytest.mark.parametrize("learn", [True, False])

@@ -1,6 +1,7 @@
 """Routes belong to a context: whatever threads and tasks run beside each other, each computes with its own slots."""
 
 import asyncio
+import contextlib
 import contextvars
 import copy
 import threading
@@ -50,6 +51,11 @@ def beside(*works, times=1):
 
     with ThreadPoolExecutor(len(works)) as pool:
         return [future.result() for future in [pool.submit(run, work) for work in works]]
+
+
+def logits_of(network, bank, slot):
+    with bank.route([slot] * 3, learn=False):
+        return logits(network)
 
 
 def routed(network, bank, slots):
@@ -286,17 +292,120 @@ def test_routes_of_two_banks_under_one_model_nest(checkpointed):
         assert all(torch.equal(x, w) for x in found)
 
 
+GONE_ON = "route: a generator went on in another context than it opened its route in, or with a later route open"
+
+
+def steps_of(network, bank, slot):
+    """A generator that computes three times under one route."""
+    with bank.route([slot] * 3, learn=False):
+        for _ in range(3):
+            yield logits(network).detach()
+
+
+def test_a_generator_is_served_where_it_began_and_refused_elsewhere():
+    """Steps in a context of their own, as web frameworks take them from an iterator, would find no route there."""
+    network, bank, (a, b, *_) = set_up()
+    of_a, of_b = (routed(network, bank, [s] * 3)() for s in (a, b))
+    assert all(torch.equal(x, of_a) for x in steps_of(network, bank, a))
+    stepped = steps_of(network, bank, a)
+    with ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(contextvars.copy_context().run, next, stepped).result(), of_a)
+        with pytest.raises(RuntimeError, match=GONE_ON):
+            pool.submit(contextvars.copy_context().run, next, stepped).result()
+    first, second = steps_of(network, bank, a), steps_of(network, bank, b)
+    assert torch.equal(next(first), of_a) and torch.equal(next(second), of_b)
+    with pytest.raises(RuntimeError, match=GONE_ON):
+        next(first)
+    assert torch.equal(next(second), of_b)
+    second.close()
+    first = steps_of(network, bank, a)
+    next(first)
+    with bank.route([b] * 3), pytest.raises(RuntimeError, match=GONE_ON):
+        next(first)
+
+    async def streamed():
+        async def tokens(slot):
+            with bank.route([slot] * 3):
+                while True:
+                    yield logits(network)
+
+        first, second = tokens(a), tokens(b)
+        assert torch.equal(await anext(first), of_a) and torch.equal(await anext(second), of_b)
+        with pytest.raises(RuntimeError, match=GONE_ON):
+            await anext(first)
+        await second.aclose()
+
+    with torch.no_grad():
+        asyncio.run(streamed())
+        del first, stepped
+        assert torch.equal(routed(network, bank, [b] * 3)(), of_b) and not torch.equal(logits(network), of_a)
+
+
+def test_what_a_generator_opens_within_itself_serves_it():
+    """Helpers of a with statement, routes one inside another, decoding and checkpoints, while another's route is open too."""
+    network, bank, (a, b, *_) = set_up()
+    network.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @contextlib.contextmanager
+    def helper(slot):
+        with bank.route([slot] * 3):
+            yield
+
+    def under(slot):
+        with bank.route([slot] * 3):
+            yield
+
+    def told(slots):
+        network.eval()
+        return [g.ids for g in decode(network, [[5, 6]], bank=bank, slots=slots, end=0, max_new=3)]
+
+    def work():
+        network.train()
+        with bank.route([a] * 3):
+            loss = logits(network).square().mean()
+            yield loss.detach()
+            with helper(b):
+                yield logits(network).detach()
+            yield told([b])
+            yield told(None)
+            loss.backward()
+            yield bank.grad.clone()
+
+    def found():
+        bank.grad.zero_()
+        return list(work())
+
+    with torch.no_grad():
+        of_b = logits_of(network, bank, b)
+    want = found()
+    assert want[2] == told([b]) and want[3] == told(None) != want[2] and want[4][a].any() and torch.equal(want[1], of_b)
+    waiting = under(b)
+    contextvars.copy_context().run(next, waiting)  # another's, open elsewhere
+    assert all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(found(), want, strict=True))
+
+
+def test_a_model_that_drops_the_cache_does_not_decode():
+    network, _, _ = set_up()
+    network.gradient_checkpointing_enable({"use_reentrant": False})
+    network.train()
+    with pytest.raises(ValueError, match=r"decode: .* trains with gradient checkpointing, .* call model.eval\(\) first"):
+        decode(network, [[5, 6]], end=0, max_new=3)
+
+
 def test_slots_go_to_one_tenant_each():
     network, bank, slots = set_up(64)
     for slot in slots:
         bank.free(slot)
     found = beside(*[bank.alloc] * 8, times=8)
     assert sorted(sum(found, [])) == list(range(64))
-    with pytest.raises(RuntimeError, match="all 64 slots are in use"):
+    with pytest.raises(RuntimeError, match="0 of 64 slots are free, expected 1"):
         bank.claim(2)
     for slot in range(64):
         bank.free(slot)
     assert bank.freed == 128
+    with pytest.raises(RuntimeError, match="64 of 64 slots are free, expected 65"):
+        bank.claim(65, 65)
+    assert not any(bank.used) and bank.claim(0, 0) == []
     claimed = beside(*[lambda: bank.claim(30)] * 3)
     assert sorted(sum((x for (x,) in claimed), [])) == list(range(64)) and sorted(len(x) for (x,) in claimed) == [4, 30, 30]
 

@@ -778,7 +778,7 @@ def test_none_answers_at_once_without_an_index(monkeypatch):
         ({"turns": 0}, ValueError, "turns is 0"),
         ({"keys": ["a", "b"]}, ValueError, "2 keys for 1 sets"),
         ({"index": None}, ValueError, "got no index"),
-        ({}, RuntimeError, "no free slot"),
+        ({}, RuntimeError, "0 of . slots are free"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused(options, error, sentence):

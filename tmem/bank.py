@@ -25,6 +25,7 @@ from .routes import serving
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 OPTIMIZERS = ("adamw", "sgd")
+_DTYPES = {torch.float32: (torch.float32, torch.bfloat16), torch.float64: (torch.float64,)}  # the model's, by the bank's
 _PAD = 64  # elements: every D stride, site offset and P are multiples of it
 
 
@@ -89,13 +90,19 @@ class AdapterBank:
         self.sites = find_sites(model, self.targets, last_layers)
         self.first_layer = int(self.sites[0].name.split(".layers.")[1].split(".")[0])
         self.device = device = self.sites[0].module.weight.device
-        on_gpu = device.type == "cuda"
+        on_gpu, weights = device.type == "cuda", self.sites[0].module.weight.dtype
+        if weights not in _DTYPES.get(dtype, ()):
+            have, got = (str(x).removeprefix("torch.") for x in (weights, dtype))
+            raise ValueError(
+                f"AdapterBank: dtype: expected float32 under a model in float32 or bfloat16, float64 under one in float64, got "
+                f"{got} under {have}; convert the model."
+            )
         if on_gpu and dtype != torch.float32:
             raise ValueError(f"AdapterBank: dtype: expected float32 on a GPU, got {str(dtype).removeprefix('torch.')}.")
         # What pays on a GPU: one read of what several projections share, and single rows by the decode kernel.
         self.reads_once = self.decodes_rows = on_gpu
         if copy is None:
-            copy = on_gpu and self.sites[0].module.weight.dtype == torch.bfloat16
+            copy = on_gpu and weights == torch.bfloat16
         self._factors = [f.to(dtype)[None] for f in self._subspace(cache=True)]  # [1, R, K] each
 
         sizes = [(_padded(s.module.in_features) if train_a else 0, _padded(s.module.out_features)) for s in self.sites]
@@ -212,13 +219,18 @@ class AdapterBank:
                 self.configure(slot, **hyper)
         return slot
 
-    def claim(self, most: int) -> list[int]:
-        """As many slots as are free, at most `most` and at least one, as `alloc` gives them.
+    def claim(self, most: int, least: int = 1) -> list[int]:
+        """As many slots as are free, at most `most`, as `alloc` gives them.
 
-        Raises RuntimeError when no slot is free.
+        Raises RuntimeError, with none taken, when fewer than `least` are free.
         """
         with self.lock:
-            return [self.alloc() for _ in range(max(1, min(most, self.used.count(False))))]
+            free = self.used.count(False)
+            if free < least:
+                raise RuntimeError(
+                    f"claim: {free} of {self.slots} slots are free, expected {least} or more; free some or build a larger bank."
+                )
+            return [self.alloc() for _ in range(min(most, free))]
 
     def free(self, slot: int) -> None:
         """Give a slot back; routing it, or running a backward that still needs it, raises from now on."""
@@ -341,7 +353,7 @@ class AdapterBank:
 
         A route belongs to the context that opens it, a thread or a task, and to what inherits a copy of that context while
         the block is open (see tmem.routes): a thread started by itself computes with the base model until it opens its own.
-        A generator has no context of its own: close the block before a `yield`.
+        A generator has no context of its own: close the block before a `yield`, or a later step may be refused.
 
         learn     backward accumulates into the gradient rows of the routed slots; False treats Δ as a constant
                   (stop-gradient), so that only the base model's own parameters get gradients.

@@ -5,7 +5,9 @@ The system turn says nothing about the task and would double the length of a que
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import threading
+from collections.abc import Mapping, Sequence
 
 from ..models import ModelError, end_ids
 from .template import Template
@@ -23,11 +25,15 @@ class Chat:
 
     Ids are those of the rendered whole. A tokenizer cuts a text at control tokens first, so a prompt is what stands before the
     last control token in front of the text, the segment with the text, and what comes after.
+
+    Threads may share it. How a tokenizer cuts, truncates and pads is state that every call sets, so this one has its own, and
+    one thread at a time uses it.
     """
 
     def __init__(self, tokenizer, model=None):
         """model: whose generation config may name further ends. Raises ModelError for a template that does not render."""
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer = copy.deepcopy(tokenizer)
+        self._lock = threading.Lock()
         self._guard: list[int] = []
         self.template = Template(tokenizer) if tokenizer.chat_template else None
         if self.template is None:
@@ -49,7 +55,7 @@ class Chat:
         """What the tokenizer itself puts before a text: its token for the beginning, or nothing."""
         if self.tokenizer.bos_token is None:
             return []
-        return [i for i in self.tokenizer("")["input_ids"][:1] if i == self.tokenizer.bos_token_id]
+        return [i for i in self._encoded("")["input_ids"][:1] if i == self.tokenizer.bos_token_id]
 
     def _cut(self, template: Template) -> int | None:
         """Take the rendered template apart; the id of the control token that closes the assistant's turn, if one does."""
@@ -78,7 +84,7 @@ class Chat:
 
     def _controls(self, text: str) -> tuple[list[int], list[tuple[int, int, int]]]:
         """Ids of template text; of every control token its index among them, and the characters where it starts and stops."""
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        found = self._encoded(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, control = found["input_ids"], self.tokenizer.added_tokens_decoder
         return ids, [(i, *span) for i, (index, span) in enumerate(zip(ids, found["offset_mapping"])) if index in control]
 
@@ -95,7 +101,7 @@ class Chat:
 
     def _control(self, text: str) -> list[int]:
         """Ids of template text, control tokens among them."""
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self._encoded(text, add_special_tokens=False)["input_ids"]
 
     def _inside(self, text: str) -> list[int]:
         """Ids of ordinary text that follows a control token."""
@@ -104,6 +110,14 @@ class Chat:
         ids = self.plain(_GUARD + text)
         return ids[len(self._guard) :]
 
+    def _encoded(self, text: str, **how: bool) -> Mapping:
+        with self._lock:
+            return self.tokenizer(text, verbose=False, **how)
+
+    def _decoded(self, ids: list[int], **how: bool) -> str:
+        with self._lock:
+            return self.tokenizer.decode(ids, **how)
+
     def prompt(self, text: str) -> list[int]:
         """Token ids of a user turn with `text`, ready for the assistant's answer."""
         text = text if self.template is None else self.template.content(text)
@@ -111,7 +125,7 @@ class Chat:
 
     def plain(self, text: str) -> list[int]:
         """Token ids of ordinary text: a control token spelled out in it stays ordinary characters."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        return self._encoded(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def said(self, text: str) -> list[int]:
         """Token ids of what the assistant says after a prompt."""
@@ -125,14 +139,14 @@ class Chat:
 
     def text(self, ids: list[int]) -> str:
         """Generated ids back to text, without control tokens."""
-        return self.tokenizer.decode([i for i in ids if i not in self.ends], skip_special_tokens=True).strip()
+        return self._decoded([i for i in ids if i not in self.ends], skip_special_tokens=True).strip()
 
     def clip(self, text: str, tokens: int, *, keep: str = "end") -> str:
         """The last (`keep="end"`) or first `tokens` tokens of `text`; the text itself if it is shorter."""
         ids = self.plain(text)
         if len(ids) <= tokens:
             return text
-        return self.tokenizer.decode(ids[len(ids) - tokens :] if keep == "end" else ids[:tokens])
+        return self._decoded(ids[len(ids) - tokens :] if keep == "end" else ids[:tokens])
 
     def count(self, text: str) -> int:
         """Length of `text` in tokens."""

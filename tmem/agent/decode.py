@@ -77,8 +77,12 @@ def decode(
     `temperature` 0 is greedy; above it, row i samples with noise keyed by `keys[i]` and the position.
     `on_token(n)` is told how many tokens each step produced. `fixed`: steps at fixed addresses (see steps.py), by default
     on a GPU, where they are captured as CUDA graphs. Raises ValueError for an empty prompt, a beginning that leaves nothing
-    of its prompt, or missing keys.
+    of its prompt, missing keys, or a model that trains with gradient checkpointing.
     """
+    if model.training and getattr(model, "is_gradient_checkpointing", False):
+        raise ValueError(
+            "decode: the model trains with gradient checkpointing, which drops its cache; call model.eval() first."
+        )
     if any(not p for p in prompts):
         raise ValueError("decode: a prompt is empty; every prompt needs at least one token.")
     ends = {end} if isinstance(end, int) else end

@@ -98,6 +98,7 @@ class _Block:
         return self.filled(self.hidden[keep], [self.slots[r] for r in keep], [self.lengths[r] for r in keep], labels)
 
 
+@torch.inference_mode(False)  # gradients are taken whatever the caller has switched off
 def learn(
     model,
     bank: AdapterBank,
@@ -234,7 +235,7 @@ def _pass(model, bank, blocks: list[_Block], *, backward: bool) -> dict[int, flo
         positions = torch.arange(length, device=bank.device)[None]
         mask = fw.causal_mask(length, bank.device)
         targets = torch.tensor(block.targets, device=bank.device)
-        weights = torch.tensor(block.weights, device=bank.device)
+        weights = torch.tensor(block.weights, dtype=torch.float32, device=bank.device)
         with bank.route(block.slots, learn=backward, lengths=block.lengths):
             hidden = fw.layers(model, block.hidden, positions, mask, start=trunk_layers(model, bank))
             logits = fw.logits(model, hidden[block.rows, block.columns])

@@ -151,7 +151,9 @@ class Steps:
         return self.logits[:count]
 
     def _run(self) -> None:
-        with alone([] if self.route is None else [self.route]):
+        # A graph would keep the addresses of the copies that autocast makes of the weights, and lets go of.
+        plain = torch.autocast(self.ids.device.type, enabled=False)
+        with plain, alone([] if self.route is None else [self.route]):
             hidden = fw.layers(self.model, fw.embed(self.model, self.ids), self.position, self.mask, cache=self.cache)
             self.logits = fw.logits(self.model, hidden[:, 0])
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from tmem import reference
@@ -25,15 +25,18 @@ def public(function: Callable) -> Callable:
     signature = inspect.signature(function)
     names = tuple(signature.parameters)
     kinds = {name: typing.get_args(p.annotation) or (p.annotation,) for name, p in signature.parameters.items()}
-    several = {name for name, p in signature.parameters.items() if typing.get_origin(p.annotation) in (list, Sequence)}
+    checks = {name: _KINDS[kind[0]] for name, kind in kinds.items()}
+    for name, p in signature.parameters.items():
+        if typing.get_origin(p.annotation) in (list, Sequence):
+            checks[name] = _several
+    optional = {name for name, kind in kinds.items() if type(None) in kind}
+    op = function.__name__
 
     @functools.wraps(function)
     def checked(*args, **named):
         for name, value in (*zip(names, args), *named.items()):
-            if name in several:
-                _several(function.__name__, name, value)
-            elif name in kinds and not (value is None and type(None) in kinds[name]):
-                _KINDS[kinds[name][0]](function.__name__, name, value)
+            if name in checks and not (value is None and name in optional):
+                checks[name](op, name, value)
         return function(*args, **named)
 
     return checked
@@ -58,7 +61,7 @@ def tensor(op: str, name: str, x: object) -> None:
 
 def followed(op: str, name: str, x: Tensor) -> None:
     """x is under no transform, and carries no tangent, that the ops would drop."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or (forward_ad._current_level < 0 and peek_interpreter_stack() is None):
         return
     if is_functorch_wrapped_tensor(x):
         raise RuntimeError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -11,7 +13,7 @@ _SEARCH = 100_000  # steps of numpy's exact search, which is exponential at wors
 
 def overlaps_itself(x: Tensor) -> bool:
     """Whether two elements of x lie in the same place."""
-    if x.numel() <= 1:
+    if x.is_contiguous():
         return False
     reach = 0  # elements that the dimensions of smaller strides span
     for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape) if size > 1):
@@ -32,6 +34,9 @@ def _repeats(x: Tensor) -> bool:
 def first_shared(outputs: dict[str, Tensor], inputs: dict[str, Tensor]) -> tuple[str, str] | None:
     """Names of the first output and of what else shares a byte with it."""
     spans = {name: _span(x) for name, x in (outputs | inputs).items()}
+    apart = sorted(span for span in spans.values() if span[1])
+    if all(end <= start for (_, end), (start, _) in itertools.pairwise(apart)):
+        return None
     before: list[str] = []
     for name in outputs:
         lo, hi = spans[name]
@@ -47,8 +52,9 @@ def _span(x: Tensor) -> tuple[int, int]:
     """First byte and last + 1; an empty one of what holds no memory."""
     if isinstance(x, FakeTensor) or x.is_meta or x.numel() == 0:
         return 0, 0
-    last = sum(stride * (size - 1) for stride, size in zip(x.stride(), x.shape))
-    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+    last = x.numel() - 1 if x.is_contiguous() else sum(stride * (size - 1) for stride, size in zip(x.stride(), x.shape))
+    start = x.data_ptr()
+    return start, start + (last + 1) * x.element_size()
 
 
 def _share(x: Tensor, y: Tensor) -> bool:

@@ -58,7 +58,7 @@ def _alone_is_meant() -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """torch gathers what its ranks raise into one error of its own, the end of the process among it: that is raised as it is."""
+    """torch gathers what its ranks raise, the end of the process among it, into an error of its own: have that end raised."""
     try:
         yield
     except CheckpointException as error:

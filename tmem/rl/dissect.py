@@ -39,11 +39,11 @@ def lives(agent: Agent, writes: Sequence[Writes], *, each: bool = False) -> Iter
 
     As in a rollout, each write is learned with earlier pairs of writes that were kept.
     """
-    bank, config = agent.bank, agent.config.learn
-    size = bank.used.count(False)
-    for at in range(0, len(writes), size):
-        indices = range(at, min(at + size, len(writes)))
-        slots = [bank.alloc() for _ in indices]
+    bank, config, at = agent.bank, agent.config.learn, 0
+    while at < len(writes):
+        slots = bank.claim(len(writes) - at)
+        indices = range(at, at + len(slots))
+        at = indices.stop
         kept: list[list[Pair]] = [[] for _ in indices]
         try:
             rounds = max((len(writes[i]) for i in indices), default=0)

@@ -237,7 +237,7 @@ def _from_logs(agent, rollouts, live, tokens) -> Iterator[Passes]:
 def _learned_again(agent: Agent, rollouts: Sequence[Rollout]) -> Iterator[tuple[int, list[int]]]:
     """(writes learned so far, a slot for each rollout): the fast weights between writes, made anew from the logs."""
     bank, config = agent.bank, agent.config.learn
-    slots = [bank.alloc() for _ in rollouts]
+    slots = bank.claim(len(rollouts), len(rollouts))
     try:
         yield 0, slots
         for j in range(max((len(r.log) for r in rollouts), default=0)):

@@ -82,7 +82,7 @@ def examples(
     writing: list[Example] = []
     deltas: list[Snapshot | None] = [None] * len(episodes)
     past: list[list[Pair]] = [[] for _ in episodes]
-    slots = [bank.alloc() for _ in episodes]
+    slots = bank.claim(len(episodes), len(episodes))
     try:
         for j in range(max((len(plan) for plan in cut), default=0)):
             due = [i for i, plan in enumerate(cut) if j < len(plan)]

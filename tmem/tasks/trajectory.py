@@ -254,21 +254,20 @@ def run(
     keys = [t.id for t in tasks] if keys is None else list(keys)
     if len(keys) != len(tasks):
         raise ValueError(f"search: {len(keys)} keys for {len(tasks)} sets of questions; give one for each.")
-    size = agent.bank.used.count(False) if s.state.delta else max(1, len(tasks))
-    if size == 0:
-        raise RuntimeError("search: the bank has no free slot; free one or build a larger bank.")
-    out = [Trajectory(t, key) for t, key in zip(tasks, keys)]
-    for at in range(0, len(out), size):
-        rows, start = out[at : at + size], time.perf_counter()
+    out, at = [Trajectory(t, key) for t, key in zip(tasks, keys)], 0
+    while at < len(out):
+        start, rest = time.perf_counter(), len(out) - at
+        slots = agent.bank.claim(rest) if s.state.delta else [None] * rest
+        rows, at = out[at : at + len(slots)], at + len(slots)
         try:
-            for row in rows:
-                row.slot = agent.bank.alloc() if s.state.delta else None
+            for row, slot in zip(rows, slots):
+                row.slot = slot
             _live(agent, rows, index, s, on_event or (lambda *_: None))
         finally:
-            for row in rows:
-                if row.slot is not None:
-                    agent.bank.free(row.slot)
+            for row, slot in zip(rows, slots):
                 row.slot = None
+                if slot is not None:
+                    agent.bank.free(slot)
         seconds = (time.perf_counter() - start) / len(rows)
         for row in rows:
             row.seconds = seconds
