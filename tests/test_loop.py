@@ -349,6 +349,17 @@ def test_segments_hold_whole_chunks_up_to_the_window():
     assert all(len(s) <= 64 for s in cut) and "".join(cut).replace("\n", "") == words
 
 
+def test_every_part_of_a_dated_chunk_begins_with_its_date():
+    """What was said "yesterday" is told in the middle of a long session as well."""
+    chat, date = Chat(Letters()), "DATE: 2023/05/20 (Sat)"
+    said = ["user: " + "a" * 20, "user: " + "b" * 60, "user: c"]
+    cut = segments(chat, ["\n".join([date, *said])], 64)
+    assert len(cut) > 2 and all(s.startswith(date + "\n") and len(s) <= 64 for s in cut)
+    assert "".join(s.removeprefix(date) for s in cut).replace("\n", "") == "".join(said)
+    assert segments(chat, cut, 64) == cut
+    assert segments(chat, ["Petra: hello\n" + "d" * 60], 64)[1] == "d" * 60, "a speaker is no date"
+
+
 # the loop --------------------------------------------------------------------------------------------------------------
 
 EPISODES = [

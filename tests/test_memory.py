@@ -95,10 +95,6 @@ def test_of_contradicting_answers_the_last_is_learned(taught):
 
 def test_bad_input_is_named(taught):
     memory, _ = taught
-    with pytest.raises(ValueError, match="at least one"):
-        memory.learn([])
-    with pytest.raises(ValueError, match="none of them empty"):
-        memory.learn([("q?", " ")])
     with pytest.raises(ValueError, match="no preset 'huge'"):
         Memory.from_pretrained(preset="huge")
 
@@ -225,6 +221,30 @@ def test_memories_on_one_model_stay_apart(tiny_one, tmp_path):
                 use()
         assert answers(first.another()) == empty
     assert first.slot is None
+
+
+NO_PAIRS = (None, 5, "ab", {"q?": "a"}, [], ())
+NO_PAIR = (None, "ab", ("a",), ("a", "b", "c"), {"question": "q?", "answer": "a"}, ("q?", None), (1, 2), ("q?", " "))
+
+
+def test_what_is_no_pair_or_no_text_is_one_sentence_and_learns_nothing(tiny_one):
+    """A dict's keys and a word of two letters are two texts as well, and no pair."""
+    memory = tiny_one()
+    for values in NO_PAIRS:
+        with pytest.raises(ValueError, match=r"^learn: expected a list of at least one \(question, answer\) pair, got "):
+            memory.learn(values)
+    for value in NO_PAIR:
+        with pytest.raises(ValueError, match=r"^learn: pair 2 is .*; expected \(question, answer\), two texts"):
+            memory.learn([("What?", "x"), value])
+    for value in (None, 3, b"x", ["x"]):
+        for use in (memory.ask, memory.observe):
+            with pytest.raises(ValueError, match=r"(ask|observe): expected text, got \w+\."):
+                use(value)
+    with pytest.raises(ValueError, match="ask: the question is empty"):
+        memory.ask(" ")
+    assert not memory.pairs and not memory._context and memory.agent.bank.delta_norm(memory.slot) == 0.0
+    memory.learn(iter([["What?", "x"], *pairs(1)]))
+    assert len(memory.pairs) == 2
 
 
 def test_a_memory_that_cannot_be_opened_takes_no_room(tiny_one, tmp_path):

@@ -189,6 +189,10 @@ def test_longmemeval_does_without_its_optional_fields(file):
         (["2023/05/21 (Sun) 09:00", "2023/02/31 (Fri) 02:21"], [0, 1], None),  # no calendar has it
         (["2023-05-21T25:00", "2023-05-20T02:21"], [0, 1], None),
         (["tomorrow", "2023-05-20"], [0, 1], None),
+        (["2023-05-20", ""], [0, 1], None),
+        (["2023-05-20T01:00-08", "2023-05-20 08:59 GMT"], [1, 0], ["2023/05/20 (Sat) 08:59", "2023/05/20 (Sat) 01:00"]),
+        (["Sat, 20 May 2023 02:21:00 +0000", "May 19, 2023 at 9:00 pm"], [1, 0],
+         ["2023/05/19 (Fri) 21:00", "Sat, 20 May 2023 02:21:00 +0000"]),
     ],
 )
 def test_longmemeval_sorts_sessions_by_time_whatever_the_form_of_their_dates(file, dates, order, headers):
@@ -216,11 +220,19 @@ def test_longmemeval_sorts_sessions_by_time_whatever_the_form_of_their_dates(fil
         ("13:05 pm on 30 May, 2023", "13:05 pm on 30 May, 2023"),
         ("30 Mai 2023", "30 Mai 2023"),
         ("last week", "last week"),
+        ("30 May 2023, 11:40 pm", "2023/05/30 (Tue) 23:40"),
+        ("30 May 202323:40", "30 May 202323:40"),
     ],
 )
 def test_the_weekday_and_time_of_a_question_reach_the_prompt(file, date, shown):
     (episode,) = longmemeval.load(file([LONGMEMEVAL | {"question_date": date}]))
     assert episode.questions[0].text == f"How many? (asked on {shown})"
+
+
+@pytest.mark.parametrize("date", [..., None, "", "  "])
+def test_a_question_without_a_date_says_nothing_of_one(file, date):
+    (episode,) = longmemeval.load(file([changed(LONGMEMEVAL, ["question_date"], date)]))
+    assert episode.questions[0].text == "How many?"
 
 
 def test_longmemeval_draws_every_type_and_keeps_the_order(file):
@@ -293,6 +305,22 @@ def test_squad_reads_the_official_versions(file):
     assert told.evidence == (Evidence(0, "A bus, a tram."),), "the one at answer_start, not the first"
     assert (untold.id, untold.answers, untold.category) == ("q2", metrics.ABSTENTIONS, "abstention")
     assert second.chunks == ("TITLE: Oslo\nNothing asked.",) and second.questions == ()
+
+
+def test_squad_reads_rows_of_one_question_each(file):
+    """As Hugging Face has them: neighbours with one context are one passage, read once."""
+    row = {"title": "Oslo_Fjord", "context": "A tram. A bus, a tram.", "question": "What?"}
+    rows = [
+        row | {"id": "a", "answers": {"text": ["tram", "a tram"], "answer_start": [17, 15]}},
+        row | {"id": "b", "answers": {"text": [], "answer_start": []}},
+        row | {"id": "c", "context": "A bus.", "answers": {"text": ["bus"]}},
+    ]
+    first, second = tasks.load("squad", data=file(rows, "x.jsonl"))
+    told, untold = first.questions
+    assert first.chunks == ("TITLE: Oslo Fjord\nA tram. A bus, a tram.",)
+    assert (told.id, told.answers, told.evidence) == ("a", ("tram", "a tram"), (Evidence(0, "A bus, a tram."),))
+    assert (untold.id, untold.category) == ("b", "abstention")
+    assert [q.id for q in second.questions] == ["c"] and second.chunks == ("TITLE: Oslo Fjord\nA bus.",)
 
 
 @pytest.mark.parametrize(
@@ -516,6 +544,26 @@ def test_questions_that_a_list_names_are_left_out(file, name):
     assert tasks.load("locomo", data=data, limit=2) == tasks.load("locomo", data=data, limit=2, leave_out=left_out.LeaveOut())
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("list.txt", "# wrong golds\n\nconv-26/0  # no bowl\n#conv-26/2\nconv-26/1\n"),
+        ("list.txt", "\ufeff# wrong\r\nconv-26/0\r\n\r\n  conv-26/1\t\r\n"),
+        ("list", "conv-26/1\nconv-26/0"),
+        ("list.json", {"about": "wrong golds", "ids": ["conv-26/0", "conv-26/1"]}),
+        ("list.json", {"errors": [{"question_id": "conv-26/0"}, {"id": "conv-26/1", "error_type": "AMBIGUOUS"}]}),
+        ("list.jsonl", '"conv-26/0"\n{"_id": "conv-26/1"}\n'),
+        ("list.json", [{"id": f"conv-26/{i}", "label_error": i < 2} for i in range(4)]),
+    ],
+)
+def test_a_list_may_have_any_plain_form(file, name, content):
+    data = file([LOCOMO | {"sample_id": "conv-26"}])
+    left = listed(file, content, name)
+    (episode,) = tasks.load("locomo", data=data, leave_out=left)
+    assert [q.id for q in episode.questions] == ["conv-26/2", "conv-26/3"]
+    left.check()
+
+
 def test_of_a_wrong_citation_alone_the_question_stays(file):
     """In the audit's own form, and in one where most records have no error."""
     data = file([LOCOMO | {"sample_id": "conv-26"}])
@@ -556,6 +604,9 @@ def test_a_list_made_for_other_data_is_refused(file):
         ("", "list.txt", "list.txt is empty; give a list of question ids"),
         ([], "list.json", "list.json is empty"),
         ({"a": 1}, "list.json", "list.json holds no list"),
+        ({"a": ["conv-26/0"], "b": []}, "list.json", "list.json holds no list, or several"),
+        ("# nothing\n", "list.txt", "list.txt is empty"),
+        ("question_id,why\nconv-26/0,wrong\n", "list.csv", "list.csv is no .txt, .json or .jsonl file; give a list"),
         ([{"answer": "x"}], "list.json", "entry 1: `question_id` is missing; expected text or a number"),
         (["a", " "], "list.json", "entry 2: `question_id` is empty"),
         (["a", None], "list.json", "entry 2: `question_id` is null"),
@@ -648,7 +699,12 @@ def test_text_of_paths_and_records_is_no_format(tmp_path, name):
         ("[" * 200_000, "x.json", "x.json is nested too deeply"),
         (b'["\x00"]', "x.json", "x.json is not JSON (Invalid control character"),
         (b"\xff\xfe[\x00]\x00", "x.json", "x.json is not UTF-8"),
-        ("", "x.jsonl", "x.jsonl holds an empty list"),
+        ("", "x.json", "x.json is empty; get it"),
+        ("\n\n", "x.jsonl", "x.jsonl is empty; get it"),
+        (b"BZh91AY&SY\xd1", "x.json.bz2", "x.json.bz2 is compressed; unpack it with bunzip2"),
+        (b"\xfd7zXZ\x00", "x.json.xz", "x.json.xz is compressed; unpack it with unxz"),
+        (b"\x28\xb5\x2f\xfd\x00", "x.json.zst", "x.json.zst is compressed; unpack it with unzstd"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "x.json", "x.json is a pointer of Git LFS"),
         ("{}", "x.json", "x.json holds an object, expected a non-empty list of records; get it"),
         ("null", "x.json", "x.json holds null"),
         ("[[]]", "x.json", "x.json, record 1 is a list; expected an object."),
@@ -661,6 +717,13 @@ def test_a_file_that_is_none_is_one_sentence(file, content, name, sentence):
     with pytest.raises(ValueError) as error:
         records.read(file(content, name), "some", "get it")
     assert sentence in str(error.value) and str(error.value).startswith("some: ") and "\n" not in str(error.value)
+
+
+def test_what_is_there_and_no_file_is_said_to_be_so(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", "/dev/null"):
+        with pytest.raises(ValueError, match="some: .* is a folder, a pipe or a device; expected a file; get it"):
+            records.read(path, "some", "get it")
 
 
 def test_a_missing_file_says_where_to_get_it():

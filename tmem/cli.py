@@ -86,7 +86,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--preset", default="default", show_default=True, help="default, study, or the path of a .toml file.")
+@click.option("--preset", default="default", show_default=True, help="default, study, paper, or the path of a .toml file.")
 @click.option("--model", help="A Hugging Face folder, a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="runs/train", show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with the run that --out holds.")
@@ -206,7 +206,7 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 @click.option("--leave-out", type=click.Path(dir_okay=False), metavar="FILE",
               help="Questions not to ask, known wrong golds: a list of their ids, or of records. They are counted.")
 @click.option("--model", help="A folder (runs/train/rl), a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]")
-@click.option("--preset", default="default", show_default=True)
+@click.option("--preset", default="default", show_default=True, help="default, careful, long, paper, or a .toml file.")
 @click.option("--context", type=click.IntRange(64),
               help="Tokens of text in a prompt; search: of a prompt. [default: 2048, search 4096, or what the model holds]")
 @click.option("--corpus", multiple=True, type=click.Path(dir_okay=False),

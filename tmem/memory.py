@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from pathlib import Path
 
@@ -110,10 +110,11 @@ class Memory:
     def observe(self, text: str, progress: Progress | None = None) -> list[LogEntry]:
         """Read text. Whatever exceeds the window is written and learned now; returns what was (often nothing).
 
+        Raises ValueError for what is no text.
         progress   told ("write", passages done, passages) before and after every write; None: lines now and then, into the
                    log `tmem` or, where no logging is set up, on stderr
         """
-        return self._write_down_to(1, [text], progress)
+        return self._write_down_to(1, [_text("observe", text)], progress)
 
     def write(self, progress: Progress | None = None) -> list[LogEntry]:
         """Write and learn what is still waiting, and let go of the text. progress: as of `observe`."""
@@ -150,16 +151,14 @@ class Memory:
         return entry
 
     @_alone
-    def learn(self, pairs: Sequence[tuple[str, str] | Pair], progress: Progress | None = None) -> Learned:
+    def learn(self, pairs: Iterable[tuple[str, str] | Pair], progress: Progress | None = None) -> Learned:
         """Learn question/answer pairs directly; of several answers to one question the last stands.
 
         progress   told ("learn", epochs done, epochs) after each, while other threads wait for this memory; None: lines now
                    and then
-        Raises ValueError for an empty list or an empty question or answer.
+        Raises ValueError for an empty list, an empty question or answer, or what is no pair of texts.
         """
-        pairs = [p if isinstance(p, Pair) else Pair(*p) for p in pairs]
-        if not pairs or not all(p.question.strip() and p.answer.strip() for p in pairs):
-            raise ValueError("learn: expected at least one (question, answer) pair, none of them empty.")
+        pairs = _pairs(pairs)
         pairs = list({normalise(p.question): p for p in pairs}.values())
         agent, config = self.agent, self.agent.config.learn
         job = (self.slot, lesson(self.pairs, pairs, config))
@@ -171,7 +170,12 @@ class Memory:
 
     @_alone
     def ask(self, question: str) -> str:
-        """A short answer, greedy, from the fast weights; text that still waits in the context is in the prompt."""
+        """A short answer, greedy, from the fast weights; text that still waits in the context is in the prompt.
+
+        Raises ValueError for what is no text, or empty.
+        """
+        if not _text("ask", question).strip():
+            raise ValueError("ask: the question is empty; expected text.")
         if self._context:
             question = "\n\n".join(self._context) + "\n\n" + question
         return answer(self.agent, [question], [self.slot])[0]
@@ -231,6 +235,25 @@ class Memory:
         entry = LogEntry(segment, written, learned, len(prompt), len(generation.ids), generation.finished)
         self.log.append(entry)
         return entry
+
+
+def _text(verb: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{verb}: expected text, got {type(value).__name__}.")
+    return value
+
+
+def _pairs(values: Iterable[tuple[str, str] | Pair]) -> list[Pair]:
+    """The pairs that a caller gave; ValueError for what is none, such as a dict, whose keys are two texts as well."""
+    out: list[Pair] = []
+    if isinstance(values, (str, dict)) or not isinstance(values, Iterable) or not (given := list(values)):
+        raise ValueError(f"learn: expected a list of at least one (question, answer) pair, got {values!r:.60}.")
+    for n, value in enumerate(given, 1):
+        parts = (value.question, value.answer) if isinstance(value, Pair) else value
+        if not (isinstance(parts, (tuple, list)) and len(parts) == 2 and all(isinstance(p, str) and p.strip() for p in parts)):
+            raise ValueError(f"learn: pair {n} is {value!r:.60}; expected (question, answer), two texts that are not empty.")
+        out.append(Pair(*parts))
+    return out
 
 
 def _fingerprint(model: torch.nn.Module) -> str:

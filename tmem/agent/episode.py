@@ -6,6 +6,7 @@ still has a j-th segment writes and learns, all in the same batches, each in its
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from .probe import probe, speakers
 from .scored import probabilities
 from .write import Written, normalise, parse, write_prompt
 
+DATE = re.compile(r"(?:session )?date: \S.{0,99}", re.IGNORECASE)  # a chunk's first line where the session has one
 WRITES = 64  # made at once where they depend on no Δ
 
 
@@ -145,8 +147,8 @@ class Rollout:
 def segments(chat: Chat, chunks: Sequence[str], window: int) -> list[str]:
     """Cut a stream into the texts that are written: whole chunks until the context exceeds `window` tokens.
 
-    A chunk longer than the window is cut at line ends (a longer line, at spaces). The rest at the end is written too, so
-    that questions meet no raw text.
+    A chunk longer than the window is cut at line ends (a longer line, at spaces); where it begins with its date, every part
+    does. The rest at the end is written too, so that questions meet no raw text.
     """
     out, context, used = [], [], 0
     for piece in (p for chunk in chunks for p in _pieces(chat, chunk, window)):
@@ -162,15 +164,18 @@ def segments(chat: Chat, chunks: Sequence[str], window: int) -> list[str]:
 def _pieces(chat: Chat, chunk: str, window: int) -> list[str]:
     if chat.count(chunk) <= window:
         return [chunk] if chunk.strip() else []
+    texts = chunk.splitlines()
+    date = texts[:1] if DATE.fullmatch(texts[0]) and 2 * chat.count(texts[0]) < window else []
+    room = window - sum(chat.count(line) + 1 for line in date)
     out, lines, used = [], [], 0
-    for line in (part for whole in chunk.splitlines() for part in _halved(chat, whole, window)):
+    for line in (part for whole in texts[len(date) :] for part in _halved(chat, whole, room)):
         size = chat.count(line) + 1
-        if lines and used + size > window:
-            out.append("\n".join(lines))
+        if lines and used + size > room:
+            out.append("\n".join(date + lines))
             lines, used = [], 0
         lines.append(line)
         used += size
-    return out + (["\n".join(lines)] if lines else [])
+    return out + (["\n".join(date + lines)] if lines else [])
 
 
 def _halved(chat: Chat, line: str, window: int) -> list[str]:

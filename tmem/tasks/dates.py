@@ -12,17 +12,21 @@ _MONTHS = ("january", "february", "march", "april", "may", "june", "july", "augu
            "december")  # fmt: skip
 _TIME = r"(?P<hour>[0-9]{1,2}):(?P<minute>[0-9]{2})(?::(?P<second>[0-9]{2})(?:[.,][0-9]{1,9})?)?\s*(?P<half>[ap]\.?m\.?)?"
 _WEEKDAY = r"\(?(?P<weekday>mon|tue|wed|thu|fri|sat|sun)[a-z]*\)?"
-_BEFORE = rf"(?:{_TIME}\s*(?:on|,)?\s*)?(?:{_WEEKDAY},?\s*)?"
+_ZONE = r"\s*(?P<zone>z|utc|gmt|[+-][0-9]{2}(?::?[0-9]{2})?)?"
+_NAMED = (  # "8 May, 2023", "May 8th, 2023"
+    r"(?P<day>[0-9]{1,2})(?:st|nd|rd|th)?\s+(?P<name>[a-z]{3,9})\.?,?\s+(?P<year>[0-9]{4})",
+    r"(?P<name>[a-z]{3,9})\.?\s+(?P<day>[0-9]{1,2})(?:st|nd|rd|th)?,?\s+(?P<year>[0-9]{4})",
+)
 _FORMS = tuple(
     re.compile(form, re.IGNORECASE)
     for form in (
         # "2023/05/20 (Sat) 02:21", "2023-05-20T02:21:00Z", "2023-05-20 02:21", "2023/05/20"
         rf"(?P<year>[0-9]{{4}})([-/.])(?P<month>[0-9]{{1,2}})\2(?P<day>[0-9]{{1,2}})(?:\s*,?\s*{_WEEKDAY})?"
-        rf"(?:(?:\s*,?\s*|t){_TIME}\s*(?P<zone>z|utc|[+-][0-9]{{2}}:?[0-9]{{2}})?)?",
-        # "1:56 pm on 8 May, 2023", "8 May 2023"
-        rf"{_BEFORE}(?P<day>[0-9]{{1,2}})(?:st|nd|rd|th)?\s+(?P<name>[a-z]{{3,9}})\.?,?\s+(?P<year>[0-9]{{4}})",
-        # "1:56 pm on May 8, 2023"
-        rf"{_BEFORE}(?P<name>[a-z]{{3,9}})\.?\s+(?P<day>[0-9]{{1,2}})(?:st|nd|rd|th)?,?\s+(?P<year>[0-9]{{4}})",
+        rf"(?:(?:\s*,?\s*|t){_TIME}{_ZONE})?",
+        # "1:56 pm on 8 May, 2023", "Monday, 8 May 2023"
+        *(rf"(?:{_TIME}\s*(?:on|,)?\s*)?(?:{_WEEKDAY},?\s*)?{date}" for date in _NAMED),
+        # "8 May 2023, 1:56 pm", "Mon, 8 May 2023 13:56:00 +0000"
+        *(rf"(?:{_WEEKDAY},?\s*)?{date}(?:\s*,\s*|\s+at\s+|\s+){_TIME}{_ZONE}" for date in _NAMED),
     )
 )
 
@@ -69,6 +73,6 @@ def _month(name: str) -> int:
 
 
 def _ahead(zone: str | None) -> timedelta:
-    if not zone or zone.lower() in ("z", "utc"):
+    if not zone or zone[0] not in "+-":
         return timedelta()
-    return datetime.strptime(zone.replace(":", ""), "%z").utcoffset() or timedelta()
+    return datetime.strptime(zone.replace(":", "").ljust(5, "0"), "%z").utcoffset() or timedelta()

@@ -13,7 +13,9 @@ from .records import Record, content, text
 
 __all__ = ["LeaveOut", "about", "as_it_is", "load", "notes"]
 
+_SUFFIXES = ("", ".txt", ".json", ".jsonl")
 _SOURCE = "give a list of question ids, or of records with question_id and perhaps label_error or error_type"
+_COMMENT = re.compile(r"(?:^|\s)#.*")
 CITATION = "wrong_citation"  # of an error that is in the evidence and not in the answer: the question stays
 
 
@@ -62,9 +64,11 @@ def as_it_is(id: str, sample: str) -> str:
 def load(path: str | Path, resolve: Callable[[str, str], str] = as_it_is) -> LeaveOut:
     """The list in a .txt file, an id a line, or in a .json or .jsonl file of ids or records.
 
-    A record has question_id, id or _id. label_error (null where there is none, else its type or an object with it) or
-    error_type says what is wrong; of a wrong citation alone the question stays. `resolve` makes a loader's id of one of the
-    list and its sample_id. Raises FileNotFoundError, and ValueError for anything else.
+    In a .txt file a # at the start of a line or behind a space begins a comment. A .json file may hold the list in an object,
+    alone or beside things that are no lists. A record has question_id, id or _id. Its
+    label_error (null or false where there is none, else true, its type or an object with it) or error_type says what is wrong;
+    of a wrong citation alone the question stays. `resolve` makes a loader's id of one of the list and its sample_id.
+    Raises FileNotFoundError, and ValueError for anything else.
     """
     ids, cited, where = {}, set(), f"leave-out: {path}"
     entries = _entries(path)
@@ -109,11 +113,18 @@ def _count(n: int, what: str) -> str:
 
 
 def _entries(path: str | Path) -> list[Any]:
-    if Path(path).suffix.lower() not in (".json", ".jsonl"):
-        return [line for line in text(path, "leave-out", _SOURCE).split("\n") if line.strip()]
+    suffix = Path(path).suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise ValueError(f"leave-out: {path} is no .txt, .json or .jsonl file; {_SOURCE}.")
+    if suffix in ("", ".txt"):
+        lines = (_COMMENT.sub("", line) for line in text(path, "leave-out", _SOURCE).split("\n"))
+        return [line for line in lines if line.strip()]
     found = content(path, "leave-out", _SOURCE)
+    if isinstance(found, dict):
+        lists = [value for value in found.values() if isinstance(value, list)]
+        found = lists[0] if len(lists) == 1 else None
     if not isinstance(found, list):
-        raise ValueError(f"leave-out: {path} holds no list; {_SOURCE}.")
+        raise ValueError(f"leave-out: {path} holds no list, or several; {_SOURCE}.")
     return found
 
 
@@ -122,9 +133,11 @@ def _error(record: Record) -> str | None:
     if "label_error" not in record:
         kind = record.get("error_type", str, default="")
     else:
-        kind = record.get("label_error", str, dict, default=None)
+        kind = record.get("label_error", str, dict, bool, default=None)
         if isinstance(kind, dict):
             kind = record.under("label_error").get("type", str, default="")
+        elif isinstance(kind, bool):
+            kind = "" if kind else None
     return kind if kind is None else re.sub(r"[^a-z]+", "_", kind.lower())
 
 

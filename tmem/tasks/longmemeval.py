@@ -52,7 +52,7 @@ def _kind(record: Record) -> str:
 
 
 def _episode(record: Record) -> Episode:
-    id, asked = record.get("question_id", str), record.get("question_date", str, default="")
+    id, asked = record.get("question_id", str), record.get("question_date", str, default="").strip()
     sessions, dates = record.each("haystack_sessions", list), record.each("haystack_dates", str)
     names = record.each("haystack_session_ids", str, default=[""] * len(sessions))
     for field, values in (("haystack_dates", dates), ("haystack_session_ids", names)):

@@ -117,6 +117,8 @@ def _golden(record: Record) -> list[tuple[str, ...]]:
     """Each question's answers: of the record's `golden_answers`, or of its reward."""
     field = "golden_answers"
     if record.get(field, str, int, float, list, default=None) is None:
+        if record.raw("reward_model") is None:
+            return [()]
         record, field = record.under("reward_model"), "ground_truth"
         if isinstance(record.get(field, str, int, float, list, dict), dict):
             record, field = record.under(field), "target"
@@ -166,7 +168,7 @@ def _names(record: Record, number: int, count: int) -> list[str]:
     """The ids of a record's questions: its own, else split and index in the set it was taken from, else its number."""
     place = record.get("data_source", str, default="")
     prefix = f"{place}/" if place else ""
-    name = next((n for n in ("_id", "id") if n in record), None)
+    name = next((n for n in ("_id", "id") if record.raw(n) is not None), None)
     extra = record.under("extra_info", default={})
     indices = extra.get("indices", list, default=None)
     if indices is None:

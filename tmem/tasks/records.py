@@ -19,7 +19,11 @@ _BINARY = {
     b"PAR1": "is a Parquet file; make lines of JSON of it: pandas.read_parquet(FILE).to_json('x.jsonl', orient='records', "
     "lines=True)",
     b"\x1f\x8b": "is compressed; unpack it with gunzip",
+    b"BZh": "is compressed; unpack it with bunzip2",
+    b"\xfd7zX": "is compressed; unpack it with unxz",
+    b"\x28\xb5\x2f\xfd": "is compressed; unpack it with unzstd",
     b"PK\x03\x04": "is a zip archive; unpack it",
+    b"version https://git-lfs": "is a pointer of Git LFS; fetch the file itself with git lfs pull",
 }
 
 
@@ -133,6 +137,8 @@ def read(path: str | Path | Sequence[str | Path], task: str, source: str, *, und
 def content(path: str | Path, task: str, source: str) -> Any:
     """What a file holds, whatever it is: of a .jsonl file the list of its lines. Arguments and errors as `read`."""
     held, path, where = text(path, task, source), Path(path), f"{task}: {path}"
+    if not held.strip():
+        raise ValueError(f"{where} is empty; {source}.")
     if path.suffix.lower() == ".jsonl":
         return [_parsed(line, f"{where}, line {n}") for n, line in enumerate(held.split("\n"), 1) if line.strip()]
     try:
@@ -146,12 +152,14 @@ def content(path: str | Path, task: str, source: str) -> Any:
 def text(path: str | Path, task: str, source: str) -> str:
     """A text file as it is, in UTF-8 with or without a mark of byte order. Arguments and errors as `read`."""
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{task}: no file at {path}; {source}.")
     where = f"{task}: {path}"
+    if not path.exists():
+        raise FileNotFoundError(f"{task}: no file at {path}; {source}.")
+    if not path.is_file():  # a pipe could be read once alone, and files are read again when a run goes on
+        raise ValueError(f"{where} is a folder, a pipe or a device; expected a file; {source}.")
     try:
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(max(map(len, _BINARY)))
         if told := next((what for magic, what in _BINARY.items() if start.startswith(magic)), None):
             raise ValueError(f"{where} {told}.")
         return path.read_text(encoding="utf-8-sig")

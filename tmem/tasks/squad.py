@@ -4,7 +4,8 @@ A passage is one episode with one chunk.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 from tmem.episode import Episode, Evidence, Question
@@ -22,31 +23,45 @@ def load(path: str | Path, *, seed: int = 0, limit: int | None = None, leave_out
     """One episode for each passage of the file, in its order; at most `limit`, drawn by the seed.
 
     The file is a list of {title, context, questions: [{question, answer, answers}]}, of which one of the two may be missing, or
-    the official one, {data: [{title, paragraphs: [{context, qas: [{id, question, answers: [{text}]}]}]}]}. Any of a question's
-    answers is right; one without answers has category "abstention", and to say that the text does not tell is right.
+    the official one, {data: [{title, paragraphs: [{context, qas: [{id, question, answers: [{text}]}]}]}]}, or Hugging Face's
+    rows, {id, title, context, question, answers: {text: [], answer_start: []}}; neighbours with one context are one passage.
+    Any of a question's answers is right; one without answers has category "abstention", and to say that the text does not tell
+    is right.
     Evidence is the sentences that hold the first answer.
     Raises FileNotFoundError, and ValueError for a file of another format or a limit below 1.
     """
     check_limit("squad", limit, "passage")
-    passages = [p for record in read(path, "squad", _SOURCE, under="data") for p in _passages(record)]
+    passages = _passages(read(path, "squad", _SOURCE, under="data"))
     episodes = [_episode(i, *passage, leave_out or LeaveOut()) for i, passage in enumerate(passages)]
     return [episodes[i] for i in draw([""] * len(episodes), limit, f"squad/{seed}")]
 
 
-def _passages(record: Record) -> Iterator[tuple[str, Record]]:
-    title = record.get("title", str, default="").replace("_", " ")
-    if "paragraphs" in record:
-        yield from ((title, paragraph) for paragraph in record.each("paragraphs", dict))
-    else:
-        yield title, record
+def _passages(records: Iterable[Record]) -> Iterator[tuple[str, Record, list[Record]]]:
+    """Title, passage and questions."""
+    for _, group in groupby(records, lambda record: _place(record) if _is_row(record) else record):
+        rows = list(group)
+        title = rows[0].get("title", str, default="").replace("_", " ")
+        if _is_row(rows[0]):
+            yield title, rows[0], rows
+            continue
+        for passage in rows[0].each("paragraphs", dict) if "paragraphs" in rows[0] else rows:
+            yield title, passage, passage.each("qas" if "qas" in passage else "questions", dict)
 
 
-def _episode(number: int, title: str, passage: Record, left: LeaveOut) -> Episode:
+def _is_row(record: Record) -> bool:
+    """Whether a record is one question beside its passage."""
+    return "question" in record and "context" in record
+
+
+def _place(record: Record) -> tuple:
+    return record.raw("title"), record.raw("context")
+
+
+def _episode(number: int, title: str, passage: Record, asked: list[Record], left: LeaveOut) -> Episode:
     context = passage.get("context", str)
     if not context.strip():
         raise ValueError(f"{passage.where}: `context` is empty; expected a passage.")
     chunk = f"TITLE: {title}\n{context}" if title else context
-    asked = passage.each("qas" if "qas" in passage else "questions", dict)
     questions = (_question(f"{number}/{i}", qa, context) for i, qa in enumerate(asked))
     return Episode(f"{number}/{title}", (chunk,), ((),), tuple(q for q in questions if not left.names(q.id, q.text)))
 
@@ -66,6 +81,9 @@ def _golds(qa: Record) -> tuple[list[str], int]:
         return [qa.answer("answer"), *(qa.answers("answers") if listed is not None else [])], 0
     if qa.get("is_impossible", bool, default=False):
         return [], 0
+    if isinstance(listed, dict):
+        columns = qa.under("answers")
+        return columns.answers("text"), next(iter(columns.each("answer_start", int, default=[])), 0)
     if isinstance(listed, list) and not any(isinstance(answer, dict) for answer in listed):
         return qa.answers("answers"), 0
     answers = qa.each("answers", dict)
