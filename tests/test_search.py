@@ -1109,7 +1109,7 @@ def test_mem1_s_questions_are_evaluated_over_a_corpus(evaluated, tmp_path):
         (["--seeds", "2"], "2 seeds would all take the same 6 sets; give a --limit below that, or leave out --seeds"),
         (["--seeds", "2", "--limit", "6"], "2 seeds would all take the same 6 sets"),
         (["--search-by", "dense"], "pip install 'tmem[dense]'"),
-        (["--answer-tokens", "400"], "room for 16 tokens beside a turn of 400, got 64"),
+        (["--answer-tokens", "400"], "at most the 16 that this model has room for beside a turn of 400"),
         (["--task", "stream"], "--turns means nothing for --task stream"),
     ],
 )

@@ -83,7 +83,15 @@ class Memory:
 
     def another(self, path: str | None = None) -> Memory:
         """A memory of its own on the same loaded model, empty or from `path`. Raises RuntimeError if there is no room."""
-        return type(self)(self.agent)._opened(path)
+        try:
+            other = type(self)(self.agent)
+        except RuntimeError as error:
+            room = self.agent.bank.slots
+            raise RuntimeError(
+                f"another: the model has room for {room} and all of it is taken; close a memory, or open the first one with "
+                f"from_pretrained(slots={room + 1}) or more."
+            ) from error
+        return other._opened(path)
 
     def _opened(self, path: str | None) -> Memory:
         try:

@@ -90,8 +90,9 @@ def search(
     context = min(4096, longest) if context is None else context
     if not PROMPT <= context <= longest:
         raise ValueError(
-            f"context: this model has room for {max(longest, 0)} tokens beside a turn of {max_new}, got {context}; "
-            f"give {PROMPT} or more that there is room for, smaller --answer-tokens, or a model for longer texts."
+            f"context: {context} tokens of text in a prompt; expected at least {PROMPT}, and at most the {max(longest, 0)} "
+            f"that this model has room for beside a turn of {max_new}; "
+            "give another --context, smaller --answer-tokens or another model."
         )
     size = len(drawn[seed])
     results = {
