@@ -58,6 +58,16 @@ def test_a_folder_is_held_by_one_process_and_a_killed_holder_leaves_no_trace(tmp
     assert not in_use(out) and list(out.iterdir()) == []
 
 
+def test_who_looks_whether_a_folder_is_held_keeps_nobody_out(tmp_path):
+    """Looking takes the system's lock for an instant."""
+    fcntl = pytest.importorskip("fcntl")
+    looking = os.open(tmp_path / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(looking, fcntl.LOCK_EX)
+    threading.Timer(folders.GLANCE / 4, os.close, [looking]).start()
+    with locked(tmp_path):
+        pass
+
+
 def test_a_folder_made_for_nothing_goes_and_one_that_was_there_stays(tmp_path):
     (tmp_path / "old").mkdir()
     for name in ("new", "old"):

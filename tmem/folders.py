@@ -26,6 +26,7 @@ except ImportError:  # not POSIX
 Found = TypeVar("Found")
 
 LOCK = ".lock"
+GLANCE = 0.1  # seconds, far more than `in_use` holds what it looks at
 UNFINISHED = ".tmem-unfinished-"  # how the names of folders begin in which something is being written
 ASIDE = ".tmem-old"  # how the name of a folder ends that stands aside while another takes its place
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
@@ -77,6 +78,9 @@ class Lock:
 
     def _take(self, handle: int) -> None:
         held = _hold(handle)
+        if held is False:  # perhaps by somebody who looks whether it is held
+            time.sleep(GLANCE)
+            held = _hold(handle)
         if held is False:
             who = os.pread(handle, 200, 0).decode("utf-8", "replace").strip() or "another process"
             raise Busy(f"{self.folder} is in use by {who}; wait until that has ended, or give another folder.")
