@@ -234,6 +234,13 @@ def test_what_does_not_belong_is_told_for_what_it_is(tmp_path, change, sentence)
     refused(tmp_path, sentence)
 
 
+def test_a_layer_that_is_named_and_absent_is_told(tmp_path):
+    """PEFT would begin it anew, as if nothing had been learned there."""
+    made_by_peft(tmp_path)
+    rewrite(tmp_path, lambda tensors: {k: v for k, v in tensors.items() if ".layers.1.mlp.down_proj." not in k})
+    refused(tmp_path, r"lacks model\.layers\.1\.mlp\.down_proj, which target_modules names")
+
+
 def test_folders_that_are_none_are_told_where_to_go(tmp_path):
     made_by_peft(tmp_path / "run" / "checkpoint-9")
     refused(tmp_path / "run", "adapter_config.json is missing; .*its subfolder checkpoint-9")

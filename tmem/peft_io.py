@@ -111,10 +111,13 @@ def _expected(path: Path) -> str:
 def load_peft(bank: AdapterBank, path: Path, files: Mapping[str, bytes] | None = None) -> int:
     """Read an adapter folder, or its two `files`, into a new slot; everything is checked before the slot is taken."""
     files = files or read_folder(path, (CONFIG, WEIGHTS))
-    rank, scale = _plain_lora(object_in(files[CONFIG], path / CONFIG), path / CONFIG)
+    config = object_in(files[CONFIG], path / CONFIG)
+    rank, scale = _plain_lora(config, path / CONFIG)
     if rank > bank.max_rank:
         raise ValueError(f"load: {path} has rank {rank!r:.40}, this bank stores {bank.max_rank}; build it with a larger rank.")
     pairs = _pairs(bank, _tensors(files[WEIGHTS], path / WEIGHTS), rank, path / WEIGHTS)
+    if absent := [s.name for s in bank.sites if s.name not in pairs and _is_named(s.name, config)]:
+        raise ValueError(f"load: {path / WEIGHTS} lacks {absent[0]}, which target_modules names; save the adapter again.")
     slot = bank.alloc(rank, alpha=scale * rank)
     for site in bank.sites:
         if site.name in pairs:
@@ -148,6 +151,13 @@ def _plain_lora(config: Mapping, file: Path) -> tuple[int, float]:
     if rooted not in (True, False, None):
         raise ValueError(f"load: {file}: use_rslora is {rooted!r}, expected true or false.")
     return r, alpha / (r**0.5 if rooted else r)
+
+
+def _is_named(module: str, config: Mapping) -> bool:
+    """Whether target_modules lists the module. A pattern, or other fields that choose layers, leave it to the tensors."""
+    targets = config.get("target_modules")
+    chosen = any(config.get(k) for k in ("exclude_modules", "layers_to_transform", "layers_pattern"))
+    return isinstance(targets, list) and not chosen and any(f".{module}".endswith(f".{target}") for target in targets)
 
 
 def _tensors(content: bytes, file: Path) -> dict[str, Tensor]:
