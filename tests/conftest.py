@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from tmem import models
 from tmem.machine import rows_apart
 
 # With deterministic algorithms, which poison memory, cuBLAS asks for a workspace of fixed size. Read when CUDA starts.
@@ -22,6 +23,17 @@ def pytest_collection_modifyitems(items):
 def seeded():
     """Every test starts from the same random numbers, whatever ran before it."""
     torch.manual_seed(0)
+
+
+_MODELS = {name: getattr(models, name) for name in ("load", "save", "default_dtype")}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def real_models():
+    """Every file of tests starts with the real models, whatever the one before put in their place (tiny_run does)."""
+    yield
+    for name, function in _MODELS.items():
+        setattr(models, name, function)
 
 
 @pytest.fixture

@@ -1,12 +1,18 @@
-"""Which bytes a tensor covers, from its address, sizes and strides; nothing is read, so it holds for any device."""
+"""Which bytes a tensor covers, from its address, sizes and strides; nothing is read, so it holds for any device.
+
+numpy, which searches exactly, is imported where tensors lie within one another: those that lie apart need torch alone.
+"""
 
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
-import numpy as np
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _SEARCH = 100_000  # steps of numpy's exact search, which is exponential at worst; beyond, sharing is assumed
 
@@ -25,6 +31,8 @@ def overlaps_itself(x: Tensor) -> bool:
 
 def _repeats(x: Tensor) -> bool:
     """The same for strides that do not nest, by listing the offsets of all elements."""
+    import numpy as np
+
     offsets = np.zeros(1, dtype=np.int64)
     for stride, size in zip(x.stride(), x.shape):
         offsets = (offsets[:, None] + stride * np.arange(size)).ravel()
@@ -58,6 +66,8 @@ def _span(x: Tensor) -> tuple[int, int]:
 
 
 def _share(x: Tensor, y: Tensor) -> bool:
+    import numpy as np
+
     if x.device != y.device:
         return False
     try:
@@ -77,4 +87,6 @@ class _Layout:
 
 def _array(x: Tensor) -> np.ndarray:
     """An array of the same addresses, never to be read."""
+    import numpy as np
+
     return np.asarray(_Layout(x))
