@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up; a module imports from its own line and the lines above it. A new module takes its place here.
 LEVELS = (
-    {"folders", "journal", "machine", "episode", "plain", "progress", "shapes", "testing"},
+    {"files", "folders", "journal", "machine", "episode", "plain", "progress", "shapes", "testing"},
     {"triton_kernels", "reference"},
     {"ops"},
     {"attention"},
