@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import textwrap
 import warnings
@@ -16,6 +15,7 @@ from rich import box
 from rich.table import Table
 
 from . import machine as this
+from .files.layout import laid_out
 from .folders import atomic_file
 from .journal import encoded, read_jsonl
 
@@ -448,9 +448,9 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as JSON; the file appears whole or not at all. ValueError, saying where, for NaN or infinity."""
+    """Write `value`, one record a line; the file appears whole or not at all. ValueError, saying where, for NaN or infinity."""
     try:
-        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+        text = laid_out(value)
     except ValueError as error:
         raise ValueError(
             f"{path}: JSON has no NaN or infinity, got one at {_not_finite(value)}; nothing written"
