@@ -6,7 +6,6 @@ registers otherwise than its successors'; rows named "nvcc ..." are the CUDA lib
 """
 
 import itertools
-import json
 import re
 import subprocess
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from tmem.triton_kernels import configs, expand, gram, plan, shrink
 from triton import knobs
 
+from tmem.files.layout import laid_out
 from tmem.testing import make_case
 
 FILE = Path(__file__).with_suffix(".json")
@@ -79,7 +79,7 @@ def main():
     rows = {name: {"registers": k.registers, "shared": k.shared} for name, k in triton().items()}
     for name, row in library(Path(__file__).parents[1] / "tmem/libtmem_cuda.so").items():
         rows[name] = {"registers": row["registers"], "shared": row["shared"]}
-    FILE.write_text(json.dumps(dict(sorted(rows.items())), indent=0) + "\n")
+    FILE.write_text(laid_out(dict(sorted(rows.items()))) + "\n")
 
 
 if __name__ == "__main__":
