@@ -68,9 +68,7 @@ def _study(name: str, json: Path | None, *, quick: bool, threads: int | None, **
     _print_aims(console, found.get("aims", []), quick)
     if "ceilings" in found:
         _print_limits(console, found["ceilings"])
-    console.print(
-        f"{_device(found)}, {found['settings']['threads']} threads" + (", tiny: not a measurement" if quick else "")
-    )
+    console.print(f"{_device(found)}, {found['settings']['threads']} threads" + (", tiny: not a measurement" if quick else ""))
     if json:
         write_json(json, found)
         partial.unlink(missing_ok=True)

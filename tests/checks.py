@@ -72,9 +72,7 @@ def values(ops) -> None:
             untouched, before = ref["gram"] == 0, g.clone()
             assert ops.lora_gram_(g, z, case.x, *case.seg) is None
             assert_close("g", g, expected, acc)
-            assert torch.equal(g[untouched], before[untouched]), (
-                "gradient beyond a slot's rank, or of an idle slot, changed"
-            )
+            assert torch.equal(g[untouched], before[untouched]), "gradient beyond a slot's rank, or of an idle slot, changed"
 
             assert_close("y", ops.lora_linear(*case.linear), ref["y"], tol)
 
@@ -163,11 +161,7 @@ def attend(ops) -> None:
 def strided(ops) -> None:
     """Views of any stride: read right, and written through their strides without touching what lies between."""
     case = make_case([5, 3, 9], [1, -1, 0], [4, 3], k=24, n=40)
-    wide = {
-        name: torch.full((*t.shape, 2), NAN)
-        for name, t in vars(case).items()
-        if t is not None and t.is_floating_point()
-    }
+    wide = {name: torch.full((*t.shape, 2), NAN) for name, t in vars(case).items() if t is not None and t.is_floating_point()}
     for name, t in wide.items():
         t[..., 0] = getattr(case, name)
     every_other = Case(**{name: wide[name][..., 0] if name in wide else t for name, t in vars(case).items()})
@@ -393,9 +387,7 @@ def step_alone(ops) -> None:
         bank = _bank(width=40_003)
         alone = ops.bank_step_(*bank, torch.arange(4) == s)
         assert alone[s] == norms[s], "a norm depends on the other rows"
-        assert all(torch.equal(now[s], then[s]) for now, then in zip(bank, together)), (
-            "a step depends on the other rows"
-        )
+        assert all(torch.equal(now[s], then[s]) for now, then in zip(bank, together)), "a step depends on the other rows"
     order = torch.tensor([2, 0, 3, 1])
     bank = [t[order].clone() for t in _bank(width=40_003)]
     assert torch.equal(ops.bank_step_(*bank, everyone), norms[order])

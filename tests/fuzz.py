@@ -54,6 +54,7 @@ class Call:
 
     def wide(self) -> dict:
         """The arguments in fp64, copied; the plan left out."""
+
         def each(name, x):
             if isinstance(x, list):
                 return [each(name, one) for one in x]

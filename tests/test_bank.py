@@ -220,7 +220,9 @@ def test_load_takes_an_adapter_made_by_peft_and_refuses_what_does_not_fit(tmp_pa
     config_file = tmp_path / "a" / "adapter_config.json"
     fields = json.loads(config_file.read_text())
     for change, sentence in (
-        ({"r": 0}, "expected r >= 1"), ({"lora_alpha": None}, "a number lora_alpha"), ({"init_lora_weights": "pissa"}, "pissa")
+        ({"r": 0}, "expected r >= 1"),
+        ({"lora_alpha": None}, "a number lora_alpha"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
     ):
         config_file.write_text(json.dumps(fields | change))
         with pytest.raises(ValueError, match=sentence):
@@ -384,9 +386,7 @@ def test_matches_peft_and_torch_adamw_over_twenty_steps():
         bank = bank_of(network, slots=2, dtype=dtype)
         busy, slot = bank.alloc(), bank.alloc()
         bank.configure(slot, lr=1e-2, weight_decay=0.1, clip=0.5)
-        theirs = peft.get_peft_model(
-            model(dtype=dtype), peft.LoraConfig(r=4, lora_alpha=4, target_modules=list(ALL))
-        ).to(dtype)
+        theirs = peft.get_peft_model(model(dtype=dtype), peft.LoraConfig(r=4, lora_alpha=4, target_modules=list(ALL))).to(dtype)
         weights = {}
         for site in bank.sites:
             module = theirs.base_model.model.get_submodule(site.name)

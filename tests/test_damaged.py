@@ -31,10 +31,28 @@ def evaluation(task):
         method["aggregates"] = {"f1": {"types": {"a": 0.5}, "task_average": 0.5, "overall": 0.5, "abstention": None}}
     if task == "search":
         method["search"] = {"searches": 2.0, "turns": 3.0, "recall": 0.5, "mem1_peak": None, "peak": 900.0}
-    config = {"model": "small", "preset": "default", "settings": {"learn": {"lr": 0.1}}, "seed": 0, "seeds": 1, "episodes": 2,
-              "objectives": 2 if task == "search" else None, "turns": 6, "limit": 2, "data": "x.json", "known": False}
-    judge = {"model": "gpt", "plumbing": False, "judged": 4, "malformed": {"a": 1}, "unreachable": 0,
-             "spent": {"prompt_tokens": 5, "completion_tokens": 6, "cost": 0.5}, "methods": {"tmem": {"judged": 4}}}
+    config = {
+        "model": "small",
+        "preset": "default",
+        "settings": {"learn": {"lr": 0.1}},
+        "seed": 0,
+        "seeds": 1,
+        "episodes": 2,
+        "objectives": 2 if task == "search" else None,
+        "turns": 6,
+        "limit": 2,
+        "data": "x.json",
+        "known": False,
+    }
+    judge = {
+        "model": "gpt",
+        "plumbing": False,
+        "judged": 4,
+        "malformed": {"a": 1},
+        "unreachable": 0,
+        "spent": {"prompt_tokens": 5, "completion_tokens": 6, "cost": 0.5},
+        "methods": {"tmem": {"judged": 4}},
+    }
     cell = {"mean": 0.1, "low": 0.0, "high": 0.2}
     rows = [{"seed": 0, "method": m, "episode": f"e{i % 2}", "read": f"e{i % 2}", "id": f"q{i}", "kind": "ab"[i % 2],
              "category": "1", "question": "Who?", "answers": ["Ann"], "prediction": "Ann", "f1": 0.5, "em": 0.0,
@@ -43,8 +61,14 @@ def evaluation(task):
     readings = [{"seed": 0, "method": "tmem", "episode": f"e{i}", "read": f"e{i}", "state_bytes": 9, "peak_tokens": 9,
                  "seconds": 0.1, "log": {"writes": [WRITE, WRITE]}} for i in range(2)]  # fmt: skip
     verdicts = [{"method": "tmem", "seed": 0, "id": f"q{i}", "score": 1.0, "rubrics": [1, 0]} for i in range(4)]
-    results = {"task": task, "config": config, "machine": {"commit": "abc"}, "judge": judge,
-               "methods": {"none": copy.deepcopy(method), "tmem": method}, "differences": {"f1": {"tmem - none": cell}}}
+    results = {
+        "task": task,
+        "config": config,
+        "machine": {"commit": "abc"},
+        "judge": judge,
+        "methods": {"none": copy.deepcopy(method), "tmem": method},
+        "differences": {"f1": {"tmem - none": cell}},
+    }
     return {"results.json": results, "answers.jsonl": rows, "readings.jsonl": readings, "verdicts.jsonl": verdicts}
 
 
@@ -52,8 +76,20 @@ def training():
     settings = {"preset": "study", "model": "small", "TrainConfig": {
         "reward": "f1", "rl_steps": 4, "rl_episodes": 2, "eval_episodes": 2, "seed": 0, "task": "stream", "eval_split": "test",
     }}  # fmt: skip
-    step = {"reward": 0.5, "dead_groups": 0, "pairs_per_write": 2.0, "norm": 3.0, "dlogp": 1e-5, "dlogp_worst_segment": 1e-4,
-            "dlogp_worst_token": 1e-4, "drift": 1e-4, "loss": 0.1, "copied": 0.0, "neutral_kl": 0.1, "held": None}
+    step = {
+        "reward": 0.5,
+        "dead_groups": 0,
+        "pairs_per_write": 2.0,
+        "norm": 3.0,
+        "dlogp": 1e-5,
+        "dlogp_worst_segment": 1e-4,
+        "dlogp_worst_token": 1e-4,
+        "drift": 1e-4,
+        "loss": 0.1,
+        "copied": 0.0,
+        "neutral_kl": 0.1,
+        "held": None,
+    }
     rows = [{"phase": "warm", "step": i, "loss": 1.0, "recall_loss": 1.0} for i in range(2)]
     rows += [{"phase": "eval_warm", "step": i, "mode": m, "f1": 0.5, "em": 0.5} for i, m in enumerate(("greedy", "sampled"))]
     rows += [{"phase": "rl", "step": i, **step} for i in range(4)]

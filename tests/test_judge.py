@@ -692,7 +692,7 @@ def test_a_packed_answer_is_unpacked_as_far_as_a_plain_one_may_go(endpoint, make
     "script, reason",
     [
         (answers(302, {}, Location="http://elsewhere/v1"), "answered 302 (a redirect, which is not followed"),
-        (answers(200, b"data: {\"choices\": []}\n\n"), "holds no choices[0].message, but: data: {"),
+        (answers(200, b'data: {"choices": []}\n\n'), "holds no choices[0].message, but: data: {"),
         (answers(500, b"<head><style>p {}</style></head><p>busy</p>"), "answered 500: busy"),
     ],
 )
@@ -793,9 +793,7 @@ def test_what_on_done_raises_ends_the_work_and_keeps_what_it_had(endpoint, make)
 def test_judges_share_a_cache(endpoint, make):
     """Two at once, each with its own questions and some in common: nobody waits for ever, nothing is lost."""
     results = {}
-    threads = [
-        threading.Thread(target=lambda k=k: results.update({k: make().ask(prompts(12, start=6 * k))})) for k in (0, 1)
-    ]
+    threads = [threading.Thread(target=lambda k=k: results.update({k: make().ask(prompts(12, start=6 * k))})) for k in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -1059,6 +1057,7 @@ def test_locomo_asks_the_bare_question_and_leaves_category_5_out():
 def test_longmemeval_labels(name, reply, score):
     assert PROMPTS[name].parse(reply) == (None if score is None else Verdict(float(score)))
 
+
 CHANNELS = "<|channel|>analysis<|message|>It may be yes.<|end|><|start|>assistant<|channel|>final<|message|>"
 REPLIES = {
     1: ["yes", "Yes.", "YES!", " yes\n", "**Yes**", "__yes__", "`yes`", '"Yes"', "'yes'", "“Yes”", "«Yes»", "Yes。",
@@ -1112,8 +1111,9 @@ def test_the_word_that_decides_decides(reply, score):
     assert PROMPTS["multi-session"].parse(reply) == (None if score is None else Verdict(float(score)))
 
 
-@pytest.mark.parametrize("piece", ["\n", "-", "<think>", "{", "<", "`", "yes ", "no. ", "the answer is ", "<|channel|>",
-    "[THINK]", "\\a{"])
+@pytest.mark.parametrize(
+    "piece", ["\n", "-", "<think>", "{", "<", "`", "yes ", "no. ", "the answer is ", "<|channel|>", "[THINK]", "\\a{"]
+)
 def test_a_long_reply_is_read_in_time(piece):
     began = time.monotonic()
     for name in ("multi-session", "locomo"):

@@ -124,6 +124,7 @@ def test_a_memory_goes_on_in_another_process(tmp_path, monkeypatch):
         return json.loads(done.stdout)
 
     monkeypatch.setattr(models, "load", tiny_memory.load)
+
     def here(*steps):
         return tiny_memory.lived(str(preset), *steps)
 

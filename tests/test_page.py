@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from tmem import cli, models, page
 
-HOSTILE = "<script>alert(1)</script> & \"quotes\""
+HOSTILE = '<script>alert(1)</script> & "quotes"'
 VOID = {"meta", "img", "br", "tr", "td", "th", "li", "p"}  # those whose end may be left out
 
 

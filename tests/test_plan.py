@@ -48,9 +48,7 @@ def test_the_papers_setting_is_as_small_as_it_says():
 
 def test_fsdp_divides_what_it_shards_and_sends_for_every_pass():
     shape, paper = plan.SHAPES["qwen3-8b"], agent_config("paper")
-    one, eight = (
-        {i.name: i.bytes for i in plan.plan(shape, paper, TrainConfig(layout="fsdp"), ranks=r)} for r in (1, 8)
-    )
+    one, eight = ({i.name: i.bytes for i in plan.plan(shape, paper, TrainConfig(layout="fsdp"), ranks=r)} for r in (1, 8))
     name = "θ0, gradients, moments in fp32"
     assert eight[name] == one[name] / 8 and eight["weights that compute"] == one["weights that compute"]
     few, many = (plan.sent(shape, TrainConfig(layout="fsdp"), ranks=8, passes=n).bytes for n in (1, 10))

@@ -112,6 +112,7 @@ def test_contract_on_cuda(name):
     """Shapes, dtypes and devices of the results on a GPU, by fake tensors: no GPU needed."""
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         real = arguments(name, dtype)
+
         def each(arguments, change):
             kept = [a if not isinstance(a, list) else [change(t) for t in a] for a in arguments]
             return [change(a) if isinstance(a, torch.Tensor) else a for a in kept]
@@ -130,9 +131,7 @@ def test_mixed_devices_are_refused():
     with FakeTensorMode():
         v, f = torch.empty(4, 8, device="cuda"), torch.empty(1, 2, 8)
         with pytest.raises(ValueError, match="lora_shrink: f must be on cuda:0 .* got cpu"):
-            ops.lora_shrink(
-                v, f, *[torch.empty(2, dtype=torch.int32, device="cuda")] * 3, torch.empty(2, device="cuda")
-            )
+            ops.lora_shrink(v, f, *[torch.empty(2, dtype=torch.int32, device="cuda")] * 3, torch.empty(2, device="cuda"))
 
 
 def test_importing_is_light_and_torch_ops_are_complete():

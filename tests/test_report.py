@@ -33,9 +33,7 @@ def test_bootstrap_draws_whole_episodes():
     """Ten questions an episode, all alike: only the episodes count, so the interval is that of one question each."""
     episodes = [0.0, 1.0] * 8
     each = report.bootstrap(episodes, range(16))
-    repeated = report.bootstrap(
-        [v for v in episodes for _ in range(10)], [str(i) for i in range(16) for _ in range(10)]
-    )
+    repeated = report.bootstrap([v for v in episodes for _ in range(10)], [str(i) for i in range(16) for _ in range(10)])
     assert repeated == pytest.approx(each)
     as_if_independent = report.bootstrap([v for v in episodes for _ in range(10)], range(160))
     assert repeated[2] - repeated[1] > 2 * (as_if_independent[2] - as_if_independent[1])
@@ -152,9 +150,7 @@ def training():
     for phase, count in (("warm", 30), ("rl", 20), ("sft", 30)):
         for step in range(count):
             seconds += 5
-            yield {"phase": phase, "step": step, "seconds": seconds, "loss": 1.0} | (
-                {"reward": 0.5} if phase == "rl" else {}
-            )
+            yield {"phase": phase, "step": step, "seconds": seconds, "loss": 1.0} | ({"reward": 0.5} if phase == "rl" else {})
         for mode in ("greedy", "sampled"):
             yield {"phase": f"eval_{phase}", "step": 0, "seconds": seconds, "mode": mode, "f1": 0.6}
 

@@ -135,8 +135,7 @@ def test_threads_decode_as_each_alone(fixed):
 
     def work(slot):
         return lambda: [
-            (g.ids, g.logprobs)
-            for g in decode(network, prompts, bank=bank, slots=[slot, -1], end=0, max_new=12, fixed=fixed)
+            (g.ids, g.logprobs) for g in decode(network, prompts, bank=bank, slots=[slot, -1], end=0, max_new=12, fixed=fixed)
         ]
 
     works = [work(s) for s in slots[:3]]

@@ -795,6 +795,7 @@ def test_a_run_that_cannot_be_is_refused(options, error, sentence):
 @pytest.mark.parametrize("state, temperature", [("tmem", 0.0), *((name, 1.0) for name in SEARCHING)])
 def test_a_trajectory_is_the_same_alone_and_among_others(monkeypatch, state, temperature):
     """A random model's turns, read as searches for a document that they choose, with pairs that depend on what was said."""
+
     def read(text):
         if text.startswith("<answer>"):
             return Said(answer=text)
@@ -823,6 +824,7 @@ def test_a_trajectory_is_the_same_alone_and_among_others(monkeypatch, state, tem
 
 def test_lines_without_a_word_are_as_good_as_each_other():
     assert Lines(["...", "of the"]).ranked("who?") == [0, 1]
+
 
 def sized(*texts):
     return len("\n".join(texts).encode())

@@ -191,8 +191,11 @@ def test_longmemeval_does_without_its_optional_fields(file):
         (["tomorrow", "2023-05-20"], [0, 1], None),
         (["2023-05-20", ""], [0, 1], None),
         (["2023-05-20T01:00-08", "2023-05-20 08:59 GMT"], [1, 0], ["2023/05/20 (Sat) 08:59", "2023/05/20 (Sat) 01:00"]),
-        (["Sat, 20 May 2023 02:21:00 +0000", "May 19, 2023 at 9:00 pm"], [1, 0],
-         ["2023/05/19 (Fri) 21:00", "Sat, 20 May 2023 02:21:00 +0000"]),
+        (
+            ["Sat, 20 May 2023 02:21:00 +0000", "May 19, 2023 at 9:00 pm"],
+            [1, 0],
+            ["2023/05/19 (Fri) 21:00", "Sat, 20 May 2023 02:21:00 +0000"],
+        ),
     ],
 )
 def test_longmemeval_sorts_sessions_by_time_whatever_the_form_of_their_dates(file, dates, order, headers):

@@ -18,9 +18,16 @@ from tmem.episode import Pair
 
 # Heads of 16: rows of keys start at multiples of 64 bytes, as in every real model. MKL rounds unaligned operands otherwise.
 _SIZES = dict(
-    vocab_size=160, hidden_size=64, intermediate_size=80, num_hidden_layers=4, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
-    initializer_range=0.2, pad_token_id=0,
+    vocab_size=160,
+    hidden_size=64,
+    intermediate_size=80,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    tie_word_embeddings=True,
+    initializer_range=0.2,
+    pad_token_id=0,
 )
 FAMILIES = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),

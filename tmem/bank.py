@@ -346,9 +346,7 @@ class AdapterBank:
             return Route(self, slots, learn, lengths)
 
     @contextlib.contextmanager
-    def route(
-        self, slots: Sequence[int], *, learn: bool = True, lengths: Sequence[int] | None = None
-    ) -> Iterator[Route]:
+    def route(self, slots: Sequence[int], *, learn: bool = True, lengths: Sequence[int] | None = None) -> Iterator[Route]:
         """Within the block, batch row i of the model runs with slot `slots[i]` (-1: the base model alone). Routes nest.
 
         A route belongs to the context that opens it, a thread or a task, and to what inherits a copy of that context while

@@ -108,11 +108,16 @@ def train(preset: str, model: str | None, out: Path, resume: bool, **overrides) 
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...",
-                type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument(
+    "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page. [default: RUN/report.html]")
-@click.option("--strip", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
-              help="Instead of a page: write one evaluation to FOLDER without the data's texts.")
+@click.option(
+    "--strip",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Instead of a page: write one evaluation to FOLDER without the data's texts.",
+)
 def report(runs: tuple[Path, ...], out: Path | None, strip: Path | None) -> None:
     """Make one page of a training run, or of evaluations.
 
@@ -190,34 +195,71 @@ def plan(preset: str, model: str | None, ranks: int, writes: int, layout: str | 
 
 
 @main.command("eval")
-@click.option("--task", type=click.Choice(["stream", "locomo", "longmemeval", "squad", "clbench", "search"]), default="stream",
-              show_default=True)
-@click.option("--data", multiple=True, type=click.Path(dir_okay=False),
-              help="The task's file, e.g. the official locomo10.json; several, each after its own --data, are joined.")
-@click.option("--methods", help="Comma-separated, see below, or all. [default: none,full,retrieval,pairs,tmem; "
-              "search: none,full,mem1,tmem]")
+@click.option(
+    "--task",
+    type=click.Choice(["stream", "locomo", "longmemeval", "squad", "clbench", "search"]),
+    default="stream",
+    show_default=True,
+)
+@click.option(
+    "--data",
+    multiple=True,
+    type=click.Path(dir_okay=False),
+    help="The task's file, e.g. the official locomo10.json; several, each after its own --data, are joined.",
+)
+@click.option(
+    "--methods",
+    help="Comma-separated, see below, or all. [default: none,full,retrieval,pairs,tmem; search: none,full,mem1,tmem]",
+)
 @click.option("--limit", type=click.IntRange(1), help="locomo: questions per conversation; search: sets; else episodes.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Replicates, from --seed on: see below.")
 @click.option("--split", type=click.Choice(["train", "dev", "test"]), default="test", show_default=True, help="stream only.")
 @click.option("--difficulty", type=click.IntRange(1, 3), default=1, show_default=True, help="stream only.")
-@click.option("--adversarial", type=click.Choice(["open", "choice"]), default="open", show_default=True,
-              help="locomo, category 5: ask openly, or offer the official choice of two.")
-@click.option("--leave-out", type=click.Path(dir_okay=False), metavar="FILE",
-              help="Questions not to ask, known wrong golds: a list of their ids, or of records. They are counted.")
+@click.option(
+    "--adversarial",
+    type=click.Choice(["open", "choice"]),
+    default="open",
+    show_default=True,
+    help="locomo, category 5: ask openly, or offer the official choice of two.",
+)
+@click.option(
+    "--leave-out",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Questions not to ask, known wrong golds: a list of their ids, or of records. They are counted.",
+)
 @click.option("--model", help="A folder (runs/train/rl), a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]")
 @click.option("--preset", default="default", show_default=True, help="default, careful, long, paper, or a .toml file.")
-@click.option("--context", type=click.IntRange(64),
-              help="Tokens of text in a prompt; search: of a prompt. [default: 2048, search 4096, or what the model holds]")
-@click.option("--corpus", multiple=True, type=click.Path(dir_okay=False),
-              help="search: a file of documents, may be given several times. [default: the questions' own contexts]")
-@click.option("--search-by", type=click.Choice(["bm25", "dense"]), default="bm25", show_default=True,
-              help="search: find documents by words, or by embeddings (tmem[dense]).")
-@click.option("--objectives", type=click.IntRange(1),
-              help="search: questions at once. [default: 2, or as many as a record of MEM1's asks]")
+@click.option(
+    "--context",
+    type=click.IntRange(64),
+    help="Tokens of text in a prompt; search: of a prompt. [default: 2048, search 4096, or what the model holds]",
+)
+@click.option(
+    "--corpus",
+    multiple=True,
+    type=click.Path(dir_okay=False),
+    help="search: a file of documents, may be given several times. [default: the questions' own contexts]",
+)
+@click.option(
+    "--search-by",
+    type=click.Choice(["bm25", "dense"]),
+    default="bm25",
+    show_default=True,
+    help="search: find documents by words, or by embeddings (tmem[dense]).",
+)
+@click.option(
+    "--objectives",
+    type=click.IntRange(1),
+    help="search: questions at once. [default: 2, or as many as a record of MEM1's asks]",
+)
 @click.option("--turns", type=click.IntRange(1), help="search: before the answer is asked for. [default: 3 a question]")
-@click.option("--answer-tokens", type=click.IntRange(1),
-              help="Of an answer at most. [default: the preset's; clbench 256; search, of a turn: 128 + 16 a question]")
+@click.option(
+    "--answer-tokens",
+    type=click.IntRange(1),
+    help="Of an answer at most. [default: the preset's; clbench 256; search, of a turn: 128 + 16 a question]",
+)
 @click.option("--slots", type=click.IntRange(1), help="Episodes at once, each with its own Δ. [default: 32; search 16]")
 @click.option("--known", is_flag=True, help="Show each question while the history is read (the paper's protocol): see below.")
 @click.option("--probe", is_flag=True, help="Also ask paraphrases and wrong-person questions after each write.")
@@ -274,9 +316,7 @@ def evaluate(
         allowed = ("data", "limit", "seed", "seeds", "leave_out", "model", "preset", "context", "answer_tokens", "resume")
         _only(f"--task {task}", {**options, "probe": probe, "judge_url": judge_url}, allowed)
         options = {k: options[k] for k in allowed}
-        work = partial(
-            search, documents=corpus, search_by=search_by, objectives=objectives, turns=turns, **options, **at_once
-        )
+        work = partial(search, documents=corpus, search_by=search_by, objectives=objectives, turns=turns, **options, **at_once)
         default = "none,full,mem1,tmem"
     else:
         from .evaluate import evaluate as run
@@ -316,14 +356,25 @@ def _only(what: str, given: dict, allowed: tuple[str, ...]) -> None:
 
 @main.command()
 @click.argument("names", nargs=-1, type=click.Choice(["lora", "step", "decode", "rsvd", "init", "train", "eval", "soak"]))
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), is_flag=False,
-              flag_value="bench.json", metavar="[FILE]",
-              help="Also write the figures, and two pictures beside them. [default: bench.json]")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    is_flag=False,
+    flag_value="bench.json",
+    metavar="[FILE]",
+    help="Also write the figures, and two pictures beside them. [default: bench.json]",
+)
 @click.option("--quick", is_flag=True, help="Tiny shapes, three rounds: shows that it runs, says nothing about speed.")
 @click.option("--threads", type=click.IntRange(1), help="Of torch on the CPU. [default: torch's]")
 @click.option("--preset", default="default", show_default=True, help="soak: whose settings are compared with others.")
-@click.option("--with", "settings", multiple=True, metavar="KEY=VALUE[,...]",
-              help="soak: other [learn] settings, once for each line of the table, such as rehearse=0,lr=0.02.")
+@click.option(
+    "--with",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE[,...]",
+    help="soak: other [learn] settings, once for each line of the table, such as rehearse=0,lr=0.02.",
+)
 @click.option("--chains", type=click.IntRange(1), default=6, show_default=True, help="soak: memories that learn side by side.")
 @click.option("--writes", type=click.IntRange(1), default=24, show_default=True, help="soak: into each of them.")
 def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: int | None, **given) -> None:

@@ -149,6 +149,7 @@ def train(preset: str, out: Path, *, model: str | None, resume: bool, **override
     console.quiet = not world.first
     trainer = rl.Trainer(preset, out, model=model, resume=resume, world=world, **overrides)
     with _stop_on_ctrl_c() as asked, _live(out) as (tell, steps):
+
         def row(values: dict) -> None:
             if values["phase"] == "rl":
                 steps.rows.append(values)
@@ -196,9 +197,13 @@ def _print_phases(summary: dict) -> None:
     for phase, name in _PHASE_NAMES.items():
         for mode, cells in summary["evaluations"].get(phase, {}).items():
             table.add_row(
-                name if mode == "greedy" else "", {"greedy": "greedy", "sampled": "T=1"}[mode],
-                _interval(cells["f1"]), f"{cells['em']['mean']:.2f}", _interval(cells["intrusion"]),
-                f"{cells['recall']['mean']:.2f}", f"{cells['pairs_per_write']['mean']:.1f}",
+                name if mode == "greedy" else "",
+                {"greedy": "greedy", "sampled": "T=1"}[mode],
+                _interval(cells["f1"]),
+                f"{cells['em']['mean']:.2f}",
+                _interval(cells["intrusion"]),
+                f"{cells['recall']['mean']:.2f}",
+                f"{cells['pairs_per_write']['mean']:.1f}",
             )
     console.print(table)
     console.print(

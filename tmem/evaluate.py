@@ -242,9 +242,7 @@ def _group(task, method, agent, items, settings, answers: Journal, readings: Jou
     """Read the episodes that have questions left, ask these, and keep what was said, batch by batch."""
     asked = {(r["seed"], r["id"]) for r in answers.rows if r["method"] == method}
     read = {(r["seed"], r["read"]) for r in readings.rows if r["method"] == method}
-    left = [
-        (e, home, todo) for e, home in items if (todo := [q for q in e.questions if (settings.seed, q.id) not in asked])
-    ]
+    left = [(e, home, todo) for e, home in items if (todo := [q for q in e.questions if (settings.seed, q.id) not in asked])]
     if not left:
         return
     start = time.perf_counter()
@@ -264,9 +262,7 @@ def _group(task, method, agent, items, settings, answers: Journal, readings: Jou
             unknown=settings.constant, max_new=settings.max_new, at_length=settings.at_length,
         )  # fmt: skip
         seconds = (time.perf_counter() - start) / len(part)
-        answers.append(
-            _answer(task, method, settings.seed, e, home, q, a, seconds) for (e, home, _, q), a in zip(part, said)
-        )
+        answers.append(_answer(task, method, settings.seed, e, home, q, a, seconds) for (e, home, _, q), a in zip(part, said))
         watch(len(asked) + at + len(part))
 
 

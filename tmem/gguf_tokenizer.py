@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -148,9 +146,9 @@ def _add(backend, tokens: list[str], kinds: list[int], ends: list[str | None]) -
 
     control = [t for t, kind in zip(tokens, kinds) if kind == _CONTROL or t in ends]
     backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in control])
-    backend.add_tokens([
-        AddedToken(t, normalized=False, special=False) for t, kind in zip(tokens, kinds) if kind == _OF_USER and t not in ends
-    ])
+    backend.add_tokens(
+        [AddedToken(t, normalized=False, special=False) for t, kind in zip(tokens, kinds) if kind == _OF_USER and t not in ends]
+    )
 
 
 def _begin_with(backend, bos: str | None) -> None:

@@ -80,9 +80,7 @@ def grade(
 
     with judging.open(agent, out) as asked:
         verdicts = asked.ask(prompts, count)
-    rows = [
-        {"method": r["method"], "seed": r["seed"], "id": r["id"], **v._asdict()} for r, v in zip(answers, verdicts)
-    ]
+    rows = [{"method": r["method"], "seed": r["seed"], "id": r["id"], **v._asdict()} for r, v in zip(answers, verdicts)]
     with atomic_file(out / "verdicts.jsonl") as work:
         work.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     by: dict[str, list[judge.Verdict]] = {}
@@ -129,4 +127,3 @@ def _reply(agent: Agent, messages: Sequence[Mapping[str, str]]) -> str:
     text = agent.chat.clip("\n\n".join(m["content"] for m in messages), room)
     found = decode(agent.model, [agent.chat.prompt(text)], end=agent.chat.ends, max_new=REPLY)
     return agent.chat.text(found[0].ids)
-

@@ -200,9 +200,7 @@ class Judge:
             found = db.execute(f"SELECT {', '.join(Spent._fields)} FROM spent WHERE model = ?", (self.model,)).fetchone()
         return Spent(*found or ())
 
-    def ask(
-        self, prompts: Sequence[Prompt | Verdict], on_done: Callable[[int, Verdict], None] | None = None
-    ) -> list[Verdict]:
+    def ask(self, prompts: Sequence[Prompt | Verdict], on_done: Callable[[int, Verdict], None] | None = None) -> list[Verdict]:
         """A verdict for each prompt, in their order; what is a Verdict already is handed back.
 
         on_done(i, verdict): called as each is known; what it raises ends the work. Every verdict is on the disk before it

@@ -220,7 +220,9 @@ class Memory:
         bank, config = self.agent.bank, self.agent.model.config
         return {
             "model": f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}",
-            "weights": _fingerprint(self.agent.model), "targets": list(bank.targets), "last_layers": bank.last_layers,
+            "weights": _fingerprint(self.agent.model),
+            "targets": list(bank.targets),
+            "last_layers": bank.last_layers,
             "init": bank.init,
         }
 

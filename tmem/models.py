@@ -176,9 +176,7 @@ def end_ids(config) -> list[int]:
     return list(ids) if isinstance(ids, (list, tuple)) else [] if ids is None else [ids]
 
 
-def save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path, weights: dict | None = None
-) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path, weights: dict | None = None) -> None:
     """Write a Hugging Face folder (safetensors) that `load(path)` takes; an older model at `path` is replaced whole.
 
     weights: the state dict, where the model itself holds only a part of it.

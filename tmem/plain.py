@@ -24,8 +24,7 @@ def printable(text: str) -> str:
 
 
 def in_markdown(text: str) -> str:
-    """`text` as one line of Markdown, for a table's cell or behind a mark of ours: no tag, link, picture or code comes alive.
-    """
+    """`text` as one line of Markdown, for a table's cell or behind a mark of ours: no tag, link, picture or code works."""
     line = _LIVE.sub(lambda m: _ENTITIES.get(m[0], f"\\{m[0]}"), " ".join(printable(text).split()))
     return _ADDRESS.sub(lambda m: f"&#{ord(m[0])};", _BLOCK.sub(r"\1\\\2", line))
 

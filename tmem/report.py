@@ -89,9 +89,7 @@ def bootstrap(
     that is not finite.
     """
     if len(values) != len(clusters) or not len(values):
-        raise ValueError(
-            f"bootstrap: {len(values)} values and {len(clusters)} clusters, expected as many of both, not 0"
-        )
+        raise ValueError(f"bootstrap: {len(values)} values and {len(clusters)} clusters, expected as many of both, not 0")
     data = np.asarray(values, dtype=np.float64)
     if not np.isfinite(data).all():
         raise ValueError(f"bootstrap: value {int(np.argmin(np.isfinite(data)))} is not finite")
@@ -289,9 +287,7 @@ def bar_chart(path: str | Path, methods: Mapping[str, Mapping[str, Any]], *, tit
                 error_kw={"elinewidth": 1, "capsize": 2.5, "ecolor": "#333333"},
             )  # fmt: skip
             for x, mean, (_, high) in zip(at, means, bounds, strict=True):
-                axes.annotate(
-                    f"{mean:.2f}", (x, max(mean, high)), (0, 3), textcoords="offset points", ha="center", fontsize=8
-                )
+                axes.annotate(f"{mean:.2f}", (x, max(mean, high)), (0, 3), textcoords="offset points", ha="center", fontsize=8)
         axes.set_xticks(range(len(methods)), methods)
         bounds = [found[f"{key}_ci"] for found in methods.values() for key in metrics if key in found]
         highest = max([1.0, *(high for _, high in bounds)])  # sums may exceed 1
@@ -452,9 +448,7 @@ def write_json(path: str | Path, value: Any) -> None:
     try:
         text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        raise ValueError(
-            f"{path}: JSON has no NaN or infinity, got one at {_not_finite(value)}; nothing written"
-        ) from error
+        raise ValueError(f"{path}: JSON has no NaN or infinity, got one at {_not_finite(value)}; nothing written") from error
     with atomic_file(path) as work:
         work.write_bytes(encoded(text + "\n"))
 

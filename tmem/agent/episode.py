@@ -276,9 +276,7 @@ def _live(agent, rollouts, slots, temperature, answering, trace, probing, known,
             on_event("write", j, rounds)
             wrote |= write([(i, j) for i in due])
         prompts, generations = zip(*(wrote.pop((i, j)) for i in due))
-        written = [
-            parse(agent.chat.text(g.ids), finished=g.finished, limit=config.write.max_pairs) for g in generations
-        ]
+        written = [parse(agent.chat.text(g.ids), finished=g.finished, limit=config.write.max_pairs) for g in generations]
         on_event("learn", j, rounds)
         jobs = [(slots[i], lesson(rollouts[i].learned, w.pairs, config.learn)) for i, w in zip(due, written)]
         with clock("learn"):

@@ -91,9 +91,7 @@ class _Block:
             return None
         place = {r: i for i, r in enumerate(keep)}
         labels = [
-            (place[r], c, t, w)
-            for r, c, t, w in zip(self.rows, self.columns, self.targets, self.weights)
-            if w and r in place
+            (place[r], c, t, w) for r, c, t, w in zip(self.rows, self.columns, self.targets, self.weights) if w and r in place
         ]
         return self.filled(self.hidden[keep], [self.slots[r] for r in keep], [self.lengths[r] for r in keep], labels)
 
@@ -215,9 +213,7 @@ def _block(model, bank, group, length, labels) -> _Block:
     device = bank.device
     ids = fw.pad([g[1] for g in group], length, device=device)
     positions = torch.arange(length, device=device)[None]
-    hidden = fw.layers(
-        model, fw.embed(model, ids), positions, fw.causal_mask(length, device), stop=trunk_layers(model, bank)
-    )
+    hidden = fw.layers(model, fw.embed(model, ids), positions, fw.causal_mask(length, device), stop=trunk_layers(model, bank))
     # The state at column c predicts token c + 1.
     spots = [
         (row, c - 1, seq[c], 1.0 / labels[slot])

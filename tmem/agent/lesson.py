@@ -33,9 +33,7 @@ def rehearsal(earlier: Sequence[Pair], new: Sequence[Pair], limit: int) -> list[
     return _spaced(past, limit)
 
 
-def contrast(
-    past: Sequence[Pair], new: Sequence[Pair], known: Sequence[Pair], limit: int, unknown: str
-) -> list[Pair | None]:
+def contrast(past: Sequence[Pair], new: Sequence[Pair], known: Sequence[Pair], limit: int, unknown: str) -> list[Pair | None]:
     """For each of `past` and `new` None or, for up to `limit` of them, its question about somebody else, answered `unknown`.
 
     The new pairs come first, then the past evenly spaced. Somebody else is a name that questions of `known`, all that was

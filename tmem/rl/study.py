@@ -23,9 +23,7 @@ LOCK = ".study.lock"  # of a study, and of a seed while it is trained and dissec
 
 
 @alone("out", LOCK)
-def study(
-    preset: str, out: Path, *, seeds: int = 5, seed_starts: Callable[[int], None] = lambda _: None, **options
-) -> dict:
+def study(preset: str, out: Path, *, seeds: int = 5, seed_starts: Callable[[int], None] = lambda _: None, **options) -> dict:
     """Do seeds 0..seeds-1 into `out`/seed-N, compare them, and return the summary; options: those of `one`.
 
     What `out` holds is kept and gone on with, so an interrupted study is called again. Held-out episodes differ from seed to

@@ -60,9 +60,7 @@ def shown(text: str, pairs: Sequence[Pair], config: TrainConfig) -> list[Pair]:
     return [pairs[i] for i in sorted(draw.sample(range(len(pairs)), count))]
 
 
-def examples(
-    agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Episode]
-) -> tuple[list[Example], list[Example]]:
+def examples(agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Episode]) -> tuple[list[Example], list[Example]]:
     """Writing and recalling examples of one step's training episodes.
 
     Passage j with its gold pairs is to be written under the Δ that learning the gold pairs before it gives, as in a

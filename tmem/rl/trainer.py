@@ -120,9 +120,7 @@ class Trainer:
         out = self.out
         if self.settings_file.exists():
             if not resume:
-                raise FileExistsError(
-                    f"train: {out} already holds a run; continue it with --resume, or give another --out."
-                )
+                raise FileExistsError(f"train: {out} already holds a run; continue it with --resume, or give another --out.")
             held = read_object(self.settings_file)
             if held != self._settings():
                 changed = _differences(held, self._settings())

@@ -104,10 +104,7 @@ def _written(agent: Agent, found: Sequence[tuple[Trajectory, str]], s: _Settings
     for said in _said(agent, found, s, name, lambda _, segment: write_prompt(segment), config.write.max_new):
         written = [parse(agent.chat.text(g.ids), finished=g.finished, limit=config.write.max_pairs) for *_, g in said]
         if s.state.delta:
-            jobs = [
-                (row.slot, lesson(row.learned, w.pairs, config.learn))
-                for (row, *_), w in zip(said, written)
-            ]
+            jobs = [(row.slot, lesson(row.learned, w.pairs, config.learn)) for (row, *_), w in zip(said, written)]
             learned = learn(agent.model, agent.bank, jobs, agent.chat, config.learn)
             for (row, segment, ids, g), w, result in zip(said, written, learned):
                 row.log.append(LogEntry(segment, w, result, len(ids), len(g.ids), g.finished))
