@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import forward as fw
-from ..bank import AdapterBank
-from ..routes import alone
+from ..adapters.bank import AdapterBank
+from ..adapters.routes import alone
+from ..models import forward as fw
 from .steps import Steps
 
 MAX_ROWS = 96  # rows decoded at once; bounds the key/value cache

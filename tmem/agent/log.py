@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..plain import in_markdown
-from .episode import LogEntry, Rollout
+from ..terminal.plain import in_markdown
+from .loop import LogEntry, Rollout
 
 
 def record(rollout: Rollout) -> dict:

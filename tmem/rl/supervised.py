@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..agent.episode import Agent
+from ..adapters.bank import Snapshot
 from ..agent.learn import learn
-from ..agent.lesson import lesson, rehearsal
+from ..agent.loop import Agent
+from ..agent.teach import lesson, rehearsal
 from ..agent.write import render, write_prompt
-from ..bank import Snapshot
 from ..episode import Episode, Pair
 from .config import TrainConfig
 from .loss import token_logp
