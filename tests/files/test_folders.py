@@ -30,7 +30,7 @@ from tmem.study import study
 # one at a time -----------------------------------------------------------------------------------------------------------
 
 # Without torch, which takes seconds to import.
-LIGHT = {**os.environ, "PYTHONPATH": str(Path(tmem.__file__).parent)}
+LIGHT = {**os.environ, "PYTHONPATH": str(Path(folders.__file__).parent)}
 HOLDER = "import sys, time\nfrom folders import Lock\nlock = Lock(sys.argv[1])\nprint('held', flush=True)\ntime.sleep(600)"
 
 
@@ -375,10 +375,9 @@ def test_half_a_surrogate_pair_is_kept_as_json_keeps_it(tmp_path):
 
 # Whoever writes a file writes it through tmem.files.folders or tmem.files.journal: the others are named here, with the reason.
 RAW = {
-    "folders.py": "is where it is done",
-    "journal.py": "appends, and cuts off the half line that a kill left",
+    "files/folders.py": "is where it is done",
+    "files/journal.py": "appends, and cuts off the half line that a kill left",
     "rl/trainer.py": "opens a journal to have it on the disk",
-    "bench/table.py": "rewrites passages of the documentation, for who works on it",
 }
 WRITES = re.compile(
     r"""\.open\(\s*["'][^"'r]|\bopen\([^)]*["'][wax]b?\+?["']|O_CREAT|\.touch\(|os\.open\(|NamedTemporaryFile|mkstemp|os\.truncate"""

@@ -45,7 +45,7 @@ def page(folders: Sequence[Path], file: Path) -> str:
     tables, over = joined(runs), sweeps(runs)
     headlines = [t["headline"] for t in tables]
     environment = Environment(
-        loader=PackageLoader("tmem"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("tmem.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     text = environment.get_template("comparison.html").render(tables=tables, sweeps=over, headlines=headlines)
     with atomic_file(file) as work:

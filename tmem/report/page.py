@@ -136,7 +136,7 @@ def page(folder: Path, file: Path) -> str:
     drift = steps[-1].get("drift") or 0.0 if steps else 0.0  # runs of before have none
     opening = headline(rows, train)
     environment = Environment(
-        loader=PackageLoader("tmem"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("tmem.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     text = environment.get_template("report.html").render(
         title=f"tmem train --preset {settings['preset']}", headline=opening, settings=settings,
