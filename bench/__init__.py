@@ -13,9 +13,11 @@ from pathlib import Path
 
 import torch
 
-from .. import machine, report
-from ..journal import read_object
-from . import attend, decode, episodes, idle, init, loop, lora, model, rsvd, soak, step, train, update
+from .. import machine
+from ..files import objects
+from ..files.objects import read_object
+from ..study import init, soak
+from . import attend, decode, episodes, idle, loop, lora, model, rsvd, step, train, update
 from .measure import Settings, ceilings, measured
 
 BENCHES = {
@@ -79,7 +81,7 @@ def study(
         if key not in parts:
             parts[key] = make()
             if partial:
-                report.write_json(partial, parts)
+                objects.write_json(partial, parts)
         return parts[key]
 
     with _threads(threads) as count:
@@ -99,7 +101,7 @@ def _threads(count: int | None) -> Iterator[int]:
 
 def about() -> dict:
     """What every committed run says of where it was made."""
-    return {"machine": machine.machine(), "versions": machine.versions(), "commit": report.machine().get("commit")}
+    return {"machine": machine.machine(), "versions": machine.versions(), "commit": machine.provenance().get("commit")}
 
 
 def rows(

@@ -73,9 +73,7 @@ def providers(case: AttendCase, device: str) -> dict[str, Provider]:
         return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask[:, None, None], scale=scale).view_as(q)
 
     def grouped():
-        out = F.scaled_dot_product_attention(
-            q[:, :, None], k, v, attn_mask=mask[:, None, None], scale=scale, enable_gqa=True
-        )
+        out = F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=mask[:, None, None], scale=scale, enable_gqa=True)
         return out[:, :, 0]
 
     ways = {"tmem": tmem, "torch sdpa, folded": folded, "torch sdpa, enable_gqa": grouped}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import forward as fw
+from ..models import forward as fw
 from ..ops import lora_decode_
 from .cases import ALL, MLP, SMOL, TINY, ModelCase, model_case
 from .measure import Provider

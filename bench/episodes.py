@@ -20,13 +20,13 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from .. import models
 from ..agent.config import agent_config
-from ..agent.episode import Agent, Rollout, run
+from ..agent.loop import Agent, Rollout, run
 from ..agent.write import render
 from ..episode import Episode
 from ..machine import keep_memory, rows_apart
-from ..report import figure
+from ..models import loading
+from ..report.figure import figure
 from ..tasks import stream
 from .measure import WrongNumbers
 from .train import PRESET, given, loaded
@@ -58,7 +58,7 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -
     plan = Plan.of(quick, device)
     if not quick:
         keep_memory()
-    dtype = models.default_dtype(device)
+    dtype = loading.default_dtype(device)
     model, tokenizer = loaded(quick, device, dtype)
     agent = Agent.build(model, tokenizer, agent_config(PRESET), slots=max(plan.counts))
     rows, each = [], plan.rounds + 1
@@ -85,7 +85,7 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -
             row[f"{name}_an_hour"] = 3600 * count / row[name]
         row["ratio"] = statistics.median(b / a for a, b in zip(times["together"], times["apart"]))
         rows.append(row)
-    work = {"model": "tiny, random" if quick else models.DEFAULT, "preset": PRESET, "rounds": plan.rounds}
+    work = {"model": "tiny, random" if quick else loading.DEFAULT, "preset": PRESET, "rounds": plan.rounds}
     return {"rows": rows, "work": work}
 
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attach import Route, Segments
-from ..bank import AdapterBank
+from ..adapters.attach import Route, Segments
+from ..adapters.bank import AdapterBank
+from ..adapters.routes import serving
 from ..ops import lora_plan
-from ..routes import serving
 from ..testing import segments
 from .cases import LoraCase, lora_cases
 from .measure import Provider

@@ -67,9 +67,7 @@ def measured(bench: str, case, providers: dict[str, Provider], ratio_to: str, se
     for name, provider in providers.items():
         _check(bench, case, name, provider)
     copied = torch.ones(2, -(-case.bytes // 8), device=device)  # not zeros: those share one page until written
-    times = _in_turns(
-        {"copy": Provider(lambda: copied[0].copy_(copied[1]), dict, {}), **providers}, settings, device
-    )
+    times = _in_turns({"copy": Provider(lambda: copied[0].copy_(copied[1]), dict, {}), **providers}, settings, device)
     quantiles = {name: _quantiles(ms) for name, ms in times.items()}
     copy = quantiles.pop("copy")["ms"]
     return [

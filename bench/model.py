@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import forward as fw
-from ..bank import AdapterBank
+from ..adapters.bank import AdapterBank
+from ..models import forward as fw
 from .cases import ALL, RAGGED, SMOL, TINY, ModelCase, model_case
 from .measure import Provider
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.ticker import NullLocator
 
-from ..report import figure
+from ..report.figure import figure
 
 _SWEEPS = {
     "adapters": "adapters that share 512 tokens",

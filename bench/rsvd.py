@@ -114,9 +114,9 @@ def works(device: str, quick: bool) -> Iterator[Work]:
     """On the CPU the default model's own linear layers; on a GPU random matrices with weight-like spectra of the shapes of
     two layers of Llama-3.1-8B, and the paper's scope: the MLP of the last 4 layers of Qwen3-4B."""
     if device == "cpu":
-        from .. import models
+        from ..models import loading
 
-        model, _ = models.load(dtype=torch.float32, device="cpu")
+        model, _ = loading.load(dtype=torch.float32, device="cpu")
         found = [p.detach() for n, p in model.named_parameters() if n.endswith("_proj.weight")]
         if quick:
             found = found[:2] + found[-2:]

@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..folders import locked
-from ..plain import Terminal
-from ..progress import lines_for, printed
-from ..report import write_json
-from . import STUDIES, episodes, plots, run, soak, studies, study, targets, train
+from ..files.folders import locked
+from ..files.objects import write_json
+from ..study import soak
+from ..terminal.plain import Terminal
+from ..terminal.progress import lines_for, printed
+from . import STUDIES, episodes, plots, run, studies, study, targets, train
 
 TITLES = {
     "lora": "one linear layer K→N, adapters x tokens, forward and backward: ms, ratio to base (grouped: torch._grouped_mm)",
@@ -68,9 +69,7 @@ def _study(name: str, json: Path | None, *, quick: bool, threads: int | None, **
     _print_aims(console, found.get("aims", []), quick)
     if "ceilings" in found:
         _print_limits(console, found["ceilings"])
-    console.print(
-        f"{_device(found)}, {found['settings']['threads']} threads" + (", tiny: not a measurement" if quick else "")
-    )
+    console.print(f"{_device(found)}, {found['settings']['threads']} threads" + (", tiny: not a measurement" if quick else ""))
     if json:
         write_json(json, found)
         partial.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ Each provider that is ours, alone and not in turns: compare runs of one idle mac
 """
 
 import pytest
+
 from tmem.bench import BENCHES
 from tmem.bench.measure import _check
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..report import figure
-from . import init, rsvd
+from ..report.figure import figure
+from ..study import init
+from . import rsvd
 
 
 def tables(name: str, found: dict) -> list[Table]:

@@ -34,19 +34,19 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
-from .. import models
+from ..adapters.bank import AdapterBank, Snapshot
 from ..agent import decode as decoding
 from ..agent.config import agent_config, build, read
-from ..agent.episode import Action, Agent, Clock, Rollout, run
+from ..agent.loop import Action, Agent, Clock, Rollout, run
 from ..agent.write import render
-from ..bank import AdapterBank, Snapshot
 from ..episode import Pair
 from ..machine import keep_memory
-from ..report import figure
+from ..models import loading
+from ..report.figure import figure
 from ..rl import replay
+from ..rl.budget import Shape
 from ..rl.config import TrainConfig
 from ..rl.loss import policy_loss
-from ..rl.plan import Shape
 from ..rl.policy import Policy, Replicated
 from ..rl.rollout import scores
 from ..tasks.stream import Stream
@@ -357,10 +357,10 @@ def check(ours: Ours, plain: Plain) -> dict[str, float]:
 def loaded(quick: bool, device: str, dtype: torch.dtype) -> tuple:
     """The default model, or, `quick`, a tiny one with random weights; and its tokenizer."""
     if not quick:
-        return models.load(device=device, dtype=dtype)
+        return loading.load(device=device, dtype=dtype)
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = models.load_tokenizer()
+    tokenizer = loading.load_tokenizer()
     sizes = {**dict(TINY), "vocab_size": len(tokenizer)}
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True, initializer_range=0.1))
@@ -384,7 +384,7 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -
     plan = Plan.of(quick, device)
     if not quick:
         keep_memory()  # as `tmem train` does; both ways have it
-    dtype, off, total = models.default_dtype(device), {}, 2 * plan.rounds + 2
+    dtype, off, total = loading.default_dtype(device), {}, 2 * plan.rounds + 2
     watch("both ways compared, fp32", 0, total)
     if dtype != torch.float32:
         off["float32"] = check(*ways(Plan(1, 2, 1, plan.pairs), quick, device, torch.float32))
@@ -411,7 +411,7 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -
             "tmem_rounds": mine, "plain_rounds": theirs, **needed[part],
         })  # fmt: skip
     work = {
-        "model": "tiny, random" if quick else models.DEFAULT, "episodes": plan.episodes, "group": plan.group,
+        "model": "tiny, random" if quick else loading.DEFAULT, "episodes": plan.episodes, "group": plan.group,
         "rounds": plan.rounds, "pairs": sum(len(r.pairs) for r in ours.rollouts), "epochs": ours.epochs,
     }  # fmt: skip
     aim = {

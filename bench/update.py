@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .. import forward as fw
+from ..models import forward as fw
 from .cases import MLP, SMOL, TINY, ModelCase, model_case
 from .measure import Provider
 from .model import bank_of, decoder

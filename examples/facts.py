@@ -64,5 +64,5 @@ if __name__ == "__main__":
         said = memory.ask(question)
         unknown += said == "unknown"
         print(f"{'+' if said == 'unknown' else '-'} {question:42} {said}")
-    told, not_told = f"{right} of {len(facts)} recalled", f"{unknown} of {len(never_told)} that were never told \"unknown\""
+    told, not_told = f"{right} of {len(facts)} recalled", f'{unknown} of {len(never_told)} that were never told "unknown"'
     print(f"{told}, {not_told}; learned in {taken:.0f} s of CPU, asked in {time.process_time() - start - taken:.0f} s")

@@ -4,9 +4,10 @@ import os
 
 import pytest
 import torch
+from tiny_cli import tmem  # noqa: F401
 
-from tmem import models
 from tmem.machine import rows_apart
+from tmem.models import loading
 
 # With deterministic algorithms, which poison memory, cuBLAS asks for a workspace of fixed size. Read when CUDA starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -25,7 +26,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-_MODELS = {name: getattr(models, name) for name in ("load", "save", "default_dtype")}
+_MODELS = {name: getattr(loading, name) for name in ("load", "save", "default_dtype")}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,7 +34,7 @@ def real_models():
     """Every file of tests starts with the real models, whatever the one before put in their place (tiny_run does)."""
     yield
     for name, function in _MODELS.items():
-        setattr(models, name, function)
+        setattr(loading, name, function)
 
 
 @pytest.fixture

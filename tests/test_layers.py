@@ -12,14 +12,16 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up; a module imports from its own line and the lines above it. A new module takes its place here.
 LEVELS = (
-    {"folders", "journal", "machine", "episode", "plain", "progress", "shapes", "testing"},
-    {"triton_kernels", "reference"},
+    {"files", "terminal", "machine", "stats", "episode", "words", "testing"},
+    {"reference", "triton_kernels"},
     {"ops"},
-    {"attention"},
-    {"bank", "attach", "routes", "forward", "init", "peft_io", "models", "gguf", "gguf_file", "gguf_tokenizer", "report"},
-    {"agent", "memory", "memory_file", "compute"},
-    {"tasks", "judge", "judge_local", "judge_prompts", "judge_words", "grading", "evaluate", "searching", "rl", "bench", "page",
-     "comparison", "grids", "pictures", "runs", "texts", "console", "understood"},
+    {"models"},
+    {"adapters", "tasks"},
+    {"agent"},
+    {"memory", "methods", "rl"},
+    {"evaluation"},
+    {"report"},
+    {"study", "bench"},
     {"cli"},
     {"__main__"},
 )
@@ -88,13 +90,13 @@ def test_imports_go_downwards_only():
 @pytest.mark.parametrize(
     "module, text",
     [
-        ("tmem.bank", "from .agent import write"),
-        ("tmem.bank", "def f():\n    from tmem.rl.loss import grpo"),
-        ("tmem.agent.learn", "from ..tasks import stream"),
+        ("tmem.adapters.bank", "from ..agent import write"),
+        ("tmem.adapters.bank", "def f():\n    from tmem.rl.loss import grpo"),
+        ("tmem.tasks.stream", "from ..agent import write"),
         ("tmem.agent.learn", "from .. import cli"),
-        ("tmem.ops.linear", "import tmem.bank"),
-        ("tmem.models", "from tmem import Memory"),
-        ("tmem.forward", "import torch\ntorch.library.custom_op('tmem::f', f)"),
+        ("tmem.ops.linear", "import tmem.adapters.bank"),
+        ("tmem.models.loading", "from tmem import Memory"),
+        ("tmem.models.forward", "import torch\ntorch.library.custom_op('tmem::f', f)"),
         ("tmem.reference", "from torch.library import custom_op"),
         ("tmem.triton_kernels.shrink", "from ..reference import lora_shrink"),
         ("tmem.triton_kernels.shrink", "import numpy as np"),
@@ -108,7 +110,7 @@ def test_the_reader_sees_a_wrong_import(module, text):
     "module, text",
     [
         ("tmem.cli", "from . import models, rl"),
-        ("tmem.agent.learn", "import torch\nfrom ..bank import AdapterBank\nfrom .chat import prompt"),
+        ("tmem.agent.learn", "import torch\nfrom ..adapters.bank import AdapterBank\nfrom .config import read"),
         ("tmem.ops.linear", "import torch\ntorch.library.custom_op\nfrom ..triton_kernels import shrink"),
         ("tmem.triton_kernels.shrink", "import math\nimport torch, triton.language as tl\nfrom .tile import block"),
     ],
@@ -130,7 +132,7 @@ def test_kernel_headers_know_no_torch():
 @pytest.mark.parametrize(
     "module, absent",
     [
-        ("tmem.ops", {"transformers", "peft", "tmem.agent", "tmem.bank", "tmem.rl"}),
+        ("tmem.ops", {"transformers", "peft", "tmem.agent", "tmem.adapters", "tmem.rl"}),
         ("tmem", {"transformers", "peft", "tmem.agent", "tmem.rl"}),
         ("tmem.cli", {"torch", "transformers", "rich"}),
     ],

@@ -14,10 +14,12 @@ import pytest
 import tiny_memory
 import torch
 from tiny import pairs
+from tiny_memory import PRESET
 
-from tmem import Memory, models
+from tmem import Memory
 from tmem.agent.decode import Generation
 from tmem.agent.learn import Learned
+from tmem.models import loading
 
 # Sixteen facts, not those that the settings were chosen on.
 EXAMPLE = Path(__file__).parents[1] / "examples" / "facts.py"
@@ -99,19 +101,6 @@ def test_bad_input_is_named(taught):
         Memory.from_pretrained(preset="huge")
 
 
-PRESET = """
-[memory]
-rank = 8
-last_layers = 3
-[learn]
-lr = 0.02
-epochs = 30
-rehearse = 8
-[answer]
-max_new = 6
-"""
-
-
 def test_a_memory_goes_on_in_another_process(tmp_path, monkeypatch):
     """Saved and loaded elsewhere it answers the same and learns on to the bit as one that only lost its optimizer's moments."""
     preset, folder = tmp_path / "tiny.toml", tmp_path / "m"
@@ -123,7 +112,8 @@ def test_a_memory_goes_on_in_another_process(tmp_path, monkeypatch):
         done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **threads})
         return json.loads(done.stdout)
 
-    monkeypatch.setattr(models, "load", tiny_memory.load)
+    monkeypatch.setattr(loading, "load", tiny_memory.load)
+
     def here(*steps):
         return tiny_memory.lived(str(preset), *steps)
 
@@ -154,7 +144,7 @@ def test_a_memory_goes_on_in_another_process(tmp_path, monkeypatch):
 def test_a_damaged_memory_is_named(tmp_path, monkeypatch, name, content, sentence):
     preset = tmp_path / "tiny.toml"
     preset.write_text(PRESET)
-    monkeypatch.setattr(models, "load", tiny_memory.load)
+    monkeypatch.setattr(loading, "load", tiny_memory.load)
     Memory.from_pretrained(preset=str(preset)).save(tmp_path / "m")
     (tmp_path / "m" / name).write_text(content)
     with pytest.raises(ValueError, match=re.escape(sentence)):
@@ -165,7 +155,7 @@ def test_a_memory_of_other_weights_is_refused(tmp_path, monkeypatch):
     """Same shapes: Δ learned on the model as it came means nothing to a trained one."""
     preset = tmp_path / "tiny.toml"
     preset.write_text(PRESET)
-    monkeypatch.setattr(models, "load", tiny_memory.load)
+    monkeypatch.setattr(loading, "load", tiny_memory.load)
     Memory.from_pretrained(preset=str(preset)).save(tmp_path / "m")
 
     def trained(name=None, **_):
@@ -174,7 +164,7 @@ def test_a_memory_of_other_weights_is_refused(tmp_path, monkeypatch):
             model.get_input_embeddings().weight.mul_(1.1)
         return model, tokenizer
 
-    monkeypatch.setattr(models, "load", trained)
+    monkeypatch.setattr(loading, "load", trained)
     with pytest.raises(ValueError, match="was made with weights [0-9a-f]{16}; open it with the same model"):
         Memory.from_pretrained(preset=str(preset), path=str(tmp_path / "m"))
 
@@ -187,7 +177,7 @@ def tiny_one(tmp_path, monkeypatch):
     """A function that makes a tiny memory on a model with room for `slots`."""
     preset = tmp_path / "tiny.toml"
     preset.write_text(PRESET + "[write]\nwindow = 60\nmax_new = 8\n")
-    monkeypatch.setattr(models, "load", tiny_memory.load)
+    monkeypatch.setattr(loading, "load", tiny_memory.load)
     return lambda slots=1, **options: Memory.from_pretrained(preset=str(preset), slots=slots, **options)
 
 
@@ -288,9 +278,9 @@ def test_reading_tells_how_far_it_is(tiny_one, capfd, monkeypatch):
     memory.learn(pairs(2), lambda *what: told.append(what))
     assert told[-1][0] == "learn" and told[-1][1] == told[-1][2]
     assert capfd.readouterr().err.count("\n") <= 1  # the warning
-    monkeypatch.setattr("tmem.progress.FIRST", 0.0)
-    monkeypatch.setattr("tmem.progress.EVERY", 0.0)
-    monkeypatch.setattr("tmem.progress.logger", logging.Logger("nobody's"))
+    monkeypatch.setattr("tmem.terminal.progress.FIRST", 0.0)
+    monkeypatch.setattr("tmem.terminal.progress.EVERY", 0.0)
+    monkeypatch.setattr("tmem.terminal.progress.logger", logging.Logger("nobody's"))
     memory.observe("Ada: I have a cat.\n" * 30)
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == total + 2 and re.fullmatch(rf"write: 2 of {total + 1}, \d+ s gone, \d+ s left", lines[2])

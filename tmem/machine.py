@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import subprocess
 import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("tmem", "torch", "transformers", "peft", "triton", "numpy", "scikit-learn")
 
@@ -110,3 +112,19 @@ def give_memory_back(share: float = 0.3) -> bool:
 
 def _glibc(name: str):
     return getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None
+
+
+def provenance() -> dict[str, Any]:
+    """What a figure depends on: processor, cores, GPUs, versions (read from metadata), and the commit if in a checkout.
+
+    The commit ends in "-dirty" when tracked files differ from it; an installed package has none.
+    """
+    found = {**machine(), **versions()}
+    root = Path(__file__).parents[1]
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        try:
+            found["commit"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            found["commit"] = None
+    return found

@@ -11,17 +11,18 @@ from pathlib import Path
 
 import torch
 
-from . import models
+from .adapters.memory_file import read_memory, write_memory
+from .adapters.peft import load_peft, peft_files
 from .agent.config import agent_config
 from .agent.decode import decode
-from .agent.episode import Agent, LogEntry, answer, segments
 from .agent.learn import Learned, learn
-from .agent.lesson import lesson
-from .agent.write import normalise, parse, write_prompt
+from .agent.loop import Agent, LogEntry, answer, segments
+from .agent.teach import lesson
+from .agent.write import parse, write_prompt
 from .episode import Pair
-from .memory_file import read_memory, write_memory
-from .peft_io import load_peft, peft_files
-from .progress import Lines
+from .models import loading
+from .terminal.progress import Lines
+from .words import normalise
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much in all
 
@@ -74,9 +75,9 @@ class Memory:
         """A memory on `model` (None: the default model; else a folder, a .gguf file or a hub id), empty or from `path`.
 
         slots   how many memories the model has room for, this one included (see `another`)
-        Raises tmem.models.ModelError if the model cannot be had, ValueError for an unknown preset.
+        Raises tmem.models.loading.ModelError if the model cannot be had, ValueError for an unknown preset.
         """
-        network, tokenizer = models.load(model)
+        network, tokenizer = loading.load(model)
         for parameter in network.parameters():
             parameter.requires_grad_(False)
         return cls(Agent.build(network, tokenizer, agent_config(preset), slots=slots))._opened(path)
@@ -220,7 +221,9 @@ class Memory:
         bank, config = self.agent.bank, self.agent.model.config
         return {
             "model": f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}",
-            "weights": _fingerprint(self.agent.model), "targets": list(bank.targets), "last_layers": bank.last_layers,
+            "weights": _fingerprint(self.agent.model),
+            "targets": list(bank.targets),
+            "last_layers": bank.last_layers,
             "init": bank.init,
         }
 

@@ -134,9 +134,7 @@ def lora_gram_(
         g[slot, :r] += z[lo:hi, :r].T @ v[lo:hi].to(z.dtype)
 
 
-def lora_gram(
-    z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None
-) -> Tensor:
+def lora_gram(z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None) -> Tensor:
     """`lora_gram_` onto zeros.  -> g [S,R,D] in z's dtype."""
     g = z.new_zeros(rank.shape[0], z.shape[1], v.shape[1])
     lora_gram_(g, z, v, seg_off, seg_slot, rank)
@@ -163,9 +161,7 @@ def lora_linear(
     return y, z
 
 
-def lora_decode_(
-    y: Tensor, x: Tensor, a: Tensor, bt: Tensor, row_slot: Tensor, rank: Tensor, scale: Tensor
-) -> None:
+def lora_decode_(y: Tensor, x: Tensor, a: Tensor, bt: Tensor, row_slot: Tensor, rank: Tensor, scale: Tensor) -> None:
     """y[m] += expand(shrink(x[m], a), bt) with slot row_slot[m], in place; -1: none.  x [M,K], y [M,N], row_slot [M]."""
     seg_off = torch.arange(len(row_slot) + 1)
     z = lora_shrink(x, a, seg_off, row_slot, rank, scale)

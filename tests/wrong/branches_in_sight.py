@@ -2,7 +2,7 @@
 
 import torch
 
-from tmem import forward
+from tmem.models import forward
 from tmem.rl import replay
 
 

@@ -1,6 +1,6 @@
 """Wrong: a reading holds the tokens of all generations, the answer's among them, and the answer's row holds those again."""
 
-from tmem import searching
+from tmem.evaluation import searching
 
 
 def reading_of(method, seed, t):

@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from tmem.agent import episode
+from tmem.agent import loop
 
 
 def run(agent, episodes, keys, **options):
-    rollouts = episode.run(agent, episodes, keys, **options)
+    rollouts = loop.run(agent, episodes, keys, **options)
     for rollout in rollouts:
         last = rollout.actions[-1].delta
         rollout.actions = [dataclasses.replace(a, delta=last) for a in rollout.actions]

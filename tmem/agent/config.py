@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..bank import MLP
+from ..adapters.bank import MLP
 from .learn import LearnConfig
 
 if sys.version_info >= (3, 11):

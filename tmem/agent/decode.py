@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import forward as fw
-from ..bank import AdapterBank
-from ..routes import alone
+from ..adapters.bank import AdapterBank
+from ..adapters.routes import alone
+from ..models import forward as fw
 from .steps import Steps
 
 MAX_ROWS = 96  # rows decoded at once; bounds the key/value cache
@@ -259,9 +259,7 @@ def _decode(model, prompts, begins, bank, slots, ends, max_new, temperature, noi
             continue
         mask = visible[:, None, None, : cache.shown(cache.length + 1)]
         with _routed(bank, slots):
-            hidden = fw.layers(
-                model, fw.embed(model, token[:, None]), (lengths + step)[:, None], mask, cache=cache
-            )[:, 0]
+            hidden = fw.layers(model, fw.embed(model, token[:, None]), (lengths + step)[:, None], mask, cache=cache)[:, 0]
         logits = fw.logits(model, hidden)
         cache.advance(1)
     return [Generation(t, lp, f) for t, lp, f in zip(tokens, logps, finished)]

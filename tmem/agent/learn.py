@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import forward as fw
-from ..bank import AdapterBank
+from ..adapters.bank import AdapterBank
 from ..episode import Pair
-from .chat import Chat
+from ..models import forward as fw
+from ..models.chat import Chat
 
 MAX_TOKENS = 8192  # padded tokens in one forward pass; bounds activation memory
 
@@ -33,7 +33,7 @@ class LearnConfig:
     epochs: int = 10
     batch: int = 16  # pairs per minibatch and slot
     rehearse: int = 0  # earlier pairs of the episode learned again with each write: without them it forgets the last one
-    contrast: int = 0  # questions about somebody else learned with each write, answered `unknown` (tmem.agent.lesson)
+    contrast: int = 0  # questions about somebody else learned with each write, answered `unknown` (tmem.agent.teach)
     unknown: str = "unknown"  # tmem eval takes the task's words where a task has some
     target: float = 0.0  # mean answer-token loss (nats) of an epoch at which a slot has learned enough and stops
     clip: float = 0.0  # gradient norm per slot; 0 = off
@@ -91,9 +91,7 @@ class _Block:
             return None
         place = {r: i for i, r in enumerate(keep)}
         labels = [
-            (place[r], c, t, w)
-            for r, c, t, w in zip(self.rows, self.columns, self.targets, self.weights)
-            if w and r in place
+            (place[r], c, t, w) for r, c, t, w in zip(self.rows, self.columns, self.targets, self.weights) if w and r in place
         ]
         return self.filled(self.hidden[keep], [self.slots[r] for r in keep], [self.lengths[r] for r in keep], labels)
 
@@ -215,9 +213,7 @@ def _block(model, bank, group, length, labels) -> _Block:
     device = bank.device
     ids = fw.pad([g[1] for g in group], length, device=device)
     positions = torch.arange(length, device=device)[None]
-    hidden = fw.layers(
-        model, fw.embed(model, ids), positions, fw.causal_mask(length, device), stop=trunk_layers(model, bank)
-    )
+    hidden = fw.layers(model, fw.embed(model, ids), positions, fw.causal_mask(length, device), stop=trunk_layers(model, bank))
     # The state at column c predicts token c + 1.
     spots = [
         (row, c - 1, seq[c], 1.0 / labels[slot])

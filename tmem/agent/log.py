@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..plain import in_markdown
-from .episode import LogEntry, Rollout
+from ..terminal.plain import in_markdown
+from .loop import LogEntry, Rollout
 
 
 def record(rollout: Rollout) -> dict:
@@ -42,8 +42,11 @@ def readable(record: dict) -> str:
         stuck = {s["question"]: s for s in write["stuck"]}
         for question, answer in write["pairs"]:
             s = stuck.get(question)
-            mark = "" if s is None else f"  [paraphrase {'held' if s['recalled'] else 'lost: ' + s['said']}" + (
-                "]" if s["other"] is None else f", other person {'LEAKED' if s['leaked'] else 'clean'}]"
+            mark = (
+                ""
+                if s is None
+                else f"  [paraphrase {'held' if s['recalled'] else 'lost: ' + s['said']}"
+                + ("]" if s["other"] is None else f", other person {'LEAKED' if s['leaked'] else 'clean'}]")
             )
             lines.append(f"- {in_markdown(f'{question} -> {answer}{mark}')}")
         kept = f"ROLLED BACK: {write['undone']}" if write["undone"] else "kept"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .. import forward as fw
+from ..models import forward as fw
 from .learn import MAX_TOKENS
 
 

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .. import forward as fw
-from ..attach import Route
-from ..bank import AdapterBank
-from ..routes import alone
+from ..adapters.attach import Route
+from ..adapters.bank import AdapterBank
+from ..adapters.routes import alone
+from ..models import forward as fw
 
 ROOM = 0.25  # of a GPU's memory: what the keys and values of captured steps of one bank, or model, may take
 

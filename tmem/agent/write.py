@@ -6,20 +6,16 @@ the same content in about half the tokens, which is what writing costs.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..episode import Pair
+from ..words import normalise
 
 _PROMPT = (
     "{passage}\n\n"
     "Write each fact above as a question that names the person, and a short answer, on two lines:\n"
     "Q: question\nA: answer"
-)
-_FUNCTION_WORDS = frozenset(
-    "a an the is are was were do does did has have had of s to in on at for with by from and or it its what which who whom "
-    "whose when where how that this her his their".split()
 )
 _KNOWN = "\nWhat will be asked later: {question}"
 
@@ -50,16 +46,6 @@ class Written:
     @property
     def dropped(self) -> int:
         return self.malformed + self.empty + self.duplicates + self.conflicts
-
-
-def normalise(text: str) -> str:
-    """Lower case, letters and digits only, single spaces: two questions with the same form are the same question."""
-    return " ".join(re.findall(r"\w+", text.lower()))
-
-
-def content(text: str) -> frozenset[str]:
-    """The words of a text that carry its meaning, in lower case: all but function words."""
-    return frozenset(normalise(text).split()) - _FUNCTION_WORDS
 
 
 def parse(text: str, *, finished: bool = True, limit: int = 64) -> Written:

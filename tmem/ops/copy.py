@@ -14,9 +14,7 @@ def _fake(matrices, source, target):
     return None
 
 
-_op = define(
-    "bank_copy_(Tensor(a!)[] matrices, Tensor source, Tensor target) -> ()", reference.bank_copy_, _fake
-)
+_op = define("bank_copy_(Tensor(a!)[] matrices, Tensor source, Tensor target) -> ()", reference.bank_copy_, _fake)
 
 
 @_checks.public

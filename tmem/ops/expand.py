@@ -13,8 +13,7 @@ def _fake(o, z, f, seg_off, seg_slot, rank, plan=None):
 
 
 _op = define(
-    "lora_expand_(Tensor(a!) o, Tensor z, Tensor f, Tensor seg_off, Tensor seg_slot, Tensor rank, Tensor? plan=None)"
-    " -> ()",
+    "lora_expand_(Tensor(a!) o, Tensor z, Tensor f, Tensor seg_off, Tensor seg_slot, Tensor rank, Tensor? plan=None) -> ()",
     reference.lora_expand_,
     _fake,
 )

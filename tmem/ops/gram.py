@@ -60,9 +60,7 @@ def lora_gram_(
 
 
 @_checks.public
-def lora_gram(
-    z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None
-) -> Tensor:
+def lora_gram(z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None) -> Tensor:
     """g[slot,j,d] = Σ_{m in slot} z[m,j]·v[m,d] for j < rank[slot], else 0. Not differentiable.
 
     z [M,R] fp32; v [M,D] fp32 or bf16; or both fp64. seg_off, seg_slot, rank [S], plan: see tmem.reference.

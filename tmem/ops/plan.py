@@ -12,9 +12,7 @@ def _fake(seg_off, seg_slot, rank, rows):
     return seg_off.new_empty(_checks.plan_size(rows, seg_slot.shape[0], rank.shape[0]))
 
 
-_op = define(
-    "lora_plan(Tensor seg_off, Tensor seg_slot, Tensor rank, SymInt rows) -> Tensor", reference.lora_plan, _fake
-)
+_op = define("lora_plan(Tensor seg_off, Tensor seg_slot, Tensor rank, SymInt rows) -> Tensor", reference.lora_plan, _fake)
 
 
 @_checks.public

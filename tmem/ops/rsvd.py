@@ -154,9 +154,7 @@ def _check(op: str, i: int, matrix: Tensor, rank: int) -> None:
     if matrix.is_meta:
         raise ValueError(f"{op}: {name} of shape {list(matrix.shape)} is on the meta device and has no values")
     if type(rank) is not int or not 1 <= rank <= min(matrix.shape):
-        raise ValueError(
-            f"{op}: rank must be in 1..{min(matrix.shape)} for {name} of shape {list(matrix.shape)}, got {rank!r}"
-        )
+        raise ValueError(f"{op}: rank must be in 1..{min(matrix.shape)} for {name} of shape {list(matrix.shape)}, got {rank!r}")
 
 
 def _not_finite(w: Tensor, rank: int) -> tuple:

@@ -18,8 +18,7 @@ def _fake_multi(v, f, seg_off, seg_slot, rank, scale, plan=None):
 
 
 _op = define(
-    "lora_shrink(Tensor v, Tensor f, Tensor seg_off, Tensor seg_slot, Tensor rank, Tensor scale, Tensor? plan=None)"
-    " -> Tensor",
+    "lora_shrink(Tensor v, Tensor f, Tensor seg_off, Tensor seg_slot, Tensor rank, Tensor scale, Tensor? plan=None) -> Tensor",
     reference.lora_shrink,
     _fake,
 )

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from ..folders import ASIDE, aside, atomic_folder, standing
+from ..files.folders import ASIDE, aside, atomic_folder, standing
 from .world import World
 
 STATE = "state.json"

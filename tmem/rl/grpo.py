@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..agent.episode import Agent, Clock, Rollout
+from ..agent.loop import Agent, Clock, Rollout
 from ..tasks import Task
 from . import neutral, replay
 from .config import TrainConfig

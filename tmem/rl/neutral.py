@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import forward as fw
-from ..agent.episode import Agent, answer
-from ..agent.write import normalise
-from ..bank import Snapshot
+from ..adapters.bank import Snapshot
+from ..agent.loop import Agent, answer
+from ..models import forward as fw
+from ..words import normalise
 from .replay import padded, restored
 
 # Invented, so that no model has read them and no task is made of them.

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .. import forward as fw
 from ..agent.steps import outdate
+from ..models import forward as fw
 from .world import ALONE, World
 
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..agent.episode import Action, Agent, Rollout
+from ..adapters.bank import AdapterBank, Snapshot
 from ..agent.learn import learn
-from ..agent.lesson import lesson
-from ..bank import AdapterBank, Snapshot
+from ..agent.loop import Action, Agent, Rollout
+from ..agent.teach import lesson
 from .loss import policy_loss, token_logp
 from .policy import Policy
 

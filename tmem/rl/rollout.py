@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..agent.episode import Agent, Clock, Rollout, run
+from ..agent.loop import Agent, Clock, Rollout, run
 from ..agent.probe import names
-from ..agent.write import normalise
 from ..episode import Episode, Pair
 from ..tasks import Task
+from ..words import normalise
 from .config import TrainConfig
 
 

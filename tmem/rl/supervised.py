@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..agent.episode import Agent
+from ..adapters.bank import Snapshot
 from ..agent.learn import learn
-from ..agent.lesson import lesson, rehearsal
+from ..agent.loop import Agent
+from ..agent.teach import lesson, rehearsal
 from ..agent.write import render, write_prompt
-from ..bank import Snapshot
 from ..episode import Episode, Pair
 from .config import TrainConfig
 from .loss import token_logp
@@ -60,9 +60,7 @@ def shown(text: str, pairs: Sequence[Pair], config: TrainConfig) -> list[Pair]:
     return [pairs[i] for i in sorted(draw.sample(range(len(pairs)), count))]
 
 
-def examples(
-    agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Episode]
-) -> tuple[list[Example], list[Example]]:
+def examples(agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Episode]) -> tuple[list[Example], list[Example]]:
     """Writing and recalling examples of one step's training episodes.
 
     Passage j with its gold pairs is to be written under the Δ that learning the gold pairs before it gives, as in a

@@ -26,19 +26,21 @@ from pathlib import Path
 
 import torch
 
-from .. import models
 from ..agent.config import agent_config, build, read
-from ..agent.episode import Agent, Clock, run
 from ..agent.log import readable, record
-from ..folders import Busy, Lock, atomic_file
-from ..journal import append, encoded, read_object
+from ..agent.loop import Agent, Clock, run
+from ..files.folders import Busy, Lock, atomic_file
+from ..files.journal import append
+from ..files.objects import encoded, read_object, write_json
 from ..machine import give_memory_back
-from ..report import bootstrap, read_run, write_json
+from ..models import loading
+from ..stats import bootstrap
 from ..tasks import task as own_task
 from ..tasks.stream import Stream
 from . import checkpoint, grpo, supervised
 from .config import TrainConfig
 from .policy import Policy, Replicated, Sharded
+from .record import read_run
 from .rollout import means, scores
 from .world import ALONE, World
 
@@ -120,9 +122,7 @@ class Trainer:
         out = self.out
         if self.settings_file.exists():
             if not resume:
-                raise FileExistsError(
-                    f"train: {out} already holds a run; continue it with --resume, or give another --out."
-                )
+                raise FileExistsError(f"train: {out} already holds a run; continue it with --resume, or give another --out.")
             held = read_object(self.settings_file)
             if held != self._settings():
                 changed = _differences(held, self._settings())
@@ -141,7 +141,7 @@ class Trainer:
 
     def _settings(self) -> dict:
         """What must stay as it is from start to end; not how often checkpoints are made or over what ranks θ0 is laid out."""
-        settings = {"preset": self.preset, "model": self.model_name or models.DEFAULT}
+        settings = {"preset": self.preset, "model": self.model_name or loading.DEFAULT}
         for config in (self.config, self.agent_config):
             settings[type(config).__name__] = dataclasses.asdict(config)
         for name in ("save_every", "layout", "micro_tokens", "checkpointing"):
@@ -194,8 +194,8 @@ class Trainer:
     def _build(self) -> None:
         fsdp = self.config.layout == "fsdp"
         wanted = {"dtype": torch.float32} if fsdp else {}
-        model, self.tokenizer = models.load(self.model_name, device=self.world.device, **wanted)
-        dtype = models.default_dtype(next(model.parameters()).device)
+        model, self.tokenizer = loading.load(self.model_name, device=self.world.device, **wanted)
+        dtype = loading.default_dtype(next(model.parameters()).device)
         share = -(-self.config.rl_episodes // self.world.size)
         slots = max(share * self.config.rl_group, -(-self.config.eval_episodes // self.world.size))
         self.agent = Agent.build(model, self.tokenizer, self.agent_config, slots=slots)
@@ -457,7 +457,7 @@ class Trainer:
         if self.world.first:
             self.agent.bank.detach()
             try:
-                models.save(self.agent.model, self.tokenizer, self.out / phase, weights)
+                loading.save(self.agent.model, self.tokenizer, self.out / phase, weights)
             finally:
                 self.agent.bank.attach()
         self.world.wait()

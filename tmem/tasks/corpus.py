@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..agent.retrieve import Embedder
+from ..models.embed import Embedder
 from . import multihop
 from .records import Record, content, listed
 

@@ -1,0 +1,390 @@
+"""AdapterBank and attachment: slots, routing, files, and that nothing but the routed slot moves."""
+
+import json
+
+import peft
+import pytest
+import torch
+from tiny import FAMILIES, model
+from tiny_bank import ALL, IDS, bank_of, fill, logits
+
+from tmem.adapters.bank import AdapterBank
+from tmem.testing import assert_close
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_slot_changes_nothing_and_a_filled_one_only_its_rows(family):
+    network = model(family)
+    plain = logits(network, IDS)
+    bank = bank_of(network)
+    a, b = bank.alloc(), bank.alloc()
+    with bank.route([a, -1, b], learn=False):
+        assert_close("Δ = 0", logits(network, IDS), plain, 1e-6)
+        fill(bank, b)
+        routed = logits(network, IDS)
+    assert_close("rows without Δ", routed[:2], plain[:2], 1e-6)
+    assert (routed[2] - plain[2]).abs().max() > 1e-3
+    assert torch.equal(logits(network, IDS), plain)  # no route: the model itself
+    bank.detach()
+    assert not any("forward" in vars(m) for m in network.modules())
+    assert torch.equal(logits(network, IDS), plain)
+
+
+def test_generation_uses_a_slot_per_row():
+    network = model()
+    bank = bank_of(network)
+    a, b = bank.alloc(), bank.alloc()
+    fill(bank, a, b, size=1.0)
+    options = dict(max_new_tokens=8, do_sample=False, pad_token_id=0)
+    ids = IDS[:1]
+    alone = []
+    for slot in (a, b, -1):
+        with bank.route([slot], learn=False):
+            alone.append(network.generate(ids, attention_mask=torch.ones_like(ids), **options))
+    three = ids.expand(3, -1)
+    with bank.route([a, b, -1], learn=False):
+        together = network.generate(three, attention_mask=torch.ones_like(three), **options)
+    assert torch.equal(together, torch.cat(alone))
+    assert len({tuple(r.tolist()) for r in together}) > 1
+    with bank.route([a], learn=False), pytest.raises(ValueError, match="num_return_sequences"):
+        network.generate(ids, attention_mask=torch.ones_like(ids), num_return_sequences=2, num_beams=2, **options)
+
+
+def test_reset_fork_snapshot_restore_copy_rows():
+    network = model()
+    bank = bank_of(network, slots=4)
+    a = bank.alloc(rank=3, alpha=6.0, lr=0.5)
+    fill(bank, a)
+    bank.m[a] += 2
+    bank.step_count[a] = 7
+    fork = bank.fork(a)
+    for matrix in (bank.param, bank.m, bank.v, bank.step_count, bank.rank, bank.scale, bank.hyper):
+        assert torch.equal(matrix[fork], matrix[a])
+    kept = bank.snapshot(a)
+    bank.reset(a)
+    assert not bank.param[a].any() and not bank.m[a].any() and int(bank.step_count[a]) == 0
+    assert bank.param[fork].any() and float(bank.scale[a]) == 2.0
+    bank.restore(a, kept)
+    assert torch.equal(bank.param[a], bank.param[fork]) and int(bank.step_count[a]) == 7
+    other = bank_of(model(seed=5), slots=1)
+    other.alloc()
+    with pytest.raises(ValueError, match="subspace"):
+        other.restore(0, kept)
+
+
+def test_slots_that_are_free_out_of_range_or_used_up_are_refused():
+    bank = bank_of(model(), slots=1)
+    with pytest.raises(ValueError, match="slot 0 is free"), bank.route([0]):
+        pass
+    slot = bank.alloc()
+    with pytest.raises(RuntimeError, match="all 1 slots"):
+        bank.alloc()
+    with pytest.raises(ValueError, match="expected an int in 0..0, got 5"), bank.route([5]):
+        pass
+    bank.free(slot)
+    for use in (bank.reset, bank.snapshot, bank.free, bank.delta_norm, lambda s: bank.save(s, "x")):
+        with pytest.raises(ValueError, match="slot 0 is free"):
+            use(slot)
+    with pytest.raises(ValueError, match="rank: expected 1..4, got 9"):
+        bank.alloc(rank=9)
+
+
+def test_a_slot_that_changed_between_forward_and_backward_is_caught():
+    network = model()
+    bank = bank_of(network)
+    slot = bank.alloc()
+    for change in (lambda: bank.step([slot]), lambda: bank.reset(slot), lambda: bank.free(slot)):
+        with bank.route([slot] * 3):
+            loss = logits(network, IDS).square().mean()
+        change()
+        with pytest.raises(RuntimeError, match="slot 0 was changed"):
+            loss.backward()
+
+
+def test_modules_that_cannot_be_adapted_are_refused_by_name():
+    network = model()
+    with pytest.raises(ValueError, match="no module named 'gate'"):
+        AdapterBank(network, 1, 2, targets=("gate",))
+    with pytest.raises(ValueError, match="lm_head is tied to model.embed_tokens"):
+        AdapterBank(network, 1, 2, targets=("lm_head",))
+    network.model.layers[0].mlp.qkv_proj = torch.nn.Linear(4, 4)
+    with pytest.raises(ValueError, match="fused into qkv_proj"):
+        AdapterBank(network, 1, 2, targets=("qkv",))
+    network.model.layers[1].self_attn.q_proj = torch.nn.Conv1d(64, 64, 1)
+    with pytest.raises(ValueError, match="layers.1.self_attn.q_proj is a Conv1d"):
+        AdapterBank(network, 1, 2, targets=("q_proj",))
+    with pytest.raises(ValueError, match="rank: expected 1..64"):
+        AdapterBank(model(), 1, 80)
+    bank = bank_of(model())
+    with pytest.raises(RuntimeError, match="detach the other bank first"):
+        bank_of(bank.model)
+
+
+@pytest.mark.parametrize("train_a", [False, True])
+def test_gradients_are_those_of_autograd_on_dense_weights(train_a):
+    """fp64 oracle: W + scale·BA as a leaf per row, one row at a time."""
+    network = model(dtype=torch.float64)
+    bank = bank_of(network, dtype=torch.float64, train_a=train_a)
+    a, b = bank.alloc(rank=2, alpha=3.0), bank.alloc()
+    fill(bank, a, b)
+    slots = [a, b, a]
+    with bank.route(slots):
+        logits(network, IDS).square().mean(dim=(1, 2)).sum().backward()
+    for site in bank.sites:
+        site.want_b = torch.zeros_like(site.bt_grad)
+        site.want = torch.zeros_like(site.a_grad) if train_a else None
+    bank.detach()
+    for row, slot in enumerate(slots):
+        r, scale = int(bank.rank[slot]), float(bank.scale[slot])
+        leaves, plain = [], []
+        for site in bank.sites:
+            fa = site.a[slot if train_a else 0, :r].detach().clone().requires_grad_()
+            fb = site.bt[slot, :r].detach().clone().requires_grad_()
+            leaves.append((fa, fb))
+            plain.append(site.module.weight)
+            w = site.module.weight.detach() + scale * fb.T @ fa
+            del site.module._parameters["weight"]
+            site.module.weight = w
+        logits(network, IDS[row : row + 1]).square().mean().backward()
+        for site, (fa, fb), w in zip(bank.sites, leaves, plain):
+            del site.module.weight
+            site.module._parameters["weight"] = w
+            site.want_b[slot, :r] += fb.grad
+            if train_a:
+                site.want[slot, :r] += fa.grad
+    for site in bank.sites:
+        assert_close(f"dB {site.name}", site.bt_grad, site.want_b, 1e-12)
+        if train_a:
+            assert_close(f"dA {site.name}", site.a_grad, site.want, 1e-12)
+
+
+@pytest.mark.parametrize("train_a", [False, True])
+def test_peft_reads_what_save_writes_and_load_reads_what_peft_writes(tmp_path, train_a):
+    network = model()
+    bank = bank_of(network, train_a=train_a, last_layers=2)
+    slot = bank.alloc(rank=3, alpha=1.5)
+    fill(bank, slot)
+    bank.save(slot, tmp_path / "ours")
+    with bank.route([slot] * 3, learn=False):
+        ours = logits(network, IDS)
+    theirs = peft.PeftModel.from_pretrained(model(), tmp_path / "ours")
+    assert_close("logits in PEFT", logits(theirs, IDS), ours, 1e-5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = bank.load(tmp_path / "theirs")
+    used = [s.bt[:, :3] for s in bank.sites] + [s.a[:, :3] for s in bank.sites if train_a]
+    assert all(torch.equal(part[again], part[slot]) for part in used)
+    with bank.route([again] * 3, learn=False):
+        assert_close("logits after load", logits(network, IDS), ours, 1e-6)
+
+
+def test_load_takes_an_adapter_made_by_peft_and_refuses_what_does_not_fit(tmp_path):
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    torch.manual_seed(3)
+    theirs = peft.get_peft_model(model(), config).eval()
+    theirs.save_pretrained(tmp_path / "a")
+    network = model()
+    bank = bank_of(network, train_a=True)
+    slot = bank.load(tmp_path / "a")
+    with bank.route([slot] * 3, learn=False):
+        assert_close("logits", logits(network, IDS), logits(theirs, IDS), 1e-5)
+    shared = bank_of(model())
+    with pytest.raises(ValueError, match="train_a=True"):
+        shared.load(tmp_path / "a")
+    with pytest.raises(ValueError, match="has rank 3, this bank stores 2"):
+        bank_of(model(), rank=2).load(tmp_path / "a")
+    with pytest.raises(ValueError, match="which this bank does not"):
+        AdapterBank(model(), 1, 4, targets=("q_proj",), train_a=True).load(tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match="adapter_config.json is missing"):
+        shared.load(tmp_path)
+    config_file = tmp_path / "a" / "adapter_config.json"
+    fields = json.loads(config_file.read_text())
+    for change, sentence in (
+        ({"r": 0}, "expected r >= 1"),
+        ({"lora_alpha": None}, "a number lora_alpha"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+    ):
+        config_file.write_text(json.dumps(fields | change))
+        with pytest.raises(ValueError, match=sentence):
+            bank_of(model(), train_a=True).load(tmp_path / "a")
+    assert not any(shared.used)
+
+
+def test_an_adapter_whose_a_differs_in_the_last_bits_only_is_taken(tmp_path):
+    """The subspace is an SVD: other threads or another machine round it otherwise."""
+    bank = bank_of(model())
+    slot = bank.alloc()
+    fill(bank, slot)
+    bank.save(slot, tmp_path / "a")
+    twin = bank_of(model())
+    for site in twin.sites:
+        site.a.mul_(1 + 1e-5)
+    assert torch.equal(twin.param[twin.load(tmp_path / "a")], bank.param[slot])
+    with pytest.raises(ValueError, match="has another A"):
+        bank_of(model(), init="random").load(tmp_path / "a")
+
+
+def gradients_of(network, bank, slots, **options):
+    """Gradient rows after one backward, which runs when the route is closed."""
+    with bank.route(slots, **options):
+        loss = logits(network, IDS)[:, :5].square().mean()
+    loss.backward()
+    grad = bank.grad.clone()
+    bank.grad.zero_()
+    return grad
+
+
+def test_layers_recomputed_in_backward_run_with_the_route_they_had():
+    network = model()
+    bank = bank_of(network)
+    a, b = bank.alloc(), bank.alloc()
+    fill(bank, a, b)
+    network.train()
+    want = gradients_of(network, bank, [a, -1, b])
+    assert want.any()
+    network.gradient_checkpointing_enable({"use_reentrant": False})
+    assert torch.equal(gradients_of(network, bank, [a, -1, b]), want)
+    with bank.route([b, b, b]):  # another route is open when the first one's layers are recomputed
+        assert torch.equal(gradients_of(network, bank, [a, -1, b]), want)
+    network.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(RuntimeError, match="use_reentrant=True gives adapters no gradient"):
+        gradients_of(network, bank, [a, -1, b])
+    bank.detach()
+    assert not any(hasattr(vars(m).get("_gradient_checkpointing_func"), "tmem_inner") for m in network.modules())
+
+
+def test_adapters_do_no_work_on_padding():
+    """With lengths, padded positions are the base model's; real ones and the gradients keep every bit."""
+    network = model()
+    plain = logits(network, IDS)
+    bank = bank_of(network)
+    a, b = bank.alloc(), bank.alloc()
+    fill(bank, a, b)
+    lengths = [7, 5, 6]
+    with torch.no_grad():
+        with bank.route([a, b, -1]):
+            padded = logits(network, IDS)
+        with bank.route([a, b, -1], lengths=lengths) as route:
+            real = logits(network, IDS)
+            assert route.segments(IDS[..., None]).slot.tolist() == [a, -1, b, -1, -1, -1]
+        site = bank.sites[0]
+        x = torch.randn(3, 7, site.module.in_features)
+        with bank.route([a, b, -1], lengths=lengths):
+            y = site.module(x)
+        base = torch.nn.functional.linear(x, site.module.weight, site.module.bias)
+    for row, n in enumerate(lengths):
+        assert torch.equal(real[row, :n], padded[row, :n])
+        assert torch.equal(y[row, n:], base[row, n:])
+    assert torch.equal(gradients_of(network, bank, [a, b, a], lengths=[5, 5, 5]), gradients_of(network, bank, [a, b, a]))
+    assert torch.equal(logits(network, IDS), plain)
+    for bad in ([7, 5], [7, 5, -1]):
+        with pytest.raises(ValueError, match="lengths: expected 3 token counts, one per row"):
+            with bank.route([a, b, -1], lengths=bad):
+                pass
+    with bank.route([a, b, -1], lengths=[9, 1, 1]), pytest.raises(ValueError, match="row of 9 tokens .* saw 7"):
+        logits(network, IDS)
+
+
+def test_a_slot_freed_while_it_is_routed_is_refused():
+    network = model()
+    bank = bank_of(network)
+    a, b = bank.alloc(), bank.alloc()
+    with bank.route([a, a, -1]):
+        bank.free(b)
+        logits(network, IDS)
+        bank.free(a)
+        with pytest.raises(RuntimeError, match=f"slot {a} was freed while it is routed"):
+            logits(network, IDS)
+
+
+@pytest.mark.parametrize("train_a", [False, True])
+def test_what_a_gpu_does_otherwise_is_the_same_function(train_a):
+    """Projections that share one read of their input, single rows by lora_decode_, and a bf16 copy for these."""
+    network = model()
+    bank = bank_of(network, train_a=train_a, copy=True)
+    a, b = bank.alloc(rank=3), bank.alloc()
+    fill(bank, a, b)
+    assert [len(s.together) for s in bank.sites[:7]] == [1, 2, 2, 3, 1, 3, 3]
+    one = IDS[:, :1]
+    want = gradients_of(network, bank, [a, -1, b])
+    with torch.no_grad(), bank.route([a, -1, b]):
+        many, single = logits(network, IDS), logits(network, one)
+    bank.reads_once = True
+    assert torch.equal(gradients_of(network, bank, [a, -1, b]), want)
+    with torch.no_grad(), bank.route([a, -1, b]):
+        assert torch.equal(logits(network, IDS), many)
+    bank.decodes_rows = True
+    for slot in (a, b):
+        bank._written(slot)
+    bank.param.fill_(float("nan"))  # decode reads the copy
+    with torch.no_grad(), bank.route([a, -1, b]):
+        assert_close("decode", logits(network, one), single, 4e-3)
+
+
+def test_the_copy_follows_every_write(tmp_path):
+    network = model()
+    bank = bank_of(network, copy=True)
+    slot = bank.alloc()
+
+    def follows():
+        return torch.equal(bank.copy, bank.param.to(torch.bfloat16))
+
+    bank.grad[slot] = torch.randn(bank.grad.shape[1])
+    bank.step([slot])
+    assert follows() and bank.copy[slot].any()
+    bank.save(slot, tmp_path / "a")
+    kept = bank.snapshot(slot)
+    other = bank.fork(slot)
+    assert follows() and torch.equal(bank.copy[other], bank.copy[slot])
+    bank.reset(slot)
+    assert follows() and not bank.copy[slot].any()
+    bank.restore(slot, kept)
+    assert follows() and bank.copy[slot].any()
+    bank.load(tmp_path / "a")
+    assert follows()
+
+
+def test_a_name_that_is_no_setting_takes_no_slot():
+    bank = bank_of(model())
+    with pytest.raises(ValueError, match="got 'lrr'"):
+        bank.alloc(lrr=1.0)
+    assert not any(bank.used)
+
+
+def test_delta_norm_is_that_of_the_dense_product():
+    bank = bank_of(model())
+    slot = bank.alloc(rank=2, alpha=5.0)
+    fill(bank, slot)
+    dense = sum(float((2.5 * s.bt[slot, :2].T @ s.a[0, :2]).square().sum()) for s in bank.sites) ** 0.5
+    assert bank.delta_norm(slot) == pytest.approx(dense, rel=1e-5)
+
+
+def test_matches_peft_and_torch_adamw_over_twenty_steps():
+    """Promise 5: relative RMS <= 2e-5 in fp32 after 20 AdamW steps, <= 1e-10 in fp64."""
+    for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 1e-10)):
+        network = model(dtype=dtype)
+        bank = bank_of(network, slots=2, dtype=dtype)
+        busy, slot = bank.alloc(), bank.alloc()
+        bank.configure(slot, lr=1e-2, weight_decay=0.1, clip=0.5)
+        theirs = peft.get_peft_model(model(dtype=dtype), peft.LoraConfig(r=4, lora_alpha=4, target_modules=list(ALL))).to(dtype)
+        weights = {}
+        for site in bank.sites:
+            module = theirs.base_model.model.get_submodule(site.name)
+            module.lora_A["default"].weight.data = site.a[0].clone()
+            module.lora_A["default"].weight.requires_grad_(False)
+            weights[site.name] = module.lora_B["default"].weight
+        optimizer = torch.optim.AdamW(weights.values(), lr=1e-2, weight_decay=0.1)
+        for step in range(20):
+            ids = torch.randint(1, 160, (2, 9), generator=torch.Generator().manual_seed(step))
+            with bank.route([slot, busy]):
+                out = logits(network, ids)
+                torch.nn.functional.cross_entropy(out[0, :-1], ids[0, 1:]).backward()
+            bank.step([slot])
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(logits(theirs, ids[:1])[0, :-1], ids[0, 1:]).backward()
+            torch.nn.utils.clip_grad_norm_(weights.values(), 0.5)
+            optimizer.step()
+        ours = torch.cat([s.bt[slot].T.flatten() for s in bank.sites])
+        reference = torch.cat([weights[s.name].detach().flatten() for s in bank.sites])
+        assert_close(str(dtype), ours, reference, tolerance)
+        assert not bank.param[busy].any()
+        bank.detach()

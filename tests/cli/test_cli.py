@@ -1,0 +1,147 @@
+"""The command's frame: help that teaches, errors as one sentence, Ctrl-C, and what `tmem info` tells."""
+
+import json
+import subprocess
+import sys
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny import model
+from tiny_chat import TEMPLATES, tokenizer
+from tiny_gguf import write
+
+from tmem import cli
+from tmem.agent.config import agent_config
+from tmem.agent.loop import Agent
+from tmem.models import loading
+from tmem.models.chat import Chat
+
+
+@pytest.fixture
+def verb():
+    """Adds a throw-away verb to the command: verb(f) runs f as `tmem tried` and gives the result."""
+
+    def run(body, **env):
+        cli.main.add_command(click.command("tried")(body))
+        return CliRunner().invoke(cli.main, ["tried"], env=env)
+
+    yield run
+    cli.main.commands.pop("tried", None)
+
+
+def raises(error):
+    def body():
+        raise error
+
+    return body
+
+
+def test_help_names_every_verb():
+    shown = CliRunner().invoke(cli.main, ["--help"]).output
+    assert "Examples:" in shown
+    for name, command in cli.main.commands.items():
+        assert f"  {name} " in shown and command.help, name
+
+
+@pytest.mark.parametrize(
+    "error, sentence",
+    [
+        (loading.ModelError("no model at x: expected a folder."), "no model at x: expected a folder."),
+        (ValueError("two\n  lines"), "two lines"),
+        (FileNotFoundError(2, "No such file or directory", "data.json"), "data.json: no such file or directory."),
+        (FileExistsError("out exists; choose another path."), "out exists; choose another path."),
+    ],
+)
+def test_an_expected_error_is_one_sentence(verb, error, sentence):
+    result = verb(raises(error))
+    assert (result.exit_code, result.output) == (2, f"Error: {sentence}\n")
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--task", "locomo", "--split", "dev"], "--split means nothing for --task locomo; leave it out."),
+        (["--task", "stream", "--adversarial", "choice"], "--adversarial means nothing for --task stream; leave it out."),
+        (["--judge-model", "x"], "--judge-model means nothing for answers that nobody grades (no --judge-url); leave it out."),
+        (["--task", "search", "--known"], "--known means nothing for --task search; leave it out."),
+        (["--methods", ""], "got none."),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(words, sentence, tmp_path):
+    result = CliRunner().invoke(cli.main, ["eval", *words, "--out", str(tmp_path / "out")], env={"COLUMNS": "160"})
+    assert result.exit_code == 2 and sentence in result.output and not (tmp_path / "out").exists()
+
+
+def test_an_unexpected_error_keeps_its_traceback(verb):
+    assert isinstance(verb(raises(KeyError("bug"))).exception, KeyError)
+    assert isinstance(verb(raises(ValueError("bad")), TMEM_DEBUG="1").exception, ValueError)
+
+
+def test_interrupt_is_quiet_and_exits_130(verb):
+    result = verb(raises(KeyboardInterrupt()))
+    assert (result.exit_code, result.output) == (130, "")
+
+
+def test_the_installed_command_answers():
+    done = subprocess.run([sys.executable, "-m", "tmem", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("tmem 0.")
+
+
+def test_info_tells_versions_devices_model_and_kernels():
+    from tmem import ops
+
+    facts = json.loads(CliRunner().invoke(cli.main, ["info", "--json"], catch_exceptions=False).output)
+    assert {"tmem", "python", "torch", "transformers"} <= facts["versions"].keys()
+    assert facts["machine"]["cores"] >= 1 and facts["machine"]["cpu"]
+    assert facts["model"]["name"] == loading.DEFAULT
+    assert facts["kernels"]["cpu"] == {op: ops.kernel_for(op, "cpu") for op in ops.OPS + ops.SVD_PARTS}
+    shown = CliRunner().invoke(cli.main, ["info"], catch_exceptions=False).output
+    assert facts["versions"]["torch"] in shown
+    assert all(op in shown for op in ops.OPS + ops.SVD_PARTS)
+
+
+def test_info_works_without_the_default_model(monkeypatch):
+    monkeypatch.setattr(loading, "_PACKAGE", "no_such_package")
+    result = CliRunner().invoke(cli.main, ["info"], catch_exceptions=False)
+    assert result.exit_code == 0 and "not installed" in result.output
+
+
+@pytest.mark.parametrize("name", ["llama31", "gemma"])
+def test_info_says_what_was_understood_of_a_model(name, tmp_path):
+    """Against the model as it is loaded; the text fits 80 columns."""
+    template, bos, eos, end = TEMPLATES[name]
+    words = tokenizer(template=template, bos=bos, eos=eos)
+    rope = {"rope_type": "llama3", "rope_theta": 5e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64}  # fmt: skip
+    network = model(name.rstrip("31"), vocab_size=400, rope_parameters=rope, tie_word_embeddings=name == "gemma")
+    network.generation_config.eos_token_id = [4, 8]
+    loading.save(network, words, tmp_path / "m")
+    shown = CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "m"), "--json"])
+    facts, (loaded, _) = json.loads(shown.output), loading.load(tmp_path / "m", dtype=torch.float32)
+    assert facts["family"] == name.rstrip("31") and facts["parameters"] == sum(p.numel() for p in loaded.parameters())
+    assert facts["rope"] == {"type": "llama3", "theta": 5e4, **{k: v for k, v in rope.items() if not k.startswith("rope")}}
+    assert facts["tied"] == (loaded.lm_head.weight is loaded.model.embed_tokens.weight)
+    assert facts["head_dim"] == loaded.model.layers[0].self_attn.head_dim
+    assert (facts["vocabulary"], facts["embeddings"]) == (len(words), 400)
+    assert facts["dtype_on_disk"] == {"F32": sum(1 for _ in network.parameters())} and facts["window"] is None
+    chat = Chat(words, loaded)
+    assert set(map(int, facts["ends"])) == chat.ends >= {4, 8} and facts["end_of_answer"] == end
+    assert facts["template"]["system"] == {"llama31": "left out", "gemma": "refused"}[name]
+    agent = Agent.build(loaded, words, agent_config("default"), slots=1)
+    factors = sum(site.module.out_features * agent.config.memory.rank for site in agent.bank.sites)
+    assert (facts["adapted"]["matrices"], facts["adapted"]["parameters_per_slot"]) == (len(agent.bank.sites), factors)
+    text = CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "m")], env={"COLUMNS": "80"}).output
+    assert max(map(len, text.splitlines())) <= 80 and end in text and "theta 50000" in text
+
+
+def test_info_without_a_model_points_to_it():
+    assert "tmem info --model" in CliRunner().invoke(cli.main, ["info"]).output
+
+
+def test_info_names_the_file_that_a_model_was_converted_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMEM_CACHE", str(tmp_path / "cache"))
+    file = write(tmp_path / "m.gguf", model(vocab_size=300))
+    facts = json.loads(CliRunner().invoke(cli.main, ["info", "--model", str(file), "--json"]).output)
+    assert facts["converted_from"] == [str(file)] and facts["template"] is None

@@ -1,0 +1,144 @@
+"""Run by test_triton.py in a process of its own, where Triton interprets its kernels on the CPU: they take the place of
+the C++ kernels, and the promises of checks.py are held against them through the dispatcher. Prints one JSON object:
+check -> what went wrong ("" if nothing).
+
+The interpreter multiplies bf16 wrongly, so 16-bit kernels are tried with fp16 by their launchers.
+"""
+
+import json
+import os
+import warnings
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import checks
+import torch
+
+from tmem import ops, reference
+from tmem.ops import _registry, _triton
+from tmem.testing import assert_close, make_case
+from tmem.triton_kernels import expand, gram, plan, shrink
+
+NAN = float("nan")
+
+
+def backward(g, z, v, f, *rest):
+    """What lora_backward_ launches, past its checks, which refuse fp16."""
+    *seg, scale, p = rest
+    gram.gram(g, z, v, *seg, p)
+    return shrink.shrink(v, [f], *seg, scale, p)[0]
+
+
+def plans():
+    """The tiles and the slots' segments are those of the reference; what neither uses may hold anything."""
+    for lengths, slots in (
+        ([5, 0, 70, 33, 1, 32], [2, 0, -1, 0, 1, 2]), ([], []), ([0, 0], [0, -1]), ([64], [3]), ([1] * 300, [0] * 300),
+    ):  # fmt: skip
+        rank = torch.tensor([3, 8, 5, 1, 0], dtype=torch.int32)
+        case = make_case(lengths, slots, [3, 8, 5, 1])
+        got, want = (f(*case.seg[:2], rank, sum(lengths)) for f in (plan.plan, reference.lora_plan))
+        assert got.shape == want.shape and torch.equal(got[:2], want[:2])
+        capacity, count = plan.tiles(sum(lengths), len(lengths)), int(want[0])
+        assert plan.TILE == reference.TILE
+        for start, used in ((2, count), (2 + capacity, count), (2 + 2 * capacity, 6)):
+            assert torch.equal(got[start : start + used], want[start : start + used])
+        start = 8 + 2 * capacity
+        assert torch.equal(got[start:][: want[start - 1]], want[start:][: want[start - 1]])
+
+
+def sixteen_bits():
+    """fp16 activations and factors, each alone or together, take the 16-bit paths of every kernel."""
+    half, full = torch.float16, torch.float32
+    for dtype, factor_dtype in ((half, full), (half, half), (full, half)):
+        case = make_case([4, 33], [1, 0], [16, 20], k=257, n=130, dtype=dtype, factor_dtype=factor_dtype)
+        seg, p = case.seg, plan.plan(*case.seg, 37)
+        x, a, bt = (t.double() for t in (case.x, case.a, case.bt))
+        # One of two operands in fp32 is split in two fp16 parts: 2^-22, beside the error of an fp32 sum.
+        z = shrink.shrink(case.x, [case.a, case.a, case.a], *seg, case.scale, p)
+        want = reference.lora_shrink(x, a, *seg, case.scale)
+        for one in z:
+            assert_close("z", one, want, 2e-6)
+        o = torch.randn(37, 130).to(dtype)
+        expected = o.double()
+        reference.lora_expand_(expected, want, bt, *seg)
+        expand.expand(o, z[0], case.bt, *seg, p)
+        assert_close("o", o, expected, 4e-4 if dtype == half else 2e-6)
+        g, expected = torch.ones(2, 20, 257), torch.ones(2, 20, 257).double()
+        h = g.clone()
+        reference.lora_gram_(expected, want, x, *seg)
+        gram.gram(g, z[0], case.x, *seg, p)
+        dz = backward(h, z[0], case.x, case.a, *seg, case.scale, p)
+        assert_close("g", g, expected, 2e-6)
+        assert_close("g of backward", h, expected, 2e-6)
+        assert_close("dz", dz, want, 2e-6)
+
+
+def lost_slots():
+    """A slot that is named though it is freed, out of range or above the stored rank shows as NaN, and only there."""
+    case = make_case([4, 5, 3, 40], [1, 0, 2, 0], [4, 4, 4], k=50, n=60)
+    z = ops.lora_shrink(case.x, case.a, *case.seg, case.scale)
+    o = torch.zeros(52, 60)
+    ops.lora_expand_(o, z, case.bt, *case.seg)
+    for slot, rank in ((1, [4, 0, 4]), (7, [4, 4, 4]), (-3, [4, 4, 4]), (1, [4, 9, 4])):
+        seg = case.seg_off, torch.tensor([slot, 0, 2, 0], dtype=torch.int32), torch.tensor(rank, dtype=torch.int32)
+        p = plan.plan(*seg, 52)
+        bad, out = shrink.shrink(case.x, [case.a], *seg, case.scale, p)[0], torch.zeros(52, 60)
+        expand.expand(out, bad, case.bt, *seg, p)
+        assert bad[:4].isnan().all() and torch.equal(bad[4:], z[4:])
+        assert out[:4].isnan().all() and torch.equal(out[4:], o[4:])
+        g = torch.zeros(3, 4, 60)
+        dz = backward(g, bad, o, case.bt, *seg, case.scale, p)
+        assert dz[:4].isnan().all() and not dz[4:].isnan().any() and not g[0].isnan().any()
+
+
+def bad_offsets():
+    """Offsets that do not run from 0 to the last row without decreasing make every kernel write NaN, and no other memory."""
+    case = make_case([20, 32], [1, 0], [4, 4], k=50, n=60)
+    z = ops.lora_shrink(case.x, case.a, *case.seg, case.scale)
+    for offsets in ([1, 20, 52], [0, 20, 51], [0, 60, 52], [0, 20, 90], [-5, 20, 52]):
+        seg = torch.tensor(offsets, dtype=torch.int32), *case.seg[1:]
+        p = plan.plan(*seg, 52)
+        assert p[0] == -1
+        o, g = torch.zeros(70, 60)[:52], torch.zeros(3, 4, 60)[:2]
+        assert shrink.shrink(case.x, [case.a, case.a], *seg, case.scale, p).isnan().all()
+        expand.expand(o, z, case.bt, *seg, p)
+        dz = backward(g, z, o.nan_to_num(), case.bt, *seg, case.scale, p)
+        assert o.isnan().all() and g.isnan().all() and dz.isnan().all()
+        assert not o._base[52:].any() and not g._base[2:].any()
+
+
+def stale_plan():
+    """The plan of another batch of the same sizes makes every kernel write NaN to all that is its own, and nothing else."""
+    case = make_case([20, 32, 0, 12], [1, 0, 2, 0], [4, 4, 4], k=50, n=60)
+    z = ops.lora_shrink(case.x, case.a, *case.seg, case.scale)
+    rank = case.rank.tolist()
+    for lengths, slots, ranks in (
+        ([32, 20, 0, 12], [1, 0, 2, 0], rank), ([0, 0, 64, 0], [1, 0, 2, 0], rank), ([1, 63, 0, 0], [1, 0, 2, 0], rank),
+        ([20, 32, 0, 12], [0, 1, 2, 0], rank), ([20, 32, 0, 12], [1, 0, 2, -1], rank), ([20, 32, 12, 0], [1, 0, 2, 0], rank),
+        ([20, 32, 0, 12], [1, 0, 2, 0], [4, 0, 4]),
+    ):  # fmt: skip
+        other = make_case(lengths, slots, ranks, stored=4, k=50, n=60)
+        for p in (plan.plan(*other.seg, 64), torch.zeros_like(plan.plan(*other.seg, 64))):
+            o, g = torch.zeros(80, 60)[:64], torch.zeros(4, 4, 60)[:3]
+            assert shrink.shrink(case.x, [case.a, case.a], *case.seg, case.scale, p).isnan().all()
+            expand.expand(o, z, case.bt, *case.seg, p)
+            dz = backward(g, z, o.nan_to_num(), case.bt, *case.seg, case.scale, p)
+            assert o.isnan().all() and g.isnan().all() and dz.isnan().all()
+            assert not o._base[64:].any() and not g._base[3:].any()
+    p = plan.plan(*case.seg, 64)
+    seg = *case.seg[:2], torch.tensor([3, 1, 4], dtype=torch.int32)  # another rank of a slot in use: the plan is the same
+    assert not shrink.shrink(case.x, [case.a], *seg, case.scale, p).isnan().any()
+
+
+def main():
+    warnings.simplefilter("ignore")  # the C++ kernels are overridden: that is the purpose
+    for name in _registry._in_python:
+        _registry._LIBRARY.impl(name, getattr(_triton, name), "CPU", allow_override=True)
+    checks.DTYPES = [(torch.float32, torch.float32)]
+    torch.set_num_threads(1)
+    chosen = [c for c in checks.ADAPTERS if c is not checks.decode]
+    print(json.dumps(checks.report(ops, [*chosen, plans, sixteen_bits, lost_slots, bad_offsets, stale_plan])))
+
+
+if __name__ == "__main__":
+    main()

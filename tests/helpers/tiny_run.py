@@ -1,0 +1,158 @@
+"""A training run of a tiny model, for tests: in this process, or `python tests/tiny_run.py OUT [--kill WHERE N] [...]`.
+
+Under torchrun every rank runs it. WHERE is checkpoint, rollout or update: at the N-th time the process (the last rank) kills
+itself there.
+"""
+
+import argparse
+import json
+import os
+import signal
+from pathlib import Path
+
+import torch
+from tiny import Letters, model
+
+from tmem.agent import loop
+from tmem.files import folders
+from tmem.files.folders import atomic_file
+from tmem.models import loading
+from tmem.rl import grpo, trainer
+from tmem.rl.world import ALONE, World
+
+PRESET = """
+[memory]
+rank = 4
+last_layers = 2
+[learn]
+epochs = 2
+[write]
+window = 400
+max_new = 8
+[answer]
+max_new = 4
+[train]
+warm_steps = 2
+warm_plain = 1
+warm_episodes = 2
+rl_steps = 3
+rl_episodes = 2
+rl_group = 2
+rl_kl = 0.01
+rl_lr = 1e-3
+reward = "shout"
+control_steps = 1
+eval_episodes = 3
+eval_split = "dev"
+save_every = 0.0
+"""
+
+SHORT = {"rl_steps": 1, "eval_episodes": 1}
+
+
+def shout(question, answer):
+    """A reward that a random model's answers have some variance in."""
+    return {"f1": 0.0, "em": 0.0, "intrusion": 0, "shout": len(set(answer)) / 8 + 0.01 * len(answer)}
+
+
+def prepare(out: Path, extra: str = "", dtype: torch.dtype = torch.float32) -> Path:
+    """The preset's file; tiny models that compute in `dtype` instead of real ones."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    file = out.parent / f"{out.name}.toml"
+    with atomic_file(file) as work:  # every rank writes it, and none may read another's half
+        work.write_text(PRESET.replace('reward = "shout"', f'reward = "shout"\ntask = "{Path(__file__)}:Shouts"') + extra)
+    loading.load = lambda name=None, **wanted: (model(dtype=wanted.get("dtype", dtype)), Letters())
+    loading.default_dtype = lambda device="cpu": dtype
+
+    def save(network, tokenizer, path, weights=None):
+        path.mkdir(parents=True, exist_ok=True)
+        torch.save(weights or network.state_dict(), path / "weights.pt")
+
+    loading.save = save
+    return file
+
+
+def start(out: Path, *, resume=False, extra="", dtype=torch.float32, world=ALONE, **overrides):
+    """The trainer of a run in `out`."""
+    return trainer.Trainer(str(prepare(out, extra, dtype)), out, resume=resume, world=world, **overrides)
+
+
+def weights(out: Path, phase="rl"):
+    return torch.load(out / phase / "weights.pt", weights_only=True)
+
+
+def lines(out: Path, name="metrics"):
+    return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+
+
+def die_at(where: str, count: int) -> None:
+    """SIGKILL at the count-th time that a checkpoint's files were written, that rollouts of RL are about to learn their second
+    write, or that the optimizer has moved θ0 and the model does not have it yet."""
+    calls = []
+
+    def die_if_due():
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sync, sample, learn, step = folders.sync, grpo.sample, loop.learn, torch.optim.AdamW.step
+
+    def sampled(*args, **options):
+        learned = []
+
+        def learning(*args):
+            learned.append(1)
+            if len(learned) == 2:
+                die_if_due()
+            return learn(*args)
+
+        loop.learn = learning
+        try:
+            return sample(*args, **options)
+        finally:
+            loop.learn = learn
+
+    def synced(folder):
+        die_if_due()
+        sync(folder)
+
+    def stepped(*args):
+        step(*args)
+        die_if_due()
+
+    if where == "checkpoint":
+        folders.sync = synced
+    elif where == "rollout":
+        grpo.sample = sampled
+    else:
+        torch.optim.AdamW.step = stepped
+
+
+from tmem.tasks.stream import Stream  # noqa: E402  (Shouts below is loaded from this file by its path)
+
+
+class Shouts(Stream):
+    """Streams whose answers are judged by `shout`."""
+
+    def score(self, question, answer):
+        return shout(question, answer)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--kill", nargs=2)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--extra", default="")
+    parser.add_argument("--long", action="store_true", help="sixty RL steps instead of three")
+    parser.add_argument("--short", action="store_true", help="one")
+    parser.add_argument("--dtype", default="float32", help="what the model computes in")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    world = World.join()
+    if options.kill and world.rank == world.size - 1:
+        die_at(options.kill[0], int(options.kill[1]))
+    length = {"rl_steps": 60, "warm_steps": 10} if options.long else SHORT if options.short else {}
+    dtype = getattr(torch, options.dtype)
+    start(options.out, resume=options.resume, extra=options.extra, dtype=dtype, world=world, **length).run()
+    world.leave()

@@ -1,0 +1,114 @@
+"""The CUDA kernels without a GPU: emulated on the CPU, compiled by nvcc, held to their budgets, registered."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import budgets
+import checks
+import pytest
+import torch
+
+from tmem import ops
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+SOURCES = sorted(f for f in (HELPERS.parents[1] / "csrc/cuda").iterdir() if f.suffix in (".cu", ".cpp"))
+EMULATED = [c.__name__ for c in (checks.decode, *checks.BANK)]
+OPS = ("lora_decode_", "bank_step_", "bank_copy_", *ops.SVD_PARTS)
+LIBRARY = HELPERS.parents[1] / "tmem/libtmem_cuda.so"
+needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="the CUDA library was not built: no nvcc was found")
+
+
+def emulate(folder: Path, *flags: str, script: tuple[str, ...] = ("emulated.py",)) -> dict[str, str]:
+    """What a script, with further arguments, says of the kernels, compiled for the CPU with these flags."""
+    torch_folder, library = Path(torch.__file__).parent, folder / "emulated.so"
+    build = [
+        "g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-pthread", "-DTMEM_EMULATED", *flags,
+        "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{HELPERS / 'emulation'}", f"-isystem{torch_folder / 'include'}",
+        "-x", "c++", *map(str, SOURCES), f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-o", str(library),
+    ]  # fmt: skip
+    subprocess.run(build, check=True, capture_output=True)
+    name, *arguments = script
+    done = subprocess.run([sys.executable, str(HELPERS / name), str(library), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    if not shutil.which("g++"):
+        pytest.skip("the emulation of CUDA is compiled by g++")
+    return emulate(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.mark.parametrize("check", EMULATED)
+def test_emulated(emulated, check):
+    """The promises that the C++ kernels keep, kept by the CUDA kernels: every thread, barrier and shuffle run on the CPU."""
+    assert not emulated[check], emulated[check]
+    assert len(emulated) == len(EMULATED)
+
+
+def test_the_emulation_sees_a_missing_barrier(emulated, tmp_path):
+    found = emulate(tmp_path, "-DTMEM_WITHOUT_BARRIERS")
+    assert "AssertionError" in found["decode"] and "AssertionError" in found["step"]
+
+
+@needs_library
+def test_registered_for_cuda():
+    """The library loads where torch has no CUDA, and takes over its ops for key CUDA and no other."""
+    key = "torch._C._dispatch_has_kernel_for_dispatch_key(f'tmem::{op}', '%s')"
+    code = f"""import torch
+from tmem import ops
+both = ops.OPS + ops.SVD_PARTS
+cpu = [ops.kernel_for(op, "cpu") for op in both]
+torch.ops.load_library({str(LIBRARY)!r})
+assert cpu == [ops.kernel_for(op, "cpu") for op in both]
+print(*sorted(op for op in both if {key % "CUDA"}))
+print(*[ops.kernel_for(op, "cuda") for op in {OPS}], sep=",")"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    registered, served = done.stdout.splitlines()
+    own = set(ops.OPS + ops.SVD_PARTS) - {"attend"}  # a CPU decode step's alone: attention on a GPU is torch's
+    assert registered.split() == sorted(own), "an op has no kernel of its own on a GPU"
+    assert set(served.split(",")) == {"CUDA C++"}
+
+
+@needs_library
+def test_without_cuda_a_call_says_so():
+    """A CPU tensor never reaches the CUDA kernels; a GPU tensor needs a torch that can make one."""
+    code = f"import torch; from tmem import ops; torch.ops.load_library({str(LIBRARY)!r}); torch.zeros(1, device='cuda')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert torch.cuda.is_available() or "not compiled with CUDA" in done.stderr or "NVIDIA" in done.stderr
+
+
+@pytest.fixture(scope="session")
+def library():
+    return budgets.library(LIBRARY)
+
+
+@needs_library
+def test_budgets_of_the_library(library):
+    """After a change that is meant: python tests/budgets.py, and look at the diff."""
+    allowed = {name: row for name, row in json.loads(budgets.FILE.read_text()).items() if name.startswith("nvcc ")}
+    assert library.keys() == allowed.keys()
+    assert {name: row for name, row in library.items() if row["local"]} == {}
+    over = {
+        name: row for name, row in library.items()
+        if row["registers"] > allowed[name]["registers"] or row["shared"] > allowed[name]["shared"]
+    }  # fmt: skip
+    assert not over
+
+
+@needs_library
+def test_wide_loads_are_16_bytes(library):
+    """Where rows are aligned, a factor is read 16 bytes at a time: seen in the machine code."""
+    code = budgets.machine_code(LIBRARY)
+    for name in library:
+        wide = len(re.findall(r"LDG\.E\.128", code[name]))
+        kernel = name.removeprefix("nvcc ")
+        assert (wide >= 8) if "true" in kernel and "down" in kernel else True, name
+        in_order = re.match(r"multiply(_bf16)?<(\w+, )?[01], ", kernel)
+        assert (wide > 0) == bool("true" in kernel or kernel == "copy_rows" or in_order), name

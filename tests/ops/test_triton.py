@@ -1,0 +1,129 @@
+"""The Triton kernels without a GPU: interpreted, compiled for sm_90, held to their budgets, never compiled twice."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="Triton is for Linux on x86-64 and arm64")
+
+import budgets  # noqa: E402
+import checks  # noqa: E402
+import sm90  # noqa: E402
+
+from tmem.ops import _triton  # noqa: E402
+from tmem.testing import make_case  # noqa: E402
+from tmem.triton_kernels import configs  # noqa: E402
+
+INTERPRETED = [c.__name__ for c in checks.ADAPTERS if c is not checks.decode]
+INTERPRETED += ["plans", "sixteen_bits", "lost_slots", "bad_offsets", "stale_plan"]
+
+
+@pytest.fixture(scope="session")
+def interpreted():
+    script = Path(__file__).parents[1] / "helpers" / "interpreted.py"
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("check", INTERPRETED)
+def test_interpreted(interpreted, check):
+    """The promises that the C++ kernels keep, kept by the Triton kernels in fp32; and what is theirs alone."""
+    assert not interpreted[check], interpreted[check]
+    assert len(interpreted) == len(INTERPRETED)
+
+
+@pytest.fixture(scope="session")
+def compiled():
+    return budgets.triton()
+
+
+def test_no_kernel_spills(compiled):
+    assert {name: k.local for name, k in compiled.items() if k.local} == {}
+
+
+@pytest.mark.skipif(triton.__version__ != "3.6.0", reason="another Triton has another assembler, which counts otherwise")
+def test_registers_and_shared_memory_are_within_budget(compiled):
+    """After a change that is meant: python tests/budgets.py, and look at the diff."""
+    allowed = json.loads(budgets.FILE.read_text())
+    assert compiled.keys() == {name for name in allowed if not name.startswith("nvcc ")}
+    over = {
+        name: (k.registers, k.shared) for name, k in compiled.items()
+        if k.registers > allowed[name]["registers"] or k.shared > allowed[name]["shared"]
+    }  # fmt: skip
+    assert not over
+    assert all(k.shared <= 227 * 1024 for k in compiled.values()), "an SM of sm_90 gives a program 227 KiB"
+
+
+def test_products_are_made_by_matrix_units_from_memory_loaded_ahead(compiled):
+    """wgmma where a product has its 64 rows: a tile's, and gram's at rank 64. Elsewhere mma.sync. cp.async where a loop streams
+    rows."""
+    for name, kernel in compiled.items():
+        kind, _, _, rank = name.rsplit(" ", 3)
+        if kind == "plan":
+            continue
+        small = kind.startswith("gram") and rank != "64"
+        assert ("wgmma.mma_async" in kernel.ptx) != small and ("mma.sync" in kernel.ptx) == small, name
+        assert ("cp.async" in kernel.ptx) == (kind != "expand"), name
+
+
+def test_every_configuration_is_compiled(compiled):
+    rows = {(kernel, bits) for kernel, table in configs.TABLE.items() for bits in table}
+    assert all(len(configs.TABLE[kernel][bits]) == len(configs.RANKS) for kernel, bits in rows)
+    tried = {name.split(" ")[0] for name in compiled} - {"plan"}
+    assert {kernel.split(" ")[0] for kernel in configs.TABLE} == tried
+
+
+def test_a_rank_above_the_largest_is_refused():
+    with pytest.raises(ValueError, match="hold stored ranks up to 64, got 65"):
+        configs.padded_rank(65)
+
+
+def run_layer(case):
+    """Forward and backward of one layer by the launchers."""
+    rows, n = case.x.shape[0], case.w.shape[0]
+    plan = _triton.lora_plan(*case.seg, rows)
+    z = torch.zeros(rows, case.a.shape[1])
+    dy = torch.zeros(rows, n, dtype=case.x.dtype)
+    _triton.lora_linear(*case.linear, plan)
+    _triton.lora_shrink_multi(case.x, [case.a] * 2, *case.seg, case.scale, plan)
+    _triton.lora_backward_(torch.zeros(*case.bt.shape), z, dy, case.bt, *case.seg, case.scale, plan)
+    _triton.lora_expand_(torch.zeros_like(case.x), z, case.a, *case.seg, plan)
+    _triton.lora_gram_(torch.zeros(*case.a.shape), z, case.x, *case.seg, plan)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_recompilation_over_200_batches(dtype):
+    """Any lengths, active slots and rank mix: after the first batch, the compiled kernels are all there are."""
+    draw = random.Random(0)
+
+    def batch(rows):
+        segments = draw.randint(1, 40)
+        cuts = sorted(draw.randint(0, rows) for _ in range(segments - 1))
+        lengths = [b - a for a, b in zip([0, *cuts], [*cuts, rows])]
+        slots = [draw.randint(-1, 15) for _ in lengths]
+        ranks = [draw.randint(1, 16) for _ in range(16)]
+        return make_case(lengths, slots, ranks, stored=16, k=64, n=192, dtype=dtype, factor_dtype=torch.float32)
+
+    with sm90.compiling() as launches:
+        run_layer(batch(64))
+        first = {kernel.hash for _, kernel in launches}
+        for _ in range(200):
+            run_layer(batch(draw.choice([1, 2, 3, 15, 16, 17, 31, 64, 100, 511, 512])))
+    assert len(launches) == 201 * 8 and len(first) <= 8
+    assert {kernel.hash for _, kernel in launches} == first, "a batch compiled a kernel anew"
+
+
+def test_the_counter_sees_a_recompilation():
+    """Another width is another layer, and another kernel: the test above would notice one."""
+    with sm90.compiling() as launches:
+        for width in (64, 128):
+            run_layer(make_case([5, 3], [0, 1], [4, 4], k=width, n=192))
+    assert len(launches) == 16 and len({kernel.hash for _, kernel in launches}) > 8

@@ -1,0 +1,1 @@
+"""The fast weights of many episodes: a bank of low-rank adapters under a model."""

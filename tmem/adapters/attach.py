@@ -1,0 +1,318 @@
+"""Put a bank under a Hugging Face model: find the linear layers, replace their `forward`, take it away again.
+
+Only the instance attribute `forward` of each adapted `nn.Linear` changes; parameters, names and state dict stay as they
+are. Without a route the replacement is one look at an empty context.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import _checks
+from ..ops._once import once_differentiable
+from ..ops.linear import autocast_linear
+from . import routes
+
+if TYPE_CHECKING:
+    from .bank import AdapterBank
+
+
+@dataclass(eq=False)
+class Site:
+    """One adapted linear layer and its part of the bank: `a` [S or 1, R, K], `bt` [S, R, N], their gradients, and the bf16
+    copies that decode reads, if the bank keeps them. `together`: the sites that read the same input, itself included."""
+
+    name: str
+    module: nn.Linear
+    a: Tensor | None = None
+    bt: Tensor | None = None
+    a_grad: Tensor | None = None
+    bt_grad: Tensor | None = None
+    a_copy: Tensor | None = None
+    bt_copy: Tensor | None = None
+    together: tuple[Site, ...] = field(default=(), repr=False)
+
+
+_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # projections of one input, by the module's name
+
+
+def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | None) -> list[Site]:
+    """The linear layers named in `targets` (last part of the module's name) within the last `last_layers` layers.
+
+    Raises ValueError naming a target that no layer has, that is not a plain `nn.Linear` (quantised, convolution,
+    fused), or whose weight is tied to another module: adapting it would silently adapt both.
+    """
+    modules = dict(model.named_modules())
+    layer_of = {name: int(m.group(1)) for name in modules if (m := re.search(r"\.layers\.(\d+)\.", name))}
+    if not layer_of:
+        raise ValueError(f"attach: {type(model).__name__} has no `layers.<i>.` modules to adapt; expected a decoder.")
+    count = max(layer_of.values()) + 1
+    if last_layers is not None and not 1 <= last_layers <= count:
+        raise ValueError(f"last_layers: expected 1..{count} for this model, got {last_layers}.")
+    first = 0 if last_layers is None else count - last_layers
+    owners: dict[int, list[str]] = {}
+    for name, module in modules.items():
+        for _, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    sites = []
+    for target in targets:
+        found = [n for n in modules if n.rsplit(".", 1)[-1] == target]
+        if not found:
+            fused = sorted({n.rsplit(".", 1)[-1] for n in modules if target.split("_")[0] in n.rsplit(".", 1)[-1]})
+            hint = f" It looks fused into {', '.join(fused)}, which tmem cannot adapt." if fused else ""
+            raise ValueError(f"targets: {type(model).__name__} has no module named {target!r}.{hint}")
+        for name in found:
+            module = modules[name]
+            if type(module) is not nn.Linear:
+                raise ValueError(f"targets: {name} is a {type(module).__name__}; tmem adapts plain nn.Linear only.")
+            others = [o for o in owners[id(module.weight)] if o != name]
+            if others:
+                raise ValueError(f"targets: the weight of {name} is tied to {', '.join(others)}; leave it out.")
+            if name not in layer_of:
+                raise ValueError(f"targets: {name} is not inside a decoder layer; leave it out.")
+            if layer_of[name] >= first:
+                sites.append(Site(name, module))
+    groups: dict[tuple, list[Site]] = {}
+    for site in sites:
+        parent, _, last = site.name.rpartition(".")
+        kind = next((i for i, names in enumerate(_TOGETHER) if last in names), last)
+        groups.setdefault((parent, kind), []).append(site)
+    for group in groups.values():
+        for site in group:
+            site.together = tuple(group)
+    return sorted(sites, key=lambda s: (layer_of[s.name], s.name))
+
+
+class Segments(NamedTuple):
+    """A route's batch as the ops take it: see tmem.reference. `plan` on a GPU only, where all layers share it."""
+
+    off: Tensor
+    slot: Tensor
+    plan: Tensor | None
+
+
+class Route:
+    """Which slot serves each batch row, fixed while a `with bank.route(...)` block is open and for its backward."""
+
+    def __init__(self, bank: AdapterBank, slots: list[int], learn: bool, lengths: list[int] | None = None):
+        self.bank, self.slots, self.learn, self.lengths = bank, slots, learn, lengths
+        self.used = sorted({s for s in slots if s >= 0})
+        self.versions = [bank.version[s] for s in self.used]
+        self.freed, self.tenancy = bank.freed, [bank.tenancy[s] for s in self.used]
+        self._segments: dict[torch.Size, Segments] = {}
+        self._shrunk: tuple[Tensor, int | None, dict[Site, Tensor]] | None = None
+        # A leaf that requires grad makes autograd visit the adapters although neither x nor the base weight need it.
+        self.handle = torch.zeros((), requires_grad=True) if learn else None
+
+    def segments(self, x: Tensor) -> Segments:
+        """The segments of an input [B, ..., K]: one per batch row, and one without a slot for what is padding."""
+        self.alive()
+        found = self._segments.get(x.shape[:-1])
+        return found or self._segments.setdefault(x.shape[:-1], self._cut(x))
+
+    def _cut(self, x: Tensor) -> Segments:
+        if x.dim() < 2 or x.shape[0] != len(self.slots):
+            raise ValueError(
+                f"route: the model saw a batch of {x.shape[0] if x.dim() > 1 else 1} rows, but {len(self.slots)} slots "
+                f"are routed; give one slot per row (num_return_sequences and beams multiply the rows)."
+            )
+        length, device = x.shape[1:-1].numel(), x.device
+        rows, lengths, slots = len(self.slots), [length] * len(self.slots), self.slots
+        if self.lengths is not None:
+            if max(self.lengths, default=0) > length:
+                raise ValueError(
+                    f"route: a row of {max(self.lengths)} tokens is routed, but the model saw {length}; "
+                    f"open another route for this pass."
+                )
+            # Real tokens, then padding, which no adapter touches.
+            lengths = [n for real in self.lengths for n in (real, length - real)]
+            slots = [s for slot in self.slots for s in (slot, -1)]
+        off = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+        slot = torch.tensor(slots, dtype=torch.int32, device=device)
+        on_gpu = device.type == "cuda"
+        plan = torch.ops.tmem.lora_plan(off, slot, self.bank.rank, rows * length) if on_gpu else None
+        return Segments(off, slot, plan)
+
+    def shrink(self, site: Site, x: Tensor) -> Tensor | None:
+        """z of a site whose neighbours read the same x: all of theirs are made at its first use. None: make your own."""
+        if len(site.together) == 1:
+            return None
+        version = None if x.is_inference() else x._version
+        kept = self._shrunk  # another thread may serve the same route, and leave its own here meanwhile
+        z = kept[2].pop(site, None) if kept is not None and kept[0] is x and kept[1] == version else None
+        if z is None:
+            seg, bank = self.segments(x), self.bank
+            factors, rows = [s.a for s in site.together], x.reshape(-1, x.shape[-1])
+            made = _shrink_multi(rows, factors, seg.off, seg.slot, bank.rank, bank.scale, seg.plan)
+            kept = self._shrunk = x, version, dict(zip(site.together, made))
+            z = kept[2].pop(site)
+        if not kept[2]:
+            self._shrunk = None
+        return z
+
+    def alive(self) -> None:
+        """Raise RuntimeError if a routed slot was freed since the route was opened, whoever has it now."""
+        freed = self.bank.freed
+        if self.freed == freed:
+            return
+        gone = [s for s, t in zip(self.used, self.tenancy) if self.bank.tenancy[s] != t]
+        if gone:
+            raise RuntimeError(f"route: slot {gone[0]} was freed while it is routed; free it after the block.")
+        self.freed = freed
+
+    def check(self) -> None:
+        """Raise RuntimeError if a routed slot was written, freed or reset since the route was opened."""
+        stale = [s for s, v in zip(self.used, self.versions) if self.bank.version[s] != v]
+        if stale:
+            raise RuntimeError(
+                f"route: slot {stale[0]} was changed (step, reset, restore or free) between forward and backward; "
+                f"run backward before changing the slot, or open a new route."
+            )
+
+
+_linear, _shrink, _shrink_multi, _expand_, _gram_, _backward_, _decode_ = (
+    getattr(torch.ops.tmem, name).default
+    for name in (
+        "lora_linear", "lora_shrink", "lora_shrink_multi", "lora_expand_", "lora_gram_", "lora_backward_", "lora_decode_",
+    )
+)  # fmt: skip
+
+
+def _adapted(site: Site, route: Route, z: Tensor | None, x: Tensor, w: Tensor, bias: Tensor | None, seg: Segments):
+    """y = x Wᵀ + b + scale·(x Aᵀ) B, and z = scale·x Aᵀ, which may be there already."""
+    bank = route.bank
+    if z is None:
+        return _linear(x, w, bias, site.a, site.bt, seg.off, seg.slot, bank.rank, bank.scale, seg.plan)
+    y = F.linear(x, w, bias)
+    _expand_(y.view(-1, y.shape[-1]), z, site.bt, seg.off, seg.slot, bank.rank, seg.plan)
+    return y, z
+
+
+class _BankLinear(torch.autograd.Function):
+    """y = x Wᵀ + b + scale·(x Aᵀ) B; backward accumulates dB (and dA) into the bank's gradient rows, in place.
+
+    The bank is no autograd leaf: dense gradients of views of one large leaf cost about ten times as much.
+    """
+
+    @staticmethod
+    def forward(ctx, x, w, bias, handle, site, route, z):
+        seg = route.segments(x)
+        with torch._C._AutoDispatchBelowAutograd():  # the op's own backward, in Python, would be prepared in vain
+            y, z = _adapted(site, route, z, x, w, bias, seg)
+        ctx.site, ctx.route, ctx.seg = site, route, seg
+        ctx.learn = route.learn and handle is not None
+        ctx.also = (handle,)  # the bank's rows, which are no leaf, in autograd's eyes
+        need_x = w.requires_grad or (ctx.learn and route.bank.train_a)
+        ctx.save_for_backward(x if need_x else None, w, z if ctx.learn else None)
+        return y
+
+    @staticmethod
+    @once_differentiable("route")
+    def backward(ctx, saved, dy):
+        x, w, z = saved
+        site, route, bank = ctx.site, ctx.route, ctx.route.bank
+        off, slot, plan = ctx.seg
+        need_dx, need_dw, need_db = ctx.needs_input_grad[:3]
+        route.check()
+        rows = dy.reshape(-1, dy.shape[-1])
+        train_a = ctx.learn and bank.train_a
+        with bank.lock:  # two threads may add to the gradient of one slot
+            if ctx.learn and (need_dx or train_a):
+                dz = _backward_(site.bt_grad, z, rows, site.bt, off, slot, bank.rank, bank.scale, plan)
+            elif ctx.learn:
+                _gram_(site.bt_grad, z, rows, off, slot, bank.rank, plan)
+            elif need_dx:
+                dz = _shrink(rows, site.bt, off, slot, bank.rank, bank.scale, plan)
+            if train_a:
+                _gram_(site.a_grad, dz, x.reshape(-1, x.shape[-1]), off, slot, bank.rank, plan)
+        dx = dw = None
+        if need_dx:
+            dx = rows @ w
+            _expand_(dx, dz, site.a, off, slot, bank.rank, plan)
+            dx = dx.view(*dy.shape[:-1], w.shape[1])
+        if need_dw:
+            dw = rows.T @ x.reshape(-1, x.shape[-1])
+        return dx, dw, rows.sum(0) if need_db else None, None, None, None, None
+
+
+def _forward(bank: AdapterBank, site: Site, x: Tensor) -> Tensor:
+    parameters = site.module._parameters  # the attribute lookup of a module is slow
+    w, bias = parameters["weight"], parameters["bias"]
+    route = routes.current(bank) if routes.opened() else None
+    if route is None:
+        return F.linear(x, w, bias)
+    _checks.followed("route", "the layer's input", x)
+    x, w, bias = autocast_linear(x, w, bias)
+    if torch.is_grad_enabled() and (route.learn or x.requires_grad or w.requires_grad):
+        z = None
+        if bank.reads_once:
+            with torch.no_grad():
+                z = route.shrink(site, x)
+        return _BankLinear.apply(x, w, bias, route.handle, site, route, z)
+    seg = route.segments(x)
+    if bank.decodes_rows and x.shape[1:-1].numel() == 1 and route.lengths is None:
+        y = F.linear(x, w, bias)
+        a, bt = (site.a, site.bt) if site.bt_copy is None else (site.a_copy, site.bt_copy)
+        _decode_(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a, bt, seg.slot, bank.rank, bank.scale)
+        return y
+    return _adapted(site, route, route.shrink(site, x) if bank.reads_once else None, x, w, bias, seg)[0]
+
+
+def routed_checkpoints(bank: AdapterBank, learn: bool) -> None:
+    """Let layers that are recomputed in backward run with the routes they had in forward.
+
+    Raises RuntimeError for the checkpointing of torch that hides what is inside from autograd (use_reentrant=True).
+    """
+    for layer in bank.model.modules():
+        checkpoint = vars(layer).get("_gradient_checkpointing_func")
+        if checkpoint is None or not getattr(layer, "gradient_checkpointing", False):
+            continue
+        inner = getattr(checkpoint, "tmem_inner", checkpoint)
+        if learn and getattr(inner, "keywords", {}).get("use_reentrant"):
+            raise RuntimeError(
+                "route: checkpointing with use_reentrant=True gives adapters no gradient; call "
+                "model.gradient_checkpointing_enable({'use_reentrant': False})."
+            )
+        routed = functools.partial(_checkpoint, inner)
+        routed.tmem_inner = inner
+        layer._gradient_checkpointing_func = routed
+
+
+def _checkpoint(checkpoint, function, *args):
+    return checkpoint(functools.partial(routes.kept(), function), *args)
+
+
+def _carries(module: nn.Module, bank: AdapterBank | None = None) -> bool:
+    """Whether the module's forward is that of a bank, or of this one."""
+    mine = vars(module).get("forward")
+    return isinstance(mine, functools.partial) and mine.func is _forward and bank in (None, mine.args[0])
+
+
+def attach(bank: AdapterBank) -> None:
+    """Replace `forward` of every site's module. Raises RuntimeError if a module already carries a bank."""
+    taken = [s.name for s in bank.sites if "forward" in vars(s.module)]
+    if taken:
+        raise RuntimeError(f"attach: {taken[0]} already has a replaced forward; detach the other bank first.")
+    for site in bank.sites:
+        site.module.forward = functools.partial(_forward, bank, site)
+
+
+def detach(bank: AdapterBank) -> None:
+    """Give every module its own `forward` back; harmless when the bank is not attached."""
+    for site in bank.sites:
+        if _carries(site.module, bank):
+            del site.module.forward
+    if any(_carries(m) for m in bank.model.modules()):
+        return  # another bank's routes still need the checkpoints
+    for layer in bank.model.modules():
+        inner = getattr(vars(layer).get("_gradient_checkpointing_func"), "tmem_inner", None)
+        if inner is not None:
+            layer._gradient_checkpointing_func = inner

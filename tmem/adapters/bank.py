@@ -1,0 +1,433 @@
+"""AdapterBank: the fast weights of many episodes. A slot is a row.
+
+One matrix per quantity, `[slots, P]`: parameters, gradients, optimizer moments. Every adapted layer sees its part as a
+strided view `[slots, R, D]` (D padded to 64 elements, P too), so reset, fork, snapshot and restore copy one row, clipping
+is one row norm, and one optimizer launch serves all rows with their own learning rate, step count and on/off switch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from .attach import Route, attach, detach, find_sites, routed_checkpoints
+from .init import make_a, record_inputs
+from .routes import serving
+
+MLP = ("gate_proj", "up_proj", "down_proj")
+OPTIMIZERS = ("adamw", "sgd")
+_DTYPES = {torch.float32: (torch.float32, torch.bfloat16), torch.float64: (torch.float64,)}  # the model's, by the bank's
+_PAD = 64  # elements: every D stride, site offset and P are multiples of it
+
+
+def _padded(n: int) -> int:
+    return -(-n // _PAD) * _PAD
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A row taken out of the bank: parameters [P] and, unless left out, the optimizer's moments and step count."""
+
+    param: Tensor
+    rank: int
+    scale: float
+    subspace: str
+    m: Tensor | None = None
+    v: Tensor | None = None
+    step: int = 0
+
+
+class AdapterBank:
+    """Low-rank adapters for `slots` concurrent episodes under one model, attached on construction.
+
+    model        a Hugging Face decoder; `targets` names its linear layers, `last_layers` limits them to the last k
+    rank         stored rows R of every factor; a slot may use fewer (`alloc(rank=...)`)
+    init         subspace of A, one of tmem.adapters.init.INITS (see make_a there); B = 0, so Δ = 0 exactly at the start
+    texts        token ids of a few texts, for `activation` alone: A is where the layers' inputs lie on them
+    train_a      False: one frozen A [1, R, K] shared by all slots (training it would couple episodes).
+                 True: every slot owns and trains A [S, R, K], starting from the same init.
+    optimizer    `adamw` or `sgd`; hyper-parameters per row through `configure`
+    dtype        fp32 (default) or fp64 (on the CPU), of parameters, gradients and moments
+    copy         keep a bf16 copy of the parameters, which decode then reads instead: half the bytes, another rounding.
+                 None: where the model is in bf16 on a GPU
+
+    Threads may share a bank: each opens routes of its own, and every slot is written by one thread at a time.
+    Raises ValueError for bad sizes or names, and for modules that cannot be adapted (see `find_sites`).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        slots: int,
+        rank: int = 16,
+        *,
+        targets: Sequence[str] = MLP,
+        last_layers: int | None = None,
+        init: str = "sigma",
+        train_a: bool = False,
+        optimizer: str = "adamw",
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        copy: bool | None = None,
+        texts: Sequence[Sequence[int]] = (),
+    ):
+        if slots < 1:
+            raise ValueError(f"AdapterBank: slots: expected at least 1, got {slots}.")
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"AdapterBank: optimizer: expected one of {', '.join(OPTIMIZERS)}, got {optimizer!r}.")
+        self.model, self.slots, self.max_rank, self.train_a = model, slots, rank, train_a
+        self.targets, self.last_layers, self.init, self.optimizer = tuple(targets), last_layers, init, optimizer
+        self.dtype, self.seed, self.texts = dtype, seed, tuple(texts)
+        self.sites = find_sites(model, self.targets, last_layers)
+        self.first_layer = int(self.sites[0].name.split(".layers.")[1].split(".")[0])
+        self.device = device = self.sites[0].module.weight.device
+        on_gpu, weights = device.type == "cuda", self.sites[0].module.weight.dtype
+        if weights not in _DTYPES.get(dtype, ()):
+            have, got = (str(x).removeprefix("torch.") for x in (weights, dtype))
+            raise ValueError(
+                f"AdapterBank: dtype: expected float32 under a model in float32 or bfloat16, float64 under one in float64, got "
+                f"{got} under {have}; convert the model."
+            )
+        if on_gpu and dtype != torch.float32:
+            raise ValueError(f"AdapterBank: dtype: expected float32 on a GPU, got {str(dtype).removeprefix('torch.')}.")
+        # What pays on a GPU: one read of what several projections share, and single rows by the decode kernel.
+        self.reads_once = self.decodes_rows = on_gpu
+        if copy is None:
+            copy = on_gpu and weights == torch.bfloat16
+        self._factors = [f.to(dtype)[None] for f in self._subspace(cache=True)]  # [1, R, K] each
+
+        sizes = [(_padded(s.module.in_features) if train_a else 0, _padded(s.module.out_features)) for s in self.sites]
+        width = sum(rank * (k + n) for k, n in sizes)
+        self.param = torch.zeros(slots, width, dtype=dtype, device=device)
+        self.grad = torch.zeros_like(self.param)
+        self.m = torch.zeros_like(self.param) if optimizer == "adamw" else None
+        self.v = torch.zeros_like(self.param) if optimizer == "adamw" else None
+        self.copy = torch.zeros_like(self.param, dtype=torch.bfloat16) if copy else None
+        self.step_count = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.rank = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.scale = torch.ones(slots, dtype=torch.float32, device=device)
+        self.hyper = torch.zeros(slots, len(ops.HYPER), dtype=torch.float64, device=device)
+        self.version = [0] * slots  # raised by everything that writes a row
+        self.used = [False] * slots
+        self.freed = 0  # how many slots were freed so far
+        self.tenancy = [0] * slots  # raised whenever a slot changes hands
+        self.lock = threading.RLock()  # held for what several slots share, never while code of others runs
+        self._lay_out(sizes)
+        self.subspace = self._digest()
+        attach(self)
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in vars(self).items() if k != "lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, lock=threading.RLock())
+
+    def _subspace(self, *, cache: bool) -> list[Tensor]:
+        modules = [s.module for s in self.sites]
+        inputs = record_inputs(self.model, modules, self.texts) if self.init == "activation" and self.texts else None
+        return make_a([m.weight for m in modules], self.max_rank, self.init, self.seed, inputs=inputs, cache=cache)
+
+    def _digest(self) -> str:
+        """Names the layout and the shared A: rows of banks with the same one can be exchanged."""
+        sizes = [(s.name, s.module.in_features if self.train_a else 0, s.module.out_features) for s in self.sites]
+        digest = hashlib.blake2b(repr((self.max_rank, sizes)).encode(), digest_size=16)
+        for f in () if self.train_a else self._factors:
+            digest.update(f.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def renew(self) -> None:
+        """Take A anew from the weights as they are now, after the model was trained; the subspace changes with them.
+
+        Raises RuntimeError while a slot is in use: its B means nothing under another A. Snapshots and adapters made before
+        belong to the subspace before.
+        """
+        with self.lock:
+            self._must_be_idle("renew")
+            self.take(self._subspace(cache=False))
+
+    @property
+    def factors(self) -> list[Tensor]:
+        """A of every adapted layer, [rank, in_features] each."""
+        return [f[0] for f in self._factors]
+
+    def take(self, factors: Sequence[Tensor]) -> None:
+        """Make `factors` A. Raises RuntimeError while a slot is in use, as `renew` does."""
+        with self.lock:
+            self._must_be_idle("take")
+            for site, factor, new in zip(self.sites, self._factors, factors):
+                factor.copy_(new[None])
+                if not self.train_a and site.a_copy is not None:
+                    site.a_copy.copy_(factor)
+            self.subspace = self._digest()
+
+    def _must_be_idle(self, verb: str) -> None:
+        if any(self.used):
+            raise RuntimeError(f"{verb}: {sum(self.used)} slots are in use and belong to the A they were made with; free them.")
+
+    def _lay_out(self, sizes: list[tuple[int, int]]) -> None:
+        offset = 0
+
+        def view(matrix: Tensor, padded: int, size: int) -> Tensor:
+            part = matrix[:, offset : offset + self.max_rank * padded]
+            return part.view(self.slots, self.max_rank, padded)[:, :, :size]
+
+        for site, factor, (k, n) in zip(self.sites, self._factors, sizes):
+            if self.train_a:
+                size = site.module.in_features
+                site.a, site.a_grad = view(self.param, k, size), view(self.grad, k, size)
+                site.a_copy = None if self.copy is None else view(self.copy, k, size)
+                offset += self.max_rank * k
+            else:
+                site.a = factor
+                site.a_copy = None if self.copy is None else factor.to(torch.bfloat16)
+            size = site.module.out_features
+            site.bt, site.bt_grad = view(self.param, n, size), view(self.grad, n, size)
+            site.bt_copy = None if self.copy is None else view(self.copy, n, size)
+            offset += self.max_rank * n
+
+    # slots ---------------------------------------------------------------------------------------------------------
+
+    def alloc(self, rank: int | None = None, *, alpha: float | None = None, **hyper: float) -> int:
+        """Take a free slot with Δ = 0, of `rank` (default the bank's) and scale alpha/rank (default 1); returns its index.
+
+        Raises ValueError for a bad rank, RuntimeError when no slot is free.
+        """
+        rank = self.max_rank if rank is None else rank
+        if not 1 <= rank <= self.max_rank:
+            raise ValueError(f"alloc: rank: expected 1..{self.max_rank}, got {rank}.")
+        self._known(hyper)
+        with self.lock:
+            if all(self.used):
+                raise RuntimeError(f"alloc: all {self.slots} slots are in use; free one or build a larger bank.")
+            slot = self.used.index(False)
+            self.used[slot] = True
+            self.tenancy[slot] += 1
+            self.rank[slot] = rank
+            self.scale[slot] = 1.0 if alpha is None else alpha / rank
+            self.hyper[slot] = torch.tensor([1e-3, 0.9, 0.999, 1e-8, 0.0, 0.0], dtype=torch.float64)
+            self.reset(slot)
+            if hyper:
+                self.configure(slot, **hyper)
+        return slot
+
+    def claim(self, most: int, least: int = 1) -> list[int]:
+        """As many slots as are free, at most `most`, as `alloc` gives them.
+
+        Raises RuntimeError, with none taken, when fewer than `least` are free.
+        """
+        with self.lock:
+            free = self.used.count(False)
+            if free < least:
+                raise RuntimeError(
+                    f"claim: {free} of {self.slots} slots are free, expected {least} or more; free some or build a larger bank."
+                )
+            return [self.alloc() for _ in range(min(most, free))]
+
+    def free(self, slot: int) -> None:
+        """Give a slot back; routing it, or running a backward that still needs it, raises from now on."""
+        with self.lock:
+            self._check(slot, "free")
+            self.used[slot] = False
+            self.tenancy[slot] += 1
+            self.freed += 1
+            self.rank[slot] = 0
+            self.version[slot] += 1
+
+    def reset(self, slot: int) -> None:
+        """Δ = 0, moments = 0, step = 0; rank, scale and hyper-parameters stay."""
+        self._check(slot, "reset")
+        self._copy_row(-1, slot)
+        if self.train_a:
+            for site, factor in zip(self.sites, self._factors):
+                site.a[slot].copy_(factor[0])
+        self._written(slot)
+
+    def _copy_row(self, source: int, target: int) -> None:
+        """Everything that learning moves, from one row to another; -1: zero."""
+        matrices = [x for x in (self.param, self.grad, self.m, self.v, self.step_count) if x is not None]
+        source, target = (torch.tensor([s], dtype=torch.int32, device=self.device) for s in (source, target))
+        ops.bank_copy_(matrices, source, target)
+
+    def _written(self, slot: int) -> None:
+        """To be called by whatever writes a row's parameters."""
+        self.version[slot] += 1
+        if self.copy is not None:
+            self.copy[slot] = self.param[slot]
+
+    def configure(self, slot: int, **hyper: float) -> None:
+        """Set this row's `lr`, `beta1`, `beta2`, `eps`, `weight_decay` or `clip` (gradient norm; 0 = off)."""
+        self._check(slot, "configure")
+        self._known(hyper)
+        for name, value in hyper.items():
+            self.hyper[slot, ops.HYPER.index(name)] = value
+
+    @staticmethod
+    def _known(hyper: dict[str, float]) -> None:
+        for name in hyper:
+            if name not in ops.HYPER:
+                raise ValueError(f"configure: expected some of {', '.join(ops.HYPER)}, got {name!r}.")
+
+    def is_zero(self, slot: int) -> bool:
+        """Whether Δ = 0 for certain: nothing was learned into this slot or restored to it."""
+        self._check(slot, "is_zero")
+        return not bool(self.param[slot].any())
+
+    def fork(self, slot: int) -> int:
+        """A new slot that starts as an exact copy of `slot`: weights, moments, step, rank, scale, hyper-parameters."""
+        with self.lock:
+            self._check(slot, "fork")
+            new = self.alloc()
+            self._copy_row(slot, new)
+            self.grad[new].zero_()
+            self._written(new)
+            for column in (self.hyper, self.rank, self.scale):
+                column[new] = column[slot]
+        return new
+
+    def snapshot(self, slot: int, *, optimizer: bool = True) -> Snapshot:
+        """A copy of the row. `optimizer=False` leaves the moments out: enough to replay, not to go on learning."""
+        self._check(slot, "snapshot")
+        state = {}
+        if optimizer and self.m is not None:
+            state = {"m": self.m[slot].clone(), "v": self.v[slot].clone()}
+        step = int(self.step_count[slot]) if optimizer else 0
+        return Snapshot(
+            self.param[slot].clone(), int(self.rank[slot]), float(self.scale[slot]), self.subspace, step=step, **state
+        )
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """Write a snapshot into a slot (any slot of a bank with the same layout and the same shared A).
+
+        Raises ValueError if the snapshot belongs to another subspace: its B means nothing under another A.
+        """
+        self._check(slot, "restore")
+        if snapshot.subspace != self.subspace:
+            raise ValueError(
+                f"restore: the snapshot belongs to subspace {snapshot.subspace[:8]}, this bank has {self.subspace[:8]}; "
+                f"use a bank with the same model, targets, rank and init."
+            )
+        self.param[slot].copy_(snapshot.param)
+        self.grad[slot].zero_()
+        if self.m is not None:
+            for mine, theirs in ((self.m, snapshot.m), (self.v, snapshot.v)):
+                mine[slot].zero_() if theirs is None else mine[slot].copy_(theirs)
+        self.step_count[slot] = snapshot.step
+        self.rank[slot], self.scale[slot] = snapshot.rank, snapshot.scale
+        self._written(slot)
+
+    def _check(self, slot: int, what: str) -> None:
+        if not (isinstance(slot, int) and 0 <= slot < self.slots):
+            raise ValueError(f"{what}: slot: expected an int in 0..{self.slots - 1}, got {slot!r}.")
+        if not self.used[slot]:
+            raise ValueError(f"{what}: slot {slot} is free; alloc() one first.")
+
+    # learning ------------------------------------------------------------------------------------------------------
+
+    def hold(self, slots: Sequence[int], *, learn: bool = False, lengths: Sequence[int] | None = None) -> Route:
+        """A route that is not open: its `alive` tells whether these slots are still those of their tenants of now."""
+        slots = [int(s) for s in slots]
+        if lengths is not None:
+            lengths = [int(n) for n in lengths]
+            if len(lengths) != len(slots) or min(lengths, default=0) < 0:
+                raise ValueError(f"route: lengths: expected {len(slots)} token counts, one per row, got {lengths}.")
+        with self.lock:
+            for slot in slots:
+                if slot != -1:
+                    self._check(slot, "route")
+            return Route(self, slots, learn, lengths)
+
+    @contextlib.contextmanager
+    def route(self, slots: Sequence[int], *, learn: bool = True, lengths: Sequence[int] | None = None) -> Iterator[Route]:
+        """Within the block, batch row i of the model runs with slot `slots[i]` (-1: the base model alone). Routes nest.
+
+        A route belongs to the context that opens it, a thread or a task, and to what inherits a copy of that context while
+        the block is open (see tmem.adapters.routes): a thread started by itself computes with the base model until it
+        opens its own.
+        A generator has no context of its own: close the block before a `yield`, or a later step may be refused.
+
+        learn     backward accumulates into the gradient rows of the routed slots; False treats Δ as a constant
+                  (stop-gradient), so that only the base model's own parameters get gradients.
+        lengths   real tokens of each row, which come first; adapters do no work on the padding behind them, whose
+                  outputs are then the base model's.
+        The route belongs to what ran under it: layers that are recomputed in backward (gradient checkpointing) run with
+        it again. Raises ValueError for a slot that is out of range or free and for lengths that are not one per row,
+        RuntimeError if the bank is detached or the model's checkpointing hides adapters from autograd.
+        """
+        route = self.hold(slots, learn=learn, lengths=lengths)
+        if self.sites and "forward" not in vars(self.sites[0].module):
+            raise RuntimeError("route: the bank is detached from its model; call attach() first.")
+        if self.model.training and torch.is_grad_enabled() and getattr(self.model, "is_gradient_checkpointing", False):
+            routed_checkpoints(self, learn)
+        with serving(route):
+            yield route
+
+    def step(self, slots: Sequence[int]) -> Tensor:
+        """One optimizer step of these slots; their gradients are zeroed. Returns the gradient norms fp32 [len(slots)].
+
+        A row whose gradient is not finite is left as it was; its norm says so.
+        """
+        active = torch.zeros(self.slots, dtype=torch.bool, device=self.device)
+        with self.lock:
+            for slot in slots:
+                self._check(slot, "step")
+            for slot in slots:
+                active[slot] = True
+                self.version[slot] += 1
+            norms = ops.bank_step_(self.param, self.grad, self.m, self.v, self.step_count, self.hyper, active, self.copy)
+        return norms[list(slots)]
+
+    def zero_grad(self, slots: Sequence[int]) -> None:
+        """Drop what backward has accumulated for these slots."""
+        for slot in slots:
+            self._check(slot, "zero_grad")
+            self.grad[slot].zero_()
+
+    @torch.no_grad()
+    def delta_norm(self, slot: int) -> float:
+        """‖ΔW‖_F over all layers: Σ ‖scale·B A‖², by the r x r Gram matrices tr(A Aᵀ · B Bᵀ), never forming ΔW."""
+        self._check(slot, "delta_norm")
+        total, r = 0.0, int(self.rank[slot])
+        for site in self.sites:
+            a = site.a[slot if self.train_a else 0, :r].double()
+            b = site.bt[slot, :r].double()
+            total += float(((a @ a.T) * (b @ b.T)).sum())
+        return float(self.scale[slot]) * max(total, 0.0) ** 0.5
+
+    # files ---------------------------------------------------------------------------------------------------------
+
+    def save(self, slot: int, path: str | Path, extra: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Write the slot as a PEFT adapter folder that `peft.PeftModel.from_pretrained` loads; atomic.
+
+        extra   further text files of the folder, by name
+        """
+        from .peft import peft_files, write_folder
+
+        self._check(slot, "save")
+        write_folder(Path(path), peft_files(self, slot) | {name: text.encode() for name, text in extra.items()})
+
+    def load(self, path: str | Path) -> int:
+        """Read a PEFT LoRA adapter folder into a new slot and return it.
+
+        Raises ValueError if the adapter does not fit: another rank, layers that this bank lacks, or an A of its own
+        while this bank shares one frozen A (use train_a=True).
+        """
+        from .peft import load_peft
+
+        return load_peft(self, Path(path))
+
+    def attach(self) -> None:
+        """Put the bank back under its model after `detach`."""
+        attach(self)
+
+    def detach(self) -> None:
+        """Leave the model exactly as it was; the slots keep their content."""
+        detach(self)

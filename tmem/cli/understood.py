@@ -1,0 +1,137 @@
+"""What was understood of a model: to be compared with what its makers say of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from ..agent.config import agent_config
+from ..models import gguf_file, loading
+from ..models.chat import Chat
+from ..rl.budget import Shape
+
+_SYSTEM = {
+    "none": "written when asked for, which tmem does not",
+    "left out": "the template adds one by itself; tmem leaves it out",
+    "kept": "the template adds one by itself that nothing closes; it stays",
+    "refused": "the template takes none",
+}
+_THOUGHT = {
+    "none": "not opened by the template",
+    "off": "turned off",
+    "closed": "opened by the template; tmem closes them at once",
+}
+
+
+def understood(name: str, preset: str) -> dict:
+    """Facts of the model that `name` means (see `models.load`) and of what `preset` adapts; no weights are read."""
+    network, tokenizer = loading.outline(name)
+    folder, config, chat = loading.resolve(name), network.config, Chat(tokenizer, network)
+    shape = Shape.of(config)
+    rope = {k: v for k, v in config.rope_parameters.items() if k not in ("type", "rope_type", "rope_theta")}
+    gguf = Path(name).expanduser()
+    return {
+        "model": name,
+        "folder": str(folder),
+        "converted_from": [str(p) for p in gguf_file.parts(gguf)] if gguf.suffix == ".gguf" and gguf.is_file() else [],
+        "weights": {f.name: f.stat().st_size for f in sorted(folder.glob("*.safetensors"))},
+        "family": config.model_type,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "layers": shape.layers, "hidden": shape.hidden, "intermediate": shape.ffn, "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads, "head_dim": shape.q // config.num_attention_heads,
+        "activation": config.hidden_act,
+        "biases": sorted({n.rsplit(".", 2)[-2] for n, _ in network.named_parameters() if n.endswith(".bias")}),
+        "context": config.max_position_embeddings,
+        "window": None,  # models with one are refused
+        "rope": {"type": config.rope_parameters["rope_type"], "theta": config.rope_parameters["rope_theta"], **rope},
+        "dtype_on_disk": _dtypes(folder), "dtype_at_load": str(loading.default_dtype()).removeprefix("torch."),
+        "tied": shape.tied,
+        "vocabulary": len(tokenizer), "embeddings": shape.vocab,
+        "ends": {i: tokenizer.convert_ids_to_tokens(i) for i in sorted(chat.ends)},
+        "end_of_answer": tokenizer.convert_ids_to_tokens(chat.end),
+        "begin": tokenizer.bos_token,
+        "template": _template(chat),
+        "adapted": _adapted(shape, preset),
+    }  # fmt: skip
+
+
+def _dtypes(folder: Path) -> dict[str, int]:
+    """Tensors by number format, from the weights' headers."""
+    from safetensors import safe_open
+
+    found: Counter[str] = Counter()
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            found.update(tensors.get_slice(name).get_dtype() for name in tensors.keys())
+    return dict(found.most_common())
+
+
+def _template(chat: Chat) -> dict | None:
+    """None for a model without one. `prompt`: what a question becomes."""
+    if chat.template is None:
+        return None
+    t = chat.template
+    return {"system": t.system, "thought": t.thought, "prompt": f"{t.before}QUESTION{t.after}", "after_answer": t.closing}
+
+
+def _adapted(shape: Shape, preset: str) -> dict:
+    memory = agent_config(preset).memory
+    last, sizes = min(memory.last_layers, shape.layers), shape.sizes()
+    width = sum(sizes[t][1] + sizes[t][0] * memory.train_a for t in memory.targets)
+    return {
+        "preset": preset, "targets": list(memory.targets), "layers": [shape.layers - last, shape.layers - 1],
+        "matrices": last * len(memory.targets), "rank": memory.rank, "parameters_per_slot": last * memory.rank * width,
+    }  # fmt: skip
+
+
+def show(facts: dict) -> None:
+    """Print the facts; fits 80 columns."""
+    from rich.table import Table
+
+    from ..terminal.plain import Terminal
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in _lines(facts):
+        grid.add_row(name, value)
+    Terminal().print(grid, highlight=False)
+
+
+def _lines(facts: dict) -> list[tuple[str, str]]:
+    rope, adapted, template = facts["rope"], facts["adapted"], facts["template"]
+    scaling = ", ".join(f"{k} {v}" for k, v in rope.items() if k not in ("type", "theta"))
+    size = sum(facts["weights"].values()) / 2**20
+    first, last = adapted["layers"]
+    biases = f", biases on {', '.join(facts['biases'])}" if facts["biases"] else ""
+    unused = facts["embeddings"] - facts["vocabulary"]
+    spare = f", {unused} unused" if unused else ""
+    formats = ", ".join(f"{name} ({count} tensors)" for name, count in facts["dtype_on_disk"].items())
+    lines = [
+        ("model", facts["model"]),
+        *(("converted from", file) for file in facts["converted_from"]),
+        ("folder", facts["folder"]),
+        ("weights", f"{', '.join(facts['weights'])}: {size:,.0f} MiB, {facts['parameters']:,} parameters"),
+        ("family", f"{facts['family']}, {facts['activation']}{biases}"),
+        ("sizes", f"{facts['layers']} layers, hidden {facts['hidden']}, intermediate {facts['intermediate']}"),
+        ("attention", f"{facts['heads']} heads of {facts['head_dim']}, {facts['kv_heads']} of keys and values, no window"),
+        ("context", f"{facts['context']:,} tokens"),
+        ("rope", f"{rope['type']}, theta {rope['theta']:g}" + (f", {scaling}" if scaling else "")),
+        ("dtype", f"on disk {formats}; at load {facts['dtype_at_load']}"),
+        ("vocabulary", f"{facts['vocabulary']:,} tokens, {facts['embeddings']:,} embeddings{spare}"),
+        ("embeddings", "tied to the head" if facts["tied"] else "apart from the head"),
+        ("a text ends at", ", ".join(f"{text} ({index})" for index, text in facts["ends"].items())),
+        ("an answer with", facts["end_of_answer"]),
+    ]
+    if template is None:
+        lines.append(("template", "none: asked as User: ... Assistant:"))
+    else:
+        lines += [
+            ("prompt", repr(template["prompt"])[1:-1]),
+            ("system turn", _SYSTEM[template["system"]]),
+            ("thoughts", _THOUGHT[template["thought"]]),
+        ]
+    return lines + [
+        ("adapted", f"{', '.join(adapted['targets'])} of layers {first} to {last} (preset {adapted['preset']})"),
+        ("a slot", f"{adapted['matrices']} matrices of rank {adapted['rank']}, {adapted['parameters_per_slot']:,} parameters"),
+    ]

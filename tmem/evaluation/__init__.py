@@ -1,0 +1,1 @@
+"""`tmem eval`: methods on a task, scored and recorded."""

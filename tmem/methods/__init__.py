@@ -1,0 +1,1 @@
+"""Ways to remember a stream: tmem, and what it is compared with."""

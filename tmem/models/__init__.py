@@ -1,0 +1,1 @@
+"""Base models: loading, running in pieces, and their chat templates."""

@@ -1,0 +1,153 @@
+"""Turn questions, pairs and passages into tokens with the model's own chat template, without its system turn.
+
+The system turn says nothing about the task and would double the length of a question/answer pair.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping, Sequence
+
+from .loading import ModelError, end_ids
+from .template import Template
+
+_PLAIN = "User: ", "\nAssistant: "  # of a model without a template
+# Stands before text whose place in the prompt matters, and is cut off again: in no vocabulary is it merged with a neighbour.
+_GUARD = "\ue000"
+
+
+class Chat:
+    """Renders one user turn and the opening of the assistant's.
+
+    ends: token ids that end an answer: the tokenizer's, the model's generation config's and the template's.
+    end: the one that closes an answer to be learned: what the template writes after the assistant's turn.
+
+    Ids are those of the rendered whole. A tokenizer cuts a text at control tokens first, so a prompt is what stands before the
+    last control token in front of the text, the segment with the text, and what comes after.
+
+    Threads may share it. How a tokenizer cuts, truncates and pads is state that every call sets, so this one has its own, and
+    one thread at a time uses it.
+    """
+
+    def __init__(self, tokenizer, model=None):
+        """model: whose generation config may name further ends. Raises ModelError for a template that does not render."""
+        self.tokenizer = tokenizer = copy.deepcopy(tokenizer)
+        self._lock = threading.Lock()
+        self._guard: list[int] = []
+        self.template = Template(tokenizer) if tokenizer.chat_template else None
+        if self.template is None:
+            self._front, self._back, self._tail, self._lead = self._first(), [], _PLAIN[1], ""
+            self._segment = _PLAIN
+            closing = None
+        else:
+            closing = self._cut(self.template)
+        eos = tokenizer.eos_token_id
+        self.end: int = eos if closing is None else closing
+        if self.end is None:
+            raise ModelError("the tokenizer has no end token, nor does the chat template close answers; set eos_token.")
+        control = getattr(tokenizer, "added_tokens_decoder", {})
+        # Where the files state none, this is a default of the model's class: it counts where it is a control token at all.
+        named = [] if model is None else end_ids(model.generation_config)
+        self.ends = frozenset({self.end, *([] if eos is None else [eos]), *(i for i in named if i in control)})
+
+    def _first(self) -> list[int]:
+        """What the tokenizer itself puts before a text: its token for the beginning, or nothing."""
+        if self.tokenizer.bos_token is None:
+            return []
+        return [i for i in self._encoded("")["input_ids"][:1] if i == self.tokenizer.bos_token_id]
+
+    def _cut(self, template: Template) -> int | None:
+        """Take the rendered template apart; the id of the control token that closes the assistant's turn, if one does."""
+        known, written = self.tokenizer.added_tokens_decoder, template.before + template.after + template.closing
+        self._protect([t for t in known.values() if not t.special and t.content in written])
+        ids, found = self._controls(template.before)
+        last = found[-1] if found else None  # the control token in front of the text
+        self._front, begin = ([], 0) if last is None else (ids[: last[0] + 1], last[2])
+        _, found = self._controls(template.after)
+        first, tail = (found[0][1], found[-1][2]) if found else (len(template.after), 0)
+        self._back, self._segment = self._control(template.after[first:]), (template.before[begin:], template.after[:first])
+        self._tail, self._lead = template.after[tail:], template.lead
+        self._place()
+        ids, found = self._controls(template.closing)
+        if found and not template.closing[: found[0][1]].strip():
+            return ids[found[0][0]]
+        return None
+
+    def _protect(self, tokens: Sequence) -> None:
+        """A token that the template writes is a control token, whatever the files call it: text must not spell it."""
+        from tokenizers import AddedToken
+
+        special = [AddedToken(t.content, special=True, normalized=False) for t in tokens]
+        if special:
+            self.tokenizer.add_tokens(special, special_tokens=True)
+
+    def _controls(self, text: str) -> tuple[list[int], list[tuple[int, int, int]]]:
+        """Ids of template text; of every control token its index among them, and the characters where it starts and stops."""
+        found = self._encoded(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, control = found["input_ids"], self.tokenizer.added_tokens_decoder
+        return ids, [(i, *span) for i, (index, span) in enumerate(zip(ids, found["offset_mapping"])) if index in control]
+
+    def _place(self) -> None:
+        """Find out whether text after a control token is cut otherwise than at the beginning (SentencePiece's space)."""
+        if not self._front:
+            return
+        control = self.tokenizer.added_tokens_decoder[self._front[-1]].content
+        after, probe = self._control(f"{control}ab ab")[1:], self.plain("ab ab")
+        if after != probe:
+            self._guard = self.plain(_GUARD)
+            if self._inside("ab ab") != after:
+                raise ModelError("the tokenizer cuts text after a control token by a rule of its own; choose another model.")
+
+    def _control(self, text: str) -> list[int]:
+        """Ids of template text, control tokens among them."""
+        return self._encoded(text, add_special_tokens=False)["input_ids"]
+
+    def _inside(self, text: str) -> list[int]:
+        """Ids of ordinary text that follows a control token."""
+        if not self._guard:
+            return self.plain(text)
+        ids = self.plain(_GUARD + text)
+        return ids[len(self._guard) :]
+
+    def _encoded(self, text: str, **how: bool) -> Mapping:
+        with self._lock:
+            return self.tokenizer(text, verbose=False, **how)
+
+    def _decoded(self, ids: list[int], **how: bool) -> str:
+        with self._lock:
+            return self.tokenizer.decode(ids, **how)
+
+    def prompt(self, text: str) -> list[int]:
+        """Token ids of a user turn with `text`, ready for the assistant's answer."""
+        text = text if self.template is None else self.template.content(text)
+        return self._front + self._inside(self._segment[0] + text + self._segment[1]) + self._back
+
+    def plain(self, text: str) -> list[int]:
+        """Token ids of ordinary text: a control token spelled out in it stays ordinary characters."""
+        return self._encoded(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def said(self, text: str) -> list[int]:
+        """Token ids of what the assistant says after a prompt."""
+        opened = self._inside(self._tail)
+        ids = self._inside(self._tail + self._lead + text)
+        return ids[len(opened) :] if ids[: len(opened)] == opened else self.plain(self._lead + text)
+
+    def answer(self, text: str) -> list[int]:
+        """Token ids of an assistant's answer, with its closing token."""
+        return self.said(text) + [self.end]
+
+    def text(self, ids: list[int]) -> str:
+        """Generated ids back to text, without control tokens."""
+        return self._decoded([i for i in ids if i not in self.ends], skip_special_tokens=True).strip()
+
+    def clip(self, text: str, tokens: int, *, keep: str = "end") -> str:
+        """The last (`keep="end"`) or first `tokens` tokens of `text`; the text itself if it is shorter."""
+        ids = self.plain(text)
+        if len(ids) <= tokens:
+            return text
+        return self._decoded(ids[len(ids) - tokens :] if keep == "end" else ids[:tokens])
+
+    def count(self, text: str) -> int:
+        """Length of `text` in tokens."""
+        return len(self.plain(text))

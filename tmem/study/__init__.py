@@ -1,0 +1,1 @@
+"""Studies: what training changes, what is forgotten, what an initialisation is worth."""
