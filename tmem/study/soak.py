@@ -26,9 +26,9 @@ from ..agent.config import LearnConfig, agent_config, build, tomllib
 from ..agent.learn import learn
 from ..agent.loop import Agent, answer
 from ..agent.teach import lesson
-from ..bench.train import loaded
 from ..episode import Pair, Question
 from ..models import loading
+from ..models.tiny import default_or_tiny
 from ..report.figure import figure
 from ..rl import neutral
 from ..stats import bootstrap
@@ -258,7 +258,7 @@ def study(
     todo = {preset: {}, **given}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = loading.default_dtype(device)
-    model, tokenizer = loaded(quick, device, dtype)
+    model, tokenizer = default_or_tiny(quick, device, dtype)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     agent = Agent.build(model, tokenizer, config, slots=chains + 1)
