@@ -26,10 +26,11 @@ from ..agent.write import render
 from ..episode import Episode
 from ..machine import keep_memory, rows_apart
 from ..models import loading
+from ..models.tiny import default_or_tiny
 from ..report.figure import figure
 from ..tasks import stream
 from .measure import WrongNumbers
-from .train import PRESET, given, loaded
+from .train import PRESET, given
 
 ROUNDING = 0.1  # nats, mean difference in bf16, where products round otherwise for other numbers of rows
 
@@ -59,7 +60,7 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -
     if not quick:
         keep_memory()
     dtype = loading.default_dtype(device)
-    model, tokenizer = loaded(quick, device, dtype)
+    model, tokenizer = default_or_tiny(quick, device, dtype)
     agent = Agent.build(model, tokenizer, agent_config(PRESET), slots=max(plan.counts))
     rows, each = [], plan.rounds + 1
     for k, count in enumerate(plan.counts):

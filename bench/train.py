@@ -42,6 +42,7 @@ from ..agent.write import render
 from ..episode import Pair
 from ..machine import keep_memory
 from ..models import loading
+from ..models.tiny import default_or_tiny
 from ..report.figure import figure
 from ..rl import replay
 from ..rl.budget import Shape
@@ -51,7 +52,6 @@ from ..rl.policy import Policy, Replicated
 from ..rl.rollout import scores
 from ..tasks.stream import Stream
 from ..testing import rel_rms
-from .cases import TINY
 from .measure import WrongNumbers, ceilings
 
 PRESET = "default"
@@ -354,23 +354,10 @@ def check(ours: Ours, plain: Plain) -> dict[str, float]:
     return found
 
 
-def loaded(quick: bool, device: str, dtype: torch.dtype) -> tuple:
-    """The default model, or, `quick`, a tiny one with random weights; and its tokenizer."""
-    if not quick:
-        return loading.load(device=device, dtype=dtype)
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = loading.load_tokenizer()
-    sizes = {**dict(TINY), "vocab_size": len(tokenizer)}
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True, initializer_range=0.1))
-    return model.to(device, dtype).eval().requires_grad_(False), tokenizer
-
-
 def ways(plan: Plan, quick: bool, device: str, dtype: torch.dtype) -> tuple[Ours, Plain]:
     """Each with a model of its own."""
-    ours = Ours(plan, *loaded(quick, device, dtype))
-    return ours, Plain(ours, loaded(quick, device, dtype)[0])
+    ours = Ours(plan, *default_or_tiny(quick, device, dtype))
+    return ours, Plain(ours, default_or_tiny(quick, device, dtype)[0])
 
 
 def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -> dict:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .adapters.memory_file import read_memory, write_memory
-from .adapters.peft import load_peft, peft_files
+from .adapters.peft import load_adapter, peft_files
 from .agent.config import agent_config
 from .agent.decode import decode
 from .agent.learn import Learned, learn
@@ -203,7 +203,7 @@ class Memory:
         The optimizer's moments are not kept: learning goes on from a fresh optimizer.
         """
         bank = self.agent.bank
-        bank._check(self.slot, "save")
+        bank.check(self.slot, "save")
         write_memory(Path(path), peft_files(bank, self.slot), self._made_with(), self.pairs, self._context)
 
     def _load(self, path: Path) -> None:
@@ -213,7 +213,7 @@ class Memory:
             was = ", ".join(f"{k} {made_with.get(k)}" for k in other)
             raise ValueError(f"load: {path} was made with {was}; open it with the same model and preset.")
         self.close()
-        self.slot = load_peft(self.agent.bank, path, files)
+        self.slot = load_adapter(self.agent.bank, path, files)
         self.pairs, self._context = pairs, context
 
     def _made_with(self) -> dict:

@@ -27,7 +27,7 @@ def filled(bank, *slots):
     for slot in slots:
         generator = torch.Generator().manual_seed(slot)
         bank.param[slot] = 0.1 * torch.randn(bank.param.shape[1], generator=generator)
-        bank._written(slot)
+        bank.written(slot)
     return slots
 
 

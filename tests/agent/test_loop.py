@@ -13,6 +13,7 @@ from tiny import FAMILIES, Letters, model, pairs
 from tiny_agent import CONFIG, EPISODES, agent_of
 
 import tmem.agent.loop as loop
+from tmem.adapters.peft import load_adapter, save_adapter
 from tmem.agent.config import MemoryConfig, agent_config, read
 from tmem.agent.decode import Generation, decode, uniforms
 from tmem.agent.learn import Learned, learn, trunk_layers
@@ -519,8 +520,8 @@ def test_what_was_learned_is_a_peft_adapter_of_its_family(family, tmp_path):
     slot = agent.bank.alloc()
     (learned,) = learn(agent.model, agent.bank, [(slot, pairs(4))], agent.chat, CONFIG.learn)
     assert learned.kept and learned.loss_after < learned.loss_before
-    agent.bank.save(slot, tmp_path / "m")
-    again = agent.bank.load(tmp_path / "m")
+    save_adapter(agent.bank, slot, tmp_path / "m")
+    again = load_adapter(agent.bank, tmp_path / "m")
     assert torch.equal(agent.bank.param[again], agent.bank.param[slot])
     plain = agent.model(input_ids=ids).logits
     with agent.bank.route([slot], learn=False):

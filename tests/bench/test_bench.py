@@ -292,7 +292,7 @@ def test_a_chain_is_of_conversations_between_different_people():
             assert f.person in f.taught and f.person in f.plain and f.person in f.oblique and f.person not in f.stranger
             assert len({f.taught, f.plain, f.oblique, f.stranger}) == 4
             assert any(f.plain.replace(f.person, name) == f.stranger and (f.topic, name) not in said
-                       for name in soak.stream.LANGUAGES["dev"].names)  # fmt: skip
+                       for name in soak.stream.language_of("dev").names)  # fmt: skip
     every = [f.about for facts in told for f in facts]
     assert len(every) - len(set(every)) == 2 * 10
     with pytest.raises(ValueError, match="dev has names for 1 to 30 writes, got 31"):

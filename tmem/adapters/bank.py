@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -235,7 +233,7 @@ class AdapterBank:
     def free(self, slot: int) -> None:
         """Give a slot back; routing it, or running a backward that still needs it, raises from now on."""
         with self.lock:
-            self._check(slot, "free")
+            self.check(slot, "free")
             self.used[slot] = False
             self.tenancy[slot] += 1
             self.freed += 1
@@ -244,12 +242,12 @@ class AdapterBank:
 
     def reset(self, slot: int) -> None:
         """Δ = 0, moments = 0, step = 0; rank, scale and hyper-parameters stay."""
-        self._check(slot, "reset")
+        self.check(slot, "reset")
         self._copy_row(-1, slot)
         if self.train_a:
             for site, factor in zip(self.sites, self._factors):
                 site.a[slot].copy_(factor[0])
-        self._written(slot)
+        self.written(slot)
 
     def _copy_row(self, source: int, target: int) -> None:
         """Everything that learning moves, from one row to another; -1: zero."""
@@ -257,7 +255,7 @@ class AdapterBank:
         source, target = (torch.tensor([s], dtype=torch.int32, device=self.device) for s in (source, target))
         ops.bank_copy_(matrices, source, target)
 
-    def _written(self, slot: int) -> None:
+    def written(self, slot: int) -> None:
         """To be called by whatever writes a row's parameters."""
         self.version[slot] += 1
         if self.copy is not None:
@@ -265,7 +263,7 @@ class AdapterBank:
 
     def configure(self, slot: int, **hyper: float) -> None:
         """Set this row's `lr`, `beta1`, `beta2`, `eps`, `weight_decay` or `clip` (gradient norm; 0 = off)."""
-        self._check(slot, "configure")
+        self.check(slot, "configure")
         self._known(hyper)
         for name, value in hyper.items():
             self.hyper[slot, ops.HYPER.index(name)] = value
@@ -278,24 +276,24 @@ class AdapterBank:
 
     def is_zero(self, slot: int) -> bool:
         """Whether Δ = 0 for certain: nothing was learned into this slot or restored to it."""
-        self._check(slot, "is_zero")
+        self.check(slot, "is_zero")
         return not bool(self.param[slot].any())
 
     def fork(self, slot: int) -> int:
         """A new slot that starts as an exact copy of `slot`: weights, moments, step, rank, scale, hyper-parameters."""
         with self.lock:
-            self._check(slot, "fork")
+            self.check(slot, "fork")
             new = self.alloc()
             self._copy_row(slot, new)
             self.grad[new].zero_()
-            self._written(new)
+            self.written(new)
             for column in (self.hyper, self.rank, self.scale):
                 column[new] = column[slot]
         return new
 
     def snapshot(self, slot: int, *, optimizer: bool = True) -> Snapshot:
         """A copy of the row. `optimizer=False` leaves the moments out: enough to replay, not to go on learning."""
-        self._check(slot, "snapshot")
+        self.check(slot, "snapshot")
         state = {}
         if optimizer and self.m is not None:
             state = {"m": self.m[slot].clone(), "v": self.v[slot].clone()}
@@ -309,7 +307,7 @@ class AdapterBank:
 
         Raises ValueError if the snapshot belongs to another subspace: its B means nothing under another A.
         """
-        self._check(slot, "restore")
+        self.check(slot, "restore")
         if snapshot.subspace != self.subspace:
             raise ValueError(
                 f"restore: the snapshot belongs to subspace {snapshot.subspace[:8]}, this bank has {self.subspace[:8]}; "
@@ -322,9 +320,10 @@ class AdapterBank:
                 mine[slot].zero_() if theirs is None else mine[slot].copy_(theirs)
         self.step_count[slot] = snapshot.step
         self.rank[slot], self.scale[slot] = snapshot.rank, snapshot.scale
-        self._written(slot)
+        self.written(slot)
 
-    def _check(self, slot: int, what: str) -> None:
+    def check(self, slot: int, what: str) -> None:
+        """Raise ValueError, which begins with `what`, for a slot that is out of range or free."""
         if not (isinstance(slot, int) and 0 <= slot < self.slots):
             raise ValueError(f"{what}: slot: expected an int in 0..{self.slots - 1}, got {slot!r}.")
         if not self.used[slot]:
@@ -342,7 +341,7 @@ class AdapterBank:
         with self.lock:
             for slot in slots:
                 if slot != -1:
-                    self._check(slot, "route")
+                    self.check(slot, "route")
             return Route(self, slots, learn, lengths)
 
     @contextlib.contextmanager
@@ -378,7 +377,7 @@ class AdapterBank:
         active = torch.zeros(self.slots, dtype=torch.bool, device=self.device)
         with self.lock:
             for slot in slots:
-                self._check(slot, "step")
+                self.check(slot, "step")
             for slot in slots:
                 active[slot] = True
                 self.version[slot] += 1
@@ -388,13 +387,13 @@ class AdapterBank:
     def zero_grad(self, slots: Sequence[int]) -> None:
         """Drop what backward has accumulated for these slots."""
         for slot in slots:
-            self._check(slot, "zero_grad")
+            self.check(slot, "zero_grad")
             self.grad[slot].zero_()
 
     @torch.no_grad()
     def delta_norm(self, slot: int) -> float:
         """‖ΔW‖_F over all layers: Σ ‖scale·B A‖², by the r x r Gram matrices tr(A Aᵀ · B Bᵀ), never forming ΔW."""
-        self._check(slot, "delta_norm")
+        self.check(slot, "delta_norm")
         total, r = 0.0, int(self.rank[slot])
         for site in self.sites:
             a = site.a[slot if self.train_a else 0, :r].double()
@@ -402,27 +401,7 @@ class AdapterBank:
             total += float(((a @ a.T) * (b @ b.T)).sum())
         return float(self.scale[slot]) * max(total, 0.0) ** 0.5
 
-    # files ---------------------------------------------------------------------------------------------------------
-
-    def save(self, slot: int, path: str | Path, extra: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Write the slot as a PEFT adapter folder that `peft.PeftModel.from_pretrained` loads; atomic.
-
-        extra   further text files of the folder, by name
-        """
-        from .peft import peft_files, write_folder
-
-        self._check(slot, "save")
-        write_folder(Path(path), peft_files(self, slot) | {name: text.encode() for name, text in extra.items()})
-
-    def load(self, path: str | Path) -> int:
-        """Read a PEFT LoRA adapter folder into a new slot and return it.
-
-        Raises ValueError if the adapter does not fit: another rank, layers that this bank lacks, or an A of its own
-        while this bank shares one frozen A (use train_a=True).
-        """
-        from .peft import load_peft
-
-        return load_peft(self, Path(path))
+    # under the model -----------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
         """Put the bank back under its model after `detach`."""

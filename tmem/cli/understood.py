@@ -6,8 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 from ..agent.config import agent_config
-from ..models import gguf_file, loading
+from ..models import loading
 from ..models.chat import Chat
+from ..models.gguf.file import parts
 from ..rl.budget import Shape
 
 _SYSTEM = {
@@ -33,7 +34,7 @@ def understood(name: str, preset: str) -> dict:
     return {
         "model": name,
         "folder": str(folder),
-        "converted_from": [str(p) for p in gguf_file.parts(gguf)] if gguf.suffix == ".gguf" and gguf.is_file() else [],
+        "converted_from": [str(p) for p in parts(gguf)] if gguf.suffix == ".gguf" and gguf.is_file() else [],
         "weights": {f.name: f.stat().st_size for f in sorted(folder.glob("*.safetensors"))},
         "family": config.model_type,
         "parameters": sum(p.numel() for p in network.parameters()),

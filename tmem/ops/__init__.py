@@ -5,8 +5,10 @@ kernel; `kernel_for` tells which. torch.ops.tmem.* takes the same arguments and 
 there also returns z).
 """
 
-from tmem.ops._registry import kernel_for, load_compiled
-from tmem.ops._svd import SVD_PARTS
+import importlib.util
+
+from tmem.ops import _triton
+from tmem.ops._registry import defined, kernel_for, load_compiled, serve
 from tmem.ops.attend import attend
 from tmem.ops.backward import lora_backward_
 from tmem.ops.copy import bank_copy_
@@ -19,20 +21,8 @@ from tmem.ops.rsvd import batched_rsvd
 from tmem.ops.shrink import lora_shrink, lora_shrink_multi
 from tmem.ops.step import HYPER, bank_step_
 
-OPS = (
-    "lora_plan",
-    "lora_shrink",
-    "lora_shrink_multi",
-    "lora_expand_",
-    "lora_gram_",
-    "lora_gram",
-    "lora_backward_",
-    "lora_linear",
-    "lora_decode_",
-    "attend",
-    "bank_step_",
-    "bank_copy_",
-)
+SVD_PARTS = tuple(name for name in defined if name.startswith("svd_"))  # what batched_rsvd is made of
+OPS = tuple(name for name in defined if name not in SVD_PARTS)
 
 __all__ = [
     "HYPER",
@@ -55,3 +45,5 @@ __all__ = [
 ]
 
 load_compiled()
+if importlib.util.find_spec("triton"):
+    _triton.register(serve)

@@ -26,9 +26,9 @@ from ..agent.config import LearnConfig, agent_config, build, tomllib
 from ..agent.learn import learn
 from ..agent.loop import Agent, answer
 from ..agent.teach import lesson
-from ..bench.train import loaded
 from ..episode import Pair, Question
 from ..models import loading
+from ..models.tiny import default_or_tiny
 from ..report.figure import figure
 from ..rl import neutral
 from ..stats import bootstrap
@@ -65,7 +65,7 @@ Chain = tuple[tuple[Fact, ...], ...]
 
 def chain(seed: int, writes: int, split: str = "dev") -> Chain:
     """What each of `writes` sessions states. Raises ValueError where the names of the split do not suffice."""
-    language, level = stream.LANGUAGES[split], stream.DIFFICULTIES[DIFFICULTY]
+    language, level = stream.language_of(split), stream.DIFFICULTIES[DIFFICULTY]
     most = len(language.names) // level.people[1] * level.sessions
     if not 1 <= writes <= most:
         raise ValueError(f"bench soak: {split} has names for 1 to {most} writes, got {writes}.")
@@ -74,7 +74,7 @@ def chain(seed: int, writes: int, split: str = "dev") -> Chain:
     while len(out) < writes:
         episode = stream.episode(f"soak-{seed}-{tried}", split, DIFFICULTY, questions=0)
         tried += 1
-        plan = stream._made(episode)[0]
+        plan = stream.script_of(episode)
         if met.isdisjoint(plan.people):
             met.update(plan.people)
             out += _sessions(rng, plan, episode.pairs, language)
@@ -93,7 +93,7 @@ def _sessions(rng: random.Random, plan, pairs: Sequence[Sequence[Pair]], languag
             plain, oblique = rng.choice(plain), rng.choice(oblique)
             stranger = rng.choice([p for p in plan.people if (s.topic, p) not in said])
             facts.append(Fact(
-                s.person, s.topic, part, stream._spellings(part, value), pair.question, plain.format(name=s.person),
+                s.person, s.topic, part, stream.spellings(part, value), pair.question, plain.format(name=s.person),
                 oblique.format(name=s.person), plain.format(name=stranger),
             ))  # fmt: skip
         out.append(tuple(facts))
@@ -258,7 +258,7 @@ def study(
     todo = {preset: {}, **given}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = loading.default_dtype(device)
-    model, tokenizer = loaded(quick, device, dtype)
+    model, tokenizer = default_or_tiny(quick, device, dtype)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     agent = Agent.build(model, tokenizer, config, slots=chains + 1)

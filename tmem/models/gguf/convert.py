@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files.folders import atomic_folder, cache_folder
-from . import gguf_file
-from .gguf_tokenizer import tokenizer_of
+from ...files.folders import atomic_folder, cache_folder
+from .file import parts, read
+from .tokenizer import tokenizer_of
 
 # Counts changes of what `_write` makes, so that folders of an older recipe are not used.
 _RECIPE = 3
@@ -45,7 +45,7 @@ _WITHOUT_EFFECT = {
 def folder_of(file: Path) -> Path:
     """Where the conversion of `file` belongs; named by its content, so a changed file gets a new folder."""
     digest = hashlib.sha256(f"{_RECIPE}".encode())
-    for part in gguf_file.parts(file):
+    for part in parts(file):
         if part.is_file():
             digest.update(f":{part.stat().st_size}:".encode())
             with part.open("rb") as f:
@@ -70,7 +70,7 @@ def _write(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    contents = gguf_file.read(file)
+    contents = read(file)
     config = _config(contents)
     tokenizer = tokenizer_of(contents.fields, config.max_position_embeddings)
     if len(tokenizer) > config.vocab_size:
