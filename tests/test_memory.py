@@ -216,8 +216,8 @@ def test_memories_on_one_model_stay_apart(tiny_one, tmp_path):
 def test_of_a_fact_stated_anew_the_new_pair_replaces_the_old_one(tiny_one, tmp_path):
     """Also where the first statement was learned long before, is written otherwise, or comes from a folder of before."""
     memory = tiny_one(2)
-    for pairs in ([("What is Ada's job?", "pilot"), ("Who is Ben?", "a cook")], [("what is Ada's job", "baker")]):
-        memory.learn(pairs)
+    for told in ([("What is Ada's job?", "pilot"), ("Who is Ben?", "a cook")], [("what is Ada's job", "baker")]):
+        memory.learn(told)
     assert [p.answer for p in memory.pairs] == ["baker", "a cook"]
     memory.save(tmp_path / "m")
     record = json.loads((tmp_path / "m/tmem.json").read_text())

@@ -77,6 +77,10 @@ class Agent:
         )
         return cls(model, chat, bank, config)
 
+    def writers(self, slots: Sequence[int]) -> list[int]:
+        """Under whose Δ each of `slots` writes: its own, or none (-1) where `config.write.memory` is off."""
+        return list(slots) if self.config.write.memory else [-1] * len(slots)
+
     def say(
         self,
         prompts: Sequence[str | list[int]],
@@ -119,7 +123,7 @@ class Agent:
         """
         config = self.config.write
         prompts = [write_prompt(p, asked) for p, asked in zip(passages, known or [""] * len(passages), strict=True)]
-        under = None if slots is None else list(slots) if config.memory else [-1] * len(slots)
+        under = None if slots is None else self.writers(slots)
         replies = self.say(prompts, under, max_new=config.max_new, temperature=temperature, keys=keys)
         written = [parse(r.text, finished=r.generation.finished, limit=config.max_pairs) for r in replies]
         return [Draft(*one) for one in zip(passages, replies, written)]
