@@ -302,6 +302,17 @@ def test_the_warm_start_teaches_passages_as_the_agent_cuts_them_with_the_pairs_t
         assert {p.question: p.answer for _, gold in found for p in gold} == last
 
 
+def test_a_passage_of_several_chunks_is_taught_with_the_pairs_of_all_of_them():
+    """In the order of the text; what a later chunk states anew stands where it does."""
+    agent, told = agent_of(), [[("a?", "1"), ("b?", "2")], [("c?", "3")], [("A", "4")], [("d?", "5")]]
+    gold = tuple(tuple(Pair(*p) for p in chunk) for chunk in told)
+    episode = Episode("e", ("x" * 20, "y" * 20, "z" * 20, "w" * 60), gold, ())
+    found = supervised.passages(agent, episode)
+    assert [[(p.question, p.answer) for p in pairs] for _, pairs in found] == [
+        [("b?", "2"), ("c?", "3"), ("A", "4")], [("d?", "5")],
+    ]  # fmt: skip
+
+
 def test_supervised_examples_may_show_a_sample_of_the_gold_pairs():
     """1 to `warm_pairs` of them, in their order, the same each time, whatever else is in the batch; every pair has its turn."""
     pairs = [Pair(f"Question {i}?", f"answer {i}") for i in range(7)]

@@ -39,7 +39,7 @@ def passages(agent: Agent, episode: Episode) -> list[tuple[str, list[Pair]]]:
         size = agent.chat.count(chunk)
         if out and used + size <= agent.config.write.window:
             text, standing = out[-1]
-            out[-1] = f"{text}\n\n{chunk}", rehearsal(standing, pairs, len(standing))
+            out[-1] = f"{text}\n\n{chunk}", [*rehearsal(standing, pairs, len(standing)), *pairs]
             used += size
         else:
             out.append((chunk, list(pairs)))

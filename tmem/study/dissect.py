@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..agent.agent import Agent
 from ..agent.loop import Rollout, run
 from ..agent.probe import names, paraphrase
-from ..agent.teach import Lesson, rehearsal
+from ..agent.teach import Lesson
 from ..episode import Episode, Pair
 from ..methods.methods import ask, in_prompt
 from ..rl import neutral
@@ -87,7 +87,7 @@ def dissect(
     for name in models:
         agent = use(name)
         conditions = {writer: wrote[writer] for writer in models} | {"gold": gold(agent, episodes)}
-        conditions["rebuilt"] = [[rehearsal([], [p for w in ws for p in w], 0)] for ws in wrote[name]]
+        conditions["rebuilt"] = [[[p for w in ws for p in w]] for ws in wrote[name]]
         rows = {}
         for condition, writes in conditions.items():
             watch(f"{name} answers, having learned {condition}")
