@@ -106,65 +106,74 @@ class Rollout:
         return [p for entry in self.log for p in entry.written.pairs]
 
 
+@dataclass(frozen=True)
+class Living:
+    """How episodes are lived.
+
+    temperature  of writing, and of answers that are sampled
+    answering    "sampled"; "greedy": the likeliest answers, which are then no actions of the policy; "scored": nothing is said,
+                 the probability of a right answer is computed (`Rollout.right`); "none": nothing is asked, `Rollout.delta`
+                 is what was learned
+    trace        keep every action with the Δ that produced it, for the policy gradient; without `snapshots` only with the
+                 number of writes before it, from which Δ can be learned again
+    probing      ask paraphrases and wrong-person questions after each write (see agent.probe) of all episodes or of those with
+                 these indices; costs two answers per pair
+    known        the episode's questions stand in the prompt of every write (the paper's protocol)
+    """
+
+    temperature: float = 0.0
+    answering: str = "sampled"
+    trace: bool = False
+    snapshots: bool = True
+    probing: bool | Sequence[int] = False
+    known: bool = False
+
+
 def run(
     agent: Agent,
     episodes: Sequence[Episode],
     keys: Sequence[str],
     *,
-    temperature: float = 0.0,
-    answering: str = "sampled",
-    trace: bool = False,
-    snapshots: bool = True,
-    probing: bool | Sequence[int] = False,
-    known: bool = False,
     on_event: Callable[[str, int, int], None] | None = None,
     clock: Clock | None = None,
+    **living,
 ) -> list[Rollout]:
     """Live every episode once; `keys[i]` seeds episode i's noise. As many run at once as the bank has free slots.
 
-    answering  "sampled" at the temperature of writing; "greedy": the likeliest answers, which are then no actions of the
-              policy; "scored": nothing is said, the probability of a right answer is computed (`Rollout.right`);
-              "none": nothing is asked, `Rollout.delta` is what was learned
-    trace     keep every action with the Δ that produced it, for the policy gradient; without `snapshots` only with the
-              number of writes before it, from which Δ can be learned again
-    probing   ask paraphrases and wrong-person questions after each write (see agent.probe) of all episodes or of those with
-              these indices; costs two answers per pair
-    known     the episode's questions stand in the prompt of every write (the paper's protocol)
     on_event  told (phase, done, total) while writing, learning and answering
     clock     is told the seconds of "write", "learn" and "answer"
+    living    fields of `Living`
     """
-    rollouts = [Rollout(e, k) for e, k in zip(episodes, keys)]
-    probed = range(len(rollouts)) if probing is True else probing or ()
-    tell, clock, at = on_event or (lambda *_: None), Clock() if clock is None else clock, 0
+    rollouts, how, at = [Rollout(e, k) for e, k in zip(episodes, keys)], Living(**living), 0
+    probed = set(range(len(rollouts)) if how.probing is True else how.probing or ())
+    on_event, clock = on_event or (lambda *_: None), Clock() if clock is None else clock
     while at < len(rollouts):
         start = time.perf_counter()
         with agent.bank.borrowed(len(rollouts) - at, 1) as slots:
-            part = range(at, at + len(slots))
-            at = part.stop
-            batch = _Batch(agent, rollouts[part.start : at], slots, temperature, trace, snapshots, known, tell, clock)
-            batch.read([i - part.start for i in probed if i in part])
-            batch.ask(answering)
-        for rollout in batch.rollouts:
+            part = rollouts[at : at + len(slots)]
+            batch = _Batch(agent, part, slots, how, {i - at for i in probed}, on_event, clock)
+            batch.read()
+            batch.ask()
+        at += len(part)
+        for rollout in part:
             rollout.seconds = (time.perf_counter() - start) / len(part)
     return rollouts
 
 
 @dataclass
 class _Batch:
-    """Episodes that are lived at once, each in its slot; the rest as `run` has it."""
+    """Episodes that are lived at once, each in its slot; `probed`: the places of those whose pairs are asked back."""
 
     agent: Agent
     rollouts: list[Rollout]
     slots: list[int]
-    temperature: float
-    trace: bool
-    snapshots: bool
-    known: bool
+    how: Living
+    probed: set[int]
     tell: Callable[[str, int, int], None]
     clock: Clock
 
-    def read(self, probed: Sequence[int]) -> None:
-        """Write and learn every passage; the pairs of the rollouts `probed` are asked back after each write."""
+    def read(self) -> None:
+        """Write and learn every passage."""
         agent, under_delta = self.agent, self.agent.config.write.memory
         streams = [cut(agent.chat, r.episode.chunks, agent.config.write.window) for r in self.rollouts]
         rounds = max(map(len, streams), default=0)
@@ -176,7 +185,7 @@ class _Batch:
                 drafts = self._write(streams, [(i, j) for i in due])
             self.tell("learn", j, rounds)
             self._learn({i: drafts.pop((i, j)) for i in due})
-            if mine := [i for i in due if i in probed]:
+            if mine := [i for i in due if i in self.probed]:
                 with self.clock("probe"):
                     asked_back(agent, [self.rollouts[i].log[-1] for i in mine], [self.slots[i] for i in mine])
 
@@ -190,13 +199,13 @@ class _Batch:
 
     def _write(self, streams: list[list[str]], spots: list[tuple[int, int]]) -> dict[tuple[int, int], Draft]:
         """The drafts of (rollout, passage)."""
-        asked = [" ".join(q.text for q in r.episode.questions) if self.known else "" for r in self.rollouts]
+        asked = [" ".join(q.text for q in r.episode.questions) if self.how.known else "" for r in self.rollouts]
         with self.clock("write"):
             drafts = self.agent.write(
                 [streams[i][j] for i, j in spots],
                 [self.slots[i] for i, _ in spots],
                 [asked[i] for i, _ in spots],
-                temperature=self.temperature,
+                temperature=self.how.temperature,
                 keys=[f"{self.rollouts[i].key}/write{j}" for i, j in spots],
             )
         return dict(zip(spots, drafts))
@@ -207,15 +216,15 @@ class _Batch:
         with self.clock("learn"):
             learned = self.agent.teach(slots, [d.written.pairs for d in drafts.values()], [r.lesson for r in rollouts])
         for slot, rollout, draft, result in zip(slots, rollouts, drafts.values(), learned):
-            if self.trace:
+            if self.how.trace:
                 seen = (rollout.delta, len(rollout.log)) if self.agent.config.write.memory else (None, 0)
                 rollout.actions.append(Action("write", draft.reply.prompt, draft.reply.generation, *seen))
-                rollout.delta = self.agent.bank.snapshot(slot, optimizer=False) if self.snapshots else None
+                rollout.delta = self.agent.bank.snapshot(slot, optimizer=False) if self.how.snapshots else None
             rollout.log.append(LogEntry.of(draft, result))
 
-    def ask(self, answering: str) -> None:
+    def ask(self) -> None:
         """The questions of all rollouts, or what was learned where nothing is asked."""
-        if answering == "none":
+        if self.how.answering == "none":
             for rollout, slot in zip(self.rollouts, self.slots):
                 rollout.delta = self.agent.bank.snapshot(slot, optimizer=False)
             return
@@ -223,7 +232,7 @@ class _Batch:
         self.tell("answer", rounds, rounds)
         asked = [(r, slot, q) for r, slot in zip(self.rollouts, self.slots) for q in r.episode.questions]
         with self.clock("answer"):
-            if answering == "scored":
+            if self.how.answering == "scored":
                 for (rollout, *_), right in zip(asked, any_of(self.agent, [q for *_, q in asked], [s for _, s, _ in asked])):
                     rollout.right.append(right)
                 return
@@ -231,10 +240,10 @@ class _Batch:
                 [q.text for *_, q in asked],
                 [slot for _, slot, _ in asked],
                 max_new=self.agent.config.answer.max_new,
-                temperature=0.0 if answering == "greedy" else self.temperature,
+                temperature=0.0 if self.how.answering == "greedy" else self.how.temperature,
                 keys=[f"{r.key}/answer/{q.id}" for r, _, q in asked],
             )
         for (rollout, *_), reply in zip(asked, replies):
             rollout.answers.append(first_line(reply.text))
-            if self.trace and answering == "sampled":
+            if self.how.trace and self.how.answering == "sampled":
                 rollout.actions.append(Action("answer", reply.prompt, reply.generation, rollout.delta, len(rollout.log)))

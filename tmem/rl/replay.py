@@ -111,12 +111,12 @@ def backward(
     for passes in rounds(agent, rollouts, live, tokens):
         if beta:
             with policy.referring(), torch.no_grad():
-                for part, delta in passes:
-                    with delta() as slots, agent.bank.route(slots, learn=False):
+                for part, holding in passes:
+                    with holding() as slots, agent.bank.route(slots, learn=False):
                         _score(policy, agent.bank, part, reference=True)
         with policy.updating(len(passes)):
-            for part, delta in passes:
-                with delta() as slots, agent.bank.route(slots, learn=False):
+            for part, holding in passes:
+                with holding() as slots, agent.bank.route(slots, learn=False):
                     _accumulate(policy, agent.bank, part, total, clip, beta, out)
     out.segments = [
         (s.rollout, s.action.kind, s.action.writes, len(s.off), float(s.off.mean()), float(s.off.max())) for s in live
