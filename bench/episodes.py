@@ -1,6 +1,6 @@
 """Study `eval`: episodes lived at once, a slot each, against the same episodes one after another.
 
-What is timed is `agent.episode.run`, the loop by which an evaluation has tmem read, write and learn (there the questions come
+What is timed is `agent.loop.run`, the loop by which an evaluation has tmem read, write and learn (there the questions come
 after it, decoded in the same way); scoring, files and the other methods are not in it. Both ways have the same weights, dtype
 and threads; they differ in how many episodes `run` gets. An episode reads its stream, writes its gold pairs (what a trained
 model writes, of the same length on every machine, see train.given), learns them and answers all its questions. On a CPU what

@@ -61,7 +61,7 @@ class Memory:
     def __init__(self, agent: Agent):
         self.agent = agent
         self.slot: int | None = agent.bank.alloc()
-        self.lesson = Lesson()
+        self._lesson = Lesson()
         self.log: list[LogEntry] = []
         self._context: list[str] = []
         self._lock = threading.RLock()
@@ -81,7 +81,7 @@ class Memory:
     @property
     def pairs(self) -> list[Pair]:
         """Everything learned so far; of a question asked anew the newest pair."""
-        return self.lesson.pairs
+        return self._lesson.pairs
 
     def another(self, path: str | None = None) -> Memory:
         """A memory of its own on the same loaded model, empty or from `path`. Raises RuntimeError if there is no room."""
@@ -157,7 +157,7 @@ class Memory:
         if len(self._context) <= waiting:
             return None
         (draft,) = self.agent.write(self._context[:1], [self.slot])
-        (learned,) = self.agent.teach([self.slot], [draft.written.pairs], [self.lesson])
+        (learned,) = self.agent.teach([self.slot], [draft.written.pairs], [self._lesson])
         self.log.append(LogEntry.of(draft, learned))
         self._context.pop(0)
         return self.log[-1]
@@ -171,7 +171,7 @@ class Memory:
         Raises ValueError for an empty list, an empty question or answer, or what is no pair of texts.
         """
         told = functools.partial(progress or Lines(), "learn")
-        return self.agent.teach([self.slot], [newest(_pairs(pairs))], [self.lesson], told)[0]
+        return self.agent.teach([self.slot], [newest(_pairs(pairs))], [self._lesson], told)[0]
 
     @_alone
     def ask(self, question: str) -> str:
@@ -189,7 +189,7 @@ class Memory:
     def forget(self) -> None:
         """Δ = 0, no pairs, no waiting text."""
         self.agent.bank.reset(self.slot)
-        self.lesson, self.log, self._context = Lesson(), [], []
+        self._lesson, self.log, self._context = Lesson(), [], []
 
     @_alone
     def save(self, path: str | Path) -> None:
@@ -210,7 +210,7 @@ class Memory:
             raise ValueError(f"load: {path} was made with {was}; open it with the same model and preset.")
         self.close()
         self.slot = load_peft(self.agent.bank, path, files)
-        self.lesson, self._context = Lesson(newest(pairs)), context
+        self._lesson, self._context = Lesson(newest(pairs)), context
 
     def _made_with(self) -> dict:
         """What fast weights mean nothing without."""

@@ -313,6 +313,18 @@ def test_a_passage_of_several_chunks_is_taught_with_the_pairs_of_all_of_them():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("memory", [True, False])
+def test_writing_is_taught_under_the_delta_that_a_rollout_writes_under(monkeypatch, memory):
+    """That of the writes before it, or none where writing is without it; recalling is under that of all writes either way."""
+    agent = agent_of(config=dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, memory=memory)))
+    writing, recalling = supervised.examples(agent, TrainConfig(warm_plain=0), 0, [stream.episode("under", "train", 3)])
+    (rollout,) = rollouts_of(agent, monkeypatch)[:1]
+    actions = [a.delta is not None for a in rollout.actions]
+    assert len(actions) > 2 and actions == [False, *[memory] * (len(actions) - 2), True]
+    assert len(writing) > 2 and [e.delta is not None for e in writing] == [False, *[memory] * (len(writing) - 1)]
+    assert recalling and all(e.delta is not None for e in recalling)
+
+
 def test_supervised_examples_may_show_a_sample_of_the_gold_pairs():
     """1 to `warm_pairs` of them, in their order, the same each time, whatever else is in the batch; every pair has its turn."""
     pairs = [Pair(f"Question {i}?", f"answer {i}") for i in range(7)]

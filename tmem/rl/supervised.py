@@ -63,27 +63,28 @@ def examples(agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Ep
     """Writing and recalling examples of one step's training episodes.
 
     Passage j with its gold pairs is to be written under the Δ that learning the gold pairs before it gives, as in a
-    rollout: a model that writes well only while it has learned nothing stops writing after its first write.
+    rollout: a model that writes well only while it has learned nothing stops writing after its first write. Where a rollout
+    writes without Δ (`write.memory` off), so does the example.
     Questions are to be answered under the Δ of all gold pairs, with `unknown` where the episode does not say.
     With `warm_pairs` what is written is only a sample of a passage's gold pairs.
     In the first `warm_plain` steps Δ = 0 and no questions: how to write comes first, and costs half as much to teach.
     """
     chat = agent.chat
-    cut = [passages(agent, e) for e in episodes]
+    streams = [passages(agent, e) for e in episodes]
 
     def example(text: str, pairs: list[Pair], delta: Snapshot | None) -> Example:
         return Example(chat.prompt(write_prompt(text)), chat.answer(render(shown(text, pairs, config))), delta)
 
     if step < config.warm_plain:
-        return [example(*passage, None) for plan in cut for passage in plan], []
+        return [example(*passage, None) for stream in streams for passage in stream], []
     writing: list[Example] = []
     deltas: list[Snapshot | None] = [None] * len(episodes)
-    lessons = [Lesson() for _ in episodes]
+    lessons, under_delta = [Lesson() for _ in episodes], agent.config.write.memory
     with agent.bank.borrowed(len(episodes)) as slots:
-        for j in range(max((len(plan) for plan in cut), default=0)):
-            due = [i for i, plan in enumerate(cut) if j < len(plan)]
-            writing += [example(*cut[i][j], deltas[i]) for i in due]
-            agent.teach([slots[i] for i in due], [cut[i][j][1] for i in due], [lessons[i] for i in due])
+        for j in range(max(map(len, streams), default=0)):
+            due = [i for i, stream in enumerate(streams) if j < len(stream)]
+            writing += [example(*streams[i][j], deltas[i] if under_delta else None) for i in due]
+            agent.teach([slots[i] for i in due], [streams[i][j][1] for i in due], [lessons[i] for i in due])
             for i in due:
                 deltas[i] = agent.bank.snapshot(slots[i], optimizer=False)
     recalling = [
