@@ -1,6 +1,6 @@
 """Study `eval`: episodes lived at once, a slot each, against the same episodes one after another.
 
-What is timed is `agent.episode.run`, the loop by which an evaluation has tmem read, write and learn (there the questions come
+What is timed is `agent.loop.run`, the loop by which an evaluation has tmem read, write and learn (there the questions come
 after it, decoded in the same way); scoring, files and the other methods are not in it. Both ways have the same weights, dtype
 and threads; they differ in how many episodes `run` gets. An episode reads its stream, writes its gold pairs (what a trained
 model writes, of the same length on every machine, see train.given), learns them and answers all its questions. On a CPU what
@@ -20,8 +20,9 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from ..agent.agent import Agent
 from ..agent.config import agent_config
-from ..agent.loop import Agent, Rollout, run
+from ..agent.loop import Rollout, run
 from ..agent.write import render
 from ..episode import Episode
 from ..machine import keep_memory, rows_apart

@@ -73,6 +73,30 @@ def test_reset_fork_snapshot_restore_copy_rows():
         other.restore(0, kept)
 
 
+def test_slots_are_borrowed_for_a_block_and_given_back_whatever_happens_in_it():
+    bank = bank_of(model(), slots=3)
+    with bank.borrowed(2) as (a, b), bank.borrowed(5, 1) as rest:
+        assert rest == [2] and {a, b} == {0, 1} and bank.is_zero(b)
+        fill(bank, a, b)
+        first, second = bank.snapshot(a), bank.snapshot(b)
+        with pytest.raises(RuntimeError, match="0 of 3 slots are free, expected 1"), bank.borrowed(1):
+            pass
+    with pytest.raises(ZeroDivisionError), bank.holding([first, None, second, first]) as (x, none, y, again):
+        assert none == -1 and x == again != y
+        assert torch.equal(bank.param[x], first.param) and torch.equal(bank.param[y], second.param)
+        raise ZeroDivisionError
+    slot, other = bank.alloc(), bank_of(model(seed=5), slots=1)
+    with other.borrowed(1) as (foreign,):
+        foreign = other.snapshot(foreign)
+    refused = (([first, second, bank.snapshot(slot)], RuntimeError, "2 of 3 slots"), ([first, foreign], ValueError, "subspace"))
+    for snapshots, error, match in refused:
+        with pytest.raises(error, match=match), bank.holding(snapshots):
+            pass
+        assert bank.used == [True, False, False]
+    with bank.holding([None]) as slots:
+        assert slots == [-1]
+
+
 def test_slots_that_are_free_out_of_range_or_used_up_are_refused():
     bank = bank_of(model(), slots=1)
     with pytest.raises(ValueError, match="slot 0 is free"), bank.route([0]):

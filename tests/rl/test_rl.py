@@ -16,9 +16,11 @@ from wrong import (
     stale_snapshot,
 )
 
+import tmem.agent.agent as agent_module
 import tmem.agent.loop as loop
 from tmem.agent.learn import learn
-from tmem.agent.loop import run, segments
+from tmem.agent.loop import run
+from tmem.agent.passages import cut
 from tmem.agent.write import Written
 from tmem.episode import Episode, Pair, Question
 from tmem.rl import grpo, replay, supervised
@@ -35,7 +37,7 @@ ADVANTAGES = (1.0, -0.5, 0.25)
 
 def rollouts_of(agent, monkeypatch, run=run, **options):
     """Traced rollouts whose writes always yield a pair, so that every later action has a Δ of its own."""
-    monkeypatch.setattr(loop, "parse", lambda text, **_: Written([Pair(f"who{len(text)}?", text[:3] + "me")]))
+    monkeypatch.setattr(agent_module, "parse", lambda text, **_: Written([Pair(f"who{len(text)}?", text[:3] + "me")]))
     episodes = [EPISODES[2], EPISODES[0], EPISODES[2]]
     return run(agent, episodes, ["k", "l", "m"], temperature=1.0, trace=True, **options)
 
@@ -131,7 +133,7 @@ def test_the_policy_gradient_does_not_depend_on_micro_batches_slots_order_or_che
     _, few = replayed(agent, rollouts, **options)
     assert_close("few slots", few, one, 1e-4)
     agent.bank.alloc()
-    with pytest.raises(RuntimeError, match="all 8 slots are in use"):
+    with pytest.raises(RuntimeError, match="0 of 8 slots are free"):
         replayed(agent, rollouts, **options)
     assert not agent.bank.grad.any()
 
@@ -292,12 +294,35 @@ def test_the_warm_start_teaches_passages_as_the_agent_cuts_them_with_the_pairs_t
         episode = stream.episode(f"passages/{seed}", "train", 3)
         found = supervised.passages(agent, episode)
         fits = all(agent.chat.count(chunk) <= window for chunk in episode.chunks)
-        assert not fits or [text for text, _ in found] == segments(agent.chat, episode.chunks, window)
+        assert not fits or [text for text, _ in found] == cut(agent.chat, episode.chunks, window)
         assert "\n\n".join(text for text, _ in found) == "\n\n".join(episode.chunks)
         for _, gold in found:
             assert len({p.question for p in gold}) == len(gold)
         last = {p.question: p.answer for gold in episode.pairs for p in gold}
         assert {p.question: p.answer for _, gold in found for p in gold} == last
+
+
+def test_a_passage_of_several_chunks_is_taught_with_the_pairs_of_all_of_them():
+    """In the order of the text; what a later chunk states anew stands where it does."""
+    agent, told = agent_of(), [[("a?", "1"), ("b?", "2")], [("c?", "3")], [("A", "4")], [("d?", "5")]]
+    gold = tuple(tuple(Pair(*p) for p in chunk) for chunk in told)
+    episode = Episode("e", ("x" * 20, "y" * 20, "z" * 20, "w" * 60), gold, ())
+    found = supervised.passages(agent, episode)
+    assert [[(p.question, p.answer) for p in pairs] for _, pairs in found] == [
+        [("b?", "2"), ("c?", "3"), ("A", "4")], [("d?", "5")],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_writing_is_taught_under_the_delta_that_a_rollout_writes_under(monkeypatch, memory):
+    """That of the writes before it, or none where writing is without it; recalling is under that of all writes either way."""
+    agent = agent_of(config=dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, memory=memory)))
+    writing, recalling = supervised.examples(agent, TrainConfig(warm_plain=0), 0, [stream.episode("under", "train", 3)])
+    (rollout,) = rollouts_of(agent, monkeypatch)[:1]
+    actions = [a.delta is not None for a in rollout.actions]
+    assert len(actions) > 2 and actions == [False, *[memory] * (len(actions) - 2), True]
+    assert len(writing) > 2 and [e.delta is not None for e in writing] == [False, *[memory] * (len(writing) - 1)]
+    assert recalling and all(e.delta is not None for e in recalling)
 
 
 def test_supervised_examples_may_show_a_sample_of_the_gold_pairs():

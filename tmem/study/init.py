@@ -80,8 +80,7 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable[[s
     plan = Plan.quick() if quick else Plan()
     model, tokenizer = loading.load(dtype=torch.float32, device="cpu")
     chat = Chat(tokenizer)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.requires_grad_(False)
     todo = [("tuning", "adamw", init) for init in plan.inits]
     todo += [("judging", "adamw", init) for init in plan.inits]
     todo += [("tuning", "sgd", init) for init in plan.sgd_inits]
