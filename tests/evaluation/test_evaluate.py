@@ -112,7 +112,7 @@ def test_operations_are_counted_by_the_formula():
     learn = 4 * sizes.top + adapters + 2 * sizes.body / config.learn.epochs
     assert sizes.flops(tokens) == 2 * sizes.body * 110 + 2 * sizes.head * 10 + learn * 50 + 2 * 7 * 3
     deep = Sizes.of(Agent.build(model(num_hidden_layers=16), Letters(), config, 1))
-    assert (deep.body, deep.top) == (16 * layer, config.memory.last_layers * layer) and deep.top < deep.body
+    assert (deep.body, deep.top) == (16 * layer, config.adapter.last_layers * layer) and deep.top < deep.body
 
 
 def test_a_method_computes_what_its_rows_say(run, tmp_path):

@@ -3,12 +3,12 @@
 import torch
 from tiny import Letters, model
 
-from tmem.agent.config import AgentConfig, LearnConfig, MemoryConfig, WriteConfig
+from tmem.agent.config import AdapterConfig, AgentConfig, LearnConfig, WriteConfig
 from tmem.agent.loop import Agent
 from tmem.episode import Episode, Question
 
 CONFIG = AgentConfig(
-    memory=MemoryConfig(rank=4, last_layers=2),
+    adapter=AdapterConfig(rank=4, last_layers=2),
     learn=LearnConfig(lr=3e-3, epochs=3, batch=4),
     write=WriteConfig(window=80, max_new=40),
 )

@@ -13,7 +13,7 @@ from tmem import Memory
 from tmem.models import loading
 
 PRESET = """
-[memory]
+[adapter]
 rank = 8
 last_layers = 3
 [learn]

@@ -21,7 +21,7 @@ from tmem.rl import grpo, trainer
 from tmem.rl.world import ALONE, World
 
 PRESET = """
-[memory]
+[adapter]
 rank = 4
 last_layers = 2
 [learn]

@@ -18,7 +18,7 @@ from tiny_run import PRESET
 
 import tmem.methods.trajectory as loop
 from tmem import cli
-from tmem.agent.config import AgentConfig, LearnConfig, MemoryConfig, WriteConfig
+from tmem.agent.config import AdapterConfig, AgentConfig, LearnConfig, WriteConfig
 from tmem.agent.decode import Generation
 from tmem.agent.loop import Agent
 from tmem.agent.write import Written
@@ -614,7 +614,7 @@ def test_a_summary_takes_mem1_s_peak_from_trajectories_that_got_something_right(
 
 
 CONFIG = AgentConfig(
-    memory=MemoryConfig(rank=4, last_layers=2),
+    adapter=AdapterConfig(rank=4, last_layers=2),
     learn=LearnConfig(lr=3e-3, epochs=2, batch=4, rehearse=8),
     write=WriteConfig(window=60, max_new=12),
 )

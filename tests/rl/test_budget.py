@@ -19,8 +19,8 @@ from tmem.rl.policy import Replicated
 @pytest.mark.parametrize("train_a", [False, True])
 def test_rows_snapshots_and_parameters_are_counted_right(family, train_a):
     network = model(family, tie_word_embeddings=family != "qwen2")
-    memory = dataclasses.replace(CONFIG.memory, train_a=train_a, targets=("q_proj", "v_proj", "o_proj", "down_proj"))
-    config = dataclasses.replace(CONFIG, memory=memory)
+    adapter = dataclasses.replace(CONFIG.adapter, train_a=train_a, targets=("q_proj", "v_proj", "o_proj", "down_proj"))
+    config = dataclasses.replace(CONFIG, adapter=adapter)
     agent = Agent.build(network, Letters(), config, 4)
     shape = budget.Shape.of(network.config)
     assert budget.row(shape, config) == agent.bank.param.shape[1]

@@ -81,7 +81,7 @@ def test_a_stale_snapshot_is_caught(monkeypatch):
 def test_a_writer_without_memory_is_replayed_without_it(monkeypatch):
     agent = agent_of(slots=8)
     with_memory = rollouts_of(agent, monkeypatch)
-    agent.config = dataclasses.replace(agent.config, write=dataclasses.replace(agent.config.write, memory=False))
+    agent.config = dataclasses.replace(agent.config, write=dataclasses.replace(agent.config.write, under_delta=False))
     for mode, rollouts in (
         ("snapshot", rollouts_of(agent, monkeypatch)),
         ("log", rollouts_of(agent, monkeypatch, snapshots=False)),

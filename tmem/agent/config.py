@@ -18,7 +18,7 @@ else:
     import tomli as tomllib
 
 PRESETS = Path(__file__).parent.parent / "presets"
-TABLES = ("memory", "learn", "write", "answer", "train")
+TABLES = ("adapter", "learn", "write", "answer", "train")
 MOST = 2**31 - 1  # of a number
 # Whole numbers that may be 0; the others may not.
 ZERO = (
@@ -28,7 +28,7 @@ ZERO = (
 
 
 @dataclass(frozen=True)
-class MemoryConfig:
+class AdapterConfig:
     """Shape of the fast weights; see AdapterBank."""
 
     rank: int = 16
@@ -43,14 +43,14 @@ class MemoryConfig:
 class WriteConfig:
     """`window`: L_max, tokens of working context above which the agent writes; `max_new`: tokens of one write.
 
-    `memory`: the fast weights learned so far take part in writing, as in the paper. Without them (false) a model that was never
-    taught to write under a learned Δ still writes after its first write; what is written then does not depend on what was.
+    `under_delta`: the fast weights learned so far take part in writing, as in the paper. Without them (false) a model that was
+    never taught to write under a learned Δ still writes after its first write; what it writes then does not depend on what was.
     """
 
     window: int = 384
     max_new: int = 256
     max_pairs: int = 32
-    memory: bool = True
+    under_delta: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class AnswerConfig:
 class AgentConfig:
     """Everything the episode loop needs."""
 
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
     write: WriteConfig = field(default_factory=WriteConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
@@ -124,5 +124,5 @@ def _value(default: Any, value: Any, where: str) -> Any:
 
 
 def agent_config(name: str | Path = "default") -> AgentConfig:
-    """The [memory], [learn], [write] and [answer] tables of a preset."""
+    """The [adapter], [learn], [write] and [answer] tables of a preset."""
     return build(AgentConfig, {k: v for k, v in read(name).items() if k != "train"}, "agent")

@@ -41,29 +41,29 @@ class Agent:
 
     @classmethod
     def build(cls, model, tokenizer, config: AgentConfig, slots: int, seed: int = 0) -> Agent:
-        """Attach a bank of `slots` episodes to a model as `config.memory` says; `seed` draws its subspace.
+        """Attach a bank of `slots` episodes to a model as `config.adapter` says; `seed` draws its subspace.
 
         Raises ValueError for a model that tmem.models.forward cannot run.
         """
         fw.parts(model)
-        m, chat = config.memory, Chat(tokenizer, model)
+        adapter, chat = config.adapter, Chat(tokenizer, model)
         bank = AdapterBank(
             model,
             slots,
-            m.rank,
-            targets=m.targets,
-            last_layers=min(m.last_layers, model.config.num_hidden_layers),
-            init=m.init,
-            train_a=m.train_a,
-            optimizer=m.optimizer,
+            adapter.rank,
+            targets=adapter.targets,
+            last_layers=min(adapter.last_layers, model.config.num_hidden_layers),
+            init=adapter.init,
+            train_a=adapter.train_a,
+            optimizer=adapter.optimizer,
             seed=seed,
-            texts=[chat.plain(text) for text in TEXTS] if m.init == "activation" else (),
+            texts=[chat.plain(text) for text in TEXTS] if adapter.init == "activation" else (),
         )
         return cls(model, chat, bank, config)
 
     def writers(self, slots: Sequence[int]) -> list[int]:
-        """Under whose Δ each of `slots` writes: its own, or none (-1) where `config.write.memory` is off."""
-        return list(slots) if self.config.write.memory else [-1] * len(slots)
+        """Under whose Δ each of `slots` writes: its own, or none (-1) where `config.write.under_delta` is off."""
+        return list(slots) if self.config.write.under_delta else [-1] * len(slots)
 
 
 @dataclass(frozen=True)
@@ -266,14 +266,14 @@ def _live(agent, rollouts, slots, temperature, answering, trace, probing, known,
         return dict(zip(spots, zip(prompts, generations)))
 
     wrote: dict[tuple[int, int], tuple[list[int], Generation]] = {}
-    if not config.write.memory:  # what is written depends on no Δ, so the whole streams are written at once
+    if not config.write.under_delta:  # what is written depends on no Δ, so the whole streams are written at once
         spots = [(i, j) for i, plan in enumerate(plans) for j in range(len(plan))]
         for at in range(0, len(spots), WRITES):
             on_event("write", at, len(spots))
             wrote |= write(spots[at : at + WRITES])
     for j in range(rounds):
         due = [i for i, plan in enumerate(plans) if j < len(plan)]
-        if config.write.memory:
+        if config.write.under_delta:
             on_event("write", j, rounds)
             wrote |= write([(i, j) for i in due])
         prompts, generations = zip(*(wrote.pop((i, j)) for i in due))
@@ -285,7 +285,7 @@ def _live(agent, rollouts, slots, temperature, answering, trace, probing, known,
         for i, prompt, generation, w, result in zip(due, prompts, generations, written, learned):
             rollouts[i].log.append(LogEntry(plans[i][j], w, result, len(prompt), len(generation.ids), generation.finished))
             if trace:
-                seen = (deltas[i], j) if config.write.memory else (None, 0)
+                seen = (deltas[i], j) if config.write.under_delta else (None, 0)
                 rollouts[i].actions.append(Action("write", prompt, generation, *seen))
                 deltas[i] = rollouts[i].delta = bank.snapshot(slots[i], optimizer=False) if trace > 1 else None
         if probed := [(rollouts[i].log[-1], slots[i]) for i in due if i in probing]:

@@ -269,7 +269,7 @@ def study(
             watch(f"{name}: write {min(done + 1, writes)} of {writes}", i * writes + done, len(todo) * writes)
 
         told(0)
-        key = repr((quick, str(dtype), config.memory, _changed(config.learn, changes), config.answer, chains, writes, split))
+        key = repr((quick, str(dtype), config.adapter, _changed(config.learn, changes), config.answer, chains, writes, split))
         rows += [{"setting": name, **row} for row in kept(key, functools.partial(
             soak, agent, lessons, writes, watch=told, **changes))]  # fmt: skip
     work = {
