@@ -7,12 +7,13 @@ import hashlib
 import json
 import sys
 
-from tiny import Letters, model, pairs
+from tiny import PLAIN, Letters, model, pairs
 
 from tmem import Memory
 from tmem.models import loading
 
-PRESET = """
+PRESET = f"""
+extends = "{PLAIN}"
 [adapter]
 rank = 8
 last_layers = 3

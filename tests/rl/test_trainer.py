@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 import torch
+from tiny_agent import TRAIN
 from tiny_run import SHORT, lines, start, weights
 
 from tmem.agent import loop
@@ -24,7 +25,6 @@ from tmem.episode import Pair
 from tmem.files import folders
 from tmem.models import loading
 from tmem.rl import checkpoint, grpo, trainer
-from tmem.rl.config import TrainConfig
 from tmem.rl.policy import Policy
 from tmem.rl.world import ALONE, largest
 from tmem.testing import assert_close
@@ -355,7 +355,7 @@ def test_the_memory_of_a_failed_rollout_is_free_when_it_is_tried_again(monkeypat
 
     monkeypatch.setattr(grpo, "sample", sample)
     task = SimpleNamespace(episode=lambda key, split: None)
-    groups = grpo._sampled(None, task, TrainConfig(), 0, dict(enumerate("abcd")), lambda *_: None, Clock())
+    groups = grpo._sampled(None, task, TRAIN, 0, dict(enumerate("abcd")), lambda *_: None, Clock())
     assert [g.rollouts for g in groups] == [[]] * 4 and held == [0] * 7
 
 

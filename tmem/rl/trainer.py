@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from ..agent.config import agent_config, build, read
+from ..agent.config import agent_config
 from ..agent.log import readable, record
 from ..agent.loop import Agent, Clock, run
 from ..files.folders import Busy, Lock, atomic_file
@@ -38,7 +38,7 @@ from ..stats import bootstrap
 from ..tasks import task as own_task
 from ..tasks.stream import Stream
 from . import checkpoint, grpo, supervised
-from .config import TrainConfig
+from .config import train_config
 from .policy import Policy, Replicated, Sharded
 from .record import read_run
 from .rollout import means, scores
@@ -77,8 +77,7 @@ class Trainer:
     def __init__(
         self, preset: str, out: Path, *, model: str | None = None, resume: bool = False, world: World = ALONE, **overrides
     ):
-        tables = read(preset)
-        self.config = dataclasses.replace(build(TrainConfig, tables.get("train", {}), "train"), **overrides)
+        self.config = dataclasses.replace(train_config(preset), **overrides)
         self.agent_config = agent_config(preset)
         self.preset, self.out, self.model_name, self.world = str(preset), out, model, world
         if self.config.task == "stream":
