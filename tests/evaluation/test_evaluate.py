@@ -181,6 +181,18 @@ def test_a_run_says_which_files_made_its_model_answer(run, tmp_path, monkeypatch
         run(names=["none"], resume=True)
 
 
+def test_a_run_whose_settings_have_the_names_of_before_is_gone_on_with(run, tmp_path):
+    """[adapter] was called memory, [write] under_delta memory."""
+    first = run(names=["none"])
+    recorded = results(tmp_path / "out")
+    settings = recorded["config"]["settings"]
+    settings["memory"] = settings.pop("adapter")
+    settings["write"]["memory"] = settings["write"].pop("under_delta")
+    (tmp_path / "out" / "results.json").write_text(json.dumps(recorded))
+    again = run(names=["none"], resume=True)
+    assert again["config"] == first["config"] and again["methods"] == first["methods"]
+
+
 def test_every_run_that_took_part_is_recorded(run, tmp_path, monkeypatch):
     first = run(names=["none"])
     (one,) = first["runs"]

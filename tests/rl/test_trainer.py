@@ -23,6 +23,7 @@ from tmem.agent.loop import Clock
 from tmem.agent.write import Written
 from tmem.episode import Pair
 from tmem.files import folders
+from tmem.files.objects import write_json
 from tmem.models import loading
 from tmem.rl import checkpoint, grpo, trainer
 from tmem.rl.policy import Policy
@@ -147,6 +148,24 @@ def test_ctrl_c_stops_between_steps_and_resumes(tmp_path, undisturbed):
     assert_same_run(out, undisturbed)
     with pytest.raises(FileNotFoundError, match="holds no run"):
         start(tmp_path / "nothing", resume=True)
+
+
+def test_a_run_whose_settings_have_the_names_of_before_is_gone_on_with(tmp_path):
+    """[adapter] was called memory, [write] under_delta memory."""
+    out = tmp_path / "run"
+    first = start(out)
+    recorded = first._settings()
+    first._let_go()
+    agent = recorded["AgentConfig"]
+    agent["memory"] = agent.pop("adapter")
+    agent["write"]["memory"] = agent["write"].pop("under_delta")
+    out.mkdir(exist_ok=True)
+    write_json(out / "run.json", recorded)
+    start(out, resume=True)._let_go()
+    agent["memory"]["rank"] += 1
+    write_json(out / "run.json", recorded)
+    with pytest.raises(ValueError, match=r"other settings \(AgentConfig.adapter.rank\)"):
+        start(out, resume=True)
 
 
 def test_recomputing_delta_from_the_log_trains_the_same(tmp_path, undisturbed):

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from ..agent.config import agent_config
+from ..agent.config import agent_config, renamed
 from ..agent.log import readable, record
 from ..agent.loop import Agent, Clock, run
 from ..files.folders import Busy, Lock, atomic_file
@@ -122,7 +122,8 @@ class Trainer:
         if self.settings_file.exists():
             if not resume:
                 raise FileExistsError(f"train: {out} already holds a run; continue it with --resume, or give another --out.")
-            held = read_object(self.settings_file)
+            held = read_object(self.settings_file, AgentConfig=dict)
+            held["AgentConfig"] = renamed(held["AgentConfig"])
             if held != self._settings():
                 changed = _differences(held, self._settings())
                 raise ValueError(
