@@ -22,7 +22,7 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..agent.config import LearnConfig, agent_config, build, tomllib
+from ..agent.config import DEFAULT_PRESET, LearnConfig, agent_config, build, tomllib
 from ..agent.learn import learn
 from ..agent.loop import Agent, answer
 from ..agent.teach import lesson
@@ -234,7 +234,7 @@ def study(
     watch: Callable[[str, int, int], None],
     kept: Callable[[str, Callable[[], list]], list],
     *,
-    preset: str = "default",
+    preset: str = DEFAULT_PRESET,
     settings: Sequence[str] = (),
     chains: int = 6,
     writes: int = 24,
