@@ -21,7 +21,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..agent.agent import Agent
-from ..agent.config import agent_config
+from ..agent.config import DEFAULT_PRESET, agent_config
 from ..agent.loop import Rollout, run
 from ..agent.write import render
 from ..episode import Episode
@@ -31,7 +31,7 @@ from ..models.tiny import default_or_tiny
 from ..report.figure import figure
 from ..tasks import stream
 from .measure import WrongNumbers
-from .train import PRESET, given
+from .train import given
 
 ROUNDING = 0.1  # nats, mean difference in bf16, where products round otherwise for other numbers of rows
 
@@ -62,7 +62,7 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -
         keep_memory()
     dtype = loading.default_dtype(device)
     model, tokenizer = default_or_tiny(quick, device, dtype)
-    agent = Agent.build(model, tokenizer, agent_config(PRESET), slots=max(plan.counts))
+    agent = Agent.build(model, tokenizer, agent_config(DEFAULT_PRESET), slots=max(plan.counts))
     rows, each = [], plan.rounds + 1
     for k, count in enumerate(plan.counts):
         episodes = [stream.episode(i, "train", 1) for i in range(count)]
@@ -87,7 +87,7 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -
             row[f"{name}_an_hour"] = 3600 * count / row[name]
         row["ratio"] = statistics.median(b / a for a, b in zip(times["together"], times["apart"]))
         rows.append(row)
-    work = {"model": "tiny, random" if quick else loading.DEFAULT, "preset": PRESET, "rounds": plan.rounds}
+    work = {"model": "tiny, random" if quick else loading.DEFAULT, "preset": DEFAULT_PRESET, "rounds": plan.rounds}
     return {"rows": rows, "work": work}
 
 

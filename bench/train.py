@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from ..adapters.bank import AdapterBank, Snapshot
 from ..agent import decode as decoding
 from ..agent.agent import Agent
-from ..agent.config import agent_config, build, read
+from ..agent.config import DEFAULT_PRESET, agent_config
 from ..agent.loop import Action, Clock, Rollout, run
 from ..agent.write import render
 from ..episode import Pair
@@ -47,7 +47,7 @@ from ..models.tiny import default_or_tiny
 from ..report.figure import figure
 from ..rl import replay
 from ..rl.budget import Shape
-from ..rl.config import TrainConfig
+from ..rl.config import train_config
 from ..rl.loss import policy_loss
 from ..rl.policy import Policy, Replicated
 from ..rl.rollout import scores
@@ -55,7 +55,6 @@ from ..tasks.stream import Stream
 from ..testing import rel_rms
 from .measure import WrongNumbers, ceilings
 
-PRESET = "default"
 PARTS = ("write", "learn", "answer", "score", "backward", "optimizer")
 AIMS = {"cpu": 4.0, "cuda": 15.0}  # how many times faster a whole step is to be
 # What the ways may differ by: mean |Δ log p|; an answer token's loss before and after learning, as a share of the loss before;
@@ -121,8 +120,8 @@ class Ours:
     name = "tmem"
 
     def __init__(self, plan: Plan, model, tokenizer):
-        self.config = build(TrainConfig, read(PRESET).get("train", {}), "train")
-        self.agent = Agent.build(model, tokenizer, agent_config(PRESET), slots=plan.episodes * plan.group)
+        self.config = train_config(DEFAULT_PRESET)
+        self.agent = Agent.build(model, tokenizer, agent_config(DEFAULT_PRESET), slots=plan.episodes * plan.group)
         self.policy: Policy = Replicated(model)
         self.task = Stream(1)
         once = [self.task.episode(f"bench/{i}", "train") for i in range(plan.episodes)]

@@ -14,7 +14,7 @@ import torch
 from .adapters.memory_file import read_memory, write_memory
 from .adapters.peft import load_adapter, peft_files
 from .agent.agent import Agent
-from .agent.config import agent_config
+from .agent.config import DEFAULT_PRESET, agent_config
 from .agent.learn import Learned
 from .agent.loop import LogEntry
 from .agent.passages import cut
@@ -69,7 +69,7 @@ class Memory:
 
     @classmethod
     def from_pretrained(
-        cls, model: str | None = None, *, preset: str = "default", path: str | None = None, slots: int = 1
+        cls, model: str | None = None, *, preset: str = DEFAULT_PRESET, path: str | None = None, slots: int = 1
     ) -> Memory:
         """A memory on `model` (None: the default model; else a folder, a .gguf file or a hub id), empty or from `path`.
 

@@ -16,7 +16,7 @@ import tmem.agent.agent as agent_module
 import tmem.agent.loop as loop
 from tmem.adapters.peft import load_adapter, save_adapter
 from tmem.agent.agent import Agent
-from tmem.agent.config import MemoryConfig, agent_config, read
+from tmem.agent.config import AdapterConfig, agent_config, read
 from tmem.agent.decode import Generation, decode, uniforms
 from tmem.agent.learn import Learned, learn, trunk_layers
 from tmem.agent.loop import run
@@ -373,7 +373,7 @@ def test_the_loop_gives_an_episode_the_same_life_alone_and_among_others():
 
 @pytest.mark.parametrize("at_once", [1, 2, 64])
 def test_writes_that_depend_on_no_delta_are_the_same_whenever_they_are_made(monkeypatch, at_once):
-    config = dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, memory=False))
+    config = dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, under_delta=False))
     monkeypatch.setattr(loop, "WRITES", at_once)
     monkeypatch.setattr(agent_module, "parse", lambda text, **_: Written([Pair(f"who {text[:5]}?", "me")]))
     agent = agent_of(slots=3, config=config)
@@ -474,7 +474,7 @@ def test_presets_are_complete_and_typos_are_named():
         agent_config(name)
     default, careful = agent_config("default"), agent_config("careful")
     assert careful == dataclasses.replace(default, learn=dataclasses.replace(default.learn, contrast=16))
-    assert agent_config("paper").memory == MemoryConfig(rank=6, last_layers=4, optimizer="sgd")
+    assert agent_config("paper").adapter == AdapterConfig(6, ("gate_proj", "up_proj", "down_proj"), 4, "sigma", False, "sgd")
     with pytest.raises(ValueError, match="no preset 'papper'; expected one of careful, default, long, paper, study"):
         read("papper")
 
@@ -483,9 +483,9 @@ def test_presets_are_complete_and_typos_are_named():
     "text, sentence",
     [
         ("[learn]\nlrr = 1", "\\[learn\\] has no setting 'lrr'"),
-        ("[lern]\nlr = 1", "has \\[lern\\]; expected the tables memory"),
+        ("[lern]\nlr = 1", "has \\[lern\\]; expected the tables adapter"),
         ("[learn]\nepochs = 0", "epochs: expected 1 or more, got 0"),
-        ("[learn]\nlr = 'high'", "lr: expected a number such as 0.001, got 'high'"),
+        ("[learn]\nlr = 'high'", "lr: expected a number, got 'high'"),
         ("[write]\nwindow = 1.5", "window: expected a whole number"),
         ("[train]\nreward = 'fun'", "reward: expected f1 or em"),
         ("[train]\nrl_group = 1", "rl_group: expected 2 or more"),
@@ -493,7 +493,7 @@ def test_presets_are_complete_and_typos_are_named():
     ],
 )
 def test_a_preset_that_means_nothing_is_refused_before_any_work(tmp_path, text, sentence):
-    (tmp_path / "p.toml").write_text(text)
+    (tmp_path / "p.toml").write_text('extends = "default"\n' + text)
     with pytest.raises(ValueError, match=sentence):
         Trainer(tmp_path / "p.toml", tmp_path / "out")
     assert not (tmp_path / "out").exists()

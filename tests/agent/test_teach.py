@@ -3,8 +3,8 @@
 import dataclasses
 
 import pytest
+from tiny_agent import LEARN
 
-from tmem.agent.learn import LearnConfig
 from tmem.agent.probe import names
 from tmem.agent.teach import chosen, contrast, rehearsal
 from tmem.episode import Pair
@@ -12,7 +12,7 @@ from tmem.tasks import stream
 
 ADA, BEN = Pair("Where does Ada live?", "Rome"), Pair("What does Ben eat?", "rice")
 CLEO = Pair("Who knows Cleo?", "Dan")
-CONFIG = LearnConfig(rehearse=8)
+CONFIG = dataclasses.replace(LEARN, rehearse=8)
 
 
 def test_earlier_pairs_come_first_evenly_spaced_and_a_new_answer_stands():

@@ -130,7 +130,7 @@ def test_info_says_what_was_understood_of_a_model(name, tmp_path):
     assert set(map(int, facts["ends"])) == chat.ends >= {4, 8} and facts["end_of_answer"] == end
     assert facts["template"]["system"] == {"llama31": "left out", "gemma": "refused"}[name]
     agent = Agent.build(loaded, words, agent_config("default"), slots=1)
-    factors = sum(site.module.out_features * agent.config.memory.rank for site in agent.bank.sites)
+    factors = sum(site.module.out_features * agent.config.adapter.rank for site in agent.bank.sites)
     assert (facts["adapted"]["matrices"], facts["adapted"]["parameters_per_slot"]) == (len(agent.bank.sites), factors)
     text = CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "m")], env={"COLUMNS": "80"}).output
     assert max(map(len, text.splitlines())) <= 80 and end in text and "theta 50000" in text

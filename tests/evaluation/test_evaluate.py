@@ -112,7 +112,7 @@ def test_operations_are_counted_by_the_formula():
     learn = 4 * sizes.top + adapters + 2 * sizes.body / config.learn.epochs
     assert sizes.flops(tokens) == 2 * sizes.body * 110 + 2 * sizes.head * 10 + learn * 50 + 2 * 7 * 3
     deep = Sizes.of(Agent.build(model(num_hidden_layers=16), Letters(), config, 1))
-    assert (deep.body, deep.top) == (16 * layer, config.memory.last_layers * layer) and deep.top < deep.body
+    assert (deep.body, deep.top) == (16 * layer, config.adapter.last_layers * layer) and deep.top < deep.body
 
 
 def test_a_method_computes_what_its_rows_say(run, tmp_path):
@@ -179,6 +179,18 @@ def test_a_run_says_which_files_made_its_model_answer(run, tmp_path, monkeypatch
     monkeypatch.setattr(tiny_eval, "prepare", lambda *_: folder / "tiny.toml")  # leaves the files as they are now
     with pytest.raises(ValueError, match="other settings .tokenizer_blake2b"):
         run(names=["none"], resume=True)
+
+
+def test_a_run_whose_settings_have_the_names_of_before_is_gone_on_with(run, tmp_path):
+    """[adapter] was called memory, [write] under_delta memory."""
+    first = run(names=["none"])
+    recorded = results(tmp_path / "out")
+    settings = recorded["config"]["settings"]
+    settings["memory"] = settings.pop("adapter")
+    settings["write"]["memory"] = settings["write"].pop("under_delta")
+    (tmp_path / "out" / "results.json").write_text(json.dumps(recorded))
+    again = run(names=["none"], resume=True)
+    assert again["config"] == first["config"] and again["methods"] == first["methods"]
 
 
 def test_every_run_that_took_part_is_recorded(run, tmp_path, monkeypatch):

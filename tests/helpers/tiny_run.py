@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 
 import torch
-from tiny import Letters, model
+from tiny import PLAIN, Letters, model
 
 from tmem.agent import agent
 from tmem.files import folders
@@ -20,8 +20,9 @@ from tmem.models import loading
 from tmem.rl import grpo, trainer
 from tmem.rl.world import ALONE, World
 
-PRESET = """
-[memory]
+PRESET = f"""
+extends = "{PLAIN}"
+[adapter]
 rank = 4
 last_layers = 2
 [learn]

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from tiny import Letters, model
+from tiny_agent import AGENT
 from tiny_run import PRESET
 
 import tmem.methods.trajectory as loop
 from tmem import cli
-from tmem.agent.config import AgentConfig, LearnConfig, MemoryConfig, WriteConfig
 from tmem.agent.decode import Generation
 from tmem.agent.loop import Agent
 from tmem.agent.write import Written
@@ -613,10 +613,11 @@ def test_a_summary_takes_mem1_s_peak_from_trajectories_that_got_something_right(
 # --- the loop
 
 
-CONFIG = AgentConfig(
-    memory=MemoryConfig(rank=4, last_layers=2),
-    learn=LearnConfig(lr=3e-3, epochs=2, batch=4, rehearse=8),
-    write=WriteConfig(window=60, max_new=12),
+CONFIG = replace(
+    AGENT,
+    adapter=replace(AGENT.adapter, rank=4, last_layers=2),
+    learn=replace(AGENT.learn, lr=3e-3, epochs=2, batch=4, rehearse=8),
+    write=replace(AGENT.write, window=60, max_new=12),
 )
 INDEX = Index(DOCUMENTS)
 PAIRS = "Q: who made Zib?\nA: Ada Mo"

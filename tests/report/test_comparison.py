@@ -117,6 +117,14 @@ def test_whatever_belongs_to_the_protocol_keeps_runs_apart(run, tmp_path, config
     assert [(r["preset"], r["learn.epochs"]) for r in runs] == [("default", "6"), ("long", "9")]
 
 
+def test_settings_with_the_names_of_before_are_compared_by_those_of_now(run, tmp_path):
+    now = {"adapter": {"rank": 4}, "learn": {"epochs": 6}, "write": {"under_delta": True}}
+    before = {"memory": {"rank": 8}, "learn": {"epochs": 6}, "write": {"memory": True}}
+    by = {name: runs.read(Path(run(name, settings=settings))) for name, settings in (("new", now), ("old", before))}
+    grid = grids.compared(by)
+    assert list(grid.columns[4:]) == ["adapter.rank"] and [row[4:] for row in grid.rows] == [["4"], ["8"]]
+
+
 def test_scale_rows_unfinished_runs_and_stand_in_judges_are_not_ranked(run, tmp_path):
     scores = (("oracle", 1), ("constant", 1), ("none", 4), ("tmem", 2))
     run("a", scores=scores)

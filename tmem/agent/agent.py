@@ -56,13 +56,13 @@ class Agent:
 
     @classmethod
     def build(cls, model, tokenizer, config: AgentConfig, slots: int, seed: int = 0) -> Agent:
-        """Freeze a model and attach a bank of `slots` episodes to it as `config.memory` says; `seed` draws its subspace.
+        """Freeze a model and attach a bank of `slots` episodes to it as `config.adapter` says; `seed` draws its subspace.
 
         Raises ValueError for a model that tmem.models.forward cannot run.
         """
         fw.parts(model)
         model.requires_grad_(False)
-        m, chat = config.memory, Chat(tokenizer, model)
+        m, chat = config.adapter, Chat(tokenizer, model)
         bank = AdapterBank(
             model,
             slots,
@@ -78,8 +78,8 @@ class Agent:
         return cls(model, chat, bank, config)
 
     def writers(self, slots: Sequence[int]) -> list[int]:
-        """Under whose Δ each of `slots` writes: its own, or none (-1) where `config.write.memory` is off."""
-        return list(slots) if self.config.write.memory else [-1] * len(slots)
+        """Under whose Δ each of `slots` writes: its own, or none (-1) where `config.write.under_delta` is off."""
+        return list(slots) if self.config.write.under_delta else [-1] * len(slots)
 
     def say(
         self,

@@ -22,25 +22,9 @@ from ..adapters.bank import AdapterBank, Snapshot
 from ..episode import Pair
 from ..models import forward as fw
 from ..models.chat import Chat
+from .config import LearnConfig
 
 MAX_TOKENS = 8192  # padded tokens in one forward pass; bounds activation memory
-
-
-@dataclass(frozen=True)
-class LearnConfig:
-    """Online SFT. Defaults are for SmolLM2-135M; the paper's (SGD 5e-4, 5 epochs) are in presets/paper.toml."""
-
-    lr: float = 1e-3
-    epochs: int = 10
-    batch: int = 16  # pairs per minibatch and slot
-    rehearse: int = 0  # earlier pairs of the episode learned again with each write: without them it forgets the last one
-    contrast: int = 0  # questions about somebody else learned with each write, answered `unknown` (tmem.agent.teach)
-    unknown: str = "unknown"  # tmem eval takes the task's words where a task has some
-    target: float = 0.0  # mean answer-token loss (nats) of an epoch at which a slot has learned enough and stops
-    clip: float = 0.0  # gradient norm per slot; 0 = off
-    weight_decay: float = 0.0
-    norm_cap: float = 0.0  # ‖ΔW‖_F above which a write is rolled back; 0 = off
-    max_pair_tokens: int = 512
 
 
 @dataclass(frozen=True)

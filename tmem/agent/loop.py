@@ -174,7 +174,7 @@ class _Batch:
 
     def read(self) -> None:
         """Write and learn every passage."""
-        agent, under_delta = self.agent, self.agent.config.write.memory
+        agent, under_delta = self.agent, self.agent.config.write.under_delta
         streams = [cut(agent.chat, r.episode.chunks, agent.config.write.window) for r in self.rollouts]
         rounds = max(map(len, streams), default=0)
         drafts = {} if under_delta else self._written_at_once(streams)
@@ -217,7 +217,7 @@ class _Batch:
             learned = self.agent.teach(slots, [d.written.pairs for d in drafts.values()], [r.lesson for r in rollouts])
         for slot, rollout, draft, result in zip(slots, rollouts, drafts.values(), learned):
             if self.how.trace:
-                seen = (rollout.delta, len(rollout.log)) if self.agent.config.write.memory else (None, 0)
+                seen = (rollout.delta, len(rollout.log)) if self.agent.config.write.under_delta else (None, 0)
                 rollout.actions.append(Action("write", draft.reply.prompt, draft.reply.generation, *seen))
                 rollout.delta = self.agent.bank.snapshot(slot, optimizer=False) if self.how.snapshots else None
             rollout.log.append(LogEntry.of(draft, result))

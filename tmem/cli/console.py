@@ -255,17 +255,17 @@ def plan(preset: str, model: str | None, *, ranks: int, writes: int, layout: str
     """Print what one rank needs for a step of training."""
     import dataclasses
 
-    from ..agent.config import agent_config, build, read
+    from ..agent.config import agent_config
     from ..models import loading
     from ..rl import budget as plans
-    from ..rl.config import TrainConfig
+    from ..rl.config import train_config
 
     if model in plans.SHAPES:
         shape = plans.SHAPES[model]
     else:
         shape = plans.Shape.of(loading.config(model))
     agent = agent_config(preset)
-    train = build(TrainConfig, read(preset).get("train", {}), "train")
+    train = train_config(preset)
     train = dataclasses.replace(train, layout=layout or train.layout)
     items = plans.plan(shape, agent, train, ranks=ranks, writes=writes)
     rollouts = -(-train.rl_episodes // ranks) * train.rl_group

@@ -76,12 +76,12 @@ def _template(chat: Chat) -> dict | None:
 
 
 def _adapted(shape: Shape, preset: str) -> dict:
-    memory = agent_config(preset).memory
-    last, sizes = min(memory.last_layers, shape.layers), shape.sizes()
-    width = sum(sizes[t][1] + sizes[t][0] * memory.train_a for t in memory.targets)
+    adapter = agent_config(preset).adapter
+    last, sizes = min(adapter.last_layers, shape.layers), shape.sizes()
+    width = sum(sizes[t][1] + sizes[t][0] * adapter.train_a for t in adapter.targets)
     return {
-        "preset": preset, "targets": list(memory.targets), "layers": [shape.layers - last, shape.layers - 1],
-        "matrices": last * len(memory.targets), "rank": memory.rank, "parameters_per_slot": last * memory.rank * width,
+        "preset": preset, "targets": list(adapter.targets), "layers": [shape.layers - last, shape.layers - 1],
+        "matrices": last * len(adapter.targets), "rank": adapter.rank, "parameters_per_slot": last * adapter.rank * width,
     }  # fmt: skip
 
 

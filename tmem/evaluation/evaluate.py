@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .. import machine, stats, tasks
-from ..agent.config import AgentConfig, agent_config
+from ..agent.config import AgentConfig, agent_config, renamed
 from ..agent.log import readable, record
 from ..agent.loop import Agent
 from ..episode import Episode, Question
@@ -356,8 +356,10 @@ def journals(results: dict, out: Path, resume: bool) -> tuple[Journal, Journal]:
     else:
         held = read_object(file, task=str, config=dict)
         check(held, {"runs?": [dict], "machine?": dict, "sizes?": {str: int}}, str(file))
-        config = json.loads(json.dumps(results["config"]))
-        changed = [k for k in config if held.get("config", {}).get(k) != config[k]]
+        config, was = json.loads(json.dumps(results["config"])), held["config"]
+        if isinstance(was.get("settings"), dict):
+            was["settings"] = renamed(was["settings"])
+        changed = [k for k in config if was.get(k) != config[k]]
         if held.get("task") != results["task"] or changed:
             raise ValueError(
                 f"resume: {out} was made with other settings ({', '.join(changed) or 'task'}); "

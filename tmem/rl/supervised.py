@@ -64,7 +64,7 @@ def examples(agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Ep
 
     Passage j with its gold pairs is to be written under the Δ that learning the gold pairs before it gives, as in a
     rollout: a model that writes well only while it has learned nothing stops writing after its first write. Where a rollout
-    writes without Δ (`write.memory` off), so does the example.
+    writes without Δ (`under_delta` off), so does the example.
     Questions are to be answered under the Δ of all gold pairs, with `unknown` where the episode does not say.
     With `warm_pairs` what is written is only a sample of a passage's gold pairs.
     In the first `warm_plain` steps Δ = 0 and no questions: how to write comes first, and costs half as much to teach.
@@ -79,7 +79,7 @@ def examples(agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Ep
         return [example(*passage, None) for stream in streams for passage in stream], []
     writing: list[Example] = []
     deltas: list[Snapshot | None] = [None] * len(episodes)
-    lessons, under_delta = [Lesson() for _ in episodes], agent.config.write.memory
+    lessons, under_delta = [Lesson() for _ in episodes], agent.config.write.under_delta
     with agent.bank.borrowed(len(episodes)) as slots:
         for j in range(max(map(len, streams), default=0)):
             due = [i for i, stream in enumerate(streams) if j < len(stream)]

@@ -23,7 +23,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..agent.agent import Agent
-from ..agent.config import LearnConfig, agent_config, build, tomllib
+from ..agent.config import DEFAULT_PRESET, LearnConfig, agent_config, build, tomllib
 from ..agent.teach import Lesson
 from ..episode import Pair, Question
 from ..models import loading
@@ -225,7 +225,7 @@ def study(
     watch: Callable[[str, int, int], None],
     kept: Callable[[str, Callable[[], list]], list],
     *,
-    preset: str = "default",
+    preset: str = DEFAULT_PRESET,
     settings: Sequence[str] = (),
     chains: int = 6,
     writes: int = 24,
@@ -258,7 +258,7 @@ def study(
             watch(f"{name}: write {min(done + 1, writes)} of {writes}", i * writes + done, len(todo) * writes)
 
         told(0)
-        key = repr((quick, str(dtype), config.memory, _changed(config.learn, changes), config.answer, chains, writes, split))
+        key = repr((quick, str(dtype), config.adapter, _changed(config.learn, changes), config.answer, chains, writes, split))
         rows += [{"setting": name, **row} for row in kept(key, functools.partial(
             soak, agent, lessons, writes, watch=told, **changes))]  # fmt: skip
     work = {
