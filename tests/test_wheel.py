@@ -37,7 +37,13 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_what_is_needed(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"tmem/libtmem_cpu.so", "tmem/triton_kernels/shrink.py", "tmem/bench/lora.py", "tmem/ops/linear.py"} <= names
+    assert {
+        "tmem/libtmem_cpu.so",
+        "tmem/py.typed",
+        "tmem/triton_kernels/shrink.py",
+        "tmem/bench/lora.py",
+        "tmem/ops/linear.py",
+    } <= names
     (licence,) = [n for n in names if n.endswith("dist-info/licenses/LICENSE")]
     held = zipfile.ZipFile(wheel)
     assert held.read(licence) == (ROOT / "LICENSE").read_bytes() and b"Apache License" in held.read(licence)

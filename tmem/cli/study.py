@@ -37,8 +37,8 @@ from . import live
 def study(preset: str, out: Path, seeds: int, only: int | None, **options) -> None:
     """Train from several seeds and compare the phases.
 
-    A study finds out which half learned: writing or answering. Each seed is a run of `tmem train` in --out/seed-N. Then every seed's warm start and RL model are dissected on streams
-    that nothing else uses.
+    A study finds out which half learned: writing or answering. Each seed is a run of `tmem train` in --out/seed-N. Then
+    every seed's warm start and RL model are dissected on streams that nothing else uses.
 
     \b
     A dissection measures how well questions are answered
