@@ -205,7 +205,7 @@ def test_kernel_headers_know_no_torch():
     "module, absent",
     [
         ("tmem.ops", {"transformers", "peft", "tmem.agent", "tmem.adapters", "tmem.rl"}),
-        ("tmem", {"transformers", "peft", "tmem.agent", "tmem.rl"}),
+        ("tmem", {"torch", "numpy", "transformers", "peft", "tmem.agent", "tmem.rl"}),
         ("tmem.cli", {"torch", "transformers", "rich"}),
     ],
 )

@@ -37,7 +37,8 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_what_is_needed(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"tmem/libtmem_cpu.so", "tmem/triton_kernels/shrink.py", "tmem/bench/lora.py", "tmem/ops/linear.py"} <= names
+    code = {"libtmem_cpu.so", "py.typed", "triton_kernels/shrink.py", "bench/lora.py", "ops/linear.py"}
+    assert {f"tmem/{name}" for name in code} <= names
     assert {f"tmem/tasks/stream/{split}.toml" for split in ("train", "dev", "test")} <= names
     (licence,) = [n for n in names if n.endswith("dist-info/licenses/LICENSE")]
     held = zipfile.ZipFile(wheel)

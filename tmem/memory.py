@@ -42,10 +42,10 @@ def _alone(method):
 class Memory:
     """One episode of parametric memory.
 
-    >>> m = Memory.from_pretrained()
-    >>> m.learn([("What is the name of Ada's dog?", "Biscuit")])
-    >>> m.ask("How is Ada's dog called?")
-    'Biscuit'
+        >>> m = Memory.from_pretrained()
+        >>> m.learn([("What is the name of Ada's dog?", "Biscuit")])
+        >>> m.ask("How is Ada's dog called?")
+        'Biscuit'
 
     What it was told of one person it answers of another as well; the preset "careful" teaches it to say "unknown" there,
     takes twice as long and recalls less of what it was told.
@@ -55,7 +55,7 @@ class Memory:
 
     Several memories share one loaded model, each with a slot of its bank: `from_pretrained(slots=8)`, then `another()`. They
     may be used from different threads, each for itself; one memory serves one thread at a time, the others wait.
-    `close`, or leaving a `with` block, gives the slot back.
+    `close`, or leaving a `with` block, gives the slot back; every other method then raises RuntimeError.
     """
 
     def __init__(self, agent: Agent):
@@ -73,8 +73,12 @@ class Memory:
     ) -> Memory:
         """A memory on `model` (None: the default model; else a folder, a .gguf file or a hub id), empty or from `path`.
 
-        slots   how many memories the model has room for, this one included (see `another`)
-        Raises tmem.models.loading.ModelError if the model cannot be had, ValueError for an unknown preset.
+            preset  the settings: a name or the path of a .toml file
+            path    a folder that `save` wrote
+            slots   how many memories the model has room for, this one included (see `another`)
+
+        Raises tmem.models.loading.ModelError if the model cannot be had, ValueError for an unknown preset or a folder that
+        is damaged or was made with another model, FileNotFoundError for a missing one.
         """
         return cls(Agent.build(*loading.load(model), agent_config(preset), slots=slots))._opened(path)
 
@@ -84,7 +88,10 @@ class Memory:
         return self._lesson.pairs
 
     def another(self, path: str | None = None) -> Memory:
-        """A memory of its own on the same loaded model, empty or from `path`. Raises RuntimeError if there is no room."""
+        """A memory of its own on the same loaded model, empty or from `path`.
+
+        Raises RuntimeError if there is no room, and for `path` what `from_pretrained` does.
+        """
         try:
             other = type(self)(self.agent)
         except RuntimeError as error:
@@ -120,9 +127,10 @@ class Memory:
     def observe(self, text: str, progress: Progress | None = None) -> list[LogEntry]:
         """Read text. Whatever exceeds the window is written and learned now; returns what was (often nothing).
 
+            progress   told ("write", passages done, passages) before and after every write; None: lines now and then, into
+                       the log `tmem` or, where no logging is set up, on stderr
+
         Raises ValueError for what is no text.
-        progress   told ("write", passages done, passages) before and after every write; None: lines now and then, into the
-                   log `tmem` or, where no logging is set up, on stderr
         """
         return self._write_down_to(1, [_text("observe", text)], progress)
 
@@ -166,8 +174,9 @@ class Memory:
     def learn(self, pairs: Iterable[tuple[str, str] | Pair], progress: Progress | None = None) -> Learned:
         """Learn question/answer pairs directly; of several answers to one question the last stands.
 
-        progress   told ("learn", epochs done, epochs) after each, while other threads wait for this memory; None: lines now
-                   and then
+            progress   told ("learn", epochs done, epochs) after each, while other threads wait for this memory; None: lines
+                       now and then
+
         Raises ValueError for an empty list, an empty question or answer, or what is no pair of texts.
         """
         told = functools.partial(progress or Lines(), "learn")
@@ -196,7 +205,8 @@ class Memory:
         """Write the fast weights as a PEFT adapter folder, with pairs and waiting text in its tmem.json; atomic.
 
         tmem.json also holds a digest of the folder's files, which is checked when it is opened (folders of before have none).
-        The optimizer's moments are not kept: learning goes on from a fresh optimizer.
+        The optimizer's moments are not kept: learning goes on from a fresh optimizer. Raises OSError where the folder cannot
+        be written.
         """
         bank = self.agent.bank
         bank.check(self.slot, "save")

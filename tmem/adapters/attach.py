@@ -30,10 +30,10 @@ class Site:
 
     name: str
     module: nn.Linear
-    a: Tensor | None = None
-    bt: Tensor | None = None
+    a: Tensor = field(init=False, repr=False)
+    bt: Tensor = field(init=False, repr=False)
     a_grad: Tensor | None = None
-    bt_grad: Tensor | None = None
+    bt_grad: Tensor = field(init=False, repr=False)
     a_copy: Tensor | None = None
     bt_copy: Tensor | None = None
     together: tuple[Site, ...] = field(default=(), repr=False)

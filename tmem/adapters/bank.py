@@ -45,21 +45,29 @@ class Snapshot:
 
 
 class AdapterBank:
-    """Low-rank adapters for `slots` concurrent episodes under one model, attached on construction.
+    """Low-rank adapters (LoRA, Hu et al. 2021) of many episodes under one model: y = x Wᵀ + scale · x Aᵀ B of a row's slot.
 
-    model        a Hugging Face decoder; `targets` names its linear layers, `last_layers` limits them to the last k
-    rank         stored rows R of every factor; a slot may use fewer (`alloc(rank=...)`)
-    init         subspace of A, one of tmem.adapters.init.INITS (see make_a there); B = 0, so Δ = 0 exactly at the start
-    texts        token ids of a few texts, for `activation` alone: A is where the layers' inputs lie on them
-    train_a      False: one frozen A [1, R, K] shared by all slots (training it would couple episodes).
-                 True: every slot owns and trains A [S, R, K], starting from the same init.
-    optimizer    `adamw` or `sgd`; hyper-parameters per row through `configure`
-    dtype        fp32 (default) or fp64 (on the CPU), of parameters, gradients and moments
-    copy         keep a bf16 copy of the parameters, which decode then reads instead: half the bytes, another rounding.
-                 None: where the model is in bf16 on a GPU
+        model        a Hugging Face decoder; the bank attaches itself to it
+        slots        S, how many episodes there is room for
+        rank         stored rows R of every factor; a slot may use fewer (`alloc(rank=...)`)
+        targets      names of the linear layers that are adapted
+        last_layers  only those of the last so many decoder layers; None: of all
+        init         subspace of A, one of tmem.adapters.init.INITS (see make_a there); B = 0, so Δ = 0 exactly at the start
+        seed         draws what a random init draws
+        texts        token ids of a few texts, for `activation` alone: A is where the layers' inputs lie on them
+        train_a      False: one frozen A [1, R, K] shared by all slots (training it would couple episodes).
+                     True: every slot owns and trains A [S, R, K], starting from the same init.
+        optimizer    `adamw` or `sgd`; hyper-parameters per row through `configure`
+        dtype        fp32 (default) or fp64 (on the CPU), of parameters, gradients and moments
+        copy         keep a bf16 copy of the parameters, which decode then reads instead: half the bytes, another rounding.
+                     None: where the model is in bf16 on a GPU
+
+    What it holds: `param`, `grad` and, for AdamW, `m` and `v` [S, P] in `dtype`; `rank` and `step_count` int32 [S]; `scale`
+    fp32 [S]; `hyper` fp64 [S, 6], its columns tmem.ops.HYPER.
 
     Threads may share a bank: each opens routes of its own, and every slot is written by one thread at a time.
-    Raises ValueError for bad sizes or names, and for modules that cannot be adapted (see `find_sites`).
+    Raises ValueError for bad sizes or names, and for modules that cannot be adapted (see `find_sites`). Every method that
+    takes a slot raises ValueError for one that is out of range or free.
     """
 
     def __init__(
@@ -154,11 +162,14 @@ class AdapterBank:
 
     @property
     def factors(self) -> list[Tensor]:
-        """A of every adapted layer, [rank, in_features] each."""
+        """A of every adapted layer, [rank, in_features] each, in the bank's dtype. What all slots share, or begin with."""
         return [f[0] for f in self._factors]
 
     def take(self, factors: Sequence[Tensor]) -> None:
-        """Make `factors` A. Raises RuntimeError while a slot is in use, as `renew` does."""
+        """Make `factors` A: one [rank, in_features] for every adapted layer, as of `factors`.
+
+        Raises RuntimeError while a slot is in use, as `renew` does.
+        """
         with self.lock:
             self._must_be_idle("take")
             for site, factor, new in zip(self.sites, self._factors, factors):
@@ -197,7 +208,8 @@ class AdapterBank:
     def alloc(self, rank: int | None = None, *, alpha: float | None = None, **hyper: float) -> int:
         """Take a free slot with Δ = 0, of `rank` (default the bank's) and scale alpha/rank (default 1); returns its index.
 
-        Raises ValueError for a bad rank, RuntimeError when no slot is free.
+        hyper: as of `configure`; the others are lr 1e-3, beta1 0.9, beta2 0.999, eps 1e-8, no decay and no clipping.
+        Raises ValueError for a bad rank or an unknown setting, RuntimeError when no slot is free.
         """
         rank = self.max_rank if rank is None else rank
         if not 1 <= rank <= self.max_rank:
@@ -275,8 +287,8 @@ class AdapterBank:
     def _copy_row(self, source: int, target: int) -> None:
         """Everything that learning moves, from one row to another; -1: zero."""
         matrices = [x for x in (self.param, self.grad, self.m, self.v, self.step_count) if x is not None]
-        source, target = (torch.tensor([s], dtype=torch.int32, device=self.device) for s in (source, target))
-        ops.bank_copy_(matrices, source, target)
+        rows = (torch.tensor([slot], dtype=torch.int32, device=self.device) for slot in (source, target))
+        ops.bank_copy_(matrices, *rows)
 
     def written(self, slot: int) -> None:
         """To be called by whatever writes a row's parameters."""
@@ -285,7 +297,10 @@ class AdapterBank:
             self.copy[slot] = self.param[slot]
 
     def configure(self, slot: int, **hyper: float) -> None:
-        """Set this row's `lr`, `beta1`, `beta2`, `eps`, `weight_decay` or `clip` (gradient norm; 0 = off)."""
+        """Set this row's `lr`, `beta1`, `beta2`, `eps`, `weight_decay` or `clip` (gradient norm; 0 = off).
+
+        Raises ValueError for any other name.
+        """
         self.check(slot, "configure")
         self._known(hyper)
         for name, value in hyper.items():
@@ -303,7 +318,10 @@ class AdapterBank:
         return not bool(self.param[slot].any())
 
     def fork(self, slot: int) -> int:
-        """A new slot that starts as an exact copy of `slot`: weights, moments, step, rank, scale, hyper-parameters."""
+        """A new slot that starts as an exact copy of `slot`: weights, moments, step, rank, scale, hyper-parameters.
+
+        Raises RuntimeError when no slot is free.
+        """
         with self.lock:
             self.check(slot, "fork")
             new = self.alloc()
@@ -318,7 +336,7 @@ class AdapterBank:
         """A copy of the row. `optimizer=False` leaves the moments out: enough to replay, not to go on learning."""
         self.check(slot, "snapshot")
         state = {}
-        if optimizer and self.m is not None:
+        if optimizer and self.m is not None and self.v is not None:
             state = {"m": self.m[slot].clone(), "v": self.v[slot].clone()}
         step = int(self.step_count[slot]) if optimizer else 0
         return Snapshot(
@@ -338,8 +356,8 @@ class AdapterBank:
             )
         self.param[slot].copy_(snapshot.param)
         self.grad[slot].zero_()
-        if self.m is not None:
-            for mine, theirs in ((self.m, snapshot.m), (self.v, snapshot.v)):
+        for mine, theirs in ((self.m, snapshot.m), (self.v, snapshot.v)):
+            if mine is not None:
                 mine[slot].zero_() if theirs is None else mine[slot].copy_(theirs)
         self.step_count[slot] = snapshot.step
         self.rank[slot], self.scale[slot] = snapshot.rank, snapshot.scale
@@ -355,7 +373,10 @@ class AdapterBank:
     # learning ------------------------------------------------------------------------------------------------------
 
     def hold(self, slots: Sequence[int], *, learn: bool = False, lengths: Sequence[int] | None = None) -> Route:
-        """A route that is not open: its `alive` tells whether these slots are still those of their tenants of now."""
+        """A route that is not open: its `alive` tells whether these slots are still those of their tenants of now.
+
+        Arguments and errors as of `route`.
+        """
         slots = [int(s) for s in slots]
         if lengths is not None:
             lengths = [int(n) for n in lengths]
@@ -376,10 +397,11 @@ class AdapterBank:
         opens its own.
         A generator has no context of its own: close the block before a `yield`, or a later step may be refused.
 
-        learn     backward accumulates into the gradient rows of the routed slots; False treats Δ as a constant
-                  (stop-gradient), so that only the base model's own parameters get gradients.
-        lengths   real tokens of each row, which come first; adapters do no work on the padding behind them, whose
-                  outputs are then the base model's.
+            learn     backward accumulates into the gradient rows of the routed slots; False treats Δ as a constant
+                      (stop-gradient), so that only the base model's own parameters get gradients.
+            lengths   real tokens of each row, which come first; adapters do no work on the padding behind them, whose
+                      outputs are then the base model's.
+
         The route belongs to what ran under it: layers that are recomputed in backward (gradient checkpointing) run with
         it again. Raises ValueError for a slot that is out of range or free and for lengths that are not one per row,
         RuntimeError if the bank is detached or the model's checkpointing hides adapters from autograd.
@@ -415,7 +437,10 @@ class AdapterBank:
 
     @torch.no_grad()
     def delta_norm(self, slot: int) -> float:
-        """‖ΔW‖_F over all layers: Σ ‖scale·B A‖², by the r x r Gram matrices tr(A Aᵀ · B Bᵀ), never forming ΔW."""
+        """‖ΔW‖_F over all layers: the root of Σ ‖scale·Bᵀ A‖², by the r x r Gram matrices, tr(A Aᵀ · B Bᵀ), in fp64.
+
+        ΔW itself is never formed.
+        """
         self.check(slot, "delta_norm")
         total, r = 0.0, int(self.rank[slot])
         for site in self.sites:
@@ -427,7 +452,7 @@ class AdapterBank:
     # under the model -----------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        """Put the bank back under its model after `detach`."""
+        """Put the bank back under its model after `detach`. Raises RuntimeError where a bank is under it already."""
         attach(self)
 
     def detach(self) -> None:

@@ -1,8 +1,14 @@
 """The engine: low-rank adapters of many concurrent slots, forward, backward and step. Shapes and rules: tmem.reference.
 
-Each function states and checks its arguments and calls torch.ops.tmem.<name>, which the dispatcher hands to exactly one
-kernel; `kernel_for` tells which. torch.ops.tmem.* takes the same arguments and skips the Python checks (lora_linear
+Each function states and checks its arguments and calls `torch.ops.tmem.<name>`, which the dispatcher hands to exactly one
+kernel; `kernel_for` tells which. `torch.ops.tmem.*` takes the same arguments and skips the Python checks (lora_linear
 there also returns z).
+
+LoRA: Hu et al. 2021 (arXiv 2106.09685). Rows of one batch cut into segments of different adapters: Chen et al. 2023 (Punica,
+arXiv 2310.18547).
+
+S slots, R stored rows of a factor, M rows of a batch, G segments; fp32, bf16 and fp64 are torch.float32, torch.bfloat16 and
+torch.float64. HYPER: the settings of `bank_step_`, by column. OPS and SVD_PARTS: the names that `kernel_for` knows.
 """
 
 import importlib.util

@@ -95,7 +95,7 @@ def _refuse_unknown_instructions() -> None:
 
 
 def kernel_for(name: str, device_type: str) -> str:
-    """Which kernel serves tmem::<name> for tensors on `device_type`: "C++ CPU (avx512)", "Triton", "CUDA C++", or
+    """Which kernel serves `tmem::<name>` for tensors on `device_type`: "C++ CPU (avx512)", "Triton", "CUDA C++", or
     "PyTorch reference". (fp64 on a GPU: always the reference.)
 
     Raises ValueError for an op that does not exist.
