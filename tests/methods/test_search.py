@@ -1050,6 +1050,27 @@ def test_seeds_draw_other_sets_and_are_resumed_apart(evaluated, tmp_path):
     assert more.exit_code == 0 and {*drawn[0]} < {r["id"] for r in read_jsonl(tmp_path / "more/answers.jsonl")}
 
 
+def test_a_seed_draws_the_subspace_of_a_search(evaluated, tmp_path, monkeypatch):
+    """As it does of every other task: the second seed alone is what it was after the first."""
+    drawn = tmp_path / "drawn.toml"
+    drawn.write_text((tmp_path / "tiny.toml").read_text().replace("rank = 4", 'rank = 4\ninit = "random"'))
+    seen, work = [], searching.run
+
+    def run(agent, *words, **options):
+        seen.append((agent.bank.seed, agent.bank.subspace))
+        return work(agent, *words, **options)
+
+    monkeypatch.setattr(searching, "run", run)
+    words = ["--limit", "3", "--slots", "2", "--methods", "tmem", "--preset", str(drawn)]
+    assert evaluated(*words, "--seed", "3", "--seeds", "2").exit_code == 0
+    assert [seed for seed, _ in seen] == [3, 3, 4, 4]
+    (third,), (fourth,) = ({subspace for seed, subspace in seen if seed == s} for s in (3, 4))
+    assert third != fourth
+    seen.clear()
+    assert evaluated(*words, "--seed", "4", out="alone").exit_code == 0
+    assert set(seen) == {(4, fourth)}
+
+
 def test_sets_end_with_their_file_and_tell_of_evidence_only_where_it_is_named(evaluated, tmp_path):
     (tmp_path / "other").mkdir()
     bare = [HOTPOT | {"_id": f"b{i}", "supporting_facts": []} for i in range(4)]

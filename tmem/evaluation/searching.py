@@ -56,7 +56,7 @@ def search(
 
     documents: corpus files; without any, the questions' own contexts. search_by: "bm25" or "dense". objectives: by default two,
     or as many as the file's records ask at once. turns: before the answer is asked for, by default three for every question.
-    limit: sets, drawn by the seed; `seeds` seeds from `seed` on draw each their own. leave_out: a file that names questions not
+    limit: sets; `seeds` seeds from `seed` on draw each their own, and the subspace of the fast weights. leave_out: a file that names questions not
     to ask. answer_tokens: of a turn, by default TURN and EACH for every question. Files and errors are those of `evaluate`;
     f1, em and mem1_f1 are sums over the objectives of a set. "flops" leaves out the search engine, which all methods share.
     """
@@ -123,7 +123,7 @@ def search(
     index = corpus.Index(found, dense() if search_by == "dense" else None)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
-    agent = Agent.build(network, tokenizer, config, slots=min(slots, size))
+    agent = Agent.build(network, tokenizer, config, slots=min(slots, size), seed=seed)
     sizes = Sizes.of(agent)
     results["sizes"] = sizes.asdict()
     total = size * seeds
@@ -138,6 +138,9 @@ def search(
         objects.write_json(out / "results.json", results)
 
     for s, part in ((s, drawn[s][at : at + slots]) for s in drawn for at in range(0, size, slots)):
+        if s != agent.bank.seed:
+            agent.bank.seed = s
+            agent.bank.renew()
         for method in methods:
             done = {(r["seed"], r["id"]) for r in answers.rows if r["method"] == method}
             left = [t for t in part if (s, t.id) not in done]
