@@ -16,8 +16,8 @@ from tiny import Letters, model
 from tiny_run import PRESET
 
 from tmem.evaluation import evaluate
-from tmem.methods import methods, retrieve
-from tmem.models import loading
+from tmem.methods import methods
+from tmem.models import embed, loading
 
 
 class Counted:
@@ -42,7 +42,7 @@ def prepare(folder: Path, patch=setattr) -> Path:
     preset.write_text(PRESET.replace('reward = "shout"', "").replace("rank = 4", 'rank = 4\ninit = "random"'))
     patch(loading, "load", lambda name=None, **_: (model(), Letters()))
     patch(loading, "resolve", lambda name=None: folder)
-    for owner in (retrieve, methods, evaluate):
+    for owner in (embed, methods, evaluate):
         patch(owner, "dense", Counted)
     patch(evaluate, "require_dense", lambda: folder)
     return preset
