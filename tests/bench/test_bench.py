@@ -334,4 +334,4 @@ def test_of_a_soak_settings_are_read_as_those_of_a_preset():
         result = CliRunner().invoke(cli.main, ["bench", "soak", "--quick", "--with", wrong])
         assert result.exit_code == 2 and words in " ".join(result.output.split())
     result = CliRunner().invoke(cli.main, ["bench", "step", "--quick", "--with", "lr=1"])
-    assert result.exit_code == 2 and "--with means nothing for bench step; leave it out." in result.output
+    assert result.exit_code == 2 and "--with has no meaning for bench step; leave it out." in result.output

@@ -153,7 +153,7 @@ def test_search_is_resumed_with_the_sets_that_are_left(tmem, tmp_path, monkeypat
         (["eval", "--resume", "--out", "OUT"], "holds no results.json"),
         (["eval", "--task", "search", "--out", "OUT"], "search: no data file given"),
         (["eval", "--task", "search", "--data", "x.json", "--methods", "dense"], "methods of search: expected some of none"),
-        (["eval", "--task", "search", "--data", "x.json", "--known"], "--known means nothing for --task search"),
+        (["eval", "--task", "search", "--data", "x.json", "--known"], "--known has no meaning for --task search"),
         (["eval", "--task", "clbench", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )

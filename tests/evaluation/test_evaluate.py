@@ -15,7 +15,7 @@ from tiny import Letters, model
 from tmem import cli, machine
 from tmem.agent.config import agent_config
 from tmem.agent.loop import Agent
-from tmem.cli import console
+from tmem.cli import scores
 from tmem.evaluation import evaluate, runs
 from tmem.evaluation.compute import Sizes
 from tmem.files.journal import read_jsonl
@@ -71,7 +71,7 @@ def test_what_is_to_be_known_of_the_data_is_told(run, tmp_path, monkeypatch):
     assert (found["config"]["leave_out"], found["config"]["called"]) == (1, "REALTALK (LoCoMo's format)")
     assert found["notes"] == ["1 question left out by errors.json; 1 that it names for a wrong citation alone stays"]
     assert "realtalk-0/1" not in {r["id"] for r in read_jsonl(tmp_path / "out/answers.jsonl")}
-    title = console._title(found)
+    title = scores.title_of(found)
     assert title.startswith("REALTALK (LoCoMo's format), 7 questions") and runs.title(runs.read(tmp_path / "out")) in title
     questions, dates = tiny_eval.FILES["longmemeval"](), ("?", "??", "2023-05-20")
     dated = [record | {"haystack_dates": [date]} for record, date in zip(questions, dates)]

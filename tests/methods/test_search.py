@@ -1136,7 +1136,7 @@ def test_mem1_s_questions_are_evaluated_over_a_corpus(evaluated, tmp_path):
         (["--seeds", "2", "--limit", "6"], "2 seeds would all take the same 6 sets"),
         (["--search-by", "dense"], "pip install 'tmem[dense]'"),
         (["--answer-tokens", "400"], "at most the 16 that this model has room for beside a turn of 400"),
-        (["--task", "stream"], "--turns means nothing for --task stream"),
+        (["--task", "stream"], "--turns has no meaning for --task stream"),
     ],
 )
 def test_an_evaluation_that_cannot_be_is_refused_in_a_sentence(evaluated, tmp_path, words, sentence):
