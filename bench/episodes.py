@@ -20,8 +20,9 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from ..agent.agent import Agent
 from ..agent.config import agent_config
-from ..agent.loop import Agent, Rollout, run
+from ..agent.loop import Rollout, run
 from ..agent.write import render
 from ..episode import Episode
 from ..machine import keep_memory, rows_apart

@@ -36,8 +36,9 @@ from torch import Tensor, nn
 
 from ..adapters.bank import AdapterBank, Snapshot
 from ..agent import decode as decoding
+from ..agent.agent import Agent
 from ..agent.config import agent_config, build, read
-from ..agent.loop import Action, Agent, Clock, Rollout, run
+from ..agent.loop import Action, Clock, Rollout, run
 from ..agent.write import render
 from ..episode import Pair
 from ..machine import keep_memory
@@ -313,7 +314,7 @@ class Plain:
 
 def factors(bank: AdapterBank, delta: Snapshot) -> list[Tensor]:
     """A snapshot as lora_B.weight [N, R] of every layer."""
-    with replay.restored(bank, [delta]) as (slot,):
+    with bank.holding([delta]) as (slot,):
         return [site.bt[slot].T.clone() for site in bank.sites]
 
 

@@ -13,16 +13,15 @@ import torch
 
 from .adapters.memory_file import read_memory, write_memory
 from .adapters.peft import load_peft, peft_files
+from .agent.agent import Agent
 from .agent.config import agent_config
-from .agent.decode import decode
-from .agent.learn import Learned, learn
-from .agent.loop import Agent, LogEntry, answer, segments
-from .agent.teach import lesson
-from .agent.write import parse, write_prompt
+from .agent.learn import Learned
+from .agent.loop import LogEntry
+from .agent.passages import cut
+from .agent.teach import Lesson, newest
 from .episode import Pair
 from .models import loading
 from .terminal.progress import Lines
-from .words import normalise
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much in all
 
@@ -62,7 +61,7 @@ class Memory:
     def __init__(self, agent: Agent):
         self.agent = agent
         self.slot: int | None = agent.bank.alloc()
-        self.pairs: list[Pair] = []
+        self.lesson = Lesson()
         self.log: list[LogEntry] = []
         self._context: list[str] = []
         self._lock = threading.RLock()
@@ -77,10 +76,12 @@ class Memory:
         slots   how many memories the model has room for, this one included (see `another`)
         Raises tmem.models.loading.ModelError if the model cannot be had, ValueError for an unknown preset.
         """
-        network, tokenizer = loading.load(model)
-        for parameter in network.parameters():
-            parameter.requires_grad_(False)
-        return cls(Agent.build(network, tokenizer, agent_config(preset), slots=slots))._opened(path)
+        return cls(Agent.build(*loading.load(model), agent_config(preset), slots=slots))._opened(path)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Everything learned so far; of a question asked anew the newest pair."""
+        return self.lesson.pairs
 
     def another(self, path: str | None = None) -> Memory:
         """A memory of its own on the same loaded model, empty or from `path`. Raises RuntimeError if there is no room."""
@@ -148,16 +149,18 @@ class Memory:
     @_alone
     def _take(self, texts: list[str]) -> int:
         """Let texts join what waits; how many passages that is."""
-        self._context = segments(self.agent.chat, [*self._context, *texts], self.agent.config.write.window)
+        self._context = cut(self.agent.chat, [*self._context, *texts], self.agent.config.write.window)
         return len(self._context)
 
     @_alone
     def _write_next(self, waiting: int) -> LogEntry | None:
         if len(self._context) <= waiting:
             return None
-        entry = self._write(self._context[0])
+        (draft,) = self.agent.write(self._context[:1], [self.slot])
+        (learned,) = self.agent.teach([self.slot], [draft.written.pairs], [self.lesson])
+        self.log.append(LogEntry.of(draft, learned))
         self._context.pop(0)
-        return entry
+        return self.log[-1]
 
     @_alone
     def learn(self, pairs: Iterable[tuple[str, str] | Pair], progress: Progress | None = None) -> Learned:
@@ -167,15 +170,8 @@ class Memory:
                    and then
         Raises ValueError for an empty list, an empty question or answer, or what is no pair of texts.
         """
-        pairs = _pairs(pairs)
-        pairs = list({normalise(p.question): p for p in pairs}.values())
-        agent, config = self.agent, self.agent.config.learn
-        job = (self.slot, lesson(self.pairs, pairs, config))
         told = functools.partial(progress or Lines(), "learn")
-        result = learn(agent.model, agent.bank, [job], agent.chat, config, told)[0]
-        if result.kept:
-            self.pairs += pairs
-        return result
+        return self.agent.teach([self.slot], [newest(_pairs(pairs))], [self.lesson], told)[0]
 
     @_alone
     def ask(self, question: str) -> str:
@@ -187,13 +183,13 @@ class Memory:
             raise ValueError("ask: the question is empty; expected text.")
         if self._context:
             question = "\n\n".join(self._context) + "\n\n" + question
-        return answer(self.agent, [question], [self.slot])[0]
+        return self.agent.answer([question], [self.slot])[0]
 
     @_alone
     def forget(self) -> None:
         """Δ = 0, no pairs, no waiting text."""
         self.agent.bank.reset(self.slot)
-        self.pairs, self.log, self._context = [], [], []
+        self.lesson, self.log, self._context = Lesson(), [], []
 
     @_alone
     def save(self, path: str | Path) -> None:
@@ -214,7 +210,7 @@ class Memory:
             raise ValueError(f"load: {path} was made with {was}; open it with the same model and preset.")
         self.close()
         self.slot = load_peft(self.agent.bank, path, files)
-        self.pairs, self._context = pairs, context
+        self.lesson, self._context = Lesson(newest(pairs)), context
 
     def _made_with(self) -> dict:
         """What fast weights mean nothing without."""
@@ -226,26 +222,6 @@ class Memory:
             "last_layers": bank.last_layers,
             "init": bank.init,
         }
-
-    def _write(self, segment: str) -> LogEntry:
-        agent = self.agent
-        prompt = agent.chat.prompt(write_prompt(segment))
-        generation = decode(
-            agent.model,
-            [prompt],
-            bank=agent.bank,
-            slots=agent.writers([self.slot]),
-            end=agent.chat.ends,
-            max_new=agent.config.write.max_new,
-        )[0]
-        written = parse(agent.chat.text(generation.ids), finished=generation.finished, limit=agent.config.write.max_pairs)
-        if written.pairs:
-            learned = self.learn(written.pairs, lambda *_: None)
-        else:
-            learned = learn(agent.model, agent.bank, [(self.slot, [])], agent.chat, agent.config.learn)[0]
-        entry = LogEntry(segment, written, learned, len(prompt), len(generation.ids), generation.finished)
-        self.log.append(entry)
-        return entry
 
 
 def _text(verb: str, value: object) -> str:

@@ -3,8 +3,8 @@
 import torch
 from tiny import Letters, model
 
+from tmem.agent.agent import Agent
 from tmem.agent.config import AgentConfig, LearnConfig, MemoryConfig, WriteConfig
-from tmem.agent.loop import Agent
 from tmem.episode import Episode, Question
 
 CONFIG = AgentConfig(

@@ -16,9 +16,11 @@ from wrong import (
     stale_snapshot,
 )
 
+import tmem.agent.agent as agent_module
 import tmem.agent.loop as loop
 from tmem.agent.learn import learn
-from tmem.agent.loop import run, segments
+from tmem.agent.loop import run
+from tmem.agent.passages import cut
 from tmem.agent.write import Written
 from tmem.episode import Episode, Pair, Question
 from tmem.rl import grpo, replay, supervised
@@ -35,7 +37,7 @@ ADVANTAGES = (1.0, -0.5, 0.25)
 
 def rollouts_of(agent, monkeypatch, run=run, **options):
     """Traced rollouts whose writes always yield a pair, so that every later action has a Δ of its own."""
-    monkeypatch.setattr(loop, "parse", lambda text, **_: Written([Pair(f"who{len(text)}?", text[:3] + "me")]))
+    monkeypatch.setattr(agent_module, "parse", lambda text, **_: Written([Pair(f"who{len(text)}?", text[:3] + "me")]))
     episodes = [EPISODES[2], EPISODES[0], EPISODES[2]]
     return run(agent, episodes, ["k", "l", "m"], temperature=1.0, trace=True, **options)
 
@@ -131,7 +133,7 @@ def test_the_policy_gradient_does_not_depend_on_micro_batches_slots_order_or_che
     _, few = replayed(agent, rollouts, **options)
     assert_close("few slots", few, one, 1e-4)
     agent.bank.alloc()
-    with pytest.raises(RuntimeError, match="all 8 slots are in use"):
+    with pytest.raises(RuntimeError, match="0 of 8 slots are free"):
         replayed(agent, rollouts, **options)
     assert not agent.bank.grad.any()
 
@@ -292,7 +294,7 @@ def test_the_warm_start_teaches_passages_as_the_agent_cuts_them_with_the_pairs_t
         episode = stream.episode(f"passages/{seed}", "train", 3)
         found = supervised.passages(agent, episode)
         fits = all(agent.chat.count(chunk) <= window for chunk in episode.chunks)
-        assert not fits or [text for text, _ in found] == segments(agent.chat, episode.chunks, window)
+        assert not fits or [text for text, _ in found] == cut(agent.chat, episode.chunks, window)
         assert "\n\n".join(text for text, _ in found) == "\n\n".join(episode.chunks)
         for _, gold in found:
             assert len({p.question for p in gold}) == len(gold)

@@ -17,7 +17,7 @@ import tiny_run
 import torch
 from tiny_run import SHORT, lines, start, weights
 
-from tmem.agent import loop
+from tmem.agent import agent as agent_module
 from tmem.agent.loop import Clock
 from tmem.agent.write import Written
 from tmem.episode import Pair
@@ -109,7 +109,7 @@ def documented_fields():
 
 def test_what_is_logged_is_documented_and_what_is_documented_is_logged(tmp_path, undisturbed, monkeypatch):
     """Two runs: one whose writes have no pairs, and a short one whose writes have some, with scored answers."""
-    monkeypatch.setattr(loop, "parse", lambda text, **_: Written([Pair("What does Zoe like?", "figs")]))
+    monkeypatch.setattr(agent_module, "parse", lambda text, **_: Written([Pair("What does Zoe like?", "figs")]))
     start(tmp_path / "scored", rl_answers="scored", **SHORT).run()
     mine = {"shout"}  # a score of this task
     found = {k: v | logged_fields(tmp_path / "scored")[k] for k, v in logged_fields(undisturbed[0]).items()}

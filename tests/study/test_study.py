@@ -89,11 +89,11 @@ def test_a_recall_matrix_shows_what_later_writes_destroy(monkeypatch):
     writes = [[[Pair("q a?", "a")], [Pair("q b?", "b")], [Pair("q a?", "c")]]]
     asked = []
 
-    def answer(agent, questions, slots):
+    def answer(questions, slots):
         asked.append(questions)
         return ["b" for _ in questions]
 
-    monkeypatch.setattr(dissect, "answer", answer)
+    monkeypatch.setattr(agent, "answer", answer)
     matrix = dissect.recall_matrix(agent, writes)
     assert matrix == [[0.0], [0.0, 1.0], [None, 1.0, 0.0]]  # the first pair is asked anew by the third write: left out
 

@@ -232,6 +232,29 @@ class AdapterBank:
                 )
             return [self.alloc() for _ in range(min(most, free))]
 
+    @contextlib.contextmanager
+    def borrowed(self, count: int, least: int | None = None) -> Iterator[list[int]]:
+        """Within the block, `count` slots with Δ = 0; or, with `least`, as many of them as are free (see `claim`)."""
+        slots = self.claim(count, count if least is None else least)
+        try:
+            yield slots
+        finally:
+            for slot in slots:
+                self.free(slot)
+
+    @contextlib.contextmanager
+    def holding(self, snapshots: Sequence[Snapshot | None]) -> Iterator[list[int]]:
+        """Within the block, slots that hold `snapshots`: one for each different one, -1 for None. Gives the slot of each.
+
+        Raises RuntimeError if there are too few slots, ValueError as `restore` does.
+        """
+        different = {id(s): s for s in snapshots if s is not None}
+        with self.borrowed(len(different)) as slots:
+            for slot, snapshot in zip(slots, different.values()):
+                self.restore(slot, snapshot)
+            slot_of = dict(zip(different, slots))
+            yield [-1 if s is None else slot_of[id(s)] for s in snapshots]
+
     def free(self, slot: int) -> None:
         """Give a slot back; routing it, or running a backward that still needs it, raises from now on."""
         with self.lock:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..agent.decode import decode
-from ..agent.loop import WRITES, Agent, segments
+from ..agent.loop import WRITES, Agent
+from ..agent.passages import cut
 from ..episode import Episode
 from ..words import normalise
 
@@ -53,7 +54,7 @@ def notes(agent: Agent, episodes: Sequence[Episode], budget: int, known: bool, c
 
 def _plans(agent: Agent, episodes: Sequence[Episode]) -> list[list[str]]:
     """The segments of each episode's stream."""
-    return [[s.strip() for s in segments(agent.chat, e.chunks, agent.config.write.window)] for e in episodes]
+    return [[s.strip() for s in cut(agent.chat, e.chunks, agent.config.write.window)] for e in episodes]
 
 
 def _said(agent: Agent, episodes, spots: Sequence[tuple[int, str]], max_new: int, known: bool, costs) -> list[str]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from ..agent.decode import Generation, decode
 from ..agent.learn import learn
-from ..agent.loop import Agent, LogEntry, segments
-from ..agent.teach import lesson
+from ..agent.loop import Agent, LogEntry
+from ..agent.passages import cut
+from ..agent.teach import chosen
 from ..agent.write import parse, write_prompt
 from ..episode import Pair, Question
 from ..tasks import search as task
@@ -105,7 +106,7 @@ def _written(agent: Agent, found: Sequence[tuple[Trajectory, str]], s: _Settings
     for said in _said(agent, found, s, name, lambda _, segment: write_prompt(segment), config.write.max_new):
         written = [parse(agent.chat.text(g.ids), finished=g.finished, limit=config.write.max_pairs) for *_, g in said]
         if s.state.delta:
-            jobs = [(row.slot, lesson(row.learned, w.pairs, config.learn)) for (row, *_), w in zip(said, written)]
+            jobs = [(row.slot, chosen(row.learned, w.pairs, config.learn)) for (row, *_), w in zip(said, written)]
             learned = learn(agent.model, agent.bank, jobs, agent.chat, config.learn)
             for (row, segment, ids, g), w, result in zip(said, written, learned):
                 row.log.append(LogEntry(segment, w, result, len(ids), len(g.ids), g.finished))
@@ -368,7 +369,7 @@ def _said(
 
     Round by round (row, piece, prompt ids, generation) of the rows that have a further piece.
     """
-    plans = [segments(agent.chat, [text], agent.config.write.window) for _, text in found]
+    plans = [cut(agent.chat, [text], agent.config.write.window) for _, text in found]
     for j in range(max(map(len, plans))):
         due = [(row, plan[j]) for (row, _), plan in zip(found, plans) if j < len(plan)]
         prompts = [agent.chat.prompt(prompt(row, segment)) for row, segment in due]

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from ..adapters.bank import Snapshot
-from ..agent.learn import learn
-from ..agent.loop import Agent
-from ..agent.teach import lesson, rehearsal
+from ..agent.agent import Agent
+from ..agent.teach import Lesson, rehearsal
 from ..agent.write import render, write_prompt
 from ..episode import Episode, Pair
 from .config import TrainConfig
 from .loss import token_logp
 from .policy import Policy
-from .replay import micro_batches, padded, restored
+from .replay import micro_batches, padded
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def examples(agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Ep
     With `warm_pairs` what is written is only a sample of a passage's gold pairs.
     In the first `warm_plain` steps Δ = 0 and no questions: how to write comes first, and costs half as much to teach.
     """
-    chat, bank = agent.chat, agent.bank
+    chat = agent.chat
     cut = [passages(agent, e) for e in episodes]
 
     def example(text: str, pairs: list[Pair], delta: Snapshot | None) -> Example:
@@ -79,19 +78,14 @@ def examples(agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Ep
         return [example(*passage, None) for plan in cut for passage in plan], []
     writing: list[Example] = []
     deltas: list[Snapshot | None] = [None] * len(episodes)
-    past: list[list[Pair]] = [[] for _ in episodes]
-    slots = bank.claim(len(episodes), len(episodes))
-    try:
+    lessons = [Lesson() for _ in episodes]
+    with agent.bank.borrowed(len(episodes)) as slots:
         for j in range(max((len(plan) for plan in cut), default=0)):
             due = [i for i, plan in enumerate(cut) if j < len(plan)]
             writing += [example(*cut[i][j], deltas[i]) for i in due]
-            jobs = [(slots[i], lesson(past[i], cut[i][j][1], agent.config.learn)) for i in due]
-            for i, learned in zip(due, learn(agent.model, bank, jobs, chat, agent.config.learn)):
-                past[i] += cut[i][j][1] if learned.kept else []
-                deltas[i] = bank.snapshot(slots[i], optimizer=False)
-    finally:
-        for slot in slots:
-            bank.free(slot)
+            agent.teach([slots[i] for i in due], [cut[i][j][1] for i in due], [lessons[i] for i in due])
+            for i in due:
+                deltas[i] = agent.bank.snapshot(slots[i], optimizer=False)
     recalling = [
         Example(chat.prompt(q.text), chat.answer(q.answers[0]), delta)
         for delta, episode in zip(deltas, episodes)
@@ -122,7 +116,7 @@ def backward(
                 for k, token in enumerate(e.answer)
             ]
             rows, columns, targets, weights = (list(x) for x in zip(*spots))
-            with restored(agent.bank, [e.delta for e in members]) as slots, agent.bank.route(slots, learn=False):
+            with agent.bank.holding([e.delta for e in members]) as slots, agent.bank.route(slots, learn=False):
                 logits = policy.logits(ids, rows, columns)
                 logp, _ = token_logp(logits, torch.tensor(targets, device=device))
                 loss = -(logp * torch.tensor(weights, device=device)).sum()

@@ -26,9 +26,10 @@ from pathlib import Path
 
 import torch
 
+from ..agent.agent import Agent
 from ..agent.config import agent_config, build, read
 from ..agent.log import readable, record
-from ..agent.loop import Agent, Clock, run
+from ..agent.loop import Clock, run
 from ..files.folders import Busy, Lock, atomic_file
 from ..files.journal import append
 from ..files.objects import encoded, read_object, write_json

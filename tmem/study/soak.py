@@ -22,10 +22,9 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from ..agent.agent import Agent
 from ..agent.config import LearnConfig, agent_config, build, tomllib
-from ..agent.learn import learn
-from ..agent.loop import Agent, answer
-from ..agent.teach import lesson
+from ..agent.teach import Lesson
 from ..bench.train import loaded
 from ..episode import Pair, Question
 from ..models import loading
@@ -121,35 +120,27 @@ def soak(
     what all chains took).
     Raises RuntimeError if the bank has not one free slot more than there are chains, ValueError for an unknown setting.
     """
-    config = _changed(agent.config.learn, learning)
+    agent = dataclasses.replace(agent, config=dataclasses.replace(agent.config, learn=_changed(agent.config.learn, learning)))
     if isinstance(chains, int):
         chains = [chain(seed, writes, split) for seed in range(chains)]
-    bank = agent.bank
-    slots = [bank.alloc() for _ in chains]
-    learned: list[list[Pair]] = [[] for _ in chains]
-    undone = [0] * len(chains)
-    rows = []
-    try:
+    lessons = [Lesson() for _ in chains]
+    undone, rows = [0] * len(chains), []
+    with agent.bank.borrowed(len(chains)) as slots:
         for done in range(1, writes + 1):
             new = [[Pair(f.taught, f.answers[0]) for f in told[done - 1]] for told in chains]
-            jobs = [(slot, lesson(past, pairs, config)) for slot, past, pairs in zip(slots, learned, new)]
             start = time.perf_counter()
-            results = learn(agent.model, bank, jobs, agent.chat, config)
+            results = agent.teach(slots, new, lessons)
             seconds = (time.perf_counter() - start) / len(chains)
-            for i, result in enumerate(results):
-                undone[i] += not result.kept
-                learned[i] += new[i] if result.kept else []
+            undone = [n + (not result.kept) for n, result in zip(undone, results)]
             if done in counts(writes):
                 found = _examined(agent, [told[:done] for told in chains], slots)
                 for i, (row, result, slot) in enumerate(zip(found, results, slots)):
+                    delta = agent.bank.snapshot(slot, optimizer=False)
                     rows.append({
-                        "chain": i, "after": done, **row, "nll": neutral.nll(agent, bank.snapshot(slot, optimizer=False)),
-                        "norm": bank.delta_norm(slot), "undone": undone[i], "loss": result.loss_after, "seconds": seconds,
+                        "chain": i, "after": done, **row, "nll": neutral.nll(agent, delta), "norm": agent.bank.delta_norm(slot),
+                        "undone": undone[i], "loss": result.loss_after, "seconds": seconds,
                     })  # fmt: skip
             watch(done)
-    finally:
-        for slot in slots:
-            bank.free(slot)
     return rows
 
 
@@ -172,7 +163,7 @@ def _examined(agent: Agent, chains: Sequence[Chain], slots: Sequence[int]) -> li
     said: list[str] = []
     for at in range(0, len(asked), BATCH):
         part = asked[at : at + BATCH]
-        said += answer(agent, [q for _, q in part], [s for s, _ in part])
+        said += agent.answer([q for _, q in part], [s for s, _ in part])
     found = iter(said)
     return [_judged(told, found) for told in chains]
 
@@ -259,8 +250,6 @@ def study(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = loading.default_dtype(device)
     model, tokenizer = loaded(quick, device, dtype)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
     agent = Agent.build(model, tokenizer, config, slots=chains + 1)
     rows = []
     for i, (name, changes) in enumerate(todo.items()):
