@@ -44,6 +44,13 @@ def test_a_configuration_is_recorded_with_its_keys_in_their_order(task):
     assert all(found.get(name) is None for name in EvalConfig(task).foreign if name != "known" and name != "probe")
 
 
+@pytest.mark.parametrize("options", [{"task": "no"}, {"task": "search", "search_by": "no"}, {"seeds": 0}])
+def test_a_configuration_that_cannot_be_is_refused_in_a_sentence(options):
+    name = [*options][-1]
+    with pytest.raises(ValueError, match=f"^eval: {name} is .*; expected (one of .*bm25|one of stream, |at least 1)"):
+        EvalConfig(**options)
+
+
 def test_options_of_other_tasks_are_told():
     assert set(EvalConfig("search").foreign) == {"split", "difficulty", "adversarial", "known", "probe"}
     search = {"corpus", "search_by", "objectives", "turns"}

@@ -5,8 +5,8 @@ import pytest
 from tiny import Letters, model
 from tiny_eval import Counted
 
+from tmem.agent.agent import Agent
 from tmem.agent.config import agent_config
-from tmem.agent.loop import Agent
 from tmem.episode import Episode, Question
 from tmem.methods import methods
 from tmem.methods.reader import Reader, Settings

@@ -60,6 +60,7 @@ class EvalConfig:
     once. turns: before the answer is asked for. context: tokens of text in a prompt; of a search: of a prompt. answer_tokens:
     of an answer at most; of a search: of a turn. known: each question is an episode of its own and stands in the prompts that
     write (the paper's protocol: the history is read once for every question). probe: ask paraphrases after each write.
+    Raises ValueError for a task or a way to search that is not there, and for less than one seed.
     """
 
     task: str = _option("stream", recorded=False)
@@ -81,6 +82,13 @@ class EvalConfig:
     answer_tokens: int | None = _option(scales=True, words="answers of {} tokens at most", place=9)
     known: bool = _option(False, of=READ, always=True)
     probe: bool = _option(False, of=READ, protocol=False)
+
+    def __post_init__(self):
+        for name, every in (("task", TASKS), ("search_by", ("bm25", "dense"))):
+            if (value := getattr(self, name)) not in every:
+                raise ValueError(f"eval: {name} is {value!r}; expected one of {', '.join(every)}.")
+        if self.seeds < 1:
+            raise ValueError(f"eval: seeds is {self.seeds}; expected at least 1.")
 
     @property
     def replicates(self) -> range:

@@ -13,9 +13,10 @@ reads what is there and asks the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from ..agent.loop import Agent
+from ..agent.agent import Agent
 from ..files.folders import alone
 from ..methods.methods import methods_of
 from .compute import Sizes
@@ -28,7 +29,6 @@ from .work import Work
 
 # The methods that a task is compared by, unless others are named.
 USUAL = dict.fromkeys(READ, ("none", "full", "retrieval", "pairs", "tmem")) | {"search": ("none", "full", "mem1", "tmem")}
-# Told the method, the phase, how many questions it has answered and of how many.
 Watch = Callable[[str, str, int, int], None]
 
 
@@ -39,9 +39,10 @@ def evaluate(
 ) -> dict:  # fmt: skip
     """Have `methods` answer what `config` asks, and keep a record in the folder `out`; returns what results.json holds.
 
-    methods: names of tmem.methods.methods.METHODS; by default those in USUAL. judging: have every
-    answer graded, see tmem.evaluation.grading. slots: episodes at once, each with its own Δ. None of the three is a part of the
-    settings, so a run that goes on may change them.
+    methods: names of tmem.methods.methods.METHODS; by default those in USUAL. judging: have every answer graded, see
+    tmem.evaluation.grading. slots: episodes at once, each with its own Δ. None of the three is a part of the configuration,
+    so a run that goes on may change them.
+    watch: told the method, the phase, how many questions that method has answered, and of how many.
     Raises ValueError for a task or a method that is not there, a context beyond the model's or results of other settings,
     FileExistsError for results that would be overwritten, FileNotFoundError for missing data or nothing to resume,
     tmem.models.loading.ModelError for a model that cannot be had; all before any work.
@@ -55,7 +56,7 @@ def evaluate(
     agent = work.agent(slots)
     sizes = Sizes.of(agent, work.embedder or record.results.get("sizes", {}).get("embedder", 0))
     record.results["sizes"] = sizes.asdict()
-    record.slots, record.summary = agent.bank.slots, lambda: work.summary(record, sizes)
+    record.begin(agent.bank.slots, lambda: work.summary(record, sizes))
     _live(work, agent, names, record, watch)
     record.write.now()
     if (texts := work.log(record)) is not None:
@@ -84,13 +85,12 @@ def _live(work: Work, agent: Agent, methods: Sequence[str], record: Record, watc
             agent.bank.renew()
         live = work.group(agent, seed, items)
         for name in methods:
-            done = len(record.answered(name))
-
-            def tell(phase: str, answered: int = 0, name: str = name, done: int = done) -> None:
-                watch(name, phase, done + answered, total)
-
-            live(name, record, tell)
+            live(name, record, partial(_tell, watch, name, len(record.answered(name)), total))
             record.write()
+
+
+def _tell(watch: Watch, method: str, before: int, total: int, phase: str, answered: int) -> None:
+    watch(method, phase, before + answered, total)
 
 
 def _judge(work: Work, agent: Agent, judging: Judging, record: Record, watch: Watch) -> None:

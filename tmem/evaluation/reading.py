@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from .. import tasks
 from ..agent import log
+from ..agent.agent import Agent
 from ..agent.config import agent_config
-from ..agent.loop import Agent
 from ..episode import Episode, Question
 from ..methods.methods import METHODS
 from ..methods.reader import CONTEXT, Kept, Reader, Said, Settings

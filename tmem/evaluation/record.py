@@ -36,11 +36,14 @@ class Record:
 
     def __init__(self, out: Path, results: dict, *, resume: bool):
         self.out, self.results = out, results
-        self._begin(resume)
+        self._open(resume)
         self.answers, self.readings = Journal(out / "answers.jsonl", ANSWERED), Journal(out / "readings.jsonl", HAD_READ)
-        self.slots, self._before, self._start = 0, len(self.answers.rows), time.perf_counter()
-        self.summary: Callable[[], dict] = dict  # what follows from the rows
+        self._before, self._start = len(self.answers.rows), time.perf_counter()
         self.write = Seldom(self._write)
+
+    def begin(self, slots: int, summary: Callable[[], dict]) -> None:
+        """Before the first `write`. slots: episodes at once. summary: what follows from the rows."""
+        self._slots, self._summary = slots, summary
 
     def answered(self, method: str) -> set[tuple[int, str]]:
         """Seed and id of every question that a method has answered."""
@@ -55,7 +58,7 @@ class Record:
         with atomic_file(self.out / "episodes.md") as work:
             work.write_bytes(encoded("\n\n".join(texts)))
 
-    def _begin(self, resume: bool) -> None:
+    def _open(self, resume: bool) -> None:
         """Write results.json before any work.
 
         `results` gets "runs", a record of every process that took part, and keeps what the file holds of earlier ones: their
@@ -90,12 +93,12 @@ class Record:
 
     def _write(self) -> None:
         self.results["runs"][-1] |= {
-            "slots": self.slots,  # episodes at once
+            "slots": self._slots,
             "answers": len(self.answers.rows) - self._before,
             "seconds": round(time.perf_counter() - self._start, 1),
             "peak_bytes": peak_memory(),
         }
-        self.results.update(self.summary())
+        self.results.update(self._summary())
         objects.write_json(self.out / "results.json", self.results)
 
 

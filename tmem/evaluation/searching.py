@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import cached_property, partial
 
 from ..agent import log
+from ..agent.agent import Agent
 from ..agent.config import agent_config
-from ..agent.loop import Agent
 from ..methods.methods import METHODS
 from ..methods.search import run
 from ..methods.trajectory import SearchConfig, Trajectory
@@ -28,7 +28,6 @@ from .work import BESIDE, Live, Tell, Work
 
 OBJECTIVES = 2  # questions at once, unless the file's records ask several
 COUNTED = ("counted", "recall", "turns", "searches", "writes", "peak", "mem1_peak", "dependency", "cut")  # of each trajectory
-CONTEXT = 4096  # tokens of a prompt, unless asked otherwise
 PROMPT = 1024  # tokens of the instruction, at least to be free beside a context
 TURN, EACH = 128, 16  # tokens of a turn: so many, and for each objective, of which thoughts and answers say something
 
@@ -48,8 +47,6 @@ class Searching(Work):
 
     @classmethod
     def prepare(cls, config: EvalConfig, methods: Sequence[str]) -> Searching:
-        if config.search_by not in ("bm25", "dense"):
-            raise ValueError(f"search_by: expected bm25 or dense, got {config.search_by!r}.")
         if config.search_by == "dense":
             require_dense()
         left = left_out.load(config.leave_out) if config.leave_out else None
@@ -95,8 +92,7 @@ class Searching(Work):
         left = [t for t in items if (seed, t.id) not in answered]
         if not left:
             return
-        if "index" not in vars(self):
-            tell(f"index {len(self.documents)} documents", 0)
+        tell(f"search {len(self.documents)} documents", 0)
         limits = SearchConfig(self.config.turns, self.config.answer_tokens, self.config.context)
         lived = run(
             agent, left, self.index, METHODS[method].search, config=limits, keys=[f"{seed}/{t.id}" for t in left],
@@ -142,7 +138,7 @@ def _with_room(config: EvalConfig, positions: int) -> EvalConfig:
     that is too small for the instruction, or too large for the model."""
     max_new = config.answer_tokens or TURN + EACH * config.objectives
     longest = positions - max_new - BESIDE
-    context = min(CONTEXT, longest) if config.context is None else config.context
+    context = min(SearchConfig.context, longest) if config.context is None else config.context
     if not PROMPT <= context <= longest:
         raise ValueError(
             f"context: {context} tokens of text in a prompt; expected at least {PROMPT}, and at most the {max(longest, 0)} "

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .. import machine
+from ..agent.agent import Agent
 from ..agent.config import AgentConfig
-from ..agent.loop import Agent
 from ..episode import Question
 from ..tasks import left_out
 from .compute import Sizes
@@ -89,9 +89,7 @@ class Work(ABC):
         return {}
 
     def agent(self, at_once: int | None) -> Agent:
-        """The model frozen, with a bank of a slot for every item that is lived at once."""
-        for parameter in self.network.parameters():
-            parameter.requires_grad_(False)
+        """The model with a bank that has a slot for every item that is lived at once."""
         slots = min(at_once or self.AT_ONCE, len(self.items(self.config.seed)))
         return Agent.build(self.network, self.tokenizer, self.settings, slots=slots, seed=self.config.seed)
 
