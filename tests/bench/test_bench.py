@@ -240,7 +240,7 @@ def test_a_step_with_another_setting_is_never_timed(name, other, monkeypatch):
     case = step.cases(quick=True)[0]
     ways = step.providers(case, "cpu")
     monkeypatch.setattr(step, name, other)
-    ways["tmem"] = step._bank(case, "cpu", ways["tmem"].oracle)
+    ways["tmem"] = step.bank_provider(case, "cpu", ways["tmem"].oracle)
     with pytest.raises(WrongNumbers, match="param of tmem"):
         measure.measured("step", case, ways, step.RATIO_TO, Settings.quick(), "cpu")
 

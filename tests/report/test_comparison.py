@@ -10,7 +10,7 @@ from test_page import HOSTILE, Found
 
 from tmem import cli
 from tmem.evaluation import runs
-from tmem.evaluation.evaluate import summarise
+from tmem.evaluation.summary import summarise
 from tmem.files.objects import write_json
 from tmem.report import comparison, grids, pictures, strip
 from tmem.tasks.search import summary

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,14 +15,7 @@ from . import live
 from .group import refuse
 
 TASKS = ("stream", "locomo", "longmemeval", "squad", "clbench", "search")
-WITHOUT_SEARCH = TASKS[:-1]
-
-# The tasks that an option has a meaning for, where that is not all of them.
-MEANT_FOR = {
-    "split": ("stream",), "difficulty": ("stream",), "adversarial": ("locomo",),
-    "corpus": ("search",), "search_by": ("search",), "objectives": ("search",), "turns": ("search",),
-    "known": WITHOUT_SEARCH, "probe": WITHOUT_SEARCH, "judge_url": WITHOUT_SEARCH,
-}  # fmt: skip
+JUDGED = TASKS[:-1]  # a search is scored without a judge
 OF_JUDGE = ("judge_model", "judge_concurrency", "judge_tokens", "judge_prices")
 
 
@@ -200,43 +194,24 @@ def evaluate(methods: str | None, out: Path, **options) -> None:
     read once for every question, and the answer can be written down with the evidence in sight. Say so when you quote such
     scores.
     """
-    task = options["task"]
-    refuse(f"--task {task}", [name for name, tasks in MEANT_FOR.items() if task not in tasks])
+    from ..evaluation.config import EvalConfig
+
+    config = EvalConfig(**{f.name: options[f.name] for f in dataclasses.fields(EvalConfig)})
+    judged = [] if config.task in JUDGED else ["judge_url"]
+    refuse(f"--task {config.task}", [*config.foreign, *judged])
     if not options["judge_url"]:
         refuse("answers that nobody grades (no --judge-url)", OF_JUDGE)
-    every, usual, work = (_search if task == "search" else _ask)(**options)
-    names = usual if methods is None else [name for name in map(str.strip, methods.split(",")) if name]
-    watched(list(every) if names == ["all"] else names, out, work)
-
-
-Work = Callable[..., dict]  # work(methods, out, watch=...): what results.json holds
-
-
-def _search(**options) -> tuple[Iterable[str], list[str], Work]:
-    """Of --task search: all methods, those that nobody has to name, and what runs them."""
-    from ..evaluation.searching import search
-    from ..methods.trajectory import STATES
-
-    meant = ("data", "limit", "seed", "seeds", "leave_out", "model", "preset", "context", "answer_tokens", "resume")
-    given = {name: options[name] for name in (*meant, "search_by", "objectives", "turns", *_slots(options))}
-    return STATES, ["none", "full", "mem1", "tmem"], partial(search, documents=options["corpus"], **given)
-
-
-def _ask(**options) -> tuple[Iterable[str], list[str], Work]:
-    """Of the other tasks: the same."""
     from ..evaluation.evaluate import evaluate as run
-    from ..evaluation.evaluate import methods_of
+    from ..methods.methods import methods_of
 
-    meant = ("data", "limit", "seed", "seeds", "split", "difficulty", "adversarial", "leave_out", "model", "preset", "context",
-             "answer_tokens", "known", "resume")  # fmt: skip
-    given = {name: options[name] for name in (*meant, *_slots(options))}
-    work = partial(run, options["task"], probing=options["probe"], judging=_judging(**options), **given)
-    return methods_of(options["task"]), ["none", "full", "retrieval", "pairs", "tmem"], work
+    names = None if methods is None else [name for name in map(str.strip, methods.split(",")) if name]
+    if names == ["all"]:
+        names = methods_of(config.task)
+    judging = _judging(**options)
+    watched(partial(run, config, methods=names, judging=judging, slots=options["slots"], resume=options["resume"]), out)
 
 
-def _slots(options: dict) -> list[str]:
-    """What else to pass on: with no --slots each way of asking has a number of its own."""
-    return [] if options["slots"] is None else ["slots"]
+Work = Callable[..., dict]  # work(out=..., watch=...): what results.json holds
 
 
 def _judging(judge_url: str | None, judge_model: str, judge_concurrency: int, judge_tokens: int | None, judge_prices, **_):
@@ -248,7 +223,7 @@ def _judging(judge_url: str | None, judge_model: str, judge_concurrency: int, ju
     return Judging(judge_url, judge_model, judge_concurrency, judge_tokens, judge_prices)
 
 
-def watched(methods: list[str], out: Path, work: Work) -> None:
+def watched(work: Work, out: Path) -> None:
     """Run an evaluation under a progress bar, print its tables and write the chart."""
     from . import scores
 
@@ -259,7 +234,7 @@ def watched(methods: list[str], out: Path, work: Work) -> None:
         def watch(method: str, phase: str, done: int, total: int) -> None:
             tell(method, done, max(total, 1), "" if done >= total else phase)
 
-        results = work(methods, out, watch=watch)
+        results = work(out=out, watch=watch)
     files = scores.show(results, out)
     peak = machine.peak_memory()
     memory = "" if peak is None else f", {peak / 2**30:.1f} GiB of memory at most"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..evaluation import evaluate as evaluation
+from ..evaluation import record
 from ..report import charts, tables
 from ..tasks import names
 from . import live
@@ -29,7 +29,7 @@ def show(results: Mapping, out: Path) -> list[str]:
     if not chart:
         why = "no answer got a verdict" if "judge" in results else "this task is graded by a judge alone, see --judge-url"
         live.console.print(f"nothing is scored and there is no chart: {why}; --resume keeps the answers", style="yellow")
-    return [*evaluation.FILES, *chart, *(name for name in ("verdicts.jsonl", "episodes.md") if (out / name).exists())]
+    return [*record.FILES, *chart, *(name for name in ("verdicts.jsonl", "episodes.md") if (out / name).exists())]
 
 
 def title_of(results: Mapping) -> str:

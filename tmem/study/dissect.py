@@ -15,7 +15,8 @@ from ..agent.loop import Rollout, run
 from ..agent.probe import names, paraphrase
 from ..agent.teach import Lesson
 from ..episode import Episode, Pair
-from ..methods.methods import ask, in_prompt
+from ..methods.methods import in_prompt
+from ..methods.reader import ask
 from ..rl import neutral
 from ..rl.rollout import means
 from ..rl.supervised import passages
