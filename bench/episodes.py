@@ -1,10 +1,12 @@
-"""Study `eval`: episodes lived at once, a slot each, against the same episodes one after another.
+"""Study `eval`: many episodes run at once, one slot each, against the same episodes one after another.
 
-What is timed is `agent.episode.run`, the loop by which an evaluation has tmem read, write and learn (there the questions come
-after it, decoded in the same way); scoring, files and the other methods are not in it. Both ways have the same weights, dtype
-and threads; they differ in how many episodes `run` gets. An episode reads its stream, writes its gold pairs (what a trained
-model writes, of the same length on every machine, see train.given), learns them and answers all its questions. On a CPU what
-each way says is the same to the bit, in bf16 on AMX to rounding (tmem.machine.rows_apart), which is checked in every round.
+Timed is `agent.loop.run`, by which an evaluation has tmem read, write and learn. Scoring, files and the other methods are not
+in it. (An evaluation asks its questions later, decoded in the same way.) Both ways have the same weights, dtype and threads;
+they differ in how many episodes `run` gets. An episode reads its stream, writes its gold pairs, learns them and answers all its
+questions. Gold pairs are what a trained model writes, and have the same length on every machine (agent.decode.forced).
+
+On a CPU what both ways say is the same to the bit, in bf16 on AMX the same to rounding (machine.rows_apart). Every round checks
+it.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..agent.config import agent_config
+from ..agent.decode import forced
 from ..agent.loop import Agent, Rollout, run
 from ..agent.write import render
 from ..episode import Episode
@@ -29,7 +32,7 @@ from ..models import loading
 from ..report.figure import figure
 from ..tasks import stream
 from .measure import WrongNumbers
-from .train import PRESET, given, loaded
+from .train import PRESET, loaded
 
 ROUNDING = 0.1  # nats, mean difference in bf16, where products round otherwise for other numbers of rows
 
@@ -96,7 +99,7 @@ def _lived(agent: Agent, episodes: list[Episode], *, together: bool) -> list[tup
         texts[f"{e.id}/write0"] = agent.chat.answer(render([p for pairs in e.pairs for p in pairs]))
         for q in e.questions:
             texts[f"{e.id}/answer/{q.id}"] = agent.chat.answer(q.answers[0])
-    with given(texts):
+    with forced(texts):
         if together:
             rollouts = run(agent, episodes, keys, temperature=1.0, trace=True, snapshots=False)
         else:
