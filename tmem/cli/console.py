@@ -18,7 +18,7 @@ from .. import machine as this
 from ..evaluation import evaluate as evaluation
 from ..files.objects import write_json
 from ..machine import keep_memory, peak_memory
-from ..report import charts, tables
+from ..report import charts, study_tables, tables
 from ..rl import record
 from ..tasks import names
 from ..terminal.plain import Terminal
@@ -246,7 +246,7 @@ def study(preset: str, out: Path, *, seeds: int, only: int | None, **options) ->
     summary["machine"] = machine
     write_json(out / "study.json", summary)
     charts.study_chart(out / "study.png", summary, [record.read_run(out / f"seed-{n}") for n in range(seeds)])
-    for grid in tables.study_tables(summary):
+    for grid in study_tables.study_tables(summary):
         console.print(grid)
     console.print(f"Everything is in {out}/study.json, curves in study.png; one seed to look at: tmem report {out}/seed-0")
 
