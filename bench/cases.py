@@ -85,24 +85,6 @@ class StepCase:
         return 7 * 4 * self.slots * self.width
 
 
-@dataclass(frozen=True)
-class ModelCase:
-    """A whole decoder of SmolLM2-135M's shape, random weights, with adapters of `rank` in `targets` of the last layers."""
-
-    precision: str  # "float32", "float32 medium" (torch.set_float32_matmul_precision), "bfloat16"
-    rank: int
-    targets: tuple[str, ...]
-    last_layers: int | None
-    sizes: tuple[tuple[str, int], ...]
-    name: str
-    flops: int
-    bytes: int
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-
-
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MLP = ALL[4:]
 SMOL = (
@@ -121,28 +103,91 @@ def linear_sizes(sizes: tuple[tuple[str, int], ...]) -> dict[str, tuple[int, int
     return {**attention, "gate_proj": (hidden, mlp), "up_proj": (hidden, mlp), "down_proj": (mlp, hidden)}
 
 
-def model_case(
-    name: str, precision: str, rank: int, targets: tuple[str, ...], last_layers: int | None,
-    sizes: tuple[tuple[str, int], ...], tokens: int, slots: int, *, passes: int, layers: int | None = None,
-    logits: int = 0,
-) -> ModelCase:  # fmt: skip
-    """`tokens` through all (or the last `layers`) decoder layers, forward (`passes` 2: and dX), with `slots` adapters.
+@dataclass(frozen=True)
+class Adapters:
+    """Which layers are adapted: `targets` of the last `last_layers` decoder layers, all of them where it is None."""
 
-    Counted are the linear layers, `logits` rows of the head, and the adapters; attention, norms and activations are not:
-    the least bytes are those of the weights, once a pass.
+    rank: int
+    targets: tuple[str, ...]
+    last_layers: int | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much passes through a decoder.
+
+    tokens  through its last `layers` layers (None: all)
+    slots   adapters, one a sequence
+    passes  1: forward; 2: also dX and dB
+    logits  rows of the head
+    times   that all of this is done
     """
-    linear, size = linear_sizes(sizes), dict(sizes)
-    base = sum(k * n for k, n in linear.values()) * (layers or size["num_hidden_layers"])
-    head = size["hidden_size"] * size["vocab_size"] if logits else 0
-    adapted = [linear[t] for t in targets] * (last_layers or size["num_hidden_layers"])
-    up = rank * sum(n for _, n in adapted)
-    both = rank * sum(k + n for k, n in adapted)
-    itemsize = 2 if precision == "bfloat16" else 4
-    flops = 2 * passes * (tokens * base + logits * head) + 2 * tokens * (both * passes + (up if passes == 2 else 0))
-    return ModelCase(
-        precision, rank, targets, last_layers, sizes, name, flops,
-        passes * (base + head) * itemsize + 4 * slots * up * (4 if passes == 2 else 1),
-    )  # fmt: skip
+
+    tokens: int
+    slots: int
+    passes: int
+    layers: int | None = None
+    logits: int = 0
+    times: int = 1
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """A whole decoder with random weights under adapters.
+
+    Counted are the linear layers, rows of the head, and the adapters; attention, norms and activations are not: the least
+    bytes are those of the weights, once a pass.
+    """
+
+    name: str
+    precision: str  # "float32", "float32 medium" (torch.set_float32_matmul_precision), "bfloat16"
+    sizes: tuple[tuple[str, int], ...]
+    adapters: Adapters
+    work: Work
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    @property
+    def _base(self) -> int:
+        """Weights of the linear layers."""
+        return sum(k * n for k, n in linear_sizes(self.sizes).values()) * (self.work.layers or self._layers)
+
+    @property
+    def _head(self) -> int:
+        size = dict(self.sizes)
+        return size["hidden_size"] * size["vocab_size"] if self.work.logits else 0
+
+    @property
+    def _layers(self) -> int:
+        return dict(self.sizes)["num_hidden_layers"]
+
+    @property
+    def _adapted(self) -> list[tuple[int, int]]:
+        """(K, N) of every adapted layer."""
+        linear = linear_sizes(self.sizes)
+        return [linear[t] for t in self.adapters.targets] * (self.adapters.last_layers or self._layers)
+
+    @property
+    def _up(self) -> int:
+        """Numbers in B of one adapter."""
+        return self.adapters.rank * sum(n for _, n in self._adapted)
+
+    @property
+    def flops(self) -> int:
+        """Base and head: a product a pass. Adapter: both factors a pass, dB in the second."""
+        work, both = self.work, self.adapters.rank * sum(k + n for k, n in self._adapted)
+        base = 2 * work.passes * (work.tokens * self._base + work.logits * self._head)
+        adapters = 2 * work.tokens * (both * work.passes + (self._up if work.passes == 2 else 0))
+        return work.times * (base + adapters)
+
+    @property
+    def bytes(self) -> int:
+        """Weights once a pass; B read, and with two passes read again and dB read and written, 4 bytes each."""
+        work, itemsize = self.work, self.dtype.itemsize
+        adapters = 4 * work.slots * self._up * (4 if work.passes == 2 else 1)
+        return work.times * (work.passes * (self._base + self._head) * itemsize + adapters)
 
 
 def lora_cases(quick: bool, device: str = "cpu") -> list[LoraCase]:

@@ -4,13 +4,15 @@ layer's adapters alone."""
 from __future__ import annotations
 
 import contextlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..models import forward as fw
 from ..ops import lora_decode_
-from .cases import ALL, MLP, SMOL, TINY, ModelCase, model_case
+from .cases import ALL, MLP, SMOL, TINY, Adapters, ModelCase, Work
 from .measure import Provider
 from .model import bank_of, decoder
 
@@ -47,8 +49,9 @@ def cases(quick: bool, device: str = "cpu") -> list[ModelCase | RowsCase]:
     sizes, slots = (TINY, 3) if quick else (SMOL, SLOTS)
     kinds = (("MLP, last 8 layers", MLP, 2 if quick else 8, 16), ("all linear layers", ALL, None, 8))
     return [
-        model_case(
-            f"{slots} slots, {name} r={rank}", "bfloat16", rank, targets, last, sizes, slots, slots, passes=1, logits=slots
+        ModelCase(
+            f"{slots} slots, {name} r={rank}", "bfloat16", sizes, Adapters(rank, targets, last),
+            Work(slots, slots, passes=1, logits=slots),
         )
         for name, targets, last, rank in kinds
     ]  # fmt: skip
@@ -58,62 +61,72 @@ def providers(case: ModelCase | RowsCase, device: str) -> dict[str, Provider]:
     return _rows(case, device) if isinstance(case, RowsCase) else _model(case, device)
 
 
-def _model(case: ModelCase, device: str) -> dict[str, Provider]:
-    """One step of the decode loop: last-token logits of every row, keys and values of CONTEXT tokens behind it."""
-    slots, context = (3, 16) if case.sizes == TINY else (SLOTS, CONTEXT)
-    network = decoder(case, device)
-    bank = bank_of(case, network, slots)
-    bank.detach()
-    cache = fw.KVCache(context + 1)
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(1, 150, (slots, context + 1), generator=generator).to(device)
-    with torch.inference_mode():
-        mask = fw.causal_mask(context, device, cache.shown(context))
-        fw.layers(network, fw.embed(network, ids[:, :-1]), torch.arange(context)[None], mask, cache=cache)
-    mask = torch.arange(cache.shown(context + 1), device=device)[None, None, None] <= context
-    position = torch.full((slots, 1), context, device=device)
+class _Step:
+    """One step of the decode loop: last-token logits of every row, keys and values of CONTEXT tokens behind it, which are the
+    base model's in all ways."""
+
+    def __init__(self, case: ModelCase, device: str):
+        self.slots, self.context = (3, 16) if case.sizes == TINY else (SLOTS, CONTEXT)
+        self.network = decoder(case, device)
+        self.bank = bank_of(case, self.network, self.slots)
+        self.bank.detach()
+        self.cache = fw.KVCache(self.context + 1)
+        generator = torch.Generator().manual_seed(1)
+        self.ids = torch.randint(1, 150, (self.slots, self.context + 1), generator=generator).to(device)
+        with torch.inference_mode():
+            mask = fw.causal_mask(self.context, device, self.cache.shown(self.context))
+            embedded, positions = fw.embed(self.network, self.ids[:, :-1]), torch.arange(self.context)[None]
+            fw.layers(self.network, embedded, positions, mask, cache=self.cache)
+        columns = torch.arange(self.cache.shown(self.context + 1), device=device)
+        self.mask = (columns[None, None, None] <= self.context).expand(self.slots, -1, -1, -1)
+        self.position = torch.full((self.slots, 1), self.context, device=device)
 
     @torch.inference_mode()
-    def step(route):
-        cache.length = context
+    def _run(self, route: AbstractContextManager) -> Tensor:
+        self.cache.length = self.context
         with route:
-            hidden = fw.layers(network, fw.embed(network, ids[:, -1:]), position, mask.expand(slots, -1, -1, -1), cache=cache)
-            return fw.logits(network, hidden[:, 0])
+            embedded = fw.embed(self.network, self.ids[:, -1:])
+            hidden = fw.layers(self.network, embedded, self.position, self.mask, cache=self.cache)
+            return fw.logits(self.network, hidden[:, 0])
 
-    def tmem():
-        return step(bank.route(list(range(slots)), learn=False))
+    def base(self) -> Tensor:
+        return self._run(contextlib.nullcontext())
+
+    def tmem(self) -> Tensor:
+        return self._run(self.bank.route(list(range(self.slots)), learn=False))
 
     @torch.inference_mode()
-    def dense():
+    def dense(self) -> Tensor:
         """Row by row, Δ added to the weights: what each episode would compute by itself."""
         out = []
-        for slot in range(slots):
-            kept = [site.module.weight for site in bank.sites]
-            for site in bank.sites:
+        for slot in range(self.slots):
+            kept = [site.module.weight for site in self.bank.sites]
+            for site in self.bank.sites:
+                weight = site.module.weight
                 delta = site.bt[slot].T @ site.a[0]
-                site.module.weight = torch.nn.Parameter((site.module.weight.float() + delta).to(case.dtype), False)
-            out.append(step(contextlib.nullcontext())[slot])
-            for site, weight in zip(bank.sites, kept):
+                site.module.weight = torch.nn.Parameter((weight.float() + delta).to(weight.dtype), False)
+            out.append(self.base()[slot])
+            for site, weight in zip(self.bank.sites, kept):
                 site.module.weight = weight
         return torch.stack(out)
 
-    def base():
-        return step(contextlib.nullcontext())
+    def attach(self) -> None:
+        self.bank.detach()
+        self.bank.attach()
 
-    def attached():
-        bank.detach()
-        bank.attach()
-
-    def adapted():
-        attached()
-        found = tmem()
-        bank.detach()
+    def adapted(self) -> dict[str, Tensor]:
+        self.attach()
+        found = self.tmem()
+        self.bank.detach()
         return {"logits": found}
 
-    # The keys and values of the context are the base model's in all arms; a rounded sum of weights is another rounding.
+
+def _model(case: ModelCase, device: str) -> dict[str, Provider]:
+    step = _Step(case, device)
+    # A rounded sum of weights is another rounding.
     return {
-        "base": Provider(base, lambda: {"logits": base()}, {"logits": base()}, bank.detach),
-        "tmem": Provider(tmem, adapted, {"logits": dense()}, attached, tolerance=0.05),
+        "base": Provider(step.base, lambda: {"logits": step.base()}, {"logits": step.base()}, step.bank.detach),
+        "tmem": Provider(step.tmem, step.adapted, {"logits": step.dense()}, step.attach, tolerance=0.05),
     }
 
 

@@ -1,10 +1,12 @@
-"""Study `eval`: episodes lived at once, a slot each, against the same episodes one after another.
+"""Study `eval`: many episodes run at once, one slot each, against the same episodes one after another.
 
-What is timed is `agent.loop.run`, the loop by which an evaluation has tmem read, write and learn (there the questions come
-after it, decoded in the same way); scoring, files and the other methods are not in it. Both ways have the same weights, dtype
-and threads; they differ in how many episodes `run` gets. An episode reads its stream, writes its gold pairs (what a trained
-model writes, of the same length on every machine, see train.given), learns them and answers all its questions. On a CPU what
-each way says is the same to the bit, in bf16 on AMX to rounding (tmem.machine.rows_apart), which is checked in every round.
+Timed is `agent.loop.run`, by which an evaluation has tmem read, write and learn. Scoring, files and the other methods are not
+in it. (An evaluation asks its questions later, decoded in the same way.) Both ways have the same weights, dtype and threads;
+they differ in how many episodes `run` gets. An episode reads its stream, writes its gold pairs, learns them and answers all its
+questions. Gold pairs are what a trained model writes, and have the same length on every machine (agent.decode.forced).
+
+On a CPU what both ways say is the same to the bit, in bf16 on AMX the same to rounding (machine.rows_apart). Every round checks
+it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from rich.table import Table
 
 from ..agent.agent import Agent
 from ..agent.config import DEFAULT_PRESET, agent_config
+from ..agent.decode import forced
 from ..agent.loop import Rollout, run
 from ..agent.write import render
 from ..episode import Episode
@@ -31,7 +34,6 @@ from ..models.tiny import default_or_tiny
 from ..report.figure import figure
 from ..tasks import stream
 from .measure import WrongNumbers
-from .train import given
 
 ROUNDING = 0.1  # nats, mean difference in bf16, where products round otherwise for other numbers of rows
 
@@ -98,7 +100,7 @@ def _lived(agent: Agent, episodes: list[Episode], *, together: bool) -> list[tup
         texts[f"{e.id}/write0"] = agent.chat.answer(render([p for pairs in e.pairs for p in pairs]))
         for q in e.questions:
             texts[f"{e.id}/answer/{q.id}"] = agent.chat.answer(q.answers[0])
-    with given(texts):
+    with forced(texts):
         if together:
             rollouts = run(agent, episodes, keys, temperature=1.0, trace=True, snapshots=False)
         else:

@@ -3,12 +3,10 @@ the frozen decoder. On a GPU its steps are captured as graphs. (On a CPU `decode
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
 from ..agent.decode import decode
-from .cases import MLP, SMOL, TINY, ModelCase, model_case
+from .cases import MLP, SMOL, TINY, Adapters, ModelCase, Work
 from .measure import Provider
 from .model import bank_of, decoder
 
@@ -23,11 +21,9 @@ def cases(quick: bool, device: str = "cpu") -> list[ModelCase]:
     found = []
     for slots in (3,) if quick else (16, 64):
         last = 2 if quick else 8
-        case = model_case(
-            f"{slots} episodes, {NEW} tokens, MLP of the last {last} layers r=16", "bfloat16", 16, MLP, last,
-            TINY if quick else SMOL, slots, slots, passes=1, logits=slots,
-        )  # fmt: skip
-        found.append(dataclasses.replace(case, flops=NEW * case.flops, bytes=NEW * case.bytes))
+        name = f"{slots} episodes, {NEW} tokens, MLP of the last {last} layers r=16"
+        work = Work(slots, slots, passes=1, logits=slots, times=NEW)
+        found.append(ModelCase(name, "bfloat16", TINY if quick else SMOL, Adapters(16, MLP, last), work))
     return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..adapters.bank import AdapterBank
 from ..models import forward as fw
-from .cases import ALL, RAGGED, SMOL, TINY, ModelCase, model_case
+from .cases import ALL, RAGGED, SMOL, TINY, Adapters, ModelCase, Work
 from .measure import Provider
 
 RATIO_TO = "base"
@@ -23,7 +23,7 @@ def cases(quick: bool, device: str = "cpu") -> list[ModelCase]:
     sizes, lengths = (TINY, (5, 2, 7)) if quick else (SMOL, RAGGED)
     name = "all linear layers r=8 3x2..7" if quick else "all linear layers r=8 8x16..128"
     return [
-        model_case(name, p, 8, ALL, None, sizes, len(lengths) * max(lengths), len(lengths), passes=2)
+        ModelCase(name, p, sizes, Adapters(8, ALL, None), Work(len(lengths) * max(lengths), len(lengths), passes=2))
         for p in ("float32", "float32 medium", "bfloat16")
     ]
 
@@ -39,7 +39,8 @@ def decoder(case: ModelCase, device: str) -> nn.Module:
 
 def bank_of(case: ModelCase, network: nn.Module, slots: int) -> AdapterBank:
     """`slots` adapters with Δ about a hundredth of the weights."""
-    bank = AdapterBank(network, slots, case.rank, targets=case.targets, last_layers=case.last_layers, init="random")
+    adapters = case.adapters
+    bank = AdapterBank(network, slots, adapters.rank, targets=adapters.targets, last_layers=adapters.last_layers, init="random")
     generator = torch.Generator().manual_seed(0)
     for _ in range(slots):
         bank.alloc()
@@ -63,65 +64,69 @@ def _bmm_linear(site, module, a: Tensor, b: Tensor, x: Tensor) -> Tensor:
     return (F.linear(x, module.weight, module.bias) + torch.bmm(z, b)).to(x.dtype)
 
 
-def providers(case: ModelCase, device: str) -> dict[str, Provider]:
-    """All at the same padded [B, T] and precision; gradients of the padding are zero, as a loss would leave them."""
-    lengths = RAGGED if case.sizes == SMOL else (5, 2, 7)
-    network = decoder(case, device)
-    bank = bank_of(case, network, len(lengths))
-    bank.detach()
-    rows, width = len(lengths), max(lengths)
-    ids = torch.randint(1, 150, (rows, width), generator=torch.Generator().manual_seed(1)).to(device)
-    positions, mask = torch.arange(width, device=device)[None], fw.causal_mask(width, device)
-    hidden = fw.embed(network, ids).detach()
-    dy = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(2)).to(device, case.dtype)
-    for row, length in enumerate(lengths):
-        dy[row, length:] = 0
-    stacked = {s.name: s.bt.clone().requires_grad_() for s in bank.sites}
+class _Passes:
+    """Ways through one decoder, at the same padded [B, T] and precision, with the same gradient of the output; that of the
+    padding is zero, as a loss would leave it."""
 
-    def through() -> Tensor:
-        h = hidden.clone().requires_grad_()
-        out = fw.layers(network, h, positions, mask)
-        out.backward(dy)
-        return torch.stack([out[i, n - 1].detach() for i, n in enumerate(lengths)])
+    def __init__(self, case: ModelCase, device: str):
+        self.case, self.lengths = case, RAGGED if case.sizes == SMOL else (5, 2, 7)
+        self.network = decoder(case, device)
+        self.bank = bank_of(case, self.network, len(self.lengths))
+        self.bank.detach()
+        rows, width = len(self.lengths), max(self.lengths)
+        ids = torch.randint(1, 150, (rows, width), generator=torch.Generator().manual_seed(1)).to(device)
+        self.positions, self.mask = torch.arange(width, device=device)[None], fw.causal_mask(width, device)
+        self.hidden = fw.embed(self.network, ids).detach()
+        self.dy = torch.randn(self.hidden.shape, generator=torch.Generator().manual_seed(2)).to(device, case.dtype)
+        for row, length in enumerate(self.lengths):
+            self.dy[row, length:] = 0
+        self.stacked = {s.name: s.bt.clone().requires_grad_() for s in self.bank.sites}
 
-    def base():
-        with precision(case):
-            return through()
+    def base(self) -> Tensor:
+        """Forward and backward; the states of every row's last token [B, D]."""
+        with precision(self.case):
+            h = self.hidden.clone().requires_grad_()
+            out = fw.layers(self.network, h, self.positions, self.mask)
+            out.backward(self.dy)
+            return torch.stack([out[i, n - 1].detach() for i, n in enumerate(self.lengths)])
 
-    def tmem():
-        bank.attach()
+    def tmem(self) -> Tensor:
+        self.bank.attach()
         try:
-            with precision(case), bank.route(list(range(rows)), lengths=lengths):
-                return through()
+            with self.bank.route(list(range(len(self.lengths))), lengths=self.lengths):
+                return self.base()
         finally:
-            bank.detach()
+            self.bank.detach()
 
-    def bmm():
-        for site in bank.sites:
-            forward = functools.partial(_bmm_linear, site, site.module, site.a[0], stacked[site.name])
+    def bmm(self) -> Tensor:
+        for site in self.bank.sites:
+            forward = functools.partial(_bmm_linear, site, site.module, site.a[0], self.stacked[site.name])
             site.module.forward = forward
         try:
-            with precision(case):
-                return through()
+            return self.base()
         finally:
-            for site in bank.sites:
+            for site in self.bank.sites:
                 del site.module.forward
 
-    def tmem_results():
-        bank.grad.zero_()
-        return {"y": tmem().float(), "db": torch.cat([s.bt_grad.flatten() for s in bank.sites])}
+    def tmem_results(self) -> dict[str, Tensor]:
+        self.bank.grad.zero_()
+        return {"y": self.tmem().float(), "db": torch.cat([s.bt_grad.flatten() for s in self.bank.sites])}
 
-    def bmm_results():
-        for b in stacked.values():
+    def bmm_results(self) -> dict[str, Tensor]:
+        for b in self.stacked.values():
             b.grad = None
-        return {"y": bmm().float(), "db": torch.cat([stacked[s.name].grad.flatten() for s in bank.sites])}
+        y = self.bmm().float()
+        return {"y": y, "db": torch.cat([self.stacked[s.name].grad.flatten() for s in self.bank.sites])}
 
+
+def providers(case: ModelCase, device: str) -> dict[str, Provider]:
+    ways = _Passes(case, device)
     # Two ways through dozens of layers differ by the roundings of each: in bf16 by some hundredths.
     # "medium" lets products round their factors to bf16 and add in fp32, which CPUs with AMX do.
-    oracle, tolerance = bmm_results(), {"float32": 1e-3, "float32 medium": 1e-2, "bfloat16": 0.05}[case.precision]
-    plain = {"y": base().float()}
+    tolerance = {"float32": 1e-3, "float32 medium": 1e-2, "bfloat16": 0.05}[case.precision]
+    oracle, plain = ways.bmm_results(), {"y": ways.base().float()}
     return {
-        "base": Provider(base, lambda: {"y": base().float()}, plain),
-        "tmem": Provider(tmem, tmem_results, oracle, bank.grad.zero_, tolerance),
-        "padded bmm": Provider(bmm, bmm_results, oracle, tolerance=tolerance),
+        "base": Provider(ways.base, lambda: {"y": ways.base().float()}, plain),
+        "tmem": Provider(ways.tmem, ways.tmem_results, oracle, ways.bank.grad.zero_, tolerance),
+        "padded bmm": Provider(ways.bmm, ways.bmm_results, oracle, tolerance=tolerance),
     }

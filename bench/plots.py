@@ -1,5 +1,4 @@
-"""Pictures of a run: how near the limits of the machine it comes, what the cost of adapters depends on; of a GPU, one layer and
-one token of every row."""
+"""Pictures of a run: how near the limits of the machine it comes, and what the cost of adapters depends on."""
 
 from __future__ import annotations
 
@@ -23,37 +22,6 @@ def draw(found: dict, beside: Path) -> list[Path]:
     if all(sweeps.values()):
         drawn.append(_scaling(sweeps, beside.with_name(f"{beside.stem}-scaling.png")))
     return drawn
-
-
-def gpu(found: dict, path: Path) -> Path:
-    """A GPU's run: cost of the adapters over the frozen layer, and microseconds of a decode step of one layer."""
-    with figure(path, (11, 4.2)) as picture:
-        left, right = picture.subplots(1, 2, width_ratios=(1.5, 1))
-        shown = {"tmem": "C0", "padded bmm": "C1", "grouped bank": "C2"}
-        rows = [r for r in found["rows"] if r["bench"] == "lora" and r["provider"] in shown]
-        cases = list(dict.fromkeys(r["case"] for r in rows))
-        for i, (provider, shade) in enumerate(shown.items()):
-            ratios = [r["ratio"] for r in rows if r["provider"] == provider]
-            places = [at + 0.27 * (i - 1) for at in range(len(cases))]
-            bars = left.bar(places, [ratio - 1 for ratio in ratios], 0.25, bottom=1, label=provider, color=shade)
-            left.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], fontsize=6.5, padding=1)
-        left.set_xticks(range(len(cases)), [f"{r}\n{episodes}" for _, r, episodes in (c.split(" ") for c in cases)], fontsize=8)
-        left.set(ylabel="time over the frozen layer alone", title=f"{cases[0].split(' ')[0]}, bf16, forward and backward")
-        left.legend(frameon=False, fontsize=8)
-        shown = {"tmem lora_decode_": "C0", "bmm on one bank": "C1", "base": "0.5"}
-        rows = [r for r in found["rows"] if r["bench"] == "decode"]
-        for provider, shade in shown.items():
-            points = [(int(r["case"].split(" ")[0]), r["ms"] * 1e3) for r in rows if r["provider"] == provider]
-            name = "the frozen layer's GEMM" if provider == "base" else provider
-            right.plot(*zip(*points), marker="o", color=shade, label=name)
-        right.set(xscale="log", yscale="log", xlabel="rows, each with an adapter of its own", ylabel="µs",
-                  title="one token of every row, r=16")  # fmt: skip
-        right.set_xticks([p[0] for p in points], [str(p[0]) for p in points], minor=False)
-        right.xaxis.set_minor_locator(NullLocator())
-        right.set_yticks([10, 20, 50, 100], ["10", "20", "50", "100"])
-        right.yaxis.set_minor_locator(NullLocator())
-        right.legend(frameon=False, fontsize=8)
-    return path
 
 
 def _roofline(found: dict, path: Path) -> Path:

@@ -22,22 +22,20 @@ import gc
 import itertools
 import math
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
 from ..adapters.bank import AdapterBank, Snapshot
-from ..agent import decode as decoding
 from ..agent.agent import Agent
 from ..agent.config import DEFAULT_PRESET, agent_config
+from ..agent.decode import forced
 from ..agent.loop import Action, Clock, Rollout, run
 from ..agent.write import render
 from ..episode import Pair
@@ -93,27 +91,6 @@ class Waiting(Clock):
                 torch.cuda.synchronize()
 
 
-@contextmanager
-def given(texts: dict[str, list[int]]) -> Iterator[None]:
-    """In this block decoding samples as ever, and then takes the tokens texts[key] in the row whose noise has this key."""
-    choose, uniforms = decoding._choose, decoding.uniforms
-
-    def tokens(key: str, count: int) -> np.ndarray:
-        return np.array((texts[key] + [0] * count)[:count], dtype=np.float64)
-
-    def taken(logits: Tensor, temperature: float, noise: Tensor) -> tuple[Tensor, Tensor]:
-        drawn, logp = choose(logits, temperature, noise / logits.shape[-1])
-        token = noise.long()
-        drawn, wanted = (logits.gather(-1, t[:, None])[:, 0] for t in (drawn, token))
-        return token, logp + (wanted - drawn) / temperature
-
-    decoding._choose, decoding.uniforms = taken, tokens
-    try:
-        yield
-    finally:
-        decoding._choose, decoding.uniforms = choose, uniforms
-
-
 class Ours:
     """tmem's way, and the frozen work: `rollouts`, the `epochs` that each learned, their `advantages`, `total` tokens."""
 
@@ -139,21 +116,19 @@ class Ours:
         self._freeze()
 
     def _freeze(self) -> None:
-        bank, steps = self.agent.bank, Counter()
-        step = bank.step
-        bank.step = lambda slots: steps.update(slots) or step(slots)
-        try:
-            self.rollouts = self._rollouts(Clock())
-        finally:
-            del bank.step
+        self.rollouts = self._rollouts(Clock())
         if any(len(r.log) != 1 for r in self.rollouts):
             raise ValueError("bench train: an episode takes several writes; its stream must fit into [write] window.")
-        batch = self.agent.config.learn.batch
-        self.epochs = [steps[slot] // max(1, math.ceil(len(r.pairs) / batch)) for slot, r in enumerate(self.rollouts)]
+        self.epochs = [r.log[0].learned.tokens // max(1, self.tokens(r.pairs)) for r in self.rollouts]
         self.total = sum(len(a.generation.ids) for r in self.rollouts for a in r.actions)
 
+    def tokens(self, pairs: Sequence[Pair]) -> int:
+        """Of all pairs, each a prompt and its answer: what one epoch passes through the model."""
+        chat = self.agent.chat
+        return sum(len(chat.prompt(p.question)) + len(chat.answer(p.answer)) for p in pairs)
+
     def _rollouts(self, clock: Clock) -> list[Rollout]:
-        with given(self.texts):
+        with forced(self.texts):
             return run(self.agent, self.episodes, self.keys, temperature=1.0, trace=True, clock=clock)
 
     def step(self, clock: Clock) -> None:

@@ -1,12 +1,13 @@
-"""Bench `update`: one online update by the plain way, and with what ARCHITECTURE calls the fast paths of the method."""
+"""Bench `update`: one online update the plain way, and with what saves work: a trunk that runs once, logits at labels only."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..models import forward as fw
-from .cases import MLP, SMOL, TINY, ModelCase, model_case
+from .cases import MLP, SMOL, TINY, Adapters, ModelCase, Work
 from .measure import Provider
 from .model import bank_of, decoder
 
@@ -19,76 +20,82 @@ def cases(quick: bool, device: str = "cpu") -> list[ModelCase]:
     sizes, last, pairs = (TINY, 2, 4) if quick else (SMOL, 8, PAIRS)
     name = f"{EPOCHS} epochs, {pairs}x{TOKENS} tokens, last {last} layers"
     tokens = pairs * fw.bucket(TOKENS)
-    return [
-        model_case(name, "float32", 16, MLP, last, sizes, EPOCHS * tokens, 1, passes=2, layers=last,
-                   logits=EPOCHS * pairs * LABELS)
-    ]  # fmt: skip
+    work = Work(EPOCHS * tokens, 1, passes=2, layers=last, logits=EPOCHS * pairs * LABELS)
+    return [ModelCase(name, "float32", sizes, Adapters(16, MLP, last), work)]
 
 
-def providers(case: ModelCase, device: str) -> dict[str, Provider]:
-    """Four arms: the trunk below the adapted layers once per update or in every epoch, logits everywhere or at labels."""
-    pairs = 4 if case.sizes == TINY else PAIRS
-    network = decoder(case, device)
-    bank = bank_of(case, network, 1)
-    start = bank.snapshot(0)
-    bank.configure(0, lr=1e-3)
-    ids = torch.randint(1, 150, (pairs, TOKENS), generator=torch.Generator().manual_seed(1))
-    batch = fw.pad(ids.tolist(), fw.bucket(TOKENS), device=device)
-    length = batch.shape[1]
-    positions, mask = torch.arange(length, device=device)[None], fw.causal_mask(length, device)
-    targets = ids[:, -LABELS:].to(device)
-    labelled = torch.arange(TOKENS - LABELS - 1, TOKENS - 1, device=device)
+class _Update:
+    """One slot that learns `PAIRS` sequences, LABELS labels at the end of each.
+
+    once        the trunk below the adapted layers runs once per update, else in every epoch
+    everywhere  logits at every position, else at labels alone
+    """
+
+    def __init__(self, case: ModelCase, device: str):
+        self.pairs = 4 if case.sizes == TINY else PAIRS
+        self.network = decoder(case, device)
+        self.bank = bank_of(case, self.network, 1)
+        self.start = self.bank.snapshot(0)
+        self.bank.configure(0, lr=1e-3)
+        ids = torch.randint(1, 150, (self.pairs, TOKENS), generator=torch.Generator().manual_seed(1))
+        self.batch = fw.pad(ids.tolist(), fw.bucket(TOKENS), device=device)
+        length = self.batch.shape[1]
+        self.positions, self.mask = torch.arange(length, device=device)[None], fw.causal_mask(length, device)
+        self.targets = ids[:, -LABELS:].to(device)
+        self.labelled = torch.arange(TOKENS - LABELS - 1, TOKENS - 1, device=device)
+        self.bank.detach()
+
+    def reset(self) -> None:
+        self.bank.restore(0, self.start)
 
     @torch.no_grad()
-    def trunk():
-        return fw.layers(network, fw.embed(network, batch), positions, mask, stop=bank.first_layer)
+    def trunk(self) -> Tensor:
+        embedded = fw.embed(self.network, self.batch)
+        return fw.layers(self.network, embedded, self.positions, self.mask, stop=self.bank.first_layer)
 
-    def loss(hidden, everywhere):
-        with bank.route([0] * pairs, lengths=[TOKENS] * pairs):
-            hidden = fw.layers(network, hidden, positions, mask, start=bank.first_layer)
+    def loss(self, hidden: Tensor, everywhere: bool) -> Tensor:
+        with self.bank.route([0] * self.pairs, lengths=[TOKENS] * self.pairs):
+            hidden = fw.layers(self.network, hidden, self.positions, self.mask, start=self.bank.first_layer)
             if everywhere:
-                logits = fw.logits(network, hidden)[:, labelled]
+                logits = fw.logits(self.network, hidden)[:, self.labelled]
             else:
-                logits = fw.logits(network, hidden[:, labelled])
-            value = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+                logits = fw.logits(self.network, hidden[:, self.labelled])
+            value = F.cross_entropy(logits.flatten(0, 1), self.targets.flatten())
             value.backward()
         return value.detach()
 
-    def update(once, everywhere):
-        bank.attach()
+    def run(self, once: bool, everywhere: bool) -> None:
+        self.bank.attach()
         try:
-            hidden = trunk() if once else None
+            hidden = self.trunk() if once else None
             for _ in range(EPOCHS):
-                loss(hidden if once else trunk(), everywhere)
-                bank.step([0])
+                self.loss(hidden if once else self.trunk(), everywhere)
+                self.bank.step([0])
         finally:
-            bank.detach()
+            self.bank.detach()
 
-    def provider(once, everywhere):
-        def gradient():
-            bank.attach()
-            bank.restore(0, start)
-            try:
-                value = loss(trunk(), everywhere)
-                return {"loss": value[None], "db": bank.grad[0].clone()}
-            finally:
-                bank.restore(0, start)
-                bank.detach()
+    def gradient(self, everywhere: bool) -> dict[str, Tensor]:
+        self.bank.attach()
+        self.reset()
+        try:
+            return {"loss": self.loss(self.trunk(), everywhere)[None], "db": self.bank.grad[0].clone()}
+        finally:
+            self.reset()
+            self.bank.detach()
 
-        def results():
-            return gradient()
 
-        return gradient, Provider(
-            lambda: update(once, everywhere), results, oracle, lambda: bank.restore(0, start), tolerance=1e-4
+def providers(case: ModelCase, device: str) -> dict[str, Provider]:
+    update = _Update(case, device)
+    oracle = update.gradient(everywhere=True)
+
+    def provider(once: bool, everywhere: bool) -> Provider:
+        return Provider(
+            lambda: update.run(once, everywhere), lambda: update.gradient(everywhere), oracle, update.reset, tolerance=1e-4
         )
 
-    bank.detach()
-    oracle: dict[str, torch.Tensor] = {}
-    gradient, plain = provider(False, True)
-    oracle.update(gradient())
     return {
-        "plain": plain,
-        "trunk once": provider(True, True)[1],
-        "logits at labels": provider(False, False)[1],
-        "tmem: both": provider(True, False)[1],
+        "plain": provider(once=False, everywhere=True),
+        "trunk once": provider(once=True, everywhere=True),
+        "logits at labels": provider(once=False, everywhere=False),
+        "tmem: both": provider(once=True, everywhere=False),
     }

@@ -1,8 +1,8 @@
 """All that needs a GPU in one go, within 9 minutes: `make gpu`, or `python tools/gpu.py` where tmem is installed.
 
 The tests marked gpu, the benches with the clocks they ran at, batched_rsvd, then compute-sanitizer on a small set of the tests.
-Leaves one file, results/gpu/<name of the GPU>.json, written anew after each part, which bench/table.py makes the tables of
-the documents from. What fails is in the file too, and the exit status says so.
+Leaves one file, results/gpu/<name of the GPU>.json, written anew after each part, and a picture of it. tools/table.py makes
+tables of the documents from the file. What fails is in the file too, and the exit status says so.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import time
 import traceback
 from pathlib import Path
 
+import gpu_chart
 import torch
 
 from tmem import machine, ops
-from tmem.bench import BENCHES, about, plots, rows, study
+from tmem.bench import BENCHES, about, rows, study
 from tmem.bench.measure import Settings, ceilings
 from tmem.files.objects import write_json
 
@@ -32,7 +33,18 @@ CLOCKS = "clocks.sm,clocks.mem,temperature.gpu,power.draw"
 
 def pytest_of(name: str, selection: str, *before: str) -> dict:
     """Run the tests marked gpu; how many passed, and whether they ended well within the limit."""
-    command = [*before, sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-k", selection, str(ROOT / "tests" / "test_gpu.py")]
+    command = [
+        *before,
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "gpu",
+        "-k",
+        selection,
+        str(ROOT / "tests" / "ops" / "test_gpu.py"),
+    ]
     command += [] if before else ["-n", WORKERS]
     start = time.perf_counter()
     try:
@@ -102,7 +114,7 @@ def main() -> int:
         checked = "compute-sanitizer", "--error-exitcode", "9", "--target-processes", "all"
         found["sanitizer"] = pytest_of("sanitizer", SANITIZED, *checked)
     write_json(path, found)
-    print(f"written to {path} and {plots.gpu(found, path.with_suffix('.png')).name}")
+    print(f"written to {path} and {gpu_chart.draw(found, path.with_suffix('.png')).name}")
     well = all(found[part]["status"] in (0, "no compute-sanitizer on PATH") for part in ("tests", "sanitizer"))
     return 0 if well and not found["failed"] else 1
 

@@ -8,13 +8,13 @@ import re
 import typing
 from pathlib import Path
 
+import click
 import pytest
 
 from tmem import Memory, cli
 from tmem.agent import config
 from tmem.agent.config import agent_config, read, renamed
-from tmem.evaluation.evaluate import evaluate
-from tmem.evaluation.searching import search
+from tmem.evaluation.config import EvalConfig
 from tmem.rl.config import train_config
 from tmem.study import soak
 
@@ -226,9 +226,9 @@ def test_settings_that_were_recorded_before_have_the_names_of_now():
 
 
 def test_whatever_takes_a_preset_and_is_given_none_takes_the_same():
-    calls = [Memory.from_pretrained, evaluate, search, soak.study, agent_config, train_config]
+    calls = [Memory.from_pretrained, EvalConfig, soak.study, agent_config, train_config]
     names = {f.__qualname__: inspect.signature(f).parameters for f in calls}
     found = {name: (shown.get("preset") or shown["name"]).default for name, shown in names.items()}
-    for name in ("train", "eval", "plan", "info"):
-        found[name] = next(o.default for o in cli.main.commands[name].params if o.name == "preset")
+    for name in ("train", "eval", "budget", "info", "bench"):
+        found[name] = next(o.default for o in cli.main.get_command(click.Context(cli.main), name).params if o.name == "preset")
     assert set(found.values()) == {config.DEFAULT_PRESET}, found

@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 
+import gpu_chart
 import pytest
 import table
 import torch
@@ -203,7 +204,7 @@ def test_the_picture_of_a_gpu_is_drawn_from_what_make_gpu_wrote(tmp_path):
     for file in sorted((table.ROOT / "results" / "gpu").glob("*.json")):
         found = json.loads(file.read_text())
         assert found["tests"]["status"] == 0 == found["sanitizer"]["status"] and not found["failed"]
-        assert plots.gpu(found, tmp_path / "x.png").stat().st_size > 10_000
+        assert gpu_chart.draw(found, tmp_path / "x.png").stat().st_size > 10_000
 
 
 def untimed(monkeypatch):

@@ -378,7 +378,7 @@ def test_half_a_surrogate_pair_is_kept_as_json_keeps_it(tmp_path):
 RAW = {
     "files/folders.py": "is where it is done",
     "files/journal.py": "appends, and cuts off the half line that a kill left",
-    "rl/trainer.py": "opens a journal to have it on the disk",
+    "rl/log.py": "opens a journal to have it on the disk",
 }
 WRITES = re.compile(
     r"""\.open\(\s*["'][^"'r]|\bopen\([^)]*["'][wax]b?\+?["']|O_CREAT|\.touch\(|os\.open\(|NamedTemporaryFile|mkstemp|os\.truncate"""

@@ -11,7 +11,8 @@ from tiny_agent import agent_of
 
 from tmem.agent.learn import learn
 from tmem.episode import Pair
-from tmem.report import charts, tables
+from tmem.report import charts
+from tmem.report.study_tables import study_tables
 from tmem.rl import record
 from tmem.study import dissect, study
 from tmem.tasks import stream
@@ -139,7 +140,7 @@ def dissection(gain, models=("warm", "rl")):
 
 def shown(summary):
     console = Console(width=80, record=True, file=open("/dev/null", "w"))
-    for grid in tables.study_tables(summary):
+    for grid in study_tables(summary):
         console.print(grid)
     return console.export_text()
 

@@ -2,18 +2,17 @@
 
 A prompt may have a beginning that others share (the same text under many questions); it is read first, once for all of them.
 
-Bits: prompts of one length bucket are read together, padded on the right to the bucket, and a beginning that was named is
-read apart from the rest whether another prompt shares it or not; then all rows, whatever their bucket, take their steps
-together, each writing into its own next column. Steps have a multiple of 4 rows, the mask is explicit, and a row
-draws its noise from its own key. So what a row generates does not depend on its neighbours.
+Bits: prompts are read as prefill.py says; then all rows, whatever their bucket, take their steps together, each writing into
+its own next column. Steps have a multiple of 4 rows, the mask is explicit, and a row draws its noise from its own key. So what
+a row generates does not depend on its neighbours.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +20,13 @@ import torch
 from torch import Tensor
 
 from ..adapters.bank import AdapterBank
-from ..adapters.routes import alone
 from ..models import forward as fw
-from .steps import Steps
+from .prefill import Prompts, read, widths
+from .steps import Growing, Lent
 
 MAX_ROWS = 96  # rows decoded at once; bounds the key/value cache
+
+_forced: ContextVar[Mapping[str, Sequence[int]] | None] = ContextVar("forced", default=None)
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,24 @@ class Generation:
     finished: bool
 
 
+@contextlib.contextmanager
+def forced(texts: Mapping[str, Sequence[int]]) -> Iterator[None]:
+    """In this block and thread, sampling does its work and then takes the tokens `texts[key]` in the row of this noise key.
+
+    For benchmarks: the work has the same length whatever the weights and the machine. After the end of a text comes token 0.
+    Greedy decoding is not changed. Raises KeyError for a key that has no text.
+    """
+    token = _forced.set(texts)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
 def uniforms(key: str, count: int) -> np.ndarray:
     """`count` uniform numbers in [0, 1), fp64, that depend on `key` alone (Philox, counter-based)."""
     digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64))).random(count)
-
-
-def _choose(logits: Tensor, temperature: float, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Next token and its log-probability per row; temperature 0 is greedy, else inverse-CDF sampling with `noise` [B]."""
-    if temperature == 0.0:
-        token = logits.argmax(-1)
-        return token, logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
-    logp = (logits / temperature).log_softmax(-1)
-    cdf = logp.exp().double().cumsum(-1)
-    token = torch.searchsorted(cdf, noise[:, None] * cdf[:, -1:], right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
-    return token, logp.gather(-1, token[:, None])[:, 0]
 
 
 @torch.inference_mode()
@@ -79,187 +83,187 @@ def decode(
     on a GPU, where they are captured as CUDA graphs. Raises ValueError for an empty prompt, a beginning that leaves nothing
     of its prompt, missing keys, or a model that trains with gradient checkpointing.
     """
+    begins = [0] * len(prompts) if begins is None else begins
+    keys = keys if temperature > 0.0 else [""] * len(prompts)
+    _check(model, prompts, begins, keys)
+    fixed = next(model.parameters()).device.type == "cuda" if fixed is None else fixed
+    tenants = None if slots is None else bank.hold(slots)
+    job = _Job(
+        model, None if slots is None else bank, {end} if isinstance(end, int) else end, max_new, fixed, on_token,
+        None if tenants is None else tenants.alive,
+    )  # fmt: skip
+    out: list[Generation | None] = [None] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: widths(prompts[i], begins[i]))
+    for at in range(0, len(order), MAX_ROWS):
+        part = order[at : at + MAX_ROWS]
+        some = Prompts([prompts[i] for i in part], [begins[i] for i in part], slots and [slots[i] for i in part])
+        for i, generation in zip(part, _generate(job, some, temperature, [keys[i] for i in part])):
+            out[i] = generation
+    return out
+
+
+def _check(model, prompts: Sequence[list[int]], begins: Sequence[int], keys: Sequence[str] | None) -> None:
     if model.training and getattr(model, "is_gradient_checkpointing", False):
         raise ValueError(
             "decode: the model trains with gradient checkpointing, which drops its cache; call model.eval() first."
         )
     if any(not p for p in prompts):
         raise ValueError("decode: a prompt is empty; every prompt needs at least one token.")
-    ends = {end} if isinstance(end, int) else end
-    begins = [0] * len(prompts) if begins is None else begins
     for begin, p in zip(begins, prompts, strict=True):
         if not 0 <= begin < len(p):
             raise ValueError(f"decode: a beginning of {begin} tokens in a prompt of {len(p)}; expected 0 to {len(p) - 1}.")
-    if temperature > 0.0 and keys is None:
+    if keys is None:
         raise ValueError("decode: sampling needs one noise key per prompt.")
-    out: list[Generation | None] = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: _widths(prompts[i], begins[i]))
-    tenants = None if slots is None else bank.hold(slots)
-    for at in range(0, len(order), MAX_ROWS):
-        part = order[at : at + MAX_ROWS]
-        noise = None
-        if temperature > 0.0:
-            noise = torch.from_numpy(np.stack([uniforms(keys[i], max_new) for i in part]))
-        with contextlib.ExitStack() as lent:
-            found = _decode(
-                model,
-                [prompts[i] for i in part],
-                [begins[i] for i in part],
-                bank,
-                [slots[i] for i in part] if slots is not None else None,
-                ends,
-                max_new,
-                temperature,
-                noise,
-                on_token,
-                fixed,
-                tenants,
-                lent,
-            )
-        for i, generation in zip(part, found):
-            out[i] = generation
-    return out
 
 
-def _shared(prompts, bank, slots) -> tuple[list[int], list[int]]:
-    """Which prompts are to be read, and for every prompt the number among them of the one that stands for it.
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for all prompts of a call. bank: None without slots; still_held: raises when a slot changes hands."""
 
-    Prompts with the same text under the same Δ are read once: the first write of all rollouts of an episode has Δ = 0.
-    """
-    deltas = {s: -1 if s == -1 or bank.is_zero(s) else s for s in set(slots or ())}
-    places: dict[tuple, int] = {}
-    firsts, source = [], []
-    for i, prompt in enumerate(prompts):
-        place = places.setdefault((deltas[slots[i]] if slots else -1, *prompt), len(places))
-        if place == len(firsts):
-            firsts.append(i)
-        source.append(place)
-    return firsts, source
+    model: object
+    bank: AdapterBank | None
+    ends: Set[int]
+    max_new: int
+    fixed: bool
+    on_token: Callable[[int], None] | None
+    still_held: Callable[[], None] | None
 
 
-@contextlib.contextmanager
-def _routed(bank, slots, lengths=None) -> Iterator[None]:
-    """This route alone: whatever is open around decode serves another batch."""
-    with alone(), contextlib.nullcontext() if slots is None else bank.route(slots, learn=False, lengths=lengths):
-        yield
+def _generate(job: _Job, prompts: Prompts, temperature: float, keys: list[str]) -> list[Generation]:
+    """Read the prompts, then take steps until every row has ended; finished rows leave when half of them have."""
+    cache, logits, slots = _prefilled(job, prompts)
+    columns, said = _Columns(prompts, cache), _Said(len(prompts), len(logits), job.ends)
+    sampler = _Sampler(temperature, keys, job.max_new, len(logits), logits.device)
+    with contextlib.ExitStack() as lent:
+        stepper = Lent(lent, job.model, job.bank, cache, slots) if job.fixed else Growing(job.model, job.bank, cache, slots)
+        for step in range(job.max_new):
+            token, logp = sampler(logits, step)
+            said.add(token.tolist(), logp.tolist())
+            if job.on_token is not None:
+                job.on_token(len(said.alive))
+            if not said.alive or step == job.max_new - 1:
+                break
+            if kept := said.halved():
+                rows = torch.tensor(kept, device=token.device)
+                token = token[rows]
+                for state in (columns, sampler, stepper):
+                    state.keep(rows)
+            if job.still_held is not None:
+                job.still_held()
+            logits = stepper(token, columns.lengths + step, columns.visible(step), columns.first + step)
+    return said.generations()
 
 
-def _widths(prompt: Sequence[int], begin: int) -> tuple[int, int]:
-    """The padded lengths of a prompt's beginning and of its rest."""
-    return fw.bucket(begin) if begin else 0, fw.bucket(len(prompt) - begin)
-
-
-def _read(model, prompts, begins, bank, slots) -> Iterator[tuple[fw.KVCache, Tensor, Tensor]]:
-    """Prefill prompts in the order of their `_widths`; of all that have the same: the cache, which of its rows stands for each
-    prompt, their last states [n, D]."""
-    widths = [_widths(p, b) for p, b in zip(prompts, begins)]
-    for begun, members in itertools.groupby(range(len(prompts)), key=lambda i: widths[i][0]):
-        members = list(members)
-        first = _piece(model, prompts, members, [0] * len(prompts), begins, bank, slots)[:2] if begun else None
-        for _, same in itertools.groupby(members, key=lambda i: widths[i][1]):
-            same = list(same)
-            after = None if first is None else (first[0], first[1][[i - members[0] for i in same]])
-            yield _piece(model, prompts, same, begins, [len(p) for p in prompts], bank, slots, after)
-
-
-def _piece(model, prompts, members, starts, ends, bank, slots, after=None) -> tuple[fw.KVCache, Tensor, Tensor]:
-    """Prefill tokens `starts[i]` to `ends[i]` of the prompts i in `members`, once for all that have the same tokens up to there
-    under the same Δ. after: the cache that holds what comes before, and which of its rows does for each member."""
-    device = next(model.parameters()).device
-    read = [[starts[i], *prompts[i][: ends[i]]] for i in members]  # the same tokens, read in the same two pieces
-    firsts, source = _shared(read, bank, slots and [slots[i] for i in members])
-    pieces = [prompts[members[i]][starts[members[i]] : ends[members[i]]] for i in firsts]
-    width = fw.bucket(len(pieces[0]))
-    ids = fw.pad(pieces, width, device=device, dummies=False)  # products have 16 rows and more
-    positions = torch.arange(width, device=device)[None]
-    if after is None:
-        cache = fw.KVCache(width)
-        mask = fw.causal_mask(width, device, cache.shown(width))
-    else:
-        (cache, rows), old = after, after[0].length
-        cache = cache.widened(rows[firsts], old + width)
-        before = torch.tensor([starts[members[i]] for i in firsts], device=device)[:, None]
-        mask = fw.continued_mask(before, old, width, cache.shown(old + width))
-        positions = positions + before
-    with _routed(bank, slots and [slots[members[i]] for i in firsts], [len(p) for p in pieces]):
-        hidden = fw.layers(model, fw.embed(model, ids), positions, mask, cache=cache)
-    cache.advance(width)
-    rows = torch.tensor(source, device=device)
-    return cache, rows, hidden[rows, torch.tensor([ends[i] - starts[i] - 1 for i in members], device=device)]
-
-
-def _decode(model, prompts, begins, bank, slots, ends, max_new, temperature, noise, on_token, fixed, tenants, lent):
-    """`prompts` in the order of their `_widths`; `tenants` knows whether a slot changes hands, `lent` gives steps back."""
-    device = next(model.parameters()).device
-    fixed = device.type == "cuda" if fixed is None else fixed
+def _prefilled(job: _Job, prompts: Prompts) -> tuple[fw.KVCache, Tensor, list[int] | None]:
+    """The cache of all prompts, the logits [rows, V] of their next tokens, and the rows' slots. Dummy rows, which serve no
+    prompt, stand behind the prompts' own and fill them up to a multiple of 4."""
+    found = list(read(job.model, job.bank, prompts))
+    parts, states = [(cache, rows) for cache, rows, _ in found], [last for *_, last in found]
     dummies = fw.filled(len(prompts)) - len(prompts)
-    parts, states = [], []
-    for cache, rows, last in _read(model, prompts, begins, bank, slots):
-        parts.append((cache, rows))
-        states.append(last)
-    lengths = torch.tensor([len(p) for p in prompts] + [1] * dummies, device=device)
-    slots = None if slots is None else list(slots) + [-1] * dummies
-    if noise is not None:
-        noise = torch.cat([noise, torch.zeros(dummies, max_new)]).to(device)
     if dummies:
-        parts.append((parts[0][0], torch.zeros(dummies, dtype=torch.int64, device=device)))
+        parts.append((parts[0][0], torch.zeros(dummies, dtype=torch.int64, device=states[0].device)))
         states.append(states[0][:1].expand(dummies, -1))
-    logits = fw.logits(model, torch.cat(states))
-    cache = fw.KVCache.joined(parts, max(c.length for c, _ in parts) + max_new)
-    del parts, states
-    columns = torch.arange(cache.capacity, device=device)
-    first = cache.columns  # of what is generated, by row
-    padded = [_widths(p, b)[0] for p, b in zip(prompts, begins)]
-    begun, padded = (torch.tensor([*x, *[0] * dummies], device=device)[:, None] for x in (begins, padded))
-    prompt_columns = (columns < begun) | ((columns >= padded) & (columns < padded + lengths[:, None] - begun))
-    steps = None
-    if fixed:
-        steps = lent.enter_context(Steps.lend(model, bank if slots is not None else None, len(lengths), cache.capacity))
-        steps.begin(cache, slots)
+    logits = fw.logits(job.model, torch.cat(states))
+    cache = fw.KVCache.joined(parts, max(c.length for c, _ in parts) + job.max_new)
+    return cache, logits, None if prompts.slots is None else prompts.slots + [-1] * dummies
 
-    row_of = list(range(len(prompts))) + [-1] * dummies  # which prompt a batch row serves; -1: none any more
-    tokens: list[list[int]] = [[] for _ in prompts]
-    logps: list[list[float]] = [[] for _ in prompts]
-    finished = [False] * len(prompts)
-    for step in range(max_new):
-        token, logp = _choose(logits, temperature, noise[:, step] if noise is not None else lengths)
-        for batch_row, (t, lp) in enumerate(zip(token.tolist(), logp.tolist())):
-            prompt = row_of[batch_row]
+
+class _Columns:
+    """Which columns of the cache belong to each row.
+
+    lengths  tokens of the prompt, int64 [rows]; 1 for a dummy
+    first    the column of the first token that is generated, int64 [rows]
+    """
+
+    def __init__(self, prompts: Prompts, cache: fw.KVCache):
+        device, dummies = cache.columns.device, len(cache.columns) - len(prompts)
+        self.lengths = torch.tensor([len(p) for p in prompts.ids] + [1] * dummies, device=device)
+        self.first = cache.columns
+        self.at = torch.arange(cache.capacity, device=device)
+        begun, padded = (
+            torch.tensor([*some, *[0] * dummies], device=device)[:, None]
+            for some in (prompts.begins, [first for first, _ in prompts.widths])
+        )
+        rest = self.lengths[:, None] - begun
+        self.prompt = (self.at < begun) | ((self.at >= padded) & (self.at < padded + rest))
+
+    def visible(self, step: int) -> Tensor:
+        """bool [rows, columns]: the prompt, and what was generated up to and with token `step`."""
+        first = self.first[:, None]
+        return self.prompt | ((self.at >= first) & (self.at <= first + step))
+
+    def keep(self, rows: Tensor) -> None:
+        self.lengths, self.first, self.prompt = self.lengths[rows], self.first[rows], self.prompt[rows]
+
+
+class _Said:
+    """What every prompt's row has said so far. row_of: which prompt a row of the batch serves, -1: none (any more)."""
+
+    def __init__(self, prompts: int, rows: int, ends: Set[int]):
+        self.ends, self.row_of = ends, list(range(prompts)) + [-1] * (rows - prompts)
+        self.tokens: list[list[int]] = [[] for _ in range(prompts)]
+        self.logps: list[list[float]] = [[] for _ in range(prompts)]
+        self.finished = [False] * prompts
+
+    @property
+    def alive(self) -> list[int]:
+        """Rows that still serve a prompt."""
+        return [r for r, p in enumerate(self.row_of) if p >= 0]
+
+    def add(self, tokens: list[int], logps: list[float]) -> None:
+        """One more token of every row."""
+        for row, (token, logp) in enumerate(zip(tokens, logps)):
+            prompt = self.row_of[row]
             if prompt >= 0:
-                tokens[prompt].append(t)
-                logps[prompt].append(lp)
-                if t in ends:
-                    finished[prompt], row_of[batch_row] = True, -1
-        alive = [r for r, p in enumerate(row_of) if p >= 0]
-        if on_token is not None:
-            on_token(len(alive))
-        if not alive or step == max_new - 1:
-            break
-        if len(alive) <= len(row_of) // 2 and len(row_of) > fw.ROWS:
-            rest = [r for r, p in enumerate(row_of) if p < 0]
-            keep = alive + rest[: fw.filled(len(alive)) - len(alive)]
-            rows = torch.tensor(keep, device=device)
-            token, lengths, prompt_columns, first = token[rows], lengths[rows], prompt_columns[rows], first[rows]
-            noise = None if noise is None else noise[rows]
-            row_of = [row_of[r] for r in keep]
-            slots = None if slots is None else [slots[r] for r in keep]
-            if fixed:
-                owner = bank if slots is not None else None
-                smaller = lent.enter_context(Steps.lend(model, owner, len(keep), cache.capacity))
-                smaller.move(steps, rows, slots)
-                steps = smaller
-            else:
-                cache.keep(rows)
-        now = first + step
-        visible = prompt_columns | ((columns >= first[:, None]) & (columns <= now[:, None]))
-        if tenants is not None:
-            tenants.alive()
-        if fixed:
-            logits = steps(token, lengths + step, visible, now)
-            continue
-        mask = visible[:, None, None, : cache.shown(cache.length + 1)]
-        with _routed(bank, slots):
-            hidden = fw.layers(model, fw.embed(model, token[:, None]), (lengths + step)[:, None], mask, cache=cache)[:, 0]
-        logits = fw.logits(model, hidden)
-        cache.advance(1)
-    return [Generation(t, lp, f) for t, lp, f in zip(tokens, logps, finished)]
+                self.tokens[prompt].append(token)
+                self.logps[prompt].append(logp)
+                if token in self.ends:
+                    self.finished[prompt], self.row_of[row] = True, -1
+
+    def halved(self) -> list[int]:
+        """Once half of the rows or more have ended, those that stay, some that have ended among them up to a multiple of 4;
+        they are all there are from then on. Else nothing."""
+        alive = self.alive
+        if len(alive) > len(self.row_of) // 2 or len(self.row_of) <= fw.ROWS:
+            return []
+        ended = [r for r, p in enumerate(self.row_of) if p < 0]
+        kept = alive + ended[: fw.filled(len(alive)) - len(alive)]
+        self.row_of = [self.row_of[r] for r in kept]
+        return kept
+
+    def generations(self) -> list[Generation]:
+        return [Generation(t, lp, f) for t, lp, f in zip(self.tokens, self.logps, self.finished)]
+
+
+class _Sampler:
+    """Chooses the next token of every row: the likeliest at temperature 0, else by the noise of the row's key."""
+
+    def __init__(self, temperature: float, keys: list[str], max_new: int, rows: int, device: torch.device):
+        self.temperature = temperature
+        self.noise: Tensor | None = None  # fp64 [rows, max_new]
+        self.forced: Tensor | None = None  # int64 [rows, max_new]
+        if temperature > 0.0:
+            self.noise = torch.zeros(rows, max_new, dtype=torch.float64)
+            self.noise[: len(keys)] = torch.from_numpy(np.stack([uniforms(key, max_new) for key in keys]))
+            self.noise = self.noise.to(device)
+            if (texts := _forced.get()) is not None:
+                self.forced = fw.pad([list(texts[key][:max_new]) for key in keys], max_new).to(device)
+
+    def __call__(self, logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """logits fp32 [rows, V] -> token int64 [rows] and its log-probability [rows]."""
+        if self.noise is None:
+            token = logits.argmax(-1)
+            return token, logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
+        token = self._drawn(logp := (logits / self.temperature).log_softmax(-1), self.noise[:, step])
+        token = token if self.forced is None else self.forced[:, step]
+        return token, logp.gather(-1, token[:, None])[:, 0]
+
+    @staticmethod
+    def _drawn(logp: Tensor, noise: Tensor) -> Tensor:
+        """Inverse-CDF sampling with `noise` [rows] in [0, 1)."""
+        cdf = logp.exp().double().cumsum(-1)
+        return torch.searchsorted(cdf, noise[:, None] * cdf[:, -1:], right=True)[:, 0].clamp_(max=logp.shape[-1] - 1)
+
+    def keep(self, rows: Tensor) -> None:
+        self.noise = None if self.noise is None else self.noise[rows]
+        self.forced = None if self.forced is None else self.forced[rows]

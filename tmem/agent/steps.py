@@ -1,14 +1,15 @@
-"""Decode steps at fixed addresses: everything a step reads and writes lies in memory allocated once, so that on a GPU it is
-captured as one CUDA graph and replayed. Elsewhere the same function runs step by step.
+"""The steps of decoding, one token a row: on a cache that loses rows (`Growing`), or at fixed addresses (`Lent`, `Steps`).
 
-A graph keeps the addresses of the weights it was captured with: once they lie elsewhere it is made anew.
+At fixed addresses everything that a step reads and writes lies in memory allocated once, so that on a GPU it is captured as one
+CUDA graph and replayed. Elsewhere the same function runs step by step. A graph keeps the addresses of the weights it was
+captured with: once they lie elsewhere it is made anew.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ..adapters.attach import Route
 from ..adapters.bank import AdapterBank
 from ..adapters.routes import alone
 from ..models import forward as fw
+from .prefill import routed
 
 ROOM = 0.25  # of a GPU's memory: what the keys and values of captured steps of one bank, or model, may take
 
@@ -169,3 +171,48 @@ class Steps:
             self._run()
         self._graph = graph
         captures[self.key] = captures.get(self.key, 0) + 1
+
+
+class Growing:
+    """Steps on a joined cache, whose columns grow and whose rows leave. slots: of the rows, None: no bank."""
+
+    def __init__(self, model, bank: AdapterBank | None, cache: fw.KVCache, slots: list[int] | None):
+        self.model, self.bank, self.cache, self.slots = model, bank, cache, slots
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with `rows` (int64 indices) alone."""
+        self.cache.keep(rows)
+        self.slots = self.slots and [self.slots[r] for r in rows.tolist()]
+
+    def __call__(self, token: Tensor, position: Tensor, visible: Tensor, columns: Tensor) -> Tensor:
+        """As `Steps.__call__`; the cache itself knows the `columns`."""
+        mask = visible[:, None, None, : self.cache.shown(self.cache.length + 1)]
+        with routed(self.bank, self.slots):
+            embedded = fw.embed(self.model, token[:, None])
+            hidden = fw.layers(self.model, embedded, position[:, None], mask, cache=self.cache)[:, 0]
+        logits = fw.logits(self.model, hidden)
+        self.cache.advance(1)
+        return logits
+
+
+class Lent:
+    """`Steps` for as many rows as are left, lent until `until` closes; the rows of a joined cache are taken over."""
+
+    def __init__(self, until: ExitStack, model, bank: AdapterBank | None, cache: fw.KVCache, slots: list[int] | None):
+        self.until, self.model, self.bank = until, model, bank
+        self.capacity, self.slots = cache.capacity, slots
+        self.steps = self._borrowed(len(cache.columns))
+        self.steps.begin(cache, slots)
+
+    def _borrowed(self, rows: int) -> Steps:
+        return self.until.enter_context(Steps.lend(self.model, self.bank, rows, self.capacity))
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with `rows` (int64 indices) alone."""
+        self.slots = self.slots and [self.slots[r] for r in rows.tolist()]
+        smaller = self._borrowed(len(rows))
+        smaller.move(self.steps, rows, self.slots)
+        self.steps = smaller
+
+    def __call__(self, token: Tensor, position: Tensor, visible: Tensor, columns: Tensor) -> Tensor:
+        return self.steps(token, position, visible, columns)

@@ -89,11 +89,12 @@ def _watched(preset: str, out: Path, seeds: int, only: int | None, **options) ->
 def _leave(out: Path, seeds: int, summary: dict) -> None:
     """Write what follows from the seeds, and say what there is."""
     from ..files.objects import write_json
-    from ..report import charts, tables
+    from ..report import charts
+    from ..report.study_tables import study_tables
     from ..rl import record
 
     write_json(out / "study.json", summary)
     charts.study_chart(out / "study.png", summary, [record.read_run(out / f"seed-{n}") for n in range(seeds)])
-    for grid in tables.study_tables(summary):
+    for grid in study_tables(summary):
         live.console.print(grid)
     live.console.print(f"Everything is in {out}/study.json, curves in study.png; one seed to look at: tmem report {out}/seed-0")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -43,13 +44,22 @@ class Group:
         return sum(len(a.generation.ids) for r in self.rollouts for a in r.actions)
 
 
+class Told(NamedTuple):
+    """What every rank tells the others of one group."""
+
+    rewards: list[float]
+    tokens: int  # generated
+    tries: int
+    values: list[dict[str, float]]
+
+
 def step(
     agent: Agent, policy: Policy, task: Task, config: TrainConfig, number: int, *,
     note: Callable[[str], None] = lambda _: None, clock: Clock,
 ) -> tuple[dict, list]:  # fmt: skip
     """Step `number` on all ranks together: a function of θ0, the optimizer's state and the configuration.
 
-    Returns what goes into metrics.jsonl (docs/training.md lists the fields) and, per segment of this rank's rollouts,
+    Returns what goes into metrics.jsonl (docs/training.md lists the fields) and, per action of this rank's rollouts,
     [kind, writes before it, tokens, mean |Δ log p|, largest |Δ log p|].
     """
     world = policy.world
@@ -57,44 +67,71 @@ def step(
     groups = _groups(agent, task, config, number, places, note, clock)
     with clock("watch"):
         neutral_nll = neutral.nll(agent)
-        for place, group in zip(places, groups):
-            if place < config.probe and group.rollouts and config.replay == "snapshot":
-                group.neutral_kl = [neutral.kl(agent, group.rollouts[0].delta)]
-    everyone = world.gathered([(g.rewards, g.tokens, g.tries, g.values) for g in groups])
-    full = [row for row in everyone if row[0]]
-    total = sum(tokens for _, tokens, _, _ in full)
-    mine = [g for g in groups if g.rewards]
-    advantage = advantages(torch.tensor([g.rewards for g in mine]), normalise=config.normalise) if mine else torch.zeros(0)
+        _watch_neutral_text(agent, config, zip(places, groups))
+    everyone = world.gathered([Told(g.rewards, g.tokens, g.tries, g.values) for g in groups])
+    full = [group for group in everyone if group.rewards]
+    total = sum(group.tokens for group in full)
     note("update")
     with clock("update"):
-        replayed = replay.backward(
-            agent, policy, [r for g in mine for r in g.rollouts], advantage.flatten().tolist(), max(1, total),
-            clip=config.rl_clip, beta=config.rl_kl, tokens=config.micro_tokens, mode=config.replay,
-        )  # fmt: skip
-    offs = [off * n for _, _, _, n, off, _ in replayed.segments]
-    loss, live, kl, entropy, ratio, clipped, off = world.total(
-        replayed.loss, replayed.tokens, replayed.kl, replayed.entropy, replayed.ratio, replayed.clipped, sum(offs)
-    )
-    worst, worst_segment = world.most(largest(s[5] for s in replayed.segments), largest(s[4] for s in replayed.segments))
+        replayed = _replayed(agent, policy, config, groups, max(1, total))
+    compared = _compared(policy, replayed)
+    live = compared["live_tokens"]
     with clock("optimizer"):
         rate = config.rl_lr * min(1.0, (number + 1) / max(1, config.rl_warmup))
         norm = policy.step(rate, config.grad_clip) if live else 0.0
         policy.drop()
-    rewards = torch.tensor([row[0] for row in full], dtype=torch.float64)
-    values = means([v for row in full for v in row[3]])
     row = {
-        "reward": float(rewards.mean()) if len(full) else None,
-        "reward_std_in_group": float(rewards.std(1, correction=0).mean()) if len(full) else None,
-        "dead_groups": int(dead(rewards).sum()) if len(full) else 0,
-        "resampled": sum(row[2] - 1 for row in everyone),
-        "skipped_groups": len(everyone) - len(full),
-        "loss": loss, "tokens": total, "live_tokens": int(live), "grad_norm": norm, "lr": rate,
-        "update_skipped": int(bool(live) and not norm < float("inf")),
-        **{k: v / max(1.0, live) for k, v in dict(kl=kl, entropy=entropy, ratio=ratio, clipped=clipped).items()},
-        "dlogp": off / max(1.0, live), "dlogp_worst_segment": worst_segment, "dlogp_worst_token": worst,
-        "neutral_nll": neutral_nll, **values,
+        **_of_rewards(everyone), "loss": compared.pop("loss"), "tokens": total, "live_tokens": compared.pop("live_tokens"),
+        "grad_norm": norm, "lr": rate, "update_skipped": int(bool(live) and not norm < float("inf")), **compared,
+        "neutral_nll": neutral_nll, **means([v for group in full for v in group.values]),
     }  # fmt: skip
     return row, [[kind, writes, n, mean, most] for _, kind, writes, n, mean, most in replayed.segments]
+
+
+def _watch_neutral_text(agent: Agent, config: TrainConfig, placed: Iterable[tuple[int, Group]]) -> None:
+    """Measure what Δ changes on neutral text, for the first rollout of the first `probe` places."""
+    for place, group in placed:
+        if place < config.probe and group.rollouts and config.replay == "snapshot":
+            group.neutral_kl = [neutral.kl(agent, group.rollouts[0].delta)]
+
+
+def _replayed(agent: Agent, policy: Policy, config: TrainConfig, groups: Sequence[Group], total: int) -> replay.Replayed:
+    """Accumulate the gradient of the policy loss, whose every token weighs 1/total."""
+    mine = [g for g in groups if g.rewards]
+    advantage = advantages(torch.tensor([g.rewards for g in mine]), normalise=config.normalise) if mine else torch.zeros(0)
+    return replay.backward(
+        agent, policy, [r for g in mine for r in g.rollouts], advantage.flatten().tolist(), total,
+        clip=config.rl_clip, beta=config.rl_kl, tokens=config.micro_tokens, mode=config.replay,
+    )  # fmt: skip
+
+
+def _compared(policy: Policy, replayed: replay.Replayed) -> dict:
+    """The loss of all ranks, and how the trainer's log-probabilities compare with the sampler's, as logged."""
+    offs = sum(off * n for _, _, _, n, off, _ in replayed.segments)
+    loss, live, *sums, off = policy.world.total(
+        replayed.loss, replayed.tokens, replayed.kl, replayed.entropy, replayed.ratio, replayed.clipped, offs
+    )
+    worst, worst_action = policy.world.most(
+        largest(most for *_, most in replayed.segments), largest(mean for *_, mean, _ in replayed.segments)
+    )
+    return {
+        "loss": loss, "live_tokens": int(live),
+        **{name: value / max(1.0, live) for name, value in zip(("kl", "entropy", "ratio", "clipped"), sums)},
+        "dlogp": off / max(1.0, live), "dlogp_worst_segment": worst_action, "dlogp_worst_token": worst,
+    }  # fmt: skip
+
+
+def _of_rewards(everyone: Sequence[Told]) -> dict:
+    """What the rewards of all groups were, as logged; null where there was no memory for any."""
+    full = [group for group in everyone if group.rewards]
+    rewards = torch.tensor([group.rewards for group in full], dtype=torch.float64)
+    return {
+        "reward": float(rewards.mean()) if full else None,
+        "reward_std_in_group": float(rewards.std(1, correction=0).mean()) if full else None,
+        "dead_groups": int(dead(rewards).sum()) if full else 0,
+        "resampled": sum(group.tries - 1 for group in everyone),
+        "skipped_groups": len(everyone) - len(full),
+    }
 
 
 def _groups(agent, task, config, number, places, note, clock) -> list[Group]:

@@ -1,24 +1,35 @@
 """`tmem train`: warm start, GRPO, and the control, each followed by an evaluation on held-out episodes.
 
+What is GRPO here (arXiv 2402.03300): every episode is run by a group of rollouts. A rollout's reward is the mean score of its
+answers. Its advantage is the reward less the group's mean, divided by the group's standard deviation, and PPO's clipped ratio
+multiplies it.
+
+What is not:
+  1. One update a batch. The ratio is 1 apart from rounding and the clip hardly acts: REINFORCE with the group as baseline.
+  2. The loss is a mean over the tokens of the whole batch (DAPO), not over the tokens of each rollout first.
+  3. A rollout is an episode of many actions, its writes and its answers. Each action gets the rollout's advantage; actions are
+     no members of the group.
+  4. Every action is scored under the Δ that it was sampled with. That Δ is a constant: no gradient goes through learning.
+  5. No KL term unless `rl_kl` asks for it. The reference then has the same Δ.
+  6. `normalise = false` leaves the standard deviation out (Dr. GRPO, arXiv 2503.20783).
+
 The phases run in order; what is done is kept in the output folder, so an interrupted run resumes:
     base      evaluate the model as it came
     warm      supervised steps on training episodes, then evaluate
     rl        GRPO from the warm start, then evaluate
     sft       from the warm start again, supervised steps instead of RL, then evaluate
 
-A, the subspace of Δ, is that of the model as it came, in all phases, unless `refresh_a` says otherwise. A bank built later
-on the saved model takes A from the trained weights, so `tmem eval --model OUT/rl` differs from the summary by as much as the
-two subspaces do (not with init "random", which does not look at the weights).
+A, the subspace of Δ, is that of the model as it came, in all phases, unless `refresh_a` says otherwise. A bank built later on
+the saved model takes A from the trained weights. So `tmem eval --model OUT/rl` differs from the summary by as much as the two
+subspaces do (not with init "random", which does not look at the weights).
 
-Everything in metrics.jsonl follows from the configuration; what the clock says is in timings.jsonl, line by line.
+Everything in metrics.jsonl follows from the configuration; measured times are in timings.jsonl, line by line.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,27 +39,22 @@ import torch
 
 from ..agent.agent import Agent
 from ..agent.config import agent_config, renamed
-from ..agent.log import readable, record
-from ..agent.loop import Clock, run
-from ..files.folders import Busy, Lock, atomic_file
-from ..files.journal import append
-from ..files.objects import encoded, read_object, write_json
+from ..agent.loop import Clock
+from ..files.folders import Busy, Lock
+from ..files.objects import read_object, write_json
 from ..machine import give_memory_back
 from ..models import loading
-from ..stats import bootstrap
 from ..tasks import task as own_task
 from ..tasks.stream import Stream
-from . import checkpoint, grpo, supervised
+from . import checkpoint, grpo, held_out, supervised
 from .config import train_config
+from .log import Log
 from .policy import Policy, Replicated, Sharded
 from .record import read_run
-from .rollout import means, scores
 from .world import ALONE, World
 
-PHASES = ("base", "warm", "rl", "sft")
-MODES = {"greedy": 0.0, "sampled": 1.0}
 KEEP = 2  # checkpoints: should the last one be damaged, the one before is there
-SHOWN = 10  # RL steps after which, as at each checkpoint, a held-out episode is lived to show what is written now
+SHOWN = 10  # RL steps after which, as at each checkpoint, a held-out episode is run to show what is written now
 MOST_SKIPPED = 5  # steps in a row whose gradient was not finite
 
 
@@ -67,6 +73,116 @@ class Diverged(ValueError, ArithmeticError):
 
 class Interrupted(Exception):
     """The user asked to stop; a checkpoint has been written."""
+
+
+# the phases --------------------------------------------------------------------------------------------------------------
+
+
+def base(trainer: Trainer) -> None:
+    """The model as it came: there is nothing to do before its evaluation."""
+
+
+def warm(trainer: Trainer) -> None:
+    """Supervised steps on the gold pairs of training episodes."""
+    total = trainer.config.warm_steps
+    _supervised(trainer, "warm", 0, lambda step, _: step / total if total else 1.0)
+
+
+def rl(trainer: Trainer) -> None:
+    """GRPO on the score of the answers."""
+    config, state = trainer.config, trainer.state
+    if state["step"] == 0:
+        trainer.policy.restart()
+        trainer.remember()
+    while state["step"] < config.rl_steps:
+        saved, step = trainer.pause_if_asked(), state["step"]
+        if step and (saved or step % SHOWN == 0):
+            held_out.show(trainer)
+        if config.refresh_a and step and step % config.refresh_a == 0:
+            trainer.agent.bank.renew()
+        _rl_step(trainer)
+
+
+def sft(trainer: Trainer) -> None:
+    """The control: from the warm start again, more supervised steps, for as many seconds as RL took unless their number is
+    given."""
+    config, state = trainer.config, trainer.state
+    if state["step"] == 0:
+        trainer.read(trainer.out / "checkpoints" / "warm")
+    steps, budget = config.control_steps, state["seconds"].get("rl", 0.0)
+    if steps:
+        _supervised(trainer, "sft", config.warm_steps, lambda step, _: step / steps)
+    else:
+        _supervised(trainer, "sft", config.warm_steps, lambda _, seconds: seconds / budget if budget else 1.0)
+
+
+PHASES: dict[str, Callable[[Trainer], None]] = {"base": base, "warm": warm, "rl": rl, "sft": sft}
+"""In the order in which they run."""
+
+
+def _supervised(trainer: Trainer, phase: str, first: int, done: Callable[[int, float], float]) -> None:
+    """Supervised steps `first`, `first + 1`, ... until `done(steps, seconds)` reaches 1."""
+
+    def fraction() -> float:
+        return trainer.world.most(done(trainer.state["step"], trainer.state["seconds"].get(phase, 0.0)))[0]
+
+    while fraction() < 1:
+        trainer.pause_if_asked()
+        note = _supervised_step(trainer, phase, first + trainer.state["step"])
+        trainer.progress.phase(phase, round(1000 * min(1.0, fraction())), 1000, note)
+
+
+def _supervised_step(trainer: Trainer, phase: str, number: int) -> str:
+    """Step `number` of all supervised steps; returns what to say of it."""
+    config, world, policy = trainer.config, trainer.world, trainer.policy
+    clock, start, step = Clock(), time.perf_counter(), trainer.state["step"]
+    keys = [f"{config.seed}/warm/{number}/{i}" for i in range(config.warm_episodes)]
+    episodes = [trainer.task.episode(key, "train") for key in world.share(keys)]
+    with clock("examples"):
+        parts = supervised.examples(trainer.agent, config, number, episodes)
+    counts = world.total(*(len(part) for part in parts))
+    with clock("update"):
+        losses = [
+            supervised.backward(trainer.agent, policy, part, config.micro_tokens, scale, count)
+            for part, scale, count in zip(parts, (1.0, config.warm_recall), counts)
+        ]
+    loss, recall_loss = world.total(*losses)
+    with clock("optimizer"):
+        norm = policy.step(config.warm_lr * min(1.0, (number + 1) / 4), config.grad_clip)
+    trainer.count_skipped(norm, phase)
+    seconds = trainer.advance(phase, start)
+    (tokens,) = world.total(sum(len(e.prompt) + len(e.answer) for part in parts for e in part))
+    trainer.row(phase, step, clock, seconds, loss=loss, recall_loss=recall_loss, grad_norm=norm, tokens=int(tokens))
+    return f"loss {loss:.2f}  {tokens / seconds:.0f} tokens/s"
+
+
+def _rl_step(trainer: Trainer) -> None:
+    config, state, progress = trainer.config, trainer.state, trainer.progress
+    step, clock, start = state["step"], Clock(), time.perf_counter()
+    row, actions = grpo.step(
+        trainer.agent, trainer.policy, trainer.task, config, step, clock=clock,
+        note=lambda what: progress.phase("rl", step, config.rl_steps, what),
+    )  # fmt: skip
+    seconds = trainer.advance("rl", start)
+    trainer.count_skipped(row["grad_norm"], "rl")
+    trainer.row("rl", step, clock, seconds, **row, drift=trainer.drift)
+    trainer.log_actions(step, actions)
+    if not row["dlogp_worst_segment"] <= trainer.drift:  # NaN is no agreement either
+        progress.warn(
+            f"step {step}: the trainer's log-probabilities are {row['dlogp_worst_segment']:.2g} off the sampler's in one "
+            f"action (expected below {trainer.drift:g}): Δ or weights differ between the two"
+        )
+    if row["reward"] is None:
+        progress.warn(f"step {step}: there was no memory for any rollout; lower rl_group or rl_episodes")
+        return
+    progress.phase(
+        "rl", state["step"], config.rl_steps,
+        f"reward {row['reward']:.2f}  pairs/write {row['pairs_per_write']:.1f}  recall {row['recall']:.2f}  "
+        f"|Δlogp| {row['dlogp']:.1g}  {row['tokens'] / seconds:.0f} tokens/s",
+    )  # fmt: skip
+
+
+# the run -----------------------------------------------------------------------------------------------------------------
 
 
 class Trainer:
@@ -90,6 +206,7 @@ class Trainer:
             "number": 0, "weights": False, "skipped": 0, "damaged": 0, "done": False,
         }  # fmt: skip
         self.settings_file = out / "run.json"
+        self.log = Log(out, world)
         self.damaged: list[str] = []
         self.taken: Path | None = None  # the checkpoint this run goes on from
         self.lock: Lock | None = None
@@ -170,9 +287,7 @@ class Trainer:
         if self.world.first:
             self.out.mkdir(parents=True, exist_ok=True)
             write_json(self.settings_file, self._settings())
-            for name in ("metrics", "timings"):
-                self._keep_lines(name, self.state["rows"])
-            self._keep_lines("segments", self.state["segments"])
+            self.log.cut(self.state)
             for row in read_run(self.out) if self.state["rows"] else ():
                 self.progress.row(row)
         for sentence in self.damaged:
@@ -181,14 +296,17 @@ class Trainer:
         if self.state["done"]:
             return self.summary()
         self._build()
-        for phase in PHASES[PHASES.index(self.state["phase"]) :]:
+        names = list(PHASES)
+        for phase in names[names.index(self.state["phase"]) :]:
             self.state["phase"] = phase
             if phase not in self.state["evaluations"]:
-                getattr(self, f"_{phase}")()
+                PHASES[phase](self)
+                if phase != "base":
+                    self._keep_model(phase)
                 self._save()
-                self._evaluate(phase)
-            following = PHASES[min(PHASES.index(phase) + 1, len(PHASES) - 1)]
-            self.state.update(phase=following, step=0, done=phase == PHASES[-1])
+                held_out.evaluate(self, phase)
+            following = names[min(names.index(phase) + 1, len(names) - 1)]
+            self.state.update(phase=following, step=0, done=phase == names[-1])
             self._save()
         return self.summary()
 
@@ -204,103 +322,17 @@ class Trainer:
         self.policy.checkpointing = self.config.checkpointing
         self.drift = self.config.drift or (0.1 if dtype == torch.bfloat16 else 1e-4)
         if self.state["phase"] == "rl" and self.state["step"]:  # the reference is θ0 at RL's start
-            self._read(self.out / "checkpoints" / "warm")
-            self._remember()
+            self.read(self.out / "checkpoints" / "warm")
+            self.remember()
         if self.state["weights"]:
-            self._read(self.taken)
+            self.read(self.taken)
 
-    def _remember(self) -> None:
+    def remember(self) -> None:
+        """Keep θ0 as the reference of the KL term, where there is one."""
         if self.config.rl_kl:
             self.policy.remember()
 
-    def _base(self) -> None:
-        pass
-
-    def _warm(self) -> None:
-        total = self.config.warm_steps
-        self._supervised("warm", 0, lambda step, _: step / total if total else 1.0)
-        self._keep_model("warm")
-
-    def _rl(self) -> None:
-        if self.state["step"] == 0:
-            self.policy.restart()
-            self._remember()
-        while self.state["step"] < self.config.rl_steps:
-            saved, step = self._pause_if_asked(), self.state["step"]
-            if step and (saved or step % SHOWN == 0):
-                self._show()
-            if self.config.refresh_a and step and step % self.config.refresh_a == 0:
-                self.agent.bank.renew()
-            self._rl_step()
-        self._keep_model("rl")
-
-    def _sft(self) -> None:
-        if self.state["step"] == 0:
-            self._read(self.out / "checkpoints" / "warm")
-        steps, budget = self.config.control_steps, self.state["seconds"].get("rl", 0.0)
-        if steps:
-            self._supervised("sft", self.config.warm_steps, lambda step, _: step / steps)
-        else:
-            self._supervised("sft", self.config.warm_steps, lambda _, seconds: seconds / budget if budget else 1.0)
-        self._keep_model("sft")
-
-    def _supervised(self, phase: str, first: int, done: Callable[[int, float], float]) -> None:
-        """Supervised steps `first`, `first + 1`, ... until `done(steps, seconds)` reaches 1."""
-        config, world = self.config, self.world
-
-        def fraction() -> float:
-            return world.most(done(self.state["step"], self.state["seconds"].get(phase, 0.0)))[0]
-
-        while fraction() < 1:
-            self._pause_if_asked()
-            clock, start = Clock(), time.perf_counter()
-            step = self.state["step"]
-            keys = [f"{config.seed}/warm/{first + step}/{i}" for i in range(config.warm_episodes)]
-            episodes = [self.task.episode(key, "train") for key in world.share(keys)]
-            with clock("examples"):
-                parts = supervised.examples(self.agent, config, first + step, episodes)
-            counts = world.total(*(len(part) for part in parts))
-            with clock("update"):
-                losses = [
-                    supervised.backward(self.agent, self.policy, part, config.micro_tokens, scale, count)
-                    for part, scale, count in zip(parts, (1.0, config.warm_recall), counts)
-                ]
-            loss, recall_loss = world.total(*losses)
-            with clock("optimizer"):
-                norm = self.policy.step(config.warm_lr * min(1.0, (first + step + 1) / 4), config.grad_clip)
-            self._finite(norm, phase)
-            seconds = self._advance(phase, start)
-            (tokens,) = world.total(sum(len(e.prompt) + len(e.answer) for part in parts for e in part))
-            self._row(phase, step, clock, seconds, loss=loss, recall_loss=recall_loss, grad_norm=norm, tokens=int(tokens))
-            self.progress.phase(
-                phase, round(1000 * min(1.0, fraction())), 1000, f"loss {loss:.2f}  {tokens / seconds:.0f} tokens/s"
-            )
-
-    def _rl_step(self) -> None:
-        config, step, clock, start = self.config, self.state["step"], Clock(), time.perf_counter()
-        row, segments = grpo.step(
-            self.agent, self.policy, self.task, config, step, clock=clock,
-            note=lambda what: self.progress.phase("rl", step, config.rl_steps, what),
-        )  # fmt: skip
-        seconds = self._advance("rl", start)
-        self._finite(row["grad_norm"], "rl")
-        self._row("rl", step, clock, seconds, **row, drift=self.drift)
-        self._log_segments(step, segments)
-        if not row["dlogp_worst_segment"] <= self.drift:  # NaN is no agreement either
-            self.progress.warn(
-                f"step {step}: the trainer's log-probabilities are {row['dlogp_worst_segment']:.2g} off the sampler's in one "
-                f"segment (expected below {self.drift:g}): Δ or weights differ between the two"
-            )
-        if row["reward"] is None:
-            self.progress.warn(f"step {step}: there was no memory for any rollout; lower rl_group or rl_episodes")
-            return
-        self.progress.phase(
-            "rl", self.state["step"], config.rl_steps,
-            f"reward {row['reward']:.2f}  pairs/write {row['pairs_per_write']:.1f}  recall {row['recall']:.2f}  "
-            f"|Δlogp| {row['dlogp']:.1g}  {row['tokens'] / seconds:.0f} tokens/s",
-        )  # fmt: skip
-
-    def _finite(self, norm: float, phase: str) -> None:
+    def count_skipped(self, norm: float, phase: str) -> None:
         """Count steps without a finite gradient, which the optimizer did not take; stop where they do not end."""
         self.state["skipped"] = 0 if norm < float("inf") else self.state["skipped"] + 1
         if self.state["skipped"]:
@@ -311,96 +343,44 @@ class Trainer:
                 f"{self.out} is kept and from before; try a lower learning rate."
             )
 
-    # evaluation ----------------------------------------------------------------------------------------------------
-
-    def _show(self) -> None:
-        """What θ0 writes now, for the report of a run under way: the first held-out episode, greedy, whose counterpart at step
-        0 is in the warm start's evaluation. Nothing else that is logged or drawn depends on it."""
-        if self.world.first and self.config.eval_episodes:
-            episode = self.task.episode(str(self.config.seed << 20), self.config.eval_split)
-            found = [record(r) for r in run(self.agent, [episode], [episode.id])]
-            write_json(self.out / "episodes" / "rl-now.json", {"step": self.state["step"], "episodes": _finite(found)})
-        self.world.wait()
-
-    def _evaluate(self, phase: str) -> None:
-        config, world = self.config, self.world
-        keys = [str((config.seed << 20) + i) for i in range(config.eval_episodes)]
-        episodes = [self.task.episode(key, config.eval_split) for key in world.share(keys)]
-        found = {}
-        for index, (mode, temperature) in enumerate(MODES.items()):
-            clock, start = Clock(), time.perf_counter()
-            rollouts = run(
-                self.agent, episodes, [f"{config.seed}/eval/{e.id}" for e in episodes], temperature=temperature, clock=clock,
-                on_event=lambda what, j, n, i=index, m=mode: self.progress.phase(f"evaluate {phase}", i, 2, f"{m} {what}"),
-            )  # fmt: skip
-            found[mode] = world.gathered([scores(self.task, r).values for r in rollouts])
-            records = world.gathered([record(r) for r in rollouts])
-            if world.first:
-                with atomic_file(self.out / "episodes" / f"{phase}-{mode}.md") as work:
-                    work.write_bytes(encoded("\n\n".join(map(readable, records))))
-                write_json(self.out / "episodes" / f"{phase}-{mode}.json", _finite(records))
-            self._row(f"eval_{phase}", index, clock, time.perf_counter() - start, mode=mode, **means(found[mode]))
-        score = means(found["greedy"])[config.reward]
-        self.progress.phase(f"evaluate {phase}", 2, 2, f"greedy {config.reward} {score:.2f}")
-        self.state["evaluations"][phase] = found
-
     def summary(self) -> dict:
         """Means with 95 % bootstrap intervals over episodes, per phase and mode, and the four rewards (greedy)."""
         out: dict = {f"reward_{p}": None for p in PHASES}
-        out.update(n_episodes=self.config.eval_episodes, seconds=self.state["seconds"], evaluations={})
+        out.update(n_episodes=self.config.eval_episodes, seconds=self.state["seconds"])
+        out["evaluations"] = held_out.intervals(self.state["evaluations"])
         out["wall_seconds"] = round(self.state["wall_seconds"], 1)
         out["damaged_checkpoints"] = self.state["damaged"]
-        for phase, found in self.state["evaluations"].items():
-            rows = {}
-            for mode, episodes in found.items():
-                shared = [k for k in episodes[0] if all(k in e for e in episodes)]
-                rows[mode] = {
-                    k: dict(zip(("mean", "low", "high"), bootstrap([e[k] for e in episodes], range(len(episodes)))))
-                    for k in shared
-                }
-            out["evaluations"][phase] = rows
+        for phase, rows in out["evaluations"].items():
             out[f"reward_{phase}"] = rows["greedy"][self.config.reward]["mean"]
         return out
 
     # bookkeeping ---------------------------------------------------------------------------------------------------
 
-    def _advance(self, phase: str, start: float) -> float:
+    def advance(self, phase: str, start: float) -> float:
         seconds = time.perf_counter() - start
         self.state["seconds"][phase] = self.state["seconds"].get(phase, 0.0) + seconds
         self.state["step"] += 1
         return seconds
 
-    def _row(self, phase: str, step: int, clock: Clock, seconds: float, **values) -> None:
+    def row(self, phase: str, step: int, clock: Clock, seconds: float, **values) -> None:
+        """Log one step, or one mode of an evaluation."""
         row = {"phase": phase, "step": step, **values}
         timing = {
             "phase": phase, "step": step, "seconds": seconds, "trained": sum(self.state["seconds"].values()),
             **{f"seconds_{k}": v for k, v in clock.items()},
         }  # fmt: skip
-        if self.world.first:
-            self._append("metrics", row)
-            self._append("timings", timing)
+        self.log.add("metrics", row)
+        self.log.add("timings", timing)
         self.state["rows"] += 1
         self.progress.row({**timing, **row})
 
-    def _log_segments(self, step: int, mine: list) -> None:
-        """|Δ log p| of every segment; the ranks' one after another."""
-        segments = [s for part in self.world.gathered([mine]) for s in part]
-        if self.world.first:
-            self._append("segments", {"step": step, "segments": segments})
+    def log_actions(self, step: int, mine: list) -> None:
+        """|Δ log p| of every action; the ranks' one after another."""
+        actions = [a for part in self.world.gathered([mine]) for a in part]
+        self.log.add("segments", {"step": step, "segments": actions})
         self.state["segments"] += 1
 
-    def _append(self, name: str, row: dict) -> None:
-        append(self.out / f"{name}.jsonl", [_finite(row)], sync=False)
-
-    def _keep_lines(self, name: str, count: int) -> None:
-        """Drop the lines of steps that no checkpoint holds: they will be taken again."""
-        file = self.out / f"{name}.jsonl"
-        if file.exists():
-            rows = file.read_bytes().splitlines(keepends=True)
-            with atomic_file(file) as work:
-                work.write_bytes(b"".join(rows[:count]))
-
-    def _pause_if_asked(self) -> bool:
+    def pause_if_asked(self) -> bool:
         """Between steps: a checkpoint if the last is old, or a stop if one was asked for. All ranks do the same; returns
         whether there was a checkpoint."""
         give_memory_back()
@@ -426,16 +406,13 @@ class Trainer:
                 checkpoint.remove(old)
 
     def _write(self, folder: Path) -> None:
-        for name in ("metrics", "timings", "segments"):
-            if self.world.first and (file := self.out / f"{name}.jsonl").exists():
-                with file.open("ab") as lines:
-                    os.fsync(lines.fileno())
+        self.log.sync()
         tensors = {}
         if self.state["weights"] or folder.name == "warm":
             tensors = self.policy.tensors() | self._subspace()
         checkpoint.save(folder, {**self.state, "optimizer_steps": self.policy.steps}, tensors, self.world)
 
-    def _read(self, folder: Path) -> None:
+    def read(self, folder: Path) -> None:
         """Parameters, moments, and A where it changes. Raises Damaged for a file that is not what was written."""
         subspace = self._subspace()
         steps = checkpoint.check(folder, self.world)["optimizer_steps"]
@@ -462,15 +439,6 @@ class Trainer:
             finally:
                 self.agent.bank.attach()
         self.world.wait()
-
-
-def _finite(value):
-    """None for a number that JSON does not have, also inside of lists and dicts."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _differences(old: dict, new: dict, where: str = "") -> list[str]:

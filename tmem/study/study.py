@@ -12,7 +12,8 @@ from ..agent.agent import Agent
 from ..files.folders import alone
 from ..files.objects import read_object, write_json
 from ..models import loading
-from ..rl.trainer import MODES, PHASES, Progress, Trainer
+from ..rl.held_out import MODES
+from ..rl.trainer import PHASES, Progress, Trainer
 from ..stats import bootstrap
 from ..tasks import stream
 from .dissect import ability, dissect

@@ -1,0 +1,126 @@
+"""Reading prompts: keys, values and last states of many prompts in few passes.
+
+Prompts of one length bucket are read together, padded on the right to the bucket. A beginning that was named is read apart
+from the rest, whether another prompt shares it or not, so that a row's bits do not depend on its neighbours. Prompts with the
+same tokens under the same Δ are read once: the first write of all rollouts of an episode has Δ = 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..adapters.bank import AdapterBank
+from ..adapters.routes import alone
+from ..models import forward as fw
+
+
+def widths(prompt: Sequence[int], begin: int) -> tuple[int, int]:
+    """The padded lengths of a prompt's beginning (0: none) and of its rest, in tokens."""
+    return fw.bucket(begin) if begin else 0, fw.bucket(len(prompt) - begin)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts in the order of their `widths`.
+
+    ids     tokens of each
+    begins  how many of its tokens are read first
+    slots   the slot of the bank whose Δ each is read under, -1: the base model; None: there is no bank
+    """
+
+    ids: list[list[int]]
+    begins: list[int]
+    slots: list[int] | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def widths(self) -> list[tuple[int, int]]:
+        return [widths(p, b) for p, b in zip(self.ids, self.begins)]
+
+    def slots_of(self, members: Sequence[int]) -> list[int] | None:
+        return self.slots and [self.slots[i] for i in members]
+
+
+class Read(NamedTuple):
+    """What one pass over some prompts gives: a cache, the row of it that stands for each prompt (int64 [n]), and the state of
+    the last layer at each prompt's last token [n, D]."""
+
+    cache: fw.KVCache
+    rows: Tensor
+    last: Tensor
+
+
+@contextlib.contextmanager
+def routed(bank: AdapterBank | None, slots: list[int] | None, lengths: list[int] | None = None) -> Iterator[None]:
+    """This route alone: whatever is open around decode serves another batch."""
+    with alone(), contextlib.nullcontext() if slots is None else bank.route(slots, learn=False, lengths=lengths):
+        yield
+
+
+def read(model, bank: AdapterBank | None, prompts: Prompts) -> Iterator[Read]:
+    """Prefill the prompts; one `Read` for all that have the same `widths`, in their order."""
+    padded = prompts.widths
+    for begun, members in itertools.groupby(range(len(prompts)), key=lambda i: padded[i][0]):
+        members = list(members)
+        first = _piece(model, bank, prompts, members, [(0, prompts.begins[i]) for i in members]) if begun else None
+        for _, same in itertools.groupby(members, key=lambda i: padded[i][1]):
+            same = list(same)
+            after = None if first is None else (first.cache, first.rows[[i - members[0] for i in same]])
+            yield _piece(model, bank, prompts, same, [(prompts.begins[i], len(prompts.ids[i])) for i in same], after)
+
+
+def _piece(
+    model,
+    bank: AdapterBank | None,
+    prompts: Prompts,
+    members: list[int],
+    spans: list[tuple[int, int]],
+    after: tuple[fw.KVCache, Tensor] | None = None,
+) -> Read:
+    """Prefill tokens `spans[k]` (from, to) of prompt `members[k]`, once for all that have the same tokens up to there under the
+    same Δ. after: the cache that holds what comes before, and which of its rows does for each member."""
+    device = next(model.parameters()).device
+    firsts, source = _shared(bank, prompts, members, spans)
+    pieces = [prompts.ids[members[k]][slice(*spans[k])] for k in firsts]
+    width = fw.bucket(len(pieces[0]))
+    ids = fw.pad(pieces, width, device=device, dummies=False)  # products have 16 rows and more
+    positions = torch.arange(width, device=device)[None]
+    if after is None:
+        cache = fw.KVCache(width)
+        mask = fw.causal_mask(width, device, cache.shown(width))
+    else:
+        (cache, rows), old = after, after[0].length
+        cache = cache.widened(rows[firsts], old + width)
+        before = torch.tensor([spans[k][0] for k in firsts], device=device)[:, None]
+        mask = fw.continued_mask(before, old, width, cache.shown(old + width))
+        positions = positions + before
+    with routed(bank, prompts.slots_of([members[k] for k in firsts]), [len(p) for p in pieces]):
+        hidden = fw.layers(model, fw.embed(model, ids), positions, mask, cache=cache)
+    cache.advance(width)
+    rows = torch.tensor(source, device=device)
+    return Read(cache, rows, hidden[rows, torch.tensor([stop - start - 1 for start, stop in spans], device=device)])
+
+
+def _shared(bank, prompts: Prompts, members: list[int], spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Which of `members` (by their places in it) are to be read, and for every member the number among these of the one that
+    stands for it: one with the same tokens up to the end of its span, the span begun at the same token, under the same Δ."""
+    slots = prompts.slots_of(members)
+    deltas = {s: -1 if s == -1 or bank.is_zero(s) else s for s in set(slots or ())}
+    places: dict[tuple, int] = {}
+    firsts, source = [], []
+    for k, (i, (start, stop)) in enumerate(zip(members, spans)):
+        key = (deltas[slots[k]] if slots else -1, start, *prompts.ids[i][:stop])
+        place = places.setdefault(key, len(places))
+        if place == len(firsts):
+            firsts.append(k)
+        source.append(place)
+    return firsts, source
