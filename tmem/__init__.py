@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import ops
     from .adapters.bank import AdapterBank
-    from .agent.loop import Agent
+    from .agent.agent import Agent
     from .episode import Episode, Pair, Question
     from .evaluation.evaluate import evaluate
     from .memory import Memory
@@ -23,7 +23,7 @@ __all__ = ["Memory", "Agent", "AdapterBank", "Episode", "Question", "Pair", "Tas
 
 _MODULES = {
     "Memory": "memory",
-    "Agent": "agent.loop",
+    "Agent": "agent.agent",
     "AdapterBank": "adapters.bank",
     "Episode": "episode",
     "Question": "episode",

@@ -124,6 +124,12 @@ class Memory:
     def __exit__(self, *_) -> None:
         self.close()
 
+    @property
+    def _row(self) -> int:
+        """The slot, for what runs under `_alone`, which lets nothing in once the memory is closed."""
+        assert self.slot is not None
+        return self.slot
+
     def observe(self, text: str, progress: Progress | None = None) -> list[LogEntry]:
         """Read text. Whatever exceeds the window is written and learned now; returns what was (often nothing).
 
@@ -164,8 +170,8 @@ class Memory:
     def _write_next(self, waiting: int) -> LogEntry | None:
         if len(self._context) <= waiting:
             return None
-        (draft,) = self.agent.write(self._context[:1], [self.slot])
-        (learned,) = self.agent.teach([self.slot], [draft.written.pairs], [self._lesson])
+        (draft,) = self.agent.write(self._context[:1], [self._row])
+        (learned,) = self.agent.teach([self._row], [draft.written.pairs], [self._lesson])
         self.log.append(LogEntry.of(draft, learned))
         self._context.pop(0)
         return self.log[-1]
@@ -180,7 +186,7 @@ class Memory:
         Raises ValueError for an empty list, an empty question or answer, or what is no pair of texts.
         """
         told = functools.partial(progress or Lines(), "learn")
-        return self.agent.teach([self.slot], [newest(_pairs(pairs))], [self._lesson], told)[0]
+        return self.agent.teach([self._row], [newest(_pairs(pairs))], [self._lesson], told)[0]
 
     @_alone
     def ask(self, question: str) -> str:
@@ -192,12 +198,12 @@ class Memory:
             raise ValueError("ask: the question is empty; expected text.")
         if self._context:
             question = "\n\n".join(self._context) + "\n\n" + question
-        return self.agent.answer([question], [self.slot])[0]
+        return self.agent.answer([question], [self._row])[0]
 
     @_alone
     def forget(self) -> None:
         """Δ = 0, no pairs, no waiting text."""
-        self.agent.bank.reset(self.slot)
+        self.agent.bank.reset(self._row)
         self._lesson, self.log, self._context = Lesson(), [], []
 
     @_alone
@@ -209,8 +215,8 @@ class Memory:
         be written.
         """
         bank = self.agent.bank
-        bank.check(self.slot, "save")
-        write_memory(Path(path), peft_files(bank, self.slot), self._made_with(), self.pairs, self._context)
+        bank.check(self._row, "save")
+        write_memory(Path(path), peft_files(bank, self._row), self._made_with(), self.pairs, self._context)
 
     def _load(self, path: Path) -> None:
         files, made_with, pairs, context = read_memory(path)

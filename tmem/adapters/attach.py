@@ -100,9 +100,11 @@ class Bank(Protocol):
     version: list[int]  # of each slot: raised by everything that writes it
     tenancy: list[int]  # of each slot: raised whenever it changes hands
     freed: int  # how many slots were freed so far
-    lock: AbstractContextManager
     reads_once: bool  # one read of what several projections share
     decodes_rows: bool  # single rows by the decode kernel
+
+    @property
+    def lock(self) -> AbstractContextManager: ...
 
 
 class Segments(NamedTuple):

@@ -20,7 +20,8 @@ from typing import Protocol
 class Routed(Protocol):
     """A route, of which this module asks only whose layers it serves."""
 
-    bank: object
+    @property
+    def bank(self) -> object: ...
 
 
 class _Block:

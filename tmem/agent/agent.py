@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..adapters.bank import AdapterBank
 from ..adapters.calibration import TEXTS
@@ -49,7 +50,7 @@ class Draft:
 class Agent:
     """A model with its chat template, a bank under it, and the settings of the loop."""
 
-    model: object
+    model: Any
     chat: Chat
     bank: AdapterBank
     config: AgentConfig
