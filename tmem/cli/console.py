@@ -267,7 +267,7 @@ def plan(preset: str, model: str | None, *, ranks: int, writes: int, layout: str
     agent = agent_config(preset)
     train = build(TrainConfig, read(preset).get("train", {}), "train")
     train = dataclasses.replace(train, layout=layout or train.layout)
-    items = plans.plan(shape, agent, train, ranks=ranks, writes=writes)
+    items = plans.per_rank(shape, agent, train, ranks=ranks, writes=writes)
     rollouts = -(-train.rl_episodes // ranks) * train.rl_group
     passes = plans.passes(agent, train, ranks=ranks, writes=writes)
     grid = Table(
