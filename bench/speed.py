@@ -9,7 +9,7 @@ Each provider that is ours, alone and not in turns: compare runs of one idle mac
 import pytest
 
 from tmem.bench import BENCHES
-from tmem.bench.measure import _check
+from tmem.bench.measure import check
 
 CASES = [
     (name, bench, case)
@@ -23,6 +23,6 @@ CASES = [
 @pytest.mark.parametrize(("name", "bench", "case"), CASES, ids=[f"{n} {c.name} {c.dtype}" for n, _, c in CASES])
 def test_speed(benchmark, name, bench, case):
     provider = next(p for label, p in bench.providers(case, "cpu").items() if label.startswith("tmem"))
-    _check(name, case, "tmem", provider)
+    check(name, case, "tmem", provider)
     rounds = 3 if getattr(bench, "SLOW", False) else 15
     benchmark.pedantic(provider.call, setup=provider.prepare, rounds=rounds, warmup_rounds=1)

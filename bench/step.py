@@ -37,7 +37,7 @@ def oracle(case: StepCase, device: str) -> dict[str, Tensor]:
 def providers(case: StepCase, device: str) -> dict[str, Provider]:
     expected = oracle(case, device)
     return {
-        "tmem": _bank(case, device, expected),
+        "tmem": bank_provider(case, device, expected),
         "group per slot": _grouped(case, device, expected),
         RATIO_TO: _flat(case, device, expected),
         "flat, zeroing": _flat(case, device, expected, zero=True),
@@ -57,7 +57,7 @@ def _provider(case: StepCase, device: str, expected: dict, grad: Tensor, param, 
     return Provider(step, results, expected, prepare=lambda: grad.copy_(last))
 
 
-def _bank(case: StepCase, device: str, expected: dict, active: Tensor | None = None) -> Provider:
+def bank_provider(case: StepCase, device: str, expected: dict, active: Tensor | None = None) -> Provider:
     """One call, which also takes each row's norm, and zeroes its gradient, as rows that accumulate in place need."""
     if active is None:
         active = torch.ones(case.slots, dtype=torch.bool, device=device)

@@ -33,26 +33,26 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ..adapters.bank import AdapterBank, Snapshot
-from ..agent.config import agent_config, build, read
+from ..agent.agent import Agent
+from ..agent.config import DEFAULT_PRESET, agent_config
 from ..agent.decode import forced
-from ..agent.loop import Action, Agent, Clock, Rollout, run
+from ..agent.loop import Action, Clock, Rollout, run
 from ..agent.write import render
 from ..episode import Pair
 from ..machine import keep_memory
 from ..models import loading
+from ..models.tiny import default_or_tiny
 from ..report.figure import figure
 from ..rl import replay
 from ..rl.budget import Shape
-from ..rl.config import TrainConfig
+from ..rl.config import train_config
 from ..rl.loss import policy_loss
 from ..rl.policy import Policy, Replicated
 from ..rl.rollout import scores
 from ..tasks.stream import Stream
 from ..testing import rel_rms
-from .cases import TINY
 from .measure import WrongNumbers, ceilings
 
-PRESET = "default"
 PARTS = ("write", "learn", "answer", "score", "backward", "optimizer")
 AIMS = {"cpu": 4.0, "cuda": 15.0}  # how many times faster a whole step is to be
 # What the ways may differ by: mean |Δ log p|; an answer token's loss before and after learning, as a share of the loss before;
@@ -97,8 +97,8 @@ class Ours:
     name = "tmem"
 
     def __init__(self, size: Size, model, tokenizer):
-        self.config = build(TrainConfig, read(PRESET).get("train", {}), "train")
-        self.agent = Agent.build(model, tokenizer, agent_config(PRESET), slots=size.episodes * size.group)
+        self.config = train_config(DEFAULT_PRESET)
+        self.agent = Agent.build(model, tokenizer, agent_config(DEFAULT_PRESET), slots=size.episodes * size.group)
         self.policy: Policy = Replicated(model)
         self.task = Stream(1)
         once = [self.task.episode(f"bench/{i}", "train") for i in range(size.episodes)]
@@ -288,7 +288,7 @@ class Plain:
 
 def factors(bank: AdapterBank, delta: Snapshot) -> list[Tensor]:
     """A snapshot as lora_B.weight [N, R] of every layer."""
-    with replay.restored(bank, [delta]) as (slot,):
+    with bank.holding([delta]) as (slot,):
         return [site.bt[slot].T.clone() for site in bank.sites]
 
 
@@ -329,23 +329,10 @@ def check(ours: Ours, plain: Plain) -> dict[str, float]:
     return found
 
 
-def loaded(quick: bool, device: str, dtype: torch.dtype) -> tuple:
-    """The default model, or, `quick`, a tiny one with random weights; and its tokenizer."""
-    if not quick:
-        return loading.load(device=device, dtype=dtype)
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = loading.load_tokenizer()
-    sizes = {**dict(TINY), "vocab_size": len(tokenizer)}
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True, initializer_range=0.1))
-    return model.to(device, dtype).eval().requires_grad_(False), tokenizer
-
-
 def ways(size: Size, quick: bool, device: str, dtype: torch.dtype) -> tuple[Ours, Plain]:
     """Each with a model of its own."""
-    ours = Ours(size, *loaded(quick, device, dtype))
-    return ours, Plain(ours, loaded(quick, device, dtype)[0])
+    ours = Ours(size, *default_or_tiny(quick, device, dtype))
+    return ours, Plain(ours, default_or_tiny(quick, device, dtype)[0])
 
 
 def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -> dict:

@@ -1,4 +1,5 @@
-"""Who may import whom: downwards only (read from the sources), and what an import costs (tried in a new process)."""
+"""Who may import whom, read from the sources: rooms downwards only, no circle of modules; and what an import costs, tried in a
+new process."""
 
 import ast
 import re
@@ -10,10 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# From the ground up; a module imports from its own line and the lines above it. A new module takes its place here.
+# The floors of the house, from the ground up. A room is a folder of the package, or a module that lies in none. It imports from
+# itself and from rooms on floors below. A new room takes its place here.
 LEVELS = (
-    {"files", "terminal", "machine", "stats", "episode", "words", "testing"},
-    {"reference", "triton_kernels"},
+    {"files", "machine", "stats", "episode", "words", "reference"},
+    {"terminal", "triton_kernels", "testing"},
     {"ops"},
     {"models"},
     {"adapters", "tasks"},
@@ -21,10 +23,12 @@ LEVELS = (
     {"memory", "methods", "rl"},
     {"evaluation"},
     {"report"},
-    {"study", "bench"},
+    {"study"},
+    {"bench"},
     {"cli"},
     {"__main__"},
 )
+MOST = 6  # rooms on one floor
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FOLDERS = {"tmem": ROOT / "tmem", "tmem.triton_kernels": ROOT / "triton_kernels", "tmem.bench": ROOT / "bench"}
 
@@ -68,8 +72,8 @@ def wrongs(module, is_package, text):
             continue
         if room == "triton_kernels" and parts[1] != room:
             yield f"{module} imports {name}; kernels import torch and triton only"
-        elif room is not None and LEVEL.get(parts[1], len(LEVELS)) > LEVEL.get(room, 0):
-            yield f"{module} imports {name}, which lies above it"
+        elif room is not None and parts[1] != room and LEVEL.get(parts[1], len(LEVELS)) >= LEVEL.get(room, 0):
+            yield f"{module} imports {name}, which does not lie below it"
     if room == "triton_kernels":
         allowed = {"torch", "triton", "tmem", *sys.stdlib_module_names}
         foreign = (name for name in names if name.split(".")[0] not in allowed)
@@ -78,9 +82,75 @@ def wrongs(module, is_package, text):
         yield f"{module} talks to torch.library, which only tmem.ops does"
 
 
+def graph(texts):
+    """Of every module, the modules that its text imports, wherever in the file; a member counts as the module that holds it."""
+    texts = list(texts)
+    modules = {module for module, _, _ in texts}
+
+    def holder(name):
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        return name
+
+    return {module: {holder(name) for name in imports(module, *rest)} - {module, ""} for module, *rest in texts}
+
+
+def circle(arrows):
+    """Modules of which each imports the next and the last the first; None where there are none."""
+    done = set()
+
+    def walk(module, path):
+        if module in path:
+            return path[path.index(module) :]
+        if module in done:
+            return None
+        found = next(filter(None, (walk(below, [*path, module]) for below in sorted(arrows[module]))), None)
+        done.add(module)
+        return found
+
+    return next(filter(None, (walk(module, []) for module in sorted(arrows))), None)
+
+
 def test_every_module_has_a_place():
     rooms = {module.split(".")[1] for module, _, _ in sources() if "." in module}
-    assert rooms <= LEVEL.keys(), f"place {sorted(rooms - LEVEL.keys())} in LEVELS above"
+    assert rooms == LEVEL.keys(), f"place {sorted(rooms ^ LEVEL.keys())} in LEVELS above, or take it out"
+    assert sum(map(len, LEVELS)) == len(LEVEL) and max(map(len, LEVELS)) <= MOST
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Nor through others, nor inside a function, nor for types alone."""
+    assert circle(graph(sources())) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from .peft import load_adapter",
+        "def load(self):\n    from . import peft",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import tmem.adapters.peft",
+        "from ..memory_of_all import everything",
+    ],
+)
+def test_the_reader_sees_a_circle(text):
+    through = ("tmem.memory_of_all", False, "from .adapters.peft import save_adapter as everything")
+    others = [("tmem", True, ""), ("tmem.adapters", True, ""), ("tmem.adapters.peft", False, "from .bank import AdapterBank")]
+    found = circle(graph([*others, through, ("tmem.adapters.bank", False, text)]))
+    assert {"tmem.adapters.bank", "tmem.adapters.peft"} <= set(found)
+    assert circle(graph([*others, through, ("tmem.adapters.bank", False, "import torch")])) is None
+
+
+def test_the_package_needs_nothing_that_lies_around_it():
+    """tools, tests and examples use the package; they are not installed."""
+    around = {"tools", "tests", "examples", *(file.stem for file in (ROOT / "tools").glob("*.py"))}
+    named = {(module, name.split(".")[0]) for module, *rest in sources() for name in imports(module, *rest)}
+    assert [pair for pair in sorted(named) if pair[1] in around] == []
+
+
+def test_the_tests_of_a_folder_lie_in_a_folder_of_its_name():
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and list(path.glob("*.py"))}
+    assert {"helpers", "wrong"} <= folders
+    rooms = {folder.name for folder in (ROOT / "tmem").iterdir() if (folder / "__init__.py").exists()} | {"bench"}
+    assert folders - {"helpers", "wrong"} <= rooms
 
 
 def test_imports_go_downwards_only():
@@ -91,6 +161,8 @@ def test_imports_go_downwards_only():
     "module, text",
     [
         ("tmem.adapters.bank", "from ..agent import write"),
+        ("tmem.adapters.bank", "from ..tasks import stream"),
+        ("tmem.study.soak", "from ..bench.train import given"),
         ("tmem.adapters.bank", "def f():\n    from tmem.rl.loss import grpo"),
         ("tmem.tasks.stream", "from ..agent import write"),
         ("tmem.agent.learn", "from .. import cli"),
@@ -120,11 +192,11 @@ def test_the_reader_lets_right_imports_pass(module, text):
 
 
 def test_kernel_headers_know_no_torch():
-    """Kernels take pointers and sizes; launch.h and the .cpp files, which unpack tensors, are the launchers."""
+    """Kernels take pointers and sizes; the files named launch and the .cpp files, which unpack tensors, are the launchers."""
     found = [file for end in ("h", "hpp", "cuh") for file in (ROOT / "csrc").rglob(f"*.{end}")]
     kernels = [file for file in found if file.stem != "launch"]
     assert kernels
-    include = re.compile(r'#\s*include\s*[<"](torch/|ATen/|c10/|launch\.)')
+    include = re.compile(r'#\s*include\s*[<"](torch/|ATen/|c10/|(\.\./)?launch\.)')
     assert include.search('#include "torch/csrc/stable/ops.h"') and include.search("# include <ATen/ATen.h>")
     assert [str(file) for file in kernels if include.search(file.read_text())] == []
 
@@ -133,7 +205,7 @@ def test_kernel_headers_know_no_torch():
     "module, absent",
     [
         ("tmem.ops", {"transformers", "peft", "tmem.agent", "tmem.adapters", "tmem.rl"}),
-        ("tmem", {"transformers", "peft", "tmem.agent", "tmem.rl"}),
+        ("tmem", {"torch", "numpy", "transformers", "peft", "tmem.agent", "tmem.rl"}),
         ("tmem.cli", {"torch", "transformers", "rich"}),
     ],
 )

@@ -72,7 +72,7 @@ def test_observe_writes_when_the_window_is_full_and_lets_go_of_the_text(taught):
     line = "Petra: my cat has been asleep on the piano all day, can you imagine?\n"
     assert memory.observe(line) == [] and memory._context
     (entry, *_) = memory.observe(line * 30)
-    assert entry.segment.startswith("Petra:")
+    assert entry.passage.startswith("Petra:")
     memory.write()
     assert memory._context == [] and memory.write() == []
 
@@ -81,7 +81,7 @@ def test_an_interrupted_write_keeps_the_text(taught, monkeypatch):
     memory, _ = taught
     waiting = "Petra: I saw a heron today.\n" * 60
     with monkeypatch.context() as patch:
-        patch.setattr("tmem.memory.decode", lambda *_, **__: 1 / 0)
+        patch.setattr("tmem.agent.agent.decode", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             memory.observe(waiting)
     assert "".join("\n".join(memory._context).split()) == "".join(waiting.split())
@@ -213,6 +213,20 @@ def test_memories_on_one_model_stay_apart(tiny_one, tmp_path):
     assert first.slot is None
 
 
+def test_of_a_fact_stated_anew_the_new_pair_replaces_the_old_one(tiny_one, tmp_path):
+    """Also where the first statement was learned long before, is written otherwise, or comes from a folder of before."""
+    memory = tiny_one(2)
+    for told in ([("What is Ada's job?", "pilot"), ("Who is Ben?", "a cook")], [("what is Ada's job", "baker")]):
+        memory.learn(told)
+    assert [p.answer for p in memory.pairs] == ["baker", "a cook"]
+    memory.save(tmp_path / "m")
+    record = json.loads((tmp_path / "m/tmem.json").read_text())
+    del record["digest"]
+    record["pairs"] = [["What is Ada's job?", "pilot"], *record["pairs"]]
+    (tmp_path / "m/tmem.json").write_text(json.dumps(record))
+    assert [p.answer for p in memory.another(str(tmp_path / "m")).pairs] == ["baker", "a cook"]
+
+
 NO_PAIRS = (None, 5, "ab", {"q?": "a"}, [], ())
 NO_PAIR = (None, "ab", ("a",), ("a", "b", "c"), {"question": "q?", "answer": "a"}, ("q?", None), (1, 2), ("q?", " "))
 
@@ -291,7 +305,7 @@ def test_a_write_says_what_it_did(tiny_one, monkeypatch, caplog):
 
     def write(said, finished=True):
         ids = [ord(c) for c in said] + [0]
-        monkeypatch.setattr("tmem.memory.decode", lambda *_, **__: [Generation(ids, [0.0] * len(ids), finished)])
+        monkeypatch.setattr("tmem.agent.agent.decode", lambda *_, **__: [Generation(ids, [0.0] * len(ids), finished)])
         memory.observe(text)
         (entry,) = memory.write()
         return entry
@@ -308,6 +322,6 @@ def test_a_write_says_what_it_did(tiny_one, monkeypatch, caplog):
     assert len(caplog.messages) == 1  # said once
     entry = write("Q: what?\nA: a cat\nQ: who", finished=False)
     assert re.search(r"wrote 1 pair: loss \d.*; dropped: 1 malformed; the token limit cut it off$", str(entry)) and entry.taught
-    monkeypatch.setattr("tmem.memory.learn", lambda *_: [Learned(1.0, 2.0, 3.0, False, "the loss rose")])
+    monkeypatch.setattr("tmem.agent.agent.learn", lambda *_: [Learned(1.0, 2.0, 3.0, False, "the loss rose")])
     assert str(write("Q: what?\nA: a dog")).endswith("wrote 1 pair: nothing was learned (rolled back: the loss rose)")
     assert memory.log[-1].learned.reason and [p.answer for p in memory.pairs] == ["a cat"]

@@ -1,11 +1,46 @@
-"""tmem: an agent whose memory is a row of fast weights, written while it reads and learned from what later pays."""
+"""Memory in the weights of a language model: an agent writes question/answer pairs while it reads, and learns them.
+
+`__all__` is the public interface. Each name is imported when it is first used, so `import tmem` is light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import ops
+    from .adapters.bank import AdapterBank
+    from .agent.loop import Agent
+    from .episode import Episode, Pair, Question
+    from .evaluation.evaluate import evaluate
+    from .memory import Memory
+    from .tasks.task import Task
 
 __version__ = "0.1.0"
 
+__all__ = ["Memory", "Agent", "AdapterBank", "Episode", "Question", "Pair", "Task", "evaluate", "ops"]
 
-def __getattr__(name):
-    if name == "Memory":
-        from tmem.memory import Memory
+_MODULES = {
+    "Memory": "memory",
+    "Agent": "agent.loop",
+    "AdapterBank": "adapters.bank",
+    "Episode": "episode",
+    "Question": "episode",
+    "Pair": "episode",
+    "Task": "tasks.task",
+    "evaluate": "evaluation.evaluate",
+}
 
-        return Memory
-    raise AttributeError(f"module 'tmem' has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return importlib.import_module("tmem.ops")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'tmem' has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(f"tmem.{_MODULES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -25,12 +25,18 @@ class Evidence:
 class Question:
     """A question asked after everything was read.
 
-    answers: any of them is right. kind, category: the task's own labels, for reporting by group.
-    intrusions: values of this episode that belong to another person or to an older fact; naming one of them instead of
-    an answer is a wrong binding (`metrics.intrusion`).
-    evidence: where the answer stands, empty where the task does not say. rubrics: what a judge checks one by one, for
-    tasks whose answers are graded and not compared (then `answers` is empty). choices: what (a) and (b) stand for in
-    `text`, if it offers them.
+        id          one of its own among the task's questions
+        text        as it is put to the model
+        answers     any of them is right
+        kind        the task's own label, for reporting by group
+        intrusions  values of this episode that belong to another person or to an older fact; naming one of them instead of
+                    an answer is a wrong binding (`metrics.intrusion`)
+        category    another label of the task
+        evidence    where the answer stands, empty where the task does not say
+        rubrics     what a judge checks one by one
+        choices     what (a) and (b) stand for in `text`, if it offers them
+
+    Where there are rubrics, answers are graded and not compared, and `answers` is empty.
     """
 
     id: str
@@ -46,9 +52,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Episode:
-    """chunks: the stream in order, one conversation session each, with a date header.
+    """A stream of text and the questions that are asked after it.
 
-    pairs[i]: the gold pairs of chunk i, empty where the task has none. note: what a reader of its scores should know.
+        id         one of its own among the task's episodes
+        chunks     the stream, in order
+        pairs      pairs[i]: the gold pairs of chunk i, empty where the task has none
+        questions  asked when all was read
+        note       what a reader of its scores should know
+
+    A chunk is one conversation session with a date header.
     """
 
     id: str

@@ -12,17 +12,16 @@ from pathlib import Path
 import torch
 
 from .adapters.memory_file import read_memory, write_memory
-from .adapters.peft import load_peft, peft_files
-from .agent.config import agent_config
-from .agent.decode import decode
-from .agent.learn import Learned, learn
-from .agent.loop import Agent, LogEntry, answer, segments
-from .agent.teach import lesson
-from .agent.write import parse, write_prompt
+from .adapters.peft import load_adapter, peft_files
+from .agent.agent import Agent
+from .agent.config import DEFAULT_PRESET, agent_config
+from .agent.learn import Learned
+from .agent.loop import LogEntry
+from .agent.passages import cut
+from .agent.teach import Lesson, newest
 from .episode import Pair
 from .models import loading
 from .terminal.progress import Lines
-from .words import normalise
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much in all
 
@@ -43,10 +42,10 @@ def _alone(method):
 class Memory:
     """One episode of parametric memory.
 
-    >>> m = Memory.from_pretrained()
-    >>> m.learn([("What is the name of Ada's dog?", "Biscuit")])
-    >>> m.ask("How is Ada's dog called?")
-    'Biscuit'
+        >>> m = Memory.from_pretrained()
+        >>> m.learn([("What is the name of Ada's dog?", "Biscuit")])
+        >>> m.ask("How is Ada's dog called?")
+        'Biscuit'
 
     What it was told of one person it answers of another as well; the preset "careful" teaches it to say "unknown" there,
     takes twice as long and recalls less of what it was told.
@@ -56,13 +55,13 @@ class Memory:
 
     Several memories share one loaded model, each with a slot of its bank: `from_pretrained(slots=8)`, then `another()`. They
     may be used from different threads, each for itself; one memory serves one thread at a time, the others wait.
-    `close`, or leaving a `with` block, gives the slot back.
+    `close`, or leaving a `with` block, gives the slot back; every other method then raises RuntimeError.
     """
 
     def __init__(self, agent: Agent):
         self.agent = agent
         self.slot: int | None = agent.bank.alloc()
-        self.pairs: list[Pair] = []
+        self._lesson = Lesson()
         self.log: list[LogEntry] = []
         self._context: list[str] = []
         self._lock = threading.RLock()
@@ -70,20 +69,29 @@ class Memory:
 
     @classmethod
     def from_pretrained(
-        cls, model: str | None = None, *, preset: str = "default", path: str | None = None, slots: int = 1
+        cls, model: str | None = None, *, preset: str = DEFAULT_PRESET, path: str | None = None, slots: int = 1
     ) -> Memory:
         """A memory on `model` (None: the default model; else a folder, a .gguf file or a hub id), empty or from `path`.
 
-        slots   how many memories the model has room for, this one included (see `another`)
-        Raises tmem.models.loading.ModelError if the model cannot be had, ValueError for an unknown preset.
+            preset  the settings: a name or the path of a .toml file
+            path    a folder that `save` wrote
+            slots   how many memories the model has room for, this one included (see `another`)
+
+        Raises tmem.models.loading.ModelError if the model cannot be had, ValueError for an unknown preset or a folder that
+        is damaged or was made with another model, FileNotFoundError for a missing one.
         """
-        network, tokenizer = loading.load(model)
-        for parameter in network.parameters():
-            parameter.requires_grad_(False)
-        return cls(Agent.build(network, tokenizer, agent_config(preset), slots=slots))._opened(path)
+        return cls(Agent.build(*loading.load(model), agent_config(preset), slots=slots))._opened(path)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Everything learned so far; of a question asked anew the newest pair."""
+        return self._lesson.pairs
 
     def another(self, path: str | None = None) -> Memory:
-        """A memory of its own on the same loaded model, empty or from `path`. Raises RuntimeError if there is no room."""
+        """A memory of its own on the same loaded model, empty or from `path`.
+
+        Raises RuntimeError if there is no room, and for `path` what `from_pretrained` does.
+        """
         try:
             other = type(self)(self.agent)
         except RuntimeError as error:
@@ -119,9 +127,10 @@ class Memory:
     def observe(self, text: str, progress: Progress | None = None) -> list[LogEntry]:
         """Read text. Whatever exceeds the window is written and learned now; returns what was (often nothing).
 
+            progress   told ("write", passages done, passages) before and after every write; None: lines now and then, into
+                       the log `tmem` or, where no logging is set up, on stderr
+
         Raises ValueError for what is no text.
-        progress   told ("write", passages done, passages) before and after every write; None: lines now and then, into the
-                   log `tmem` or, where no logging is set up, on stderr
         """
         return self._write_down_to(1, [_text("observe", text)], progress)
 
@@ -148,34 +157,30 @@ class Memory:
     @_alone
     def _take(self, texts: list[str]) -> int:
         """Let texts join what waits; how many passages that is."""
-        self._context = segments(self.agent.chat, [*self._context, *texts], self.agent.config.write.window)
+        self._context = cut(self.agent.chat, [*self._context, *texts], self.agent.config.write.window)
         return len(self._context)
 
     @_alone
     def _write_next(self, waiting: int) -> LogEntry | None:
         if len(self._context) <= waiting:
             return None
-        entry = self._write(self._context[0])
+        (draft,) = self.agent.write(self._context[:1], [self.slot])
+        (learned,) = self.agent.teach([self.slot], [draft.written.pairs], [self._lesson])
+        self.log.append(LogEntry.of(draft, learned))
         self._context.pop(0)
-        return entry
+        return self.log[-1]
 
     @_alone
     def learn(self, pairs: Iterable[tuple[str, str] | Pair], progress: Progress | None = None) -> Learned:
         """Learn question/answer pairs directly; of several answers to one question the last stands.
 
-        progress   told ("learn", epochs done, epochs) after each, while other threads wait for this memory; None: lines now
-                   and then
+            progress   told ("learn", epochs done, epochs) after each, while other threads wait for this memory; None: lines
+                       now and then
+
         Raises ValueError for an empty list, an empty question or answer, or what is no pair of texts.
         """
-        pairs = _pairs(pairs)
-        pairs = list({normalise(p.question): p for p in pairs}.values())
-        agent, config = self.agent, self.agent.config.learn
-        job = (self.slot, lesson(self.pairs, pairs, config))
         told = functools.partial(progress or Lines(), "learn")
-        result = learn(agent.model, agent.bank, [job], agent.chat, config, told)[0]
-        if result.kept:
-            self.pairs += pairs
-        return result
+        return self.agent.teach([self.slot], [newest(_pairs(pairs))], [self._lesson], told)[0]
 
     @_alone
     def ask(self, question: str) -> str:
@@ -187,23 +192,24 @@ class Memory:
             raise ValueError("ask: the question is empty; expected text.")
         if self._context:
             question = "\n\n".join(self._context) + "\n\n" + question
-        return answer(self.agent, [question], [self.slot])[0]
+        return self.agent.answer([question], [self.slot])[0]
 
     @_alone
     def forget(self) -> None:
         """Δ = 0, no pairs, no waiting text."""
         self.agent.bank.reset(self.slot)
-        self.pairs, self.log, self._context = [], [], []
+        self._lesson, self.log, self._context = Lesson(), [], []
 
     @_alone
     def save(self, path: str | Path) -> None:
         """Write the fast weights as a PEFT adapter folder, with pairs and waiting text in its tmem.json; atomic.
 
         tmem.json also holds a digest of the folder's files, which is checked when it is opened (folders of before have none).
-        The optimizer's moments are not kept: learning goes on from a fresh optimizer.
+        The optimizer's moments are not kept: learning goes on from a fresh optimizer. Raises OSError where the folder cannot
+        be written.
         """
         bank = self.agent.bank
-        bank._check(self.slot, "save")
+        bank.check(self.slot, "save")
         write_memory(Path(path), peft_files(bank, self.slot), self._made_with(), self.pairs, self._context)
 
     def _load(self, path: Path) -> None:
@@ -213,8 +219,8 @@ class Memory:
             was = ", ".join(f"{k} {made_with.get(k)}" for k in other)
             raise ValueError(f"load: {path} was made with {was}; open it with the same model and preset.")
         self.close()
-        self.slot = load_peft(self.agent.bank, path, files)
-        self.pairs, self._context = pairs, context
+        self.slot = load_adapter(self.agent.bank, path, files)
+        self._lesson, self._context = Lesson(newest(pairs)), context
 
     def _made_with(self) -> dict:
         """What fast weights mean nothing without."""
@@ -226,26 +232,6 @@ class Memory:
             "last_layers": bank.last_layers,
             "init": bank.init,
         }
-
-    def _write(self, segment: str) -> LogEntry:
-        agent = self.agent
-        prompt = agent.chat.prompt(write_prompt(segment))
-        generation = decode(
-            agent.model,
-            [prompt],
-            bank=agent.bank,
-            slots=agent.writers([self.slot]),
-            end=agent.chat.ends,
-            max_new=agent.config.write.max_new,
-        )[0]
-        written = parse(agent.chat.text(generation.ids), finished=generation.finished, limit=agent.config.write.max_pairs)
-        if written.pairs:
-            learned = self.learn(written.pairs, lambda *_: None)
-        else:
-            learned = learn(agent.model, agent.bank, [(self.slot, [])], agent.chat, agent.config.learn)[0]
-        entry = LogEntry(segment, written, learned, len(prompt), len(generation.ids), generation.finished)
-        self.log.append(entry)
-        return entry
 
 
 def _text(verb: str, value: object) -> str:

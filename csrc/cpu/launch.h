@@ -1,16 +1,9 @@
-// What every launcher needs: tensors checked before a pointer is taken, and pointers the kernels can use.
+// What every launcher of the CPU needs: tensors checked before a pointer is taken, and pointers the kernels can use.
 #pragma once
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
+#include "../launch.h"
 #include "kernels.h"
 
 namespace tmem {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // Multiply-adds that are worth waking another thread for.
 constexpr int64_t TASK = 1 << 17;
@@ -36,36 +29,6 @@ inline void check_activation(const char* op, const char* name, const Tensor& x) 
                   " must be Float, BFloat16 or Double, got ", torch::headeronly::toString(t));
 }
 
-inline void check_dim(const char* op, const char* name, const Tensor& x, int64_t dims) {
-  STD_TORCH_CHECK(x.dim() == dims, op, ": ", name, " must have ", dims, " dimensions, got ", x.dim());
-}
-
-inline void check_size(const char* op, const char* name, const Tensor& x, int64_t dim, int64_t expected) {
-  STD_TORCH_CHECK(x.size(dim) == expected, op, ": ", name, " must have size ", expected, " in dimension ", dim,
-                  ", got ", x.size(dim));
-}
-
-inline bool rows_contiguous(const Tensor& x) {
-  const int64_t last = x.dim() - 1;
-  return x.size(last) <= 1 || x.stride(last) == 1;
-}
-
-// An input whose last dimension is contiguous: itself, or a copy.
-inline Tensor readable(const Tensor& x) { return rows_contiguous(x) ? x : torch::stable::contiguous(x); }
-
-// An output written in place through its own strides: itself, or a copy that `finish` writes back.
-class Written {
- public:
-  explicit Written(const Tensor& x) : whole_(x), rows_(rows_contiguous(x) ? x : torch::stable::contiguous(x)) {}
-  const Tensor& rows() const { return rows_; }
-  void finish() {
-    if (rows_.get() != whole_.get()) torch::stable::copy_(whole_, rows_);
-  }
-
- private:
-  Tensor whole_, rows_;
-};
-
 inline Pair pair_of(const char* op, const char* name, const Tensor& activation, const Tensor& factor) {
   check_activation(op, name, factor);
   const ScalarType a = activation.scalar_type(), f = factor.scalar_type();
@@ -81,15 +44,6 @@ inline Pair pair_of(const char* op, const char* name, const Tensor& activation, 
 inline Element element_of(const Tensor& x) {
   if (x.scalar_type() == ScalarType::Double) return F64;
   return x.scalar_type() == ScalarType::BFloat16 ? BF16 : F32;
-}
-
-inline void check_factor(const char* op, const char* name, const Tensor& f, int64_t slots, int64_t ranks,
-                         int64_t width) {
-  check_dim(op, name, f, 3);
-  STD_TORCH_CHECK(f.size(0) == slots || f.size(0) == 1, op, ": ", name, " must have 1 or ", slots,
-                  " slots in dimension 0, got ", f.size(0));
-  check_size(op, name, f, 1, ranks);
-  check_size(op, name, f, 2, width);
 }
 
 inline Factor factor(const Tensor& f) {

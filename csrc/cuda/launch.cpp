@@ -15,24 +15,6 @@ static void check_column(const char* op, const char* name, const Tensor& x, cons
   check_size(op, name, x, 0, size);
 }
 
-static bool rows_contiguous(const Tensor& x) { return x.size(x.dim() - 1) <= 1 || x.stride(x.dim() - 1) == 1; }
-
-// An input whose last dimension is contiguous: itself, or a copy.
-static Tensor readable(const Tensor& x) { return rows_contiguous(x) ? x : torch::stable::contiguous(x); }
-
-// An output written in place through its own strides: itself, or a copy that `finish` writes back.
-class Written {
- public:
-  explicit Written(const Tensor& x) : whole_(x), rows_(readable(x)) {}
-  const Tensor& rows() const { return rows_; }
-  void finish() {
-    if (rows_.get() != whole_.get()) torch::stable::copy_(whole_, rows_);
-  }
-
- private:
-  Tensor whole_, rows_;
-};
-
 static cuda::Type type_of(const char* op, const char* name, const Tensor& x) {
   const ScalarType t = x.scalar_type();
   STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::BFloat16, op, ": ", name,
@@ -43,10 +25,7 @@ static cuda::Type type_of(const char* op, const char* name, const Tensor& x) {
 static void check_factor(const char* op, const char* name, const Tensor& f, const Tensor& like, int64_t slots,
                          int64_t ranks, int64_t width) {
   check_tensor(op, name, f, like, 3);
-  STD_TORCH_CHECK(f.size(0) == slots || f.size(0) == 1, op, ": ", name, " must have 1 or ", slots,
-                  " slots in dimension 0, got ", f.size(0));
-  check_size(op, name, f, 1, ranks);
-  check_size(op, name, f, 2, width);
+  check_factor(op, name, f, slots, ranks, width);
   type_of(op, name, f);
 }
 

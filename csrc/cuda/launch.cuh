@@ -1,13 +1,11 @@
-// What every launcher needs: where a tensor lives, the stream torch works on, and arguments checked in one sentence.
+// What every launcher of a GPU needs: where a tensor lives, the stream torch works on, and arguments checked in one sentence.
 #pragma once
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cuda_runtime.h>
+
+#include "../launch.h"
 
 #ifdef TMEM_EMULATED  // on the CPU, for the tests
 #define TMEM_KEY CPU
@@ -18,9 +16,6 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 #endif
 
 namespace tmem {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 #ifdef TMEM_EMULATED
 struct OnDevice {
@@ -59,12 +54,7 @@ inline void check_dtype(const char* op, const char* name, const Tensor& x, Scala
 
 inline void check_tensor(const char* op, const char* name, const Tensor& x, const Tensor& like, int64_t dims) {
   STD_TORCH_CHECK(here(x, like), op, ": ", name, " must be on the GPU of the first argument");
-  STD_TORCH_CHECK(x.dim() == dims, op, ": ", name, " must have ", dims, " dimensions, got ", x.dim());
-}
-
-inline void check_size(const char* op, const char* name, const Tensor& x, int64_t dim, int64_t expected) {
-  STD_TORCH_CHECK(x.size(dim) == expected, op, ": ", name, " must have size ", expected, " in dimension ", dim,
-                  ", got ", x.size(dim));
+  check_dim(op, name, x, dims);
 }
 
 template <class T>

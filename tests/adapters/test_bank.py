@@ -9,6 +9,7 @@ from tiny import FAMILIES, model
 from tiny_bank import ALL, IDS, bank_of, fill, logits
 
 from tmem.adapters.bank import AdapterBank
+from tmem.adapters.peft import load_adapter, save_adapter
 from tmem.testing import assert_close
 
 
@@ -72,6 +73,30 @@ def test_reset_fork_snapshot_restore_copy_rows():
         other.restore(0, kept)
 
 
+def test_slots_are_borrowed_for_a_block_and_given_back_whatever_happens_in_it():
+    bank = bank_of(model(), slots=3)
+    with bank.borrowed(2) as (a, b), bank.borrowed(5, 1) as rest:
+        assert rest == [2] and {a, b} == {0, 1} and bank.is_zero(b)
+        fill(bank, a, b)
+        first, second = bank.snapshot(a), bank.snapshot(b)
+        with pytest.raises(RuntimeError, match="0 of 3 slots are free, expected 1"), bank.borrowed(1):
+            pass
+    with pytest.raises(ZeroDivisionError), bank.holding([first, None, second, first]) as (x, none, y, again):
+        assert none == -1 and x == again != y
+        assert torch.equal(bank.param[x], first.param) and torch.equal(bank.param[y], second.param)
+        raise ZeroDivisionError
+    slot, other = bank.alloc(), bank_of(model(seed=5), slots=1)
+    with other.borrowed(1) as (foreign,):
+        foreign = other.snapshot(foreign)
+    refused = (([first, second, bank.snapshot(slot)], RuntimeError, "2 of 3 slots"), ([first, foreign], ValueError, "subspace"))
+    for snapshots, error, match in refused:
+        with pytest.raises(error, match=match), bank.holding(snapshots):
+            pass
+        assert bank.used == [True, False, False]
+    with bank.holding([None]) as slots:
+        assert slots == [-1]
+
+
 def test_slots_that_are_free_out_of_range_or_used_up_are_refused():
     bank = bank_of(model(), slots=1)
     with pytest.raises(ValueError, match="slot 0 is free"), bank.route([0]):
@@ -82,7 +107,7 @@ def test_slots_that_are_free_out_of_range_or_used_up_are_refused():
     with pytest.raises(ValueError, match="expected an int in 0..0, got 5"), bank.route([5]):
         pass
     bank.free(slot)
-    for use in (bank.reset, bank.snapshot, bank.free, bank.delta_norm, lambda s: bank.save(s, "x")):
+    for use in (bank.reset, bank.snapshot, bank.free, bank.delta_norm, lambda s: save_adapter(bank, s, "x")):
         with pytest.raises(ValueError, match="slot 0 is free"):
             use(slot)
     with pytest.raises(ValueError, match="rank: expected 1..4, got 9"):
@@ -164,13 +189,13 @@ def test_peft_reads_what_save_writes_and_load_reads_what_peft_writes(tmp_path, t
     bank = bank_of(network, train_a=train_a, last_layers=2)
     slot = bank.alloc(rank=3, alpha=1.5)
     fill(bank, slot)
-    bank.save(slot, tmp_path / "ours")
+    save_adapter(bank, slot, tmp_path / "ours")
     with bank.route([slot] * 3, learn=False):
         ours = logits(network, IDS)
     theirs = peft.PeftModel.from_pretrained(model(), tmp_path / "ours")
     assert_close("logits in PEFT", logits(theirs, IDS), ours, 1e-5)
     theirs.save_pretrained(tmp_path / "theirs")
-    again = bank.load(tmp_path / "theirs")
+    again = load_adapter(bank, tmp_path / "theirs")
     used = [s.bt[:, :3] for s in bank.sites] + [s.a[:, :3] for s in bank.sites if train_a]
     assert all(torch.equal(part[again], part[slot]) for part in used)
     with bank.route([again] * 3, learn=False):
@@ -184,18 +209,18 @@ def test_load_takes_an_adapter_made_by_peft_and_refuses_what_does_not_fit(tmp_pa
     theirs.save_pretrained(tmp_path / "a")
     network = model()
     bank = bank_of(network, train_a=True)
-    slot = bank.load(tmp_path / "a")
+    slot = load_adapter(bank, tmp_path / "a")
     with bank.route([slot] * 3, learn=False):
         assert_close("logits", logits(network, IDS), logits(theirs, IDS), 1e-5)
     shared = bank_of(model())
     with pytest.raises(ValueError, match="train_a=True"):
-        shared.load(tmp_path / "a")
+        load_adapter(shared, tmp_path / "a")
     with pytest.raises(ValueError, match="has rank 3, this bank stores 2"):
-        bank_of(model(), rank=2).load(tmp_path / "a")
+        load_adapter(bank_of(model(), rank=2), tmp_path / "a")
     with pytest.raises(ValueError, match="which this bank does not"):
-        AdapterBank(model(), 1, 4, targets=("q_proj",), train_a=True).load(tmp_path / "a")
+        load_adapter(AdapterBank(model(), 1, 4, targets=("q_proj",), train_a=True), tmp_path / "a")
     with pytest.raises(FileNotFoundError, match="adapter_config.json is missing"):
-        shared.load(tmp_path)
+        load_adapter(shared, tmp_path)
     config_file = tmp_path / "a" / "adapter_config.json"
     fields = json.loads(config_file.read_text())
     for change, sentence in (
@@ -205,7 +230,7 @@ def test_load_takes_an_adapter_made_by_peft_and_refuses_what_does_not_fit(tmp_pa
     ):
         config_file.write_text(json.dumps(fields | change))
         with pytest.raises(ValueError, match=sentence):
-            bank_of(model(), train_a=True).load(tmp_path / "a")
+            load_adapter(bank_of(model(), train_a=True), tmp_path / "a")
     assert not any(shared.used)
 
 
@@ -214,13 +239,13 @@ def test_an_adapter_whose_a_differs_in_the_last_bits_only_is_taken(tmp_path):
     bank = bank_of(model())
     slot = bank.alloc()
     fill(bank, slot)
-    bank.save(slot, tmp_path / "a")
+    save_adapter(bank, slot, tmp_path / "a")
     twin = bank_of(model())
     for site in twin.sites:
         site.a.mul_(1 + 1e-5)
-    assert torch.equal(twin.param[twin.load(tmp_path / "a")], bank.param[slot])
+    assert torch.equal(twin.param[load_adapter(twin, tmp_path / "a")], bank.param[slot])
     with pytest.raises(ValueError, match="has another A"):
-        bank_of(model(), init="random").load(tmp_path / "a")
+        load_adapter(bank_of(model(), init="random"), tmp_path / "a")
 
 
 def gradients_of(network, bank, slots, **options):
@@ -314,7 +339,7 @@ def test_what_a_gpu_does_otherwise_is_the_same_function(train_a):
         assert torch.equal(logits(network, IDS), many)
     bank.decodes_rows = True
     for slot in (a, b):
-        bank._written(slot)
+        bank.written(slot)
     bank.param.fill_(float("nan"))  # decode reads the copy
     with torch.no_grad(), bank.route([a, -1, b]):
         assert_close("decode", logits(network, one), single, 4e-3)
@@ -331,7 +356,7 @@ def test_the_copy_follows_every_write(tmp_path):
     bank.grad[slot] = torch.randn(bank.grad.shape[1])
     bank.step([slot])
     assert follows() and bank.copy[slot].any()
-    bank.save(slot, tmp_path / "a")
+    save_adapter(bank, slot, tmp_path / "a")
     kept = bank.snapshot(slot)
     other = bank.fork(slot)
     assert follows() and torch.equal(bank.copy[other], bank.copy[slot])
@@ -339,7 +364,7 @@ def test_the_copy_follows_every_write(tmp_path):
     assert follows() and not bank.copy[slot].any()
     bank.restore(slot, kept)
     assert follows() and bank.copy[slot].any()
-    bank.load(tmp_path / "a")
+    load_adapter(bank, tmp_path / "a")
     assert follows()
 
 

@@ -81,7 +81,7 @@ def test_activation_follows_what_the_layers_read(family):
 
 def test_the_agent_brings_texts_for_activation():
     config = agent_config()
-    config = replace(config, memory=replace(config.memory, init="activation"))
+    config = replace(config, adapter=replace(config.adapter, init="activation"))
     bank = Agent.build(model(), Letters(), config, 1).bank
     assert bank.init == "activation" and len(bank.texts) > 5
 

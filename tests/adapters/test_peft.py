@@ -16,6 +16,7 @@ from tiny_memory import PRESET
 from tmem import Memory
 from tmem.adapters import peft as peft_files
 from tmem.adapters.memory_file import read_memory
+from tmem.adapters.peft import load_adapter
 from tmem.episode import Pair
 from tmem.memory import _fingerprint
 from tmem.models import loading
@@ -51,7 +52,7 @@ def rewrite(folder, change):
 def refused(folder, sentence):
     bank = bank_of(model(), train_a=True)
     with pytest.raises((ValueError, OSError), match=sentence) as caught:
-        bank.load(folder)
+        load_adapter(bank, folder)
     assert not any(bank.used) and "\n" not in str(caught.value)
 
 
@@ -79,7 +80,7 @@ def test_what_is_read_computes_what_peft_computes(tmp_path, options):
     theirs = made_by_peft(tmp_path, **options)
     network = model()
     bank = bank_of(network, train_a=True)
-    slot = bank.load(tmp_path)
+    slot = load_adapter(bank, tmp_path)
     with bank.route([slot] * 3, learn=False):
         assert_close("logits", logits(network, IDS), theirs, 1e-5)
     assert (theirs - logits(model(), IDS)).abs().max() > 0.01
@@ -93,7 +94,7 @@ def test_how_an_adapter_began_does_not_matter_where_the_base_stays(tmp_path, fie
     edit(tmp_path, **fields)
     network = model()
     bank = bank_of(network, train_a=True)
-    with bank.route([bank.load(tmp_path)] * 3, learn=False):
+    with bank.route([load_adapter(bank, tmp_path)] * 3, learn=False):
         assert_close("logits", logits(network, IDS), theirs, 1e-5)
 
 
@@ -134,7 +135,7 @@ def test_a_converted_pissa_adapter_is_read(tmp_path):
     network.save_pretrained(tmp_path / "a", path_initial_model_for_weight_conversion=str(tmp_path / "began"))
     ours = model()
     bank = bank_of(ours, train_a=True)
-    with bank.route([bank.load(tmp_path / "a")] * 3, learn=False):
+    with bank.route([load_adapter(bank, tmp_path / "a")] * 3, learn=False):
         assert_close("logits", logits(ours, IDS), theirs, 1e-4)
 
 
@@ -197,7 +198,7 @@ def test_other_floats_are_read(tmp_path, dtype):
     rewrite(tmp_path, lambda tensors: {k: v.to(dtype) for k, v in tensors.items()})
     network = model()
     bank = bank_of(network, train_a=True)
-    with bank.route([bank.load(tmp_path)] * 3, learn=False):
+    with bank.route([load_adapter(bank, tmp_path)] * 3, learn=False):
         assert_close("logits", logits(network, IDS), theirs, 2e-2)
 
 

@@ -6,15 +6,17 @@ import contextvars
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import Letters, model, pairs
+from tiny_agent import LEARN
 
 from tmem.adapters.bank import MLP, AdapterBank
 from tmem.agent.decode import decode
-from tmem.agent.learn import LearnConfig, learn
+from tmem.agent.learn import learn
 from tmem.agent.steps import Steps, outdate
 from tmem.models.chat import Chat
 from tmem.rl.policy import Sharded
@@ -27,7 +29,7 @@ def filled(bank, *slots):
     for slot in slots:
         generator = torch.Generator().manual_seed(slot)
         bank.param[slot] = 0.1 * torch.randn(bank.param.shape[1], generator=generator)
-        bank._written(slot)
+        bank.written(slot)
     return slots
 
 
@@ -148,7 +150,7 @@ def test_threads_decode_as_each_alone(fixed):
 
 def test_threads_learn_as_each_alone():
     network, bank, _ = set_up(3)
-    chat, config = Chat(Letters()), LearnConfig(lr=0.01, epochs=3)
+    chat, config = Chat(Letters()), replace(LEARN, lr=0.01, epochs=3)
 
     def work(slot):
         def run():
@@ -425,7 +427,7 @@ def test_a_slot_that_changed_hands_is_no_longer_served():
         with pytest.raises(RuntimeError, match="slot 0 was freed while it is routed"):
             decode(network, [[5, 6]], bank=bank, slots=[slot], end=0, max_new=4, on_token=change_hands, fixed=fixed)
     with pytest.raises(RuntimeError, match="slot 0 was freed while it is routed"):
-        learn(network, bank, [(slot, pairs(3))], Chat(Letters()), LearnConfig(epochs=2), on_step=change_hands)
+        learn(network, bank, [(slot, pairs(3))], Chat(Letters()), replace(LEARN, epochs=2), on_step=change_hands)
     assert bank.is_zero(slot)
 
 

@@ -12,14 +12,18 @@ import transformers
 from tiny import FAMILIES, Letters, model, pairs
 from tiny_agent import CONFIG, EPISODES, agent_of
 
+import tmem.agent.agent as agent_module
 import tmem.agent.loop as loop
-from tmem.agent.config import MemoryConfig, agent_config, read
+from tmem.adapters.peft import load_adapter, save_adapter
+from tmem.agent.agent import Agent
+from tmem.agent.config import AdapterConfig, agent_config, read
 from tmem.agent.decode import Generation, decode, uniforms
 from tmem.agent.learn import Learned, learn, trunk_layers
-from tmem.agent.loop import Agent, run, segments
+from tmem.agent.loop import run
+from tmem.agent.passages import cut
 from tmem.agent.probe import probe, speakers
 from tmem.agent.scored import probabilities
-from tmem.agent.write import Written, parse, render
+from tmem.agent.write import Written, parse, render, write_prompt
 from tmem.episode import Episode, Pair, Question
 from tmem.models import forward as fw
 from tmem.models import loading
@@ -330,26 +334,26 @@ def test_probes_ask_otherwise_and_about_somebody_else():
 
 def test_segments_hold_whole_chunks_up_to_the_window():
     chat = Chat(Letters())
-    assert segments(chat, ["a" * 30, "b" * 30, "c" * 30], 64) == ["a" * 30 + "\n\n" + "b" * 30, "c" * 30]
-    assert segments(chat, [], 64) == [] and segments(chat, ["", "  "], 64) == []
+    assert cut(chat, ["a" * 30, "b" * 30, "c" * 30], 64) == ["a" * 30 + "\n\n" + "b" * 30, "c" * 30]
+    assert cut(chat, [], 64) == [] and cut(chat, ["", "  "], 64) == []
     long = "\n".join(["d" * 30] * 5)
-    cut = segments(chat, [long], 64)
-    assert "\n".join(cut) == long and all(len(s) <= 64 for s in cut)
-    assert segments(chat, ["e" * 100], 64) == ["e" * 50] * 2
+    found = cut(chat, [long], 64)
+    assert "\n".join(found) == long and all(len(s) <= 64 for s in found)
+    assert cut(chat, ["e" * 100], 64) == ["e" * 50] * 2
     words = " ".join(["word"] * 60)  # one line, five times the window: nothing of it is lost
-    cut = segments(chat, [words], 64)
-    assert all(len(s) <= 64 for s in cut) and "".join(cut).replace("\n", "") == words
+    found = cut(chat, [words], 64)
+    assert all(len(s) <= 64 for s in found) and "".join(found).replace("\n", "") == words
 
 
 def test_every_part_of_a_dated_chunk_begins_with_its_date():
     """What was said "yesterday" is told in the middle of a long session as well."""
     chat, date = Chat(Letters()), "DATE: 2023/05/20 (Sat)"
     said = ["user: " + "a" * 20, "user: " + "b" * 60, "user: c"]
-    cut = segments(chat, ["\n".join([date, *said])], 64)
-    assert len(cut) > 2 and all(s.startswith(date + "\n") and len(s) <= 64 for s in cut)
-    assert "".join(s.removeprefix(date) for s in cut).replace("\n", "") == "".join(said)
-    assert segments(chat, cut, 64) == cut
-    assert segments(chat, ["Petra: hello\n" + "d" * 60], 64)[1] == "d" * 60, "a speaker is no date"
+    found = cut(chat, ["\n".join([date, *said])], 64)
+    assert len(found) > 2 and all(s.startswith(date + "\n") and len(s) <= 64 for s in found)
+    assert "".join(s.removeprefix(date) for s in found).replace("\n", "") == "".join(said)
+    assert cut(chat, found, 64) == found
+    assert cut(chat, ["Petra: hello\n" + "d" * 60], 64)[1] == "d" * 60, "a speaker is no date"
 
 
 # the loop --------------------------------------------------------------------------------------------------------------
@@ -364,21 +368,21 @@ def test_the_loop_gives_an_episode_the_same_life_alone_and_among_others():
         for other in (alone, two_slots[i]):
             assert other.answers == r.answers
             assert [a.generation for a in other.actions] == [a.generation for a in r.actions]
-    assert [len(r.log) for r in together] == [len(segments(Chat(Letters()), e.chunks, 80)) for e in EPISODES]
+    assert [len(r.log) for r in together] == [len(cut(Chat(Letters()), e.chunks, 80)) for e in EPISODES]
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 64])
 def test_writes_that_depend_on_no_delta_are_the_same_whenever_they_are_made(monkeypatch, at_once):
-    config = dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, memory=False))
+    config = dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, under_delta=False))
     monkeypatch.setattr(loop, "WRITES", at_once)
-    monkeypatch.setattr(loop, "parse", lambda text, **_: Written([Pair(f"who {text[:5]}?", "me")]))
+    monkeypatch.setattr(agent_module, "parse", lambda text, **_: Written([Pair(f"who {text[:5]}?", "me")]))
     agent = agent_of(slots=3, config=config)
     rollouts = run(agent, EPISODES, ["k0", "k1", "k2"], temperature=1.0, trace=True)
     assert max(len(r.log) for r in rollouts) > 1
     for r, key in zip(rollouts, ("k0", "k1", "k2")):
-        texts = segments(agent.chat, r.episode.chunks, 80)
-        assert [e.segment for e in r.log] == texts
-        prompts = [agent.chat.prompt(loop.write_prompt(t)) for t in texts]
+        texts = cut(agent.chat, r.episode.chunks, 80)
+        assert [e.passage for e in r.log] == texts
+        prompts = [agent.chat.prompt(write_prompt(t)) for t in texts]
         found = decode(
             agent.model, prompts, end=agent.chat.ends, max_new=40, temperature=1.0,
             keys=[f"{key}/write{j}" for j in range(len(texts))],
@@ -421,7 +425,7 @@ def test_every_action_carries_the_delta_that_produced_it(monkeypatch):
     """Scoring an action again under its snapshot gives the log-probabilities it was sampled with."""
     agent = agent_of(slots=1)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "parse", lambda *_, **__: Written([Pair("who?", "me")]))
+        patch.setattr(agent_module, "parse", lambda *_, **__: Written([Pair("who?", "me")]))
         (rollout,) = run(agent, EPISODES[2:], ["k"], temperature=1.0, trace=True)
     deltas = [a.delta for a in rollout.actions]
     assert deltas[0] is None and all(d is not None for d in deltas[1:])
@@ -442,12 +446,12 @@ def test_what_a_rolled_back_write_learned_is_not_rehearsed(monkeypatch):
     agent = agent_of(slots=1, config=dataclasses.replace(CONFIG, learn=dataclasses.replace(CONFIG.learn, rehearse=8)))
     jobs = []
 
-    def learned(model, bank, batch, chat, config):
+    def learned(model, bank, batch, *_):
         jobs.extend([p.question for p in pairs] for _, pairs in batch)
         return [Learned(1.0, 2.0, 0.0, len(jobs) != 2, "the loss rose") for _ in batch]
 
-    monkeypatch.setattr(loop, "parse", lambda *_, **__: Written([Pair(f"who {len(jobs)}?", "me")]))
-    monkeypatch.setattr(loop, "learn", learned)
+    monkeypatch.setattr(agent_module, "parse", lambda *_, **__: Written([Pair(f"who {len(jobs)}?", "me")]))
+    monkeypatch.setattr(agent_module, "learn", learned)
     episode = Episode("e", EPISODES[2].chunks * 2, ((),) * 8, EPISODES[2].questions)
     (rollout,) = run(agent, [episode], ["k"])
     assert jobs[:3] == [["who 0?"], ["who 0?", "who 1?"], ["who 0?", "who 2?"]]
@@ -470,7 +474,7 @@ def test_presets_are_complete_and_typos_are_named():
         agent_config(name)
     default, careful = agent_config("default"), agent_config("careful")
     assert careful == dataclasses.replace(default, learn=dataclasses.replace(default.learn, contrast=16))
-    assert agent_config("paper").memory == MemoryConfig(rank=6, last_layers=4, optimizer="sgd")
+    assert agent_config("paper").adapter == AdapterConfig(6, ("gate_proj", "up_proj", "down_proj"), 4, "sigma", False, "sgd")
     with pytest.raises(ValueError, match="no preset 'papper'; expected one of careful, default, long, paper, study"):
         read("papper")
 
@@ -479,9 +483,9 @@ def test_presets_are_complete_and_typos_are_named():
     "text, sentence",
     [
         ("[learn]\nlrr = 1", "\\[learn\\] has no setting 'lrr'"),
-        ("[lern]\nlr = 1", "has \\[lern\\]; expected the tables memory"),
+        ("[lern]\nlr = 1", "has \\[lern\\]; expected the tables adapter"),
         ("[learn]\nepochs = 0", "epochs: expected 1 or more, got 0"),
-        ("[learn]\nlr = 'high'", "lr: expected a number such as 0.001, got 'high'"),
+        ("[learn]\nlr = 'high'", "lr: expected a number, got 'high'"),
         ("[write]\nwindow = 1.5", "window: expected a whole number"),
         ("[train]\nreward = 'fun'", "reward: expected f1 or em"),
         ("[train]\nrl_group = 1", "rl_group: expected 2 or more"),
@@ -489,7 +493,7 @@ def test_presets_are_complete_and_typos_are_named():
     ],
 )
 def test_a_preset_that_means_nothing_is_refused_before_any_work(tmp_path, text, sentence):
-    (tmp_path / "p.toml").write_text(text)
+    (tmp_path / "p.toml").write_text('extends = "default"\n' + text)
     with pytest.raises(ValueError, match=sentence):
         Trainer(tmp_path / "p.toml", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -519,8 +523,8 @@ def test_what_was_learned_is_a_peft_adapter_of_its_family(family, tmp_path):
     slot = agent.bank.alloc()
     (learned,) = learn(agent.model, agent.bank, [(slot, pairs(4))], agent.chat, CONFIG.learn)
     assert learned.kept and learned.loss_after < learned.loss_before
-    agent.bank.save(slot, tmp_path / "m")
-    again = agent.bank.load(tmp_path / "m")
+    save_adapter(agent.bank, slot, tmp_path / "m")
+    again = load_adapter(agent.bank, tmp_path / "m")
     assert torch.equal(agent.bank.param[again], agent.bank.param[slot])
     plain = agent.model(input_ids=ids).logits
     with agent.bank.route([slot], learn=False):

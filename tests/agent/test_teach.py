@@ -3,16 +3,16 @@
 import dataclasses
 
 import pytest
+from tiny_agent import LEARN
 
-from tmem.agent.learn import LearnConfig
 from tmem.agent.probe import names
-from tmem.agent.teach import contrast, lesson, rehearsal
+from tmem.agent.teach import chosen, contrast, rehearsal
 from tmem.episode import Pair
 from tmem.tasks import stream
 
 ADA, BEN = Pair("Where does Ada live?", "Rome"), Pair("What does Ben eat?", "rice")
 CLEO = Pair("Who knows Cleo?", "Dan")
-CONFIG = LearnConfig(rehearse=8)
+CONFIG = dataclasses.replace(LEARN, rehearse=8)
 
 
 def test_earlier_pairs_come_first_evenly_spaced_and_a_new_answer_stands():
@@ -25,16 +25,16 @@ def test_earlier_pairs_come_first_evenly_spaced_and_a_new_answer_stands():
 
 
 def test_a_write_without_pairs_teaches_nothing():
-    assert lesson([ADA, BEN], [], dataclasses.replace(CONFIG, contrast=8)) == []
+    assert chosen([ADA, BEN], [], dataclasses.replace(CONFIG, contrast=8)) == []
 
 
 def test_without_contrast_a_lesson_is_the_rehearsal():
-    assert lesson([ADA], [BEN, CLEO], CONFIG) == [ADA, BEN, CLEO]
+    assert chosen([ADA], [BEN, CLEO], CONFIG) == [ADA, BEN, CLEO]
 
 
 def test_every_pair_is_followed_by_its_question_about_somebody_else():
     config = dataclasses.replace(CONFIG, contrast=8, unknown="no idea")
-    assert lesson([ADA], [BEN], config) == [
+    assert chosen([ADA], [BEN], config) == [
         ADA, Pair("Where does Ben live?", "no idea"), BEN, Pair("What does Ada eat?", "no idea"),
     ]  # fmt: skip
 

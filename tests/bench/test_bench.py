@@ -241,7 +241,7 @@ def test_a_step_with_another_setting_is_never_timed(name, other, monkeypatch):
     case = step.cases(quick=True)[0]
     ways = step.providers(case, "cpu")
     monkeypatch.setattr(step, name, other)
-    ways["tmem"] = step._bank(case, "cpu", ways["tmem"].oracle)
+    ways["tmem"] = step.bank_provider(case, "cpu", ways["tmem"].oracle)
     with pytest.raises(WrongNumbers, match="param of tmem"):
         measure.measured("step", case, ways, step.RATIO_TO, Settings.quick(), "cpu")
 
@@ -293,7 +293,7 @@ def test_a_chain_is_of_conversations_between_different_people():
             assert f.person in f.taught and f.person in f.plain and f.person in f.oblique and f.person not in f.stranger
             assert len({f.taught, f.plain, f.oblique, f.stranger}) == 4
             assert any(f.plain.replace(f.person, name) == f.stranger and (f.topic, name) not in said
-                       for name in soak.stream.LANGUAGES["dev"].names)  # fmt: skip
+                       for name in soak.stream.language_of("dev").names)  # fmt: skip
     every = [f.about for facts in told for f in facts]
     assert len(every) - len(set(every)) == 2 * 10
     with pytest.raises(ValueError, match="dev has names for 1 to 30 writes, got 31"):
@@ -335,4 +335,4 @@ def test_of_a_soak_settings_are_read_as_those_of_a_preset():
         result = CliRunner().invoke(cli.main, ["bench", "soak", "--quick", "--with", wrong])
         assert result.exit_code == 2 and words in " ".join(result.output.split())
     result = CliRunner().invoke(cli.main, ["bench", "step", "--quick", "--with", "lr=1"])
-    assert result.exit_code == 2 and "--with means nothing for bench step; leave it out." in result.output
+    assert result.exit_code == 2 and "--with has no meaning for bench step; leave it out." in result.output

@@ -41,8 +41,25 @@ def raises(error):
 def test_help_names_every_verb():
     shown = CliRunner().invoke(cli.main, ["--help"]).output
     assert "Examples:" in shown
-    for name, command in cli.main.commands.items():
-        assert f"  {name} " in shown and command.help, name
+    for name in cli.main.list_commands(None):
+        assert f"  {name} " in shown and cli.main.get_command(None, name).help, name
+
+
+def test_a_verb_is_found_by_its_name_of_before():
+    assert cli.main.get_command(None, "plan") is cli.main.get_command(None, "budget")
+    assert "plan" not in cli.main.list_commands(None) and cli.main.get_command(None, "plans") is None
+
+
+def test_help_fits_a_terminal_and_is_instant():
+    """80 columns, and no import of what only the work needs."""
+    code = (
+        "import sys; from click.testing import CliRunner; from tmem.cli import main\n"
+        "for words in ([], *([name] for name in main.list_commands(None))):\n"
+        "    print(CliRunner().invoke(main, [*words, '--help'], env={'COLUMNS': '80'}).output)\n"
+        "print(sorted({'torch', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules)))"
+    )
+    *shown, heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.splitlines()
+    assert heavy == "[]" and len(shown) > 100 and max(map(len, shown)) <= 80
 
 
 @pytest.mark.parametrize(
@@ -62,10 +79,10 @@ def test_an_expected_error_is_one_sentence(verb, error, sentence):
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["--task", "locomo", "--split", "dev"], "--split means nothing for --task locomo; leave it out."),
-        (["--task", "stream", "--adversarial", "choice"], "--adversarial means nothing for --task stream; leave it out."),
-        (["--judge-model", "x"], "--judge-model means nothing for answers that nobody grades (no --judge-url); leave it out."),
-        (["--task", "search", "--known"], "--known means nothing for --task search; leave it out."),
+        (["--task", "locomo", "--split", "dev"], "--split has no meaning for --task locomo; leave it out."),
+        (["--task", "stream", "--adversarial", "choice"], "--adversarial has no meaning for --task stream; leave it out."),
+        (["--judge-model", "x"], "--judge-model has no meaning for answers that nobody grades (no --judge-url); leave it out."),
+        (["--task", "search", "--known"], "--known has no meaning for --task search; leave it out."),
         (["--methods", ""], "got none."),
     ],
 )
@@ -130,7 +147,7 @@ def test_info_says_what_was_understood_of_a_model(name, tmp_path):
     assert set(map(int, facts["ends"])) == chat.ends >= {4, 8} and facts["end_of_answer"] == end
     assert facts["template"]["system"] == {"llama31": "left out", "gemma": "refused"}[name]
     agent = Agent.build(loaded, words, agent_config("default"), slots=1)
-    factors = sum(site.module.out_features * agent.config.memory.rank for site in agent.bank.sites)
+    factors = sum(site.module.out_features * agent.config.adapter.rank for site in agent.bank.sites)
     assert (facts["adapted"]["matrices"], facts["adapted"]["parameters_per_slot"]) == (len(agent.bank.sites), factors)
     text = CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "m")], env={"COLUMNS": "80"}).output
     assert max(map(len, text.splitlines())) <= 80 and end in text and "theta 50000" in text

@@ -67,7 +67,7 @@ def test_a_signal_ends_any_other_verb_as_a_shell_does_and_lets_it_clean_up(verb,
         finally:
             cleaned.append(True)
 
-    monkeypatch.setattr(cli.main.commands[verb], "callback", body)
+    monkeypatch.setattr(cli.main.get_command(None, verb), "callback", body)
     words = {"eval": [], "report": ["."], "bench": []}[verb]
     before = signal.getsignal(number)
     found = CliRunner().invoke(cli.main, [verb, *words])
@@ -77,7 +77,9 @@ def test_a_signal_ends_any_other_verb_as_a_shell_does_and_lets_it_clean_up(verb,
 def test_under_nohup_a_terminal_may_close(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        monkeypatch.setattr(cli.main.commands["eval"], "callback", lambda *_, **__: os.kill(os.getpid(), signal.SIGHUP))
+        monkeypatch.setattr(
+            cli.main.get_command(None, "eval"), "callback", lambda *_, **__: os.kill(os.getpid(), signal.SIGHUP)
+        )
         assert CliRunner().invoke(cli.main, ["eval"]).exit_code == 0
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:

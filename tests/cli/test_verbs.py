@@ -4,9 +4,10 @@ import json
 
 import pytest
 from tiny_cli import rows
+from tiny_eval import asking
 
-from tmem.evaluation import evaluate
-from tmem.methods.methods import METHODS
+from tmem.evaluation import reading
+from tmem.methods.methods import READ
 from tmem.models import embed
 
 
@@ -16,7 +17,7 @@ def settled(path):
     return sorted(json.dumps({k: v for k, v in r.items() if k != "seconds"}) for r in found)
 
 
-OFFLINE = [m for m in METHODS if m != "dense"]  # dense needs the extra, see test_retrieve.py
+OFFLINE = [m for m in READ if m != "dense"]  # dense needs the extra, see test_retrieve.py
 
 
 def test_eval_compares_all_methods_and_leaves_its_files(tmem, tmp_path):
@@ -80,24 +81,24 @@ def test_dense_says_what_to_install(tmem, tmp_path, monkeypatch):
 @pytest.mark.parametrize("batches", [0, 1, 3, 4])
 def test_a_killed_eval_goes_on_without_asking_again_or_losing_an_answer(tmem, tmp_path, monkeypatch, batches):
     words = ["eval", "--limit", "2", "--split", "dev", "--methods", "none,retrieval,tmem", "--out", "OUT"]
-    monkeypatch.setattr(evaluate, "BATCH", 3)
+    monkeypatch.setattr(reading, "BATCH", 3)
     assert tmem(*words).exit_code == 0
     words[-1] = "OUT2"
-    asked, ask = [], evaluate.ask
+    asked = []
 
-    def counting(agent, part, **how):
+    def counting(ask, agent, part, settings):
         if len(asked) == batches and not resumed:
             raise KeyboardInterrupt
         asked.append([q.id for _, q in part])
-        return ask(agent, part, **how)
+        return ask(agent, part, settings)
 
     resumed = False
-    monkeypatch.setattr(evaluate, "ask", counting)
-    assert tmem(*words).exit_code == 130
-    with (tmp_path / "OUT2/answers.jsonl").open("a") as file:
-        file.write('{"seed": 0, "method": "no')  # what a kill in the middle of a write leaves
-    resumed = True
-    found = tmem(*words, "--resume")
+    with asking(counting):
+        assert tmem(*words).exit_code == 130
+        with (tmp_path / "OUT2/answers.jsonl").open("a") as file:
+            file.write('{"seed": 0, "method": "no')  # what a kill in the middle of a write leaves
+        resumed = True
+        found = tmem(*words, "--resume")
     assert found.exit_code == 0, found.output
     assert settled(tmp_path / "OUT") == settled(tmp_path / "OUT2")
     assert sum(map(len, asked)) == 3 * 8  # every question of every method once
@@ -153,7 +154,7 @@ def test_search_is_resumed_with_the_sets_that_are_left(tmem, tmp_path, monkeypat
         (["eval", "--resume", "--out", "OUT"], "holds no results.json"),
         (["eval", "--task", "search", "--out", "OUT"], "search: no data file given"),
         (["eval", "--task", "search", "--data", "x.json", "--methods", "dense"], "methods of search: expected some of none"),
-        (["eval", "--task", "search", "--data", "x.json", "--known"], "--known means nothing for --task search"),
+        (["eval", "--task", "search", "--data", "x.json", "--known"], "--known has no meaning for --task search"),
         (["eval", "--task", "clbench", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )

@@ -13,12 +13,15 @@ from click.testing import CliRunner
 from tiny import Letters, model
 
 from tmem import cli, machine
+from tmem.agent.agent import Agent
 from tmem.agent.config import agent_config
-from tmem.agent.loop import Agent
-from tmem.cli import console
-from tmem.evaluation import evaluate, runs
+from tmem.cli import scores
+from tmem.evaluation import reading, record, runs
 from tmem.evaluation.compute import Sizes
+from tmem.evaluation.config import EvalConfig
+from tmem.evaluation.inputs import inputs_of
 from tmem.files.journal import read_jsonl
+from tmem.methods.methods import methods_of
 from tmem.report import tables
 from tmem.report.strip import strip
 from tmem.tasks import longmemeval
@@ -41,7 +44,7 @@ def settled(folder):
 
 @pytest.mark.parametrize("task", tiny_eval.QUESTIONS)
 def test_every_task_runs_with_every_method(run, tmp_path, task):
-    found, methods = run(task), evaluate.methods_of(task)
+    found, methods = run(task), methods_of(task)
     assert json.loads(json.dumps(found)) == results(tmp_path / "out") and list(found["methods"]) == methods
     assert len(methods) == 11 - (task == "clbench")
     answers, readings = (read_jsonl(tmp_path / f"out/{name}.jsonl") for name in ("answers", "readings"))
@@ -71,7 +74,7 @@ def test_what_is_to_be_known_of_the_data_is_told(run, tmp_path, monkeypatch):
     assert (found["config"]["leave_out"], found["config"]["called"]) == (1, "REALTALK (LoCoMo's format)")
     assert found["notes"] == ["1 question left out by errors.json; 1 that it names for a wrong citation alone stays"]
     assert "realtalk-0/1" not in {r["id"] for r in read_jsonl(tmp_path / "out/answers.jsonl")}
-    title = console._title(found)
+    title = scores.title_of(found)
     assert title.startswith("REALTALK (LoCoMo's format), 7 questions") and runs.title(runs.read(tmp_path / "out")) in title
     questions, dates = tiny_eval.FILES["longmemeval"](), ("?", "??", "2023-05-20")
     dated = [record | {"haystack_dates": [date]} for record, date in zip(questions, dates)]
@@ -112,7 +115,7 @@ def test_operations_are_counted_by_the_formula():
     learn = 4 * sizes.top + adapters + 2 * sizes.body / config.learn.epochs
     assert sizes.flops(tokens) == 2 * sizes.body * 110 + 2 * sizes.head * 10 + learn * 50 + 2 * 7 * 3
     deep = Sizes.of(Agent.build(model(num_hidden_layers=16), Letters(), config, 1))
-    assert (deep.body, deep.top) == (16 * layer, config.memory.last_layers * layer) and deep.top < deep.body
+    assert (deep.body, deep.top) == (16 * layer, config.adapter.last_layers * layer) and deep.top < deep.body
 
 
 def test_a_method_computes_what_its_rows_say(run, tmp_path):
@@ -134,19 +137,19 @@ def test_a_method_computes_what_its_rows_say(run, tmp_path):
 
 def test_seeds_are_replicates_of_the_subspace_and_leak_no_slot(run, tmp_path, monkeypatch):
     built, lived = [], []
-    build, group = Agent.build, evaluate._group
+    build, live = Agent.build, reading._live
 
     def building(*words, **options):
         built.append(build(*words, **options))
         return built[-1]
 
-    def grouped(task, method, agent, *rest):
-        lived.append((agent.bank.seed, agent.bank.subspace))
-        assert not any(agent.bank.used)
-        return group(task, method, agent, *rest)
+    def living(task, method, reader, *rest):
+        lived.append((reader.agent.bank.seed, reader.agent.bank.subspace))
+        assert not any(reader.agent.bank.used)
+        return live(task, method, reader, *rest)
 
     monkeypatch.setattr(Agent, "build", building)
-    monkeypatch.setattr(evaluate, "_group", grouped)
+    monkeypatch.setattr(reading, "_live", living)
     run("squad", ["none", "tmem"], seed=3, seeds=2, slots=1)
     (agent,) = built
     assert not any(agent.bank.used) and [s for s, _ in lived] == [3] * 4 + [4] * 4
@@ -171,14 +174,26 @@ def test_a_run_says_which_files_made_its_model_answer(run, tmp_path, monkeypatch
                       ("tokenizer_config.json", "tokenizer"), ("model.safetensors", "weights")):  # fmt: skip
         was = (folder / name).read_text() if (folder / name).exists() else None
         (folder / name).write_text("other")
-        now = evaluate.about(None, "default", agent_config("default"))
-        changed = {k for k in ("weights_blake2b", "tokenizer_blake2b") if now[k] != before[k]}
+        now = inputs_of(EvalConfig(), agent_config("default"))
+        changed = {k for k in ("weights_blake2b", "tokenizer_blake2b") if getattr(now, k) != before[k]}
         assert changed == {f"{key}_blake2b"}, name
         (folder / name).unlink() if was is None else (folder / name).write_text(was)
     (folder / "tokenizer.json").write_text("other")
     monkeypatch.setattr(tiny_eval, "prepare", lambda *_: folder / "tiny.toml")  # leaves the files as they are now
     with pytest.raises(ValueError, match="other settings .tokenizer_blake2b"):
         run(names=["none"], resume=True)
+
+
+def test_a_run_whose_settings_have_the_names_of_before_is_gone_on_with(run, tmp_path):
+    """[adapter] was called memory, [write] under_delta memory."""
+    first = run(names=["none"])
+    recorded = results(tmp_path / "out")
+    settings = recorded["config"]["settings"]
+    settings["memory"] = settings.pop("adapter")
+    settings["write"]["memory"] = settings["write"].pop("under_delta")
+    (tmp_path / "out" / "results.json").write_text(json.dumps(recorded))
+    again = run(names=["none"], resume=True)
+    assert again["config"] == first["config"] and again["methods"] == first["methods"]
 
 
 def test_every_run_that_took_part_is_recorded(run, tmp_path, monkeypatch):
@@ -250,14 +265,14 @@ def test_what_no_prompt_has_room_for_is_named(run, tmp_path):
 
 def test_a_summary_that_takes_long_is_made_seldom_and_at_the_end(monkeypatch):
     clock, made = [100.0], []
-    monkeypatch.setattr(evaluate.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(record.time, "perf_counter", lambda: clock[0])
 
     def taking(seconds):
         def work():
             clock[0] += seconds
             made.append(clock[0])
 
-        return evaluate.Seldom(work)
+        return record.Seldom(work)
 
     for seconds, count in ((0.1, 50), (6.0, 1)):  # 50 groups, a second each
         made.clear()

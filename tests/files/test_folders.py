@@ -18,7 +18,8 @@ import tiny_eval
 import tiny_run
 
 import tmem
-from tmem.evaluation import searching
+from tmem.evaluation.config import EvalConfig
+from tmem.evaluation.evaluate import evaluate
 from tmem.files import folders
 from tmem.files.folders import Busy, Lock, alone, atomic_file, atomic_folder, in_use, locked, standing, whole
 from tmem.files.journal import Journal, read_jsonl
@@ -119,7 +120,7 @@ def test_whoever_finds_a_folder_in_use_writes_nothing(tmp_path, holder, monkeypa
     for begin in (
         lambda: tiny_eval.run(out, names=["none"], patch=monkeypatch.setattr),
         lambda: tiny_eval.run(out, names=["none"], patch=monkeypatch.setattr, resume=True),
-        lambda: searching.search(["none"], out, data=None),
+        lambda: evaluate(EvalConfig("search"), out=out),
         lambda: tiny_run.start(out),
         lambda: tiny_run.start(out, resume=True),
         lambda: strip.strip(tmp_path / "no", out),

@@ -6,7 +6,6 @@ registers otherwise than its successors'; rows named "nvcc ..." are the CUDA lib
 """
 
 import itertools
-import json
 import re
 import subprocess
 from pathlib import Path
@@ -15,6 +14,7 @@ import sm90
 import torch
 from triton import knobs
 
+from tmem.files.layout import laid_out
 from tmem.testing import make_case
 from tmem.triton_kernels import configs, expand, gram, plan, shrink
 
@@ -79,7 +79,7 @@ def main():
     rows = {name: {"registers": k.registers, "shared": k.shared} for name, k in triton().items()}
     for name, row in library(Path(__file__).parents[2] / "tmem/libtmem_cuda.so").items():
         rows[name] = {"registers": row["registers"], "shared": row["shared"]}
-    FILE.write_text(json.dumps(dict(sorted(rows.items())), indent=0) + "\n")
+    FILE.write_text(laid_out(dict(sorted(rows.items()))) + "\n")
 
 
 if __name__ == "__main__":

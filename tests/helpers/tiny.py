@@ -1,5 +1,7 @@
 """Tiny random models and made-up facts that several test files share."""
 
+from pathlib import Path
+
 import torch
 from transformers import (
     GemmaConfig,
@@ -15,6 +17,8 @@ from transformers import (
 )  # fmt: skip
 
 from tmem.episode import Pair
+
+PLAIN = Path(__file__).with_name("plain.toml")  # the preset that those of tests extend
 
 # Heads of 16: rows of keys start at multiples of 64 bytes, as in every real model. MKL rounds unaligned operands otherwise.
 _SIZES = dict(

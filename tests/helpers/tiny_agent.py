@@ -1,16 +1,22 @@
-"""A tiny agent, and episodes for it."""
+"""A tiny agent, its settings, and episodes for it."""
+
+from dataclasses import replace
 
 import torch
-from tiny import Letters, model
+from tiny import PLAIN, Letters, model
 
-from tmem.agent.config import AgentConfig, LearnConfig, MemoryConfig, WriteConfig
-from tmem.agent.loop import Agent
+from tmem.agent.agent import Agent
+from tmem.agent.config import agent_config
 from tmem.episode import Episode, Question
+from tmem.rl.config import train_config
 
-CONFIG = AgentConfig(
-    memory=MemoryConfig(rank=4, last_layers=2),
-    learn=LearnConfig(lr=3e-3, epochs=3, batch=4),
-    write=WriteConfig(window=80, max_new=40),
+AGENT, TRAIN = agent_config(PLAIN), train_config(PLAIN)  # those of plain.toml
+LEARN = AGENT.learn
+CONFIG = replace(
+    AGENT,
+    adapter=replace(AGENT.adapter, rank=4, last_layers=2),
+    learn=replace(LEARN, lr=3e-3, epochs=3, batch=4),
+    write=replace(AGENT.write, window=80, max_new=40),
 )
 EPISODES = [
     Episode(

@@ -8,6 +8,9 @@ import argparse
 import json
 import os
 import signal
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +18,11 @@ import torch
 from tiny import Letters, model
 from tiny_run import PRESET
 
-from tmem.evaluation import evaluate
-from tmem.methods import methods, retrieve
-from tmem.models import loading
+from tmem.evaluation import evaluate, reading
+from tmem.evaluation.config import EvalConfig
+from tmem.files.journal import Journal
+from tmem.methods import methods
+from tmem.models import embed, loading
 
 
 class Counted:
@@ -42,9 +47,9 @@ def prepare(folder: Path, patch=setattr) -> Path:
     preset.write_text(PRESET.replace('reward = "shout"', "").replace("rank = 4", 'rank = 4\ninit = "random"'))
     patch(loading, "load", lambda name=None, **_: (model(), Letters()))
     patch(loading, "resolve", lambda name=None: folder)
-    for owner in (retrieve, methods, evaluate):
+    for owner in (embed, methods, reading):
         patch(owner, "dense", Counted)
-    patch(evaluate, "require_dense", lambda: folder)
+    patch(reading, "require_dense", lambda: folder)
     return preset
 
 
@@ -95,23 +100,39 @@ def data(task: str, folder: Path) -> str | None:
     return str(file)
 
 
+HOW = ("judging", "slots", "resume", "watch")  # what is no part of a configuration
+
+
 def run(out: Path, task: str = "stream", names=None, *, patch=setattr, **options) -> dict:
-    """One evaluation, by default with every method; its results."""
-    names = names or evaluate.methods_of(task)
+    """One evaluation, by default with every method; its results. options: of an EvalConfig, or those in HOW."""
     preset = prepare(out.parent / "tiny", patch)
+    how = {name: options.pop(name) for name in HOW if name in options}
     options = {"answer_tokens": 4, "split": "dev", "limit": 2 if task == "stream" else None, **options}
-    return evaluate.evaluate(task, names, out, data=data(task, out.parent), preset=str(preset), **options)
+    config = EvalConfig(task, data=data(task, out.parent), preset=str(preset), **options)
+    return evaluate.evaluate(config, out=out, methods=names or methods.methods_of(task), **how)
+
+
+@contextmanager
+def asking(ask):
+    """In this block every method asks by `ask(what asks otherwise, agent, asked, settings)`."""
+    before = dict(methods.METHODS)
+    for name, method in before.items():
+        methods.METHODS[name] = replace(method, ask=partial(ask, method.ask))
+    try:
+        yield
+    finally:
+        methods.METHODS.update(before)
 
 
 def die_at(where: str, count: int) -> None:
     """SIGKILL at the count-th batch of questions, or in the middle of writing the count-th batch of answers."""
-    calls, ask, append = [], evaluate.ask, evaluate.Journal.append
+    calls, append = [], Journal.append
 
-    def deadly_ask(agent, part, **how):
+    def deadly_ask(ask, agent, part, settings):
         calls.append(1)
         if len(calls) == count:
             os.kill(os.getpid(), signal.SIGKILL)
-        return ask(agent, part, **how)
+        return ask(agent, part, settings)
 
     def deadly_append(self, rows):
         rows = list(rows)
@@ -124,9 +145,12 @@ def die_at(where: str, count: int) -> None:
         append(self, rows)
 
     if where == "ask":
-        evaluate.ask = deadly_ask
+        ASKING.enter_context(asking(deadly_ask))
     else:
-        evaluate.Journal.append = deadly_append
+        Journal.append = deadly_append
+
+
+ASKING = ExitStack()
 
 
 if __name__ == "__main__":
@@ -136,16 +160,15 @@ if __name__ == "__main__":
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    evaluate.BATCH = 3
-    told = evaluate.ask
+    reading.BATCH = 3
 
-    def ask(agent, part, **how):
-        found = told(agent, part, **how)
+    def ask(told, agent, part, settings):
+        found = told(agent, part, settings)
         with (options.out.parent / "asked.txt").open("a") as file:
             file.writelines(f"{question.id}\n" for _, question in part)
         return found
 
-    evaluate.ask = ask
+    ASKING.enter_context(asking(ask))
     if options.kill:
         die_at(options.kill[0], int(options.kill[1]))
     run(options.out, names=["none", "retrieval", "tmem"], resume=options.resume)

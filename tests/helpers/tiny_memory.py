@@ -7,13 +7,14 @@ import hashlib
 import json
 import sys
 
-from tiny import Letters, model, pairs
+from tiny import PLAIN, Letters, model, pairs
 
 from tmem import Memory
 from tmem.models import loading
 
-PRESET = """
-[memory]
+PRESET = f"""
+extends = "{PLAIN}"
+[adapter]
 rank = 8
 last_layers = 3
 [learn]

@@ -11,17 +11,18 @@ import signal
 from pathlib import Path
 
 import torch
-from tiny import Letters, model
+from tiny import PLAIN, Letters, model
 
-from tmem.agent import loop
+from tmem.agent import agent
 from tmem.files import folders
 from tmem.files.folders import atomic_file
 from tmem.models import loading
 from tmem.rl import grpo, trainer
 from tmem.rl.world import ALONE, World
 
-PRESET = """
-[memory]
+PRESET = f"""
+extends = "{PLAIN}"
+[adapter]
 rank = 4
 last_layers = 2
 [learn]
@@ -95,7 +96,7 @@ def die_at(where: str, count: int) -> None:
         if len(calls) == count:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sync, sample, learn, step = folders.sync, grpo.sample, loop.learn, torch.optim.AdamW.step
+    sync, sample, learn, step = folders.sync, grpo.sample, agent.learn, torch.optim.AdamW.step
 
     def sampled(*args, **options):
         learned = []
@@ -106,11 +107,11 @@ def die_at(where: str, count: int) -> None:
                 die_if_due()
             return learn(*args)
 
-        loop.learn = learning
+        agent.learn = learning
         try:
             return sample(*args, **options)
         finally:
-            loop.learn = learn
+            agent.learn = learn
 
     def synced(folder):
         die_if_due()

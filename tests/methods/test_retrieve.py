@@ -5,11 +5,11 @@ import pytest
 from tiny import Letters, model
 from tiny_eval import Counted
 
+from tmem.agent.agent import Agent
 from tmem.agent.config import agent_config
-from tmem.agent.loop import Agent
 from tmem.episode import Episode, Question
 from tmem.methods import methods
-from tmem.methods.methods import Settings
+from tmem.methods.reader import Reader, Settings
 from tmem.methods.retrieve import Lines
 from tmem.models import embed
 
@@ -58,7 +58,7 @@ def test_dense_keeps_text_and_vectors_and_counts_what_it_embeds(monkeypatch):
     monkeypatch.setattr(methods, "dense", Counted)
     chunks = ("DATE: today\nbb bb\naa aa", "zz zz")
     agent = Agent.build(model(), Letters(), agent_config("default"), 1)
-    (kept,) = methods.dense_retrieval(agent, [episode(*chunks, asked=("zz?", "a b"))], Settings(context=32))
+    (kept,) = methods.dense_retrieval(Reader(agent, Settings(context=32)), [episode(*chunks, asked=("zz?", "a b"))])
     assert kept.state == len("DATE: today\nbb bb\naa aa\nzz zz") + 3 * 26 * 4
     assert kept.cost.embedded == 4 + 4 + 2 + 1 + 2 and kept.cost.read == 0, "lines with their headers, and both questions"
     assert kept.text(Question("0", "zz?", ("x",), "k")) == "zz zz"

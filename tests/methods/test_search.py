@@ -14,20 +14,25 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from tiny import Letters, model
+from tiny_agent import AGENT
 from tiny_run import PRESET
 
-import tmem.methods.trajectory as loop
 from tmem import cli
-from tmem.agent.config import AgentConfig, LearnConfig, MemoryConfig, WriteConfig
+from tmem.agent import agent as agents
+from tmem.agent.agent import Agent
 from tmem.agent.decode import Generation
-from tmem.agent.loop import Agent
 from tmem.agent.write import Written
 from tmem.episode import Pair
 from tmem.evaluation import runs, searching
 from tmem.evaluation.compute import Sizes
-from tmem.evaluation.evaluate import summarise
+from tmem.evaluation.config import EvalConfig
+from tmem.evaluation.evaluate import chosen, evaluate
+from tmem.evaluation.summary import summarise
 from tmem.files.journal import read_jsonl
+from tmem.methods import search as loop
+from tmem.methods.methods import METHODS, SEARCHED
 from tmem.methods.retrieve import Lines
+from tmem.methods.trajectory import SearchConfig, Trajectory
 from tmem.models import loading
 from tmem.models.embed import EMBEDDER
 from tmem.tasks import corpus, left_out, multihop, search
@@ -613,10 +618,11 @@ def test_a_summary_takes_mem1_s_peak_from_trajectories_that_got_something_right(
 # --- the loop
 
 
-CONFIG = AgentConfig(
-    memory=MemoryConfig(rank=4, last_layers=2),
-    learn=LearnConfig(lr=3e-3, epochs=2, batch=4, rehearse=8),
-    write=WriteConfig(window=60, max_new=12),
+CONFIG = replace(
+    AGENT,
+    adapter=replace(AGENT.adapter, rank=4, last_layers=2),
+    learn=replace(AGENT.learn, lr=3e-3, epochs=2, batch=4, rehearse=8),
+    write=replace(AGENT.write, window=60, max_new=12),
 )
 INDEX = Index(DOCUMENTS)
 PAIRS = "Q: who made Zib?\nA: Ada Mo"
@@ -625,6 +631,12 @@ LONG = ["<think>one</think><search>toy Zib</search> and so on", "<think>two</thi
 
 def agent_of(slots=4):
     return Agent.build(model(), Letters(), CONFIG, slots)
+
+
+def worked_on(agent, sets, index, state="tmem", keys=None, **limits):
+    """The trajectories of a method, under other limits than the usual ones."""
+    (name,) = chosen("search", [state])
+    return loop.run(agent, sets, index, METHODS[name].search, keys=keys, config=SearchConfig(**limits))
 
 
 class Script:
@@ -636,7 +648,7 @@ class Script:
     def __init__(self, written=PAIRS, **turns):
         self.written, self.turns, self.prompts, self.batches, self.slots, self.limits = written, turns, {}, [], {}, {}
 
-    def __call__(self, network, prompts, *, bank=None, slots=None, end, max_new, temperature=0.0, keys):
+    def __call__(self, network, prompts, *, bank=None, slots=None, end, max_new, begins=None, temperature=0.0, keys):
         self.batches.append(list(keys))
         out = []
         for i, (prompt, key) in enumerate(zip(prompts, keys)):
@@ -652,8 +664,8 @@ class Script:
 def scripted(monkeypatch, state, turns=4, tasks=1, agent=None, script=None, written=PAIRS, **options):
     said = script or {f"k{i}": [*LONG, "<think>done</think><answer>Ada Mo; Ulm</answer>"] for i in range(tasks)}
     stub = Script(written, **said)
-    monkeypatch.setattr(loop, "decode", stub)
-    rows = loop.run(agent or agent_of(), [TWO] * tasks, INDEX, state=state, turns=turns, keys=[*said], **options)
+    monkeypatch.setattr(agents, "decode", stub)
+    rows = worked_on(agent or agent_of(), [TWO] * tasks, INDEX, state=state, turns=turns, keys=[*said], **options)
     return rows, stub
 
 
@@ -676,13 +688,13 @@ def test_what_was_found_stays_or_leaves_as_the_state_says(monkeypatch, state, fi
 
 
 def test_what_left_the_context_was_written_and_learned_into_the_own_slot(monkeypatch):
-    agent, jobs, real = agent_of(), [], loop.learn
+    agent, jobs, real = agent_of(), [], agents.learn
 
-    def learn(network, bank, batch, chat, config):
+    def learn(network, bank, batch, *rest):
         jobs.append([(slot, [p.question for p in pairs]) for slot, pairs in batch])
-        return real(network, bank, batch, chat, config)
+        return real(network, bank, batch, *rest)
 
-    monkeypatch.setattr(loop, "learn", learn)
+    monkeypatch.setattr(agents, "learn", learn)
     rows, stub = scripted(monkeypatch, "tmem", tasks=2, agent=agent)
     writes = [key for key in stub.prompts if key.startswith("k0/turn0/write")]
     assert writes == ["k0/turn0/write0"] and "Zib is a toy that Ada Mo made." in stub.prompts[writes[0]]
@@ -701,7 +713,7 @@ def test_what_left_the_context_was_written_and_learned_into_the_own_slot(monkeyp
     assert (entry.read, entry.tokens) == (first.prompt, first.generated)
 
 
-SEARCHING = [name for name, state in loop.STATES.items() if state.searches]
+SEARCHING = [name for name in SEARCHED if METHODS[name].search.searches]
 
 
 @pytest.mark.parametrize("state", SEARCHING)
@@ -755,8 +767,8 @@ def test_finished_trajectories_leave_and_the_others_are_asked_once(monkeypatch):
     }
     agent = agent_of()
     stub = Script(**script)
-    monkeypatch.setattr(loop, "decode", stub)
-    quick, lost, mute = loop.run(agent, [TWO] * 3, INDEX, state="tmem", turns=2, keys=[*script])
+    monkeypatch.setattr(agents, "decode", stub)
+    quick, lost, mute = worked_on(agent, [TWO] * 3, INDEX, state="tmem", turns=2, keys=[*script])
     assert stub.batches == [
         ["quick/turn0", "lost/turn0", "mute/turn0"], ["lost/turn1", "mute/turn1"], ["lost/answer", "mute/answer"],
     ]  # fmt: skip
@@ -770,8 +782,8 @@ def test_finished_trajectories_leave_and_the_others_are_asked_once(monkeypatch):
 
 def test_none_answers_at_once_without_an_index(monkeypatch):
     stub = Script(**{"k": ["Ada Mo; Ulm</answer>"]})
-    monkeypatch.setattr(loop, "decode", stub)
-    (row,) = loop.run(agent_of(), [TWO], None, state="none", keys=["k"])
+    monkeypatch.setattr(agents, "decode", stub)
+    (row,) = worked_on(agent_of(), [TWO], None, state="none", keys=["k"])
     assert row.scores()["em"] == 2 and [*stub.prompts] == ["k/answer"] and row.scores()["searches"] == 0
     assert row.steps[0].history == len("<answer>")
 
@@ -779,7 +791,7 @@ def test_none_answers_at_once_without_an_index(monkeypatch):
 @pytest.mark.parametrize(
     "options, error, sentence",
     [
-        ({"state": "ful"}, ValueError, "no state 'ful'; expected one of none, constant, full, "),
+        ({"state": "ful"}, ValueError, "methods of search: expected some of none, constant, full, mem1, .*, got ful"),
         ({"turns": 0}, ValueError, "turns is 0"),
         ({"keys": ["a", "b"]}, ValueError, "2 keys for 1 sets"),
         ({"index": None}, ValueError, "got no index"),
@@ -791,8 +803,8 @@ def test_a_run_that_cannot_be_is_refused(options, error, sentence):
     agent.bank.alloc()
     options = {"index": INDEX} | options
     with pytest.raises(error, match=sentence):
-        loop.run(agent, [TWO], **options)
-    assert loop.run(agent, [], INDEX, state="mem1") == []
+        worked_on(agent, [TWO], **options)
+    assert worked_on(agent, [], INDEX, state="mem1") == []
 
 
 @pytest.mark.parametrize("state, temperature", [("tmem", 0.0), *((name, 1.0) for name in SEARCHING)])
@@ -806,19 +818,19 @@ def test_a_trajectory_is_the_same_alone_and_among_others(monkeypatch, state, tem
 
     monkeypatch.setattr(search, "read", read)
     monkeypatch.setattr(search, "prompt", lambda task, direct=False: task.question)
-    monkeypatch.setattr(loop, "parse", lambda text, **_: Written([Pair(f"what is {text[:9]}?", text[9:14] or "a")]))
+    monkeypatch.setattr(agents, "parse", lambda text, **_: Written([Pair(f"what is {text[:9]}?", text[9:14] or "a")]))
     tasks = [Objectives(f"t{i}", tuple(HOPS[i : i + 1 + i % 2])) for i in range(4)]
     options = dict(state=state, turns=3, temperature=temperature, max_new=10, observation=70, context=1024)
-    together = loop.run(agent_of(4), tasks, INDEX, **options)
-    pairs = loop.run(agent_of(2), tasks, INDEX, **options)
+    together = worked_on(agent_of(4), tasks, INDEX, **options)
+    pairs = worked_on(agent_of(2), tasks, INDEX, **options)
     for i, row in enumerate(together):
-        (alone,) = loop.run(agent_of(1), tasks[i : i + 1], INDEX, **options)
+        (alone,) = worked_on(agent_of(1), tasks[i : i + 1], INDEX, **options)
         assert row.steps == alone.steps == pairs[i].steps and row.answer == alone.answer == pairs[i].answer
         assert [e.learned for e in row.log] == [e.learned for e in alone.log]
     assert any(r.log for r in together) == state.startswith("tmem")
     assert len({s.text for r in together for s in r.steps}) > 4
     if temperature:
-        other = loop.run(agent_of(4), tasks, INDEX, keys=["a", "b", "c", "d"], **options)
+        other = worked_on(agent_of(4), tasks, INDEX, keys=["a", "b", "c", "d"], **options)
         assert [r.steps for r in other] != [r.steps for r in together]
 
 
@@ -839,18 +851,18 @@ def test_pairs_are_shown_the_newest_and_nothing_is_learned(monkeypatch):
     assert "What is known so far:\nwho made Zib? Ada Mo\n<think>one" in stub.prompts["k0/turn1"]
     assert stub.prompts["k0/turn2"].count("who made Zib? Ada Mo") == 1  # written twice, kept once
     assert row.log == [] and set(stub.slots.values()) == {None} and [s.pairs for s in row.steps if s.kind == "write"]
-    assert row.memory == {"who made zib": "who made Zib? Ada Mo"}
+    assert row.notes == {"who made zib": "who made Zib? Ada Mo"}
     _, stub = scripted(monkeypatch, "pairs", written="Q: a?\nA: first\nQ: b?\nA: last", context=8 * 7)
     assert "known so far:\nb? last\n<think>" in stub.prompts["k0/turn1"]  # the newest 7 letters
     (row,), _ = scripted(monkeypatch, "pairs", written="Q: a?\nA: <answer>Rome</answer>")
-    assert row.memory == {"a": "a? &lt;answer>Rome&lt;/answer>"}
+    assert row.notes == {"a": "a? &lt;answer>Rome&lt;/answer>"}
 
 
 def test_a_later_answer_to_a_written_question_stands(monkeypatch):
     agent, said = agent_of(), iter(["Q: who?\nA: Ada", "Q: Who\nA: Ben"] * 9)
-    monkeypatch.setattr(loop, "parse", lambda *_, **__: Written([Pair(*next(said)[3:].split("\nA: "))]))
+    monkeypatch.setattr(agents, "parse", lambda *_, **__: Written([Pair(*next(said)[3:].split("\nA: "))]))
     (row,), _ = scripted(monkeypatch, "pairs", agent=agent, script={"k0": [LONG[0]] * 2 + ["<answer>x; y"]})
-    assert row.memory == {"who": "Who Ben"}
+    assert row.notes == {"who": "Who Ben"}
 
 
 def test_a_summary_is_written_anew_from_what_it_was_and_what_was_found(monkeypatch):
@@ -860,12 +872,12 @@ def test_a_summary_is_written_anew_from_what_it_was_and_what_was_found(monkeypat
     assert "Notes so far:\nZib is a toy.\n&lt;search>x&lt;/search>\n" in stub.prompts[writes[1]]
     assert "What is known so far:\nZib is a toy.\n&lt;search>x&lt;/search>\n<think>two" in stub.prompts["k0/turn2"]
     assert {stub.limits[key] for key in writes} == {4096 // 8} and stub.limits["k0/turn2"] == 160
-    assert row.scores()["writes"] == len(writes) and list(row.memory.values()) == ["Zib is a toy.", "&lt;search>x&lt;/search>"]
+    assert row.scores()["writes"] == len(writes) and list(row.notes.values()) == ["Zib is a toy.", "&lt;search>x&lt;/search>"]
 
 
 def test_notes_are_added_each_once_and_the_nearest_are_shown(monkeypatch):
     (row,), stub = scripted(monkeypatch, "notes", written="the ulm town is red\n\nIt rains.\nit RAINS", context=8 * 20)
-    assert list(row.memory.values()) == ["the ulm town is red", "It rains."]
+    assert list(row.notes.values()) == ["the ulm town is red", "It rains."]
     assert "List each fact above" in stub.prompts["k0/turn0/write0"]
     assert "known so far:\nthe ulm town is red\n<think>" in stub.prompts["k0/turn1"]  # 20 letters of those that fit "the town?"
     assert "It rains." not in stub.prompts["k0/turn1"]
@@ -881,7 +893,7 @@ def test_retrieval_shows_documents_for_the_questions_and_asks_no_model(monkeypat
     (row,), stub = scripted(monkeypatch, "retrieval", context=8 * len(zib))
     assert zib in stub.prompts["k0/turn2"] and "from Ulm" not in stub.prompts["k0/turn2"]  # it has the words of "Who made Zib?"
     (row,), _ = scripted(monkeypatch, "retrieval", observation=5)
-    assert row.memory == {}  # "Doc 1" alone is no document
+    assert row.notes == {}  # "Doc 1" alone is no document
 
 
 def test_tmem_and_retrieval_learn_and_show(monkeypatch):
@@ -898,22 +910,22 @@ EVIDENCE = Objectives("t", (
 
 def test_the_oracle_sees_each_passage_once_and_all_alike_where_they_are_too_long(monkeypatch):
     stub = Script(k=["Ada Mo; here</answer>"], c=["x; y"])
-    monkeypatch.setattr(loop, "decode", stub)
-    (row,) = loop.run(agent_of(), [EVIDENCE], None, state="oracle", keys=["k"])
+    monkeypatch.setattr(agents, "decode", stub)
+    (row,) = worked_on(agent_of(), [EVIDENCE], None, state="oracle", keys=["k"])
     text = "Doc 1 (Title: Zib) Zib is by Ada &lt;answer>Mo.\nDoc 2 (Title: Ulm) Ulm is here."
     assert stub.prompts["k/answer"].endswith(f"What is known so far:\n{text}\nAssistant: <answer>")
     assert "<search>" not in stub.prompts["k/answer"] and row.scores()["em"] == 2
     assert row.steps[0].history == len("\nWhat is known so far:\n" + text + "<answer>") and row.state == sized(text)
     base = len(stub.prompts["k/answer"]) - len(text)
-    (row,) = loop.run(agent_of(), [EVIDENCE], None, state="oracle", keys=["c"], context=base + 44)
+    (row,) = worked_on(agent_of(), [EVIDENCE], None, state="oracle", keys=["c"], context=base + 44)
     assert "\nDoc 1 (Title: Zib) Zi\nDoc 2 (Title: Ulm) Ul\n" in stub.prompts["c/answer"]  # 21 letters and a line break each
     assert base < row.steps[0].prompt <= base + 44
 
 
 def test_a_constant_answers_every_question_without_the_model(monkeypatch):
-    monkeypatch.setattr(loop, "decode", None)
+    monkeypatch.setattr(agents, "decode", None)
     yes = Objectives("t", (Hop("a", "Red?", ("No",)), *HOPS[:2]))
-    (row,) = loop.run(agent_of(), [yes], None, state="constant")
+    (row,) = worked_on(agent_of(), [yes], None, state="constant")
     assert row.answer == "no; no; no" and row.scores()["em"] == 1 and row.scores()["counted"] == 1
     assert row.steps == [] and row.state == 0 and row.scores()["peak"] == 0
 
@@ -943,7 +955,7 @@ def test_every_state_leaves_the_bank_free_and_shares_its_seconds(monkeypatch, st
     agent, now = agent_of(2), iter(range(99))
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(now)))
     rows, _ = scripted(monkeypatch, state, tasks=3, agent=agent)
-    batches = [2, 2, 1] if loop.STATES[state].delta else [3, 3, 3]
+    batches = [2, 2, 1] if METHODS[state].search.delta else [3, 3, 3]
     assert [row.seconds for row in rows] == [1 / n for n in batches]  # the clock goes on by one from start to end
     assert not any(agent.bank.used) and all(row.slot is None for row in rows)
 
@@ -960,8 +972,8 @@ def check_costs(rules):
         Step("answer", "", prompt=160, history=60, generated=5),
     ]
     lived = [
-        loop.Trajectory(TWO, "a", steps, answer="Ada Mo; Ulm", state=700, seconds=2.0),
-        loop.Trajectory(Objectives("u", tuple(HOPS[2:4])), "b", steps[:1], answer="no", state=0, seconds=1.0),
+        Trajectory(TWO, "a", steps, answer="Ada Mo; Ulm", state=700, seconds=2.0),
+        Trajectory(Objectives("u", tuple(HOPS[2:4])), "b", steps[:1], answer="no", state=0, seconds=1.0),
     ]
     answers, readings = ([made("full", 3, t) for t in lived] for made in (rules.answer_of, rules.reading_of))
     assert [(a["prompt_tokens"], a["generated_tokens"]) for a in answers] == [(160, 5), (100, 10)]
@@ -1017,9 +1029,9 @@ def test_every_state_is_evaluated(evaluated, tmp_path):
     found = evaluated("--limit", "2", "--methods", "all")
     assert found.exit_code == 0, found.output
     results = json.loads((tmp_path / "out/results.json").read_text())
-    assert list(results["methods"]) == list(loop.STATES) and results["config"]["answer_tokens"] == 8
+    assert list(results["methods"]) == list(SEARCHED) and results["config"]["answer_tokens"] == 8
     answers = read_jsonl(tmp_path / "out/answers.jsonl")
-    assert len(answers) == 2 * len(loop.STATES) and {r["objectives"] for r in answers} == {2}
+    assert len(answers) == 2 * len(SEARCHED) and {r["objectives"] for r in answers} == {2}
     for name, m in results["methods"].items():
         turns = 2 if name in SEARCHING else 0 if name == "constant" else 1  # none of a random model's turns is an answer
         assert m["n"] == 2 and name in found.output and m["search"]["turns"] == turns
@@ -1048,6 +1060,27 @@ def test_seeds_draw_other_sets_and_are_resumed_apart(evaluated, tmp_path):
     assert plain(read_jsonl(file)) == plain(whole) and len(read_jsonl(tmp_path / "out/readings.jsonl")) == 12
     more = evaluated("--limit", "4", "--methods", "none", out="more")
     assert more.exit_code == 0 and {*drawn[0]} < {r["id"] for r in read_jsonl(tmp_path / "more/answers.jsonl")}
+
+
+def test_a_seed_draws_the_subspace_of_a_search(evaluated, tmp_path, monkeypatch):
+    """As it does of every other task: the second seed alone is what it was after the first."""
+    drawn = tmp_path / "drawn.toml"
+    drawn.write_text((tmp_path / "tiny.toml").read_text().replace("rank = 4", 'rank = 4\ninit = "random"'))
+    seen, work = [], searching.run
+
+    def run(agent, *words, **options):
+        seen.append((agent.bank.seed, agent.bank.subspace))
+        return work(agent, *words, **options)
+
+    monkeypatch.setattr(searching, "run", run)
+    words = ["--limit", "3", "--slots", "2", "--methods", "tmem", "--preset", str(drawn)]
+    assert evaluated(*words, "--seed", "3", "--seeds", "2").exit_code == 0
+    assert [seed for seed, _ in seen] == [3, 3, 4, 4]
+    (third,), (fourth,) = ({subspace for seed, subspace in seen if seed == s} for s in (3, 4))
+    assert third != fourth
+    seen.clear()
+    assert evaluated(*words, "--seed", "4", out="alone").exit_code == 0
+    assert set(seen) == {(4, fourth)}
 
 
 def test_sets_end_with_their_file_and_tell_of_evidence_only_where_it_is_named(evaluated, tmp_path):
@@ -1115,7 +1148,7 @@ def test_mem1_s_questions_are_evaluated_over_a_corpus(evaluated, tmp_path):
         (["--seeds", "2", "--limit", "6"], "2 seeds would all take the same 6 sets"),
         (["--search-by", "dense"], "pip install 'tmem[dense]'"),
         (["--answer-tokens", "400"], "at most the 16 that this model has room for beside a turn of 400"),
-        (["--task", "stream"], "--turns means nothing for --task stream"),
+        (["--task", "stream"], "--turns has no meaning for --task stream"),
     ],
 )
 def test_an_evaluation_that_cannot_be_is_refused_in_a_sentence(evaluated, tmp_path, words, sentence):
@@ -1139,7 +1172,7 @@ def test_a_dense_search_asks_the_embeddings(evaluated, tmp_path, monkeypatch):
 
 def test_what_was_written_of_what_was_found_is_recorded(evaluated, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "read", lambda text: Said(text, query="toga hills") if "<think>" in text else Said(answer=text))
-    monkeypatch.setattr(loop, "parse", lambda *_, **__: Written([Pair("where is Rome?", "on hills")]))
+    monkeypatch.setattr(agents, "parse", lambda *_, **__: Written([Pair("where is Rome?", "on hills")]))
     assert evaluated("--limit", "2", "--methods", "pairs,tmem").exit_code == 0
     found = json.loads((tmp_path / "out/results.json").read_text())["methods"]
     assert "writes" not in found["pairs"] and found["tmem"]["writes"] == 2 and found["tmem"]["pairs_per_write"] == 1
@@ -1153,8 +1186,8 @@ def test_what_was_written_of_what_was_found_is_recorded(evaluated, tmp_path, mon
 def test_a_turn_grows_with_the_number_of_questions(tmp_path, monkeypatch):
     seen = []
 
-    def run(agent, left, index, *, max_new, **_):
-        seen.append(max_new)
+    def run(agent, left, index, state, *, config, **_):
+        seen.append(config.max_new)
         raise KeyboardInterrupt
 
     data = write(tmp_path, [HOTPOT | {"_id": f"h{i}"} for i in range(4)])
@@ -1162,5 +1195,5 @@ def test_a_turn_grows_with_the_number_of_questions(tmp_path, monkeypatch):
     monkeypatch.setattr(searching, "run", run)
     for n in (1, 2, 4):
         with pytest.raises(KeyboardInterrupt):
-            searching.search(["mem1"], tmp_path / str(n), data=str(data), objectives=n)
+            evaluate(EvalConfig("search", data=str(data), objectives=n), methods=["mem1"], out=tmp_path / str(n))
     assert seen == [144, 160, 192]

@@ -12,7 +12,9 @@ import tiny
 import torch
 from tiny_gguf import Q8, SCORES, WORDS, arch_of, bytes_vocabulary, write
 
-from tmem.models import gguf, gguf_file, loading
+from tmem.models import loading
+from tmem.models.gguf import convert
+from tmem.models.gguf.file import read
 
 IDS = torch.tensor([[5, 9, 200, 3, 77, 130, 41, 8] * 12])  # long enough that wrong positions show
 SIZES = {"vocab_size": 272, "num_hidden_layers": 2}
@@ -226,7 +228,7 @@ def split(whole, tmp_path, count=2):
     """The parts of a set, of half of the tensors each."""
     from gguf import GGUFWriter
 
-    contents, names = gguf_file.read(whole), []
+    contents, names = read(whole), []
     order = list(contents.tensors)
     for number in range(count):
         path = tmp_path / f"s-{number + 1:05}-of-{count:05}.gguf"
@@ -267,11 +269,11 @@ def test_a_set_of_files_is_read_whole_or_refused_by_the_first_that_is_missing(tm
     third.rename(parts[2])
     for part in parts:  # whichever is named
         reads_right(part, network)
-    (folder,) = {gguf.folder_of(p).name.split("-")[-1] for p in parts}
+    (folder,) = {convert.folder_of(p).name.split("-")[-1] for p in parts}
     parts[1].write_bytes(parts[2].read_bytes())
     with pytest.raises(loading.ModelError, match="00002-of-00003.gguf says that it is another part"):
         loading.load(parts[0])
-    assert {gguf.folder_of(p).name.split("-")[-1] for p in parts} != {folder}
+    assert {convert.folder_of(p).name.split("-")[-1] for p in parts} != {folder}
     parts[1].write_bytes(parts[2].read_bytes()[:40])
     with pytest.raises(loading.ModelError, match="in s-00002-of-00003.gguf, its header is damaged"):
         loading.load(parts[0])
@@ -282,9 +284,9 @@ def test_a_set_of_files_is_read_whole_or_refused_by_the_first_that_is_missing(tm
 
 def test_a_folder_of_an_older_recipe_is_not_used(tmp_path, monkeypatch):
     file = write(tmp_path / "m.gguf", model())
-    now = gguf.folder_of(file)
-    monkeypatch.setattr(gguf, "_RECIPE", 1)
-    assert gguf.folder_of(file) != now
+    now = convert.folder_of(file)
+    monkeypatch.setattr(convert, "_RECIPE", 1)
+    assert convert.folder_of(file) != now
 
 
 def test_special_tokens_and_ends_are_the_files(tmp_path):
@@ -307,7 +309,7 @@ def test_a_sentencepiece_vocabulary_cuts_by_its_scores(tmp_path):
 
 def header(file):
     """Bytes before the first tensor's values."""
-    return min(t.start for t in gguf_file.read(file).tensors.values())
+    return min(t.start for t in read(file).tensors.values())
 
 
 def _load(path):

@@ -19,7 +19,8 @@ from transformers.utils import logging
 
 from tmem import machine
 from tmem.files.folders import atomic_file, atomic_folder
-from tmem.models import gguf, loading
+from tmem.models import loading
+from tmem.models.gguf import convert
 
 
 @pytest.fixture(scope="module")
@@ -425,12 +426,12 @@ def test_a_changed_file_has_another_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TMEM_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "m.gguf"
     file.write_bytes(b"GGUF one")
-    first = gguf.folder_of(file)
+    first = convert.folder_of(file)
     shutil.copy(file, tmp_path / "copy.gguf")
-    assert first.parent == tmp_path / "cache" / "models" and first == gguf.folder_of(file)
-    assert gguf.folder_of(tmp_path / "copy.gguf").name.removeprefix("copy") == first.name.removeprefix("m")
+    assert first.parent == tmp_path / "cache" / "models" and first == convert.folder_of(file)
+    assert convert.folder_of(tmp_path / "copy.gguf").name.removeprefix("copy") == first.name.removeprefix("m")
     file.write_bytes(b"GGUF two")
-    assert gguf.folder_of(file) != first
+    assert convert.folder_of(file) != first
 
 
 def test_a_failed_or_second_conversion_leaves_one_whole_folder(tmp_path, monkeypatch):
@@ -442,18 +443,18 @@ def test_a_failed_or_second_conversion_leaves_one_whole_folder(tmp_path, monkeyp
         (folder / "half").write_text("")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gguf, "_write", fails)
+    monkeypatch.setattr(convert, "_write", fails)
     with pytest.raises(KeyboardInterrupt):
-        gguf.converted(file)
+        convert.converted(file)
     assert os.listdir(tmp_path / "cache" / "models") == []
 
     def overtaken(_, folder):  # another process finishes while this one is at work
-        with atomic_folder(gguf.folder_of(file), "config.json", keep=True) as other:
+        with atomic_folder(convert.folder_of(file), "config.json", keep=True) as other:
             (other / "config.json").write_text("theirs")
         (folder / "config.json").write_text("ours")
 
-    monkeypatch.setattr(gguf, "_write", overtaken)
-    folder = gguf.converted(file)
+    monkeypatch.setattr(convert, "_write", overtaken)
+    folder = convert.converted(file)
     assert (folder / "config.json").read_text() == "theirs"
     assert os.listdir(tmp_path / "cache" / "models") == [folder.name]
 

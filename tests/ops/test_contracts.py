@@ -4,17 +4,19 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from test_registration import SERVED, arguments
 from tiny import Letters, model, pairs
+from tiny_agent import LEARN
 from torch.autograd import forward_ad
 
 from tmem import ops
 from tmem.adapters.bank import AdapterBank
 from tmem.agent.decode import decode
-from tmem.agent.learn import LearnConfig, learn
+from tmem.agent.learn import learn
 from tmem.models.attention import _Short
 from tmem.models.chat import Chat
 from tmem.ops import _memory
@@ -241,7 +243,7 @@ def test_learning_and_decoding_in_any_mode(mode, dtype, fixed):
         bank = AdapterBank(network, 2, 4)
         slot = bank.alloc()
         with context:
-            learned = learn(network, bank, [(slot, pairs(4))], Chat(Letters()), LearnConfig(lr=0.01, epochs=3))[0]
+            learned = learn(network, bank, [(slot, pairs(4))], Chat(Letters()), replace(LEARN, lr=0.01, epochs=3))[0]
             found = decode(network, [[5, 6, 7], [8]], bank=bank, slots=[slot, -1], end=0, max_new=6, fixed=fixed)
         return learned, [g.logprobs for g in found]
 
@@ -261,7 +263,7 @@ def test_the_default_dtype_is_not_what_is_computed_in():
         bank = AdapterBank(network, 1, 4)
         torch.set_default_dtype(dtype)
         try:
-            learned = learn(network, bank, [(bank.alloc(), pairs(4))], Chat(Letters()), LearnConfig(epochs=2))
+            learned = learn(network, bank, [(bank.alloc(), pairs(4))], Chat(Letters()), replace(LEARN, epochs=2))
             found.append((learned, bank.param.tolist(), decode(network, [[5, 6]], bank=bank, slots=[0], end=0, max_new=4)))
         finally:
             torch.set_default_dtype(torch.float32)

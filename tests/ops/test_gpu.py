@@ -247,7 +247,7 @@ def test_a_decode_step_is_captured_once_for_each_size():
         for site in bank.sites:
             site.bt[:2].normal_(0, 0.2)
         for slot in slots[:2]:
-            bank._written(slot)
+            bank.written(slot)
         steps.captures.clear()
         for length in (3, 9, 30, 3):
             prompts = [list(range(1, length + i)) for i in range(2, 8)]

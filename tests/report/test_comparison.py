@@ -10,7 +10,7 @@ from test_page import HOSTILE, Found
 
 from tmem import cli
 from tmem.evaluation import runs
-from tmem.evaluation.evaluate import summarise
+from tmem.evaluation.summary import summarise
 from tmem.files.objects import write_json
 from tmem.report import comparison, grids, pictures, strip
 from tmem.tasks.search import summary
@@ -115,6 +115,14 @@ def test_whatever_belongs_to_the_protocol_keeps_runs_apart(run, tmp_path, config
     assert [r["model"] for r in first["rows"]] == ["small"] * 2 + ["trained"] * 2 and len(second["rows"]) == 2
     runs = table(first, "Runs")
     assert [(r["preset"], r["learn.epochs"]) for r in runs] == [("default", "6"), ("long", "9")]
+
+
+def test_settings_with_the_names_of_before_are_compared_by_those_of_now(run, tmp_path):
+    now = {"adapter": {"rank": 4}, "learn": {"epochs": 6}, "write": {"under_delta": True}}
+    before = {"memory": {"rank": 8}, "learn": {"epochs": 6}, "write": {"memory": True}}
+    by = {name: runs.read(Path(run(name, settings=settings))) for name, settings in (("new", now), ("old", before))}
+    grid = grids.compared(by)
+    assert list(grid.columns[4:]) == ["adapter.rank"] and [row[4:] for row in grid.rows] == [["4"], ["8"]]
 
 
 def test_scale_rows_unfinished_runs_and_stand_in_judges_are_not_ranked(run, tmp_path):

@@ -4,14 +4,13 @@ import dataclasses
 
 import pytest
 from tiny import FAMILIES, Letters, model
-from tiny_agent import CONFIG
+from tiny_agent import CONFIG, TRAIN
 
 from tmem.agent.config import agent_config
 from tmem.agent.learn import learn
 from tmem.agent.loop import Agent
 from tmem.episode import Pair
 from tmem.rl import budget
-from tmem.rl.config import TrainConfig
 from tmem.rl.policy import Replicated
 
 
@@ -19,14 +18,14 @@ from tmem.rl.policy import Replicated
 @pytest.mark.parametrize("train_a", [False, True])
 def test_rows_snapshots_and_parameters_are_counted_right(family, train_a):
     network = model(family, tie_word_embeddings=family != "qwen2")
-    memory = dataclasses.replace(CONFIG.memory, train_a=train_a, targets=("q_proj", "v_proj", "o_proj", "down_proj"))
-    config = dataclasses.replace(CONFIG, memory=memory)
+    adapter = dataclasses.replace(CONFIG.adapter, train_a=train_a, targets=("q_proj", "v_proj", "o_proj", "down_proj"))
+    config = dataclasses.replace(CONFIG, adapter=adapter)
     agent = Agent.build(network, Letters(), config, 4)
     shape = budget.Shape.of(network.config)
     assert budget.row(shape, config) == agent.bank.param.shape[1]
     slot = agent.bank.alloc()
     learn(network, agent.bank, [(slot, [Pair("a?", "b")])], agent.chat, config.learn)
-    train = TrainConfig(rl_episodes=2, rl_group=2)
+    train = dataclasses.replace(TRAIN, rl_episodes=2, rl_group=2)
     found = {i.name: i.bytes for i in budget.per_rank(shape, config, train, writes=3, bf16=False)}
     assert agent.bank.snapshot(slot, optimizer=False).param.nbytes * 4 * 3 == found["snapshots of Δ"]
     matrices = [m for m in (agent.bank.param, agent.bank.grad, agent.bank.m, agent.bank.v) if m is not None]
@@ -47,10 +46,10 @@ def test_the_papers_setting_is_as_small_as_it_says():
 
 
 def test_fsdp_divides_what_it_shards_and_sends_for_every_pass():
-    shape, paper = budget.SHAPES["qwen3-8b"], agent_config("paper")
-    one, eight = ({i.name: i.bytes for i in budget.per_rank(shape, paper, TrainConfig(layout="fsdp"), ranks=r)} for r in (1, 8))
+    shape, paper, fsdp = budget.SHAPES["qwen3-8b"], agent_config("paper"), dataclasses.replace(TRAIN, layout="fsdp")
+    one, eight = ({i.name: i.bytes for i in budget.per_rank(shape, paper, fsdp, ranks=r)} for r in (1, 8))
     name = "θ0, gradients, moments in fp32"
     assert eight[name] == one[name] / 8 and eight["weights that compute"] == one["weights that compute"]
-    few, many = (budget.sent(shape, TrainConfig(layout="fsdp"), ranks=8, passes=n).bytes for n in (1, 10))
-    ddp = [budget.sent(shape, TrainConfig(), ranks=8, passes=n).bytes for n in (1, 10)]
+    few, many = (budget.sent(shape, fsdp, ranks=8, passes=n).bytes for n in (1, 10))
+    ddp = [budget.sent(shape, TRAIN, ranks=8, passes=n).bytes for n in (1, 10)]
     assert many > 5 * few and ddp[0] == ddp[1]

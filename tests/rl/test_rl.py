@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny import model, pairs
-from tiny_agent import CONFIG, EPISODES, agent_of
+from tiny_agent import CONFIG, EPISODES, TRAIN, agent_of
 from wrong import (
     advantage_per_segment,
     batch_loss,
@@ -16,14 +16,15 @@ from wrong import (
     stale_snapshot,
 )
 
+import tmem.agent.agent as agent_module
 import tmem.agent.loop as loop
 from tmem.agent.learn import learn
-from tmem.agent.loop import run, segments
+from tmem.agent.loop import run
+from tmem.agent.passages import cut
 from tmem.agent.write import Written
 from tmem.episode import Episode, Pair, Question
 from tmem.rl import grpo, replay, supervised
 from tmem.rl import rollout as ro
-from tmem.rl.config import TrainConfig
 from tmem.rl.policy import Replicated
 from tmem.tasks import Task, stream
 from tmem.testing import assert_close
@@ -35,7 +36,7 @@ ADVANTAGES = (1.0, -0.5, 0.25)
 
 def rollouts_of(agent, monkeypatch, run=run, **options):
     """Traced rollouts whose writes always yield a pair, so that every later action has a Δ of its own."""
-    monkeypatch.setattr(loop, "parse", lambda text, **_: Written([Pair(f"who{len(text)}?", text[:3] + "me")]))
+    monkeypatch.setattr(agent_module, "parse", lambda text, **_: Written([Pair(f"who{len(text)}?", text[:3] + "me")]))
     episodes = [EPISODES[2], EPISODES[0], EPISODES[2]]
     return run(agent, episodes, ["k", "l", "m"], temperature=1.0, trace=True, **options)
 
@@ -81,7 +82,7 @@ def test_a_stale_snapshot_is_caught(monkeypatch):
 def test_a_writer_without_memory_is_replayed_without_it(monkeypatch):
     agent = agent_of(slots=8)
     with_memory = rollouts_of(agent, monkeypatch)
-    agent.config = dataclasses.replace(agent.config, write=dataclasses.replace(agent.config.write, memory=False))
+    agent.config = dataclasses.replace(agent.config, write=dataclasses.replace(agent.config.write, under_delta=False))
     for mode, rollouts in (
         ("snapshot", rollouts_of(agent, monkeypatch)),
         ("log", rollouts_of(agent, monkeypatch, snapshots=False)),
@@ -131,7 +132,7 @@ def test_the_policy_gradient_does_not_depend_on_micro_batches_slots_order_or_che
     _, few = replayed(agent, rollouts, **options)
     assert_close("few slots", few, one, 1e-4)
     agent.bank.alloc()
-    with pytest.raises(RuntimeError, match="all 8 slots are in use"):
+    with pytest.raises(RuntimeError, match="0 of 8 slots are free"):
         replayed(agent, rollouts, **options)
     assert not agent.bank.grad.any()
 
@@ -201,7 +202,7 @@ def test_an_advantage_belongs_to_a_rollout_and_every_segment_of_it_gets_it(monke
     monkeypatch.setattr(replay, "_accumulate", seen)
     monkeypatch.setattr(grpo, "sample", lambda *_, **__: rollouts)
     monkeypatch.setattr(grpo, "reward", lambda *_: next(rewards))
-    config = TrainConfig(rl_episodes=1, rl_group=2, probe=0)
+    config = dataclasses.replace(TRAIN, rl_episodes=1, rl_group=2, probe=0)
     task = SimpleNamespace(episode=lambda key, split: None, score=Task().score)
     row, segments = grpo.step(agent, policy_of(agent), task, config, 0, clock=loop.Clock())
     assert right(trained) and len(segments) == sum(counts) and row["reward"] == 0.5
@@ -292,7 +293,7 @@ def test_the_warm_start_teaches_passages_as_the_agent_cuts_them_with_the_pairs_t
         episode = stream.episode(f"passages/{seed}", "train", 3)
         found = supervised.passages(agent, episode)
         fits = all(agent.chat.count(chunk) <= window for chunk in episode.chunks)
-        assert not fits or [text for text, _ in found] == segments(agent.chat, episode.chunks, window)
+        assert not fits or [text for text, _ in found] == cut(agent.chat, episode.chunks, window)
         assert "\n\n".join(text for text, _ in found) == "\n\n".join(episode.chunks)
         for _, gold in found:
             assert len({p.question for p in gold}) == len(gold)
@@ -300,18 +301,44 @@ def test_the_warm_start_teaches_passages_as_the_agent_cuts_them_with_the_pairs_t
         assert {p.question: p.answer for _, gold in found for p in gold} == last
 
 
+def test_a_passage_of_several_chunks_is_taught_with_the_pairs_of_all_of_them():
+    """In the order of the text; what a later chunk states anew stands where it does."""
+    agent, told = agent_of(), [[("a?", "1"), ("b?", "2")], [("c?", "3")], [("A", "4")], [("d?", "5")]]
+    gold = tuple(tuple(Pair(*p) for p in chunk) for chunk in told)
+    episode = Episode("e", ("x" * 20, "y" * 20, "z" * 20, "w" * 60), gold, ())
+    found = supervised.passages(agent, episode)
+    assert [[(p.question, p.answer) for p in pairs] for _, pairs in found] == [
+        [("b?", "2"), ("c?", "3"), ("A", "4")], [("d?", "5")],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("under_delta", [True, False])
+def test_writing_is_taught_under_the_delta_that_a_rollout_writes_under(monkeypatch, under_delta):
+    """That of the writes before it, or none where writing is without it; recalling is under that of all writes either way."""
+    agent = agent_of(config=dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, under_delta=under_delta)))
+    writing, recalling = supervised.examples(
+        agent, dataclasses.replace(TRAIN, warm_plain=0), 0, [stream.episode("under", "train", 3)]
+    )
+    (rollout,) = rollouts_of(agent, monkeypatch)[:1]
+    actions = [a.delta is not None for a in rollout.actions]
+    assert len(actions) > 2 and actions == [False, *[under_delta] * (len(actions) - 2), True]
+    assert len(writing) > 2 and [e.delta is not None for e in writing] == [False, *[under_delta] * (len(writing) - 1)]
+    assert recalling and all(e.delta is not None for e in recalling)
+
+
 def test_supervised_examples_may_show_a_sample_of_the_gold_pairs():
     """1 to `warm_pairs` of them, in their order, the same each time, whatever else is in the batch; every pair has its turn."""
     pairs = [Pair(f"Question {i}?", f"answer {i}") for i in range(7)]
-    shown = {text: supervised.shown(text, pairs, TrainConfig(warm_pairs=3)) for text in map(str, range(60))}
+    three = dataclasses.replace(TRAIN, warm_pairs=3)
+    shown = {text: supervised.shown(text, pairs, three) for text in map(str, range(60))}
     assert {len(s) for s in shown.values()} == {1, 2, 3}
     assert {p for s in shown.values() for p in s} == set(pairs)
     assert all(s == sorted(s, key=pairs.index) for s in shown.values())
-    assert all(s == supervised.shown(text, pairs, TrainConfig(warm_pairs=3)) for text, s in shown.items())
-    assert any(s != supervised.shown(text, pairs, TrainConfig(warm_pairs=3, seed=1)) for text, s in shown.items())
-    assert supervised.shown("0", pairs[:1], TrainConfig(warm_pairs=3)) == pairs[:1]
-    assert supervised.shown("0", [], TrainConfig(warm_pairs=3)) == []
-    assert supervised.shown("0", pairs, TrainConfig()) == pairs
+    assert all(s == supervised.shown(text, pairs, three) for text, s in shown.items())
+    assert any(s != supervised.shown(text, pairs, dataclasses.replace(three, seed=1)) for text, s in shown.items())
+    assert supervised.shown("0", pairs[:1], three) == pairs[:1]
+    assert supervised.shown("0", [], three) == []
+    assert supervised.shown("0", pairs, TRAIN) == pairs
 
 
 def test_supervised_examples_weigh_the_same_however_they_are_batched():
@@ -378,8 +405,8 @@ def test_the_known_collapses_show_in_the_scores():
     assert (honest.grounded, honest.copied, honest.recall, honest.scores["em"]) == (1.0, 0.0, 1.0, 1.0)
     assert (guessed.grounded, guessed.copied, guessed.recall, guessed.scores["em"]) == (0.0, 1.0, 0.0, 0.0)
     assert found([]).empty == 1.0 and found([], finished=False).cut == 1.0 and honest.norm == 3.0
-    config = TrainConfig(length_cost=0.1, format_cost=0.2)
-    assert ro.reward(honest, TrainConfig()) == 1.0 and ro.reward(honest, config) == pytest.approx(1.0 - 0.05)
+    config = dataclasses.replace(TRAIN, length_cost=0.1, format_cost=0.2)
+    assert ro.reward(honest, TRAIN) == 1.0 and ro.reward(honest, config) == pytest.approx(1.0 - 0.05)
 
 
 def test_a_rollouts_first_read_is_shared_by_its_group(monkeypatch):
@@ -390,7 +417,7 @@ def test_a_rollouts_first_read_is_shared_by_its_group(monkeypatch):
     read = []
     embed = decoding.fw.embed
     monkeypatch.setattr(decoding.fw, "embed", lambda m, ids: read.append(len(ids)) or embed(m, ids))
-    config = TrainConfig(rl_group=6)
+    config = dataclasses.replace(TRAIN, rl_group=6)
     together = ro.sample(agent, EPISODES[:1], config, "k")
     assert read[0] == 1  # one row for six rollouts
     alone = [run(agent, EPISODES[:1], [f"k/{EPISODES[0].id}/{g}"], temperature=1.0, trace=True)[0] for g in range(6)]

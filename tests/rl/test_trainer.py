@@ -15,16 +15,17 @@ from types import SimpleNamespace
 import pytest
 import tiny_run
 import torch
+from tiny_agent import TRAIN
 from tiny_run import SHORT, lines, start, weights
 
-from tmem.agent import loop
+from tmem.agent import agent as agent_module
 from tmem.agent.loop import Clock
 from tmem.agent.write import Written
 from tmem.episode import Pair
 from tmem.files import folders
+from tmem.files.objects import write_json
 from tmem.models import loading
 from tmem.rl import checkpoint, grpo, trainer
-from tmem.rl.config import TrainConfig
 from tmem.rl.policy import Policy
 from tmem.rl.world import ALONE, largest
 from tmem.testing import assert_close
@@ -109,7 +110,7 @@ def documented_fields():
 
 def test_what_is_logged_is_documented_and_what_is_documented_is_logged(tmp_path, undisturbed, monkeypatch):
     """Two runs: one whose writes have no pairs, and a short one whose writes have some, with scored answers."""
-    monkeypatch.setattr(loop, "parse", lambda text, **_: Written([Pair("What does Zoe like?", "figs")]))
+    monkeypatch.setattr(agent_module, "parse", lambda text, **_: Written([Pair("What does Zoe like?", "figs")]))
     start(tmp_path / "scored", rl_answers="scored", **SHORT).run()
     mine = {"shout"}  # a score of this task
     found = {k: v | logged_fields(tmp_path / "scored")[k] for k, v in logged_fields(undisturbed[0]).items()}
@@ -147,6 +148,24 @@ def test_ctrl_c_stops_between_steps_and_resumes(tmp_path, undisturbed):
     assert_same_run(out, undisturbed)
     with pytest.raises(FileNotFoundError, match="holds no run"):
         start(tmp_path / "nothing", resume=True)
+
+
+def test_a_run_whose_settings_have_the_names_of_before_is_gone_on_with(tmp_path):
+    """[adapter] was called memory, [write] under_delta memory."""
+    out = tmp_path / "run"
+    first = start(out)
+    recorded = first._settings()
+    first._let_go()
+    agent = recorded["AgentConfig"]
+    agent["memory"] = agent.pop("adapter")
+    agent["write"]["memory"] = agent["write"].pop("under_delta")
+    out.mkdir(exist_ok=True)
+    write_json(out / "run.json", recorded)
+    start(out, resume=True)._let_go()
+    agent["memory"]["rank"] += 1
+    write_json(out / "run.json", recorded)
+    with pytest.raises(ValueError, match=r"other settings \(AgentConfig.adapter.rank\)"):
+        start(out, resume=True)
 
 
 def test_recomputing_delta_from_the_log_trains_the_same(tmp_path, undisturbed):
@@ -355,7 +374,7 @@ def test_the_memory_of_a_failed_rollout_is_free_when_it_is_tried_again(monkeypat
 
     monkeypatch.setattr(grpo, "sample", sample)
     task = SimpleNamespace(episode=lambda key, split: None)
-    groups = grpo._sampled(None, task, TrainConfig(), 0, dict(enumerate("abcd")), lambda *_: None, Clock())
+    groups = grpo._sampled(None, task, TRAIN, 0, dict(enumerate("abcd")), lambda *_: None, Clock())
     assert [g.rollouts for g in groups] == [[]] * 4 and held == [0] * 7
 
 

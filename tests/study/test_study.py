@@ -85,16 +85,26 @@ def test_a_dissection_has_every_condition_and_its_parts_fit_together(monkeypatch
     assert summary["crossing"]["rl"]["gold"]["f1"]["low"] == summary["crossing"]["rl"]["gold"]["f1"]["mean"]
 
 
+def test_a_memory_rebuilt_from_its_log_learns_all_that_was_written(monkeypatch):
+    """In one write, in the order in which it was written."""
+    agent, taught = agent_of(slots=3), []
+    wrote = [[[Pair("a?", "1"), Pair("b?", "2")], [Pair("A", "3")]] for _ in range(3)]
+    monkeypatch.setattr(dissect, "written", lambda rollouts: wrote)
+    monkeypatch.setattr(dissect, "_answered", lambda agent, episodes, writes, shift=0: taught.append(writes) or [{}] * 3)
+    dissect.dissect(["warm"], lambda name: agent, episodes(3, 1))
+    assert [[[Pair("a?", "1"), Pair("b?", "2"), Pair("A", "3")]]] * 3 in taught
+
+
 def test_a_recall_matrix_shows_what_later_writes_destroy(monkeypatch):
     agent = agent_of(slots=2)
     writes = [[[Pair("q a?", "a")], [Pair("q b?", "b")], [Pair("q a?", "c")]]]
     asked = []
 
-    def answer(agent, questions, slots):
+    def answer(questions, slots):
         asked.append(questions)
         return ["b" for _ in questions]
 
-    monkeypatch.setattr(dissect, "answer", answer)
+    monkeypatch.setattr(agent, "answer", answer)
     matrix = dissect.recall_matrix(agent, writes)
     assert matrix == [[0.0], [0.0, 1.0], [None, 1.0, 0.0]]  # the first pair is asked anew by the third write: left out
 

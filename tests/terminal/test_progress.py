@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from tmem.bench import show
-from tmem.cli import console
+from tmem.cli import evaluate, live
 from tmem.terminal import progress
 from tmem.terminal.progress import Lines
 
@@ -65,7 +65,7 @@ def piped(monkeypatch):
     """What a pipe gets, every line at once."""
     monkeypatch.setattr(progress, "FIRST", 0.0)
     file = io.StringIO()
-    monkeypatch.setattr(console, "console", Console(file=file))
+    monkeypatch.setattr(live, "console", Console(file=file))
     return file
 
 
@@ -82,12 +82,12 @@ def test_an_evaluation_in_a_pipe_says_how_far_it_is(piped, tmp_path):
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        console.evaluate(["tmem"], tmp_path, work)
+        evaluate.watched(["tmem"], tmp_path, work)
     assert lines_of(piped)[0] == "tmem: 0 of 3, write, 0 s gone"
 
 
 def test_training_and_a_study_in_a_pipe_say_how_far_they_are(piped, tmp_path):
-    with console._live(tmp_path) as (tell, steps), console._bar(tmp_path) as bar:
+    with live.bars(tmp_path, steps := live.Steps()) as tell, live.bars(tmp_path) as bar:
         steps.rows.append({"reward": 0.5})
         tell("warm", 1, 32, "loss 2.1")
         bar("0: rl", 0, 3, "")
@@ -95,14 +95,14 @@ def test_training_and_a_study_in_a_pipe_say_how_far_they_are(piped, tmp_path):
 
 
 def test_a_bench_in_a_pipe_says_how_far_it_is(piped):
-    with show._progress(console.console) as watch:
+    with show._progress(live.console) as watch:
         watch("a layer", 2, 40)
     assert lines_of(piped) == ["bench: 2 of 40, a layer, 0 s gone"]
 
 
 def test_lines_come_while_the_work_itself_says_nothing(piped, monkeypatch, tmp_path):
     monkeypatch.setattr(progress, "EVERY", 0.5)
-    with console._bar(tmp_path) as tell:
+    with live.bars(tmp_path) as tell:
         tell("tmem", 0, 16, "write")
         time.sleep(2.5)
     assert len(lines_of(piped)) >= 2
@@ -110,8 +110,8 @@ def test_lines_come_while_the_work_itself_says_nothing(piped, monkeypatch, tmp_p
 
 def test_a_terminal_gets_bars(monkeypatch, tmp_path):
     file = io.StringIO()
-    monkeypatch.setattr(console, "console", Console(file=file, force_terminal=True))
-    with console._bar(tmp_path) as tell:
+    monkeypatch.setattr(live, "console", Console(file=file, force_terminal=True))
+    with live.bars(tmp_path) as tell:
         tell("tmem", 1, 16, "write")
     assert "\x1b[" in file.getvalue() and "tmem" in file.getvalue()
 
@@ -119,9 +119,9 @@ def test_a_terminal_gets_bars(monkeypatch, tmp_path):
 @pytest.mark.parametrize("terminal", [False, True])
 def test_the_lines_are_in_the_log_of_the_run_as_well(monkeypatch, tmp_path, terminal):
     monkeypatch.setattr(progress, "FIRST", 0.0)
-    monkeypatch.setattr(console, "console", Console(file=io.StringIO(), force_terminal=terminal))
+    monkeypatch.setattr(live, "console", Console(file=io.StringIO(), force_terminal=terminal))
     for _ in range(2):  # a resume goes on in it
-        with console._bar(tmp_path) as tell:
+        with live.bars(tmp_path) as tell:
             tell("tmem\n\x1b[31m", 1, 16, "write")
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert len(lines) == 2
@@ -138,7 +138,7 @@ def test_a_log_that_cannot_be_written_is_given_up_with_a_word(tmp_path, caplog):
 
 
 def test_a_script_tells_on_stderr_until_logging_is_set_up(caplog):
-    say = "from tmem import progress; import logging; {}; progress.tell('42 of 999')"
+    say = "from tmem.terminal import progress; import logging; {}; progress.tell('42 of 999')"
 
     def err(setting="0"):
         return subprocess.run([sys.executable, "-c", say.format(setting)], capture_output=True, text=True, check=True).stderr

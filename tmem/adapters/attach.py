@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +22,6 @@ from ..ops._once import once_differentiable
 from ..ops.linear import autocast_linear
 from . import routes
 
-if TYPE_CHECKING:
-    from .bank import AdapterBank
-
 
 @dataclass(eq=False)
 class Site:
@@ -32,10 +30,10 @@ class Site:
 
     name: str
     module: nn.Linear
-    a: Tensor | None = None
-    bt: Tensor | None = None
+    a: Tensor = field(init=False, repr=False)
+    bt: Tensor = field(init=False, repr=False)
     a_grad: Tensor | None = None
-    bt_grad: Tensor | None = None
+    bt_grad: Tensor = field(init=False, repr=False)
     a_copy: Tensor | None = None
     bt_copy: Tensor | None = None
     together: tuple[Site, ...] = field(default=(), repr=False)
@@ -91,6 +89,22 @@ def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | No
     return sorted(sites, key=lambda s: (layer_of[s.name], s.name))
 
 
+class Bank(Protocol):
+    """What a route and the replaced `forward` ask of a bank: see AdapterBank."""
+
+    model: nn.Module
+    sites: list[Site]
+    rank: Tensor  # int32 [S]; 0: the slot is free
+    scale: Tensor  # fp32 [S]
+    train_a: bool
+    version: list[int]  # of each slot: raised by everything that writes it
+    tenancy: list[int]  # of each slot: raised whenever it changes hands
+    freed: int  # how many slots were freed so far
+    lock: AbstractContextManager
+    reads_once: bool  # one read of what several projections share
+    decodes_rows: bool  # single rows by the decode kernel
+
+
 class Segments(NamedTuple):
     """A route's batch as the ops take it: see tmem.reference. `plan` on a GPU only, where all layers share it."""
 
@@ -102,7 +116,7 @@ class Segments(NamedTuple):
 class Route:
     """Which slot serves each batch row, fixed while a `with bank.route(...)` block is open and for its backward."""
 
-    def __init__(self, bank: AdapterBank, slots: list[int], learn: bool, lengths: list[int] | None = None):
+    def __init__(self, bank: Bank, slots: list[int], learn: bool, lengths: list[int] | None = None):
         self.bank, self.slots, self.learn, self.lengths = bank, slots, learn, lengths
         self.used = sorted({s for s in slots if s >= 0})
         self.versions = [bank.version[s] for s in self.used]
@@ -243,7 +257,7 @@ class _BankLinear(torch.autograd.Function):
         return dx, dw, rows.sum(0) if need_db else None, None, None, None, None
 
 
-def _forward(bank: AdapterBank, site: Site, x: Tensor) -> Tensor:
+def _forward(bank: Bank, site: Site, x: Tensor) -> Tensor:
     parameters = site.module._parameters  # the attribute lookup of a module is slow
     w, bias = parameters["weight"], parameters["bias"]
     route = routes.current(bank) if routes.opened() else None
@@ -266,7 +280,7 @@ def _forward(bank: AdapterBank, site: Site, x: Tensor) -> Tensor:
     return _adapted(site, route, route.shrink(site, x) if bank.reads_once else None, x, w, bias, seg)[0]
 
 
-def routed_checkpoints(bank: AdapterBank, learn: bool) -> None:
+def routed_checkpoints(bank: Bank, learn: bool) -> None:
     """Let layers that are recomputed in backward run with the routes they had in forward.
 
     Raises RuntimeError for the checkpointing of torch that hides what is inside from autograd (use_reentrant=True).
@@ -290,13 +304,13 @@ def _checkpoint(checkpoint, function, *args):
     return checkpoint(functools.partial(routes.kept(), function), *args)
 
 
-def _carries(module: nn.Module, bank: AdapterBank | None = None) -> bool:
+def _carries(module: nn.Module, bank: Bank | None = None) -> bool:
     """Whether the module's forward is that of a bank, or of this one."""
     mine = vars(module).get("forward")
     return isinstance(mine, functools.partial) and mine.func is _forward and bank in (None, mine.args[0])
 
 
-def attach(bank: AdapterBank) -> None:
+def attach(bank: Bank) -> None:
     """Replace `forward` of every site's module. Raises RuntimeError if a module already carries a bank."""
     taken = [s.name for s in bank.sites if "forward" in vars(s.module)]
     if taken:
@@ -305,7 +319,7 @@ def attach(bank: AdapterBank) -> None:
         site.module.forward = functools.partial(_forward, bank, site)
 
 
-def detach(bank: AdapterBank) -> None:
+def detach(bank: Bank) -> None:
     """Give every module its own `forward` back; harmless when the bank is not attached."""
     for site in bank.sites:
         if _carries(site.module, bank):

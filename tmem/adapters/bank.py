@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -47,21 +45,29 @@ class Snapshot:
 
 
 class AdapterBank:
-    """Low-rank adapters for `slots` concurrent episodes under one model, attached on construction.
+    """Low-rank adapters (LoRA, Hu et al. 2021) of many episodes under one model: y = x Wᵀ + scale · x Aᵀ B of a row's slot.
 
-    model        a Hugging Face decoder; `targets` names its linear layers, `last_layers` limits them to the last k
-    rank         stored rows R of every factor; a slot may use fewer (`alloc(rank=...)`)
-    init         subspace of A, one of tmem.adapters.init.INITS (see make_a there); B = 0, so Δ = 0 exactly at the start
-    texts        token ids of a few texts, for `activation` alone: A is where the layers' inputs lie on them
-    train_a      False: one frozen A [1, R, K] shared by all slots (training it would couple episodes).
-                 True: every slot owns and trains A [S, R, K], starting from the same init.
-    optimizer    `adamw` or `sgd`; hyper-parameters per row through `configure`
-    dtype        fp32 (default) or fp64 (on the CPU), of parameters, gradients and moments
-    copy         keep a bf16 copy of the parameters, which decode then reads instead: half the bytes, another rounding.
-                 None: where the model is in bf16 on a GPU
+        model        a Hugging Face decoder; the bank attaches itself to it
+        slots        S, how many episodes there is room for
+        rank         stored rows R of every factor; a slot may use fewer (`alloc(rank=...)`)
+        targets      names of the linear layers that are adapted
+        last_layers  only those of the last so many decoder layers; None: of all
+        init         subspace of A, one of tmem.adapters.init.INITS (see make_a there); B = 0, so Δ = 0 exactly at the start
+        seed         draws what a random init draws
+        texts        token ids of a few texts, for `activation` alone: A is where the layers' inputs lie on them
+        train_a      False: one frozen A [1, R, K] shared by all slots (training it would couple episodes).
+                     True: every slot owns and trains A [S, R, K], starting from the same init.
+        optimizer    `adamw` or `sgd`; hyper-parameters per row through `configure`
+        dtype        fp32 (default) or fp64 (on the CPU), of parameters, gradients and moments
+        copy         keep a bf16 copy of the parameters, which decode then reads instead: half the bytes, another rounding.
+                     None: where the model is in bf16 on a GPU
+
+    What it holds: `param`, `grad` and, for AdamW, `m` and `v` [S, P] in `dtype`; `rank` and `step_count` int32 [S]; `scale`
+    fp32 [S]; `hyper` fp64 [S, 6], its columns tmem.ops.HYPER.
 
     Threads may share a bank: each opens routes of its own, and every slot is written by one thread at a time.
-    Raises ValueError for bad sizes or names, and for modules that cannot be adapted (see `find_sites`).
+    Raises ValueError for bad sizes or names, and for modules that cannot be adapted (see `find_sites`). Every method that
+    takes a slot raises ValueError for one that is out of range or free.
     """
 
     def __init__(
@@ -156,11 +162,14 @@ class AdapterBank:
 
     @property
     def factors(self) -> list[Tensor]:
-        """A of every adapted layer, [rank, in_features] each."""
+        """A of every adapted layer, [rank, in_features] each, in the bank's dtype. What all slots share, or begin with."""
         return [f[0] for f in self._factors]
 
     def take(self, factors: Sequence[Tensor]) -> None:
-        """Make `factors` A. Raises RuntimeError while a slot is in use, as `renew` does."""
+        """Make `factors` A: one [rank, in_features] for every adapted layer, as of `factors`.
+
+        Raises RuntimeError while a slot is in use, as `renew` does.
+        """
         with self.lock:
             self._must_be_idle("take")
             for site, factor, new in zip(self.sites, self._factors, factors):
@@ -199,7 +208,8 @@ class AdapterBank:
     def alloc(self, rank: int | None = None, *, alpha: float | None = None, **hyper: float) -> int:
         """Take a free slot with Δ = 0, of `rank` (default the bank's) and scale alpha/rank (default 1); returns its index.
 
-        Raises ValueError for a bad rank, RuntimeError when no slot is free.
+        hyper: as of `configure`; the others are lr 1e-3, beta1 0.9, beta2 0.999, eps 1e-8, no decay and no clipping.
+        Raises ValueError for a bad rank or an unknown setting, RuntimeError when no slot is free.
         """
         rank = self.max_rank if rank is None else rank
         if not 1 <= rank <= self.max_rank:
@@ -232,10 +242,33 @@ class AdapterBank:
                 )
             return [self.alloc() for _ in range(min(most, free))]
 
+    @contextlib.contextmanager
+    def borrowed(self, count: int, least: int | None = None) -> Iterator[list[int]]:
+        """Within the block, `count` slots with Δ = 0; or, with `least`, as many of them as are free (see `claim`)."""
+        slots = self.claim(count, count if least is None else least)
+        try:
+            yield slots
+        finally:
+            for slot in slots:
+                self.free(slot)
+
+    @contextlib.contextmanager
+    def holding(self, snapshots: Sequence[Snapshot | None]) -> Iterator[list[int]]:
+        """Within the block, slots that hold `snapshots`: one for each different one, -1 for None. Gives the slot of each.
+
+        Raises RuntimeError if there are too few slots, ValueError as `restore` does.
+        """
+        different = {id(s): s for s in snapshots if s is not None}
+        with self.borrowed(len(different)) as slots:
+            for slot, snapshot in zip(slots, different.values()):
+                self.restore(slot, snapshot)
+            slot_of = dict(zip(different, slots))
+            yield [-1 if s is None else slot_of[id(s)] for s in snapshots]
+
     def free(self, slot: int) -> None:
         """Give a slot back; routing it, or running a backward that still needs it, raises from now on."""
         with self.lock:
-            self._check(slot, "free")
+            self.check(slot, "free")
             self.used[slot] = False
             self.tenancy[slot] += 1
             self.freed += 1
@@ -244,28 +277,31 @@ class AdapterBank:
 
     def reset(self, slot: int) -> None:
         """Δ = 0, moments = 0, step = 0; rank, scale and hyper-parameters stay."""
-        self._check(slot, "reset")
+        self.check(slot, "reset")
         self._copy_row(-1, slot)
         if self.train_a:
             for site, factor in zip(self.sites, self._factors):
                 site.a[slot].copy_(factor[0])
-        self._written(slot)
+        self.written(slot)
 
     def _copy_row(self, source: int, target: int) -> None:
         """Everything that learning moves, from one row to another; -1: zero."""
         matrices = [x for x in (self.param, self.grad, self.m, self.v, self.step_count) if x is not None]
-        source, target = (torch.tensor([s], dtype=torch.int32, device=self.device) for s in (source, target))
-        ops.bank_copy_(matrices, source, target)
+        rows = (torch.tensor([slot], dtype=torch.int32, device=self.device) for slot in (source, target))
+        ops.bank_copy_(matrices, *rows)
 
-    def _written(self, slot: int) -> None:
+    def written(self, slot: int) -> None:
         """To be called by whatever writes a row's parameters."""
         self.version[slot] += 1
         if self.copy is not None:
             self.copy[slot] = self.param[slot]
 
     def configure(self, slot: int, **hyper: float) -> None:
-        """Set this row's `lr`, `beta1`, `beta2`, `eps`, `weight_decay` or `clip` (gradient norm; 0 = off)."""
-        self._check(slot, "configure")
+        """Set this row's `lr`, `beta1`, `beta2`, `eps`, `weight_decay` or `clip` (gradient norm; 0 = off).
+
+        Raises ValueError for any other name.
+        """
+        self.check(slot, "configure")
         self._known(hyper)
         for name, value in hyper.items():
             self.hyper[slot, ops.HYPER.index(name)] = value
@@ -278,26 +314,29 @@ class AdapterBank:
 
     def is_zero(self, slot: int) -> bool:
         """Whether Δ = 0 for certain: nothing was learned into this slot or restored to it."""
-        self._check(slot, "is_zero")
+        self.check(slot, "is_zero")
         return not bool(self.param[slot].any())
 
     def fork(self, slot: int) -> int:
-        """A new slot that starts as an exact copy of `slot`: weights, moments, step, rank, scale, hyper-parameters."""
+        """A new slot that starts as an exact copy of `slot`: weights, moments, step, rank, scale, hyper-parameters.
+
+        Raises RuntimeError when no slot is free.
+        """
         with self.lock:
-            self._check(slot, "fork")
+            self.check(slot, "fork")
             new = self.alloc()
             self._copy_row(slot, new)
             self.grad[new].zero_()
-            self._written(new)
+            self.written(new)
             for column in (self.hyper, self.rank, self.scale):
                 column[new] = column[slot]
         return new
 
     def snapshot(self, slot: int, *, optimizer: bool = True) -> Snapshot:
         """A copy of the row. `optimizer=False` leaves the moments out: enough to replay, not to go on learning."""
-        self._check(slot, "snapshot")
+        self.check(slot, "snapshot")
         state = {}
-        if optimizer and self.m is not None:
+        if optimizer and self.m is not None and self.v is not None:
             state = {"m": self.m[slot].clone(), "v": self.v[slot].clone()}
         step = int(self.step_count[slot]) if optimizer else 0
         return Snapshot(
@@ -309,7 +348,7 @@ class AdapterBank:
 
         Raises ValueError if the snapshot belongs to another subspace: its B means nothing under another A.
         """
-        self._check(slot, "restore")
+        self.check(slot, "restore")
         if snapshot.subspace != self.subspace:
             raise ValueError(
                 f"restore: the snapshot belongs to subspace {snapshot.subspace[:8]}, this bank has {self.subspace[:8]}; "
@@ -317,14 +356,15 @@ class AdapterBank:
             )
         self.param[slot].copy_(snapshot.param)
         self.grad[slot].zero_()
-        if self.m is not None:
-            for mine, theirs in ((self.m, snapshot.m), (self.v, snapshot.v)):
+        for mine, theirs in ((self.m, snapshot.m), (self.v, snapshot.v)):
+            if mine is not None:
                 mine[slot].zero_() if theirs is None else mine[slot].copy_(theirs)
         self.step_count[slot] = snapshot.step
         self.rank[slot], self.scale[slot] = snapshot.rank, snapshot.scale
-        self._written(slot)
+        self.written(slot)
 
-    def _check(self, slot: int, what: str) -> None:
+    def check(self, slot: int, what: str) -> None:
+        """Raise ValueError, which begins with `what`, for a slot that is out of range or free."""
         if not (isinstance(slot, int) and 0 <= slot < self.slots):
             raise ValueError(f"{what}: slot: expected an int in 0..{self.slots - 1}, got {slot!r}.")
         if not self.used[slot]:
@@ -333,7 +373,10 @@ class AdapterBank:
     # learning ------------------------------------------------------------------------------------------------------
 
     def hold(self, slots: Sequence[int], *, learn: bool = False, lengths: Sequence[int] | None = None) -> Route:
-        """A route that is not open: its `alive` tells whether these slots are still those of their tenants of now."""
+        """A route that is not open: its `alive` tells whether these slots are still those of their tenants of now.
+
+        Arguments and errors as of `route`.
+        """
         slots = [int(s) for s in slots]
         if lengths is not None:
             lengths = [int(n) for n in lengths]
@@ -342,7 +385,7 @@ class AdapterBank:
         with self.lock:
             for slot in slots:
                 if slot != -1:
-                    self._check(slot, "route")
+                    self.check(slot, "route")
             return Route(self, slots, learn, lengths)
 
     @contextlib.contextmanager
@@ -354,10 +397,11 @@ class AdapterBank:
         opens its own.
         A generator has no context of its own: close the block before a `yield`, or a later step may be refused.
 
-        learn     backward accumulates into the gradient rows of the routed slots; False treats Δ as a constant
-                  (stop-gradient), so that only the base model's own parameters get gradients.
-        lengths   real tokens of each row, which come first; adapters do no work on the padding behind them, whose
-                  outputs are then the base model's.
+            learn     backward accumulates into the gradient rows of the routed slots; False treats Δ as a constant
+                      (stop-gradient), so that only the base model's own parameters get gradients.
+            lengths   real tokens of each row, which come first; adapters do no work on the padding behind them, whose
+                      outputs are then the base model's.
+
         The route belongs to what ran under it: layers that are recomputed in backward (gradient checkpointing) run with
         it again. Raises ValueError for a slot that is out of range or free and for lengths that are not one per row,
         RuntimeError if the bank is detached or the model's checkpointing hides adapters from autograd.
@@ -378,7 +422,7 @@ class AdapterBank:
         active = torch.zeros(self.slots, dtype=torch.bool, device=self.device)
         with self.lock:
             for slot in slots:
-                self._check(slot, "step")
+                self.check(slot, "step")
             for slot in slots:
                 active[slot] = True
                 self.version[slot] += 1
@@ -388,13 +432,16 @@ class AdapterBank:
     def zero_grad(self, slots: Sequence[int]) -> None:
         """Drop what backward has accumulated for these slots."""
         for slot in slots:
-            self._check(slot, "zero_grad")
+            self.check(slot, "zero_grad")
             self.grad[slot].zero_()
 
     @torch.no_grad()
     def delta_norm(self, slot: int) -> float:
-        """‖ΔW‖_F over all layers: Σ ‖scale·B A‖², by the r x r Gram matrices tr(A Aᵀ · B Bᵀ), never forming ΔW."""
-        self._check(slot, "delta_norm")
+        """‖ΔW‖_F over all layers: the root of Σ ‖scale·Bᵀ A‖², by the r x r Gram matrices, tr(A Aᵀ · B Bᵀ), in fp64.
+
+        ΔW itself is never formed.
+        """
+        self.check(slot, "delta_norm")
         total, r = 0.0, int(self.rank[slot])
         for site in self.sites:
             a = site.a[slot if self.train_a else 0, :r].double()
@@ -402,30 +449,10 @@ class AdapterBank:
             total += float(((a @ a.T) * (b @ b.T)).sum())
         return float(self.scale[slot]) * max(total, 0.0) ** 0.5
 
-    # files ---------------------------------------------------------------------------------------------------------
-
-    def save(self, slot: int, path: str | Path, extra: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Write the slot as a PEFT adapter folder that `peft.PeftModel.from_pretrained` loads; atomic.
-
-        extra   further text files of the folder, by name
-        """
-        from .peft import peft_files, write_folder
-
-        self._check(slot, "save")
-        write_folder(Path(path), peft_files(self, slot) | {name: text.encode() for name, text in extra.items()})
-
-    def load(self, path: str | Path) -> int:
-        """Read a PEFT LoRA adapter folder into a new slot and return it.
-
-        Raises ValueError if the adapter does not fit: another rank, layers that this bank lacks, or an A of its own
-        while this bank shares one frozen A (use train_a=True).
-        """
-        from .peft import load_peft
-
-        return load_peft(self, Path(path))
+    # under the model -----------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        """Put the bank back under its model after `detach`."""
+        """Put the bank back under its model after `detach`. Raises RuntimeError where a bank is under it already."""
         attach(self)
 
     def detach(self) -> None:

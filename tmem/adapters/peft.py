@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError
@@ -14,9 +14,7 @@ from torch import Tensor
 
 from ..files.folders import atomic_folder, standing, whole
 from ..files.objects import object_in
-
-if TYPE_CHECKING:
-    from .bank import AdapterBank
+from .bank import AdapterBank
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -55,6 +53,15 @@ REFUSED = {
     "fan_in_fan_out": "its base weights are transposed",
 }
 _PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")  # the base model stays as it is
+
+
+def save_adapter(bank: AdapterBank, slot: int, path: str | Path, extra: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write the slot as a PEFT adapter folder that `peft.PeftModel.from_pretrained` loads; atomic.
+
+    extra: further text files of the folder, by name. Raises ValueError for a slot that is free or out of range.
+    """
+    bank.check(slot, "save")
+    write_folder(Path(path), peft_files(bank, slot) | {name: text.encode() for name, text in extra.items()})
 
 
 def peft_files(bank: AdapterBank, slot: int) -> dict[str, bytes]:
@@ -108,8 +115,14 @@ def _expected(path: Path) -> str:
     return "expected a PEFT adapter folder saved as safetensors"
 
 
-def load_peft(bank: AdapterBank, path: Path, files: Mapping[str, bytes] | None = None) -> int:
-    """Read an adapter folder, or its two `files`, into a new slot; everything is checked before the slot is taken."""
+def load_adapter(bank: AdapterBank, path: str | Path, files: Mapping[str, bytes] | None = None) -> int:
+    """Read a PEFT LoRA adapter folder, or its two `files`, into a new slot and return it.
+
+    Everything is checked before the slot is taken. Raises FileNotFoundError for a missing file, ValueError if the adapter
+    does not fit: another rank, layers that this bank lacks, or an A of its own while this bank shares one frozen A (use
+    train_a=True).
+    """
+    path = Path(path)
     files = files or read_folder(path, (CONFIG, WEIGHTS))
     config = object_in(files[CONFIG], path / CONFIG)
     rank, scale = _plain_lora(config, path / CONFIG)
@@ -125,7 +138,7 @@ def load_peft(bank: AdapterBank, path: Path, files: Mapping[str, bytes] | None =
             site.bt[slot, :rank].copy_(b.T)
             if bank.train_a:
                 site.a[slot, :rank].copy_(a)
-    bank._written(slot)
+    bank.written(slot)
     return slot
 
 

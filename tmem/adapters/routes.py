@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import _GeneratorContextManager, contextmanager
 from contextvars import ContextVar, Token
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from .attach import Route
-    from .bank import AdapterBank
+
+class Routed(Protocol):
+    """A route, of which this module asks only whose layers it serves."""
+
+    bank: object
 
 
 class _Block:
@@ -29,7 +31,7 @@ class _Block:
 
     __slots__ = ("ended", "route", "token", "within")
 
-    def __init__(self, route: Route | None):
+    def __init__(self, route: Routed | None):
         self.route, self.ended, self.within = route, False, _generators()
         self.token: Token | None = None
         if self.within:
@@ -65,7 +67,7 @@ _ENTER = _GeneratorContextManager.__enter__.__code__
 
 
 @contextmanager
-def serving(route: Route) -> Iterator[Route]:
+def serving(route: Routed) -> Iterator[Routed]:
     """Within the block `route` serves its bank's layers in this context."""
     block = _Block(route)
     block.token = _blocks.set((*_blocks.get(), block))
@@ -77,7 +79,7 @@ def serving(route: Route) -> Iterator[Route]:
 
 
 @contextmanager
-def alone(routes: Sequence[Route] = ()) -> Iterator[None]:
+def alone(routes: Sequence[Routed] = ()) -> Iterator[None]:
     """Within the block `routes` serve and none of those that are open around it."""
     blocks = tuple(map(_Block, (None, *routes)))
     token = _blocks.set(blocks)
@@ -89,7 +91,7 @@ def alone(routes: Sequence[Route] = ()) -> Iterator[None]:
         _blocks.reset(token)
 
 
-def current(bank: AdapterBank) -> Route | None:
+def current(bank: object) -> Routed | None:
     """The route that serves the bank's layers in this context.
 
     Raises RuntimeError if its block has ended elsewhere, and in a generator whose own route is not the one that serves.
@@ -106,7 +108,7 @@ def current(bank: AdapterBank) -> Route | None:
     return None if serves is None else serves.route
 
 
-def _refuse_passed_over(bank: AdapterBank, serves: _Block | None) -> None:
+def _refuse_passed_over(bank: object, serves: _Block | None) -> None:
     """A generator that is running here opened a route, and what serves here was not opened inside of it."""
     passed = [b for b in list(_yielding) if b is not serves and b.route is not None and b.route.bank is bank]
     if not passed:

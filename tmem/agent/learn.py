@@ -17,29 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..adapters.bank import AdapterBank
+from ..adapters.attach import Route
+from ..adapters.bank import AdapterBank, Snapshot
 from ..episode import Pair
 from ..models import forward as fw
 from ..models.chat import Chat
+from .config import LearnConfig
 
 MAX_TOKENS = 8192  # padded tokens in one forward pass; bounds activation memory
-
-
-@dataclass(frozen=True)
-class LearnConfig:
-    """Online SFT. Defaults are for SmolLM2-135M; the paper's (SGD 5e-4, 5 epochs) are in presets/paper.toml."""
-
-    lr: float = 1e-3
-    epochs: int = 10
-    batch: int = 16  # pairs per minibatch and slot
-    rehearse: int = 0  # earlier pairs of the episode learned again with each write: without them it forgets the last one
-    contrast: int = 0  # questions about somebody else learned with each write, answered `unknown` (tmem.agent.teach)
-    unknown: str = "unknown"  # tmem eval takes the task's words where a task has some
-    target: float = 0.0  # mean answer-token loss (nats) of an epoch at which a slot has learned enough and stops
-    clip: float = 0.0  # gradient norm per slot; 0 = off
-    weight_decay: float = 0.0
-    norm_cap: float = 0.0  # ‖ΔW‖_F above which a write is rolled back; 0 = off
-    max_pair_tokens: int = 512
 
 
 @dataclass(frozen=True)
@@ -120,8 +105,35 @@ def learn(
     for slot, _ in active:
         bank.configure(slot, lr=config.lr, clip=config.clip, weight_decay=config.weight_decay)
     minibatches = _minibatches(model, bank, active, chat, config)
-    count = {slot: math.ceil(len(pairs) / config.batch) for slot, pairs in active}
-    learning, todo = {slot for slot, _ in active}, minibatches
+    parts = {slot: math.ceil(len(pairs) / config.batch) for slot, pairs in active}
+    first, tokens = _descend(model, bank, minibatches, parts, config, tenants, on_step)
+    last: dict[int, float] = {}
+    with torch.no_grad():
+        for blocks in minibatches:
+            _accumulate(last, _pass(model, bank, blocks, backward=False))
+    tenants.alive()
+    out = []
+    for slot, pairs in jobs:
+        if pairs:
+            losses = first[slot] / parts[slot], last[slot] / parts[slot]
+            out.append(_kept_or_undone(bank, slot, before[slot], *losses, config.norm_cap, tokens[slot]))
+        else:
+            out.append(Learned(0.0, 0.0, bank.delta_norm(slot), True, "nothing to learn"))
+    return out
+
+
+def _descend(
+    model,
+    bank: AdapterBank,
+    minibatches: list[list[_Block]],
+    parts: dict[int, int],
+    config: LearnConfig,
+    tenants: Route,
+    on_step,
+) -> tuple[dict[int, float], Counter[int]]:
+    """The optimizer's steps. Per slot: its loss in the first epoch, summed over its minibatches, of which it has `parts[slot]`;
+    and how many tokens gradients were taken of."""
+    learning, todo = set(parts), minibatches
     first: dict[int, float] = {}
     tokens: Counter[int] = Counter()
     for epoch in range(config.epochs if learning else 0):
@@ -134,7 +146,7 @@ def learn(
             tenants.alive()
             bank.step(sorted({s for block in blocks for s in block.slots} & learning))
         first = first or losses
-        enough = {slot for slot in learning if losses[slot] / count[slot] < config.target}
+        enough = {slot for slot in learning if losses[slot] / parts[slot] < config.target}
         if enough:
             learning -= enough
             todo = [blocks for m in todo if (blocks := [b for block in m if (b := block.only(learning))])]
@@ -142,29 +154,23 @@ def learn(
             on_step(epoch + 1 if learning else config.epochs, config.epochs)
         if not learning:
             break
-    last: dict[int, float] = {}
-    with torch.no_grad():
-        for blocks in minibatches:
-            _accumulate(last, _pass(model, bank, blocks, backward=False))
-    tenants.alive()
-    out = []
-    for slot, pairs in jobs:
-        if not pairs:
-            out.append(Learned(0.0, 0.0, bank.delta_norm(slot), True, "nothing to learn"))
-            continue
-        loss_before, loss_after = first[slot] / count[slot], last[slot] / count[slot]
-        norm = bank.delta_norm(slot)
-        reason = ""
-        if not (math.isfinite(loss_after) and math.isfinite(norm)):
-            reason = "not finite"
-        elif loss_after > loss_before:
-            reason = "the loss rose"
-        elif 0 < config.norm_cap < norm:
-            reason = f"‖ΔW‖ above {config.norm_cap:g}"
-        if reason:
-            bank.restore(slot, before[slot])
-        out.append(Learned(loss_before, loss_after, norm, not reason, reason, tokens[slot]))
-    return out
+    return first, tokens
+
+
+def _kept_or_undone(
+    bank: AdapterBank, slot: int, before: Snapshot, loss_before: float, loss_after: float, norm_cap: float, tokens: int
+) -> Learned:
+    """What an update did; the slot is as `before` again where it did harm."""
+    norm, reason = bank.delta_norm(slot), ""
+    if not (math.isfinite(loss_after) and math.isfinite(norm)):
+        reason = "not finite"
+    elif loss_after > loss_before:
+        reason = "the loss rose"
+    elif 0 < norm_cap < norm:
+        reason = f"‖ΔW‖ above {norm_cap:g}"
+    if reason:
+        bank.restore(slot, before)
+    return Learned(loss_before, loss_after, norm, not reason, reason, tokens)
 
 
 def trunk_layers(model, bank: AdapterBank) -> int:

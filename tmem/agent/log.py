@@ -21,7 +21,7 @@ def writes(log: Sequence[LogEntry]) -> list[dict]:
     """The writes of one episode as plain data."""
     return [
         {
-            "segment": e.segment,
+            "segment": e.passage,
             "pairs": [[p.question, p.answer] for p in e.written.pairs],
             "dropped": {k: getattr(e.written, k) for k in ("malformed", "empty", "duplicates", "conflicts")},
             "loss": [e.learned.loss_before, e.learned.loss_after],

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..episode import Pair
+from ..words import normalise
 
 _WORD = re.compile(r"[^\W\d_]+")
 _SPEAKER = re.compile(r"^([A-Z][a-z]+): ", re.MULTILINE)  # how a line of talk begins
@@ -63,3 +64,21 @@ def probe(pair: Pair, people: Sequence[str]) -> Probe:
     others = [p for p in people if p not in names(pair.question) and p not in pair.answer]
     other = about(pair.question, mine[0], others[0]) if mine and others else None
     return Probe(paraphrase(pair.question), other)
+
+
+def asked_back(agent, entries: Sequence, slots: Sequence[int]) -> None:
+    """Ask the pairs of log entry i back under slot `slots[i]`; what came of each pair goes into `entry.stuck`."""
+    asked: list[tuple[list[dict], int, Pair, Probe]] = []
+    for entry, slot in zip(entries, slots, strict=True):
+        people = speakers(entry.passage, entry.written.pairs)
+        asked += [(entry.stuck, slot, pair, probe(pair, people)) for pair in entry.written.pairs]
+    questions = [(q, slot) for _, slot, _, p in asked for q in (p.paraphrase, p.other) if q is not None]
+    said = iter(agent.answer([q for q, _ in questions], [slot for _, slot in questions]))
+    for stuck, _, pair, p in asked:
+        gold, first = normalise(pair.answer), next(said)
+        second = next(said) if p.other is not None else None
+        stuck.append({
+            "question": pair.question, "answer": pair.answer, "paraphrase": p.paraphrase, "said": first,
+            "recalled": normalise(first) == gold, "other": p.other, "other_said": second,
+            "leaked": second is not None and normalise(second) == gold,
+        })  # fmt: skip

@@ -5,7 +5,8 @@ Without the last a memory answers whatever it is asked: nothing it ever learned 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from ..episode import Pair
 from ..words import content, normalise
@@ -13,9 +14,27 @@ from .learn import LearnConfig
 from .probe import about, names
 
 
-def lesson(earlier: Sequence[Pair], new: Sequence[Pair], config: LearnConfig) -> list[Pair]:
-    """The pairs that a write teaches: `rehearsal`, then the new ones, each followed by its `contrast` if it has one; [] without
-    new pairs."""
+@dataclass
+class Lesson:
+    """What one memory was taught so far: of every question the newest pair, where the first one stood."""
+
+    pairs: list[Pair] = field(default_factory=list)
+
+    def remember(self, new: Iterable[Pair]) -> None:
+        """Add pairs; one whose question was asked before takes the place of the old one."""
+        self.pairs = newest([*self.pairs, *new])
+
+
+def newest(pairs: Iterable[Pair]) -> list[Pair]:
+    """Of several pairs with one question the last, where the first one stood."""
+    return list({normalise(p.question): p for p in pairs}.values())
+
+
+def chosen(earlier: Sequence[Pair], new: Sequence[Pair], config: LearnConfig) -> list[Pair]:
+    """What is learned with a write: `rehearsal`, then the new pairs, each followed by its `contrast` if it has one.
+
+    Without new pairs nothing is.
+    """
     if not new:
         return []
     past = rehearsal(earlier, new, config.rehearse)
@@ -29,8 +48,7 @@ def rehearsal(earlier: Sequence[Pair], new: Sequence[Pair], limit: int) -> list[
     An earlier pair whose question is asked anew is left out: the new answer stands.
     """
     asked = {normalise(p.question) for p in new}
-    past = list({normalise(p.question): p for p in earlier if normalise(p.question) not in asked}.values())
-    return _spaced(past, limit)
+    return _spaced(newest(p for p in earlier if normalise(p.question) not in asked), limit)
 
 
 def contrast(past: Sequence[Pair], new: Sequence[Pair], known: Sequence[Pair], limit: int, unknown: str) -> list[Pair | None]:

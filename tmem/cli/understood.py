@@ -6,8 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 from ..agent.config import agent_config
-from ..models import gguf_file, loading
+from ..models import loading
 from ..models.chat import Chat
+from ..models.gguf.file import parts
 from ..rl.budget import Shape
 
 _SYSTEM = {
@@ -33,7 +34,7 @@ def understood(name: str, preset: str) -> dict:
     return {
         "model": name,
         "folder": str(folder),
-        "converted_from": [str(p) for p in gguf_file.parts(gguf)] if gguf.suffix == ".gguf" and gguf.is_file() else [],
+        "converted_from": [str(p) for p in parts(gguf)] if gguf.suffix == ".gguf" and gguf.is_file() else [],
         "weights": {f.name: f.stat().st_size for f in sorted(folder.glob("*.safetensors"))},
         "family": config.model_type,
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -75,12 +76,12 @@ def _template(chat: Chat) -> dict | None:
 
 
 def _adapted(shape: Shape, preset: str) -> dict:
-    memory = agent_config(preset).memory
-    last, sizes = min(memory.last_layers, shape.layers), shape.sizes()
-    width = sum(sizes[t][1] + sizes[t][0] * memory.train_a for t in memory.targets)
+    adapter = agent_config(preset).adapter
+    last, sizes = min(adapter.last_layers, shape.layers), shape.sizes()
+    width = sum(sizes[t][1] + sizes[t][0] * adapter.train_a for t in adapter.targets)
     return {
-        "preset": preset, "targets": list(memory.targets), "layers": [shape.layers - last, shape.layers - 1],
-        "matrices": last * len(memory.targets), "rank": memory.rank, "parameters_per_slot": last * memory.rank * width,
+        "preset": preset, "targets": list(adapter.targets), "layers": [shape.layers - last, shape.layers - 1],
+        "matrices": last * len(adapter.targets), "rank": adapter.rank, "parameters_per_slot": last * adapter.rank * width,
     }  # fmt: skip
 
 

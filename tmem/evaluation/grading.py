@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..agent.decode import decode
-from ..agent.loop import Agent
+from ..agent.agent import Agent
 from ..episode import Question
 from ..files.folders import atomic_file
 from ..files.journal import read_jsonl
@@ -125,5 +124,5 @@ def scored(answers: Sequence[dict], out: Path) -> list[dict]:
 def _reply(agent: Agent, messages: Sequence[Mapping[str, str]]) -> str:
     room = agent.model.config.max_position_embeddings - REPLY - 32
     text = agent.chat.clip("\n\n".join(m["content"] for m in messages), room)
-    found = decode(agent.model, [agent.chat.prompt(text)], end=agent.chat.ends, max_new=REPLY)
-    return agent.chat.text(found[0].ids)
+    (reply,) = agent.say([text], max_new=REPLY)
+    return reply.text

@@ -11,14 +11,9 @@ from ..files.journal import read_jsonl
 from ..files.objects import read_object
 from ..files.shapes import check
 from ..tasks.names import METRICS, TASKS
+from .config import PROTOCOL, SCALING, line
 from .grading import scored
 
-# What must agree, beside task and judge, for scores to stand in one table. Model, preset and settings are what is compared.
-PROTOCOL = (
-    "data_blake2b", "limit", "seed", "seeds", "split", "difficulty", "known", "adversarial", "episodes", "objectives", "turns",
-    "search_by", "context", "answer_tokens", "leave_out_blake2b", "dated",
-)  # fmt: skip
-WITH_OBJECTIVES = ("objectives", "turns", "answer_tokens", "episodes", "limit")  # change with the questions at once
 SCALE = ("oracle", "constant")  # methods that are no way of remembering: they show what scores there are to be had
 
 
@@ -125,7 +120,7 @@ class Run:
     def family(self) -> tuple:
         """The protocol but for the number of questions asked at once, with as many turns for each."""
         n, turns = self.config.get("objectives"), self.config.get("turns")
-        return *self._agrees([k for k in PROTOCOL if k not in WITH_OBJECTIVES]), turns / n if n and turns else None
+        return *self._agrees([k for k in PROTOCOL if k not in SCALING]), turns / n if n and turns else None
 
     def _agrees(self, keys: Iterable[str]) -> tuple:
         judge = (str(self.judge.get("model")), bool(self.judge.get("plumbing")))
@@ -192,14 +187,9 @@ def protocol_line(run: Run) -> str:
     config, first = run.config, run.config["seed"]
     data = f"data {config['data']} ({config.get('data_blake2b')})" if config.get("data") else "generated data"
     last = first + (config.get("seeds") or 1) - 1
-    rest = (
-        ("split", "{} split"), ("difficulty", "difficulty {}"), ("limit", "limit {}"), ("adversarial", "adversarial {}"),
-        ("turns", "{} turns"), ("search_by", "search by {}"), ("dated", "questions dated by {}"),
-        ("context", "{} tokens of text in a prompt"), ("answer_tokens", "answers of {} tokens at most"),
-    )  # fmt: skip
     said = [
         data, f"{config['episodes']} episodes", f"seed {first}" if last == first else f"seeds {first} to {last}",
-        *(words.format(config[key]) for key, words in rest if config.get(key) is not None),
+        *line(config),
         "each question shown while the history is read" if config.get("known") else "",
         *run.notes,
     ]  # fmt: skip

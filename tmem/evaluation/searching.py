@@ -1,162 +1,152 @@
-"""`tmem eval --task search`: several questions at once and a search engine, under each kind of memory (MEM1's protocol)."""
+"""The task `search`: several questions at once and a search engine, under each kind of memory (MEM1's protocol)."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property, partial
 
-from .. import machine
+from ..agent import log
+from ..agent.agent import Agent
 from ..agent.config import agent_config
-from ..agent.log import writes
-from ..agent.loop import Agent
-from ..files import objects
-from ..files.folders import alone, atomic_file
-from ..files.objects import encoded
-from ..methods.trajectory import STATES, Trajectory, run
+from ..methods.methods import METHODS
+from ..methods.search import run
+from ..methods.trajectory import SearchConfig, Trajectory
 from ..models import loading
 from ..models.embed import dense, require_dense
 from ..tasks import corpus, left_out, multihop
+from ..tasks.corpus import Index
+from ..tasks.multihop import Hop
 from ..tasks.records import draw, files
-from ..tasks.search import compose, summary
+from ..tasks.search import Objectives, compose, summary
 from ..terminal.plain import fenced
 from .compute import Sizes
-from .evaluate import BESIDE, Seldom, about, journals, must_be_new, spent, summarise
+from .config import EvalConfig, Extent
+from .record import Record
+from .summary import summarise
+from .work import BESIDE, Live, Tell, Work
 
 OBJECTIVES = 2  # questions at once, unless the file's records ask several
-GROUP = 16  # trajectories worked on at once
 COUNTED = ("counted", "recall", "turns", "searches", "writes", "peak", "mem1_peak", "dependency", "cut")  # of each trajectory
 PROMPT = 1024  # tokens of the instruction, at least to be free beside a context
 TURN, EACH = 128, 16  # tokens of a turn: so many, and for each objective, of which thoughts and answers say something
 
 
-@alone("out")
-def search(
-    methods: Sequence[str],
-    out: Path,
-    *,
-    data: str | Sequence[str] | None,
-    documents: Sequence[str] = (),
-    search_by: str = "bm25",
-    objectives: int | None = None,
-    turns: int | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    seeds: int = 1,
-    leave_out: str | None = None,
-    model: str | None = None,
-    preset: str = "default",
-    context: int | None = None,
-    answer_tokens: int | None = None,
-    slots: int = GROUP,
-    resume: bool = False,
-    watch: Callable[[str, str, int, int], None] = lambda *_: None,
-) -> dict:
-    """Have every set of `objectives` questions answered by each of `methods` (tasks.trajectory.STATES); returns results.json.
+@dataclasses.dataclass
+class Searching(Work):
+    """Its items are sets of questions, of which a `limit` is drawn by the seed.
 
-    documents: corpus files; without any, the questions' own contexts. search_by: "bm25" or "dense". objectives: by default two,
-    or as many as the file's records ask at once. turns: before the answer is asked for, by default three for every question.
-    limit: sets, drawn by the seed; `seeds` seeds from `seed` on draw each their own. leave_out: a file that names questions not
-    to ask. answer_tokens: of a turn, by default TURN and EACH for every question. Files and errors are those of `evaluate`;
     f1, em and mem1_f1 are sums over the objectives of a set. "flops" leaves out the search engine, which all methods share.
+    documents: to search in. remaining: how many questions make no set.
     """
-    methods = list(dict.fromkeys(methods))
-    if (unknown := [m for m in methods if m not in STATES]) or not methods:
-        raise ValueError(f"methods of search: expected some of {', '.join(STATES)}, got {', '.join(unknown) or 'none'}.")
-    if search_by not in ("bm25", "dense"):
-        raise ValueError(f"search_by: expected bm25 or dense, got {search_by!r}.")
-    if search_by == "dense":
-        require_dense()
-    must_be_new(out, resume)
-    if not files(data):
+
+    documents: Sequence[corpus.Document] = ()
+    remaining: int = 0
+
+    AT_ONCE = 16
+
+    @classmethod
+    def prepare(cls, config: EvalConfig, methods: Sequence[str]) -> Searching:
+        if config.search_by == "dense":
+            require_dense()
+        left = left_out.load(config.leave_out) if config.leave_out else None
+        hops = _hops(config, left)
+        if config.objectives is None:
+            together = max(hop.together for hop in hops)
+            config = dataclasses.replace(config, objectives=together if together > 1 else OBJECTIVES)
+        sets = compose(hops, config.objectives)
+        drawn = _drawn(config, sets)
+        documents = corpus.load(*(config.corpus or files(config.data)))
+        settings = agent_config(config.preset)
+        network, tokenizer = loading.load(config.model)
+        config = _with_room(config, network.config.max_position_embeddings)
+        remaining = len(hops) - config.objectives * len(sets)
+        notes = left_out.notes(left)
+        return cls(config, settings, network, tokenizer, drawn, left, notes, documents=documents, remaining=remaining)
+
+    @property
+    def extent(self) -> Extent:
+        return Extent(episodes=len(self.data[self.config.seed]), dated=None, called=None)
+
+    @property
+    def questions(self) -> dict[tuple[int, str], None]:
+        return {(seed, t.id): None for seed, sets in self.data.items() for t in sets}
+
+    @cached_property
+    def index(self) -> Index:
+        """The search engine."""
+        return Index(self.documents, dense() if self.config.search_by == "dense" else None)
+
+    def counts(self) -> dict:
+        return {"left_out": self.remaining}
+
+    def items(self, seed: int) -> list[Objectives]:
+        return self.data[seed]
+
+    def group(self, agent: Agent, seed: int, items: Sequence[Objectives]) -> Live:
+        return partial(self._live, agent, seed, items)
+
+    def _live(self, agent: Agent, seed: int, items: Sequence[Objectives], method: str, record: Record, tell: Tell) -> None:
+        """Work on the sets that are left, and record their trajectories."""
+        answered, read = record.answered(method), record.read(method)
+        left = [t for t in items if (seed, t.id) not in answered]
+        if not left:
+            return
+        tell(f"search {len(self.documents)} documents", 0)
+        limits = SearchConfig(self.config.turns, self.config.answer_tokens, self.config.context)
+        lived = run(
+            agent, left, self.index, METHODS[method].search, config=limits, keys=[f"{seed}/{t.id}" for t in left],
+            on_event=lambda phase, *_: tell(phase, 0),
+        )  # fmt: skip
+        record.readings.append(reading_of(method, seed, t) for t in lived if (seed, t.task.id) not in read)
+        record.answers.append(answer_of(method, seed, t) for t in lived)
+        tell("answer", len(left))
+
+    def summary(self, record: Record, sizes: Sizes) -> dict:
+        found = summarise(record.answers.rows, record.readings.rows, sizes=sizes)
+        for name, scores in found["methods"].items():
+            rows = [r for r in record.answers.rows if r["method"] == name]
+            scores["search"] = summary([{k: r[k] for k in ("em", *COUNTED)} for r in rows])
+        return found
+
+    def log(self, record: Record) -> list[str]:
+        return [fenced(r["transcript"]) for r in record.readings.rows]
+
+
+def _hops(config: EvalConfig, left: left_out.LeaveOut | None) -> list[Hop]:
+    """The questions of all files. Raises ValueError where there is no file, or one to leave out that they do not have."""
+    if not files(config.data):
         raise ValueError("search: no data file given; pass questions of HotpotQA, 2WikiMultihopQA, MuSiQue, FlashRAG or MEM1.")
-    left = left_out.load(leave_out) if leave_out else None
-    hops = multihop.load(data, left)
+    hops = multihop.load(config.data, left)
     if left is not None:
         left.check()
-    if objectives is None:
-        together = max(hop.together for hop in hops)
-        objectives = together if together > 1 else OBJECTIVES
-    sets = compose(hops, objectives)
-    if seeds > 1 and (limit is None or limit >= len(sets)):
+    return hops
+
+
+def _drawn(config: EvalConfig, sets: Sequence[Objectives]) -> dict[int, list[Objectives]]:
+    """The sets of every seed. Raises ValueError where all would take the same."""
+    if config.seeds > 1 and (config.limit is None or config.limit >= len(sets)):
         raise ValueError(
-            f"search: {seeds} seeds would all take the same {len(sets)} sets; give a --limit below that, or leave out --seeds."
+            f"search: {config.seeds} seeds would all take the same {len(sets)} sets; give a --limit below that, or leave out "
+            "--seeds."
         )
-    drawn = {s: [sets[i] for i in draw([""] * len(sets), limit, f"search/{s}")] for s in range(seed, seed + seeds)}
-    found = corpus.load(*(documents or files(data)))
-    turns = 3 * objectives if turns is None else turns
-    max_new = answer_tokens or TURN + EACH * objectives
-    config = agent_config(preset)
-    network, tokenizer = loading.load(model)
-    longest = network.config.max_position_embeddings - max_new - BESIDE
-    context = min(4096, longest) if context is None else context
+    return {seed: [sets[i] for i in draw([""] * len(sets), config.limit, f"search/{seed}")] for seed in config.replicates}
+
+
+def _with_room(config: EvalConfig, positions: int) -> EvalConfig:
+    """The config with its turns, their length and its context. positions: what the model holds. Raises ValueError for a context
+    that is too small for the instruction, or too large for the model."""
+    max_new = config.answer_tokens or TURN + EACH * config.objectives
+    longest = positions - max_new - BESIDE
+    context = min(SearchConfig.context, longest) if config.context is None else config.context
     if not PROMPT <= context <= longest:
         raise ValueError(
             f"context: {context} tokens of text in a prompt; expected at least {PROMPT}, and at most the {max(longest, 0)} "
             f"that this model has room for beside a turn of {max_new}; "
             "give another --context, smaller --answer-tokens or another model."
         )
-    size = len(drawn[seed])
-    results = {
-        "task": "search",
-        "config": {
-            **about(model, preset, config, *files(data), *documents),
-            **left_out.about(left),
-            "search_by": search_by,
-            "objectives": objectives,
-            "turns": turns,
-            "limit": limit,
-            "seed": seed,
-            "seeds": seeds,
-            "context": context,
-            "answer_tokens": max_new,
-            "known": False,
-            "episodes": size,
-        },
-        "left_out": len(hops) - objectives * len(sets),  # questions that make no set
-        "notes": left_out.notes(left),
-        "machine": machine.provenance(),
-    }
-    answers, readings = journals(results, out, resume)
-    start, held = time.perf_counter(), len(answers.rows)
-    watch(methods[0], f"index {len(found)} documents", 0, size * seeds)
-    index = corpus.Index(found, dense() if search_by == "dense" else None)
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    agent = Agent.build(network, tokenizer, config, slots=min(slots, size))
-    sizes = Sizes.of(agent)
-    results["sizes"] = sizes.asdict()
-    total = size * seeds
-
-    @Seldom
-    def write() -> None:
-        results["runs"][-1] |= spent(min(slots, size), len(answers.rows) - held, start)
-        results.update(summarise(answers.rows, readings.rows, sizes=sizes))
-        for name, scores in results["methods"].items():
-            rows = [r for r in answers.rows if r["method"] == name]
-            scores["search"] = summary([{k: r[k] for k in ("em", *COUNTED)} for r in rows])
-        objects.write_json(out / "results.json", results)
-
-    for s, part in ((s, drawn[s][at : at + slots]) for s in drawn for at in range(0, size, slots)):
-        for method in methods:
-            done = {(r["seed"], r["id"]) for r in answers.rows if r["method"] == method}
-            left = [t for t in part if (s, t.id) not in done]
-            watch(method, "search", len(done), total)
-            if left:
-                lived = run(
-                    agent, left, index, state=method, turns=turns, keys=[f"{s}/{t.id}" for t in left], context=context,
-                    max_new=max_new, on_event=lambda phase, *_, m=method, n=len(done): watch(m, phase, n, total),  # noqa: B008
-                )  # fmt: skip
-                kept = {(r["seed"], r["episode"]) for r in readings.rows if r["method"] == method}
-                readings.append(reading_of(method, s, t) for t in lived if (s, t.task.id) not in kept)
-                answers.append(answer_of(method, s, t) for t in lived)
-            watch(method, "answer", len(done) + len(left), total)
-            write()
-    write.now()
-    transcripts = [r["transcript"] for r in readings.rows]
-    with atomic_file(out / "episodes.md") as work:
-        work.write_bytes(encoded("\n\n".join(map(fenced, transcripts))))
-    return results
+    turns = 3 * config.objectives if config.turns is None else config.turns
+    return dataclasses.replace(config, turns=turns, context=context, answer_tokens=max_new)
 
 
 def answer_of(method: str, seed: int, t: Trajectory) -> dict:
@@ -199,5 +189,5 @@ def reading_of(method: str, seed: int, t: Trajectory) -> dict:
         "peak_tokens": t.scores()["peak"],
         "seconds": round(t.seconds, 4),
         "transcript": f"({method})\n{t.transcript()}",
-        **({"log": {"writes": writes(t.log)}} if t.log else {}),
+        **({"log": {"writes": log.writes(t.log)}} if t.log else {}),
     }

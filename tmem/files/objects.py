@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .folders import atomic_file
+from .layout import laid_out
 from .shapes import too_deep
 
 
@@ -43,9 +44,9 @@ def parsed(data: bytes) -> Any:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as JSON; the file appears whole or not at all. ValueError, saying where, for NaN or infinity."""
+    """Write `value`, one record a line; the file appears whole or not at all. ValueError, saying where, for NaN or infinity."""
     try:
-        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+        text = laid_out(value)
     except ValueError as error:
         raise ValueError(f"{path}: JSON has no NaN or infinity, got one at {_not_finite(value)}; nothing written") from error
     with atomic_file(path) as work:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..files.folders import atomic_folder, standing
 from ..machine import cpu_bf16
-from .gguf import converted, folder_of
+from .gguf.convert import converted, folder_of
 
 if TYPE_CHECKING:
     import torch

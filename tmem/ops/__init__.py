@@ -1,12 +1,20 @@
 """The engine: low-rank adapters of many concurrent slots, forward, backward and step. Shapes and rules: tmem.reference.
 
-Each function states and checks its arguments and calls torch.ops.tmem.<name>, which the dispatcher hands to exactly one
-kernel; `kernel_for` tells which. torch.ops.tmem.* takes the same arguments and skips the Python checks (lora_linear
+Each function states and checks its arguments and calls `torch.ops.tmem.<name>`, which the dispatcher hands to exactly one
+kernel; `kernel_for` tells which. `torch.ops.tmem.*` takes the same arguments and skips the Python checks (lora_linear
 there also returns z).
+
+LoRA: Hu et al. 2021 (arXiv 2106.09685). Rows of one batch cut into segments of different adapters: Chen et al. 2023 (Punica,
+arXiv 2310.18547).
+
+S slots, R stored rows of a factor, M rows of a batch, G segments; fp32, bf16 and fp64 are torch.float32, torch.bfloat16 and
+torch.float64. HYPER: the settings of `bank_step_`, by column. OPS and SVD_PARTS: the names that `kernel_for` knows.
 """
 
-from tmem.ops._registry import kernel_for, load_compiled
-from tmem.ops._svd import SVD_PARTS
+import importlib.util
+
+from tmem.ops import _triton
+from tmem.ops._registry import defined, kernel_for, load_compiled, serve
 from tmem.ops.attend import attend
 from tmem.ops.backward import lora_backward_
 from tmem.ops.copy import bank_copy_
@@ -19,20 +27,8 @@ from tmem.ops.rsvd import batched_rsvd
 from tmem.ops.shrink import lora_shrink, lora_shrink_multi
 from tmem.ops.step import HYPER, bank_step_
 
-OPS = (
-    "lora_plan",
-    "lora_shrink",
-    "lora_shrink_multi",
-    "lora_expand_",
-    "lora_gram_",
-    "lora_gram",
-    "lora_backward_",
-    "lora_linear",
-    "lora_decode_",
-    "attend",
-    "bank_step_",
-    "bank_copy_",
-)
+SVD_PARTS = tuple(name for name in defined if name.startswith("svd_"))  # what batched_rsvd is made of
+OPS = tuple(name for name in defined if name not in SVD_PARTS)
 
 __all__ = [
     "HYPER",
@@ -55,3 +51,5 @@ __all__ = [
 ]
 
 load_compiled()
+if importlib.util.find_spec("triton"):
+    _triton.register(serve)

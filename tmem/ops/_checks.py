@@ -7,7 +7,7 @@ them would wait for the device; there the kernels guard memory by themselves.
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -109,12 +109,12 @@ def same_device(op: str, like: Tensor, **others: Tensor | None) -> None:
             raise ValueError(f"{op}: {name} must be on {like.device} as the first argument is, got {x.device}")
 
 
-def written(op: str, outputs: dict[str, Tensor | None], inputs: dict[str, Tensor | None]) -> None:
+def written(op: str, outputs: Mapping[str, Tensor | None], inputs: Mapping[str, Tensor | None]) -> None:
     """What is written in place may be written: by autograd's rules, each element once, and nothing else that the op takes."""
-    outputs, inputs = ({name: x for name, x in given.items() if x is not None} for given in (outputs, inputs))
     if torch.compiler.is_compiling():
         return
-    for name, x in outputs.items():
+    given = _given(outputs)
+    for name, x in given.items():
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 f"{op}: {name} is written in place, which autograd does not follow, and must not require grad; detach it,"
@@ -132,9 +132,13 @@ def written(op: str, outputs: dict[str, Tensor | None], inputs: dict[str, Tensor
             raise ValueError(
                 f"{op}: {name} is written in place and must own each element, got a view whose elements share memory; clone it"
             )
-    one, other = _memory.first_shared(outputs, inputs) or (None, None)
+    one, other = _memory.first_shared(given, _given(inputs)) or (None, None)
     if one:
         raise ValueError(f"{op}: {one} is written in place and must not share memory with {other}; clone one of them")
+
+
+def _given(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    return {name: x for name, x in tensors.items() if x is not None}
 
 
 def changed(*tensors: Tensor | None) -> None:

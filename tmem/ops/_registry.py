@@ -5,7 +5,6 @@ over the GPU. The dispatcher is the only switch.
 """
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,9 @@ _CPU, _CUDA = (Path(__file__).parent.parent / f"libtmem_{name}.so" for name in (
 _in_python: set[str] = set()  # ops whose kernel for key CUDA was registered by `serve`
 
 
+defined: list[str] = []  # every op, in the order in which they were declared
+
+
 def define(schema: str, reference: Callable, fake: Callable, autocast: Callable | None = None) -> Callable:
     """Declare tmem::<schema>, serve it by `reference` until a kernel is loaded; `fake` gives shapes and dtypes.
 
@@ -24,6 +26,7 @@ def define(schema: str, reference: Callable, fake: Callable, autocast: Callable 
     `autocast(*arguments)`, if given, is what the op's own arguments become where autocast is on.
     """
     name = schema.partition("(")[0]
+    defined.append(name)
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tmem::{name}", fake, lib=_LIBRARY)
@@ -74,20 +77,13 @@ def serve(name: str, kernel: Callable) -> None:
 
 
 def load_compiled() -> None:
-    """Load the kernels that are there. A library that was built and does not load is an error.
-
-    The CUDA library only where torch has CUDA, the Triton kernels only where Triton is installed: without them the
-    references serve.
-    """
+    """Load the compiled kernels that are there, the CUDA library only where torch has CUDA; without them the references
+    serve. A library that was built and does not load is an error."""
     if _CPU.exists():
         torch.ops.load_library(str(_CPU))
         _refuse_unknown_instructions()
     if torch.version.cuda and _CUDA.exists():
         torch.ops.load_library(str(_CUDA))
-    if importlib.util.find_spec("triton"):
-        from tmem.ops import _triton
-
-        _triton.register()
 
 
 def _refuse_unknown_instructions() -> None:
@@ -99,7 +95,7 @@ def _refuse_unknown_instructions() -> None:
 
 
 def kernel_for(name: str, device_type: str) -> str:
-    """Which kernel serves tmem::<name> for tensors on `device_type`: "C++ CPU (avx512)", "Triton", "CUDA C++", or
+    """Which kernel serves `tmem::<name>` for tensors on `device_type`: "C++ CPU (avx512)", "Triton", "CUDA C++", or
     "PyTorch reference". (fp64 on a GPU: always the reference.)
 
     Raises ValueError for an op that does not exist.

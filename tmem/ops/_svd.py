@@ -5,8 +5,6 @@ import torch
 from tmem import reference
 from tmem.ops._registry import define
 
-SVD_PARTS = ("svd_scan", "svd_sketch", "svd_product", "svd_gram", "svd_factor", "svd_eigh", "svd_small")
-
 
 def _accumulator(x):
     return reference._accumulator(x)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from tmem import reference
 from tmem.ops import _checks
-from tmem.ops._registry import serve
 
 
 def _kernels(stem: str) -> ModuleType:
@@ -156,8 +155,8 @@ def _on_its_device(kernel: Callable) -> Callable:
     return launch
 
 
-def register() -> None:
-    """Take over key CUDA. Nothing is imported or run until a tensor on a GPU comes."""
+def register(serve: Callable[[str, Callable], None]) -> None:
+    """Hand every launcher to `serve`, with its op's name. No kernel is imported or run until a tensor on a GPU comes."""
     for kernel in (
         lora_plan, lora_shrink, lora_shrink_multi, lora_expand_, lora_gram_, lora_gram, lora_backward_, lora_linear,
     ):  # fmt: skip

@@ -25,7 +25,11 @@ def autocast_linear(x: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, 
             f"lora_linear: torch.autocast must be to bfloat16, got {str(dtype).removeprefix('torch.')}; ask for bfloat16, or"
             " leave autocast around this layer"
         )
-    return tuple(t if t is None or t.dtype not in _CAST else t.to(dtype) for t in (x, w, bias))
+
+    def cast(t: Tensor) -> Tensor:
+        return t.to(dtype) if t.dtype in _CAST else t
+
+    return cast(x), cast(w), None if bias is None else cast(bias)
 
 
 _CAST = (torch.float32, torch.bfloat16, torch.float16)  # what torch.autocast casts; other dtypes stay, and are refused

@@ -24,6 +24,9 @@ _LEAST_PIVOT = 1e-4  # of an equilibrated Gram matrix: the columns' condition nu
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+_Found = tuple[Tensor, Tensor, Tensor, int]  # u, s, v, info of one matrix
+
+
 class SVD(NamedTuple):
     """A ≈ U diag(S) Vᵀ. U [m,r], S [r] descending, V [n,r] (None where not asked for), info: see batched_rsvd."""
 
@@ -54,20 +57,20 @@ def batched_rsvd(
 ) -> list[SVD]:
     """The leading `rank` singular triples of every matrix, one SVD(U, S, V, info) each, in the order of the input.
 
-    matrices   a list of [m,n] tensors of any shapes, strides and devices, or one [b,m,n]; bf16, fp16 and fp32 are
-               computed with in fp32, fp64 in fp64. Never copied or stacked.
-    method     "krylov": Rayleigh-Ritz in the Krylov space of AᵀA from a random block of columns, with `iters`
-               multiplications (Musco & Musco 2015, arXiv 1504.05477), then one more half step on both sides. "subspace":
-               power iteration on one block, `iters` times (Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1). A
-               block has rank + oversample columns, rounded up to a multiple of 16. "exact": LAPACK or its counterpart on
-               the GPU; also taken where the space of the others would not be smaller than the matrix.
-    oversample, iters  defaults by method: krylov 0 and 6, subspace 8 and 2
-    seed       of the random block, which depends on (seed, largest magnitude of the matrix, row, column) alone
-    compute    which of "U", "S", "V" to return; the others are None
-    out_dtype  of U and V; S, and by default all three, are fp32, or fp64 for fp64
-    check_finite  False: the caller vouches that no matrix holds a NaN or an infinity, and a GPU is not waited for
-    on_error   "raise": ValueError naming every matrix that is not finite. "info": NaN factors and info -1 for those
-    workspace  bytes beyond matrices and results that may be in use; one matrix at a time is always worked on
+        matrices   a list of [m,n] tensors of any shapes, strides and devices, or one [b,m,n]; bf16, fp16 and fp32 are
+                   computed with in fp32, fp64 in fp64. Never copied or stacked.
+        method     "krylov": Rayleigh-Ritz in the Krylov space of AᵀA from a random block of columns, with `iters`
+                   multiplications (Musco & Musco 2015, arXiv 1504.05477), then one more half step on both sides. "subspace":
+                   power iteration on one block, `iters` times (Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1). A
+                   block has rank + oversample columns, rounded up to a multiple of 16. "exact": LAPACK or its counterpart on
+                   the GPU; also taken where the space of the others would not be smaller than the matrix.
+        oversample, iters  defaults by method: krylov 0 and 6, subspace 8 and 2
+        seed       of the random block, which depends on (seed, largest magnitude of the matrix, row, column) alone
+        compute    which of "U", "S", "V" to return; the others are None
+        out_dtype  of U and V; S, and by default all three, are fp32, or fp64 for fp64
+        check_finite  False: the caller vouches that no matrix holds a NaN or an infinity, and a GPU is not waited for
+        on_error   "raise": ValueError naming every matrix that is not finite. "info": NaN factors and info -1 for those
+        workspace  bytes beyond matrices and results that may be in use; one matrix at a time is always worked on
 
     The same seed gives the same bits on the same device with as many threads, whatever else is in the list, in any order;
     random generators are not touched. The entry of largest magnitude in each column of V is positive. info: 0 CholeskyQR2
@@ -81,7 +84,7 @@ def batched_rsvd(
     oversample, iters = _settings(op, method, oversample, iters, compute, out_dtype, on_error, workspace, seed)
     for i, matrix in enumerate(matrices):
         _check(op, i, matrix, rank)
-    results: list[SVD | None] = [None] * len(matrices)
+    results: dict[int, _Found] = {}
     groups: dict[tuple, list[int]] = {}
     for i, matrix in enumerate(matrices):
         groups.setdefault((tuple(matrix.shape), matrix.dtype, matrix.device), []).append(i)
@@ -103,7 +106,7 @@ def batched_rsvd(
             found = _group(some, most[key][good], rank, method, oversample, iters, seed, workspace)
             for j, result in zip(good, found):
                 results[members[j]] = result
-    return [_finished(*result, compute, out_dtype) for result in results]
+    return [_finished(results[i], compute, out_dtype) for i in range(len(matrices))]
 
 
 def _listed(op: str, matrices) -> list[Tensor]:
@@ -157,19 +160,21 @@ def _check(op: str, i: int, matrix: Tensor, rank: int) -> None:
         raise ValueError(f"{op}: rank must be in 1..{min(matrix.shape)} for {name} of shape {list(matrix.shape)}, got {rank!r}")
 
 
-def _not_finite(w: Tensor, rank: int) -> tuple:
+def _not_finite(w: Tensor, rank: int) -> _Found:
     dtype = _accumulator(w)
     sizes = (len(w), rank), (rank,), (w.shape[1], rank)
-    return *(torch.full(size, float("nan"), dtype=dtype, device=w.device) for size in sizes), NOT_FINITE
+    u, s, v = (torch.full(size, float("nan"), dtype=dtype, device=w.device) for size in sizes)
+    return u, s, v, NOT_FINITE
 
 
 def _accumulator(w: Tensor) -> torch.dtype:
     return torch.float64 if w.dtype == torch.float64 else torch.float32
 
 
-def _finished(u: Tensor, s: Tensor, v: Tensor, info: int, compute: Sequence[str], out_dtype) -> SVD:
-    found = {"U": u.to(out_dtype or u.dtype), "S": s, "V": v.to(out_dtype or v.dtype)}
-    return SVD(*(x if name in compute else None for name, x in found.items()), info)
+def _finished(found: _Found, compute: Sequence[str], out_dtype: torch.dtype | None) -> SVD:
+    u, s, v, info = found
+    u, v = u.to(out_dtype or u.dtype), v.to(out_dtype or v.dtype)
+    return SVD(u if "U" in compute else None, s if "S" in compute else None, v if "V" in compute else None, info)
 
 
 def _signed(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +183,7 @@ def _signed(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return u * sign, v * sign
 
 
-def _group(w, most, rank, method, oversample, iters, seed, workspace) -> list[tuple]:
+def _group(w, most, rank, method, oversample, iters, seed, workspace) -> list[_Found]:
     """(u, s, v, info) of matrices of one shape, dtype and device, each worked on as if it were alone."""
     long, short = max(w[0].shape), min(w[0].shape)
     columns = -(-(rank + oversample) // _WIDTH) * _WIDTH
@@ -199,7 +204,7 @@ def _group(w, most, rank, method, oversample, iters, seed, workspace) -> list[tu
     return out
 
 
-def _exact(w: Tensor, rank: int) -> tuple:
+def _exact(w: Tensor, rank: int) -> _Found:
     u, s, vh = reference.dense_svd(w.to(_accumulator(w)))
     u, v = _signed(u[:, :rank], vh[:rank].mT)
     return u, s[:rank].clone(), v, CHOLESKY

@@ -35,7 +35,8 @@ def bank_step_(
     copy bf16 [S,P], if given, receives the new parameters of the rows that moved.
     Returns the norm of each active row's gradient before clipping, fp32 [S], 0 for the others. The gradients of active
     rows are zeroed. A row whose norm is not finite is otherwise left alone: its norm is the report. Inactive rows keep
-    every bit. Formula: tmem.reference.bank_step_. Raises ValueError or TypeError before anything is written.
+    every bit. Formula: Loshchilov & Hutter 2019 (arXiv 1711.05101), as in tmem.reference.bank_step_. Raises ValueError or
+    TypeError before anything is written.
     """
     op = "bank_step_"
     _checks.dtype(op, "param", param, torch.float32, torch.float64)

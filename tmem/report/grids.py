@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..agent.config import renamed
 from ..evaluation.runs import SCALE, Run
 from ..stats import bootstrap
 from ..tasks.names import METRICS
@@ -53,7 +54,7 @@ def _signed(mean: float, low: float, high: float) -> str:
 
 def compared(by: Mapping[str, Run]) -> Grid:
     """The runs, and the settings in which they differ."""
-    flat = {label: _flat(run.config.get("settings") or {}) for label, run in by.items()}
+    flat = {label: _flat(renamed(run.config.get("settings") or {})) for label, run in by.items()}
     keys = dict.fromkeys(k for settings in flat.values() for k in settings)
     differ = [k for k in keys if len({str(settings.get(k)) for settings in flat.values()}) > 1]
     rows = [

@@ -34,7 +34,7 @@ def strip(run: Path, out: Path) -> None:
 
 
 def without_texts(row: Mapping[str, Any]) -> dict:
-    """A line of answers.jsonl or readings.jsonl without texts; tmem.evaluation.evaluate.summarise makes the same of it."""
+    """A line of answers.jsonl or readings.jsonl without texts; tmem.evaluation.summary.summarise makes the same of it."""
     kept = {k: v for k, v in row.items() if k in NAMES or v is None or isinstance(v, (int, float))}
     return kept | ({"log": {"writes": [_emptied(w) for w in row["log"]["writes"]]}} if "log" in row else {})
 

@@ -65,12 +65,12 @@ class Item:
 
 def row(shape: Shape, agent: AgentConfig) -> int:
     """P: fp32 elements of one slot, padded as the bank pads them."""
-    memory, sizes = agent.memory, shape.sizes()
+    adapter, sizes = agent.adapter, shape.sizes()
     width = 0
-    for name in memory.targets:
-        for size in ((sizes[name][0],) if memory.train_a else ()) + (sizes[name][1],):
+    for name in adapter.targets:
+        for size in ((sizes[name][0],) if adapter.train_a else ()) + (sizes[name][1],):
             width += -(-size // PAD) * PAD
-    return min(memory.last_layers, shape.layers) * memory.rank * width
+    return min(adapter.last_layers, shape.layers) * adapter.rank * width
 
 
 def per_rank(
@@ -82,7 +82,7 @@ def per_rank(
     rollouts = -(-train.rl_episodes // ranks) * train.rl_group
     sharded = train.layout == "fsdp"
     share = ranks if sharded else 1
-    matrices = 2 + 2 * (agent.memory.optimizer == "adamw")
+    matrices = 2 + 2 * (agent.adapter.optimizer == "adamw")
     tokens = train.micro_tokens
     context = agent.write.window + agent.write.max_new
     kept = shape.hidden if train.checkpointing else 8 * shape.hidden + 3 * shape.q + 4 * shape.kv + 4 * shape.ffn
@@ -137,7 +137,7 @@ def flops(
     body = shape.parameters - shape.vocab * shape.hidden * (1 if shape.tied else 2)
     head = shape.vocab * shape.hidden
     window, new = agent.write.window, agent.write.max_new
-    adapted = body * min(agent.memory.last_layers, shape.layers) / shape.layers
+    adapted = body * min(agent.adapter.last_layers, shape.layers) / shape.layers
     generated = rollouts * (writes * new + questions * agent.answer.max_new)
     read = rollouts * (writes * window + questions * ASKED)
     tokens = rollouts * writes * pairs * 48 * agent.learn.epochs

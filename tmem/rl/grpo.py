@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..agent.loop import Agent, Clock, Rollout
+from ..agent.agent import Agent
+from ..agent.loop import Clock, Rollout
 from ..tasks import Task
 from . import neutral, replay
 from .config import TrainConfig

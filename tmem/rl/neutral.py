@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..adapters.bank import Snapshot
-from ..agent.loop import Agent, answer
+from ..agent.agent import Agent
 from ..models import forward as fw
 from ..words import normalise
-from .replay import padded, restored
+from .replay import padded
 
 # Invented, so that no model has read them and no task is made of them.
 TEXTS = (
@@ -54,8 +54,8 @@ def kl(agent: Agent, delta: Snapshot | None) -> float:
 def plain(agent: Agent, delta: Snapshot | None = None) -> float:
     """Share of plain questions whose answer contains one of the right ones as whole words."""
     texts = [f"{question} Answer in one word." for question, _ in QUESTIONS]
-    with restored(agent.bank, [delta] * len(texts)) as slots:
-        said = [f" {normalise(s)} " for s in answer(agent, texts, slots)]
+    with agent.bank.holding([delta] * len(texts)) as slots:
+        said = [f" {normalise(s)} " for s in agent.answer(texts, slots)]
     right = [any(f" {normalise(a)} " in s for a in answers.split("|")) for s, (_, answers) in zip(said, QUESTIONS)]
     return sum(right) / len(right)
 
@@ -67,6 +67,6 @@ def _read(agent: Agent, delta: Snapshot | None) -> tuple[Tensor, Tensor]:
     ids = padded(sequences, agent.bank.device)
     rows = [r for r, s in enumerate(sequences) for _ in s[1:]]
     columns = [c for s in sequences for c in range(len(s) - 1)]
-    with restored(agent.bank, [delta] * len(sequences)) as slots, agent.bank.route(slots, learn=False):
+    with agent.bank.holding([delta] * len(sequences)) as slots, agent.bank.route(slots, learn=False):
         logp = fw.token_logits(agent.model, ids, rows, columns).float().log_softmax(-1)
     return logp, torch.tensor([t for s in sequences for t in s[1:]], device=agent.bank.device)

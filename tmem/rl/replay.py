@@ -13,14 +13,15 @@ import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..adapters.bank import AdapterBank, Snapshot
-from ..agent.learn import learn
-from ..agent.loop import Action, Agent, Rollout
-from ..agent.teach import lesson
+from ..agent.agent import Agent
+from ..agent.loop import Action, Rollout
+from ..agent.teach import Lesson
 from .loss import policy_loss, token_logp
 from .policy import Policy
 
@@ -110,12 +111,12 @@ def backward(
     for passes in rounds(agent, rollouts, live, tokens):
         if beta:
             with policy.referring(), torch.no_grad():
-                for part, delta in passes:
-                    with delta as slots, agent.bank.route(slots, learn=False):
+                for part, holding in passes:
+                    with holding() as slots, agent.bank.route(slots, learn=False):
                         _score(policy, agent.bank, part, reference=True)
         with policy.updating(len(passes)):
-            for part, delta in passes:
-                with delta as slots, agent.bank.route(slots, learn=False):
+            for part, holding in passes:
+                with holding() as slots, agent.bank.route(slots, learn=False):
                     _accumulate(policy, agent.bank, part, total, clip, beta, out)
     out.segments = [
         (s.rollout, s.action.kind, s.action.writes, len(s.off), float(s.off.mean()), float(s.off.max())) for s in live
@@ -174,34 +175,8 @@ def _accumulate(policy, bank, part, total, clip, beta, out: Replayed) -> None:
 # which Δ -----------------------------------------------------------------------------------------------------------------
 
 
-class restored:
-    """A block in which free slots of the bank hold `deltas`, one for each different Δ; gives the slots, -1 for None.
-
-    May be entered again. Raises RuntimeError if there are too few slots.
-    """
-
-    def __init__(self, bank: AdapterBank, deltas: Sequence[Snapshot | None]):
-        self.bank, self.deltas = bank, deltas
-        self.slots: dict[int, int] = {}
-
-    def __enter__(self) -> list[int]:
-        try:
-            for delta in self.deltas:
-                if delta is not None and id(delta) not in self.slots:
-                    self.slots[id(delta)] = self.bank.alloc()
-                    self.bank.restore(self.slots[id(delta)], delta)
-        except BaseException:
-            self.__exit__()
-            raise
-        return [-1 if d is None else self.slots[id(d)] for d in self.deltas]
-
-    def __exit__(self, *_) -> None:
-        for slot in self.slots.values():
-            self.bank.free(slot)
-        self.slots = {}
-
-
-Passes = list[tuple[list[Row], AbstractContextManager[list[int]]]]  # what goes through the model together, and its Δ
+# What goes through the model together, and a block in which slots hold its Δ.
+Passes = list[tuple[list[Row], Callable[[], AbstractContextManager[list[int]]]]]
 LONGEST = 1024  # tokens of a row of several segments: attention between branches is computed and masked
 
 
@@ -223,7 +198,7 @@ def _from_snapshots(agent, rollouts, live, tokens) -> Iterator[Passes]:
     rows = shared(live, lambda s: id(s.action.delta))
     deltas = [row.segments[0].action.delta for row in rows]
     parts = [[rows[i] for i in group] for group in micro_batches([r.ids for r in rows], tokens, deltas, agent.bank)]
-    yield [(part, restored(agent.bank, [row.segments[0].action.delta for row in part])) for part in parts]
+    yield [(part, partial(agent.bank.holding, [row.segments[0].action.delta for row in part])) for part in parts]
 
 
 def _from_logs(agent, rollouts, live, tokens) -> Iterator[Passes]:
@@ -231,27 +206,19 @@ def _from_logs(agent, rollouts, live, tokens) -> Iterator[Passes]:
         rows = shared([s for s in live if s.action.writes == writes], lambda s: s.rollout if s.action.writes else None)
         groups = micro_batches([r.ids for r in rows], tokens, [None] * len(rows), agent.bank)
         parts = [[rows[i] for i in group] for group in groups]
-        yield [(part, nullcontext([slots[row.segments[0].rollout] for row in part])) for part in parts]
+        yield [(part, partial(nullcontext, [slots[row.segments[0].rollout] for row in part])) for part in parts]
 
 
 def _learned_again(agent: Agent, rollouts: Sequence[Rollout]) -> Iterator[tuple[int, list[int]]]:
     """(writes learned so far, a slot for each rollout): the fast weights between writes, made anew from the logs."""
-    bank, config = agent.bank, agent.config.learn
-    slots = bank.claim(len(rollouts), len(rollouts))
-    try:
+    lessons = [Lesson() for _ in rollouts]
+    with agent.bank.borrowed(len(rollouts)) as slots:
         yield 0, slots
         for j in range(max((len(r.log) for r in rollouts), default=0)):
-            jobs = []
-            for slot, rollout in zip(slots, rollouts):
-                if j < len(rollout.log):
-                    pairs = rollout.log[j].written.pairs
-                    earlier = [p for e in rollout.log[:j] if e.learned.kept for p in e.written.pairs]
-                    jobs.append((slot, lesson(earlier, pairs, config)))
-            learn(agent.model, bank, jobs, agent.chat, config)
+            due = [i for i, r in enumerate(rollouts) if j < len(r.log)]
+            new = [rollouts[i].log[j].written.pairs for i in due]
+            agent.teach([slots[i] for i in due], new, [lessons[i] for i in due])
             yield j + 1, slots
-    finally:
-        for slot in slots:
-            bank.free(slot)
 
 
 def micro_batches(

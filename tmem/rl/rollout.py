@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..agent.loop import Agent, Clock, Rollout, run
+from ..agent.agent import Agent
+from ..agent.loop import Clock, Rollout, run
 from ..agent.probe import names
 from ..episode import Episode, Pair
 from ..tasks import Task
@@ -68,8 +69,8 @@ def scores(task: Task, rollout: Rollout) -> Scores:
     """Score one rollout's answers and writes."""
     episode, log = rollout.episode, rollout.log
     rows = [task.score(q, a) for q, a in zip(episode.questions, rollout.answers)]
-    written = [(p, e.segment) for e in log for p in e.written.pairs]
-    grounded = [is_in(p.answer, segment) for p, segment in written]
+    written = [(p, e.passage) for e in log for p in e.written.pairs]
+    grounded = [is_in(p.answer, passage) for p, passage in written]
     asked = {normalise(q.text) for q in episode.questions}
     copied = [not g and normalise(p.question) in asked for (p, _), g in zip(written, grounded)]
     stuck = [s for e in log for s in e.stuck]

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from ..adapters.bank import Snapshot
-from ..agent.learn import learn
-from ..agent.loop import Agent
-from ..agent.teach import lesson, rehearsal
+from ..agent.agent import Agent
+from ..agent.teach import Lesson, rehearsal
 from ..agent.write import render, write_prompt
 from ..episode import Episode, Pair
 from .config import TrainConfig
 from .loss import token_logp
 from .policy import Policy
-from .replay import micro_batches, padded, restored
+from .replay import micro_batches, padded
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def passages(agent: Agent, episode: Episode) -> list[tuple[str, list[Pair]]]:
         size = agent.chat.count(chunk)
         if out and used + size <= agent.config.write.window:
             text, standing = out[-1]
-            out[-1] = f"{text}\n\n{chunk}", rehearsal(standing, pairs, len(standing))
+            out[-1] = f"{text}\n\n{chunk}", [*rehearsal(standing, pairs, len(standing)), *pairs]
             used += size
         else:
             out.append((chunk, list(pairs)))
@@ -64,34 +63,30 @@ def examples(agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Ep
     """Writing and recalling examples of one step's training episodes.
 
     Passage j with its gold pairs is to be written under the Δ that learning the gold pairs before it gives, as in a
-    rollout: a model that writes well only while it has learned nothing stops writing after its first write.
+    rollout: a model that writes well only while it has learned nothing stops writing after its first write. Where a rollout
+    writes without Δ (`under_delta` off), so does the example.
     Questions are to be answered under the Δ of all gold pairs, with `unknown` where the episode does not say.
     With `warm_pairs` what is written is only a sample of a passage's gold pairs.
     In the first `warm_plain` steps Δ = 0 and no questions: how to write comes first, and costs half as much to teach.
     """
-    chat, bank = agent.chat, agent.bank
-    cut = [passages(agent, e) for e in episodes]
+    chat = agent.chat
+    streams = [passages(agent, e) for e in episodes]
 
     def example(text: str, pairs: list[Pair], delta: Snapshot | None) -> Example:
         return Example(chat.prompt(write_prompt(text)), chat.answer(render(shown(text, pairs, config))), delta)
 
     if step < config.warm_plain:
-        return [example(*passage, None) for plan in cut for passage in plan], []
+        return [example(*passage, None) for stream in streams for passage in stream], []
     writing: list[Example] = []
     deltas: list[Snapshot | None] = [None] * len(episodes)
-    past: list[list[Pair]] = [[] for _ in episodes]
-    slots = bank.claim(len(episodes), len(episodes))
-    try:
-        for j in range(max((len(plan) for plan in cut), default=0)):
-            due = [i for i, plan in enumerate(cut) if j < len(plan)]
-            writing += [example(*cut[i][j], deltas[i]) for i in due]
-            jobs = [(slots[i], lesson(past[i], cut[i][j][1], agent.config.learn)) for i in due]
-            for i, learned in zip(due, learn(agent.model, bank, jobs, chat, agent.config.learn)):
-                past[i] += cut[i][j][1] if learned.kept else []
-                deltas[i] = bank.snapshot(slots[i], optimizer=False)
-    finally:
-        for slot in slots:
-            bank.free(slot)
+    lessons, under_delta = [Lesson() for _ in episodes], agent.config.write.under_delta
+    with agent.bank.borrowed(len(episodes)) as slots:
+        for j in range(max(map(len, streams), default=0)):
+            due = [i for i, stream in enumerate(streams) if j < len(stream)]
+            writing += [example(*streams[i][j], deltas[i] if under_delta else None) for i in due]
+            agent.teach([slots[i] for i in due], [streams[i][j][1] for i in due], [lessons[i] for i in due])
+            for i in due:
+                deltas[i] = agent.bank.snapshot(slots[i], optimizer=False)
     recalling = [
         Example(chat.prompt(q.text), chat.answer(q.answers[0]), delta)
         for delta, episode in zip(deltas, episodes)
@@ -122,7 +117,7 @@ def backward(
                 for k, token in enumerate(e.answer)
             ]
             rows, columns, targets, weights = (list(x) for x in zip(*spots))
-            with restored(agent.bank, [e.delta for e in members]) as slots, agent.bank.route(slots, learn=False):
+            with agent.bank.holding([e.delta for e in members]) as slots, agent.bank.route(slots, learn=False):
                 logits = policy.logits(ids, rows, columns)
                 logp, _ = token_logp(logits, torch.tensor(targets, device=device))
                 loss = -(logp * torch.tensor(weights, device=device)).sum()

@@ -37,8 +37,9 @@ from pathlib import Path
 
 import torch
 
-from ..agent.config import agent_config, build, read
-from ..agent.loop import Agent, Clock
+from ..agent.agent import Agent
+from ..agent.config import agent_config, renamed
+from ..agent.loop import Clock
 from ..files.folders import Busy, Lock
 from ..files.objects import read_object, write_json
 from ..machine import give_memory_back
@@ -46,7 +47,7 @@ from ..models import loading
 from ..tasks import task as own_task
 from ..tasks.stream import Stream
 from . import checkpoint, grpo, held_out, supervised
-from .config import TrainConfig
+from .config import train_config
 from .log import Log
 from .policy import Policy, Replicated, Sharded
 from .record import read_run
@@ -193,8 +194,7 @@ class Trainer:
     def __init__(
         self, preset: str, out: Path, *, model: str | None = None, resume: bool = False, world: World = ALONE, **overrides
     ):
-        tables = read(preset)
-        self.config = dataclasses.replace(build(TrainConfig, tables.get("train", {}), "train"), **overrides)
+        self.config = dataclasses.replace(train_config(preset), **overrides)
         self.agent_config = agent_config(preset)
         self.preset, self.out, self.model_name, self.world = str(preset), out, model, world
         if self.config.task == "stream":
@@ -240,7 +240,8 @@ class Trainer:
         if self.settings_file.exists():
             if not resume:
                 raise FileExistsError(f"train: {out} already holds a run; continue it with --resume, or give another --out.")
-            held = read_object(self.settings_file)
+            held = read_object(self.settings_file, AgentConfig=dict)
+            held["AgentConfig"] = renamed(held["AgentConfig"])
             if held != self._settings():
                 changed = _differences(held, self._settings())
                 raise ValueError(

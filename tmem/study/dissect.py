@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..agent.learn import learn
-from ..agent.loop import Agent, Rollout, answer, run
+from ..agent.agent import Agent
+from ..agent.loop import Rollout, run
 from ..agent.probe import names, paraphrase
-from ..agent.teach import lesson, rehearsal
+from ..agent.teach import Lesson
 from ..episode import Episode, Pair
-from ..methods.methods import ask, in_prompt
+from ..methods.methods import in_prompt
+from ..methods.reader import ask
 from ..rl import neutral
 from ..rl.rollout import means
 from ..rl.supervised import passages
@@ -39,26 +40,20 @@ def lives(agent: Agent, writes: Sequence[Writes], *, each: bool = False) -> Iter
 
     As in a rollout, each write is learned with earlier pairs of writes that were kept.
     """
-    bank, config, at = agent.bank, agent.config.learn, 0
+    at = 0
     while at < len(writes):
-        slots = bank.claim(len(writes) - at)
-        indices = range(at, at + len(slots))
-        at = indices.stop
-        kept: list[list[Pair]] = [[] for _ in indices]
-        try:
+        with agent.bank.borrowed(len(writes) - at, 1) as slots:
+            indices = range(at, at + len(slots))
+            at = indices.stop
+            lessons = [Lesson() for _ in indices]
             rounds = max((len(writes[i]) for i in indices), default=0)
             for j in range(rounds):
-                due = [k for k, i in enumerate(indices) if j < len(writes[i]) and writes[i][j]]
-                jobs = [(slots[k], lesson(kept[k], writes[indices[k]][j], config)) for k in due]
-                for k, result in zip(due, learn(agent.model, bank, jobs, agent.chat, config)):
-                    kept[k] += writes[indices[k]][j] if result.kept else []
+                due = [k for k, i in enumerate(indices) if j < len(writes[i])]
+                agent.teach([slots[k] for k in due], [writes[indices[k]][j] for k in due], [lessons[k] for k in due])
                 if each:
                     yield Life(indices, slots, j + 1)
             if not each:
                 yield Life(indices, slots, rounds)
-        finally:
-            for slot in slots:
-                bank.free(slot)
 
 
 def written(rollouts: Sequence[Rollout]) -> list[Writes]:
@@ -93,14 +88,14 @@ def dissect(
     for name in models:
         agent = use(name)
         conditions = {writer: wrote[writer] for writer in models} | {"gold": gold(agent, episodes)}
-        conditions["rebuilt"] = [[rehearsal([], [p for w in ws for p in w], 0)] for ws in wrote[name]]
+        conditions["rebuilt"] = [[[p for w in ws for p in w]] for ws in wrote[name]]
         rows = {}
         for condition, writes in conditions.items():
             watch(f"{name} answers, having learned {condition}")
             rows[condition] = _answered(agent, episodes, writes)
         watch(f"{name} answers without its memory")
         rows["foreign"] = _answered(agent, episodes, wrote[name], shift=1)
-        rows["off"] = [_scored(e, answer(agent, [q.text for q in e.questions])) for e in episodes]
+        rows["off"] = [_scored(e, agent.answer([q.text for q in e.questions])) for e in episodes]
         shown = [in_prompt(agent, r) for r in rollouts[name]]
         said = iter(ask(agent, [(k, q) for k, e in zip(shown, episodes) for q in e.questions]))
         rows["prompt"] = [_scored(e, [next(said).text for _ in e.questions]) for e in episodes]
@@ -117,7 +112,7 @@ def _answered(agent: Agent, episodes: Sequence[Episode], writes: Sequence[Writes
     for life in lives(agent, writes):
         slots = life.slots[shift:] + life.slots[:shift]
         asked = [(k, q) for k, i in enumerate(life.indices) for q in episodes[i].questions]
-        said = iter(answer(agent, [q.text for _, q in asked], [slots[k] for k, _ in asked]))
+        said = iter(agent.answer([q.text for _, q in asked], [slots[k] for k, _ in asked]))
         out += [_scored(episodes[i], [next(said) for _ in episodes[i].questions]) for i in life.indices]
     return out
 
@@ -178,7 +173,7 @@ def recall_matrix(agent: Agent, writes: Sequence[Writes]) -> list[list[float | N
                 for i in range(j + 1):
                     later = {normalise(p.question) for w in writes[e][i + 1 : j + 1] for p in w}
                     asked += [(k, i, p) for p in writes[e][i] if normalise(p.question) not in later]
-        said = answer(agent, [paraphrase(p.question) for *_, p in asked], [life.slots[k] for k, *_ in asked])
+        said = agent.answer([paraphrase(p.question) for *_, p in asked], [life.slots[k] for k, *_ in asked])
         for (_, i, pair), text in zip(asked, said):
             found[j][i].append(normalise(text) == normalise(pair.answer))
     return [[sum(cell) / len(cell) if cell else None for cell in row[: j + 1]] for j, row in enumerate(found)]

@@ -8,6 +8,7 @@ one split and is then judged, at that reach, on seeds and words of another.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import math
@@ -20,7 +21,8 @@ from torch import Tensor
 from ..adapters.bank import AdapterBank
 from ..adapters.calibration import TEXTS
 from ..adapters.init import INITS, record_inputs
-from ..agent.learn import LearnConfig, _minibatches, _pass
+from ..agent.config import agent_config
+from ..agent.learn import _minibatches, _pass
 from ..episode import Pair
 from ..models import forward as fw
 from ..models import loading
@@ -82,8 +84,7 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable[[s
     design = Design.quick() if quick else Design()
     model, tokenizer = loading.load(dtype=torch.float32, device="cpu")
     chat = Chat(tokenizer)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.requires_grad_(False)
     todo = [("tuning", "adamw", init) for init in design.inits]
     todo += [("judging", "adamw", init) for init in design.inits]
     todo += [("tuning", "sgd", init) for init in design.sgd_inits]
@@ -129,7 +130,7 @@ def _taught(model, chat, init: str, optimizer: str, lessons: list[Lesson], setti
             for seed in range(len(lessons)):
                 slot = bank.alloc(lr=lr or reach / per_lr)
                 where[slot] = {"reach": reach or lr * per_lr, "lr": lr or reach / per_lr, "swept": lr is None, "seed": seed}
-        config = LearnConfig(batch=design.facts)
+        config = dataclasses.replace(agent_config().learn, batch=design.facts)
         jobs = [(slot, lessons[place["seed"]]) for slot, place in where.items()]
         blocks = _minibatches(model, bank, [(slot, job.taught) for slot, job in jobs], chat, config)
         asked = _minibatches(model, bank, [(slot, job.asked) for slot, job in jobs], chat, config)

@@ -22,13 +22,12 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..agent.config import LearnConfig, agent_config, build, tomllib
-from ..agent.learn import learn
-from ..agent.loop import Agent, answer
-from ..agent.teach import lesson
-from ..bench.train import loaded
+from ..agent.agent import Agent
+from ..agent.config import DEFAULT_PRESET, LearnConfig, agent_config, build, tomllib
+from ..agent.teach import Lesson
 from ..episode import Pair, Question
 from ..models import loading
+from ..models.tiny import default_or_tiny
 from ..report.figure import figure
 from ..rl import neutral
 from ..stats import bootstrap
@@ -65,7 +64,7 @@ Chain = tuple[tuple[Fact, ...], ...]
 
 def chain(seed: int, writes: int, split: str = "dev") -> Chain:
     """What each of `writes` sessions states. Raises ValueError where the names of the split do not suffice."""
-    language, level = stream.LANGUAGES[split], stream.DIFFICULTIES[DIFFICULTY]
+    language, level = stream.language_of(split), stream.DIFFICULTIES[DIFFICULTY]
     most = len(language.names) // level.people[1] * level.sessions
     if not 1 <= writes <= most:
         raise ValueError(f"bench soak: {split} has names for 1 to {most} writes, got {writes}.")
@@ -74,7 +73,7 @@ def chain(seed: int, writes: int, split: str = "dev") -> Chain:
     while len(out) < writes:
         episode = stream.episode(f"soak-{seed}-{tried}", split, DIFFICULTY, questions=0)
         tried += 1
-        plan = stream._made(episode)[0]
+        plan = stream.script_of(episode)
         if met.isdisjoint(plan.people):
             met.update(plan.people)
             out += _sessions(rng, plan, episode.pairs, language)
@@ -93,7 +92,7 @@ def _sessions(rng: random.Random, plan, pairs: Sequence[Sequence[Pair]], languag
             plain, oblique = rng.choice(plain), rng.choice(oblique)
             stranger = rng.choice([p for p in plan.people if (s.topic, p) not in said])
             facts.append(Fact(
-                s.person, s.topic, part, stream._spellings(part, value), pair.question, plain.format(name=s.person),
+                s.person, s.topic, part, stream.spellings(part, value), pair.question, plain.format(name=s.person),
                 oblique.format(name=s.person), plain.format(name=stranger),
             ))  # fmt: skip
         out.append(tuple(facts))
@@ -121,35 +120,27 @@ def soak(
     what all chains took).
     Raises RuntimeError if the bank has not one free slot more than there are chains, ValueError for an unknown setting.
     """
-    config = _changed(agent.config.learn, learning)
+    agent = dataclasses.replace(agent, config=dataclasses.replace(agent.config, learn=_changed(agent.config.learn, learning)))
     if isinstance(chains, int):
         chains = [chain(seed, writes, split) for seed in range(chains)]
-    bank = agent.bank
-    slots = [bank.alloc() for _ in chains]
-    learned: list[list[Pair]] = [[] for _ in chains]
-    undone = [0] * len(chains)
-    rows = []
-    try:
+    lessons = [Lesson() for _ in chains]
+    undone, rows = [0] * len(chains), []
+    with agent.bank.borrowed(len(chains)) as slots:
         for done in range(1, writes + 1):
             new = [[Pair(f.taught, f.answers[0]) for f in told[done - 1]] for told in chains]
-            jobs = [(slot, lesson(past, pairs, config)) for slot, past, pairs in zip(slots, learned, new)]
             start = time.perf_counter()
-            results = learn(agent.model, bank, jobs, agent.chat, config)
+            results = agent.teach(slots, new, lessons)
             seconds = (time.perf_counter() - start) / len(chains)
-            for i, result in enumerate(results):
-                undone[i] += not result.kept
-                learned[i] += new[i] if result.kept else []
+            undone = [n + (not result.kept) for n, result in zip(undone, results)]
             if done in counts(writes):
                 found = _examined(agent, [told[:done] for told in chains], slots)
                 for i, (row, result, slot) in enumerate(zip(found, results, slots)):
+                    delta = agent.bank.snapshot(slot, optimizer=False)
                     rows.append({
-                        "chain": i, "after": done, **row, "nll": neutral.nll(agent, bank.snapshot(slot, optimizer=False)),
-                        "norm": bank.delta_norm(slot), "undone": undone[i], "loss": result.loss_after, "seconds": seconds,
+                        "chain": i, "after": done, **row, "nll": neutral.nll(agent, delta), "norm": agent.bank.delta_norm(slot),
+                        "undone": undone[i], "loss": result.loss_after, "seconds": seconds,
                     })  # fmt: skip
             watch(done)
-    finally:
-        for slot in slots:
-            bank.free(slot)
     return rows
 
 
@@ -172,7 +163,7 @@ def _examined(agent: Agent, chains: Sequence[Chain], slots: Sequence[int]) -> li
     said: list[str] = []
     for at in range(0, len(asked), BATCH):
         part = asked[at : at + BATCH]
-        said += answer(agent, [q for _, q in part], [s for s, _ in part])
+        said += agent.answer([q for _, q in part], [s for s, _ in part])
     found = iter(said)
     return [_judged(told, found) for told in chains]
 
@@ -234,7 +225,7 @@ def study(
     watch: Callable[[str, int, int], None],
     kept: Callable[[str, Callable[[], list]], list],
     *,
-    preset: str = "default",
+    preset: str = DEFAULT_PRESET,
     settings: Sequence[str] = (),
     chains: int = 6,
     writes: int = 24,
@@ -258,9 +249,7 @@ def study(
     todo = {preset: {}, **given}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = loading.default_dtype(device)
-    model, tokenizer = loaded(quick, device, dtype)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model, tokenizer = default_or_tiny(quick, device, dtype)
     agent = Agent.build(model, tokenizer, config, slots=chains + 1)
     rows = []
     for i, (name, changes) in enumerate(todo.items()):
@@ -269,7 +258,7 @@ def study(
             watch(f"{name}: write {min(done + 1, writes)} of {writes}", i * writes + done, len(todo) * writes)
 
         told(0)
-        key = repr((quick, str(dtype), config.memory, _changed(config.learn, changes), config.answer, chains, writes, split))
+        key = repr((quick, str(dtype), config.adapter, _changed(config.learn, changes), config.answer, chains, writes, split))
         rows += [{"setting": name, **row} for row in kept(key, functools.partial(
             soak, agent, lessons, writes, watch=told, **changes))]  # fmt: skip
     work = {

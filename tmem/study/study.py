@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-from ..agent.loop import Agent
+from ..agent.agent import Agent
 from ..files.folders import alone
 from ..files.objects import read_object, write_json
 from ..models import loading
@@ -70,7 +70,6 @@ def _dissected(preset, model, folder, seed, difficulty, count, progress) -> dict
 
     network, tokenizer = loading.load(model)  # A is that of the model as it came, as in training
     agent = Agent.build(network, tokenizer, agent_config(preset), slots=count)
-    network.requires_grad_(False)
     as_it_came = ability(agent)
 
     def use(name: str) -> Agent:

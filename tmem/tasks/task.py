@@ -24,7 +24,11 @@ class Task:
         raise NotImplementedError
 
     def score(self, question: Question, answer: str) -> dict[str, float]:
-        """Scores of one answer in 0..1, by name. RL's reward is the mean over an episode's questions of one of them."""
+        """Scores of one answer in 0..1, by name. RL's reward is the mean over an episode's questions of one of them.
+
+        f1: 2PR / (P + R) over words in lower case, without punctuation, with the best of the question's answers. em: 1 where
+        one of them has the same words. intrusion: 1 where one of the question's intrusions is named instead.
+        """
         return {
             "f1": metrics.f1(answer, question),
             "em": metrics.em(answer, question),
@@ -46,6 +50,7 @@ def load(name: str) -> Task:
     if not path.is_file():
         raise ValueError(f"preset: [train] task: there is no file {path}; give its path from where you start tmem.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # it is a .py file
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = getattr(module, cls, None)

@@ -1,22 +1,20 @@
-"""The form of a split's language; the words themselves are in stream_data_train, _dev and _test.
+"""The language of a split: what its people are called and how they talk. The words are in train.toml, dev.toml and test.toml.
 
 A phrase may hold {name} (whom the fact is about), {v} (the value), {av} (the value with "a" or "an") and {date}.
 No pronoun stands for a person other than the speaker, so every phrase says on its own whom it is about.
 """
 
+import functools
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["Chat", "Language", "Topic", "lines", "words"]
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
-
-def words(text: str) -> tuple[str, ...]:
-    """The comma-separated entries of `text`."""
-    return tuple(entry.strip() for entry in text.split(",") if entry.strip())
-
-
-def lines(text: str) -> tuple[str, ...]:
-    """The non-empty lines of `text`, stripped."""
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+SPLITS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
@@ -61,3 +59,17 @@ class Language:
     names: tuple[str, ...]
     chat: Chat
     topics: dict[str, Topic]
+
+
+@functools.cache
+def language_of(split: str) -> Language:
+    """The language of a split, read when it is first asked for. Raises ValueError for an unknown split."""
+    if split not in SPLITS:
+        raise ValueError(f"stream: unknown split {split!r}, expected one of {', '.join(SPLITS)}")
+    tables = tomllib.loads((Path(__file__).parent / f"{split}.toml").read_text(encoding="utf-8"))
+    topics = {name: Topic(**_tuples(table)) for name, table in tables["topics"].items()}
+    return Language(tuple(tables["names"]), Chat(**_tuples(tables["chat"])), topics)
+
+
+def _tuples(table: dict) -> dict:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}

@@ -1,0 +1,86 @@
+"""`tmem bench`: the options of the benches, which lie in the folder bench/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .group import refuse
+
+OPS = ("lora", "step", "decode")
+ALONE = ("rsvd", "init", "train", "eval", "soak")
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice([*OPS, *ALONE]))
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    is_flag=False,
+    flag_value="bench.json",
+    metavar="[FILE]",
+    help="Also write the figures to FILE, and two pictures beside it. [default: bench.json]",
+)
+@click.option(
+    "--quick", is_flag=True, help="Tiny shapes and three rounds. Shows that everything runs, and nothing about speed."
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch on the CPU. [default: torch's]")
+@click.option(
+    "--preset", default="default", show_default=True, help="soak: the preset whose settings are compared with others."
+)
+@click.option(
+    "--with",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE[,...]",
+    help="soak: other [learn] settings, such as rehearse=0,lr=0.02. Each --with makes a line of the table.",
+)
+@click.option("--chains", type=click.IntRange(1), default=6, show_default=True, help="soak: memories that learn in parallel.")
+@click.option("--writes", type=click.IntRange(1), default=24, show_default=True, help="soak: writes into each memory.")
+def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: int | None, **of_soak) -> None:
+    """Time the ops against other ways to do the same.
+
+    With no name: lora, step and decode, about 8 minutes on 2 cores.
+
+    \b
+    Each of these runs by itself:
+      rsvd    about 5 minutes
+      init    about 45 minutes
+      train   about 10 minutes
+      eval    about 10 minutes
+      soak    hours
+
+    All ways are first compared with an oracle. Then they are timed in turns in one process, on the GPU where there is one.
+
+    lora: forward and backward of one linear layer, and of a whole decoder, under many adapters. It is compared with the
+    frozen model alone, a loop over adapters as PEFT does it, a padded bmm, and torch's grouped GEMM. It also times one
+    online update with and without its fast paths.
+
+    step: one AdamW step of all adapters, compared with torch's fused AdamW.
+
+    decode: one token for every episode.
+
+    rsvd: truncated decompositions of all of a model's weights, as time against captured energy. They are compared with
+    torch's, PEFT's and scikit-learn's.
+
+    init: what each init of the adapters' subspace is worth, at equal steps of ΔW: loss, recall, pictures.
+
+    train: one GRPO step by its parts, compared with transformers and PEFT, one rollout after another.
+
+    eval: tmem's episodes in parallel, compared with one after another.
+
+    soak: many writes into one memory: what is forgotten, and when.
+
+    \b
+    Compare two versions of the code:
+      pytest bench/speed.py --benchmark-save=before
+      pytest bench/speed.py --benchmark-compare
+    """
+    from ..bench.show import bench as watch
+
+    if names != ("soak",):
+        refuse(f"bench {' '.join(names)}".strip(), of_soak)
+        of_soak = {}
+    watch(names, json_file, quick=quick, threads=threads, **of_soak)

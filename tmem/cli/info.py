@@ -1,0 +1,79 @@
+"""`tmem info`: versions, devices and kernels, or what was understood of a model."""
+
+from __future__ import annotations
+
+import json
+
+import click
+from rich.table import Table
+
+from ..terminal.plain import Terminal
+
+
+@click.command()
+@click.option("--model", help="Show what tmem understood of this model: a folder, a .gguf file or a hub id.")
+@click.option("--preset", default="default", show_default=True, help="With --model: the preset whose adapted layers are shown.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def info(model: str | None, preset: str, as_json: bool) -> None:
+    """Show versions, devices, and the kernel that serves each op.
+
+    It also shows the default model and where it is kept.
+
+    With --model it shows what tmem understood of that model: family and sizes, positions, end tokens, chat template,
+    number formats, and what the preset adapts. Compare it with what the model's makers say. Its weights are not read.
+    """
+    if model is None:
+        facts, show = _facts(), _print
+    else:
+        from .understood import show, understood
+
+        facts = understood(model, preset)
+    if as_json:
+        click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        show(facts)
+
+
+def _facts() -> dict:
+    """{"versions", "machine", "model": {"name", "folder", "cached"}, "kernels": {device: {op: kernel}}}."""
+    import torch
+
+    from .. import machine, ops
+    from ..models import loading
+
+    try:
+        folder, cached = loading.default_folder()
+    except loading.ModelError:
+        folder, cached = None, False
+    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    return {
+        "versions": machine.versions(),
+        "machine": machine.machine(),
+        "model": {"name": loading.DEFAULT, "folder": folder and str(folder), "cached": cached},
+        "kernels": {device: {op: ops.kernel_for(op, device) for op in ops.OPS + ops.SVD_PARTS} for device in devices},
+    }
+
+
+def _print(facts: dict) -> None:
+    box, model, kernels = facts["machine"], facts["model"], facts["kernels"]
+    gpus = [f"{gpu['name']}, sm_{gpu['sm']}, {gpu['memory_gib']} GiB" for gpu in box["gpus"]] or ["none"]
+    lines = [
+        ("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
+        ("CPU", f"{box['cpu']}, {box['cores']} cores, {box['memory_gib']} GiB"),
+        ("SIMD", f"{box['simd']}, bf16 {'by ' + box['bf16'].upper() if box['bf16'] else 'not native: fp32 is used'}"),
+        *(("GPU", gpu) for gpu in gpus),
+        ("model", model["name"]),
+        ("kept in", model["folder"] or "not installed; `make` installs it"),
+        ("", "" if model["cached"] or not model["folder"] else "not converted yet: happens at its first use"),
+        ("", f"tmem info --model {model['name']} says what was understood of it, or of another"),
+    ]
+    console = Terminal()
+    grid = Table.grid(padding=(0, 2))
+    for name, value in lines:
+        if value:
+            grid.add_row(name, value)
+    console.print(grid, highlight=False)
+    table = Table("op", *kernels, title="\nkernel that serves each op", title_justify="left", title_style="")
+    for op in kernels["cpu"]:
+        table.add_row(op, *(kernels[device][op] for device in kernels))
+    console.print(table)

@@ -1,0 +1,135 @@
+"""`tmem train`: the trainer under a progress bar, then a table of its phases, the summary and the curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich import box
+from rich.table import Table
+
+from .. import machine
+from . import live
+
+
+@click.command()
+@click.option(
+    "--preset", default="default", show_default=True, help="Settings: default, study, paper, or the path of a .toml file."
+)
+@click.option(
+    "--model", help="The model to train: a Hugging Face folder, a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]"
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="runs/train",
+    show_default=True,
+    help="Folder for the results.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--seed", type=int, help="Seed of episodes, sampling noise and batches. [default: the preset's]")
+@click.option("--warm-steps", type=click.IntRange(0), help="Supervised steps before RL. [default: the preset's]")
+@click.option("--rl-steps", type=click.IntRange(0), help="GRPO steps. [default: the preset's]")
+@click.option("--eval-episodes", type=click.IntRange(1), help="Held-out episodes of each evaluation. [default: the preset's]")
+def train(preset: str, model: str | None, out: Path, resume: bool, **overrides) -> None:
+    """Train the model to write the facts that later questions ask for.
+
+    \b
+    Training goes through three phases:
+      warm start   supervised steps: write the gold pairs of generated episodes
+      RL           GRPO on the score of the answers; each rollout has fast weights
+                   of its own
+      control      again from the warm start: supervised steps for as many
+                   seconds as RL took
+
+    The model as it came and the model after each phase are evaluated on held-out episodes, greedy and at T=1.
+
+    Ctrl-C or SIGTERM stops with a checkpoint. --resume goes on.
+
+    The output folder holds summary.json, metrics.jsonl, curve.png and readable episodes. It also holds the trained models
+    (warm/, rl/), which --model takes, and log.txt, which shows the progress.
+    """
+    from ..rl.trainer import Trainer
+    from ..rl.world import World
+
+    machine.keep_memory()
+    made_on = machine.provenance()  # at the start: the commit that runs, not the one checked out when it ends
+    world = World.join()
+    live.console.quiet = not world.first  # under torchrun rank 0 alone shows and writes
+    overrides = {k: v for k, v in overrides.items() if v is not None}
+    trainer = Trainer(preset, out, model=model, resume=resume, world=world, **overrides)
+    summary = _watched(trainer, f"tmem train --preset {preset} --out {out} --resume")
+    world.leave()
+    if world.first:
+        _leave(out, preset, summary | {"machine": {**made_on, "ranks": world.size}})
+
+
+def _watched(trainer, again: str) -> dict:
+    """Run the trainer under bars and a live table of RL's steps; `again`: the command that goes on after a stop."""
+    from ..rl.trainer import Interrupted, Progress
+
+    steps = live.Steps()
+    with live.stop_on_ctrl_c() as asked, live.bars(trainer.out, steps) as tell:
+
+        def row(values: dict) -> None:
+            if values["phase"] == "rl":
+                steps.rows.append(values)
+
+        try:
+            return trainer.run(Progress(row, tell, live.warn), stop=lambda: bool(asked))
+        except Interrupted:
+            live.console.print(f"stopped; go on with: {again}")
+            raise live.ended(asked) from None
+
+
+def _leave(out: Path, preset: str, summary: dict) -> None:
+    """Write what follows from the run, and say what there is."""
+    from ..files.objects import write_json
+    from ..report import charts
+    from ..rl import record
+
+    write_json(out / "summary.json", summary)
+    title = f"tmem train --preset {Path(preset).name}, {summary['n_episodes']} held-out episodes"
+    charts.curve(out / "curve.png", record.read_run(out), title=title)
+    _print_phases(summary)
+    live.console.print(
+        f"{summary['wall_seconds']:.0f} s. Files in {out}: summary.json, metrics.jsonl, timings.jsonl, curve.png, episodes/, "
+        f"models warm/, rl/ and sft/ (tmem eval --model {out}/rl); see it all with: tmem report {out}"
+    )
+
+
+_PHASES = {"base": "base", "warm": "warm start", "rl": "RL", "sft": "control"}
+
+
+def _print_phases(summary: dict) -> None:
+    """Fits 80 columns."""
+    table = Table(
+        title=f"{summary['n_episodes']} held-out episodes: mean and 95 % interval (bootstrap over episodes)",
+        title_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    for column in ("model", "decoding", "F1", "EM", "intrusions", "facts", "pairs"):
+        table.add_column(column, no_wrap=True)
+    for phase, name in _PHASES.items():
+        for mode, cells in summary["evaluations"].get(phase, {}).items():
+            table.add_row(
+                name if mode == "greedy" else "",
+                {"greedy": "greedy", "sampled": "T=1"}[mode],
+                _interval(cells["f1"]),
+                f"{cells['em']['mean']:.2f}",
+                _interval(cells["intrusion"]),
+                f"{cells['recall']['mean']:.2f}",
+                f"{cells['pairs_per_write']['mean']:.1f}",
+            )
+    live.console.print(table)
+    live.console.print(
+        "RL and control both start from the warm start; control is supervised training for the seconds that RL took. "
+        "intrusions: answers that belong to somebody else. facts: share of the stream's facts that were written as they "
+        "are. pairs: per write."
+    )
+
+
+def _interval(cell: dict) -> str:
+    return f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]"

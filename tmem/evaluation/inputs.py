@@ -1,0 +1,42 @@
+"""Which weights, settings and data a result belongs to, told by what their files hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+from ..agent.config import AgentConfig
+from ..models import loading
+from ..tasks import left_out
+from ..tasks.records import files
+from .config import EvalConfig, Inputs
+
+# Beside the weights, what makes a model answer as it does.
+BESIDE_WEIGHTS = ("config.json", "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab*",
+                  "merges.txt")  # fmt: skip
+
+
+def inputs_of(config: EvalConfig, settings: AgentConfig, left: left_out.LeaveOut | None = None) -> Inputs:
+    """The record of what `config` names. settings: of its preset. left: the questions left out, once the data were read."""
+    folder, data = loading.resolve(config.model), [Path(f) for f in (*files(config.data), *config.corpus)]
+    return Inputs(
+        model=config.model or loading.DEFAULT,
+        preset=str(config.preset),
+        settings=dataclasses.asdict(settings),
+        data=", ".join(f.name for f in data) or None,
+        data_blake2b=_digest(*data) if data else None,
+        weights_blake2b=_digest(*sorted(folder.glob("*.safetensors"))),
+        tokenizer_blake2b=_digest(*sorted({f for pattern in BESIDE_WEIGHTS for f in folder.glob(pattern) if f.is_file()})),
+        **left_out.about(left),
+    )
+
+
+def _digest(*files: Path) -> str:
+    """What files hold, in 16 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

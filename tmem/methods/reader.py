@@ -1,0 +1,156 @@
+"""What reading leaves behind, and how a question is asked with it.
+
+A method reads episodes and keeps something of each (`Kept`); then the text is gone, and every question is asked with what was
+kept: text in the prompt, fast weights, both or neither. All are asked in the same words.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..adapters.bank import Snapshot
+from ..agent.agent import Agent, first_line
+from ..agent.loop import Rollout, run
+from ..episode import Episode, Question
+
+# All methods ask in the same words, so that they differ in the text that stands before them, if any, and in Δ.
+ASKED = "Answer in a few words; if you do not know, answer: {abstention}.\n{question}"
+CONTEXT = 2048  # tokens of text in a prompt, unless asked otherwise
+
+Watch = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the methods of one evaluation have in common."""
+
+    seed: int = 0
+    context: int = CONTEXT  # tokens of text that a prompt may hold
+    abstention: str = "unknown"  # the task's words for it; prompts ask for them
+    max_new: int = 0  # tokens of an answer; 0: the preset's
+    at_length: bool = False  # answers are whole texts, graded and not compared; else what stands on their first line
+    probing: bool = False
+    known: bool = False  # questions stand in the prompts that write, summarise and take notes
+
+    @property
+    def budget(self) -> int:
+        """Tokens of text that retrieval and notes may show, and that a summary may be long."""
+        return max(1, self.context // 4)
+
+
+PLAIN = Settings()
+
+
+@dataclass
+class Reader:
+    """An agent that reads for several methods alike; `watch` is told (phase, done, total).
+
+    lived: tmem's rollouts by key, lived once for all methods that need them.
+    """
+
+    agent: Agent
+    settings: Settings = PLAIN
+    watch: Watch = lambda *_: None
+    lived: dict[str, Rollout] = field(default_factory=dict)
+
+    def rollouts(self, episodes: Sequence[Episode]) -> list[Rollout]:
+        """Every episode read, written and learned, with its Δ; nothing asked."""
+        keys = [f"{self.settings.seed}/{e.id}" for e in episodes]
+        new = [i for i, k in enumerate(keys) if k not in self.lived]
+        if new:
+            found = run(
+                self.agent, [episodes[i] for i in new], [keys[i] for i in new], answering="none",
+                probing=self.settings.probing, known=self.settings.known, on_event=self.watch,
+            )  # fmt: skip
+            self.lived.update({keys[i]: r for i, r in zip(new, found)})
+        return [self.lived[k] for k in keys]
+
+
+@dataclass
+class Cost:
+    """Tokens: read as prompts, generated, learned (over all epochs), embedded by the small model of dense retrieval (lines and
+    questions); peak: the longest prompt with its generation."""
+
+    read: int = 0
+    generated: int = 0
+    learned: int = 0
+    peak: int = 0
+    embedded: int = 0
+
+    def add(self, read: int, generated: int = 0, learned: int = 0) -> None:
+        self.read, self.generated, self.learned = self.read + read, self.generated + generated, self.learned + learned
+        self.peak = max(self.peak, read + generated)
+
+
+@dataclass
+class Kept:
+    """What a method keeps of one episode when its text is gone.
+
+    state: bytes kept, of text or of Δ. text: what the prompt shows before a question, itself where it is the same for all of
+    them, else what finds it; None for the question alone. said: the answer where it is fixed beforehand. cost: of reading.
+    """
+
+    state: int = 0
+    text: str | Callable[[Question], str] | None = None
+    delta: Snapshot | None = None
+    said: str | None = None
+    cost: Cost = field(default_factory=Cost)
+    rollout: Rollout | None = None  # tmem and pairs: how the pairs came about
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer, and the tokens of its prompt and of what was generated.
+
+    read: tokens of the prompt that were read for it; the text that several questions share is read for the first of them.
+    """
+
+    text: str
+    prompt: int = 0
+    generated: int = 0
+    read: int = 0
+
+
+def prompt(kept: Kept, question: Question, settings: Settings) -> str:
+    """The user turn of a question: the text that was kept, if any, and the question in the words of `ASKED`.
+
+    A question that wants an answer at length says itself what it wants.
+    """
+    words = question.text
+    if not settings.at_length:
+        words = ASKED.format(abstention=settings.abstention, question=question.text)
+    if kept.text is None:
+        return words
+    return f"{kept.text if isinstance(kept.text, str) else kept.text(question)}\n\n{words}"
+
+
+def ask(agent: Agent, asked: Sequence[tuple[Kept, Question]], settings: Settings = PLAIN) -> list[Said]:
+    """Greedy answers, each with what its episode's method kept; as many Δ at once as the bank has free slots.
+
+    A text that is the same for all questions is read once for all that are asked together.
+    """
+    out: list[Said | None] = [Said(kept.said) if kept.said is not None else None for kept, _ in asked]
+    todo = [i for i, said in enumerate(out) if said is None]
+    deltas = [asked[i][0].delta for i in todo]
+    prompts = [agent.chat.prompt(prompt(*asked[i], settings)) for i in todo]
+    begins = [_begin(agent, asked[i][0], ids) for i, ids in zip(todo, prompts)]
+    with agent.bank.holding(deltas) as slots:
+        replies = agent.say(
+            prompts, slots if any(d is not None for d in deltas) else None, begins=begins,
+            max_new=settings.max_new or agent.config.answer.max_new,
+        )  # fmt: skip
+    begun: set[tuple] = set()
+    for i, delta, begin, reply in zip(todo, deltas, begins, replies):
+        beginning = (id(delta), *reply.prompt[:begin])
+        read = reply.read - (begin if beginning in begun else 0)
+        begun.add(beginning)
+        text = reply.text if settings.at_length else first_line(reply.text)
+        out[i] = Said(text, reply.read, reply.generated, read)
+    return out
+
+
+def _begin(agent: Agent, kept: Kept, ids: list[int]) -> int:
+    """How many tokens of a prompt stand there whatever is asked."""
+    return len(os.path.commonprefix([ids, agent.chat.prompt(kept.text)])) if isinstance(kept.text, str) else 0

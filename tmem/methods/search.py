@@ -1,0 +1,172 @@
+"""The search loop: think, search, read what was found, ..., answer; many trajectories in lock step."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..agent.agent import Agent
+from ..tasks import search as task
+from ..tasks.corpus import Index
+from .states import State
+from .trajectory import SearchConfig, Trajectory
+
+_LEARNED = "The documents were read and are remembered."
+_NOTHING = "Nothing was found."
+_UNREADABLE = "Nothing was searched: end your turn with <search> or <answer>."
+_LEFT_OUT = "(Earlier turns are left out.)"
+USUAL = SearchConfig()
+_NOTES = "What is known so far:\n{text}"
+
+
+def run(
+    agent: Agent,
+    tasks: Sequence[task.Objectives],
+    index: Index | None,
+    state: State,
+    *,
+    config: SearchConfig = USUAL,
+    keys: Sequence[str] | None = None,
+    on_event: Callable[[str, int, int], None] | None = None,
+) -> list[Trajectory]:
+    """Work on every set of questions once. `keys[i]`, by default the set's id, seeds trajectory i's noise.
+
+    index     of the documents; a state that does not search needs none
+    on_event  told (phase, done, total) while searching, writing and answering
+    Raises ValueError where a state that searches gets no index, or keys are not as many as tasks; RuntimeError for a bank
+    without a free slot.
+    """
+    if index is None and state.searches:
+        raise ValueError("search: this state searches and got no index; build one with tasks.corpus.Index.")
+    keys = [t.id for t in tasks] if keys is None else list(keys)
+    if len(keys) != len(tasks):
+        raise ValueError(f"search: {len(keys)} keys for {len(tasks)} sets of questions; give one for each.")
+    out, at = [Trajectory(t, key) for t, key in zip(tasks, keys)], 0
+    while at < len(out):
+        start, rest = time.perf_counter(), len(out) - at
+        with agent.bank.borrowed(rest, 1) if state.delta else contextlib.nullcontext([None] * rest) as slots:
+            rows, at = out[at : at + len(slots)], at + len(slots)
+            for row, slot in zip(rows, slots):
+                row.slot = slot
+            _Batch(agent, rows, index, state, config, on_event or (lambda *_: None)).live()
+        seconds = (time.perf_counter() - start) / len(rows)
+        for row in rows:
+            row.slot, row.seconds = None, seconds
+    return out
+
+
+@dataclass
+class _Batch:
+    """Trajectories that are worked on at once; the rest as `run` has it."""
+
+    agent: Agent
+    rows: list[Trajectory]
+    index: Index | None
+    state: State
+    config: SearchConfig
+    tell: Callable[[str, int, int], None]
+
+    def live(self) -> None:
+        self._begin()
+        turns = self.config.turns if self.state.searches else 0
+        for turn in range(turns):
+            if not self._open:
+                break
+            self.tell("search", turn, turns)
+            if found := self._search(turn):
+                self.tell("write", turn, turns)
+                for keep in self.state.keep:
+                    keep(self.agent, found, self.config, f"turn{turn}")
+        if rows := self._open:
+            self.tell("answer", turns, turns)
+            for row, step in zip(rows, self._say(rows, "answer", task.OPEN_ANSWER)):
+                row.steps.append(task.Step("answer", **step))
+                row.answer = task.read(step["text"]).answer
+
+    @property
+    def _open(self) -> list[Trajectory]:
+        """The rows without an answer."""
+        return [row for row in self.rows if row.answer is None]
+
+    def _begin(self) -> None:
+        for row in self.rows:
+            if self.state.fixed is not None:
+                row.answer = "; ".join([self.state.fixed] * len(row.task.hops))
+            if self.state.given:
+                row.notes = {line: line for line in task.listing(task.evidence(row.task)).splitlines()}
+
+    def _search(self, turn: int) -> list[tuple[Trajectory, str]]:
+        """A turn of every row that has no answer; what leaves the context, of the rows that found something."""
+        found, rows = [], self._open
+        for row, step in zip(rows, self._say(rows, f"turn{turn}", task.OPEN_TURN)):
+            said = task.read(step["text"])
+            shown, titles, row.answer = str(said), (), said.answer
+            if said.answer is None:
+                reply, titles = self._reply(said)
+                if titles and not self.state.stays:
+                    found.append((row, reply))
+                    reply = _LEARNED
+                shown += "\n" + task.information(reply, self.config.turns - turn - 1)
+            row.steps.append(task.Step("turn", **step, shown=shown, query=said.query, titles=titles))
+        return found
+
+    def _reply(self, said: task.Said) -> tuple[str, tuple[str, ...]]:
+        """What a turn is answered with, and the titles of the documents in it."""
+        if said.query is None:
+            return _UNREADABLE, ()
+        documents = self.index.find(said.query, self.config.documents)
+        text = self.agent.chat.clip(task.listing(documents), self.config.observation, keep="start")
+        return text or _NOTHING, tuple(d.title for d in documents)
+
+    def _say(self, rows: Sequence[Trajectory], name: str, opened: str) -> list[dict]:
+        """One generation for each row, which starts with `opened`: the fields of a Step that every kind has."""
+        contexts = [self._context(row, self.agent.chat.said(opened)) for row in rows]
+        replies = self.agent.say(
+            [ids for ids, *_ in contexts],
+            [row.slot for row in rows] if self.state.delta else None,
+            max_new=self.config.max_new,
+            temperature=self.config.temperature,
+            keys=[f"{row.key}/{name}" for row in rows],
+        )
+        return [
+            {
+                "text": opened + reply.text,
+                "prompt": reply.read,
+                "history": history,
+                "generated": reply.generated,
+                "left_out": left_out,
+            }
+            for reply, (_, history, left_out) in zip(replies, contexts)
+        ]
+
+    def _context(self, row: Trajectory, opened: list[int]) -> tuple[list[int], int, int]:
+        """Prompt of a row's next turn, how many of its tokens are history, and how many earlier turns were left out.
+
+        What was kept for it counts into `row.state`.
+        """
+        chat, state, room = self.agent.chat, self.state, self.config.context
+        head = task.prompt(row.task, direct=not state.searches)
+        instruction = len(chat.prompt(head))
+        beside = chat.count("\n" + _NOTES.format(text="")) + len(opened)
+        notes = state.text(self.agent, row, self.config, room - instruction - beside) if row.notes else ""
+        above = [head, _NOTES.format(text=notes)] if notes else [head]
+        shown = [step.shown for step in row.steps if step.kind == "turn"]
+        first = 0 if state.every else max(0, len(shown) - 1)  # of the turns shown
+        left_out = 0
+        while True:
+            turns = shown[first + left_out :]
+            ids = chat.prompt("\n".join([*above, *[_LEFT_OUT] * bool(left_out), *turns])) + opened
+            if len(ids) <= room or len(turns) <= 1:
+                break
+            left_out += 1
+        row.state = max(row.state, self._kept(row, turns))
+        return ids, len(ids) - instruction, left_out
+
+    def _kept(self, row: Trajectory, turns: Sequence[str]) -> int:
+        """Bytes of the notes, the turns that are seen again, and Δ."""
+        kept = len("\n".join([*row.notes.values(), *turns]).encode())
+        if row.slot is not None:
+            kept += self.agent.bank.param[row.slot].numel() * self.agent.bank.param.element_size()
+        return kept

@@ -1,0 +1,1 @@
+"""A model in one GGUF file, converted once to an ordinary Hugging Face folder."""

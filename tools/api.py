@@ -1,0 +1,53 @@
+"""Makes docs/api.md of the docstrings of what is public: `make docs`, or python tools/api.py [FILE]"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import griffe
+from griffe2md import ConfigDict, render_object_docs
+
+ROOT = Path(__file__).parents[1]
+HEAD = """# API
+
+What may be imported from `tmem`; everything else in the package may move. Made from the docstrings by `make docs`.
+"""
+CONFIG: ConfigDict = {
+    "heading_level": 3,
+    "members_order": "source",
+    "show_if_no_docstring": False,
+    "show_object_full_path": False,
+    "show_root_full_path": False,
+    "show_root_members_full_path": False,
+    "show_signature_annotations": True,
+    "summary": False,
+}
+
+
+def public(module: griffe.Object) -> Iterator[griffe.Object]:
+    """What the module's `__all__` names, in its order; constants are in the module's docstring."""
+    for name in module.exports:
+        found = module[name]
+        if found.is_module and name in found.members:  # a function in a file of its own name
+            found = found[name]
+        if not found.is_attribute:
+            yield found.final_target if found.is_alias else found
+
+
+def section(title: str, module: griffe.Object) -> str:
+    things = list(public(module))
+    parts = [f"## {title}", module.docstring.value]
+    parts += [render_object_docs(thing, CONFIG).strip() for thing in things if not thing.is_module]
+    parts += [section(f"{title}.{thing.name}", thing) for thing in things if thing.is_module]
+    return "\n\n".join(parts)
+
+
+def page() -> str:
+    loader = griffe.GriffeLoader(search_paths=[ROOT], docstring_parser=None)
+    package = loader.load("tmem")
+    loader.resolve_aliases()
+    return f"{HEAD}\n{section('tmem', package)}\n"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs" / "api.md").write_text(page())
