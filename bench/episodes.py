@@ -39,14 +39,14 @@ ROUNDING = 0.1  # nats, mean difference in bf16, where products round otherwise 
 
 
 @dataclass(frozen=True)
-class Plan:
+class Size:
     """counts: of episodes; each is done `rounds` times both ways."""
 
     counts: tuple[int, ...]
     rounds: int
 
     @classmethod
-    def of(cls, quick: bool, device: str) -> Plan:
+    def of(cls, quick: bool, device: str) -> Size:
         if quick:
             return cls((2,), 1)
         return cls((8, 64), 3) if device == "cuda" else cls((4, 16), 2)
@@ -59,20 +59,20 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -
     Nothing is `kept`: times are compared within one run.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    plan = Plan.of(quick, device)
+    size = Size.of(quick, device)
     if not quick:
         keep_memory()
     dtype = loading.default_dtype(device)
     model, tokenizer = default_or_tiny(quick, device, dtype)
-    agent = Agent.build(model, tokenizer, agent_config(DEFAULT_PRESET), slots=max(plan.counts))
-    rows, each = [], plan.rounds + 1
-    for k, count in enumerate(plan.counts):
+    agent = Agent.build(model, tokenizer, agent_config(DEFAULT_PRESET), slots=max(size.counts))
+    rows, each = [], size.rounds + 1
+    for k, count in enumerate(size.counts):
         episodes = [stream.episode(i, "train", 1) for i in range(count)]
         times: dict[str, list[float]] = {"together": [], "apart": []}
-        for i in range(-1, plan.rounds):  # the first round is not timed
+        for i in range(-1, size.rounds):  # the first round is not timed
             said = {}
             for name in ("together", "apart") if i % 2 == 0 else ("apart", "together"):
-                watch(f"{count} episodes, round {i + 2}: {name}", k * each + i + 1, len(plan.counts) * each)
+                watch(f"{count} episodes, round {i + 2}: {name}", k * each + i + 1, len(size.counts) * each)
                 gc.collect()
                 start = time.perf_counter()
                 said[name] = _lived(agent, episodes, together=name == "together")
@@ -89,7 +89,7 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -
             row[f"{name}_an_hour"] = 3600 * count / row[name]
         row["ratio"] = statistics.median(b / a for a, b in zip(times["together"], times["apart"]))
         rows.append(row)
-    work = {"model": "tiny, random" if quick else loading.DEFAULT, "preset": DEFAULT_PRESET, "rounds": plan.rounds}
+    work = {"model": "tiny, random" if quick else loading.DEFAULT, "preset": DEFAULT_PRESET, "rounds": size.rounds}
     return {"rows": rows, "work": work}
 
 
@@ -124,7 +124,7 @@ def _check(together: Sequence[tuple], apart: Sequence[tuple], allowed: float) ->
         off = sum(abs(x - y) for x, y in zip(numbers, numbers_alone)) / max(1, len(numbers)) if same else float("inf")
         if not off <= allowed:
             raise WrongNumbers(
-                f"bench eval: an episode among others was lived otherwise than alone (by {off:.2g} nats, allowed "
+                f"bench eval: an episode run among others differs from the same one run alone (by {off:.2g} nats, allowed "
                 f"{allowed:.2g}); nothing is reported."
             )
 

@@ -2,14 +2,14 @@
 
 The work is frozen, so that both ways do the same in every round. A rollout writes its episode's gold pairs, all but one,
 another one in each rollout of a group, and answers with the gold answers: what a trained policy does, of the same length
-whatever the weights and the machine. Advantages are +1 and -1 in turns, so that no segment is left out of the update, and
+whatever the weights and the machine. Advantages are +1 and -1 in turns, so that no action is left out of the update, and
 θ0's learning rate is 0, so that every round starts from the same weights. The rest is the default preset's.
 
 tmem             the trainer's own functions. Sampling does its work, then the given token is taken.
 straightforward  transformers, PEFT and torch.optim, one rollout after another. An adapter of the same layers, rank and A, A
                  frozen, B in fp32 trained by fused AdamW on the same minibatches of the same pairs for as many epochs as tmem
                  took. `generate` samples as many tokens as are given: batch 1 for a write, one left-padded batch for an
-                 episode's questions. The update runs one segment after another under the Δ it was said with, logits only at
+                 episode's questions. The update runs one action after another under the Δ it was sampled with, logits only at
                  the generated tokens, gradients accumulated in the model's dtype, fused AdamW on fp32 masters.
 
 The same dtype (models.default_dtype), attention (SDPA) and threads for both. What the trainer only watches, probes and
@@ -65,8 +65,8 @@ TOLERANCES = {
 
 
 @dataclass(frozen=True)
-class Plan:
-    """pairs: that a rollout writes at most."""
+class Size:
+    """How much is timed. pairs: that a rollout writes at most."""
 
     episodes: int
     group: int
@@ -74,7 +74,7 @@ class Plan:
     pairs: int = 32
 
     @classmethod
-    def of(cls, quick: bool, device: str) -> Plan:
+    def of(cls, quick: bool, device: str) -> Size:
         if quick:
             return cls(2, 2, 2, 2)
         return cls(8, 8, 2) if device == "cuda" else cls(2, 8, 2)
@@ -96,20 +96,20 @@ class Ours:
 
     name = "tmem"
 
-    def __init__(self, plan: Plan, model, tokenizer):
+    def __init__(self, size: Size, model, tokenizer):
         self.config = train_config(DEFAULT_PRESET)
-        self.agent = Agent.build(model, tokenizer, agent_config(DEFAULT_PRESET), slots=plan.episodes * plan.group)
+        self.agent = Agent.build(model, tokenizer, agent_config(DEFAULT_PRESET), slots=size.episodes * size.group)
         self.policy: Policy = Replicated(model)
         self.task = Stream(1)
-        once = [self.task.episode(f"bench/{i}", "train") for i in range(plan.episodes)]
-        self.episodes = [e for e in once for _ in range(plan.group)]
-        self.keys = [f"{e.id}/{g}" for e in once for g in range(plan.group)]
+        once = [self.task.episode(f"bench/{i}", "train") for i in range(size.episodes)]
+        self.episodes = [e for e in once for _ in range(size.group)]
+        self.keys = [f"{e.id}/{g}" for e in once for g in range(size.group)]
         self.advantages = [1.0, -1.0] * math.ceil(len(self.keys) / 2)
         self.texts: dict[str, list[int]] = {}
         for i, (episode, key) in enumerate(zip(self.episodes, self.keys)):
             gold = [p for pairs in episode.pairs for p in pairs]
-            left_out = i % plan.group % len(gold)
-            written = [p for j, p in enumerate(gold) if j != left_out][: plan.pairs]
+            left_out = i % size.group % len(gold)
+            written = [p for j, p in enumerate(gold) if j != left_out][: size.pairs]
             self.texts[f"{key}/write0"] = self.agent.chat.answer(render(written))
             for q in episode.questions:
                 self.texts[f"{key}/answer/{q.id}"] = self.agent.chat.answer(q.answers[0])
@@ -329,9 +329,9 @@ def check(ours: Ours, plain: Plain) -> dict[str, float]:
     return found
 
 
-def ways(plan: Plan, quick: bool, device: str, dtype: torch.dtype) -> tuple[Ours, Plain]:
+def ways(size: Size, quick: bool, device: str, dtype: torch.dtype) -> tuple[Ours, Plain]:
     """Each with a model of its own."""
-    ours = Ours(plan, *default_or_tiny(quick, device, dtype))
+    ours = Ours(size, *default_or_tiny(quick, device, dtype))
     return ours, Plain(ours, default_or_tiny(quick, device, dtype)[0])
 
 
@@ -343,22 +343,22 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -
     Nothing is `kept`: times are compared within one run.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    plan = Plan.of(quick, device)
+    size = Size.of(quick, device)
     if not quick:
         keep_memory()  # as `tmem train` does; both ways have it
-    dtype, off, total = loading.default_dtype(device), {}, 2 * plan.rounds + 2
+    dtype, off, total = loading.default_dtype(device), {}, 2 * size.rounds + 2
     watch("both ways compared, fp32", 0, total)
     if dtype != torch.float32:
-        off["float32"] = check(*ways(Plan(1, 2, 1, plan.pairs), quick, device, torch.float32))
+        off["float32"] = check(*ways(Size(1, 2, 1, size.pairs), quick, device, torch.float32))
     dtype_name = str(dtype).removeprefix("torch.")
     watch(f"both ways compared, {dtype_name}", 1, total)
-    ours, plain = ways(plan, quick, device, dtype)
+    ours, plain = ways(size, quick, device, dtype)
     off[dtype_name] = check(ours, plain)
     limits = ceilings(quick, device)
     times: dict[str, list[Clock]] = {"tmem": [], "straightforward": []}
-    for i in range(plan.rounds):
+    for i in range(size.rounds):
         for j, way in enumerate((ours, plain) if i % 2 == 0 else (plain, ours)):
-            watch(f"round {i + 1} of {plan.rounds}: {way.name}", 2 + 2 * i + j, total)
+            watch(f"round {i + 1} of {size.rounds}: {way.name}", 2 + 2 * i + j, total)
             gc.collect()
             way.step(Waiting())  # untimed: a run's steps find their memory as the step before left it
             times[way.name].append(Waiting())
@@ -373,11 +373,11 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -
             "tmem_rounds": mine, "plain_rounds": theirs, **needed[part],
         })  # fmt: skip
     work = {
-        "model": "tiny, random" if quick else loading.DEFAULT, "episodes": plan.episodes, "group": plan.group,
-        "rounds": plan.rounds, "pairs": sum(len(r.pairs) for r in ours.rollouts), "epochs": ours.epochs,
+        "model": "tiny, random" if quick else loading.DEFAULT, "episodes": size.episodes, "group": size.group,
+        "rounds": size.rounds, "pairs": sum(len(r.pairs) for r in ours.rollouts), "epochs": ours.epochs,
     }  # fmt: skip
     aim = {
-        "work": f"one GRPO step on {plan.episodes * plan.group} rollouts: over the straightforward implementation",
+        "work": f"one GRPO step on {size.episodes * size.group} rollouts: over the straightforward implementation",
         "aim": f"≥ {AIMS[device]:.2f}x", "reached": rows[-1]["ratio"], "met": rows[-1]["ratio"] >= AIMS[device],
     }  # fmt: skip
     return {"ceilings": limits, "rows": rows, "aims": [aim], "work": work, "off": off}
@@ -391,7 +391,7 @@ def needs(ours: Ours, limits: dict[str, float], dtype: str) -> dict[str, dict]:
                    once and read all weights, at the copy rate or the GEMM rate, whichever takes longer. tokens: generated
     learn          layers below the first adapted one once; in an epoch those above forward and, for dX, backward (not
                    through the lowest), and forward again for the loss at the end. tokens: of all epochs
-    backward       forward, dX and dW of every segment. tokens: of the segments, with their prompts
+    backward       forward, dX and dW of every action. tokens: of the actions, with their prompts
     optimizer      θ0's parameter, gradient and two moments read, parameter and moments written, in fp32
     """
     agent, rollouts = ours.agent, ours.rollouts

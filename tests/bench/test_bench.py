@@ -121,8 +121,8 @@ def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
         return taught(*arguments)
 
     monkeypatch.setattr(init, "_taught", interrupted)
-    plan = init.Plan(("sigma",), (0.01,), (1,), 1, 1, 2, (), ())
-    monkeypatch.setattr(init.Plan, "quick", lambda: plan)
+    design = init.Design(("sigma",), (0.01,), (1,), 1, 1, 2, (), ())
+    monkeypatch.setattr(init.Design, "quick", lambda: design)
     monkeypatch.setattr(init, "energy", lambda *_: [])
     file, parts = tmp_path / "init.json", tmp_path / ".init.json.parts"
     with pytest.raises(KeyboardInterrupt):
@@ -265,7 +265,7 @@ def test_an_episode_that_is_lived_otherwise_among_others_is_caught(monkeypatch):
     told = episodes._told
     monkeypatch.setattr(episodes, "_told", lambda rollout: (told(rollout)[0], [float(len(calls.append(1) or calls))], []))
     calls = []
-    with pytest.raises(WrongNumbers, match="otherwise than alone"):
+    with pytest.raises(WrongNumbers, match="differs from the same one run alone"):
         bench.study("eval", quick=True, threads=1)
 
 
@@ -273,7 +273,7 @@ def test_what_rounding_in_bf16_may_do_is_less_than_another_memory_does():
     said, exact = [1, 2], [1.25, 1.0, 0.5]
     episodes._check([(said, exact, [9.0])], [(said, exact, [9.0])], 0.0)
     for other in ([x + 0.5 for x in exact], [float("nan")] * 3, exact[:2]):
-        with pytest.raises(WrongNumbers, match="otherwise than alone"):
+        with pytest.raises(WrongNumbers, match="differs from the same one run alone"):
             episodes._check([(said, other, [])], [(said, exact, [])], episodes.ROUNDING)
     with pytest.raises(WrongNumbers):
         episodes._check([(said, [1.25 + 1e-15, 1.0, 0.5], [])], [(said, exact, [])], 0.0)

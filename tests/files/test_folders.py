@@ -379,6 +379,7 @@ RAW = {
     "files/folders.py": "is where it is done",
     "files/journal.py": "appends, and cuts off the half line that a kill left",
     "rl/log.py": "opens a journal to have it on the disk",
+    "rl/trainer.py": "makes the folder of the run",
 }
 WRITES = re.compile(
     r"""\.open\(\s*["'][^"'r]|\bopen\([^)]*["'][wax]b?\+?["']|O_CREAT|\.touch\(|os\.open\(|NamedTemporaryFile|mkstemp|os\.truncate"""

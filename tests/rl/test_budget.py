@@ -1,4 +1,4 @@
-"""The memory plan against what is really allocated."""
+"""The budget against what is really allocated."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def test_rows_snapshots_and_parameters_are_counted_right(family, train_a):
     slot = agent.bank.alloc()
     learn(network, agent.bank, [(slot, [Pair("a?", "b")])], agent.chat, config.learn)
     train = dataclasses.replace(TRAIN, rl_episodes=2, rl_group=2)
-    found = {i.name: i.bytes for i in budget.plan(shape, config, train, writes=3, bf16=False)}
+    found = {i.name: i.bytes for i in budget.per_rank(shape, config, train, writes=3, bf16=False)}
     assert agent.bank.snapshot(slot, optimizer=False).param.nbytes * 4 * 3 == found["snapshots of Δ"]
     matrices = [m for m in (agent.bank.param, agent.bank.grad, agent.bank.m, agent.bank.v) if m is not None]
     assert sum(m.nbytes for m in matrices) == found["bank"]
@@ -34,7 +34,7 @@ def test_rows_snapshots_and_parameters_are_counted_right(family, train_a):
     policy = Replicated(network)
     assert abs(sum(p.nbytes for p in policy.params) * 4 - found["θ0, gradients, moments in fp32"]) <= 16 * small
     log = dataclasses.replace(train, replay="log")
-    assert {i.name: i.bytes for i in budget.plan(shape, config, log)}["snapshots of Δ"] == 0
+    assert {i.name: i.bytes for i in budget.per_rank(shape, config, log)}["snapshots of Δ"] == 0
 
 
 def test_the_papers_setting_is_as_small_as_it_says():
@@ -47,7 +47,7 @@ def test_the_papers_setting_is_as_small_as_it_says():
 
 def test_fsdp_divides_what_it_shards_and_sends_for_every_pass():
     shape, paper, fsdp = budget.SHAPES["qwen3-8b"], agent_config("paper"), dataclasses.replace(TRAIN, layout="fsdp")
-    one, eight = ({i.name: i.bytes for i in budget.plan(shape, paper, fsdp, ranks=r)} for r in (1, 8))
+    one, eight = ({i.name: i.bytes for i in budget.per_rank(shape, paper, fsdp, ranks=r)} for r in (1, 8))
     name = "θ0, gradients, moments in fp32"
     assert eight[name] == one[name] / 8 and eight["weights that compute"] == one["weights that compute"]
     few, many = (budget.sent(shape, fsdp, ranks=8, passes=n).bytes for n in (1, 10))

@@ -151,7 +151,7 @@ def test_the_gain_of_a_writer_is_paired_and_the_recall_matrix_is_shown():
     assert set(joined["ability"]) == {"warm", "rl"}
     text = " ".join(shown({"seeds": 2, "scores": {}, "differences": {}, "dissection": [joined]}).split())
     assert "F1 with rl's pairs less F1 with warm's" in text and "0.20 [" in text
-    assert "rl's own pairs in other words" in text and "write 2 0.50" in text and "warm's own pairs" not in text
+    assert "rl's own pairs recalled" in text and "write 2 0.50" in text and "warm's own pairs" not in text
 
 
 def test_the_committed_study_is_still_readable():

@@ -39,7 +39,7 @@ def budget(preset: str, model: str | None, ranks: int, writes: int, layout: str 
     agent = agent_config(preset)
     train = train_config(preset)
     train = dataclasses.replace(train, layout=layout or train.layout)
-    items = budgets.plan(shape, agent, train, ranks=ranks, writes=writes)
+    items = budgets.per_rank(shape, agent, train, ranks=ranks, writes=writes)
     sent = None
     if ranks > 1:
         passes = budgets.passes(agent, train, ranks=ranks, writes=writes)

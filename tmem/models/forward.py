@@ -2,7 +2,7 @@
 
 Llama, Mistral, Qwen2, Qwen3 and Gemma share one shape: embed -> layers -> norm -> head. What sets Gemma apart, embeddings
 times sqrt(D) and norms that scale by 1 + w, is inside transformers' own modules, which run here as well. Running the pieces
-ourselves buys three things that `model(...)` cannot give: the frozen trunk below the adapted layers runs once per online
+ourselves allows three things that `model(...)` does not: the frozen trunk below the adapted layers runs once per online
 update, logits are computed only where there is a label, and the 4-D mask is always explicit, so that a row's bits do not
 depend on its neighbours (transformers drops a mask that is all ones, which changes bits).
 """

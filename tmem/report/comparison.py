@@ -28,7 +28,7 @@ else:
     import tomli as tomllib
 
 PLACES = 5  # of the evidence in the stream
-UNTOLD = ("5", "abstention")  # categories that ask about what was never said: their evidence tells of something else
+UNTOLD = ("5", "abstention")  # categories whose right answer is to abstain: their evidence is of something else
 FIRST = ("judge", "official_f1")  # what headline and pictures show where a run has it, else the first of METRICS
 SAMPLES = 8  # questions shown
 LONGEST = 300  # characters of an answer shown

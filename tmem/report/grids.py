@@ -84,7 +84,7 @@ def scores(rows: Sequence[Mapping], names: Mapping[str, str], by: Mapping[str, R
     ]  # fmt: skip
     note = "Mean and 95 % interval, by resampling whole episodes."
     if any(r["method"] in SCALE for r in rows):
-        note += " Scale: what there is to be had, by the evidence itself or by one constant answer; not ranked."
+        note += " Scale: what the evidence itself and what one constant answer score; not ranked."
     if any(r["n"] < most for r in rows):
         note += " A run that lacks questions is unfinished and not ranked."
     if any(PLUMBING in n for n in names.values()):
@@ -234,7 +234,7 @@ def writing(by: Mapping[str, Run]) -> Iterator[Grid]:
                          _share(f.get("stuck")), _share(f.get("leaked")))  # fmt: skip
                 rows.setdefault((label, cells), []).append(method)
     if rows:
-        note = "Held: pairs that a paraphrase brings back straight after their write (--probe). Leaked: said of others, too."
+        note = "Held: pairs recalled in a paraphrase straight after their write (--probe). Leaked: given for others, too."
         yield Grid("What it wrote", ["run", "method", "writes", "pairs a write", "dropped", "rolled back", "held", "leaked"],
                    [[label, ", ".join(methods), *cells] for (label, cells), methods in rows.items()], note)  # fmt: skip
 

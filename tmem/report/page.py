@@ -39,7 +39,7 @@ EPISODES = [{
     "writes": [{"segment": str, "pairs": [[str, str]], "loss": [(float, None), (float, None)], "norm": (float, None),
                 "dropped": {str: int}, "undone": str}],
 }]  # fmt: skip
-AROUND = 3  # steps: "first" and "now" in the table of guards are means of so many
+AROUND = 3  # "first" and "now" in the table of checks are means of so many steps
 SAMPLES = 4  # episodes shown
 
 
@@ -60,30 +60,30 @@ SUPERVISED = (("loss", "passages"), ("recall_loss", "questions"))
 
 def charts(drift: float) -> tuple[Chart, ...]:
     return (
-        Chart("Reward", (("reward", "mean"), ("reward_std_in_group", "spread in a group")),
-              "Mean over rollouts at T=1; the spread inside groups is what advantages are made of."),
+        Chart("Reward", (("reward", "mean"), ("reward_std_in_group", "standard deviation in a group")),
+              "Mean over rollouts at T=1. Advantages are made from the differences inside a group."),
         Chart("Groups without an advantage",
               (("dead_groups", "dead"), ("resampled", "drawn again"), ("skipped_groups", "no memory")),
-              "Groups of a step whose rollouts all got the same reward, those replaced, and those left out."),
+              "Groups whose rollouts all got the same reward; groups drawn again; groups left out for lack of memory."),
         Chart("Pairs per write", (("pairs_per_write", "pairs"),),
-              "A rising line that the reward does not follow is an explosion."),
+              "If the number of pairs rises and the reward does not, the writes are exploding."),
         Chart("What the pairs say", (("grounded", "answer is in the text"), ("recall", "gold facts written"),
                                      ("copied", "question copied with a guess")), "Shares."),
         Chart("What is lost in writing", (("dropped", "lines dropped"), ("empty", "writes without a pair"),
                                           ("cut", "writes cut off")), "Per episode and write."),
-        Chart("Recall of own pairs", (("held", "given back to other words"), ("leaked", "given for another person")),
-              "Asked straight after the write, of a step's first rollouts."),
+        Chart("Recall of own pairs", (("held", "recalled in a paraphrase"), ("leaked", "given for another person")),
+              "Shares, asked straight after the write, of a step's first rollouts."),
         Chart("Loss of own pairs", (("own", "nats per answer token"),), "After learning."),
         Chart("‖ΔW‖", (("norm", "at the end of an episode"),), "Of all layers together."),
-        Chart("Memory on neutral text", (("neutral_kl", "KL(θ0+Δ ‖ θ0)"),), "Nats per token; watched, not trained on."),
+        Chart("Δ on neutral text", (("neutral_kl", "KL(θ0+Δ ‖ θ0)"),), "Nats per token. Watched, never trained on."),
         Chart("θ0 on neutral text", (("neutral_nll", "nats per token"),), "What training costs in general ability."),
         Chart("KL to θ0 before RL", (("kl", "k3 per token, same Δ"),), "0 where rl_kl is 0."),
         Chart("Entropy", (("entropy", "nats per token"),), "Of the tokens that were sampled."),
-        Chart("Trainer against sampler", (("dlogp", "mean"), ("dlogp_worst_segment", "worst segment"),
+        Chart("Trainer against sampler", (("dlogp", "mean"), ("dlogp_worst_segment", "worst action"),
                                           ("dlogp_worst_token", "worst token")),
-              "|Δ log p|; a segment above the dashed line is warned of.", log=True, limit=drift),
+              "|Δ log p|. Training warns of an action above the dashed line.", log=True, limit=drift),
         Chart("Gradient norm", (("grad_norm", "before clipping"),), ""),
-        Chart("Ratio", (("ratio", "mean"), ("clipped", "share clipped")), "1 and 0 but for rounding: one update per batch."),
+        Chart("Ratio", (("ratio", "mean"), ("clipped", "share clipped")), "One update a batch: 1 and 0 apart from rounding."),
         Chart("Supervised loss, warm start", SUPERVISED, "Nats per token.", phase="warm"),
         Chart("Supervised loss, control", SUPERVISED, "Nats per token.", phase="sft"),
     )  # fmt: skip
@@ -91,7 +91,7 @@ def charts(drift: float) -> tuple[Chart, ...]:
 
 @dataclass(frozen=True)
 class Guard:
-    """A way in which a run collapses: the field that shows it, and when it is said to."""
+    """A known way for a run to fail: the field that shows it, and the rule by which it is reported."""
 
     what: str
     field: str
@@ -103,16 +103,16 @@ def guards(drift: float, groups: int) -> tuple[Guard, ...]:
     return (
         Guard("questions copied into pairs with a guessed answer", "copied", "more than 0.05 above the first",
               lambda a, b: b > a + 0.05),
-        Guard("pairs that the text does not hold", "grounded", "more than 0.1 below the first", lambda a, b: b < a - 0.1),
-        Guard("empty lists", "empty", "more than 0.1 above the first, or than half of all writes",
+        Guard("pairs whose answer is not in the text", "grounded", "more than 0.1 below the first", lambda a, b: b < a - 0.1),
+        Guard("writes without a pair", "empty", "more than 0.1 above the first, or than half of all writes",
               lambda a, b: b > min(a + 0.1, 0.5)),
         Guard("pair explosion", "pairs_per_write", "more than half above the first", lambda a, b: b > 1.5 * a),
-        Guard("writes that do not end", "cut", "more than 0.1 above the first, or than half of all writes",
+        Guard("writes cut off by the token limit", "cut", "more than 0.1 above the first, or than half of all writes",
               lambda a, b: b > min(a + 0.1, 0.5)),
         Guard("Δ blow-up", "norm", "more than half above the first", lambda a, b: b > 1.5 * a),
         Guard("updates undone", "rolled_back", "more than the first", lambda a, b: b > a),
-        Guard("memory that changes everything", "neutral_kl", "more than twice the first", lambda a, b: b > 2 * a),
-        Guard("language forgotten", "neutral_nll", "more than 0.2 nats above the first", lambda a, b: b > a + 0.2),
+        Guard("Δ changes neutral text", "neutral_kl", "more than twice the first", lambda a, b: b > 2 * a),
+        Guard("general ability lost", "neutral_nll", "more than 0.2 nats above the first", lambda a, b: b > a + 0.2),
         Guard("nothing left to learn from", "dead_groups", f"more than half of {groups} groups", lambda a, b: b > groups / 2),
         Guard("entropy collapse", "entropy", "less than a third of the first", lambda a, b: b < a / 3),
         Guard("sampler and trainer disagree", "dlogp_worst_segment", f"above {drift:g}", lambda a, b: b > drift),
@@ -133,7 +133,7 @@ def page(folder: Path, file: Path) -> str:
     check(settings, SETTINGS, str(folder / "run.json"))
     train = settings["TrainConfig"]
     steps = [r for r in rows if r["phase"] == "rl"]
-    drift = steps[-1].get("drift") or 0.0 if steps else 0.0  # runs of before have none
+    drift = steps[-1].get("drift") or 0.0 if steps else 0.0  # older runs have none
     opening = headline(rows, train)
     environment = Environment(
         loader=PackageLoader("tmem.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -1,4 +1,5 @@
-"""What a run needs on each rank, in bytes: counted where it can be counted, by a stated formula where not."""
+"""The budget of a training run on each rank: bytes held, bytes sent and operations. Counted where that is possible, else by the
+formula that stands beside the number."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Item:
-    """bytes on one rank, and the arithmetic behind them."""
+    """Bytes on one rank, and the arithmetic behind them."""
 
     name: str
     bytes: float
@@ -72,10 +73,10 @@ def row(shape: Shape, agent: AgentConfig) -> int:
     return min(adapter.last_layers, shape.layers) * adapter.rank * width
 
 
-def plan(
+def per_rank(
     shape: Shape, agent: AgentConfig, train: TrainConfig, *, ranks: int = 1, writes: int = 6, bf16: bool = True
 ) -> list[Item]:
-    """Memory of one rank through a GRPO step, and what it sends; `writes` per episode. Weights compute in bf16 or fp32."""
+    """The memory of one rank through a GRPO step. writes: per episode; bf16: weights compute in it, else in fp32."""
     n, p = shape.parameters, row(shape, agent)
     compute = 2 if bf16 else 4
     rollouts = -(-train.rl_episodes // ranks) * train.rl_group

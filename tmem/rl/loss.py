@@ -12,10 +12,10 @@ from torch.autograd.function import once_differentiable
 def advantages(rewards: Tensor, *, normalise: bool = True, eps: float = 1e-6) -> Tensor:
     """One advantage per rollout: r - mean of its group, divided by the group's standard deviation if `normalise`.
 
-    rewards [episodes, group] -> [episodes, group]. A group whose rewards are all equal teaches nothing: zeros. Every
-    segment of a rollout, writing and answering, gets the rollout's advantage; segments are not members of the group, or
-    long rollouts would weigh more (GRPO, arXiv 2402.03300; without the division Dr. GRPO, arXiv 2503.20783; broadcast over
-    segments arXiv 2606.04536).
+    rewards [episodes, group] -> [episodes, group]. A group whose rewards are all equal gets zeros. Every action
+    of a rollout, its writes and its answers, gets the rollout's advantage. Actions are no members of the group: a rollout of
+    many actions would weigh more. Sources: GRPO, arXiv 2402.03300; without the division Dr. GRPO, arXiv 2503.20783; one
+    advantage for all actions, arXiv 2606.04536.
     """
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     if normalise:

@@ -36,7 +36,9 @@ SAME_LR = {"adamw": 1e-3, "sgd": 5e-3}  # AdamW: of the default preset; SGD: whe
 
 
 @dataclass(frozen=True)
-class Plan:
+class Design:
+    """What is swept, and on how many seeds."""
+
     inits: tuple[str, ...] = INITS
     reaches: tuple[float, ...] = (0.0015, 0.004, 0.01, 0.025, 0.06)
     steps: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)  # where loss and recall are taken
@@ -47,13 +49,13 @@ class Plan:
     sgd_reaches: tuple[float, ...] = (0.3, 1.0, 3.0)
 
     @classmethod
-    def quick(cls) -> Plan:
+    def quick(cls) -> Design:
         return cls(("sigma", "random", "activation"), (0.01,), (1, 2), 1, 2, 2, ("sigma",), (1.0,))
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is taught, and the same asked in other words."""
+    """What is taught, and the same asked in a paraphrase."""
 
     taught: tuple[Pair, ...]
     asked: tuple[Pair, ...]
@@ -79,25 +81,25 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable[[s
     learning rate that is the same for all), seed, steps, loss (nats per answer token of what is taught), recall (share of
     the paraphrases answered word for word) and norm (‖ΔW‖_F). `kept`: see bench.study.
     """
-    plan = Plan.quick() if quick else Plan()
+    design = Design.quick() if quick else Design()
     model, tokenizer = loading.load(dtype=torch.float32, device="cpu")
     chat = Chat(tokenizer)
     model.requires_grad_(False)
-    todo = [("tuning", "adamw", init) for init in plan.inits]
-    todo += [("judging", "adamw", init) for init in plan.inits]
-    todo += [("tuning", "sgd", init) for init in plan.sgd_inits]
+    todo = [("tuning", "adamw", init) for init in design.inits]
+    todo += [("judging", "adamw", init) for init in design.inits]
+    todo += [("tuning", "sgd", init) for init in design.sgd_inits]
     rows: list[dict] = []
     for done, (phase, optimizer, init) in enumerate(todo):
         watch(f"{init}, {optimizer}: {phase}", done, len(todo) + 1)
         if phase == "judging":
-            lessons = [lesson(seed, "test", plan.facts) for seed in range(plan.judging)]
+            lessons = [lesson(seed, "test", design.facts) for seed in range(design.judging)]
             settings = [(best_reach(rows, init), None)]
         else:
-            lessons = [lesson(seed, "train", plan.facts) for seed in range(plan.tuning)]
-            reaches = plan.reaches if optimizer == "adamw" else plan.sgd_reaches
+            lessons = [lesson(seed, "train", design.facts) for seed in range(design.tuning)]
+            reaches = design.reaches if optimizer == "adamw" else design.sgd_reaches
             settings = [*((reach, None) for reach in reaches), (None, SAME_LR[optimizer])]
-        key = repr((phase, optimizer, init, settings, len(lessons), plan.facts, plan.steps))
-        found = kept(key, functools.partial(_taught, model, chat, init, optimizer, lessons, settings, plan))
+        key = repr((phase, optimizer, init, settings, len(lessons), design.facts, design.steps))
+        found = kept(key, functools.partial(_taught, model, chat, init, optimizer, lessons, settings, design))
         rows += [{"phase": phase, "optimizer": optimizer, "init": init, **row} for row in found]
     watch("where the inputs lie", len(todo), len(todo) + 1)
     return {"rows": rows, "energy": energy(model, chat, quick)}
@@ -115,7 +117,7 @@ def best_reach(rows: list[dict], init: str) -> float:
     return max(mean, key=mean.get)
 
 
-def _taught(model, chat, init: str, optimizer: str, lessons: list[Lesson], settings, plan: Plan) -> list[dict]:
+def _taught(model, chat, init: str, optimizer: str, lessons: list[Lesson], settings, design: Design) -> list[dict]:
     """All lessons at all settings at once: a slot each."""
     slots = len(lessons) * len(settings)
     texts = [chat.plain(text) for text in TEXTS] if init == "activation" else ()
@@ -128,17 +130,17 @@ def _taught(model, chat, init: str, optimizer: str, lessons: list[Lesson], setti
             for seed in range(len(lessons)):
                 slot = bank.alloc(lr=lr or reach / per_lr)
                 where[slot] = {"reach": reach or lr * per_lr, "lr": lr or reach / per_lr, "swept": lr is None, "seed": seed}
-        config = dataclasses.replace(agent_config().learn, batch=plan.facts)
+        config = dataclasses.replace(agent_config().learn, batch=design.facts)
         jobs = [(slot, lessons[place["seed"]]) for slot, place in where.items()]
         blocks = _minibatches(model, bank, [(slot, job.taught) for slot, job in jobs], chat, config)
         asked = _minibatches(model, bank, [(slot, job.asked) for slot, job in jobs], chat, config)
         rows = []
-        for step in range(max(plan.steps) + 1):
+        for step in range(max(design.steps) + 1):
             losses = dict.fromkeys(where, 0.0)
             for minibatch in blocks:
                 for slot, loss in _pass(model, bank, minibatch, backward=True).items():
                     losses[slot] += loss
-            if step in plan.steps or step == 0:
+            if step in design.steps or step == 0:
                 recall = _recall(model, bank, asked[0])
                 rows += [
                     {**place, "steps": step, "loss": _finite(losses[slot]), "recall": recall[slot],
