@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, Protocol
 
+from ..agent.agent import Agent
 from ..agent.log import readable, record
 from ..agent.loop import Clock, run
 from ..files.folders import atomic_file
 from ..files.objects import encoded, write_json
 from ..stats import bootstrap
+from ..tasks.task import Task
+from .config import TrainConfig
 from .log import finite
 from .rollout import means, scores
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .world import World
 
 MODES = {"greedy": 0.0, "sampled": 1.0}
 """How an evaluation decodes: the temperature of each mode."""
 
 
-def evaluate(trainer: Trainer, phase: str) -> None:
+class Run(Protocol):
+    """What an evaluation asks of the training that it belongs to: see Trainer."""
+
+    config: TrainConfig
+    task: Task
+    agent: Agent
+    world: World
+    out: Path
+    state: dict[str, Any]
+    progress: Any
+
+    def row(self, phase: str, step: int, clock: Clock, seconds: float, **values: Any) -> None: ...
+
+
+def evaluate(trainer: Run, phase: str) -> None:
     """Evaluate once in each mode. What was found goes into the log, `episodes/` and the run's state."""
     config, found = trainer.config, {}
     keys = [str((config.seed << 20) + i) for i in range(config.eval_episodes)]
@@ -33,7 +49,7 @@ def evaluate(trainer: Trainer, phase: str) -> None:
     trainer.state["evaluations"][phase] = found
 
 
-def _evaluated(trainer: Trainer, phase: str, index: int, mode: str, episodes: Sequence) -> list[dict[str, float]]:
+def _evaluated(trainer: Run, phase: str, index: int, mode: str, episodes: Sequence) -> list[dict[str, float]]:
     """The values of all ranks' episodes in one mode, which is line `index` of the evaluation."""
     world, clock, start = trainer.world, Clock(), time.perf_counter()
     rollouts = run(
@@ -50,7 +66,7 @@ def _evaluated(trainer: Trainer, phase: str, index: int, mode: str, episodes: Se
     return found
 
 
-def show(trainer: Trainer) -> None:
+def show(trainer: Run) -> None:
     """What θ0 writes now, for the report of a run under way: the first held-out episode, greedy, whose counterpart at step 0
     is in the warm start's evaluation. Nothing else that is logged or drawn depends on it."""
     config = trainer.config
