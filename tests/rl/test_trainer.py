@@ -270,7 +270,7 @@ import resource, signal, sys
 from pathlib import Path
 import torch
 from tiny import model
-from tmem.models import loading as models
+from tmem.models import loading
 from tmem.rl import checkpoint
 from tmem.rl.world import ALONE
 
