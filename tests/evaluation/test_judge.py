@@ -26,7 +26,7 @@ from tmem.episode import Question
 from tmem.evaluation.judge import judge as judges
 from tmem.evaluation.judge import local
 from tmem.evaluation.judge import prompts as protocols
-from tmem.evaluation.judge.judge import GIVE_UP, MAX_BYTES, Judge, Prompt, Verdict, summary
+from tmem.evaluation.judge.judge import GIVE_UP, MAX_BYTES, Judge, JudgeConfig, Prompt, Verdict, summary
 
 KEY = "sk-secret-0123456789"
 Several = getattr(builtins, "ExceptionGroup", None)
@@ -110,7 +110,8 @@ def endpoint():
 def make(endpoint, tmp_path):
     def make(**options):
         options = {"cache": tmp_path / "cache.db", "backoff": 0.001, "timeout": 30, "attempts": 3, **options}
-        return Judge(options.pop("url", endpoint.url), options.pop("model", "m"), **options)
+        where = options.pop("url", endpoint.url), options.pop("model", "m")
+        return Judge(*where, cache=options.pop("cache"), config=JudgeConfig(**options))
 
     return make
 
@@ -487,9 +488,9 @@ def test_an_equal_prompt_that_is_read_otherwise_keeps_its_own_reading(endpoint, 
 
 SHARED = """
 import sys
-from tmem.evaluation.judge.judge import Judge, Prompt, Verdict
+from tmem.evaluation.judge.judge import Judge, JudgeConfig, Prompt, Verdict
 prompts = [Prompt(({"role": "user", "content": f"question {i}"},), lambda reply: Verdict(1.0), 10) for i in range(60)]
-verdicts = Judge(sys.argv[1], "m", cache=sys.argv[2], concurrency=4).ask(prompts)
+verdicts = Judge(sys.argv[1], "m", cache=sys.argv[2], config=JudgeConfig(concurrency=4)).ask(prompts)
 assert all(v.score == 1.0 for v in verdicts), verdicts
 """
 
@@ -759,8 +760,8 @@ def test_what_makes_another_question_is_asked_anew(endpoint, make):
 
 RUN = """
 import os, sys
-from tmem.evaluation.judge.judge import Judge, Prompt, Verdict
-judge = Judge(sys.argv[1], "m", cache=sys.argv[2], concurrency=1)
+from tmem.evaluation.judge.judge import Judge, JudgeConfig, Prompt, Verdict
+judge = Judge(sys.argv[1], "m", cache=sys.argv[2], config=JudgeConfig(concurrency=1))
 prompts = [Prompt(({"role": "user", "content": f"question {i}"},), lambda reply: Verdict(1.0), 10) for i in range(9)]
 judge.ask(prompts, lambda i, verdict: os._exit(9) if i == 3 else None)
 """
@@ -1216,7 +1217,7 @@ def test_the_local_judge_serves_the_protocols(tmp_path):
         return "yes" if "the blue bowl" in messages[1]["content"] else "hm"
 
     with local.serve(answer) as url:
-        judge = Judge(url, local.LABEL, cache=tmp_path / "cache.db", concurrency=4)
+        judge = Judge(url, local.LABEL, cache=tmp_path / "cache.db", config=JudgeConfig(concurrency=4))
         asked = [protocols.longmemeval(ask_of(kind), "blue") for kind in KINDS]
         asked.append(protocols.longmemeval(ask_of("multi-session", answers=("red",)), "blue"))
         verdicts = judge.ask(asked)

@@ -219,8 +219,10 @@ def _judging(judge_url: str | None, judge_model: str, judge_concurrency: int, ju
     if not judge_url:
         return None
     from ..evaluation.grading import Judging
+    from ..evaluation.judge.judge import JudgeConfig
 
-    return Judging(judge_url, judge_model, judge_concurrency, judge_tokens, judge_prices)
+    config = JudgeConfig(concurrency=judge_concurrency, max_tokens=judge_tokens, prices=judge_prices)
+    return Judging(judge_url, judge_model, config)
 
 
 def watched(work: Work, out: Path) -> None:

@@ -29,30 +29,25 @@ REPLY = 96  # tokens of the local judge's reply
 
 @dataclasses.dataclass(frozen=True)
 class Judging:
-    """Whom to ask, as given to judge.Judge. url: LOCAL, or an OpenAI-compatible address. prices: of a million tokens."""
+    """Whom to ask, and how; see judge.Judge. url: LOCAL, which has a config of its own, or an OpenAI-compatible address."""
 
     url: str
     model: str = "gpt-4o-mini"
-    concurrency: int = 8
-    max_tokens: int | None = None
-    prices: tuple[float, float] | None = None
+    config: judge.JudgeConfig = judge.USUAL
 
     def __post_init__(self):
         if self.url != LOCAL:
-            judge.Judge(self.url, self.model, cache=":memory:", **self._limits())  # what is wrong shows before any work
-
-    def _limits(self) -> dict:
-        return {"concurrency": self.concurrency, "max_tokens": self.max_tokens, "prices": self.prices}
+            judge.Judge(self.url, self.model, cache=":memory:", config=self.config)  # what is wrong shows before any work
 
     @contextmanager
     def open(self, agent: Agent, out: Path):
         """The judge, with its replies in `out`."""
         cache = out / "judge.sqlite"
         if self.url != LOCAL:
-            yield judge.Judge(self.url, self.model, cache=cache, **self._limits())
+            yield judge.Judge(self.url, self.model, cache=cache, config=self.config)
             return
         with local.serve(lambda messages: _reply(agent, messages)) as url:
-            yield judge.Judge(url, local.LABEL, cache=cache, concurrency=1, timeout=600.0)
+            yield judge.Judge(url, local.LABEL, cache=cache, config=judge.JudgeConfig(concurrency=1, timeout=600.0))
 
 
 def grade(

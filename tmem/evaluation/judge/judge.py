@@ -25,7 +25,19 @@ from uuid import uuid4
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-__all__ = ["GIVE_UP", "MAX_BYTES", "STATUSES", "UNASKED", "Judge", "Prompt", "Spent", "Usage", "Verdict", "summary"]
+__all__ = [
+    "GIVE_UP",
+    "MAX_BYTES",
+    "STATUSES",
+    "UNASKED",
+    "Judge",
+    "JudgeConfig",
+    "Prompt",
+    "Spent",
+    "Usage",
+    "Verdict",
+    "summary",
+]
 
 STATUSES = ("judged", "unreachable", "malformed", "left out")
 MAX_BYTES = 1 << 20  # of one HTTP body
@@ -135,56 +147,60 @@ def _key() -> _Key:
     return key
 
 
+@dataclass(frozen=True)
+class JudgeConfig:
+    """How an endpoint is asked.
+
+    concurrency: requests at a time. timeout: seconds for one request as a whole. attempts: requests for one prompt at most;
+    between them it waits a random part of backoff, 2 backoff, 4 backoff, ... seconds on top of the server's Retry-After,
+    `longest_wait` seconds at most. temperature: None leaves it out. max_tokens: instead of the prompts' own, for judges that
+    think before they answer. token_field: the name of the token limit. An endpoint that complains of it is asked again with the
+    other name, one that complains of "temperature" without it, and so from then on. prices: of a million prompt tokens and of a
+    million completion tokens. Raises ValueError for a value out of range.
+    """
+
+    concurrency: int = 8
+    timeout: float = 60.0
+    attempts: int = 5
+    backoff: float = 1.0
+    longest_wait: float = 60.0
+    temperature: float | None = 0.0
+    max_tokens: int | None = None
+    token_field: str = "max_tokens"
+    prices: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        least = {"concurrency": 1, "timeout": 1e-3, "attempts": 1, "backoff": 0, "longest_wait": 0, "temperature": 0,
+                 "max_tokens": 1}  # fmt: skip
+        numbers = [(name, getattr(self, name), bound) for name, bound in least.items()]
+        for name, value, bound in (*numbers, *(("prices", price, 0) for price in self.prices or ())):
+            if value is not None and not bound <= value < math.inf:
+                raise ValueError(f"judge: {name} is {value}, expected a number of at least {bound}")
+        if self.prices is not None and len(self.prices) != 2:
+            raise ValueError(f"judge: {len(self.prices)} prices given, expected two: of prompt and of completion tokens")
+        if self.token_field not in _TOKEN_FIELDS:
+            raise ValueError(f"judge: token_field is {self.token_field!r}, expected 'max_tokens' or 'max_completion_tokens'")
+
+
+USUAL = JudgeConfig()
+
+
 class Judge:
     """An endpoint that grades.
 
     url: an OpenAI base address such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1. model: its name there.
     cache: file of the replies so far (SQLite, made where there is none), and of what each model took; a reply is found by a
     hash of model, messages, temperature and token limit, and holds neither key nor address. Whoever shares it, in this process
-    or another, asks each prompt once: the others wait for the reply. concurrency: requests at a time.
-    timeout: seconds for one request as a whole. attempts: requests for one prompt at most; between them it waits a random part
-    of backoff, 2 backoff, 4 backoff, ... seconds on top of the server's Retry-After, `longest_wait` seconds at most.
-    max_tokens: instead of the prompts' own, for judges that think before they answer. temperature: None leaves it out.
-    token_field: the name of the token limit. An endpoint that complains of it is asked again with the other name, one that
-    complains of "temperature" without it, and so from then on.
-    prices: of a million prompt tokens and of a million completion tokens.
+    or another, asks each prompt once: the others wait for the reply.
 
     The key is read from $TMEM_JUDGE_KEY, else $OPENAI_API_KEY, each time `ask` is called; it is never sent over http://
-    to another machine. Raises ValueError for arguments out of range, a file that is not such a cache, or a bad key.
+    to another machine. Raises ValueError for a bad address, a file that is not such a cache, or a bad key.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        *,
-        cache: str | Path,
-        concurrency: int = 8,
-        timeout: float = 60.0,
-        attempts: int = 5,
-        backoff: float = 1.0,
-        longest_wait: float = 60.0,
-        temperature: float | None = 0.0,
-        max_tokens: int | None = None,
-        token_field: str = "max_tokens",
-        prices: tuple[float, float] | None = None,
-    ):
+    def __init__(self, url: str, model: str, *, cache: str | Path, config: JudgeConfig = USUAL):
         self.url, self.local, self.private = _endpoint(url)
-        for name, value, least in (
-            ("concurrency", concurrency, 1), ("timeout", timeout, 1e-3), ("attempts", attempts, 1), ("backoff", backoff, 0),
-            ("longest_wait", longest_wait, 0), ("temperature", temperature, 0), ("max_tokens", max_tokens, 1),
-            *(("prices", price, 0) for price in prices or ()),
-        ):  # fmt: skip
-            if value is not None and not least <= value < math.inf:
-                raise ValueError(f"judge: {name} is {value}, expected a number of at least {least}")
-        if prices is not None and len(prices) != 2:
-            raise ValueError(f"judge: {len(prices)} prices given, expected two: of prompt and of completion tokens")
-        if token_field not in _TOKEN_FIELDS:
-            raise ValueError(f"judge: token_field is {token_field!r}, expected 'max_tokens' or 'max_completion_tokens'")
-        self.model, self.cache, self.concurrency, self.timeout = model, Path(cache), concurrency, timeout
-        self.attempts, self.backoff, self.longest_wait = attempts, backoff, longest_wait
-        self.temperature, self.max_tokens, self.token_field, self.prices = temperature, max_tokens, token_field, prices
-        self.usage = Usage(cost=None if prices is None else 0.0)
+        self.model, self.cache, self.config = model, Path(cache), config
+        self.usage = Usage(cost=None if config.prices is None else 0.0)
         _key()
         with _open(self.cache):
             pass  # a file that is no cache is named before anything is spent
@@ -236,15 +252,15 @@ class Judge:
             auth=_bearer(key) if key else None,
             follow_redirects=False,
             timeout=None,  # of each step; `_attempt` limits the whole
-            limits=httpx.Limits(max_connections=self.concurrency),
+            limits=httpx.Limits(max_connections=self.config.concurrency),
             trust_env=not self.local,  # what is meant for this machine goes through no proxy
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none is kept, none is sent
         ) as client:
-            run = _Run(client, key, db, self.token_field, self.temperature, self.usage.refused)
+            run = _Run(client, key, db, self.config.token_field, self.config.temperature, self.usage.refused)
             tasks = [asyncio.ensure_future(run.keep())]
             try:
                 await work(islice(todo, 1))  # alone: a wrong key or address shows before thousands are sent
-                workers = [asyncio.ensure_future(work(todo)) for _ in range(self.concurrency)]
+                workers = [asyncio.ensure_future(work(todo)) for _ in range(self.config.concurrency)]
                 tasks += workers
                 await asyncio.gather(*workers)
             finally:
@@ -255,7 +271,7 @@ class Judge:
         return verdicts
 
     def _address(self, prompt: Prompt) -> bytes:
-        content = [self.model, prompt.messages, self.temperature, self.max_tokens or prompt.max_tokens]
+        content = [self.model, prompt.messages, self.config.temperature, self.config.max_tokens or prompt.max_tokens]
         return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=32).digest()
 
     def _recall(self, db: sqlite3.Connection, prompt: Prompt) -> Verdict | None:
@@ -286,7 +302,7 @@ class Judge:
         body = self._body(run, prompt)
         try:
             reply, why = await AsyncRetrying(
-                stop=stop_after_attempt(self.attempts),
+                stop=stop_after_attempt(self.config.attempts),
                 wait=self._wait,
                 retry=retry_if_exception(lambda error: isinstance(error, _Failure) and error.again),
                 before_sleep=self._count,
@@ -307,7 +323,7 @@ class Judge:
         return verdict
 
     def _body(self, run: "_Run", prompt: Prompt) -> dict:
-        body = {"model": self.model, "messages": prompt.messages, run.token_field: self.max_tokens or prompt.max_tokens}
+        body = {"model": self.model, "messages": prompt.messages, run.token_field: self.config.max_tokens or prompt.max_tokens}
         return body if run.temperature is None else {**body, "temperature": run.temperature}
 
     def _fail(self, run: "_Run", status: str, reason: str) -> Verdict:
@@ -329,17 +345,19 @@ class Judge:
         self.usage.retries += 1
 
     def _wait(self, state: RetryCallState) -> float:
-        jittered = wait_random_exponential(multiplier=self.backoff, max=self.longest_wait)(state)
-        return min(self.longest_wait, state.outcome.exception().after + jittered)
+        jittered = wait_random_exponential(multiplier=self.config.backoff, max=self.config.longest_wait)(state)
+        return min(self.config.longest_wait, state.outcome.exception().after + jittered)
 
     async def _attempt(self, run: "_Run", body: dict) -> tuple[str, str]:
         """The text of the reply to one request, and what explains a reply that is none. Raises _Failure."""
         self.usage.requests += 1
         self._spend(run, Spent(requests=1))
         try:
-            code, after, raw = await asyncio.wait_for(_post(run.client, self.url, json.dumps(body).encode()), self.timeout)
+            code, after, raw = await asyncio.wait_for(
+                _post(run.client, self.url, json.dumps(body).encode()), self.config.timeout
+            )
         except asyncio.TimeoutError:
-            raise _Failure("unreachable", f"no answer within {self.timeout:g} s", again=True) from None
+            raise _Failure("unreachable", f"no answer within {self.config.timeout:g} s", again=True) from None
         except Exception as error:  # its text may quote what was sent
             if not all(isinstance(one, (httpx.HTTPError, OSError, UnicodeError)) for one in _each(error)):
                 raise
@@ -379,9 +397,9 @@ class Judge:
             return Spent(unmetered=1)
         self.usage.prompt_tokens += tokens[0]
         self.usage.completion_tokens += tokens[1]
-        if self.prices is None:
+        if self.config.prices is None:
             return Spent(0, 0, *tokens)
-        cost = sum(n * price for n, price in zip(tokens, self.prices)) / 1e6
+        cost = sum(n * price for n, price in zip(tokens, self.config.prices)) / 1e6
         self.usage.cost += cost
         return Spent(0, 0, *tokens, cost)
 
