@@ -27,8 +27,14 @@ BENCHES = {
 }
 """What `tmem bench NAME` runs: training with adapters (one layer, the whole decoder, one online update), their optimizer
 step, decoding with them and its attention."""
-STUDIES = {"rsvd": rsvd, "init": init, "train": train, "eval": episodes, "soak": soak}
-"""What `tmem bench NAME` runs one at a time, with rows of its own: see `study`."""
+STUDIES = {
+    "rsvd": rsvd.compare_svds,
+    "init": init.compare_inits,
+    "train": train.time_grpo_step,
+    "eval": episodes.time_episodes,
+    "soak": soak.compare_settings,
+}
+"""What `tmem bench NAME` runs one at a time, with rows of its own: see `run_study`."""
 ON_GPU = ("lora", "step", "idle", "decode", "loop")  # those of the whole decoder are for the CPU, where launches cost nothing
 
 
@@ -59,7 +65,7 @@ def run(
     return {**about(), "settings": kept, "ceilings": limits, "rows": found}
 
 
-def study(
+def run_study(
     name: str,
     *,
     quick: bool = False,
@@ -85,7 +91,7 @@ def study(
         return parts[key]
 
     with _threads(threads) as count:
-        found = STUDIES[name].study(quick, watch, kept, **options)
+        found = STUDIES[name](quick, watch, kept, **options)
     return {**about(), "settings": {"quick": quick, "threads": count}, **found}
 
 

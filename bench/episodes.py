@@ -52,7 +52,7 @@ class Size:
         return cls((8, 64), 3) if device == "cuda" else cls((4, 16), 2)
 
 
-def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -> dict:
+def time_episodes(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -> dict:
     """{"rows", "work"}: a row for each number of episodes.
 
     together, apart: seconds, medians of the rounds; ratio: the median of the rounds' apart/together; an_hour: episodes.

@@ -116,7 +116,7 @@ def works(device: str, quick: bool) -> Iterator[Work]:
     if device == "cpu":
         from ..models import loading
 
-        model, _ = loading.load(dtype=torch.float32, device="cpu")
+        model, _ = loading.load_model(dtype=torch.float32, device="cpu")
         found = [p.detach() for n, p in model.named_parameters() if n.endswith("_proj.weight")]
         if quick:
             found = found[:2] + found[-2:]
@@ -143,7 +143,7 @@ def weight_like(m: int, n: int, seed: int, device: str = "cuda", dtype=torch.bfl
     return ((normal(m, n) + (u * s) @ v.T) / edge).to(dtype)
 
 
-def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -> dict:
+def compare_svds(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -> dict:
     """{"rows", "ceilings", "aims"}: one row for every work, way and setting.
 
     ms: median of the rounds, each of which runs every way once; ratio: median of the rounds' ratios to OURS. energy and

@@ -335,7 +335,7 @@ def ways(size: Size, quick: bool, device: str, dtype: torch.dtype) -> tuple[Ours
     return ours, Plain(ours, default_or_tiny(quick, device, dtype)[0])
 
 
-def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -> dict:
+def time_grpo_step(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -> dict:
     """{"rows", "ceilings", "aims", "work", "off"}: a row for every part and the whole.
 
     tmem, plain: seconds, medians of the rounds, in each of which both ways take the whole step twice and the second one

@@ -9,7 +9,7 @@ from functools import lru_cache
 from hashlib import blake2b
 
 from tmem.episode import Episode, Pair
-from tmem.tasks import Task, load, stream
+from tmem.tasks import Task, episodes, stream
 
 SPLITS = ("train", "test", "train", "dev", "train")  # of articles, by a hash of the title: none is in two splits
 
@@ -18,7 +18,7 @@ SPLITS = ("train", "test", "train", "dev", "train")  # of articles, by a hash of
 def passages() -> dict[str, list[Episode]]:
     """The passages of each split, with their questions as gold pairs."""
     out: dict[str, list[Episode]] = {split: [] for split in SPLITS}
-    for episode in load("squad", data=os.environ.get("TMEM_PASSAGES", "train-v1.1.json")):
+    for episode in episodes("squad", data=os.environ.get("TMEM_PASSAGES", "train-v1.1.json")):
         title = episode.id.split("/", 1)[1]
         pairs = tuple(Pair(q.text, q.answers[0]) for q in episode.questions if q.category != "abstention")
         split = SPLITS[blake2b(title.encode(), digest_size=2).digest()[0] % len(SPLITS)]

@@ -112,7 +112,7 @@ def test_a_memory_goes_on_in_another_process(tmp_path, monkeypatch):
         done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **threads})
         return json.loads(done.stdout)
 
-    monkeypatch.setattr(loading, "load", tiny_memory.load)
+    monkeypatch.setattr(loading, "load_model", tiny_memory.load)
 
     def here(*steps):
         return tiny_memory.lived(str(preset), *steps)
@@ -144,7 +144,7 @@ def test_a_memory_goes_on_in_another_process(tmp_path, monkeypatch):
 def test_a_damaged_memory_is_named(tmp_path, monkeypatch, name, content, sentence):
     preset = tmp_path / "tiny.toml"
     preset.write_text(PRESET)
-    monkeypatch.setattr(loading, "load", tiny_memory.load)
+    monkeypatch.setattr(loading, "load_model", tiny_memory.load)
     Memory.from_pretrained(preset=str(preset)).save(tmp_path / "m")
     (tmp_path / "m" / name).write_text(content)
     with pytest.raises(ValueError, match=re.escape(sentence)):
@@ -155,7 +155,7 @@ def test_a_memory_of_other_weights_is_refused(tmp_path, monkeypatch):
     """Same shapes: Δ learned on the model as it came means nothing to a trained one."""
     preset = tmp_path / "tiny.toml"
     preset.write_text(PRESET)
-    monkeypatch.setattr(loading, "load", tiny_memory.load)
+    monkeypatch.setattr(loading, "load_model", tiny_memory.load)
     Memory.from_pretrained(preset=str(preset)).save(tmp_path / "m")
 
     def trained(name=None, **_):
@@ -164,7 +164,7 @@ def test_a_memory_of_other_weights_is_refused(tmp_path, monkeypatch):
             model.get_input_embeddings().weight.mul_(1.1)
         return model, tokenizer
 
-    monkeypatch.setattr(loading, "load", trained)
+    monkeypatch.setattr(loading, "load_model", trained)
     with pytest.raises(ValueError, match="was made with weights [0-9a-f]{16}; open it with the same model"):
         Memory.from_pretrained(preset=str(preset), path=str(tmp_path / "m"))
 
@@ -177,7 +177,7 @@ def tiny_one(tmp_path, monkeypatch):
     """A function that makes a tiny memory on a model with room for `slots`."""
     preset = tmp_path / "tiny.toml"
     preset.write_text(PRESET + "[write]\nwindow = 60\nmax_new = 8\n")
-    monkeypatch.setattr(loading, "load", tiny_memory.load)
+    monkeypatch.setattr(loading, "load_model", tiny_memory.load)
     return lambda slots=1, **options: Memory.from_pretrained(preset=str(preset), slots=slots, **options)
 
 

@@ -80,7 +80,7 @@ class Memory:
         Raises tmem.models.loading.ModelError if the model cannot be had, ValueError for an unknown preset or a folder that
         is damaged or was made with another model, FileNotFoundError for a missing one.
         """
-        return cls(Agent.build(*loading.load(model), agent_config(preset), slots=slots))._opened(path)
+        return cls(Agent.build(*loading.load_model(model), agent_config(preset), slots=slots))._opened(path)
 
     @property
     def pairs(self) -> list[Pair]:

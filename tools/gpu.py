@@ -20,7 +20,7 @@ import gpu_chart
 import torch
 
 from tmem import machine, ops
-from tmem.bench import BENCHES, about, rows, study
+from tmem.bench import BENCHES, about, rows, run_study
 from tmem.bench.measure import Settings, ceilings
 from tmem.files.objects import write_json
 
@@ -107,7 +107,7 @@ def main() -> int:
     write_json(path, found)
     for row in found["rows"]:
         print(f"{row['bench']:7}{row['case']:44}{row['provider']:22}{row['ms'] * 1e3:10.1f} us {row['ratio']:6.2f}x")
-    found["rsvd"] = study("rsvd", watch=_progress)
+    found["rsvd"] = run_study("rsvd", watch=_progress)
     write_json(path, found)
     found["sanitizer"] = {"status": "no compute-sanitizer on PATH"}
     if shutil.which("compute-sanitizer"):

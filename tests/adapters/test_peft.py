@@ -261,7 +261,7 @@ def opened(tmp_path, monkeypatch):
     """opened(path=None): a memory on the tiny model."""
     preset = tmp_path / "tiny.toml"
     preset.write_text(PRESET)
-    monkeypatch.setattr(loading, "load", tiny_memory.load)
+    monkeypatch.setattr(loading, "load_model", tiny_memory.load)
     return lambda path=None: Memory.from_pretrained(preset=str(preset), path=path and str(path))
 
 

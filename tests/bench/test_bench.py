@@ -266,7 +266,7 @@ def test_an_episode_that_is_lived_otherwise_among_others_is_caught(monkeypatch):
     monkeypatch.setattr(episodes, "_told", lambda rollout: (told(rollout)[0], [float(len(calls.append(1) or calls))], []))
     calls = []
     with pytest.raises(WrongNumbers, match="differs from the same one run alone"):
-        bench.study("eval", quick=True, threads=1)
+        bench.run_study("eval", quick=True, threads=1)
 
 
 def test_what_rounding_in_bf16_may_do_is_less_than_another_memory_does():

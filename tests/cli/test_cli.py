@@ -134,9 +134,9 @@ def test_info_says_what_was_understood_of_a_model(name, tmp_path):
             "original_max_position_embeddings": 64}  # fmt: skip
     network = model(name.rstrip("31"), vocab_size=400, rope_parameters=rope, tie_word_embeddings=name == "gemma")
     network.generation_config.eos_token_id = [4, 8]
-    loading.save(network, words, tmp_path / "m")
+    loading.save_model(network, words, tmp_path / "m")
     shown = CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "m"), "--json"])
-    facts, (loaded, _) = json.loads(shown.output), loading.load(tmp_path / "m", dtype=torch.float32)
+    facts, (loaded, _) = json.loads(shown.output), loading.load_model(tmp_path / "m", dtype=torch.float32)
     assert facts["family"] == name.rstrip("31") and facts["parameters"] == sum(p.numel() for p in loaded.parameters())
     assert facts["rope"] == {"type": "llama3", "theta": 5e4, **{k: v for k, v in rope.items() if not k.startswith("rope")}}
     assert facts["tied"] == (loaded.lm_head.weight is loaded.model.embed_tokens.weight)

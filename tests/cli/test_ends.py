@@ -34,7 +34,7 @@ HELPERS = Path(__file__).parents[1] / "helpers"
 
 @pytest.fixture
 def whole_models():
-    before = {name: getattr(loading, name) for name in ("load", "save", "default_dtype")}
+    before = {name: getattr(loading, name) for name in ("load_model", "save_model", "default_dtype")}
     yield
     for name, value in before.items():
         setattr(loading, name, value)

@@ -132,7 +132,7 @@ def test_whoever_finds_a_folder_in_use_writes_nothing(tmp_path, holder, monkeypa
 
 @pytest.fixture
 def whole_models():
-    before = {name: getattr(loading, name) for name in ("load", "save", "default_dtype")}
+    before = {name: getattr(loading, name) for name in ("load_model", "save_model", "default_dtype")}
     yield
     for name, value in before.items():
         setattr(loading, name, value)
@@ -161,7 +161,7 @@ def test_seeds_of_a_study_may_be_done_at_once_each_by_one(tmp_path, monkeypatch)
         with pytest.raises(trainer.Interrupted):
             study.one("study", tmp_path / "seed-0", 0)
     with locked(tmp_path, study.LOCK), pytest.raises(Busy, match="is in use"):
-        study.study("study", tmp_path, seeds=1)
+        study.run_seeds("study", tmp_path, seeds=1)
 
 
 def test_a_decorated_function_names_its_folder_by_place_or_by_name(tmp_path):

@@ -13,8 +13,8 @@ from tmem.models import loading
 @pytest.fixture
 def tmem(tmp_path, monkeypatch):
     (tmp_path / "tiny.toml").write_text(PRESET.replace('reward = "shout"', ""))
-    monkeypatch.setattr(loading, "load", lambda name=None, **_: (model(), Letters()))
-    monkeypatch.setattr(loading, "save", lambda *_, **__: None)
+    monkeypatch.setattr(loading, "load_model", lambda name=None, **_: (model(), Letters()))
+    monkeypatch.setattr(loading, "save_model", lambda *_, **__: None)
 
     def call(*words):
         words = [str(tmp_path / w) if w in ("OUT", "OUT2") else w for w in words]

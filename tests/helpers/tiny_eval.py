@@ -45,7 +45,7 @@ def prepare(folder: Path, patch=setattr) -> Path:
         (folder / name).write_text(name)
     preset = folder / "tiny.toml"
     preset.write_text(PRESET.replace('reward = "shout"', "").replace("rank = 4", 'rank = 4\ninit = "random"'))
-    patch(loading, "load", lambda name=None, **_: (model(), Letters()))
+    patch(loading, "load_model", lambda name=None, **_: (model(), Letters()))
     patch(loading, "resolve", lambda name=None: folder)
     for owner in (embed, methods, reading):
         patch(owner, "dense", Counted)

@@ -27,7 +27,7 @@ max_new = 6
 
 
 def load(name=None, **_):
-    """Stands for loading.load."""
+    """Stands for loading.load_model."""
     return model(), Letters()
 
 
@@ -58,5 +58,5 @@ def lived(preset: str, *steps: str) -> dict[str, list]:
 
 
 if __name__ == "__main__":
-    loading.load = load
+    loading.load_model = load
     print(json.dumps(lived(*sys.argv[1:])))

@@ -62,14 +62,14 @@ def prepare(out: Path, extra: str = "", dtype: torch.dtype = torch.float32) -> P
     file = out.parent / f"{out.name}.toml"
     with atomic_file(file) as work:  # every rank writes it, and none may read another's half
         work.write_text(PRESET.replace('reward = "shout"', f'reward = "shout"\ntask = "{Path(__file__)}:Shouts"') + extra)
-    loading.load = lambda name=None, **wanted: (model(dtype=wanted.get("dtype", dtype)), Letters())
+    loading.load_model = lambda name=None, **wanted: (model(dtype=wanted.get("dtype", dtype)), Letters())
     loading.default_dtype = lambda device="cpu": dtype
 
     def save(network, tokenizer, path, weights=None):
         path.mkdir(parents=True, exist_ok=True)
         torch.save(weights or network.state_dict(), path / "weights.pt")
 
-    loading.save = save
+    loading.save_model = save
     return file
 
 

@@ -103,10 +103,10 @@ def write(folder, content, name="data.json"):
 @pytest.mark.parametrize("record", [HOTPOT, COLUMNS], ids=["official", "columns"])
 def test_hotpotqa_is_read(tmp_path, record):
     path = write(tmp_path, [record])
-    (hop,) = multihop.load(path)
+    (hop,) = multihop.questions(path)
     texts = ("Zib", "Zib is a toy. Ada Mo made it."), ("Ada Mo", "Ada Mo is a maker. She is from Ulm.")
     assert hop == Hop("h1", "Where was the maker of Zib born?", ("Ulm",), ("Zib", "Ada Mo"), texts, path)
-    assert corpus.load(path) == [*texts]
+    assert corpus.documents(path) == [*texts]
 
 
 @pytest.mark.parametrize("name", ["m.json", "m.jsonl"])
@@ -115,8 +115,8 @@ def test_musique_is_read_without_its_unanswerable_questions(tmp_path, name):
     path = write(tmp_path, "\n".join(map(json.dumps, records)) + "\n" if name == "m.jsonl" else records, name)
     texts = ("Zib", "Zib is by Ada Mo."), ("Ada Mo", "Ada Mo wed Ben Lo.")
     who = "Who wed the maker of Zib?"
-    assert multihop.load(path) == [Hop("2hop__1_2", who, ("Ben Lo", "Ben"), ("Zib", "Ada Mo"), texts, path)]
-    assert corpus.load(path) == [("Zib", "Zib is by Ada Mo."), ("Ulm", "Ulm is a town."), ("Ada Mo", "Ada Mo wed Ben Lo.")]
+    assert multihop.questions(path) == [Hop("2hop__1_2", who, ("Ben Lo", "Ben"), ("Zib", "Ada Mo"), texts, path)]
+    assert corpus.documents(path) == [("Zib", "Zib is by Ada Mo."), ("Ulm", "Ulm is a town."), ("Ada Mo", "Ada Mo wed Ben Lo.")]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_musique_is_read_without_its_unanswerable_questions(tmp_path, name):
 )
 def test_one_question_with_golden_answers_is_read(tmp_path, record, id, question):
     path = write(tmp_path, json.dumps(record) + "\n", "q.jsonl")
-    (hop,) = multihop.load(path)
+    (hop,) = multihop.questions(path)
     assert hop == Hop(id, question, ("Ada Mo", "Ada", "1867"), source=path)
     for said, f1 in (("ada", 1), ("1867", 1), ("the Ada Mo", 1), ("Ulm", 0)):
         assert search.score(Objectives("o", (hop,)), said)["f1"] == f1
@@ -150,7 +150,7 @@ def test_one_question_with_golden_answers_is_read(tmp_path, record, id, question
     ],
 )
 def test_questions_that_are_asked_together_stay_together(tmp_path, record, ids):
-    hops = multihop.load(write(tmp_path, [record]))
+    hops = multihop.questions(write(tmp_path, [record]))
     assert [(h.id, h.question, h.answers) for h in hops] == [
         (ids[0], "who made {zib; or not}?", ("Ada Mo", "Ada")), (ids[1], "where is ulm?", ("on the Danube",)),
     ]  # fmt: skip
@@ -164,7 +164,7 @@ def test_questions_that_are_asked_together_stay_together(tmp_path, record, ids):
 def test_questions_of_several_records_make_no_set_with_those_that_belong_together(tmp_path):
     single = [FLASHRAG | {"id": f"t{i}"} for i in range(3)]
     together = [MEM1 | {"extra_info": {"split": "test", "indices": [i, i + 1]}} for i in (0, 2)]
-    hops = multihop.load(write(tmp_path, [*single, *together]))
+    hops = multihop.questions(write(tmp_path, [*single, *together]))
     assert [[h.id for h in s.hops] for s in search.compose(hops, 2)] == [
         ["t0", "t1"], ["nq/test_0", "nq/test_1"], ["nq/test_2", "nq/test_3"],
     ]  # fmt: skip
@@ -172,15 +172,15 @@ def test_questions_of_several_records_make_no_set_with_those_that_belong_togethe
 
 def test_sets_of_one_split_have_the_same_ids_and_stay_apart(tmp_path):
     files = [write(tmp_path, [FLASHRAG], name) for name in ("nq.json", "triviaqa.json")]
-    assert [h.id for h in multihop.load(files)] == ["test_0", "test_0"]
+    assert [h.id for h in multihop.questions(files)] == ["test_0", "test_0"]
     merged = write(tmp_path, [SEARCH_R1, SEARCH_R1 | {"data_source": "triviaqa"}], "merged.json")
-    assert [h.id for h in multihop.load(merged)] == ["nq/test_0", "triviaqa/test_0"]
+    assert [h.id for h in multihop.questions(merged)] == ["nq/test_0", "triviaqa/test_0"]
     with pytest.raises(ValueError, match="the id 'test_0' occurs twice"):
-        multihop.load(write(tmp_path, [FLASHRAG, FLASHRAG]))
+        multihop.questions(write(tmp_path, [FLASHRAG, FLASHRAG]))
     with pytest.raises(ValueError, match="the file '.*' occurs twice"):
-        multihop.load([files[0]] * 2)
+        multihop.questions([files[0]] * 2)
     with pytest.raises(ValueError, match="the id to leave out, 'test_0' occurs twice"):
-        multihop.load(files, left_out.LeaveOut({"test_0": ""}))
+        multihop.questions(files, left_out.LeaveOut({"test_0": ""}))
 
 
 @pytest.mark.parametrize("column", ["sentences", "content"])
@@ -188,33 +188,33 @@ def test_articles_under_metadata_are_evidence_and_corpus(tmp_path, column):
     articles = {"title": ["Zib", "Ada Mo"], column: [["Zib is a toy.", " Ada Mo made it."], ["She is from Ulm."]]}
     facts = {"title": ["Ada Mo"], "sent_id": [0]}
     path = write(tmp_path, [FLASHRAG | {"metadata": {"type": "bridge", "context": articles, "supporting_facts": facts}}])
-    (hop,) = multihop.load(path)
+    (hop,) = multihop.questions(path)
     assert (hop.evidence, hop.passages) == (("Ada Mo",), (("Ada Mo", "She is from Ulm."),))
-    assert corpus.load(path) == [("Zib", "Zib is a toy. Ada Mo made it."), ("Ada Mo", "She is from Ulm.")]
+    assert corpus.documents(path) == [("Zib", "Zib is a toy. Ada Mo made it."), ("Ada Mo", "She is from Ulm.")]
 
 
 @pytest.mark.parametrize("record", [FLASHRAG, SEARCH_R1, MEM1, FLASHRAG | {"metadata": None}, FLASHRAG | {"metadata": "x"}])
 def test_questions_without_articles_ask_for_a_corpus(tmp_path, record):
     path = write(tmp_path, [record])
-    assert multihop.load(path)
+    assert multihop.questions(path)
     with pytest.raises(ValueError, match="record 1 is a question without articles; give those to search in with --corpus."):
-        corpus.load(path)
+        corpus.documents(path)
 
 
 def test_questions_are_left_out_by_their_ids(tmp_path):
     path = write(tmp_path, [HOTPOT, MUSIQUE, MEM1])
     (tmp_path / "list.txt").write_text("h1\nnq/test_7\n")
-    left = left_out.load(tmp_path / "list.txt")
-    assert [h.id for h in multihop.load(path, left)] == ["2hop__1_2"] and left.check() is None
+    left = left_out.read_leave_out(tmp_path / "list.txt")
+    assert [h.id for h in multihop.questions(path, left)] == ["2hop__1_2"] and left.check() is None
     assert left_out.notes(left) == ["2 questions left out by list.txt; 1 asked together with them too"]
     with pytest.raises(ValueError, match="all of its questions are left out"):
-        multihop.load(write(tmp_path, [HOTPOT]), left)
+        multihop.questions(write(tmp_path, [HOTPOT]), left)
 
 
 def test_a_binary_file_says_how_to_make_text_of_it(tmp_path):
     for start, sentence in ((b"PAR1", "to_json"), (b"\x1f\x8b\x08\x00", "unpack it with gunzip"), (b"PK\x03\x04", "zip")):
         (tmp_path / "x.jsonl").write_bytes(start + b"\xff\x00" * 9)
-        for load in (multihop.load, corpus.load):
+        for load in (multihop.questions, corpus.documents):
             with pytest.raises(ValueError, match=sentence):
                 load(tmp_path / "x.jsonl")
 
@@ -227,12 +227,12 @@ def test_text_of_paths_and_questions_is_no_format(tmp_path, record, odd):
     path = tmp_path / odd / f"{odd}.json"
     path.parent.mkdir()
     path.write_text(json.dumps([record]))
-    hops = multihop.load(path)
+    hops = multihop.questions(path)
     assert all(odd in h.id and odd in h.question and odd in search.prompt(Objectives("o", (h,))) for h in hops)
     rng = random.Random(odd)
     for _ in range(40):
         path.write_text(json.dumps([mutated(rng, record)]))
-        for load in (multihop.load, corpus.load):
+        for load in (multihop.questions, corpus.documents):
             try:
                 load(path)
             except ValueError as error:
@@ -276,21 +276,21 @@ def test_text_of_paths_and_questions_is_no_format(tmp_path, record, odd):
 def test_a_file_of_no_known_format_is_refused_in_a_sentence(tmp_path, content, sentence):
     path = write(tmp_path, content)
     with pytest.raises(ValueError, match=sentence) as caught:
-        multihop.load(path)
+        multihop.questions(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_line_that_is_not_json_is_named(tmp_path):
     path = write(tmp_path, json.dumps(MUSIQUE) + "\n\n{", "m.jsonl")
     with pytest.raises(ValueError, match="line 3 is not JSON"):
-        multihop.load(path)
+        multihop.questions(path)
     with pytest.raises(ValueError, match="is not UTF-8"):
         (tmp_path / "b.json").write_bytes(b'["\xff"]')
-        multihop.load(tmp_path / "b.json")
+        multihop.questions(tmp_path / "b.json")
     with pytest.raises(ValueError, match="multihop: .* is a folder, a pipe or a device"):
-        multihop.load(tmp_path)
+        multihop.questions(tmp_path)
     with pytest.raises(FileNotFoundError, match="corpus: no file at"):
-        corpus.load(tmp_path / "none.json")
+        corpus.documents(tmp_path / "none.json")
 
 
 def mutated(rng, value):
@@ -321,7 +321,7 @@ def test_mutated_records_are_read_or_refused_in_a_sentence(tmp_path):
         for _ in range(rng.choice([1, 1, 2, 4])):
             value = mutated(rng, value)
         path = write(tmp_path, json.dumps(value))
-        for load in (multihop.load, corpus.load):
+        for load in (multihop.questions, corpus.documents):
             try:
                 found = load(path)
             except ValueError as error:
@@ -348,7 +348,7 @@ def test_damaged_files_are_read_or_refused_in_a_sentence(tmp_path):
         at = rng.randrange(len(held) + 1)
         path = tmp_path / f"{i % 2}.{'jsonl' if lines else 'json'}"
         path.write_bytes(held[:at] + rng.choice(odd) + held[at:] if rng.random() < 0.7 else held[:at])
-        for load in (multihop.load, corpus.load, left_out.load):
+        for load in (multihop.questions, corpus.documents, left_out.read_leave_out):
             try:
                 load(path)
             except ValueError as error:
@@ -374,7 +374,7 @@ def test_every_form_of_corpus_is_read_and_files_are_joined(tmp_path):
         write(tmp_path, [{"title": "G", "contents": "Eight."}, {"title": "H", "contents": '"H"\nNine.'}], "g.json"),
         write(tmp_path, [{"title": "I", "text": "Ten.", "contents": "I\nTen."}], "h.json"),
     ]
-    assert corpus.load(*files) == [
+    assert corpus.documents(*files) == [
         ("A", "One. Two."), ("B", "Three."), ("C", "Four.\nFive."), ("", "Six."), ("", "Seven in one line."), ("G", "Eight."),
         ("H", "Nine."), ("I", "Ten."),
     ]  # fmt: skip
@@ -396,7 +396,7 @@ def test_every_form_of_corpus_is_read_and_files_are_joined(tmp_path):
 )
 def test_an_unreadable_corpus_is_refused_in_a_sentence(tmp_path, content, sentence):
     with pytest.raises(ValueError, match=sentence):
-        corpus.load(write(tmp_path, content))
+        corpus.documents(write(tmp_path, content))
 
 
 DOCUMENTS = [
@@ -441,8 +441,8 @@ def test_the_shared_data_is_read_and_its_evidence_is_found():
         pytest.skip(f"no multi-hop questions at {MULTIHOP}")
     for name in ("hotpotqa_train", "musique_train"):
         path = MULTIHOP / f"{name}.json"
-        hops = multihop.load(path)
-        own, documents = corpus.load(path), corpus.load(MULTIHOP / f"{name}_corpus.json")
+        hops = multihop.questions(path)
+        own, documents = corpus.documents(path), corpus.documents(MULTIHOP / f"{name}_corpus.json")
         assert len(hops) == len({h.id for h in hops}) == 100
         assert {d.title for d in own} == {d.title for d in documents}
         assert {title for h in hops for title in h.evidence} <= {d.title for d in own}
@@ -452,7 +452,7 @@ def test_the_shared_data_is_read_and_its_evidence_is_found():
         index = Index(documents)
         hits = [bool({d.title for d in index.find(h.question)} & set(h.evidence)) for h in hops]
         assert sum(hits) > 75, name
-    assert len(corpus.load(MULTIHOP / "2wikimultihopqa_corpus.json")) == 6119
+    assert len(corpus.documents(MULTIHOP / "2wikimultihopqa_corpus.json")) == 6119
 
 
 # --- composition
@@ -1014,7 +1014,7 @@ def evaluated(tmp_path, monkeypatch):
     said = {"answer": "it", "supporting_facts": [["Rome", 0]], "context": [["Rome", ["Rome lies on seven hills."]]]}
     data = write(tmp_path, [{"_id": f"h{i:02}", "question": f"who is {i}", **said} for i in range(12)])
     (tmp_path / "tiny.toml").write_text(PRESET.replace('reward = "shout"', ""))
-    monkeypatch.setattr(loading, "load", lambda name=None, **_: (model(), Letters()))
+    monkeypatch.setattr(loading, "load_model", lambda name=None, **_: (model(), Letters()))
     monkeypatch.setattr(searching, "PROMPT", 64)
 
     def call(*words, out="out"):
@@ -1191,7 +1191,7 @@ def test_a_turn_grows_with_the_number_of_questions(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     data = write(tmp_path, [HOTPOT | {"_id": f"h{i}"} for i in range(4)])
-    monkeypatch.setattr(loading, "load", lambda name=None, **_: (model(max_position_embeddings=2048), Letters()))
+    monkeypatch.setattr(loading, "load_model", lambda name=None, **_: (model(max_position_embeddings=2048), Letters()))
     monkeypatch.setattr(searching, "run", run)
     for n in (1, 2, 4):
         with pytest.raises(KeyboardInterrupt):

@@ -264,9 +264,9 @@ def test_an_endless_template_is_stopped_outside_the_main_thread_too(monkeypatch)
 def test_a_tokenizer_without_an_end_is_refused_at_load(tmp_path):
     words = tokenizer(template=CHATML, eos=None)
     network = tiny.model(vocab_size=len(words))
-    loading.save(network, words, tmp_path / "m")
+    loading.save_model(network, words, tmp_path / "m")
     with pytest.raises(loading.ModelError, match="no end token"):
-        loading.load(tmp_path / "m")
+        loading.load_model(tmp_path / "m")
     with pytest.raises(loading.ModelError, match="no end token"):
         Chat(tokenizer(eos=None))
 
@@ -276,7 +276,7 @@ def test_a_memory_lives_on_every_kind_of_model(name, tmp_path):
     from tmem import Memory
 
     words, _ = made(name)
-    loading.save(tiny.model(vocab_size=len(words)), words, tmp_path / "m")
+    loading.save_model(tiny.model(vocab_size=len(words)), words, tmp_path / "m")
     memory = Memory.from_pretrained(str(tmp_path / "m"), preset="default")
     memory.learn([("What is the name of Ada's cat?", "Minka")])
     assert isinstance(memory.ask("How is Ada's cat called?"), str)

@@ -36,14 +36,14 @@ def logits(network):
 
 
 def reads_right(file, network):
-    loaded, tokenizer = loading.load(file, dtype=torch.float32, device="cpu")
+    loaded, tokenizer = loading.load_model(file, dtype=torch.float32, device="cpu")
     assert torch.equal(logits(loaded), logits(network)), (logits(loaded) - logits(network)).abs().max()
     return loaded, tokenizer
 
 
 def refused(file, words, cache):
     with pytest.raises(loading.ModelError, match=words) as caught:
-        loading.load(file)
+        loading.load_model(file)
     assert "\n" not in str(caught.value) and file.name in str(caught.value)
     assert not cache.exists() or os.listdir(cache) == []  # nothing half-read stays
 
@@ -77,7 +77,7 @@ def test_quantised_weights_are_the_files_and_heads_follow_the_older_rule(tmp_pat
     network = model(intermediate_size=96)
     older = ("attention.key_length", "attention.value_length", "rope.dimension_count", "rope.freq_base", "vocab_size")
     file = write(tmp_path / "m.gguf", network, kinds=Q8, fields=dict.fromkeys(older))
-    loaded, _ = loading.load(file, dtype=torch.float32, device="cpu")
+    loaded, _ = loading.load_model(file, dtype=torch.float32, device="cpu")
     for (name, mine), theirs in zip(sorted(loaded.named_parameters()), (p for _, p in sorted(network.named_parameters()))):
         assert (mine - theirs).abs().max() <= theirs.abs().max() / 100, name
 
@@ -112,7 +112,7 @@ def test_llama_3s_divisors_are_read(head, theta, rope, tmp_path):
     plain = model(head_dim=head, rope_parameters={"rope_type": "default", "rope_theta": theta})
     assert rope["factor"] == 1.0 or not torch.allclose(logits(network), logits(plain), atol=1e-2) or head == 64 or head == 128
     file = write(tmp_path / "m.gguf", network, tensors={"rope_freqs.weight": llama3(head, theta, **rope)})
-    loaded, _ = loading.load(file, dtype=torch.float32, device="cpu")
+    loaded, _ = loading.load_model(file, dtype=torch.float32, device="cpu")
     torch.testing.assert_close(loaded.model.rotary_emb.inv_freq, network.model.rotary_emb.inv_freq, rtol=1e-5, atol=0)
     torch.testing.assert_close(logits(loaded), logits(network), rtol=0, atol=1e-3)
 
@@ -131,7 +131,7 @@ def test_yarn_is_read(tmp_path):
     network = model("qwen2", rope_parameters=rope)
     keys = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 128,
             "rope.scaling.finetuned": True}  # fmt: skip
-    loaded, _ = loading.load(write(tmp_path / "m.gguf", network, fields=keys), dtype=torch.float32, device="cpu")
+    loaded, _ = loading.load_model(write(tmp_path / "m.gguf", network, fields=keys), dtype=torch.float32, device="cpu")
     torch.testing.assert_close(logits(loaded), logits(network), rtol=0, atol=1e-4)
     assert not torch.allclose(logits(network), logits(model("qwen2")), atol=1e-2)
 
@@ -220,7 +220,7 @@ def test_what_the_file_calls_an_end_is_one_whatever_type_its_token_has(top, ends
     from tmem.models.chat import Chat
 
     file = write(tmp_path / "m.gguf", model(), top={f"tokenizer.ggml.{key}": index for key, index in top.items()})
-    network, tokenizer = loading.load(file)
+    network, tokenizer = loading.load_model(file)
     assert Chat(tokenizer, network).ends == ends
 
 
@@ -272,14 +272,14 @@ def test_a_set_of_files_is_read_whole_or_refused_by_the_first_that_is_missing(tm
     (folder,) = {convert.folder_of(p).name.split("-")[-1] for p in parts}
     parts[1].write_bytes(parts[2].read_bytes())
     with pytest.raises(loading.ModelError, match="00002-of-00003.gguf says that it is another part"):
-        loading.load(parts[0])
+        loading.load_model(parts[0])
     assert {convert.folder_of(p).name.split("-")[-1] for p in parts} != {folder}
     parts[1].write_bytes(parts[2].read_bytes()[:40])
     with pytest.raises(loading.ModelError, match="in s-00002-of-00003.gguf, its header is damaged"):
-        loading.load(parts[0])
+        loading.load_model(parts[0])
     parts[0].rename(tmp_path / "renamed.gguf")
     with pytest.raises(loading.ModelError, match="found by their names"):
-        loading.load(tmp_path / "renamed.gguf")
+        loading.load_model(tmp_path / "renamed.gguf")
 
 
 def test_a_folder_of_an_older_recipe_is_not_used(tmp_path, monkeypatch):
@@ -291,7 +291,7 @@ def test_a_folder_of_an_older_recipe_is_not_used(tmp_path, monkeypatch):
 
 def test_special_tokens_and_ends_are_the_files(tmp_path):
     top = {"tokenizer.ggml.eot_token_id": 2, "tokenizer.ggml.padding_token_id": 0}
-    loaded, tokenizer = loading.load(write(tmp_path / "m.gguf", model(), top=top, template="{{ messages }}"))
+    loaded, tokenizer = loading.load_model(write(tmp_path / "m.gguf", model(), top=top, template="{{ messages }}"))
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "<|im_end|>", "<s>")
     assert loaded.generation_config.eos_token_id == [1, 2] and tokenizer.chat_template == "{{ messages }}"
     assert tokenizer.model_max_length == 512 and tokenizer("<s>he").input_ids[-1] == len(bytes_vocabulary()[0]) - 2
@@ -299,7 +299,7 @@ def test_special_tokens_and_ends_are_the_files(tmp_path):
 
 def test_a_sentencepiece_vocabulary_cuts_by_its_scores(tmp_path):
     network = model()
-    _, tokenizer = loading.load(write(tmp_path / "m.gguf", network, kind="llama"))
+    _, tokenizer = loading.load_model(write(tmp_path / "m.gguf", network, kind="llama"))
     assert tokenizer.convert_ids_to_tokens(tokenizer("ab é", add_special_tokens=False).input_ids) == [
         "▁ab", "▁", "<0xC3>", "<0xA9>"]  # fmt: skip
     ids = tokenizer("ab  é").input_ids
@@ -314,7 +314,7 @@ def header(file):
 
 def _load(path):
     try:
-        loading.load(path)
+        loading.load_model(path)
     except loading.ModelError as error:
         assert "\n" not in str(error)
         return str(error)

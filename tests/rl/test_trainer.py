@@ -36,7 +36,7 @@ SCRIPT = tiny_run.__file__
 @pytest.fixture(autouse=True)
 def real_models_again(monkeypatch):
     """tiny_run replaces them."""
-    for name in ("load", "save", "default_dtype"):
+    for name in ("load_model", "save_model", "default_dtype"):
         monkeypatch.setattr(loading, name, getattr(loading, name))
 
 
@@ -53,9 +53,9 @@ def one_thread():
 def undisturbed(tmp_path_factory):
     """(folder, summary) of a run that nothing happened to."""
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    before = loading.load, loading.save, loading.default_dtype
+    before = loading.load_model, loading.save_model, loading.default_dtype
     summary = start(out).run()
-    loading.load, loading.save, loading.default_dtype = before
+    loading.load_model, loading.save_model, loading.default_dtype = before
     return out, summary
 
 
@@ -200,7 +200,7 @@ def flipped(data):
 
 def saved(folder, value):
     """A checkpoint whose one tensor is `value`."""
-    checkpoint.save(folder, {"value": value}, {"x": torch.full((3,), float(value))}, ALONE)
+    checkpoint.save_checkpoint(folder, {"value": value}, {"x": torch.full((3,), float(value))}, ALONE)
 
 
 @pytest.mark.parametrize("end", [SystemExit(129), KeyboardInterrupt()], ids=["hung up", "ctrl-c"])
@@ -212,7 +212,7 @@ def test_what_ends_the_process_ends_it_within_a_checkpoint_too(tmp_path, monkeyp
 
     monkeypatch.setattr(checkpoint.HuggingFaceStorageWriter, "write_data", write_data)
     with pytest.raises(type(end)):
-        checkpoint.save(tmp_path / "step-1", {}, {"x": torch.ones(3)}, ALONE)
+        checkpoint.save_checkpoint(tmp_path / "step-1", {}, {"x": torch.ones(3)}, ALONE)
     assert not [*tmp_path.iterdir()]
 
 
@@ -256,7 +256,7 @@ def test_a_checkpoint_that_is_replaced_is_whole_or_as_it_was_at_every_moment(tmp
                 saved(folder, 2)
         x = {"x": torch.zeros(3)}
         assert checkpoint.numbered(tmp_path) == [folder] and checkpoint.newest([folder], ALONE) == (folder, [])
-        checkpoint.load(folder, x, ALONE)
+        checkpoint.load_checkpoint(folder, x, ALONE)
         assert checkpoint.state_of(folder)["value"] == x["x"][0] == 1
     saved(folder, 3)
     assert checkpoint.state_of(folder)["value"] == 3 and [f.name for f in tmp_path.iterdir()] == ["step-1"]

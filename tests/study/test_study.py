@@ -167,7 +167,7 @@ def test_a_study_of_two_tiny_seeds_runs_prints_and_goes_on_where_it_was(tmp_path
 
     from tmem.models import loading
 
-    for name in ("load", "save", "default_dtype"):
+    for name in ("load_model", "save_model", "default_dtype"):
         monkeypatch.setattr(loading, name, getattr(loading, name))
     preset = tiny_run.prepare(tmp_path / "run", "probe = 0\n")
 
@@ -175,13 +175,13 @@ def test_a_study_of_two_tiny_seeds_runs_prints_and_goes_on_where_it_was(tmp_path
         path.mkdir(parents=True, exist_ok=True)
         save_file({k: v.clone() for k, v in network.state_dict().items() if k != "lm_head.weight"}, path / "model.safetensors")
 
-    loading.save = save
+    loading.save_model = save
     alone = study.one(str(preset), tmp_path / "out/seed-1", 1, episodes=3)
-    first = study.study(str(preset), tmp_path / "out", seeds=2, episodes=3)
+    first = study.run_seeds(str(preset), tmp_path / "out", seeds=2, episodes=3)
     assert set(first["differences"]) == {"rl - warm", "rl - sft", "warm - base"} and len(first["dissection"]) == 2
     assert first["scores"]["rl"]["greedy"]["f1"]["seeds"]["values"][1] == alone[0]["evaluations"]["rl"]["greedy"]["f1"]["mean"]
     monkeypatch.setattr(study.Trainer, "run", lambda *_: pytest.fail("it was done before"))
-    again = study.study(str(preset), tmp_path / "out", seeds=2, episodes=3)
+    again = study.run_seeds(str(preset), tmp_path / "out", seeds=2, episodes=3)
     assert again == first
     assert [set(d["ability"]) for d in first["dissection"]] == [{"base", "warm", "rl"}] * 2
     text = shown(again)

@@ -286,7 +286,7 @@ def locomo_file(tmp_path):
 
 
 def test_locomo_reads_sessions_in_order_and_questions_by_category(locomo_file):
-    first, second = tasks.load("locomo", data=str(locomo_file))
+    first, second = tasks.episodes("locomo", data=str(locomo_file))
     assert (first.id, second.id) == ("conv-x", "conv-y")
     assert first.chunks == (
         "DATE: 1:56 pm on 8 May, 2023\nCONVERSATION:\nBo: Look! [shares a photo of a red bowl]\nAnn: Nice.",
@@ -299,12 +299,12 @@ def test_locomo_reads_sessions_in_order_and_questions_by_category(locomo_file):
     assert first.questions[1].answers == ("2022",)
     assert first.questions[4].answers[0] == "No information available"
     assert first.questions[4].intrusions == ("a bowl",)
-    assert locomo.load(locomo_file, date_suffix="")[0].questions[1].text == "When was it?"
+    assert locomo.episodes(locomo_file, date_suffix="")[0].questions[1].text == "When was it?"
 
 
 def test_locomo_limit_draws_by_seed_alone(locomo_file):
     def drawn(seed, limit=2):
-        return [[q.id for q in e.questions] for e in tasks.load("locomo", data=locomo_file, seed=seed, limit=limit)]
+        return [[q.id for q in e.questions] for e in tasks.episodes("locomo", data=locomo_file, seed=seed, limit=limit)]
 
     assert all(len(ids) == 2 and ids == sorted(ids) for ids in drawn(0))
     assert drawn(0) == drawn(0)
@@ -328,13 +328,13 @@ def test_locomo_refuses_other_files_in_one_sentence(tmp_path, content, match):
     path = tmp_path / "file.json"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=match):
-        locomo.load(path)
+        locomo.episodes(path)
 
 
 def test_locomo_reads_the_real_file():
     if not LOCOMO.is_file():
         pytest.skip(f"the LoCoMo development file is not at {LOCOMO} (CC BY-NC, not part of the project)")
-    episodes = locomo.load(LOCOMO)
+    episodes = locomo.episodes(LOCOMO)
     assert [len(e.questions) for e in episodes] == [len(r["qa"]) for r in json.loads(LOCOMO.read_text("utf-8"))]
     assert all(len(e.chunks) > 10 for e in episodes)
     assert {q.category for e in episodes for q in e.questions} == {"1", "2", "3", "4", "5"}
@@ -350,23 +350,23 @@ def test_locomo_reads_the_real_file():
 
 
 def test_load_stream_is_repeatable_and_seeds_share_nothing():
-    assert len(tasks.load("stream")) == 16
-    assert tasks.load("stream", seed=1, limit=3) == tasks.load("stream", seed=1, limit=3)
-    assert not {e.chunks for e in tasks.load("stream", seed=0)} & {e.chunks for e in tasks.load("stream", seed=1)}
-    assert tasks.load("stream", split="dev", difficulty=2, limit=1)[0].id.startswith("stream/dev/2/")
+    assert len(tasks.episodes("stream")) == 16
+    assert tasks.episodes("stream", seed=1, limit=3) == tasks.episodes("stream", seed=1, limit=3)
+    assert not {e.chunks for e in tasks.episodes("stream", seed=0)} & {e.chunks for e in tasks.episodes("stream", seed=1)}
+    assert tasks.episodes("stream", split="dev", difficulty=2, limit=1)[0].id.startswith("stream/dev/2/")
 
 
 @pytest.mark.parametrize(
     "call, error, match",
     [
-        (lambda: tasks.load("chess"), ValueError, "unknown task 'chess', expected one of stream, locomo"),
-        (lambda: tasks.load("stream", split="valid"), ValueError, "unknown split 'valid'"),
-        (lambda: tasks.load("stream", difficulty=9), ValueError, "unknown difficulty 9"),
-        (lambda: tasks.load("stream", limit=0), ValueError, "at least 1"),
-        (lambda: tasks.load("stream", data="x.json"), ValueError, "leave out the data file"),
-        (lambda: tasks.load("locomo"), ValueError, "no data file"),
-        (lambda: tasks.load("locomo", data="/nowhere.json"), FileNotFoundError, "no file at /nowhere.json"),
-        (lambda: tasks.load("locomo", data="x", limit=0), ValueError, "at least 1"),
+        (lambda: tasks.episodes("chess"), ValueError, "unknown task 'chess', expected one of stream, locomo"),
+        (lambda: tasks.episodes("stream", split="valid"), ValueError, "unknown split 'valid'"),
+        (lambda: tasks.episodes("stream", difficulty=9), ValueError, "unknown difficulty 9"),
+        (lambda: tasks.episodes("stream", limit=0), ValueError, "at least 1"),
+        (lambda: tasks.episodes("stream", data="x.json"), ValueError, "leave out the data file"),
+        (lambda: tasks.episodes("locomo"), ValueError, "no data file"),
+        (lambda: tasks.episodes("locomo", data="/nowhere.json"), FileNotFoundError, "no file at /nowhere.json"),
+        (lambda: tasks.episodes("locomo", data="x", limit=0), ValueError, "at least 1"),
         (lambda: tasks.score("chess", question("a"), "a"), ValueError, "unknown task"),
     ],
 )
@@ -448,7 +448,7 @@ def test_official_score_needs_a_category():
 
 
 def test_adversarial_questions_have_one_gold_and_two_official_phrases(locomo_file):
-    adversarial = tasks.load("locomo", data=locomo_file)[0].questions[4]
+    adversarial = tasks.episodes("locomo", data=locomo_file)[0].questions[4]
     gold, phrase, neither = (
         tasks.score("locomo", adversarial, said) for said in ("no information available", "Not mentioned.", "unknown")
     )
@@ -486,7 +486,7 @@ def test_the_example_of_ones_own_task_is_a_task():
     from tmem.tasks import task
 
     file = Path(__file__).parents[2] / "examples" / "own_task.py"
-    mine = task.load(f"{file}:Colours")
+    mine = task.find_task(f"{file}:Colours")
     one, again, held_out = mine.episode("7", "train"), mine.episode("7", "train"), mine.episode("7", "test")
     assert one == again and not {q.text for q in one.questions} & {q.text for q in held_out.questions}
     for question in one.questions:
@@ -509,7 +509,7 @@ def test_a_task_that_is_none_is_named(tmp_path, name, sentence):
     file = tmp_path / "mine.py"
     file.write_text("from pathlib import Path\n")
     with pytest.raises(ValueError, match=sentence):
-        task.load(name.format(file=file))
+        task.find_task(name.format(file=file))
 
 
 def test_more_questions_leave_text_and_pairs_as_they_are():

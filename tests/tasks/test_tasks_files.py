@@ -89,11 +89,11 @@ TASK = {
     "metadata": {"task_id": "t1", "context_id": "c1", "context_category": "Rules", "sub_category": "Law"},
 }
 LOADERS = {
-    "locomo": (LOCOMO, locomo.load),
-    "longmemeval": (LONGMEMEVAL, longmemeval.load),
-    "squad": (PASSAGE, squad.load),
-    "squad official": (OFFICIAL, squad.load),
-    "clbench": (TASK, clbench.load),
+    "locomo": (LOCOMO, locomo.episodes),
+    "longmemeval": (LONGMEMEVAL, longmemeval.episodes),
+    "squad": (PASSAGE, squad.episodes),
+    "squad official": (OFFICIAL, squad.episodes),
+    "clbench": (TASK, clbench.episodes),
 }
 
 
@@ -118,7 +118,7 @@ def file(tmp_path):
 
 
 def test_locomo_evidence_is_the_line_of_each_known_turn(file):
-    (episode,) = locomo.load(file([LOCOMO]))
+    (episode,) = locomo.episodes(file([LOCOMO]))
     bowl, nice, late = (
         Evidence(0, "Bo: Look! [shares a photo of a red bowl]"), Evidence(0, "Ann: Nice."), Evidence(1, "Ann: Late one.")
     )  # fmt: skip
@@ -128,23 +128,23 @@ def test_locomo_evidence_is_the_line_of_each_known_turn(file):
 
 def test_locomo_adversarial_questions_can_offer_a_choice(file):
     path = file([{**LOCOMO, "sample_id": f"conv-{i}"} for i in range(30)])
-    asked = [e.questions[3] for e in locomo.load(path, adversarial="choice", seed=5)]
+    asked = [e.questions[3] for e in locomo.episodes(path, adversarial="choice", seed=5)]
     for q in asked:
         assert sorted(q.choices) == ["No information available", "a bowl"]
         assert q.text.startswith("What did Ann break?") and q.text.endswith(f"(a) {q.choices[0]} (b) {q.choices[1]}")
     orders = Counter(q.choices for q in asked)
     assert set(orders.values()) != {30} and min(orders.values()) >= 5
-    assert asked == [e.questions[3] for e in tasks.load("locomo", data=path, adversarial="choice", seed=5)]
-    assert asked != [e.questions[3] for e in locomo.load(path, adversarial="choice", seed=6)]
-    limited = {q for e in locomo.load(path, adversarial="choice", seed=5, limit=2) for q in e.questions if q.choices}
+    assert asked == [e.questions[3] for e in tasks.episodes("locomo", data=path, adversarial="choice", seed=5)]
+    assert asked != [e.questions[3] for e in locomo.episodes(path, adversarial="choice", seed=6)]
+    limited = {q for e in locomo.episodes(path, adversarial="choice", seed=5, limit=2) for q in e.questions if q.choices}
     assert limited and limited <= set(asked), "the order depends on the question, not on the others drawn"
-    open_ones = [e.questions for e in tasks.load("locomo", data=path)]
+    open_ones = [e.questions for e in tasks.episodes("locomo", data=path)]
     assert all(q.text == "What did Ann break?" for *_, q in open_ones)
     assert not any(q.choices for questions in open_ones for q in questions)
 
 
 def test_longmemeval_reads_sessions_by_date_and_marks_the_evidence(file):
-    (episode,) = tasks.load("longmemeval", data=file([LONGMEMEVAL]))
+    (episode,) = tasks.episodes("longmemeval", data=file([LONGMEMEVAL]))
     assert episode.chunks == (
         "DATE: 2023/05/20 (Sat) 02:21\nuser: First,\nin two lines.\nassistant: ",
         "DATE: 2023/05/21 (Sun) 09:00\nuser: Later.\nassistant: Yes.",
@@ -161,14 +161,14 @@ def test_longmemeval_reads_sessions_by_date_and_marks_the_evidence(file):
 def test_longmemeval_without_marks_points_to_whole_sessions(file):
     record = copy.deepcopy(LONGMEMEVAL)
     del record["haystack_sessions"][0][1]["has_answer"]
-    (episode,) = longmemeval.load(file([record]))
+    (episode,) = longmemeval.episodes(file([record]))
     assert episode.questions[0].evidence == (Evidence(0, episode.chunks[0]),)
 
 
 def test_longmemeval_does_without_its_optional_fields(file):
     record = {k: v for k, v in LONGMEMEVAL.items() if k not in ("question_date", "haystack_session_ids", "answer_session_ids")}
     record |= {"question_id": "e47_abs", "haystack_dates": ["2 May", "1 May", "?"], "answer": "You did not mention it."}
-    (episode,) = longmemeval.load(file([record]))
+    (episode,) = longmemeval.episodes(file([record]))
     (q,) = episode.questions
     assert [c.splitlines()[0] for c in episode.chunks] == ["DATE: 2 May", "DATE: 1 May"], "unknown dates keep their order"
     assert (q.text, q.category, q.kind) == ("How many?", "abstention", "multi-session")
@@ -201,7 +201,7 @@ def test_longmemeval_does_without_its_optional_fields(file):
 def test_longmemeval_sorts_sessions_by_time_whatever_the_form_of_their_dates(file, dates, order, headers):
     sessions = [[{"role": "user", "content": f"Session {i}."}] for i in range(2)]
     record = LONGMEMEVAL | {"haystack_dates": dates, "haystack_session_ids": ["a", "b"], "haystack_sessions": sessions}
-    (episode,) = tasks.load("longmemeval", data=file([record]))
+    (episode,) = tasks.episodes("longmemeval", data=file([record]))
     assert [int(chunk[-2]) for chunk in episode.chunks] == order
     if headers is None:
         assert episode.note == longmemeval.UNSORTED
@@ -228,13 +228,13 @@ def test_longmemeval_sorts_sessions_by_time_whatever_the_form_of_their_dates(fil
     ],
 )
 def test_the_weekday_and_time_of_a_question_reach_the_prompt(file, date, shown):
-    (episode,) = longmemeval.load(file([LONGMEMEVAL | {"question_date": date}]))
+    (episode,) = longmemeval.episodes(file([LONGMEMEVAL | {"question_date": date}]))
     assert episode.questions[0].text == f"How many? (asked on {shown})"
 
 
 @pytest.mark.parametrize("date", [..., None, "", "  "])
 def test_a_question_without_a_date_says_nothing_of_one(file, date):
-    (episode,) = longmemeval.load(file([changed(LONGMEMEVAL, ["question_date"], date)]))
+    (episode,) = longmemeval.episodes(file([changed(LONGMEMEVAL, ["question_date"], date)]))
     assert episode.questions[0].text == "How many?"
 
 
@@ -244,7 +244,7 @@ def test_longmemeval_draws_every_type_and_keeps_the_order(file):
     path = file([{**LONGMEMEVAL, "question_id": str(i), "question_type": kind} for i, kind in enumerate(kinds)])
 
     def drawn(limit, seed=0):
-        return [e.questions[0] for e in tasks.load("longmemeval", data=path, limit=limit, seed=seed)]
+        return [e.questions[0] for e in tasks.episodes("longmemeval", data=path, limit=limit, seed=seed)]
 
     for seed in range(5):
         assert {q.kind for q in drawn(3, seed)} == {a, b, c} and len(drawn(2, seed)) == 2
@@ -270,18 +270,18 @@ def test_other_conversations_in_locomo_s_fields_go_by_their_own_name(file):
     """Benchmark names are for the public data: nothing else is called LoCoMo."""
 
     def called(*names):
-        return locomo.called(locomo.load(file([LOCOMO | {"sample_id": name} for name in names])))
+        return locomo.called(locomo.episodes(file([LOCOMO | {"sample_id": name} for name in names])))
 
     assert called("conv-26") is called(*locomo.CONVERSATIONS) is None
     assert called("realtalk-1", "realtalk-2") == "REALTALK (LoCoMo's format)"
     assert called("conv-26", "conv-99") == called("conv-26", "realtalk-1") == "conversations (LoCoMo's format)"
-    (episode,) = tasks.load("locomo", data=file([REALTALK]))
+    (episode,) = tasks.episodes("locomo", data=file([REALTALK]))
     assert [(q.kind, q.category) for q in episode.questions] == [("commonsense", "3"), ("multi-hop", "1")]
     assert tasks.score("locomo", episode.questions[0], "probably")["official_f1"] == 1
 
 
 def test_squad_passages(file):
-    (episode,) = tasks.load("squad", data=file([PASSAGE]))
+    (episode,) = tasks.episodes("squad", data=file([PASSAGE]))
     assert episode.id == "0/Oslo Fjord" and episode.chunks == ("TITLE: Oslo Fjord\n" + PASSAGE["context"],)
     assert [(q.id, q.answers, q.kind, q.evidence[0].text) for q in episode.questions] == [
         ("0/0", ("1624 it",), "squad", "In 1624 it burned!"),
@@ -291,18 +291,18 @@ def test_squad_passages(file):
 
 def test_squad_passages_may_have_several_answers_and_ids(file):
     asked = {"id": "d7/q", "question": "What burned?", "answer": "1624 it", "answers": ["1624 it", "it", 1624], "tags": []}
-    (episode,) = tasks.load("squad", data=file([PASSAGE | {"source": "own", "questions": [asked]}]))
+    (episode,) = tasks.episodes("squad", data=file([PASSAGE | {"source": "own", "questions": [asked]}]))
     (question,) = episode.questions
     assert (question.id, question.answers) == ("d7/q", ("1624 it", "it", "1624"))
     assert [tasks.score("squad", question, said)["squad_em"] for said in ("it", "1624", "1623")] == [1, 1, 0]
     del asked["answer"]
-    assert squad.load(file([PASSAGE | {"questions": [asked]}]))[0].questions == (question,)
+    assert squad.episodes(file([PASSAGE | {"questions": [asked]}]))[0].questions == (question,)
     with pytest.raises(ValueError, match="item 2 of `answers` is null; expected text or a number"):
-        squad.load(file([PASSAGE | {"questions": [asked | {"answers": ["x", None]}]}]))
+        squad.episodes(file([PASSAGE | {"questions": [asked | {"answers": ["x", None]}]}]))
 
 
 def test_squad_reads_the_official_versions(file):
-    first, second = tasks.load("squad", data=file({"version": "v2.0", "data": [OFFICIAL]}))
+    first, second = tasks.episodes("squad", data=file({"version": "v2.0", "data": [OFFICIAL]}))
     told, untold = first.questions
     assert (told.id, told.answers, told.category) == ("q1", ("tram", "a tram"), "")
     assert told.evidence == (Evidence(0, "A bus, a tram."),), "the one at answer_start, not the first"
@@ -318,7 +318,7 @@ def test_squad_reads_rows_of_one_question_each(file):
         row | {"id": "b", "answers": {"text": [], "answer_start": []}},
         row | {"id": "c", "context": "A bus.", "answers": {"text": ["bus"]}},
     ]
-    first, second = tasks.load("squad", data=file(rows, "x.jsonl"))
+    first, second = tasks.episodes("squad", data=file(rows, "x.jsonl"))
     told, untold = first.questions
     assert first.chunks == ("TITLE: Oslo Fjord\nA tram. A bus, a tram.",)
     assert (told.id, told.answers, told.evidence) == ("a", ("tram", "a tram"), (Evidence(0, "A bus, a tram."),))
@@ -344,7 +344,7 @@ def test_squad_evidence_of_what_is_not_there_is_none():
 
 
 def test_clbench_asks_the_last_user_message(file):
-    (episode,) = tasks.load("clbench", data=file([TASK], "CL-bench.jsonl"))
+    (episode,) = tasks.episodes("clbench", data=file([TASK], "CL-bench.jsonl"))
     assert episode.chunks == ("system: Be brief.", "user: A law.\nAnother.", "assistant: Read.")
     assert episode.questions == (
         Question("t1", "Which holds?", (), "Rules", category="Law", rubrics=("names the first", "gives a reason")),
@@ -370,7 +370,7 @@ ASK = "What does section 7 say?\n1. In short.\n\n2. At length."
 )
 def test_clbench_splits_a_message_of_context_and_task(file, message, task):
     lone = {**TASK, "messages": [{"role": "user", "content": message}]}
-    (episode,) = clbench.load(file([lone], "x.jsonl"))
+    (episode,) = clbench.episodes(file([lone], "x.jsonl"))
     (chunk,) = episode.chunks
     assert episode.questions[0].text == task
     assert Counter((chunk.removeprefix("user: ") + " " + task).split()) == Counter(message.split()), "all is read or asked"
@@ -390,7 +390,7 @@ def test_a_split_loses_nothing_and_keeps_the_task_short(boundary):
 
 def test_clbench_short_and_late_messages(file):
     def chunks_and_question(*messages):
-        (e,) = clbench.load(file([{**TASK, "messages": [{"role": r, "content": c} for r, c in messages]}], "x.jsonl"))
+        (e,) = clbench.episodes(file([{**TASK, "messages": [{"role": r, "content": c} for r, c in messages]}], "x.jsonl"))
         return e.chunks, e.questions[0].text
 
     assert chunks_and_question(("user", "Say it.")) == (("user: Say it.",), "Say it.")
@@ -402,7 +402,7 @@ def test_clbench_short_and_late_messages(file):
 def test_lines_of_jsonl_may_hold_line_separators_and_be_empty(file):
     record = {**TASK, "rubrics": ["a\u2028b", "c\x85d"]}
     path = file("\ufeff" + json.dumps(record, ensure_ascii=False) + "\r\n\n" + json.dumps(TASK), "x.jsonl")
-    assert [e.questions[0].rubrics for e in clbench.load(path)] == [("a\u2028b", "c\x85d"), tuple(TASK["rubrics"])]
+    assert [e.questions[0].rubrics for e in clbench.episodes(path)] == [("a\u2028b", "c\x85d"), tuple(TASK["rubrics"])]
 
 
 # scores ----------------------------------------------------------------------------------------------------------------
@@ -507,7 +507,7 @@ def test_training_refuses_clbench(file):
     named = file([TASK], "CL-bench.jsonl"), file([TASK], "tasks.jsonl"), file([TASK], "tasks.json")
     for name in ("clbench", "CL-bench", "clbench_dev.jsonl", *map(str, named)):
         with pytest.raises(ValueError, match="CL-bench is for evaluation only"):
-            own_task.load(name)
+            own_task.find_task(name)
 
 
 def test_training_refuses_clbench_in_a_preset(tmp_path):
@@ -522,14 +522,14 @@ def test_other_files_are_no_clbench(file):
     for name in (file([PASSAGE], "x.jsonl"), file("{", "x.json"), file("clbench", "clbench.py"), "absent.jsonl", "strem"):
         assert not clbench.is_clbench(str(name))
     with pytest.raises(ValueError, match="expected stream or file.py:Class"):
-        own_task.load(str(file([PASSAGE], "x.jsonl")))
+        own_task.find_task(str(file([PASSAGE], "x.jsonl")))
 
 
 # left out --------------------------------------------------------------------------------------------------------------
 
 
 def listed(file, content, name="list.json", task="locomo"):
-    return left_out.load(file(content, name), locomo.question_id if task == "locomo" else left_out.as_it_is)
+    return left_out.read_leave_out(file(content, name), locomo.question_id if task == "locomo" else left_out.as_it_is)
 
 
 @pytest.mark.parametrize("name", ["list.json", "list.jsonl", "list.txt"])
@@ -538,13 +538,15 @@ def test_questions_that_a_list_names_are_left_out(file, name):
     data = file([LOCOMO | {"sample_id": sample} for sample in ("conv-26", "conv-30")])
     ids = ["conv-26/1", "locomo_1_qa0", "locomo_0_qa3"]
     left = listed(file, "\n".join(ids) + "\n\n" if name == "list.txt" else ids, name)
-    asked = [q.id for e in tasks.load("locomo", data=data, leave_out=left) for q in e.questions]
+    asked = [q.id for e in tasks.episodes("locomo", data=data, leave_out=left) for q in e.questions]
     assert asked == ["conv-26/0", "conv-26/2", "conv-30/1", "conv-30/2", "conv-30/3"]
     left.check()
     assert left_out.about(left)["leave_out"] == 3
-    drawn = [[q.id for q in e.questions] for e in tasks.load("locomo", data=data, leave_out=left, limit=2)]
+    drawn = [[q.id for q in e.questions] for e in tasks.episodes("locomo", data=data, leave_out=left, limit=2)]
     assert drawn[0] == ["conv-26/0", "conv-26/2"] and len(drawn[1]) == 2
-    assert tasks.load("locomo", data=data, limit=2) == tasks.load("locomo", data=data, limit=2, leave_out=left_out.LeaveOut())
+    assert tasks.episodes("locomo", data=data, limit=2) == tasks.episodes(
+        "locomo", data=data, limit=2, leave_out=left_out.LeaveOut()
+    )
 
 
 @pytest.mark.parametrize(
@@ -562,7 +564,7 @@ def test_questions_that_a_list_names_are_left_out(file, name):
 def test_a_list_may_have_any_plain_form(file, name, content):
     data = file([LOCOMO | {"sample_id": "conv-26"}])
     left = listed(file, content, name)
-    (episode,) = tasks.load("locomo", data=data, leave_out=left)
+    (episode,) = tasks.episodes("locomo", data=data, leave_out=left)
     assert [q.id for q in episode.questions] == ["conv-26/2", "conv-26/3"]
     left.check()
 
@@ -582,7 +584,7 @@ def test_of_a_wrong_citation_alone_the_question_stays(file):
     ]
     for content in (audit, joined):
         left = listed(file, content)
-        (episode,) = tasks.load("locomo", data=data, leave_out=left)
+        (episode,) = tasks.episodes("locomo", data=data, leave_out=left)
         assert [q.id for q in episode.questions] == ["conv-26/0", "conv-26/2", "conv-26/3"]
         (said,) = left_out.notes(left)
         assert said == "1 question left out by list.json; 1 that it names for a wrong citation alone stays"
@@ -592,9 +594,9 @@ def test_a_list_made_for_other_data_is_refused(file):
     data = file([LOCOMO | {"sample_id": "conv-26"}])
     left = listed(file, [{"question_id": "conv-26/0", "question": "Who?"}])
     with pytest.raises(ValueError, match="list.json names 'conv-26/0' with the question 'Who\\?', and the data ask 'What"):
-        tasks.load("locomo", data=data, leave_out=left)
+        tasks.episodes("locomo", data=data, leave_out=left)
     left = listed(file, ["conv-26/0", "conv-26/77", "locomo_5_qa1"])
-    tasks.load("locomo", data=data, leave_out=left)
+    tasks.episodes("locomo", data=data, leave_out=left)
     with pytest.raises(ValueError, match=r"names 'conv-26/77', and the data hold no question with that id \(2 of 3 are"):
         left.check()
     with pytest.raises(ValueError, match=r"names 'conv-26/77', .* \(1 of 3 are unknown"):
@@ -624,7 +626,7 @@ def test_a_list_that_is_none_is_one_sentence(file, content, name, sentence):
         listed(file, content, name)
     assert sentence in str(error.value) and str(error.value).startswith("leave-out: ") and "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError, match="leave-out: no file at /nowhere.txt"):
-        left_out.load("/nowhere.txt")
+        left_out.read_leave_out("/nowhere.txt")
 
 
 @pytest.mark.parametrize(
@@ -635,7 +637,7 @@ def test_a_list_that_is_none_is_one_sentence(file, content, name, sentence):
 def test_every_task_leaves_questions_out(file, task, record, id, rest):
     left = listed(file, [id], task=task)
     path = file([record], "x.jsonl")
-    assert [q.id for e in tasks.load(task, leave_out=left, data=path) for q in e.questions] == rest
+    assert [q.id for e in tasks.episodes(task, leave_out=left, data=path) for q in e.questions] == rest
     left.check()
 
 
@@ -643,17 +645,17 @@ def test_every_task_leaves_questions_out(file, task, record, id, rest):
                                                  ("clbench", TASK, ["metadata", "task_id"])])  # fmt: skip
 def test_a_list_is_checked_against_all_data_and_not_what_was_drawn(file, task, record, field):
     path = file([changed(record, field, f"r{i}") for i in range(6)])
-    ids = [q.id for e in tasks.load(task, data=path) for q in e.questions]
+    ids = [q.id for e in tasks.episodes(task, data=path) for q in e.questions]
     for id in ids:
         left = listed(file, [id], task=task)
-        assert id not in {q.id for e in tasks.load(task, data=path, leave_out=left, limit=1) for q in e.questions}
+        assert id not in {q.id for e in tasks.episodes(task, data=path, leave_out=left, limit=1) for q in e.questions}
         left.check()
 
 
 def test_generated_questions_are_left_out(file):
-    whole = [q.id for e in tasks.load("stream", limit=2) for q in e.questions]
+    whole = [q.id for e in tasks.episodes("stream", limit=2) for q in e.questions]
     left = listed(file, whole[:2], task="stream")
-    assert [q.id for e in tasks.load("stream", limit=2, leave_out=left) for q in e.questions] == whole[2:]
+    assert [q.id for e in tasks.episodes("stream", limit=2, leave_out=left) for q in e.questions] == whole[2:]
     left.check()
 
 
@@ -732,13 +734,13 @@ def test_what_is_there_and_no_file_is_said_to_be_so(tmp_path):
 def test_a_missing_file_says_where_to_get_it():
     for task in tasks.TASKS[1:]:
         with pytest.raises(FileNotFoundError, match=f"{task}: no file at /nowhere.json; get .*https://"):
-            tasks.load(task, data="/nowhere.json")
+            tasks.episodes(task, data="/nowhere.json")
         with pytest.raises(ValueError, match=f"{task}: no data file given; pass the path of the official"):
-            tasks.load(task)
+            tasks.episodes(task)
         with pytest.raises(ValueError, match=f"{task}: limit is 0, expected at least 1"):
-            tasks.load(task, data="/nowhere.json", limit=0)
+            tasks.episodes(task, data="/nowhere.json", limit=0)
     with pytest.raises(ValueError, match="locomo: adversarial is 'closed', expected one of open, choice"):
-        tasks.load("locomo", data="/nowhere.json", adversarial="closed")
+        tasks.episodes("locomo", data="/nowhere.json", adversarial="closed")
 
 
 @pytest.mark.parametrize(
@@ -749,26 +751,26 @@ def test_an_id_that_occurs_twice_is_refused(file, task, record, id):
     """Answers, verdicts and memories are kept by ids: of two with the same, one would be answered from the other's text."""
     path = str(file([record, record], "x.jsonl"))
     with pytest.raises(ValueError, match=f"{task}: .*x.jsonl: the id '{id}' occurs twice"):
-        tasks.load(task, data=path)
+        tasks.episodes(task, data=path)
     with pytest.raises(ValueError, match="x.jsonl, .*: the id .* occurs twice"):
-        tasks.load(task, data=[str(file([record], "x.jsonl"))] * 2)
+        tasks.episodes(task, data=[str(file([record], "x.jsonl"))] * 2)
 
 
 def test_several_files_are_one(file):
     first, second = str(file([PASSAGE], "a.json")), str(file([OFFICIAL], "b.json"))
-    both = tasks.load("squad", data=(first, second))
+    both = tasks.episodes("squad", data=(first, second))
     assert [q.text for e in both for q in e.questions] == [
-        q.text for data in (first, second) for e in tasks.load("squad", data=data) for q in e.questions
+        q.text for data in (first, second) for e in tasks.episodes("squad", data=data) for q in e.questions
     ]
-    assert len(tasks.load("squad", data=(first, second), limit=2)) == 2
+    assert len(tasks.episodes("squad", data=(first, second), limit=2)) == 2
     with pytest.raises(FileNotFoundError, match="no file at /nowhere.json"):
-        tasks.load("squad", data=(first, "/nowhere.json"))
+        tasks.episodes("squad", data=(first, "/nowhere.json"))
 
 
 def test_a_number_beyond_all_numbers_is_no_answer(file):
     path = file('[{"title": "T", "context": "x", "questions": [{"question": "?", "answer": 1e999}]}]', "x.json")
     with pytest.raises(ValueError, match="`answer` is larger than any number"):
-        tasks.load("squad", data=str(path))
+        tasks.episodes("squad", data=str(path))
 
 
 def changed(record, path, value):
@@ -929,7 +931,7 @@ def test_the_development_files_are_read_whole(task):
     path = DATA / REAL[task]
     if not path.is_file():
         pytest.skip(f"the development file of {task} is not at {path} (not part of the project)")
-    episodes = tasks.load(task, data=path)
+    episodes = tasks.episodes(task, data=path)
     questions = [q for e in episodes for q in e.questions]
     assert len({q.id for q in questions}) == len(questions) > 20
     for episode in episodes:
@@ -942,5 +944,5 @@ def test_the_development_files_are_read_whole(task):
                 assert scores["f1"] == scores["em"] == 1, (question.id, question.answers)
     without = sum(not q.evidence for q in questions)
     assert without == len(questions) if task == "clbench" else without < len(questions) / 100
-    few = tasks.load(task, data=path, limit=8)
+    few = tasks.episodes(task, data=path, limit=8)
     assert {q.id for e in few for q in e.questions} < {q.id for q in questions}

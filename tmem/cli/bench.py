@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ..agent.config import DEFAULT_PRESET
 from .group import refuse
 
 OPS = ("lora", "step", "decode")
@@ -28,7 +29,7 @@ ALONE = ("rsvd", "init", "train", "eval", "soak")
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch on the CPU. [default: torch's]")
 @click.option(
-    "--preset", default="default", show_default=True, help="soak: the preset whose settings are compared with others."
+    "--preset", default=DEFAULT_PRESET, show_default=True, help="soak: the preset whose settings are compared with others."
 )
 @click.option(
     "--with",

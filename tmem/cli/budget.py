@@ -9,11 +9,12 @@ import click
 from rich import box
 from rich.table import Table
 
+from ..agent.config import DEFAULT_PRESET
 from ..terminal.plain import Terminal
 
 
 @click.command()
-@click.option("--preset", default="default", show_default=True, help="Settings, as for train.")
+@click.option("--preset", default=DEFAULT_PRESET, show_default=True, help="Settings, as for train.")
 @click.option("--model", help="qwen3-4b or qwen3-8b (their shapes suffice), or a model as for train.")
 @click.option("--ranks", type=click.IntRange(1), default=1, show_default=True, help="Number of processes, with one GPU each.")
 @click.option("--writes", type=click.IntRange(1), default=6, show_default=True, help="Writes in an episode.")

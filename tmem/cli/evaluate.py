@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from .. import machine
+from ..agent.config import DEFAULT_PRESET
 from . import live
 from .group import refuse
 
@@ -78,7 +79,7 @@ OF_JUDGE = ("judge_model", "judge_concurrency", "judge_tokens", "judge_prices")
 )
 @click.option(
     "--preset",
-    default="default",
+    default=DEFAULT_PRESET,
     show_default=True,
     help="Settings: default, careful, long, paper, or the path of a .toml file.",
 )

@@ -7,12 +7,15 @@ import json
 import click
 from rich.table import Table
 
+from ..agent.config import DEFAULT_PRESET
 from ..terminal.plain import Terminal
 
 
 @click.command()
 @click.option("--model", help="Show what tmem understood of this model: a folder, a .gguf file or a hub id.")
-@click.option("--preset", default="default", show_default=True, help="With --model: the preset whose adapted layers are shown.")
+@click.option(
+    "--preset", default=DEFAULT_PRESET, show_default=True, help="With --model: the preset whose adapted layers are shown."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def info(model: str | None, preset: str, as_json: bool) -> None:
     """Show versions, devices, and the kernel that serves each op.

@@ -79,7 +79,7 @@ def _watched(preset: str, out: Path, seeds: int, only: int | None, **options) ->
         options.update(progress=Progress(phase=phase, warn=warn), stop=lambda: bool(asked))
         try:
             if only is None:
-                return studies.study(preset, out, seeds=seeds, seed_starts=lambda s: at.__setitem__(0, s), **options)
+                return studies.run_seeds(preset, out, seeds=seeds, seed_starts=lambda s: at.__setitem__(0, s), **options)
             studies.one(preset, out / f"seed-{only}", only, **options)
         except Interrupted:
             live.console.print("stopped; the same command goes on")

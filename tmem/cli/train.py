@@ -9,12 +9,13 @@ from rich import box
 from rich.table import Table
 
 from .. import machine
+from ..agent.config import DEFAULT_PRESET
 from . import live
 
 
 @click.command()
 @click.option(
-    "--preset", default="default", show_default=True, help="Settings: default, study, paper, or the path of a .toml file."
+    "--preset", default=DEFAULT_PRESET, show_default=True, help="Settings: default, study, paper, or the path of a .toml file."
 )
 @click.option(
     "--model", help="The model to train: a Hugging Face folder, a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]"

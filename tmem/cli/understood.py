@@ -25,7 +25,7 @@ _THOUGHT = {
 
 
 def understood(name: str, preset: str) -> dict:
-    """Facts of the model that `name` means (see `models.load`) and of what `preset` adapts; no weights are read."""
+    """Facts of the model that `name` means (see `loading.load_model`) and of what `preset` adapts; no weights are read."""
     network, tokenizer = loading.outline(name)
     folder, config, chat = loading.resolve(name), network.config, Chat(tokenizer, network)
     shape = Shape.of(config)

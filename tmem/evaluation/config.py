@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..agent.config import DEFAULT_PRESET
 from ..tasks.names import TASKS
 
 SEARCH = ("search",)
@@ -65,7 +66,7 @@ class EvalConfig:
 
     task: str = _option("stream", recorded=False)
     model: str | None = _option(recorded=False, protocol=False)
-    preset: str = _option("default", recorded=False, protocol=False)
+    preset: str = _option(DEFAULT_PRESET, recorded=False, protocol=False)
     data: str | tuple[str, ...] | None = _option(recorded=False)
     leave_out: str | None = _option(recorded=False)
     corpus: tuple[str, ...] = _option((), of=SEARCH, recorded=False)

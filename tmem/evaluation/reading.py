@@ -43,12 +43,14 @@ class Reading(Work):
             require_dense()
         left = None
         if config.leave_out:
-            left = left_out.load(config.leave_out, locomo.question_id if config.task == "locomo" else left_out.as_it_is)
+            left = left_out.read_leave_out(
+                config.leave_out, locomo.question_id if config.task == "locomo" else left_out.as_it_is
+            )
         episodes = _episodes(config, left)
         settings = agent_config(config.preset)
         learn = dataclasses.replace(settings.learn, unknown=tasks.abstention(config.task))
         settings = dataclasses.replace(settings, learn=learn)
-        network, tokenizer = loading.load(config.model)
+        network, tokenizer = loading.load_model(config.model)
         asked = [q for several in episodes.values() for e in several for q in e.questions]
         config = _with_room(config, settings.answer.max_new, network.config.max_position_embeddings, Chat(tokenizer), asked)
         notes = [*left_out.notes(left), *_notes(episodes[config.seed])]
@@ -106,7 +108,7 @@ def _episodes(config: EvalConfig, left: left_out.LeaveOut | None) -> dict[int, l
     task, first = config.task, config.seed
     given = {"data": config.data, "limit": config.limit, "split": config.split, "difficulty": config.difficulty}
     given["adversarial"] = config.adversarial
-    episodes = {seed: tasks.load(task, seed=seed, leave_out=left, **given) for seed in config.replicates}
+    episodes = {seed: tasks.episodes(task, seed=seed, leave_out=left, **given) for seed in config.replicates}
     if left is not None:
         here = {e.id for e in episodes[first]}
         left.check(lambda id: task == "locomo" and id.partition("/")[0] in {*locomo.CONVERSATIONS} - here)

@@ -49,16 +49,16 @@ class Searching(Work):
     def prepare(cls, config: EvalConfig, methods: Sequence[str]) -> Searching:
         if config.search_by == "dense":
             require_dense()
-        left = left_out.load(config.leave_out) if config.leave_out else None
+        left = left_out.read_leave_out(config.leave_out) if config.leave_out else None
         hops = _hops(config, left)
         if config.objectives is None:
             together = max(hop.together for hop in hops)
             config = dataclasses.replace(config, objectives=together if together > 1 else OBJECTIVES)
         sets = compose(hops, config.objectives)
         drawn = _drawn(config, sets)
-        documents = corpus.load(*(config.corpus or files(config.data)))
+        documents = corpus.documents(*(config.corpus or files(config.data)))
         settings = agent_config(config.preset)
-        network, tokenizer = loading.load(config.model)
+        network, tokenizer = loading.load_model(config.model)
         config = _with_room(config, network.config.max_position_embeddings)
         remaining = len(hops) - config.objectives * len(sets)
         notes = left_out.notes(left)
@@ -117,7 +117,7 @@ def _hops(config: EvalConfig, left: left_out.LeaveOut | None) -> list[Hop]:
     """The questions of all files. Raises ValueError where there is no file, or one to leave out that they do not have."""
     if not files(config.data):
         raise ValueError("search: no data file given; pass questions of HotpotQA, 2WikiMultihopQA, MuSiQue, FlashRAG or MEM1.")
-    hops = multihop.load(config.data, left)
+    hops = multihop.questions(config.data, left)
     if left is not None:
         left.check()
     return hops

@@ -28,7 +28,7 @@ class ModelError(ValueError):
     """A model that cannot be had; the message says what to do."""
 
 
-def load(
+def load_model(
     name: str | Path | None = None, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in eval mode with SDPA attention, and its tokenizer.
@@ -81,7 +81,7 @@ def load(
 
 
 def config(name: str | Path | None = None) -> PreTrainedConfig:
-    """The configuration of the model that `name` means (see `load`). Raises ModelError for one that tmem cannot run."""
+    """The configuration of the model that `name` means (see `load_model`). Raises ModelError for one that tmem cannot run."""
     from transformers import AutoConfig
 
     from .forward import FAMILIES, unlike
@@ -101,7 +101,7 @@ def config(name: str | Path | None = None) -> PreTrainedConfig:
 
 
 def outline(name: str | Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model that `name` means (see `load`) without its weights, on torch's meta device, and its tokenizer."""
+    """The model that `name` means (see `load_model`) without its weights, on torch's meta device, and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -120,7 +120,7 @@ def outline(name: str | Path | None = None) -> tuple[PreTrainedModel, PreTrained
 
 
 def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model that `name` means (see `load`). Raises ModelError where there is none that tmem can run."""
+    """The tokenizer of the model that `name` means (see `load_model`). Raises ModelError where tmem can run none."""
     from transformers import AutoTokenizer
 
     folder = resolve(name)
@@ -176,8 +176,10 @@ def end_ids(config) -> list[int]:
     return list(ids) if isinstance(ids, (list, tuple)) else [] if ids is None else [ids]
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path, weights: dict | None = None) -> None:
-    """Write a Hugging Face folder (safetensors) that `load(path)` takes; an older model at `path` is replaced whole.
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path, weights: dict | None = None
+) -> None:
+    """Write a Hugging Face folder (safetensors) that `load_model(path)` takes; an older model at `path` is replaced whole.
 
     weights: the state dict, where the model itself holds only a part of it.
     """
@@ -199,7 +201,7 @@ def default_dtype(device: str | torch.device = "cpu") -> torch.dtype:
 
 
 def resolve(name: str | Path | None = None) -> Path:
-    """The local folder with the model that `name` means (see `load`), converted or fetched if need be."""
+    """The local folder with the model that `name` means (see `load_model`), converted or fetched if need be."""
     if name is None or str(name) == DEFAULT:
         return converted(default_file())
     path = Path(name).expanduser()

@@ -15,7 +15,7 @@ SIZES = (
 def default_or_tiny(quick: bool, device: str, dtype: torch.dtype) -> tuple:
     """The default model, or, `quick`, a tiny one of the default's vocabulary; and its tokenizer."""
     if not quick:
-        return loading.load(device=device, dtype=dtype)
+        return loading.load_model(device=device, dtype=dtype)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = loading.load_tokenizer()

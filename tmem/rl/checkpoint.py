@@ -29,7 +29,7 @@ class Damaged(ValueError):
     """A checkpoint that cannot be read."""
 
 
-def save(folder: Path, state: dict, tensors: dict[str, Tensor], world: World) -> None:
+def save_checkpoint(folder: Path, state: dict, tensors: dict[str, Tensor], world: World) -> None:
     """Write `state` and `tensors`, which every rank has whole or a part of. An older folder of this name is replaced.
 
     Whenever the process dies, whoever reads `folder` finds it whole or as it was (atomic_folder, which rank 0 opens and all
@@ -127,7 +127,7 @@ def check(folder: Path, world: World) -> dict:
     return state
 
 
-def load(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
+def load_checkpoint(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
     """Fill `tensors` in place from a checkpoint. Raises Damaged, or ValueError for another model's checkpoint."""
     folder, held = standing(folder), set()
     for name in state_of(folder)["files"]:

@@ -200,7 +200,7 @@ class Trainer:
         if self.config.task == "stream":
             self.task = Stream(self.config.difficulty, self.config.rl_questions or None)
         else:
-            self.task = own_task.load(self.config.task)
+            self.task = own_task.find_task(self.config.task)
         self.state = {
             "phase": "base", "step": 0, "seconds": {}, "evaluations": {}, "rows": 0, "segments": 0, "wall_seconds": 0.0,
             "number": 0, "weights": False, "skipped": 0, "damaged": 0, "done": False,
@@ -313,7 +313,7 @@ class Trainer:
     def _build(self) -> None:
         fsdp = self.config.layout == "fsdp"
         wanted = {"dtype": torch.float32} if fsdp else {}
-        model, self.tokenizer = loading.load(self.model_name, device=self.world.device, **wanted)
+        model, self.tokenizer = loading.load_model(self.model_name, device=self.world.device, **wanted)
         dtype = loading.default_dtype(next(model.parameters()).device)
         share = -(-self.config.rl_episodes // self.world.size)
         slots = max(share * self.config.rl_group, -(-self.config.eval_episodes // self.world.size))
@@ -410,13 +410,13 @@ class Trainer:
         tensors = {}
         if self.state["weights"] or folder.name == "warm":
             tensors = self.policy.tensors() | self._subspace()
-        checkpoint.save(folder, {**self.state, "optimizer_steps": self.policy.steps}, tensors, self.world)
+        checkpoint.save_checkpoint(folder, {**self.state, "optimizer_steps": self.policy.steps}, tensors, self.world)
 
     def read(self, folder: Path) -> None:
         """Parameters, moments, and A where it changes. Raises Damaged for a file that is not what was written."""
         subspace = self._subspace()
         steps = checkpoint.check(folder, self.world)["optimizer_steps"]
-        checkpoint.load(folder, self.policy.blank(steps) | subspace, self.world)
+        checkpoint.load_checkpoint(folder, self.policy.blank(steps) | subspace, self.world)
         self.policy.publish()
         if subspace:
             self.agent.bank.take(list(subspace.values()))
@@ -435,7 +435,7 @@ class Trainer:
         if self.world.first:
             self.agent.bank.detach()
             try:
-                loading.save(self.agent.model, self.tokenizer, self.out / phase, weights)
+                loading.save_model(self.agent.model, self.tokenizer, self.out / phase, weights)
             finally:
                 self.agent.bank.attach()
         self.world.wait()

@@ -74,7 +74,7 @@ def lesson(seed: int, split: str, facts: int) -> Lesson:
     return Lesson(*(tuple(x) for x in zip(*some)))
 
 
-def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable[[str, Callable[[], list]], list]) -> dict:
+def compare_inits(quick: bool, watch: Callable[[str, int, int], None], kept: Callable[[str, Callable[[], list]], list]) -> dict:
     """{"rows", "energy"}: a row for every init, reach, seed and number of steps; where the layers' inputs lie.
 
     The default model on the CPU. Rows have phase "tuning" or "judging", optimizer, init, reach, lr, swept (False: the
@@ -82,7 +82,7 @@ def study(quick: bool, watch: Callable[[str, int, int], None], kept: Callable[[s
     the paraphrases answered word for word) and norm (‖ΔW‖_F). `kept`: see bench.study.
     """
     design = Design.quick() if quick else Design()
-    model, tokenizer = loading.load(dtype=torch.float32, device="cpu")
+    model, tokenizer = loading.load_model(dtype=torch.float32, device="cpu")
     chat = Chat(tokenizer)
     model.requires_grad_(False)
     todo = [("tuning", "adamw", init) for init in design.inits]

@@ -220,7 +220,7 @@ def updated(said: str, new: str, olds: Sequence[str]) -> str:
 # the study ------------------------------------------------------------------------------------------------------------
 
 
-def study(
+def compare_settings(
     quick: bool,
     watch: Callable[[str, int, int], None],
     kept: Callable[[str, Callable[[], list]], list],

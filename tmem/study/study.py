@@ -24,7 +24,9 @@ LOCK = ".study.lock"  # of a study, and of a seed while it is trained and dissec
 
 
 @alone("out", LOCK)
-def study(preset: str, out: Path, *, seeds: int = 5, seed_starts: Callable[[int], None] = lambda _: None, **options) -> dict:
+def run_seeds(
+    preset: str, out: Path, *, seeds: int = 5, seed_starts: Callable[[int], None] = lambda _: None, **options
+) -> dict:
     """Do seeds 0..seeds-1 into `out`/seed-N, compare them, and return the summary; options: those of `one`.
 
     What `out` holds is kept and gone on with, so an interrupted study is called again. Held-out episodes differ from seed to
@@ -68,7 +70,7 @@ def one(
 def _dissected(preset, model, folder, seed, difficulty, count, progress) -> dict:
     from ..agent.config import agent_config
 
-    network, tokenizer = loading.load(model)  # A is that of the model as it came, as in training
+    network, tokenizer = loading.load_model(model)  # A is that of the model as it came, as in training
     agent = Agent.build(network, tokenizer, agent_config(preset), slots=count)
     as_it_came = ability(agent)
 

@@ -9,7 +9,7 @@ from tmem.tasks.left_out import LeaveOut
 from tmem.tasks.records import distinct, files
 from tmem.tasks.task import Task
 
-__all__ = ["AT_LENGTH", "TASKS", "Episode", "Evidence", "Pair", "Question", "Task", "abstention", "load", "score"]
+__all__ = ["AT_LENGTH", "TASKS", "Episode", "Evidence", "Pair", "Question", "Task", "abstention", "episodes", "score"]
 
 # A task's scores. CL-bench has none: its answers are graded by a judge, rubric by rubric.
 _SCORES = {
@@ -22,7 +22,12 @@ _SCORES = {
 TASKS = tuple(_SCORES)
 AT_LENGTH = ("clbench",)  # whose answers are whole texts
 
-_LOADERS = {"locomo": locomo.load, "longmemeval": longmemeval.load, "squad": squad.load, "clbench": clbench.load}
+_READERS = {
+    "locomo": locomo.episodes,
+    "longmemeval": longmemeval.episodes,
+    "squad": squad.episodes,
+    "clbench": clbench.episodes,
+}
 _FILES = {
     "locomo": "locomo10.json",
     "longmemeval": "longmemeval_s_cleaned.json",
@@ -31,7 +36,7 @@ _FILES = {
 }
 
 
-def load(
+def episodes(
     task: str,
     *,
     data: str | Sequence[str] | None = None,
@@ -67,7 +72,7 @@ def load(
     if data is None:
         raise ValueError(f"{task}: no data file given; pass the path of the official {_FILES[task]} as data")
     options = {"adversarial": adversarial} if task == "locomo" else {}
-    episodes = _LOADERS[task](data, seed=seed, limit=limit, leave_out=left, **options)
+    episodes = _READERS[task](data, seed=seed, limit=limit, leave_out=left, **options)
     where = f"{task}: {', '.join(map(str, files(data)))}: the id"
     distinct((e.id for e in episodes), where)
     distinct((q.id for e in episodes for q in e.questions), where)

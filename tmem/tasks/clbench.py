@@ -10,7 +10,7 @@ from tmem.episode import Episode, Question
 from tmem.tasks.left_out import LeaveOut
 from tmem.tasks.records import Record, check_limit, draw, read
 
-__all__ = ["EVALUATION_ONLY", "is_clbench", "load", "split"]
+__all__ = ["EVALUATION_ONLY", "is_clbench", "episodes", "split"]
 
 EVALUATION_ONLY = "CL-bench is for evaluation only, never for training; take stream or a task of your own (file.py:Class)."
 
@@ -20,7 +20,7 @@ _SOURCE = "get CL-bench.jsonl from https://huggingface.co/datasets/tencent/CL-be
 LONG, HEAD, TAIL = 6000, 500, 1000
 
 
-def load(path: str | Path, *, seed: int = 0, limit: int | None = None, leave_out: LeaveOut | None = None) -> list[Episode]:
+def episodes(path: str | Path, *, seed: int = 0, limit: int | None = None, leave_out: LeaveOut | None = None) -> list[Episode]:
     """One episode for each task of the file, in its order; at most `limit`, drawn by the seed, of every category first.
 
     The last user message is the question, and the messages before it (the system's, too) are the stream, a chunk each.

@@ -12,7 +12,7 @@ from ..models.embed import Embedder
 from . import multihop
 from .records import Record, content, listed
 
-__all__ = ["Document", "Index", "load"]
+__all__ = ["Document", "Index", "documents"]
 
 _SOURCE = "give a .json or .jsonl corpus with `text` (and `title`) or `contents`, or a question file to search its contexts"
 
@@ -24,7 +24,7 @@ class Document(NamedTuple):
     text: str
 
 
-def load(*paths: str | Path) -> list[Document]:
+def documents(*paths: str | Path) -> list[Document]:
     """The documents of all files, each once, in their order; documents without text are left out.
 
     A file (.json, or .jsonl with a record a line) holds {title: [sentences]} or records with text and perhaps title, with

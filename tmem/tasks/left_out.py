@@ -11,7 +11,7 @@ from typing import Any
 
 from .records import Record, content, text
 
-__all__ = ["LeaveOut", "about", "as_it_is", "load", "notes"]
+__all__ = ["LeaveOut", "about", "as_it_is", "read_leave_out", "notes"]
 
 _SUFFIXES = ("", ".txt", ".json", ".jsonl")
 _SOURCE = "give a list of question ids, or of records with question_id and perhaps label_error or error_type"
@@ -61,7 +61,7 @@ def as_it_is(id: str, sample: str) -> str:
     return id
 
 
-def load(path: str | Path, resolve: Callable[[str, str], str] = as_it_is) -> LeaveOut:
+def read_leave_out(path: str | Path, resolve: Callable[[str, str], str] = as_it_is) -> LeaveOut:
     """The list in a .txt file, an id a line, or in a .json or .jsonl file of ids or records.
 
     In a .txt file a # at the start of a line or behind a space begins a comment. A .json file may hold the list in an object,

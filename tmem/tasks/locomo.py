@@ -15,7 +15,7 @@ from tmem.tasks.left_out import LeaveOut
 from tmem.tasks.metrics import ABSTENTIONS, chosen
 from tmem.tasks.records import Record, check_limit, read
 
-__all__ = ["ADVERSARIAL", "CONVERSATIONS", "DATE_SUFFIX", "KINDS", "called", "chosen", "load", "question_id"]
+__all__ = ["ADVERSARIAL", "CONVERSATIONS", "DATE_SUFFIX", "KINDS", "called", "chosen", "episodes", "question_id"]
 
 KINDS = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
 COMMONSENSE = "commonsense"  # REALTALK's category 3
@@ -32,7 +32,7 @@ ADVERSARIAL = ("open", "choice")
 _SOURCE = "get locomo10.json from https://github.com/snap-research/locomo (folder data)"
 
 
-def load(
+def episodes(
     path: str | Path,
     *,
     seed: int = 0,
@@ -70,7 +70,7 @@ def called(episodes: Iterable[Episode]) -> str | None:
 
 
 def question_id(id: str, sample: str) -> str:
-    """The id that `load` gives the question which others call "locomo_0_qa1", question 1 of LoCoMo's first conversation.
+    """The id that `episodes` gives the question which others call "locomo_0_qa1", question 1 of LoCoMo's first conversation.
 
     sample: the conversation's name, where it is said. Any other id is returned as it is.
     """

@@ -12,7 +12,7 @@ from tmem.tasks.dates import shown, when
 from tmem.tasks.left_out import LeaveOut
 from tmem.tasks.records import Record, check_limit, draw, read
 
-__all__ = ["KINDS", "load", "summary"]
+__all__ = ["KINDS", "episodes", "summary"]
 
 KINDS = (
     "single-session-user", "single-session-assistant", "single-session-preference", "temporal-reasoning", "knowledge-update",
@@ -24,7 +24,7 @@ DATED = "day, weekday and time"  # of what a question tells of when it is asked;
 UNSORTED = "sessions stand in the file's order, as the date of one cannot be read"
 
 
-def load(path: str | Path, *, seed: int = 0, limit: int | None = None, leave_out: LeaveOut | None = None) -> list[Episode]:
+def episodes(path: str | Path, *, seed: int = 0, limit: int | None = None, leave_out: LeaveOut | None = None) -> list[Episode]:
     """One episode with one question for each question of the file, in its order.
 
     limit: at most so many questions, drawn by the seed; every type is drawn before any is drawn twice.

@@ -13,7 +13,7 @@ from pathlib import Path
 from .left_out import LeaveOut
 from .records import Record, distinct, files, read
 
-__all__ = ["Hop", "contexts", "home", "is_question", "joined", "load"]
+__all__ = ["Hop", "contexts", "home", "is_question", "joined", "questions"]
 
 _SOURCE = "give a .json or .jsonl file in the format of HotpotQA, 2WikiMultihopQA, MuSiQue, FlashRAG, Search-R1 or MEM1"
 _COLUMNS = {"sentences": "content"}  # 2WikiMultihopQA's name of a column in FlashRAG
@@ -38,7 +38,7 @@ class Hop:
     together: int = 1
 
 
-def load(path: str | Path | Sequence[str | Path], leave_out: LeaveOut | None = None) -> list[Hop]:
+def questions(path: str | Path | Sequence[str | Path], leave_out: LeaveOut | None = None) -> list[Hop]:
     """The answerable questions of a .json or .jsonl file, or of several, in order; MuSiQue's unanswerable ones are left out,
     those without a golden answer, and those that `leave_out` names, with what their record asks together with them.
 

@@ -13,13 +13,13 @@ from tmem.tasks.left_out import LeaveOut
 from tmem.tasks.metrics import ABSTENTIONS
 from tmem.tasks.records import Record, check_limit, draw, read
 
-__all__ = ["load"]
+__all__ = ["episodes"]
 
 _SOURCE = "get dev-v1.1.json or dev-v2.0.json from https://rajpurkar.github.io/SQuAD-explorer"
 _BOUNDARY = re.compile(r"(?<=[.!?])\s+|\n")
 
 
-def load(path: str | Path, *, seed: int = 0, limit: int | None = None, leave_out: LeaveOut | None = None) -> list[Episode]:
+def episodes(path: str | Path, *, seed: int = 0, limit: int | None = None, leave_out: LeaveOut | None = None) -> list[Episode]:
     """One episode for each passage of the file, in its order; at most `limit`, drawn by the seed.
 
     The file is a list of {title, context, questions: [{question, answer, answers}]}, of which one of the two may be missing, or

@@ -36,7 +36,7 @@ class Task:
         }
 
 
-def load(name: str) -> Task:
+def find_task(name: str) -> Task:
     """The task that `file.py:Class` names. Runs that file: name only your own. Raises ValueError if there is none.
 
     Nor for CL-bench, by its name or a file of it: its licence allows evaluation only.
