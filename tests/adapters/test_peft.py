@@ -17,6 +17,7 @@ from tmem import Memory
 from tmem.adapters import peft as peft_files
 from tmem.adapters.memory_file import read_memory
 from tmem.adapters.peft import load_adapter
+from tmem.agent.teach import Lesson
 from tmem.episode import Pair
 from tmem.memory import _fingerprint
 from tmem.models import loading
@@ -270,7 +271,7 @@ def fill(memory, seed):
     generator = torch.Generator().manual_seed(seed)
     for site in memory.agent.bank.sites:
         site.bt[memory.slot] = torch.randn(site.bt[memory.slot].shape, generator=generator)
-    memory.pairs = pairs(2, str(seed))
+    memory._lesson = Lesson(pairs(2, str(seed)))
     return memory
 
 
@@ -342,7 +343,7 @@ def test_a_record_of_other_types_is_named(opened, tmp_path, fields, sentence):
 
 def test_texts_of_any_characters_come_back(opened, tmp_path):
     memory = opened()
-    memory.pairs = [Pair('"digest": "" \ud800 é 漢', "\\ \x00 \U0001f600")]
+    memory._lesson = Lesson([Pair('"digest": "" \ud800 é 漢', "\\ \x00 \U0001f600")])
     memory.save(tmp_path / "m")
     assert opened(tmp_path / "m").pairs == memory.pairs
 
