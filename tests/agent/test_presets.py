@@ -226,7 +226,7 @@ def test_settings_that_were_recorded_before_have_the_names_of_now():
 
 
 def test_whatever_takes_a_preset_and_is_given_none_takes_the_same():
-    calls = [Memory.from_pretrained, EvalConfig, soak.soak, agent_config, train_config]
+    calls = [Memory.from_pretrained, EvalConfig, soak.compare_settings, agent_config, train_config]
     names = {f.__qualname__: inspect.signature(f).parameters for f in calls}
     found = {name: (shown.get("preset") or shown["name"]).default for name, shown in names.items()}
     for name in ("train", "eval", "budget", "info", "bench"):
