@@ -179,13 +179,13 @@ class Plain:
     def step(self, clock: Clock) -> None:
         """As for Ours."""
         with clock("whole"):
-            deltas = [self.live(rollout, epochs, clock) for rollout, epochs in zip(self.ours.rollouts, self.ours.epochs)]
+            deltas = [self.run_alone(rollout, epochs, clock) for rollout, epochs in zip(self.ours.rollouts, self.ours.epochs)]
             with clock("backward"):
                 self.backward(self.ours.rollouts, deltas)
             with clock("optimizer"):
                 self.update()
 
-    def live(self, rollout: Rollout, epochs: int, clock: Clock) -> list[Tensor]:
+    def run_alone(self, rollout: Rollout, epochs: int, clock: Clock) -> list[Tensor]:
         """One rollout; returns the Δ it ends with."""
         write, *answers = rollout.actions
         self.restore(None)

@@ -1,4 +1,4 @@
-"""What agents live through and tasks are made of: a stream of text in chunks, and questions asked after it was read."""
+"""An episode: a stream of text in chunks, and questions asked after it was read."""
 
 from dataclasses import dataclass
 

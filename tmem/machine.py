@@ -90,7 +90,7 @@ def rows_apart() -> bool:
     Call it before the first product.
 
     Intel's MKL has other kernels for few rows unless asked for its strict mode. oneDNN has no such mode for bf16 on AMX: there
-    an episode among others is lived as alone to rounding; ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 gives the same bits, more slowly.
+    an episode among others agrees with one alone to rounding. ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 gives the same bits, slower.
     For commands, not for libraries: it holds for the whole process.
     """
     if _cpuinfo().get("vendor_id") == "GenuineIntel":

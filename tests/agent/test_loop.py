@@ -332,7 +332,7 @@ def test_probes_ask_otherwise_and_about_somebody_else():
     assert probe(Pair("Where does Ada live?", "Ulm"), ["Ada"]).other is None
 
 
-def test_segments_hold_whole_chunks_up_to_the_window():
+def test_passages_hold_whole_chunks_up_to_the_window():
     chat = Chat(Letters())
     assert cut(chat, ["a" * 30, "b" * 30, "c" * 30], 64) == ["a" * 30 + "\n\n" + "b" * 30, "c" * 30]
     assert cut(chat, [], 64) == [] and cut(chat, ["", "  "], 64) == []

@@ -137,7 +137,7 @@ def test_a_method_computes_what_its_rows_say(run, tmp_path):
 
 def test_seeds_are_replicates_of_the_subspace_and_leak_no_slot(run, tmp_path, monkeypatch):
     built, lived = [], []
-    build, live = Agent.build, reading._live
+    build, live = Agent.build, reading._run
 
     def building(*words, **options):
         built.append(build(*words, **options))
@@ -149,7 +149,7 @@ def test_seeds_are_replicates_of_the_subspace_and_leak_no_slot(run, tmp_path, mo
         return live(task, method, reader, *rest)
 
     monkeypatch.setattr(Agent, "build", building)
-    monkeypatch.setattr(reading, "_live", living)
+    monkeypatch.setattr(reading, "_run", living)
     run("squad", ["none", "tmem"], seed=3, seeds=2, slots=1)
     (agent,) = built
     assert not any(agent.bank.used) and [s for s, _ in lived] == [3] * 4 + [4] * 4

@@ -8,7 +8,7 @@ import torch
 from tiny import model, pairs
 from tiny_agent import CONFIG, EPISODES, TRAIN, agent_of
 from wrong import (
-    advantage_per_segment,
+    advantage_per_action,
     batch_loss,
     branches_in_sight,
     delta_free_reference,
@@ -59,16 +59,16 @@ def replayed(agent, rollouts, **options):
 
 
 def worst(found):
-    return max(mean for *_, mean, _ in found.segments)
+    return max(mean for *_, mean, _ in found.actions)
 
 
-def test_the_trainer_finds_the_samplers_probabilities_in_every_segment(monkeypatch):
+def test_the_trainer_finds_the_samplers_probabilities_in_every_action(monkeypatch):
     agent = agent_of(slots=8)
     rollouts = rollouts_of(agent, monkeypatch)
     found, _ = replayed(agent, rollouts)
-    assert len(found.segments) == sum(len(r.actions) for r in rollouts) == 8
-    assert {s[1] for s in found.segments} == {"write", "answer"} and max(s[2] for s in found.segments) > 1
-    assert sum(s[3] for s in found.segments) == found.tokens
+    assert len(found.actions) == sum(len(r.actions) for r in rollouts) == 8
+    assert {s[1] for s in found.actions} == {"write", "answer"} and max(s[2] for s in found.actions) > 1
+    assert sum(s[3] for s in found.actions) == found.tokens
     assert worst(found) < 1e-5 and found.clipped == 0 and found.ratio == pytest.approx(found.tokens, rel=1e-5)
     assert not any(agent.bank.used) and not agent.bank.grad.any()
 
@@ -90,7 +90,7 @@ def test_a_writer_without_memory_is_replayed_without_it(monkeypatch):
         writes = [a for r in rollouts for a in r.actions if a.kind == "write"]
         assert all(a.delta is None and a.writes == 0 for a in writes) and any(len(r.log) > 1 for r in rollouts)
         found, _ = replayed(agent, rollouts, mode=mode)
-        assert worst(found) < 1e-5 and len(found.segments) == sum(len(r.actions) for r in rollouts)
+        assert worst(found) < 1e-5 and len(found.actions) == sum(len(r.actions) for r in rollouts)
     said = [[a.generation.ids for r in several for a in r.actions if a.kind == "write"] for several in (with_memory, rollouts)]
     assert said[0] != said[1]  # the second writes
 
@@ -104,7 +104,7 @@ def test_learning_again_from_the_log_gives_the_same_numbers_as_snapshots(monkeyp
     by_snapshot, one = replayed(agent, kept)
     from_log, other = replayed(agent, without, mode="log")
     assert_close("gradient", other, one, 1e-5)
-    assert [s[:4] for s in from_log.segments] == [s[:4] for s in by_snapshot.segments] and worst(from_log) < 1e-5
+    assert [s[:4] for s in from_log.actions] == [s[:4] for s in by_snapshot.actions] and worst(from_log) < 1e-5
     assert not any(agent.bank.used)
 
 
@@ -181,8 +181,8 @@ def test_the_reference_has_the_same_memory_as_the_policy(monkeypatch):
     assert kl_of_memory(agent, rollouts, delta_free_reference.backward) > 1e-2
 
 
-def test_an_advantage_belongs_to_a_rollout_and_every_segment_of_it_gets_it(monkeypatch):
-    """What a step of GRPO trains each segment with: rewards 1 and 0 give 1 and -1, however many segments."""
+def test_an_advantage_belongs_to_a_rollout_and_every_action_of_it_gets_it(monkeypatch):
+    """What a step of GRPO trains each action with: rewards 1 and 0 give 1 and -1, however many actions."""
     agent = agent_of(slots=8)
     rollouts, rewards = rollouts_of(agent, monkeypatch)[:2], iter([1.0, 0.0])
     counts = [len(r.actions) for r in rollouts]
@@ -192,21 +192,21 @@ def test_an_advantage_belongs_to_a_rollout_and_every_segment_of_it_gets_it(monke
 
     def seen(policy, bank, part, *rest):
         for row in part:
-            for s in row.segments:
+            for s in row.samples:
                 trained[s.rollout].append(s.advantage)
         accumulate(policy, bank, part, *rest)
 
     def right(found):
-        return [[round(a, 4) for a in segments] for segments in found] == [[1.0] * counts[0], [-1.0] * counts[1]]
+        return [[round(a, 4) for a in actions] for actions in found] == [[1.0] * counts[0], [-1.0] * counts[1]]
 
     monkeypatch.setattr(replay, "_accumulate", seen)
     monkeypatch.setattr(grpo, "sample", lambda *_, **__: rollouts)
     monkeypatch.setattr(grpo, "reward", lambda *_: next(rewards))
     config = dataclasses.replace(TRAIN, rl_episodes=1, rl_group=2, probe=0)
     task = SimpleNamespace(episode=lambda key, split: None, score=Task().score)
-    row, segments = grpo.step(agent, policy_of(agent), task, config, 0, clock=loop.Clock())
-    assert right(trained) and len(segments) == sum(counts) and row["reward"] == 0.5
-    assert not right(advantage_per_segment.advantages([1.0, 0.0], counts))
+    row, actions = grpo.step(agent, policy_of(agent), task, config, 0, clock=loop.Clock())
+    assert right(trained) and len(actions) == sum(counts) and row["reward"] == 0.5
+    assert not right(advantage_per_action.advantages([1.0, 0.0], counts))
 
 
 def test_dead_groups_and_empty_worlds_cost_nothing(monkeypatch):
@@ -395,10 +395,10 @@ def test_the_known_collapses_show_in_the_scores():
     """A question copied with a guessed answer, an empty list, a list that the token limit cut."""
     question = Question("q", "What does Ada like?", ("figs",), "attribute")
     episode = Episode("e", ("Ada: I like figs.",), ((Pair("What does Ada like?", "figs"),),), (question,))
-    segment, fine = episode.chunks[0], loop.Learned(1.0, 0.5, 3.0, True)
+    passage, fine = episode.chunks[0], loop.Learned(1.0, 0.5, 3.0, True)
 
     def found(pairs, answer="figs", finished=True):
-        entry = loop.LogEntry(segment, Written(list(pairs)), fine, tokens=50, finished=finished)
+        entry = loop.LogEntry(passage, Written(list(pairs)), fine, tokens=50, finished=finished)
         return ro.scores(Task(), loop.Rollout(episode, "k", [entry], [answer]))
 
     honest, guessed = found([Pair("What does Ada like?", "Figs.")]), found([Pair("What does Ada like?", "plums")], "plums")

@@ -58,8 +58,8 @@ def test_a_life_learns_write_after_write_as_a_rollout_does():
     agent = agent_of(slots=2)
     writes = [[[Pair("who?", "me")], [Pair("where?", "here")]], [[Pair("what?", "it")], []], [[], [Pair("when?", "now")]]]
     seen = {}
-    for life in dissect.lives(agent, writes):
-        for index, slot in zip(life.indices, life.slots):
+    for group in dissect.taught(agent, writes):
+        for index, slot in zip(group.indices, group.slots):
             seen[index] = agent.bank.param[slot].clone()
     assert sorted(seen) == [0, 1, 2] and not any(agent.bank.used)
     slot = agent.bank.alloc()
@@ -67,7 +67,7 @@ def test_a_life_learns_write_after_write_as_a_rollout_does():
         learn(agent.model, agent.bank, [(slot, write)], agent.chat, agent.config.learn)
     assert (agent.bank.param[slot] == seen[0]).all()
     agent.bank.free(slot)
-    rounds = [life.writes for life in dissect.lives(agent, writes, each=True)]
+    rounds = [group.writes for group in dissect.taught(agent, writes, each=True)]
     assert rounds == [1, 2, 1, 2]
 
 

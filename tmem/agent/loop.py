@@ -88,7 +88,7 @@ class LogEntry:
 
 @dataclass
 class Rollout:
-    """An episode as it was lived: its log, its answers in question order, and its actions when traced."""
+    """What an agent did in one episode: its log, its answers in question order, and its actions when traced."""
 
     episode: Episode
     key: str
@@ -107,8 +107,8 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Living:
-    """How episodes are lived.
+class RunOptions:
+    """How episodes are run.
 
     temperature  of writing, and of answers that are sampled
     answering    "sampled"; "greedy": the likeliest answers, which are then no actions of the policy; "scored": nothing is said,
@@ -136,15 +136,15 @@ def run(
     *,
     on_event: Callable[[str, int, int], None] | None = None,
     clock: Clock | None = None,
-    **living,
+    **options,
 ) -> list[Rollout]:
-    """Live every episode once; `keys[i]` seeds episode i's noise. As many run at once as the bank has free slots.
+    """Run every episode once; `keys[i]` seeds episode i's noise. As many run at once as the bank has free slots.
 
     on_event  told (phase, done, total) while writing, learning and answering
     clock     is told the seconds of "write", "learn" and "answer"
-    living    fields of `Living`
+    options   fields of `RunOptions`
     """
-    rollouts, how, at = [Rollout(e, k) for e, k in zip(episodes, keys)], Living(**living), 0
+    rollouts, how, at = [Rollout(e, k) for e, k in zip(episodes, keys)], RunOptions(**options), 0
     probed = set(range(len(rollouts)) if how.probing is True else how.probing or ())
     on_event, clock = on_event or (lambda *_: None), Clock() if clock is None else clock
     while at < len(rollouts):
@@ -162,12 +162,12 @@ def run(
 
 @dataclass
 class _Batch:
-    """Episodes that are lived at once, each in its slot; `probed`: the places of those whose pairs are asked back."""
+    """Episodes that run at once, each in its slot; `probed`: the places of those whose pairs are asked back."""
 
     agent: Agent
     rollouts: list[Rollout]
     slots: list[int]
-    how: Living
+    how: RunOptions
     probed: set[int]
     tell: Callable[[str, int, int], None]
     clock: Clock

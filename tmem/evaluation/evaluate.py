@@ -6,7 +6,7 @@
                          anew after every method's part of a group of episodes (of very many answers more seldom)
     out/episodes.md      what was written and said, for a reader
 
-A group of episodes is lived by all methods before the next one begins. A kill loses one batch of questions at most; `resume`
+All methods run a group of episodes before the next one begins. A kill loses one batch of questions at most; `resume`
 reads what is there and asks the rest.
 """
 
@@ -83,9 +83,9 @@ def _live(work: Work, agent: Agent, methods: Sequence[str], record: Record, watc
         if seed != agent.bank.seed:
             agent.bank.seed = seed
             agent.bank.renew()
-        live = work.group(agent, seed, items)
+        run_group = work.group(agent, seed, items)
         for name in methods:
-            live(name, record, partial(_tell, watch, name, len(record.answered(name)), total))
+            run_group(name, record, partial(_tell, watch, name, len(record.answered(name)), total))
             record.write()
 
 

@@ -24,12 +24,12 @@ from .config import EvalConfig, Extent
 from .grading import scored
 from .record import Record
 from .summary import summarise
-from .work import BESIDE, Live, Tell, Work
+from .work import BESIDE, RunGroup, Tell, Work
 
 AT_LENGTH = 256  # tokens of an answer, unless asked otherwise, where a task wants whole texts
 BATCH = 32  # questions asked at once
 
-Item = tuple[Episode, str]  # an episode to live, the id of the episode it belongs to
+Item = tuple[Episode, str]  # an episode to run, the id of the episode it belongs to
 
 
 class Reading(Work):
@@ -77,14 +77,14 @@ class Reading(Work):
             (dataclasses.replace(e, id=f"{e.id} {q.id}", questions=(q,)), e.id) for e in self.data[seed] for q in e.questions
         ]
 
-    def group(self, agent: Agent, seed: int, items: Sequence[Item]) -> Live:
+    def group(self, agent: Agent, seed: int, items: Sequence[Item]) -> RunGroup:
         task = self.config.task
         settings = Settings(
             seed=seed, context=self.config.context, abstention=tasks.abstention(task), max_new=self.config.answer_tokens,
             at_length=task in tasks.AT_LENGTH, probing=self.config.probe, known=self.config.known,
         )  # fmt: skip
         reader = Reader(agent, settings)
-        return lambda method, record, tell: _live(task, method, reader, items, record, tell)
+        return lambda method, record, tell: _run(task, method, reader, items, record, tell)
 
     def summary(self, record: Record, sizes: Sizes) -> dict:
         return summarise(scored(record.answers.rows, record.out), record.readings.rows, self.config.task, sizes)
@@ -146,7 +146,7 @@ def _notes(episodes: Sequence[Episode]) -> list[str]:
     return [f"{n} of {len(episodes)} episodes: {note}" for note, n in counts.items()]
 
 
-def _live(task: str, method: str, reader: Reader, items: Sequence[Item], record: Record, tell: Tell) -> None:
+def _run(task: str, method: str, reader: Reader, items: Sequence[Item], record: Record, tell: Tell) -> None:
     """Read the episodes that have questions left, ask these, and record what was said, batch by batch."""
     seed, answered, read = reader.settings.seed, record.answered(method), record.read(method)
     left = [(e, home, todo) for e, home in items if (todo := [q for q in e.questions if (seed, q.id) not in answered])]

@@ -24,7 +24,7 @@ from .compute import Sizes
 from .config import EvalConfig, Extent
 from .record import Record
 from .summary import summarise
-from .work import BESIDE, Live, Tell, Work
+from .work import BESIDE, RunGroup, Tell, Work
 
 OBJECTIVES = 2  # questions at once, unless the file's records ask several
 COUNTED = ("counted", "recall", "turns", "searches", "writes", "peak", "mem1_peak", "dependency", "cut")  # of each trajectory
@@ -83,10 +83,10 @@ class Searching(Work):
     def items(self, seed: int) -> list[Objectives]:
         return self.data[seed]
 
-    def group(self, agent: Agent, seed: int, items: Sequence[Objectives]) -> Live:
-        return partial(self._live, agent, seed, items)
+    def group(self, agent: Agent, seed: int, items: Sequence[Objectives]) -> RunGroup:
+        return partial(self._run, agent, seed, items)
 
-    def _live(self, agent: Agent, seed: int, items: Sequence[Objectives], method: str, record: Record, tell: Tell) -> None:
+    def _run(self, agent: Agent, seed: int, items: Sequence[Objectives], method: str, record: Record, tell: Tell) -> None:
         """Work on the sets that are left, and record their trajectories."""
         answered, read = record.answered(method), record.read(method)
         left = [t for t in items if (seed, t.id) not in answered]
@@ -94,12 +94,12 @@ class Searching(Work):
             return
         tell(f"search {len(self.documents)} documents", 0)
         limits = SearchConfig(self.config.turns, self.config.answer_tokens, self.config.context)
-        lived = run(
+        trajectories = run(
             agent, left, self.index, METHODS[method].search, config=limits, keys=[f"{seed}/{t.id}" for t in left],
             on_event=lambda phase, *_: tell(phase, 0),
         )  # fmt: skip
-        record.readings.append(reading_of(method, seed, t) for t in lived if (seed, t.task.id) not in read)
-        record.answers.append(answer_of(method, seed, t) for t in lived)
+        record.readings.append(reading_of(method, seed, t) for t in trajectories if (seed, t.task.id) not in read)
+        record.answers.append(answer_of(method, seed, t) for t in trajectories)
         tell("answer", len(left))
 
     def summary(self, record: Record, sizes: Sizes) -> dict:

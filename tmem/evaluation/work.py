@@ -20,8 +20,8 @@ from .record import Record
 BESIDE = 96  # tokens kept for the chat's template and the instruction beside text and question
 # Told the phase of the work, and how many questions were answered in it.
 Tell = Callable[[str, int], None]
-# Let a method live a group of items: those that the record does not hold, which then holds them.
-Live = Callable[[str, Record, Tell], None]
+# Run a method on a group of items: those that the record does not hold, which then holds them.
+RunGroup = Callable[[str, Record, Tell], None]
 
 
 @dataclass
@@ -60,11 +60,11 @@ class Work(ABC):
 
     @abstractmethod
     def items(self, seed: int) -> list:
-        """What is lived for a seed, one after another or several at once."""
+        """What is run for a seed, one after another or several at once."""
 
     @abstractmethod
-    def group(self, agent: Agent, seed: int, items: Sequence) -> Live:
-        """How the methods live some of a seed's items."""
+    def group(self, agent: Agent, seed: int, items: Sequence) -> RunGroup:
+        """How the methods run some of a seed's items."""
 
     @abstractmethod
     def summary(self, record: Record, sizes: Sizes) -> dict:
@@ -89,7 +89,7 @@ class Work(ABC):
         return {}
 
     def agent(self, at_once: int | None) -> Agent:
-        """The model with a bank that has a slot for every item that is lived at once."""
+        """The model with a bank that has a slot for every item that runs at once."""
         slots = min(at_once or self.AT_ONCE, len(self.items(self.config.seed)))
         return Agent.build(self.network, self.tokenizer, self.settings, slots=slots, seed=self.config.seed)
 

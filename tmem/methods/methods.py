@@ -93,7 +93,7 @@ def pairs(reader: Reader, episodes: Sequence[Episode]) -> list[Kept]:
 
 def tmem(reader: Reader, episodes: Sequence[Episode]) -> list[Kept]:
     """Write, learn, forget the text, answer from the fast weights."""
-    return [_lived(r) for r in reader.rollouts(episodes)]
+    return [_of_rollout(r) for r in reader.rollouts(episodes)]
 
 
 def tmem_retrieval(reader: Reader, episodes: Sequence[Episode]) -> list[Kept]:
@@ -148,7 +148,7 @@ def _found(reader: Reader, lines: Lines) -> Kept:
     return Kept(lines.state, lines.finder(reader.agent, reader.settings.budget))
 
 
-def _lived(rollout: Rollout) -> Kept:
+def _of_rollout(rollout: Rollout) -> Kept:
     delta = rollout.delta
     return Kept(delta.param.numel() * delta.param.element_size(), None, delta, cost=_reading(rollout), rollout=rollout)
 

@@ -47,25 +47,25 @@ PLAIN = Settings()
 class Reader:
     """An agent that reads for several methods alike; `watch` is told (phase, done, total).
 
-    lived: tmem's rollouts by key, lived once for all methods that need them.
+    done: tmem's rollouts by key, run once for all methods that need them.
     """
 
     agent: Agent
     settings: Settings = PLAIN
     watch: Watch = lambda *_: None
-    lived: dict[str, Rollout] = field(default_factory=dict)
+    done: dict[str, Rollout] = field(default_factory=dict)
 
     def rollouts(self, episodes: Sequence[Episode]) -> list[Rollout]:
         """Every episode read, written and learned, with its Δ; nothing asked."""
         keys = [f"{self.settings.seed}/{e.id}" for e in episodes]
-        new = [i for i, k in enumerate(keys) if k not in self.lived]
+        new = [i for i, k in enumerate(keys) if k not in self.done]
         if new:
             found = run(
                 self.agent, [episodes[i] for i in new], [keys[i] for i in new], answering="none",
                 probing=self.settings.probing, known=self.settings.known, on_event=self.watch,
             )  # fmt: skip
-            self.lived.update({keys[i]: r for i, r in zip(new, found)})
-        return [self.lived[k] for k in keys]
+            self.done.update({keys[i]: r for i, r in zip(new, found)})
+        return [self.done[k] for k in keys]
 
 
 @dataclass

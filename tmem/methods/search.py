@@ -50,7 +50,7 @@ def run(
             rows, at = out[at : at + len(slots)], at + len(slots)
             for row, slot in zip(rows, slots):
                 row.slot = slot
-            _Batch(agent, rows, index, state, config, on_event or (lambda *_: None)).live()
+            _Batch(agent, rows, index, state, config, on_event or (lambda *_: None)).work()
         seconds = (time.perf_counter() - start) / len(rows)
         for row in rows:
             row.slot, row.seconds = None, seconds
@@ -68,7 +68,7 @@ class _Batch:
     config: SearchConfig
     tell: Callable[[str, int, int], None]
 
-    def live(self) -> None:
+    def work(self) -> None:
         self._begin()
         turns = self.config.turns if self.state.searches else 0
         for turn in range(turns):

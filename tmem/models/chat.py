@@ -24,7 +24,7 @@ class Chat:
     end: the one that closes an answer to be learned: what the template writes after the assistant's turn.
 
     Ids are those of the rendered whole. A tokenizer cuts a text at control tokens first, so a prompt is what stands before the
-    last control token in front of the text, the segment with the text, and what comes after.
+    last control token in front of the text, the part with the text, and what comes after.
 
     Threads may share it. How a tokenizer cuts, truncates and pads is state that every call sets, so this one has its own, and
     one thread at a time uses it.
@@ -38,7 +38,7 @@ class Chat:
         self.template = Template(tokenizer) if tokenizer.chat_template else None
         if self.template is None:
             self._front, self._back, self._tail, self._lead = self._first(), [], _PLAIN[1], ""
-            self._segment = _PLAIN
+            self._around = _PLAIN
             closing = None
         else:
             closing = self._cut(self.template)
@@ -66,7 +66,7 @@ class Chat:
         self._front, begin = ([], 0) if last is None else (ids[: last[0] + 1], last[2])
         _, found = self._controls(template.after)
         first, tail = (found[0][1], found[-1][2]) if found else (len(template.after), 0)
-        self._back, self._segment = self._control(template.after[first:]), (template.before[begin:], template.after[:first])
+        self._back, self._around = self._control(template.after[first:]), (template.before[begin:], template.after[:first])
         self._tail, self._lead = template.after[tail:], template.lead
         self._place()
         ids, found = self._controls(template.closing)
@@ -121,7 +121,7 @@ class Chat:
     def prompt(self, text: str) -> list[int]:
         """Token ids of a user turn with `text`, ready for the assistant's answer."""
         text = text if self.template is None else self.template.content(text)
-        return self._front + self._inside(self._segment[0] + text + self._segment[1]) + self._back
+        return self._front + self._inside(self._around[0] + text + self._around[1]) + self._back
 
     def plain(self, text: str) -> list[int]:
         """Token ids of ordinary text: a control token spelled out in it stays ordinary characters."""

@@ -1,1 +1,1 @@
-"""Training θ0 to write what later pays: rollouts, the loss, and the trainer."""
+"""Training θ0 to write the facts that later questions ask for: rollouts, the loss, and the trainer."""

@@ -29,7 +29,7 @@ class TrainConfig:
     warm_recall      weight of the questions' loss beside the passages'
     warm_lr          learning rate
 
-    GRPO (arXiv 2402.03300; the Δ of each segment is a constant, arXiv 2606.04536):
+    GRPO (arXiv 2402.03300; the Δ of each action is a constant, arXiv 2606.04536):
     rl_steps         steps, one update each
     rl_episodes      episodes per step, of all ranks together
     rl_group         rollouts per episode, 2 or more
@@ -52,7 +52,7 @@ class TrainConfig:
     micro_tokens     padded tokens in one forward and backward pass; more take more memory
     checkpointing    compute activations again in backward: less memory, a third more work
     layout           of θ0 over ranks: "ddp" or "fsdp"
-    drift            mean |Δ log p| (nats) of a segment, sampler to trainer, that is worth a warning; 0: 1e-4, in bf16 0.1
+    drift            mean |Δ log p| (nats) of an action, sampler to trainer, that is worth a warning; 0: 1e-4, in bf16 0.1
     probe            rollouts of a step whose pairs are asked back in other words
 
     The control:

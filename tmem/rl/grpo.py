@@ -85,7 +85,7 @@ def step(
         "grad_norm": norm, "lr": rate, "update_skipped": int(bool(live) and not norm < float("inf")), **compared,
         "neutral_nll": neutral_nll, **means([v for group in full for v in group.values]),
     }  # fmt: skip
-    return row, [[kind, writes, n, mean, most] for _, kind, writes, n, mean, most in replayed.segments]
+    return row, [[kind, writes, n, mean, most] for _, kind, writes, n, mean, most in replayed.actions]
 
 
 def _watch_neutral_text(agent: Agent, config: TrainConfig, placed: Iterable[tuple[int, Group]]) -> None:
@@ -107,12 +107,12 @@ def _replayed(agent: Agent, policy: Policy, config: TrainConfig, groups: Sequenc
 
 def _compared(policy: Policy, replayed: replay.Replayed) -> dict:
     """The loss of all ranks, and how the trainer's log-probabilities compare with the sampler's, as logged."""
-    offs = sum(off * n for _, _, _, n, off, _ in replayed.segments)
+    offs = sum(off * n for _, _, _, n, off, _ in replayed.actions)
     loss, live, *sums, off = policy.world.total(
         replayed.loss, replayed.tokens, replayed.kl, replayed.entropy, replayed.ratio, replayed.clipped, offs
     )
     worst, worst_action = policy.world.most(
-        largest(most for *_, most in replayed.segments), largest(mean for *_, mean, _ in replayed.segments)
+        largest(most for *_, most in replayed.actions), largest(mean for *_, mean, _ in replayed.actions)
     )
     return {
         "loss": loss, "live_tokens": int(live),

@@ -1,6 +1,6 @@
 """Passes over what agents said, every token under the Δ that was in its slot when it was sampled.
 
-The Δ of a segment comes from a snapshot of its row (`snapshot`) or is learned again from the rollout's log (`log`): the same
+The Δ of an action comes from a snapshot of its row (`snapshot`) or is learned again from the rollout's log (`log`): the same
 numbers, no memory for snapshots, and every online update done twice.
 
 Rollouts of a group begin with the same prompt under the same Δ = 0. What they said to it goes through the model as branches of
@@ -27,7 +27,7 @@ from .policy import Policy
 
 
 @dataclass
-class Segment:
+class Sample:
     """One action of a rollout in an update: its advantage, and per token what was found; `reference` if there is one."""
 
     rollout: int
@@ -39,17 +39,17 @@ class Segment:
 
 @dataclass
 class Row:
-    """Segments that continue the same prompt under the same Δ, as one row of a pass: the prompt, then one after another."""
+    """Samples that continue the same prompt under the same Δ, as one row of a pass: the prompt, then one after another."""
 
-    segments: list[Segment]
+    samples: list[Sample]
 
     @property
     def prompt(self) -> list[int]:
-        return self.segments[0].action.prompt
+        return self.samples[0].action.prompt
 
     @property
     def said(self) -> list[list[int]]:
-        return [s.action.generation.ids for s in self.segments]
+        return [s.action.generation.ids for s in self.samples]
 
     @property
     def ids(self) -> list[int]:
@@ -75,9 +75,9 @@ class Row:
 
 @dataclass
 class Replayed:
-    """An update's totals over the tokens of its live segments, before division by their number.
+    """An update's totals over the tokens of its samples, before division by their number.
 
-    `segments`: per segment (rollout, kind, writes before it, tokens, mean and largest |Δ log p|).
+    `actions`: per sample (rollout, kind, writes before it, tokens, mean and largest |Δ log p|).
     """
 
     loss: float = 0.0
@@ -86,29 +86,29 @@ class Replayed:
     entropy: float = 0.0
     ratio: float = 0.0
     clipped: float = 0.0
-    segments: list[tuple[int, str, int, int, float, float]] = field(default_factory=list)
+    actions: list[tuple[int, str, int, int, float, float]] = field(default_factory=list)
 
 
 def backward(
     agent: Agent, policy: Policy, rollouts: Sequence[Rollout], advantages: Sequence[float], total: float, *,
     clip: float = 0.2, beta: float = 0.0, tokens: int = 4096, mode: str = "snapshot",
 ) -> Replayed:  # fmt: skip
-    """Accumulate the gradient of the policy loss over all segments of `rollouts` into θ0; `advantages[i]` is rollout i's.
+    """Accumulate the gradient of the policy loss over all actions of `rollouts` into θ0; `advantages[i]` is rollout i's.
 
     total   Σ|o|: the tokens that all rollouts of all ranks generated, with those of dead groups
     tokens  padded tokens in one forward and backward pass
-    mode    where a segment's Δ comes from: "snapshot" or "log"
-    Segments whose advantage is 0 contribute nothing and are skipped. All ranks must call this together.
+    mode    where an action's Δ comes from: "snapshot" or "log"
+    Actions whose advantage is 0 contribute nothing and are skipped. All ranks must call this together.
     """
-    live = [
-        Segment(i, action, advantage)
+    samples = [
+        Sample(i, action, advantage)
         for i, (rollout, advantage) in enumerate(zip(rollouts, advantages))
         for action in rollout.actions
         if advantage != 0.0 and action.generation.ids
     ]
-    out = Replayed(tokens=sum(len(s.action.generation.ids) for s in live))
+    out = Replayed(tokens=sum(len(s.action.generation.ids) for s in samples))
     rounds = _from_logs if mode == "log" else _from_snapshots
-    for passes in rounds(agent, rollouts, live, tokens):
+    for passes in rounds(agent, rollouts, samples, tokens):
         if beta:
             with policy.referring(), torch.no_grad():
                 for part, holding in passes:
@@ -118,8 +118,8 @@ def backward(
             for part, holding in passes:
                 with holding() as slots, agent.bank.route(slots, learn=False):
                     _accumulate(policy, agent.bank, part, total, clip, beta, out)
-    out.segments = [
-        (s.rollout, s.action.kind, s.action.writes, len(s.off), float(s.off.mean()), float(s.off.max())) for s in live
+    out.actions = [
+        (s.rollout, s.action.kind, s.action.writes, len(s.off), float(s.off.mean()), float(s.off.max())) for s in samples
     ]
     return out
 
@@ -130,24 +130,24 @@ def _score(policy: Policy, bank: AdapterBank, part: Sequence[Row], *, reference:
     columns = [row.columns() for row in part]
     rows = [r for r, found in enumerate(columns) for _ in found]
     layout = ()
-    if any(len(row.segments) > 1 for row in part):
+    if any(len(row.samples) > 1 for row in part):
         layout = [padded(x, bank.device) for x in zip(*(row.layout() for row in part))]
     said = torch.tensor([token for row in part for ids in row.said for token in ids], device=bank.device)
     logp, entropy = token_logp(policy.logits(ids, rows, list(itertools.chain(*columns)), *layout), said)
     if reference:
-        segments = _segments(part)
-        for segment, values in zip(segments, logp.split([len(s.action.generation.ids) for s in segments])):
-            segment.reference = values
+        samples = _samples(part)
+        for sample, values in zip(samples, logp.split([len(s.action.generation.ids) for s in samples])):
+            sample.reference = values
     return logp, entropy
 
 
-def _segments(part: Sequence[Row]) -> list[Segment]:
-    return [s for row in part for s in row.segments]
+def _samples(part: Sequence[Row]) -> list[Sample]:
+    return [s for row in part for s in row.samples]
 
 
 def _accumulate(policy, bank, part, total, clip, beta, out: Replayed) -> None:
     new, entropy = _score(policy, bank, part)
-    part = _segments(part)
+    part = _samples(part)
 
     def per_token(values) -> Tensor:
         return torch.tensor(values, device=bank.device, dtype=new.dtype)
@@ -168,8 +168,8 @@ def _accumulate(policy, bank, part, total, clip, beta, out: Replayed) -> None:
     out.ratio += float(found.ratio.sum())
     out.clipped += float(found.clipped.sum())
     out.entropy += float(entropy.sum())
-    for segment, off in zip(part, found.off.split(sizes)):
-        segment.off = off.cpu()
+    for sample, off in zip(part, found.off.split(sizes)):
+        sample.off = off.cpu()
 
 
 # which Δ -----------------------------------------------------------------------------------------------------------------
@@ -177,36 +177,36 @@ def _accumulate(policy, bank, part, total, clip, beta, out: Replayed) -> None:
 
 # What goes through the model together, and a block in which slots hold its Δ.
 Passes = list[tuple[list[Row], Callable[[], AbstractContextManager[list[int]]]]]
-LONGEST = 1024  # tokens of a row of several segments: attention between branches is computed and masked
+LONGEST = 1024  # tokens of a row of several samples: attention between branches is computed and masked
 
 
-def shared(segments: Sequence[Segment], under: Callable[[Segment], Hashable]) -> list[Row]:
-    """The segments as rows, those with one prompt and the same Δ, which `under` names, together."""
+def shared(samples: Sequence[Sample], under: Callable[[Sample], Hashable]) -> list[Row]:
+    """The samples as rows, those with one prompt and the same Δ, which `under` names, together."""
     rows: list[Row] = []
     open_: dict[Hashable, Row] = {}
-    for segment in segments:
-        key = (under(segment), *segment.action.prompt)
+    for sample in samples:
+        key = (under(sample), *sample.action.prompt)
         row = open_.get(key)
-        if row is None or len(row.ids) + len(segment.action.generation.ids) > LONGEST:
+        if row is None or len(row.ids) + len(sample.action.generation.ids) > LONGEST:
             open_[key] = row = Row([])
             rows.append(row)
-        row.segments.append(segment)
+        row.samples.append(sample)
     return rows
 
 
-def _from_snapshots(agent, rollouts, live, tokens) -> Iterator[Passes]:
-    rows = shared(live, lambda s: id(s.action.delta))
-    deltas = [row.segments[0].action.delta for row in rows]
+def _from_snapshots(agent, rollouts, samples, tokens) -> Iterator[Passes]:
+    rows = shared(samples, lambda s: id(s.action.delta))
+    deltas = [row.samples[0].action.delta for row in rows]
     parts = [[rows[i] for i in group] for group in micro_batches([r.ids for r in rows], tokens, deltas, agent.bank)]
-    yield [(part, partial(agent.bank.holding, [row.segments[0].action.delta for row in part])) for part in parts]
+    yield [(part, partial(agent.bank.holding, [row.samples[0].action.delta for row in part])) for part in parts]
 
 
-def _from_logs(agent, rollouts, live, tokens) -> Iterator[Passes]:
+def _from_logs(agent, rollouts, samples, tokens) -> Iterator[Passes]:
     for writes, slots in _learned_again(agent, rollouts):
-        rows = shared([s for s in live if s.action.writes == writes], lambda s: s.rollout if s.action.writes else None)
+        rows = shared([s for s in samples if s.action.writes == writes], lambda s: s.rollout if s.action.writes else None)
         groups = micro_batches([r.ids for r in rows], tokens, [None] * len(rows), agent.bank)
         parts = [[rows[i] for i in group] for group in groups]
-        yield [(part, partial(nullcontext, [slots[row.segments[0].rollout] for row in part])) for part in parts]
+        yield [(part, partial(nullcontext, [slots[row.samples[0].rollout] for row in part])) for part in parts]
 
 
 def _learned_again(agent: Agent, rollouts: Sequence[Rollout]) -> Iterator[tuple[int, list[int]]]:

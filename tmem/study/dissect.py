@@ -27,7 +27,7 @@ Writes = Sequence[Sequence[Pair]]  # of one episode, in order
 
 
 @dataclass(frozen=True)
-class Life:
+class Taught:
     """Some episodes in slots of the bank, after `writes` of their writes were learned."""
 
     indices: range
@@ -35,7 +35,7 @@ class Life:
     writes: int
 
 
-def lives(agent: Agent, writes: Sequence[Writes], *, each: bool = False) -> Iterator[Life]:
+def taught(agent: Agent, writes: Sequence[Writes], *, each: bool = False) -> Iterator[Taught]:
     """Learn every episode's writes, as many episodes at once as there are slots; yields after the last write, or after each.
 
     As in a rollout, each write is learned with earlier pairs of writes that were kept.
@@ -51,9 +51,9 @@ def lives(agent: Agent, writes: Sequence[Writes], *, each: bool = False) -> Iter
                 due = [k for k, i in enumerate(indices) if j < len(writes[i])]
                 agent.teach([slots[k] for k in due], [writes[indices[k]][j] for k in due], [lessons[k] for k in due])
                 if each:
-                    yield Life(indices, slots, j + 1)
+                    yield Taught(indices, slots, j + 1)
             if not each:
-                yield Life(indices, slots, rounds)
+                yield Taught(indices, slots, rounds)
 
 
 def written(rollouts: Sequence[Rollout]) -> list[Writes]:
@@ -109,11 +109,11 @@ def dissect(
 def _answered(agent: Agent, episodes: Sequence[Episode], writes: Sequence[Writes], shift: int = 0) -> list[dict[str, float]]:
     """Scores of each episode's answers under the Δ of its writes; `shift`: under that of the episode so many places on."""
     out: list[dict[str, float]] = []
-    for life in lives(agent, writes):
-        slots = life.slots[shift:] + life.slots[:shift]
-        asked = [(k, q) for k, i in enumerate(life.indices) for q in episodes[i].questions]
+    for group in taught(agent, writes):
+        slots = group.slots[shift:] + group.slots[:shift]
+        asked = [(k, q) for k, i in enumerate(group.indices) for q in episodes[i].questions]
         said = iter(agent.answer([q.text for _, q in asked], [slots[k] for k, _ in asked]))
-        out += [_scored(episodes[i], [next(said) for _ in episodes[i].questions]) for i in life.indices]
+        out += [_scored(episodes[i], [next(said) for _ in episodes[i].questions]) for i in group.indices]
     return out
 
 
@@ -165,15 +165,15 @@ def recall_matrix(agent: Agent, writes: Sequence[Writes]) -> list[list[float | N
     """
     size = max((len(w) for w in writes), default=0)
     found: list[list[list[bool]]] = [[[] for _ in range(size)] for _ in range(size)]
-    for life in lives(agent, writes, each=True):
-        j = life.writes - 1
+    for group in taught(agent, writes, each=True):
+        j = group.writes - 1
         asked = []
-        for k, e in enumerate(life.indices):
+        for k, e in enumerate(group.indices):
             if j < len(writes[e]):
                 for i in range(j + 1):
                     later = {normalise(p.question) for w in writes[e][i + 1 : j + 1] for p in w}
                     asked += [(k, i, p) for p in writes[e][i] if normalise(p.question) not in later]
-        said = agent.answer([paraphrase(p.question) for *_, p in asked], [life.slots[k] for k, *_ in asked])
+        said = agent.answer([paraphrase(p.question) for *_, p in asked], [group.slots[k] for k, *_ in asked])
         for (_, i, pair), text in zip(asked, said):
             found[j][i].append(normalise(text) == normalise(pair.answer))
     return [[sum(cell) / len(cell) if cell else None for cell in row[: j + 1]] for j, row in enumerate(found)]
@@ -187,8 +187,8 @@ def ability(agent: Agent) -> dict[str, float]:
 def _with_memory(agent: Agent, writes: Sequence[Writes], count: int = 4) -> dict[str, float]:
     """The same under θ0 + Δ of `count` episodes."""
     deltas = []
-    for life in lives(agent, writes[:count]):
-        deltas += [agent.bank.snapshot(slot, optimizer=False) for slot in life.slots]
+    for group in taught(agent, writes[:count]):
+        deltas += [agent.bank.snapshot(slot, optimizer=False) for slot in group.slots]
     return {
         "nll_with_memory": sum(neutral.nll(agent, d) for d in deltas) / len(deltas),
         "plain_with_memory": sum(neutral.plain(agent, d) for d in deltas) / len(deltas),

@@ -55,7 +55,7 @@ def _correct_or_wrong(reply: str) -> Verdict | None:
 def locomo(question: Question, prediction: str) -> Prompt | Verdict:
     """LoCoMo's J: 1 for CORRECT, 0 for WRONG, in the reply's last sentence or after a label (tmem.evaluation.judge.words).
 
-    Category 5 asks about what was never said and has no J: its verdict is "left out".
+    The text does not answer category 5, which has no J: its verdict is "left out".
     Raises ValueError for a category that is not "1" to "5".
     """
     if question.category == "5":
