@@ -1,6 +1,6 @@
-"""What a write learns: some earlier pairs again, its own, and that the same questions about somebody else have no answer.
+"""What a write learns: some earlier pairs again, its own, and to abstain from the same questions about somebody else.
 
-Without the last a memory answers whatever it is asked: nothing it ever learned says that something is not known.
+Without the last a memory never abstains: nothing that it learned shows an abstention.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from ..tasks import metrics, stream
 
 DIFFICULTY = 2  # sessions of five pairs, two changes of mind in a conversation
 WAYS = ("taught", "plain", "oblique")
-STRANGERS = 2  # questions about what was never said, per write
+STRANGERS = 2  # questions that no text answers, per write
 BATCH = 128  # questions decoded at once
 BINS = ((0, 0), (1, 1), (2, 3), (4, 7), (8, 15), (16, 31))  # writes since: from, to
 
@@ -114,8 +114,8 @@ def soak(
     learning  settings that differ from `agent.config.learn`, such as rehearse=0; watch(writes done)
     A row has chain, after (writes); asked, pairs still true and how many were told as `WAYS` ask them, by age in writes:
     [{"age", "pairs", "taught", "plain", "oblique"}]; swapped, the share of the plain questions that got another person's value;
-    updates, of the facts changed so far how many say {"new", "stale", "mixed", "other"}; never, of questions about what was
-    never said how many say {"unknown", "intruded" (a value of somebody), "other"}; nll, of neutral text (nats per token);
+    updates, of the facts changed so far how many say {"new", "stale", "mixed", "other"}; never, of questions that no text
+    answers how many say {"unknown", "intruded" (a value of somebody), "other"}; nll, of neutral text (nats per token);
     norm, ‖ΔW‖_F; undone, writes rolled back so far; loss, of the last write; seconds, of the last write (an equal share of
     what all chains took).
     Raises RuntimeError if the bank has not one free slot more than there are chains, ValueError for an unknown setting.
@@ -322,7 +322,7 @@ def tables(found: dict) -> list[Table]:
     growing.caption = "[95 % interval by bootstrap over chains]"
     asked = _table(f"after {work['writes']} writes: recall by way of asking, and what it costs",
                    "setting", "taught", "in other words", "oblique", "another's", "nll", "‖ΔW‖", "undone", "s")  # fmt: skip
-    beside = _table(f"after {work['writes']} writes: what is said of what changed, and of what was never said",
+    beside = _table(f"after {work['writes']} writes: what is said of what changed, and where no text answers",
                     "setting", "new", "stale", "mixed", "other", "unknown", "someone's", "other")  # fmt: skip
     for name in names:
         rows = _of(found, name, after[-1])

@@ -80,7 +80,7 @@ def episodes(
 
 
 def abstention(task: str) -> str:
-    """The words for "it was never said" that a task counts as right where that is so."""
+    """The words with which a task abstains: right where the text does not answer the question."""
     return stream.UNKNOWN if task == "stream" else metrics.ABSTENTIONS[0]
 
 

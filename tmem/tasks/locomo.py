@@ -26,7 +26,7 @@ CONVERSATIONS = tuple(f"conv-{n}" for n in (26, 30, 41, 42, 43, 44, 47, 48, 49, 
 # The official runner appends this to temporal questions; chunks start with the DATE and CONVERSATION it refers to.
 DATE_SUFFIX = "Use DATE of CONVERSATION to answer with an approximate date."
 
-# How category 5, which asks about what was never said, is put: openly, or as the official runner's choice of two.
+# How category 5, whose questions the text does not answer, is put: openly, or as the official runner's choice of two.
 ADVERSARIAL = ("open", "choice")
 
 _SOURCE = "get locomo10.json from https://github.com/snap-research/locomo (folder data)"

@@ -31,7 +31,7 @@ def episodes(path: str | Path, *, seed: int = 0, limit: int | None = None, leave
     Sessions stand in the order of their dates and times, as in the S and M files (the oracle's are not sorted); empty ones
     are left out. Where one of the dates cannot be read the file's order stays, and the episode's `note` says so. A question
     ends with the day, weekday and time it is asked at, where the file says; its kind is its type. Those whose id ends with
-    "_abs" have category "abstention": what they ask was never said. Their answer is a sentence that says so, which f1 and em
+    "_abs" have category "abstention": the text does not answer them. Their answer is a sentence that says so, which f1 and em
     compare as any other; whether a prediction abstains in other words is for a judge to say.
     Evidence is the turns that are marked, or all of the answer's sessions where none is.
     Raises FileNotFoundError, and ValueError for a file of another format or a limit below 1.
@@ -91,7 +91,7 @@ def summary(rows: Sequence[dict]) -> dict[str, dict]:
     """The official aggregates of every metric of `rows`, which have `kind`, `category` and numbers under the metrics' names.
 
     {metric: {"types": {kind: mean}, "task_average": mean of the types' means, "overall": mean of all questions,
-    "abstention": mean of those about what was never said, None if there are none}}. Abstentions count in their types,
+    "abstention": mean of those that the text does not answer, None if there are none}}. Abstentions count in their types,
     too. Rows without a metric, or with None, are left out of its means.
     """
     metrics = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, (int, float)))

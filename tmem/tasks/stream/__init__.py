@@ -3,7 +3,7 @@
 A few people meet over several sessions. Among chit-chat they tell facts about themselves and each other: attributes,
 preferences, relations, dated events, and changes of mind that replace an older fact. Every asked topic has at least
 two holders with different values, so that a value bound to the wrong person is wrong and counts as an intrusion; some
-questions ask about what was never said, where "unknown" is right. Names, values and all phrasings are disjoint between
+questions have no answer in the text: abstaining, "unknown", is right. Names, values and all phrasings are disjoint between
 train, dev and test.
 
 An episode is a function of (seed, split, difficulty) alone. It is made in two steps with separate random streams: the

@@ -101,7 +101,7 @@ def spellings(part: str, value: str) -> tuple[str, ...]:
 def write_script(id: str, language: Language, level: Difficulty) -> Script:
     """The script of the episode with this id, `stream/<split>/<difficulty>/<seed>`: a function of the id alone.
 
-    Topics get two or more holders but never everybody, so that there is somebody to ask about what was never said;
+    Topics get two or more holders but never everybody, so that there is somebody to ask about without an answer;
     what is left of the sessions' room goes to topics with one holder, which are not asked.
     """
     rng = random.Random(f"{id}/plan")
