@@ -75,7 +75,7 @@ def time_episodes(quick: bool, watch: Callable[[str, int, int], None], kept: Cal
                 watch(f"{count} episodes, round {i + 2}: {name}", k * each + i + 1, len(size.counts) * each)
                 gc.collect()
                 start = time.perf_counter()
-                said[name] = _lived(agent, episodes, together=name == "together")
+                said[name] = _said(agent, episodes, together=name == "together")
                 if device == "cuda":
                     torch.cuda.synchronize()
                 if i >= 0:
@@ -93,7 +93,7 @@ def time_episodes(quick: bool, watch: Callable[[str, int, int], None], kept: Cal
     return {"rows": rows, "work": work}
 
 
-def _lived(agent: Agent, episodes: list[Episode], *, together: bool) -> list[tuple]:
+def _said(agent: Agent, episodes: list[Episode], *, together: bool) -> list[tuple]:
     keys = [e.id for e in episodes]
     texts = {}
     for e in episodes:

@@ -115,7 +115,7 @@ def test_a_memory_goes_on_in_another_process(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "load_model", tiny_memory.load)
 
     def here(*steps):
-        return tiny_memory.lived(str(preset), *steps)
+        return tiny_memory.steps_of(str(preset), *steps)
 
     begin, go_on = ("learn=a", "ask=a"), ("learn=b", "ask=b", "observe=I have a cat.", "ask=a")
     first = here(*begin, f"save={folder}")

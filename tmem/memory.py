@@ -47,8 +47,8 @@ class Memory:
         >>> m.ask("How is Ada's dog called?")
         'Biscuit'
 
-    What it was told of one person it answers of another as well; the preset "careful" teaches it to say "unknown" there,
-    takes twice as long and recalls less of what it was told.
+    What it was told of one person it also answers of another. The preset "careful" teaches it to abstain there: to say
+    "unknown". That takes twice as long, and less of what it was told is recalled.
     `observe` collects text; once more than the preset's window of tokens is waiting, the model writes pairs from it and
     learns them, and the text is gone. `ask` answers from the fast weights and the text still waiting. `pairs` is
     everything learned so far, `log` what each write did: print an entry.

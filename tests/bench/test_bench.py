@@ -261,7 +261,7 @@ def test_the_tables_of_the_document_are_those_of_the_committed_runs():
         assert table.filled(document.read_text()) == document.read_text(), document.name
 
 
-def test_an_episode_that_is_lived_otherwise_among_others_is_caught(monkeypatch):
+def test_an_episode_that_runs_otherwise_among_others_is_caught(monkeypatch):
     told = episodes._told
     monkeypatch.setattr(episodes, "_told", lambda rollout: (told(rollout)[0], [float(len(calls.append(1) or calls))], []))
     calls = []

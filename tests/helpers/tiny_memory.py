@@ -31,7 +31,7 @@ def load(name=None, **_):
     return model(), Letters()
 
 
-def lived(preset: str, *steps: str) -> dict[str, list]:
+def steps_of(preset: str, *steps: str) -> dict[str, list]:
     """By step, what it told."""
     memory, seen = Memory.from_pretrained(preset=preset), {}
     for step in steps:
@@ -59,4 +59,4 @@ def lived(preset: str, *steps: str) -> dict[str, list]:
 
 if __name__ == "__main__":
     loading.load_model = load
-    print(json.dumps(lived(*sys.argv[1:])))
+    print(json.dumps(steps_of(*sys.argv[1:])))

@@ -275,7 +275,7 @@ def test_every_run_has_its_panel_and_every_method_its_line(run, tmp_path, monkey
     for label, right in (("small", 0.5), ("trained", 1.0)):
         none, tmem = seen["place in the stream"][label]
         assert (none.name, tmem.name) == ("none", "tmem") and tmem.y == [right] * 4
-        assert tmem.x == [1, 2, 3, 4]  # what stands first, at 0, asks about what was never said
+        assert tmem.x == [1, 2, 3, 4]  # what stands first, at 0, is answered by no text
     held, leaked = seen["write of the episode"]["small"]
     assert (held.y, leaked.y) == ([1.0, 0.0], [0.5, 0.5])  # of three episodes two were asked about others, and one leaked
     alone = seen["sessions"]["small"][1]  # each number of sessions is that of one episode

@@ -1,4 +1,4 @@
-"""Wrong: questions about what was never said are left out of their types and of the whole."""
+"""Wrong: questions that the text does not answer are left out of their types and of the whole."""
 
 from tmem.tasks import longmemeval
 

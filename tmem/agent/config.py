@@ -63,7 +63,7 @@ class LearnConfig:
     epochs           passes over the pairs
     batch            pairs per minibatch and slot
     rehearse         earlier pairs of the episode learned again with each write; without them it forgets the last one
-    contrast         questions about somebody else learned with each write, answered `unknown`; see tmem.agent.teach
+    contrast         abstentions learned with each write, of questions about somebody else; see tmem.agent.teach
     unknown          the answer that abstains; `tmem eval` takes the task's words where a task has some
     target           mean answer-token loss (nats) of an epoch below which a slot has learned enough and stops; 0: never
     clip             gradient norm per slot; 0: off

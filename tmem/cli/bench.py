@@ -66,7 +66,7 @@ def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: 
     rsvd: truncated decompositions of all of a model's weights, as time against captured energy. They are compared with
     torch's, PEFT's and scikit-learn's.
 
-    init: what each init of the adapters' subspace is worth, at equal steps of ΔW: loss, recall, pictures.
+    init: the inits of the adapters' subspace, compared at equal steps of ΔW: loss, recall, pictures.
 
     train: one GRPO step by its parts, compared with transformers and PEFT, one rollout after another.
 

@@ -21,7 +21,7 @@ from ..terminal.plain import Terminal
 @click.option(
     "--layout",
     type=click.Choice(["ddp", "fsdp"]),
-    help="How θ0 lies on the ranks: a copy on each (ddp) or sharded (fsdp). [default: the preset's]",
+    help="Layout of θ0 over the ranks: a copy on each (ddp) or sharded (fsdp). [default: the preset's]",
 )
 def budget(preset: str, model: str | None, ranks: int, writes: int, layout: str | None) -> None:
     """Show what a training step needs on each rank.

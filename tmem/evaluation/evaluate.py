@@ -57,7 +57,7 @@ def evaluate(
     sizes = Sizes.of(agent, work.embedder or record.results.get("sizes", {}).get("embedder", 0))
     record.results["sizes"] = sizes.asdict()
     record.begin(agent.bank.slots, lambda: work.summary(record, sizes))
-    _live(work, agent, names, record, watch)
+    _run_all(work, agent, names, record, watch)
     record.write.now()
     if (texts := work.log(record)) is not None:
         record.write_log(texts)
@@ -76,8 +76,8 @@ def chosen(task: str, methods: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _live(work: Work, agent: Agent, methods: Sequence[str], record: Record, watch: Watch) -> None:
-    """Every group of items by every method. A seed draws the subspace of the fast weights anew."""
+def _run_all(work: Work, agent: Agent, methods: Sequence[str], record: Record, watch: Watch) -> None:
+    """Run every method on every group of items. A seed draws the subspace of the fast weights anew."""
     total = len(work.questions)
     for seed, items in work.groups(agent.bank.slots):
         if seed != agent.bank.seed:

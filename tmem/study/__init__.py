@@ -1,1 +1,1 @@
-"""Studies: what training changes, what is forgotten, what an initialisation is worth."""
+"""Studies: what training changes, what is forgotten, and how initialisations of A compare."""

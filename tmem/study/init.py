@@ -1,4 +1,4 @@
-"""Study `init`: what the initialisation of A is worth. One model, one optimizer, the same facts; only A differs.
+"""Study `init`: how initialisations of A compare. One model, one optimizer, the same facts; only A differs.
 
 AdamW moves every entry of B by about lr, so ΔW = B A grows as lr times the length of A's rows (SGD: times its square). The
 sweep is therefore over the *reach* of a step, lr · RMS row length of A: at one reach every init changes W by about as much,

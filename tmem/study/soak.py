@@ -1,5 +1,5 @@
-"""Study `soak`: many writes into one memory. What is forgotten, and when; what becomes of what changed and of what was never
-said; what it costs.
+"""Study `soak`: many writes into one memory. What is forgotten, and when; what is said of changed facts, and where no text
+answers; what it costs.
 
 A chain is one long episode: conversations of the stream task, one after another, between people of whom no two conversations
 have any in common. Every session is one write of its gold pairs, with rehearsal, as the episode loop does it; what the model
