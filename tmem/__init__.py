@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from .adapters.bank import AdapterBank
     from .agent.agent import Agent
     from .episode import Episode, Pair, Question
+    from .evaluation.config import EvalConfig
     from .evaluation.evaluate import evaluate
     from .memory import Memory
     from .tasks.task import Task
 
 __version__ = "0.1.0"
 
-__all__ = ["Memory", "Agent", "AdapterBank", "Episode", "Question", "Pair", "Task", "evaluate", "ops"]
+__all__ = ["Memory", "Agent", "AdapterBank", "Episode", "Question", "Pair", "Task", "EvalConfig", "evaluate", "ops"]
 
 _MODULES = {
     "Memory": "memory",
@@ -29,6 +30,7 @@ _MODULES = {
     "Question": "episode",
     "Pair": "episode",
     "Task": "tasks.task",
+    "EvalConfig": "evaluation.config",
     "evaluate": "evaluation.evaluate",
 }
 

@@ -34,10 +34,20 @@ def public(module: griffe.Object) -> Iterator[griffe.Object]:
             yield found.final_target if found.is_alias else found
 
 
+def plain(thing: griffe.Object) -> griffe.Object:
+    """A dataclass whose fields are made by `_option(default, ...)` shows the defaults alone."""
+    for parameter in thing.parameters if thing.is_class else ():
+        made = parameter.default
+        if isinstance(made, griffe.ExprCall) and str(made.function) == "_option":
+            given = [str(a) for a in made.arguments if not isinstance(a, griffe.ExprKeyword)]
+            parameter.default = given[0] if given else "None"
+    return thing
+
+
 def section(title: str, module: griffe.Object) -> str:
     things = list(public(module))
     parts = [f"## {title}", module.docstring.value]
-    parts += [render_object_docs(thing, CONFIG).strip() for thing in things if not thing.is_module]
+    parts += [render_object_docs(plain(thing), CONFIG).strip() for thing in things if not thing.is_module]
     parts += [section(f"{title}.{thing.name}", thing) for thing in things if thing.is_module]
     return "\n\n".join(parts)
 

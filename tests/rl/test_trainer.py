@@ -280,13 +280,13 @@ class Tokenizer:
 
 folder, network = Path(sys.argv[1]), model(hidden_size=256)
 def save(name):
-    checkpoint.save(folder / name, {}, {"x": torch.zeros(1 << 16)}, ALONE)
+    checkpoint.save_checkpoint(folder / name, {}, {"x": torch.zeros(1 << 16)}, ALONE)
 save("step-1")
-loading.save(network, Tokenizer(), folder / "model")
+loading.save_model(network, Tokenizer(), folder / "model")
 before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-for write, name in ((save, "step-2"), (lambda name: loading.save(network, Tokenizer(), folder / name), "model")):
+for write, name in ((save, "step-2"), (lambda name: loading.save_model(network, Tokenizer(), folder / name), "model")):
     try:
         write(name)
     except OSError as error:

@@ -76,13 +76,13 @@ def lines_of(file):
 
 
 def test_an_evaluation_in_a_pipe_says_how_far_it_is(piped, tmp_path):
-    def work(methods, out, watch):
+    def work(out, watch):
         for done in range(2):
             watch("tmem", "write", done, 3)
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        evaluate.watched(["tmem"], tmp_path, work)
+        evaluate.watched(work, tmp_path)
     assert lines_of(piped)[0] == "tmem: 0 of 3, write, 0 s gone"
 
 

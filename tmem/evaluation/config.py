@@ -93,7 +93,7 @@ class EvalConfig:
 
     @property
     def replicates(self) -> range:
-        """The seeds."""
+        """The seeds, `seed` the first of them."""
         return range(self.seed, self.seed + self.seeds)
 
     @property
