@@ -39,7 +39,7 @@ def nothing(reader: Reader, episodes: Sequence[Episode]) -> list[Kept]:
 
 
 def constant(reader: Reader, episodes: Sequence[Episode]) -> list[Kept]:
-    """Always abstains, without a model: the score to beat where the text answers few of the questions."""
+    """Always abstains, without a model: the score to beat where many questions have no answer in the text."""
     return [Kept(said=reader.settings.abstention) for _ in episodes]
 
 

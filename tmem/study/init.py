@@ -54,24 +54,24 @@ class Design:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Facts:
     """What is taught, and the same asked in a paraphrase."""
 
     taught: tuple[Pair, ...]
     asked: tuple[Pair, ...]
 
 
-def lesson(seed: int, split: str, facts: int) -> Lesson:
-    """`facts` facts of one conversation that are still true at its end."""
+def facts_of(seed: int, split: str, count: int) -> Facts:
+    """`count` facts of one conversation that are still true at its end."""
     episode = stream.episode(f"init-{seed}", split, 2)
     found: dict[str, tuple[Pair, Pair]] = {}
     for pairs, probes in zip(episode.pairs, stream.probes(episode)):
         for pair, probe in zip(pairs, probes[::2], strict=True):
             found[normalise(pair.question)] = pair, Pair(probe.text, pair.answer)
-    some = list(found.values())[-facts:]
-    if len(some) < facts:
-        raise ValueError(f"bench init: {episode.id} has {len(some)} facts, expected {facts}.")
-    return Lesson(*(tuple(x) for x in zip(*some)))
+    some = list(found.values())[-count:]
+    if len(some) < count:
+        raise ValueError(f"bench init: {episode.id} has {len(some)} facts, expected {count}.")
+    return Facts(*(tuple(x) for x in zip(*some)))
 
 
 def compare_inits(quick: bool, watch: Callable[[str, int, int], None], kept: Callable[[str, Callable[[], list]], list]) -> dict:
@@ -92,14 +92,14 @@ def compare_inits(quick: bool, watch: Callable[[str, int, int], None], kept: Cal
     for done, (phase, optimizer, init) in enumerate(todo):
         watch(f"{init}, {optimizer}: {phase}", done, len(todo) + 1)
         if phase == "judging":
-            lessons = [lesson(seed, "test", design.facts) for seed in range(design.judging)]
+            conversations = [facts_of(seed, "test", design.facts) for seed in range(design.judging)]
             settings = [(best_reach(rows, init), None)]
         else:
-            lessons = [lesson(seed, "train", design.facts) for seed in range(design.tuning)]
+            conversations = [facts_of(seed, "train", design.facts) for seed in range(design.tuning)]
             reaches = design.reaches if optimizer == "adamw" else design.sgd_reaches
             settings = [*((reach, None) for reach in reaches), (None, SAME_LR[optimizer])]
-        key = repr((phase, optimizer, init, settings, len(lessons), design.facts, design.steps))
-        found = kept(key, functools.partial(_taught, model, chat, init, optimizer, lessons, settings, design))
+        key = repr((phase, optimizer, init, settings, len(conversations), design.facts, design.steps))
+        found = kept(key, functools.partial(_taught, model, chat, init, optimizer, conversations, settings, design))
         rows += [{"phase": phase, "optimizer": optimizer, "init": init, **row} for row in found]
     watch("where the inputs lie", len(todo), len(todo) + 1)
     return {"rows": rows, "energy": energy(model, chat, quick)}
@@ -117,9 +117,9 @@ def best_reach(rows: list[dict], init: str) -> float:
     return max(mean, key=mean.get)
 
 
-def _taught(model, chat, init: str, optimizer: str, lessons: list[Lesson], settings, design: Design) -> list[dict]:
-    """All lessons at all settings at once: a slot each."""
-    slots = len(lessons) * len(settings)
+def _taught(model, chat, init: str, optimizer: str, conversations: list[Facts], settings, design: Design) -> list[dict]:
+    """All conversations at all settings at once: a slot each."""
+    slots = len(conversations) * len(settings)
     texts = [chat.plain(text) for text in TEXTS] if init == "activation" else ()
     bank = AdapterBank(model, slots, RANK, last_layers=LAST_LAYERS, init=init, texts=texts, optimizer=optimizer)
     try:
@@ -127,11 +127,11 @@ def _taught(model, chat, init: str, optimizer: str, lessons: list[Lesson], setti
         per_lr = length if optimizer == "adamw" else length**2
         where = {}
         for reach, lr in settings:
-            for seed in range(len(lessons)):
+            for seed in range(len(conversations)):
                 slot = bank.alloc(lr=lr or reach / per_lr)
                 where[slot] = {"reach": reach or lr * per_lr, "lr": lr or reach / per_lr, "swept": lr is None, "seed": seed}
         config = dataclasses.replace(agent_config().learn, batch=design.facts)
-        jobs = [(slot, lessons[place["seed"]]) for slot, place in where.items()]
+        jobs = [(slot, conversations[place["seed"]]) for slot, place in where.items()]
         blocks = _minibatches(model, bank, [(slot, job.taught) for slot, job in jobs], chat, config)
         asked = _minibatches(model, bank, [(slot, job.asked) for slot, job in jobs], chat, config)
         rows = []

@@ -73,24 +73,24 @@ def chain(seed: int, writes: int, split: str = "dev") -> Chain:
     while len(out) < writes:
         episode = stream.episode(f"soak-{seed}-{tried}", split, DIFFICULTY, questions=0)
         tried += 1
-        plan = stream.script_of(episode)
-        if met.isdisjoint(plan.people):
-            met.update(plan.people)
-            out += _sessions(rng, plan, episode.pairs, language)
+        script = stream.script_of(episode)
+        if met.isdisjoint(script.people):
+            met.update(script.people)
+            out += _sessions(rng, script, episode.pairs, language)
     return tuple(out[:writes])
 
 
-def _sessions(rng: random.Random, plan, pairs: Sequence[Sequence[Pair]], language) -> list[tuple[Fact, ...]]:
-    said = {(s.topic, s.person) for session in plan.sessions for s in session}
+def _sessions(rng: random.Random, script, pairs: Sequence[Sequence[Pair]], language) -> list[tuple[Fact, ...]]:
+    said = {(s.topic, s.person) for session in script.sessions for s in session}
     out = []
-    for session, taught in zip(plan.sessions, pairs, strict=True):
+    for session, taught in zip(script.sessions, pairs, strict=True):
         parts = [(s, part, value) for s in session for part, value in s.parts()]
         facts = []
         for (s, part, value), pair in zip(parts, taught, strict=True):
             topic = language.topics[s.topic]
             plain, oblique = (topic.plain, topic.ask) if part == "value" else (topic.plain_date, topic.ask_date)
             plain, oblique = rng.choice(plain), rng.choice(oblique)
-            stranger = rng.choice([p for p in plan.people if (s.topic, p) not in said])
+            stranger = rng.choice([p for p in script.people if (s.topic, p) not in said])
             facts.append(Fact(
                 s.person, s.topic, part, stream.spellings(part, value), pair.question, plain.format(name=s.person),
                 oblique.format(name=s.person), plain.format(name=stranger),
