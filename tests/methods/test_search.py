@@ -1083,6 +1083,26 @@ def test_a_seed_draws_the_subspace_of_a_search(evaluated, tmp_path, monkeypatch)
     assert set(seen) == {(4, fourth)}
 
 
+@pytest.mark.parametrize(("methods", "seed", "goes_on"), [("tmem", 3, False), ("tmem", 0, True), ("mem1", 3, True)])
+def test_a_search_of_before_is_not_gone_on_with_in_another_subspace(evaluated, tmp_path, methods, seed, goes_on):
+    """Its fast weights were in the subspace of seed 0, whatever its seed. "memory" is what its settings called the adapter."""
+    words = ["--limit", "3", "--seed", str(seed), "--methods", f"none,{methods}"]
+    assert evaluated(*words).exit_code == 0
+    file = tmp_path / "out/results.json"
+    results = json.loads(file.read_text())
+    settings = results["config"]["settings"]
+    settings["memory"] = settings.pop("adapter")
+    file.write_text(json.dumps(results))
+    answers = tmp_path / "out/answers.jsonl"
+    answers.write_text("".join(answers.read_text().splitlines(keepends=True)[:-1]))
+    before = file.read_bytes()
+    again = evaluated(*words, "--resume")
+    assert (again.exit_code == 0) == goes_on, again.output
+    if not goes_on:
+        assert again.exit_code == 2 and "did not draw the subspace" in " ".join(again.output.split()), again.output
+        assert file.read_bytes() == before
+
+
 def test_sets_end_with_their_file_and_tell_of_evidence_only_where_it_is_named(evaluated, tmp_path):
     (tmp_path / "other").mkdir()
     bare = [HOTPOT | {"_id": f"b{i}", "supporting_facts": []} for i in range(4)]

@@ -17,6 +17,8 @@ from ..files.journal import Journal
 from ..files.objects import encoded, read_object
 from ..files.shapes import check
 from ..machine import peak_memory
+from ..methods.methods import METHODS
+from .config import SEARCH
 from .runs import ANSWER, ANSWERED, HAD_READ
 
 FILES = ("results.json", "answers.jsonl", "readings.jsonl")
@@ -89,10 +91,22 @@ class Record:
                 f"resume: {self.out} was made with other settings ({', '.join(changed) or 'task'}); "
                 f"use the same flags, or give another --out."
             )
+        if "memory" in (held["config"].get("settings") or {}) and self._in_another_subspace():
+            raise ValueError(
+                f"resume: {self.out} was begun when the seed of a search did not draw the subspace of its fast weights, "
+                f"as it does now; give another --out."
+            )
         if any("question" not in row for row in Journal(self.out / "answers.jsonl", ANSWER).rows):
             raise ValueError(
                 f"resume: {self.out} holds a run without its texts; go on in the folder that it was stripped from."
             )
+
+    def _in_another_subspace(self) -> bool:
+        """Whether a search of before left fast weights that would differ now: its subspace was that of seed 0."""
+        if self.results["task"] not in SEARCH:
+            return False
+        delta = {name for name, method in METHODS.items() if method.search and method.search.delta}
+        return any(row["seed"] and row["method"] in delta for row in Journal(self.out / "readings.jsonl", HAD_READ).rows)
 
     def _write(self) -> None:
         self.results["runs"][-1] |= {
