@@ -23,7 +23,6 @@ from tmem.evaluation.evaluate import evaluate
 from tmem.files import folders
 from tmem.files.folders import Busy, Lock, alone, atomic_file, atomic_folder, in_use, locked, standing, whole
 from tmem.files.journal import Journal, read_jsonl
-from tmem.models import loading
 from tmem.report import strip
 from tmem.rl import trainer
 from tmem.study import study
@@ -97,6 +96,29 @@ def test_of_many_threads_and_processes_one_at_a_time_gets_in(tmp_path):
     assert not list(tmp_path.rglob("*.lock"))
 
 
+def test_a_folder_that_goes_while_it_is_made_is_made_again(tmp_path, monkeypatch):
+    real, calls = Path.mkdir, []
+
+    def seen_to_go(path, *args, **options):
+        calls.append(path)
+        if len(calls) == 1:
+            raise FileExistsError(errno.EEXIST, "it was there, and its holder has removed it", str(path))
+        real(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", seen_to_go)
+    with locked(tmp_path / "out"):
+        assert in_use(tmp_path / "out")
+    assert len(calls) == 2
+
+
+def test_a_file_or_a_link_to_nowhere_is_no_folder_to_hold(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(FileExistsError):
+            Lock(tmp_path / name)
+
+
 def test_without_locks_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "fcntl", None)
     with pytest.warns(UserWarning, match="out cannot be locked; see to it that one"), locked(tmp_path / "out"):
@@ -130,15 +152,7 @@ def test_whoever_finds_a_folder_in_use_writes_nothing(tmp_path, holder, monkeypa
         assert content(out) == before
 
 
-@pytest.fixture
-def whole_models():
-    before = {name: getattr(loading, name) for name in ("load_model", "save_model", "default_dtype")}
-    yield
-    for name, value in before.items():
-        setattr(loading, name, value)
-
-
-def test_a_run_holds_its_folder_from_its_first_look_to_its_end(tmp_path, whole_models):
+def test_a_run_holds_its_folder_from_its_first_look_to_its_end(tmp_path):
     out = tmp_path / "run"
     first = tiny_run.start(out, **tiny_run.SHORT)
     with pytest.raises(Busy):

@@ -58,7 +58,12 @@ class Lock:
         self.folder, self.file = Path(folder), Path(folder) / name
         self.owner, self.made = os.getpid(), not self.folder.exists()
         while self.handle is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:  # something else has the name, or the folder went while mkdir looked
+                if os.path.lexists(self.folder) and not self.folder.is_dir():
+                    raise
+                continue
             try:
                 handle = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             except FileNotFoundError:  # the folder went with who held it before
