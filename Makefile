@@ -18,7 +18,7 @@ NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make train    teach the default model to write what will be asked (about 15 minutes on 2 cores)'
+	@echo 'make train    teach the default model to write what will be asked (about 10 minutes on 2 cores)'
 	@echo 'make test     run the test suite'
 	@echo 'make sanitize random calls of the CPU kernels under AddressSanitizer and UBSan (about 3 minutes)'
 	@echo 'make bench    time the ops against other ways to do the same'
@@ -68,7 +68,7 @@ format: $(DONE)/packages
 
 clean:
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .hypothesis .ruff_cache .benchmarks $(DONE)/ops
-	@find tmem csrc bench tests triton_kernels \( -name __pycache__ -o -name '*.so' \) -prune -exec rm -rf {} +
+	@find tmem csrc bench tests tools triton_kernels \( -name __pycache__ -o -name '*.so' \) -prune -exec rm -rf {} +
 
 # Each step leaves a file in .venv/done when it has ended well, so a step that was interrupted is taken again.
 

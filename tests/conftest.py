@@ -29,10 +29,15 @@ def seeded():
 _MODELS = {name: getattr(loading, name) for name in ("load_model", "save_model", "default_dtype")}
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def real_models():
-    """Every file of tests starts with the real models, whatever the one before put in their place (tiny_run does)."""
+    """Every test starts with the real models, whatever was put in their place before it (tiny_run does), and leaves them."""
+    _put_back_models()
     yield
+    _put_back_models()
+
+
+def _put_back_models():
     for name, function in _MODELS.items():
         setattr(loading, name, function)
 

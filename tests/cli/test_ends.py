@@ -16,7 +16,6 @@ from click.testing import CliRunner
 from tmem import cli
 from tmem.files.folders import in_use
 from tmem.files.journal import read_jsonl
-from tmem.models import loading
 from tmem.rl.policy import Policy
 
 TRAIN = """
@@ -32,15 +31,7 @@ cli.main(["train", "--preset", str(preset), "--out", str(out), *sys.argv[2:]])
 HELPERS = Path(__file__).parents[1] / "helpers"
 
 
-@pytest.fixture
-def whole_models():
-    before = {name: getattr(loading, name) for name in ("load_model", "save_model", "default_dtype")}
-    yield
-    for name, value in before.items():
-        setattr(loading, name, value)
-
-
-def test_sigterm_stops_a_training_with_a_checkpoint_and_it_goes_on(tmp_path, whole_models):
+def test_sigterm_stops_a_training_with_a_checkpoint_and_it_goes_on(tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-c", TRAIN, str(out), "--rl-steps", "400"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=HELPERS)
@@ -86,7 +77,7 @@ def test_under_nohup_a_terminal_may_close(monkeypatch):
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_training_that_diverged_is_one_sentence_and_its_checkpoint_stays(tmp_path, monkeypatch, whole_models):
+def test_a_training_that_diverged_is_one_sentence_and_its_checkpoint_stays(tmp_path, monkeypatch):
     real = Policy.step
 
     def broken(policy, *args):
@@ -122,7 +113,7 @@ def test_an_evaluation_lives_in_a_folder_of_any_name(tmp_path, name, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["a[1]{x}", "%s *", "new\nline {0}"])
-def test_a_training_lives_and_resumes_in_a_folder_of_any_name(tmp_path, name, whole_models):
+def test_a_training_lives_and_resumes_in_a_folder_of_any_name(tmp_path, name):
     from tmem.rl import trainer
 
     out, calls = tmp_path / name / name, []

@@ -53,3 +53,9 @@ def test_fsdp_divides_what_it_shards_and_sends_for_every_pass():
     few, many = (budget.sent(shape, fsdp, ranks=8, passes=n).bytes for n in (1, 10))
     ddp = [budget.sent(shape, TRAIN, ranks=8, passes=n).bytes for n in (1, 10)]
     assert many > 5 * few and ddp[0] == ddp[1]
+
+
+def test_a_target_that_no_decoder_has_is_one_sentence():
+    config = dataclasses.replace(CONFIG, adapter=dataclasses.replace(CONFIG.adapter, targets=("up_proj", "nope_proj")))
+    with pytest.raises(ValueError, match="'nope_proj' is no linear layer of a decoder; expected some of q_proj"):
+        budget.row(budget.SHAPES["qwen3-4b"], config)

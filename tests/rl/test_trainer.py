@@ -24,20 +24,12 @@ from tmem.agent.write import Written
 from tmem.episode import Pair
 from tmem.files import folders
 from tmem.files.objects import write_json
-from tmem.models import loading
 from tmem.rl import checkpoint, grpo, trainer
 from tmem.rl.policy import Policy
 from tmem.rl.world import ALONE, largest
 from tmem.testing import assert_close
 
 SCRIPT = tiny_run.__file__
-
-
-@pytest.fixture(autouse=True)
-def real_models_again(monkeypatch):
-    """tiny_run replaces them."""
-    for name in ("load_model", "save_model", "default_dtype"):
-        monkeypatch.setattr(loading, name, getattr(loading, name))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,10 +45,15 @@ def one_thread():
 def undisturbed(tmp_path_factory):
     """(folder, summary) of a run that nothing happened to."""
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    before = loading.load_model, loading.save_model, loading.default_dtype
-    summary = start(out).run()
-    loading.load_model, loading.save_model, loading.default_dtype = before
-    return out, summary
+    return out, start(out).run()
+
+
+def run_until(out, phase, step, **options):
+    """A run that is stopped after a step, counted from 0, of a phase."""
+    at = []
+    seen = trainer.Progress(row=lambda row: at.append((row["phase"], row["step"])))
+    with pytest.raises(trainer.Interrupted):
+        start(out, **options).run(seen, stop=lambda: at[-1:] == [(phase, step)])
 
 
 def assert_same_run(out, undisturbed):
@@ -130,14 +127,8 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, undisturbed, where, cou
 
 
 def test_ctrl_c_stops_between_steps_and_resumes(tmp_path, undisturbed):
-    out, calls = tmp_path / "undisturbed", []
-
-    def stop():
-        calls.append(1)
-        return len(calls) == 5  # inside the RL phase
-
-    with pytest.raises(trainer.Interrupted):
-        start(out).run(stop=stop)
+    out = tmp_path / "undisturbed"
+    run_until(out, "rl", 1)
     with pytest.raises(FileExistsError, match="--resume"):
         start(out)
     with pytest.raises(ValueError, match=r"other settings \(TrainConfig.seed\)"):
@@ -168,6 +159,34 @@ def test_a_run_whose_settings_have_the_names_of_before_is_gone_on_with(tmp_path)
         start(out, resume=True)
 
 
+@pytest.mark.parametrize("phase, goes_on", [("warm", False), ("rl", True), ("sft", False)])
+def test_a_run_of_before_is_not_gone_on_with_amid_its_supervised_steps(tmp_path, phase, goes_on):
+    """They may have been taught other pairs than those that follow."""
+    out, at = tmp_path / "run", []
+    seen = trainer.Progress(row=lambda row: at.append(row["phase"]))
+    with pytest.raises(trainer.Interrupted):
+        start(out, control_steps=2).run(seen, stop=lambda: at[-1:] == [phase])
+    file = out / "run.json"
+    recorded = json.loads(file.read_text())
+    recorded["AgentConfig"]["memory"] = recorded["AgentConfig"].pop("adapter")
+    file.write_text(json.dumps(recorded))
+    if goes_on:
+        start(out, control_steps=2, resume=True)._let_go()
+    else:
+        with pytest.raises(ValueError, match="amid supervised steps of an older version"):
+            start(out, control_steps=2, resume=True)
+
+
+def test_a_stop_within_an_evaluation_is_not_waited_for_and_the_run_goes_on_the_same(tmp_path, undisturbed):
+    out, at = tmp_path / "run", []
+    seen = trainer.Progress(phase=lambda *words: at.append(words))
+    with pytest.raises(trainer.Interrupted):
+        start(out).run(seen, stop=lambda: "evaluate warm" in [name for name, *_ in at] and "sampled learn" in at[-1])
+    assert at[-1] == ("evaluate warm", 1, 2, "sampled learn")
+    start(out, resume=True).run()
+    assert_same_run(out, undisturbed)
+
+
 def test_recomputing_delta_from_the_log_trains_the_same(tmp_path, undisturbed):
     out = tmp_path / "undisturbed"
     start(out, replay="log").run()
@@ -176,9 +195,8 @@ def test_recomputing_delta_from_the_log_trains_the_same(tmp_path, undisturbed):
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path, undisturbed):
-    out, calls, said = tmp_path / "undisturbed", [], []
-    with pytest.raises(trainer.Interrupted):
-        start(out).run(stop=lambda: calls.append(1) or len(calls) == 5)
+    out, said = tmp_path / "undisturbed", []
+    run_until(out, "rl", 1)
     *_, last = sorted(out.glob("checkpoints/step-*"))
     file = next(last.glob("*.safetensors"))
     file.write_bytes(flipped(file.read_bytes()))  # the header is as it was
@@ -426,10 +444,9 @@ def test_the_largest_of_numbers_with_nan_is_nan_wherever_it_stands():
 
 
 def test_a_refreshed_subspace_survives_a_resume(tmp_path):
-    whole, part, calls = tmp_path / "whole" / "run", tmp_path / "part" / "run", []
+    whole, part = tmp_path / "whole" / "run", tmp_path / "part" / "run"
     start(whole, refresh_a=1).run()
-    with pytest.raises(trainer.Interrupted):
-        start(part, refresh_a=1).run(stop=lambda: calls.append(1) or len(calls) == 5)
+    run_until(part, "rl", 1, refresh_a=1)
     start(part, refresh_a=1, resume=True).run()
     assert (whole / "metrics.jsonl").read_text() == (part / "metrics.jsonl").read_text()
 
@@ -488,9 +505,8 @@ def test_a_rank_that_is_killed_ends_the_run_and_it_resumes(tmp_path, undisturbed
 
 
 def test_a_run_resumes_on_another_number_of_processes_and_in_another_layout(tmp_path, undisturbed):
-    out, calls = tmp_path / "undisturbed", []
-    with pytest.raises(trainer.Interrupted):
-        start(out).run(stop=lambda: calls.append(1) or len(calls) == 4)  # alone, until inside RL
+    out = tmp_path / "undisturbed"
+    run_until(out, "rl", 0)  # alone
     done = torchrun(out, "--resume", "--extra", 'layout = "fsdp"')
     assert done.returncode == 0, done.stderr[-3000:]
     assert_close_run(out, undisturbed)

@@ -167,8 +167,6 @@ def test_a_study_of_two_tiny_seeds_runs_prints_and_goes_on_where_it_was(tmp_path
 
     from tmem.models import loading
 
-    for name in ("load_model", "save_model", "default_dtype"):
-        monkeypatch.setattr(loading, name, getattr(loading, name))
     preset = tiny_run.prepare(tmp_path / "run", "probe = 0\n")
 
     def save(network, tokenizer, path, weights=None):

@@ -63,18 +63,18 @@ class Agent:
         """
         fw.parts(model)
         model.requires_grad_(False)
-        m, chat = config.adapter, Chat(tokenizer, model)
+        adapter, chat = config.adapter, Chat(tokenizer, model)
         bank = AdapterBank(
             model,
             slots,
-            m.rank,
-            targets=m.targets,
-            last_layers=min(m.last_layers, model.config.num_hidden_layers),
-            init=m.init,
-            train_a=m.train_a,
-            optimizer=m.optimizer,
+            adapter.rank,
+            targets=adapter.targets,
+            last_layers=min(adapter.last_layers, model.config.num_hidden_layers),
+            init=adapter.init,
+            train_a=adapter.train_a,
+            optimizer=adapter.optimizer,
             seed=seed,
-            texts=[chat.plain(text) for text in TEXTS] if m.init == "activation" else (),
+            texts=[chat.plain(text) for text in TEXTS] if adapter.init == "activation" else (),
         )
         return cls(model, chat, bank, config)
 

@@ -68,9 +68,9 @@ def contrast(past: Sequence[Pair], new: Sequence[Pair], known: Sequence[Pair], l
     others = [_others(p, people, words) for p in pairs]
     may = [i for i, found in enumerate(others) if found]
     own = _spaced([i for i in may if i >= len(past)], limit)
-    chosen = own + _spaced([i for i in may if i < len(past)], limit - len(own))
+    taken = own + _spaced([i for i in may if i < len(past)], limit - len(own))
     out: list[Pair | None] = [None] * len(pairs)
-    for count, i in enumerate(chosen):
+    for count, i in enumerate(taken):
         question = pairs[i].question
         out[i] = Pair(about(question, names(question)[0], others[i][count % len(others[i])]), unknown)
     return out

@@ -77,8 +77,8 @@ def _template(chat: Chat) -> dict | None:
 
 def _adapted(shape: Shape, preset: str) -> dict:
     adapter = agent_config(preset).adapter
-    last, sizes = min(adapter.last_layers, shape.layers), shape.sizes()
-    width = sum(sizes[t][1] + sizes[t][0] * adapter.train_a for t in adapter.targets)
+    last, sizes = min(adapter.last_layers, shape.layers), [shape.size(target) for target in adapter.targets]
+    width = sum(outer + inner * adapter.train_a for inner, outer in sizes)
     return {
         "preset": preset, "targets": list(adapter.targets), "layers": [shape.layers - last, shape.layers - 1],
         "matrices": last * len(adapter.targets), "rank": adapter.rank, "parameters_per_slot": last * adapter.rank * width,

@@ -41,6 +41,13 @@ class Shape:
             "gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h),
         }  # fmt: skip
 
+    def size(self, target: str) -> tuple[int, int]:
+        """That of one linear layer, as a preset's targets name it. Raises ValueError for one that a decoder does not have."""
+        sizes = self.sizes()
+        if target not in sizes:
+            raise ValueError(f"targets: {target!r} is no linear layer of a decoder; expected some of {', '.join(sizes)}.")
+        return sizes[target]
+
     @property
     def parameters(self) -> int:
         linear = sum(i * o for i, o in self.sizes().values())
@@ -65,10 +72,10 @@ class Item:
 
 def row(shape: Shape, agent: AgentConfig) -> int:
     """P: fp32 elements of one slot, padded as the bank pads them."""
-    adapter, sizes = agent.adapter, shape.sizes()
-    width = 0
+    adapter, width = agent.adapter, 0
     for name in adapter.targets:
-        for size in ((sizes[name][0],) if adapter.train_a else ()) + (sizes[name][1],):
+        inner, outer = shape.size(name)
+        for size in ((inner,) if adapter.train_a else ()) + (outer,):
             width += -(-size // PAD) * PAD
     return min(adapter.last_layers, shape.layers) * adapter.rank * width
 

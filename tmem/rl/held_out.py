@@ -36,6 +36,8 @@ class Run(Protocol):
 
     def row(self, phase: str, step: int, clock: Clock, seconds: float, **values: Any) -> None: ...
 
+    def leave_if_asked(self) -> None: ...
+
 
 def evaluate(trainer: Run, phase: str) -> None:
     """Evaluate once in each mode. What was found goes into the log, `episodes/` and the run's state."""
@@ -43,6 +45,7 @@ def evaluate(trainer: Run, phase: str) -> None:
     keys = [str((config.seed << 20) + i) for i in range(config.eval_episodes)]
     episodes = [trainer.task.episode(key, config.eval_split) for key in trainer.world.share(keys)]
     for index, mode in enumerate(MODES):
+        trainer.leave_if_asked()
         found[mode] = _evaluated(trainer, phase, index, mode, episodes)
     score = means(found["greedy"])[config.reward]
     trainer.progress.phase(f"evaluate {phase}", 2, 2, f"greedy {config.reward} {score:.2f}")
@@ -52,9 +55,15 @@ def evaluate(trainer: Run, phase: str) -> None:
 def _evaluated(trainer: Run, phase: str, index: int, mode: str, episodes: Sequence) -> list[dict[str, float]]:
     """The values of all ranks' episodes in one mode, which is line `index` of the evaluation."""
     world, clock, start = trainer.world, Clock(), time.perf_counter()
+
+    def tell(what: str, *_) -> None:
+        trainer.progress.phase(f"evaluate {phase}", index, 2, f"{mode} {what}")
+        if world.size == 1:  # ranks are not at the same place here
+            trainer.leave_if_asked()
+
     rollouts = run(
         trainer.agent, episodes, [f"{trainer.config.seed}/eval/{e.id}" for e in episodes], temperature=MODES[mode], clock=clock,
-        on_event=lambda what, *_: trainer.progress.phase(f"evaluate {phase}", index, 2, f"{mode} {what}"),
+        on_event=tell,
     )  # fmt: skip
     found = world.gathered([scores(trainer.task, r).values for r in rollouts])
     records = world.gathered([record(r) for r in rollouts])

@@ -241,6 +241,7 @@ class Trainer:
             if not resume:
                 raise FileExistsError(f"train: {out} already holds a run; continue it with --resume, or give another --out.")
             held = read_object(self.settings_file, AgentConfig=dict)
+            older = "memory" in held["AgentConfig"]
             held["AgentConfig"] = renamed(held["AgentConfig"])
             if held != self._settings():
                 changed = _differences(held, self._settings())
@@ -252,6 +253,11 @@ class Trainer:
             if self.taken is not None:
                 self.state |= {k: v for k, v in checkpoint.state_of(self.taken).items() if k in self.state}
                 self.state["damaged"] += len(self.damaged)
+                if older and self.state["phase"] in ("warm", "sft") and self.state["step"]:
+                    raise ValueError(
+                        f"resume: {out} was stopped amid supervised steps of an older version, which may have taught of a "
+                        f"passage of several chunks the pairs of the first alone; start again with another --out."
+                    )
             elif self.damaged:
                 raise ValueError(f"resume: no checkpoint of {out} can be read ({self.damaged[0]}); start again elsewhere.")
         elif resume:
@@ -390,6 +396,12 @@ class Trainer:
         if asked:
             raise Interrupted
         return bool(late)
+
+    def leave_if_asked(self) -> None:
+        """Within an evaluation: a stop without a checkpoint, for that before the evaluation holds, which is then begun anew.
+        All ranks must call this together."""
+        if self.world.most(self.stop())[0]:
+            raise Interrupted
 
     def _save(self) -> None:
         now = time.perf_counter()
