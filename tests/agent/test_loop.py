@@ -23,7 +23,7 @@ from tmem.agent.loop import run
 from tmem.agent.passages import cut
 from tmem.agent.probe import probe, speakers
 from tmem.agent.scored import probabilities
-from tmem.agent.write import Written, parse, render, write_prompt
+from tmem.agent.write import Written, parse, render, list_prompt
 from tmem.episode import Episode, Pair, Question
 from tmem.models import forward as fw
 from tmem.models import loading
@@ -382,7 +382,7 @@ def test_writes_that_depend_on_no_delta_are_the_same_whenever_they_are_made(monk
     for r, key in zip(rollouts, ("k0", "k1", "k2")):
         texts = cut(agent.chat, r.episode.chunks, 80)
         assert [e.passage for e in r.log] == texts
-        prompts = [agent.chat.prompt(write_prompt(t)) for t in texts]
+        prompts = [agent.chat.prompt(list_prompt(t)) for t in texts]
         found = decode(
             agent.model, prompts, end=agent.chat.ends, max_new=40, temperature=1.0,
             keys=[f"{key}/write{j}" for j in range(len(texts))],

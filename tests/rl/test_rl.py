@@ -25,6 +25,7 @@ from tmem.agent.write import Written
 from tmem.episode import Episode, Pair, Question
 from tmem.rl import grpo, replay, supervised
 from tmem.rl import rollout as ro
+from tmem.rl import rows as of_rows
 from tmem.rl.policy import Replicated
 from tmem.tasks import Task, stream
 from tmem.testing import assert_close
@@ -145,7 +146,7 @@ def test_rollouts_that_share_a_prompt_share_a_row_and_do_not_see_each_other(monk
     monkeypatch.setattr(Replicated, "logits", lambda self, ids, *where: rows.append(len(ids)) or logits(self, ids, *where))
     together, one = replayed(agent, rollouts, tokens=4096)
     shared, rows[:] = sum(rows), []
-    monkeypatch.setattr(replay, "LONGEST", 0)
+    monkeypatch.setattr(of_rows, "LONGEST", 0)
     apart, other = replayed(agent, rollouts, tokens=4096)
     assert shared == sum(rows) - 1
     assert_close("gradient", one, other, 1e-5)
@@ -192,7 +193,7 @@ def test_an_advantage_belongs_to_a_rollout_and_every_action_of_it_gets_it(monkey
 
     def seen(policy, bank, part, *rest):
         for row in part:
-            for s in row.samples:
+            for s in row:
                 trained[s.rollout].append(s.advantage)
         accumulate(policy, bank, part, *rest)
 
@@ -316,9 +317,8 @@ def test_a_passage_of_several_chunks_is_taught_with_the_pairs_of_all_of_them():
 def test_writing_is_taught_under_the_delta_that_a_rollout_writes_under(monkeypatch, under_delta):
     """That of the writes before it, or none where writing is without it; recalling is under that of all writes either way."""
     agent = agent_of(config=dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, under_delta=under_delta)))
-    writing, recalling = supervised.examples(
-        agent, dataclasses.replace(TRAIN, warm_plain=0), 0, [stream.episode("under", "train", 3)]
-    )
+    found = supervised.examples(agent, dataclasses.replace(TRAIN, warm_plain=0), 0, [stream.episode("under", "train", 3)])
+    writing, recalling = found.writing, found.recalling
     (rollout,) = rollouts_of(agent, monkeypatch)[:1]
     actions = [a.delta is not None for a in rollout.actions]
     assert len(actions) > 2 and actions == [False, *[under_delta] * (len(actions) - 2), True]
@@ -347,14 +347,14 @@ def test_supervised_examples_weigh_the_same_however_they_are_batched():
     batch = [supervised.Example([5] * n, [7] * m) for n, m in ((3, 1), (20, 4), (40, 2))]
     found = []
     for micro in (16, 4096):
-        loss = supervised.backward(agent, policy, batch, micro)
+        (loss,) = supervised.backward(agent, policy, [batch], micro)
         found.append((loss, torch.cat([p.grad.flatten() for p in policy.params])))
         policy.drop()
     alone = [supervised_loss(agent, e) for e in batch]
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5) == pytest.approx(sum(alone) / 3, rel=1e-5)
     assert_close("gradient", found[0][1], found[1][1], 1e-5)
-    shares = [supervised.backward(agent, policy, part, 4096, count=3) for part in (batch[:1], batch[1:])]
-    assert sum(shares) == pytest.approx(found[0][0], rel=1e-5)
+    shares = [supervised.backward(agent, policy, [part], 4096, counts=[3]) for part in (batch[:1], batch[1:])]
+    assert sum(x for (x,) in shares) == pytest.approx(found[0][0], rel=1e-5)
     assert_close("ranks", torch.cat([p.grad.flatten() for p in policy.params]), found[0][1], 1e-5)
 
 
@@ -365,13 +365,48 @@ def test_layers_computed_again_in_backward_give_the_same_gradient_in_bf16():
     policy, batch = Replicated(agent.model), [supervised.Example([5] * n, [7] * m) for n, m in ((3, 1), (20, 4), (40, 2))]
     found = []
     for policy.checkpointing in (False, True):
-        loss = supervised.backward(agent, policy, batch, 4096)
+        (loss,) = supervised.backward(agent, policy, [batch], 4096)
         with policy.updating(1):  # an empty pass, as a rank adds that has fewer than others, has no route
             (0.0 * policy.logits(torch.zeros(1, 1, dtype=torch.int64), [0], [0]).sum()).backward()
         found.append((loss, torch.cat([p.grad.flatten() for p in policy.params])))
         policy.drop()
     assert found[1][0] == pytest.approx(found[0][0], rel=tolerance)
     assert_close("gradient", found[1][1], found[0][1], tolerance)
+
+
+def test_examples_that_begin_alike_share_a_row_and_do_not_see_each_other(monkeypatch):
+    """Of several parts, with their weights, as one after another alone."""
+    agent = agent_of()
+    policy = Replicated(agent.model)
+    of = supervised.Example
+    writing = [of([5, 6, 7, 8], [9] * n, None, 4) for n in (2, 3)] + [of([5, 6, 9], [4, 4], None, 2)]
+    reading = [of([5, 6, 3, *extra], [2, 8], None, 2) for extra in ([], [1, 1])]
+    sizes, logits = [], Replicated.logits
+    monkeypatch.setattr(Replicated, "logits", lambda self, ids, *where: sizes.append(len(ids)) or logits(self, ids, *where))
+    found = supervised.backward(agent, policy, [writing, reading], 4096, (1.0, 0.5))
+    together = torch.cat([p.grad.flatten() for p in policy.params])
+    assert sum(sizes) == 2
+    policy.drop()
+    alone = [[supervised.backward(agent, policy, [[e]], 4096, (s,), [len(part)])[0] for e in part]
+             for part, s in ((writing, 1.0), (reading, 0.5))]  # fmt: skip
+    apart = torch.cat([p.grad.flatten() for p in policy.params])
+    assert [sum(x) for x in alone] == pytest.approx(found, rel=1e-5)
+    assert_close("gradient", together, apart, 1e-5)
+
+
+def test_a_write_of_many_replies_is_taught_a_pair_a_reply_and_reading_beside_it():
+    agent = agent_of(config=dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, replies=8)))
+    episodes = [stream.episode(name, "train", 1) for name in ("one", "two")]
+    found = supervised.examples(agent, dataclasses.replace(TRAIN, warm_plain=1, warm_read=1.0), 0, episodes)
+    pairs = [p for e in episodes for _, gold in supervised.passages(agent, e) for p in gold]
+    said = [agent.chat.text(e.answer) for e in found.writing]
+    assert said == [f"A: {p.answer}\nQ: {p.question}" for p in pairs]
+    assert all(0 < e.begin < len(e.prompt) for e in found.writing + found.reading)
+    read = [(agent.chat.text(e.prompt), agent.chat.text(e.answer)) for e in found.reading]
+    for pair in pairs:
+        assert any(text.endswith(agent.asked(pair.question)) and answer == pair.answer for text, answer in read)
+    strange = [answer for _, answer in read if answer == CONFIG.learn.unknown]
+    assert len(strange) >= 2 and len(found.reading) == len(pairs) + len(strange)
 
 
 def supervised_loss(agent, example):

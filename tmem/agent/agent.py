@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from .config import AgentConfig
 from .decode import Generation, decode
 from .learn import Learned, learn
 from .teach import Lesson, chosen
-from .write import Written, parse, write_prompt
+from .write import Written, first_line, parse, parse_answers, parse_many, prompts
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,33 @@ class Reply:
 
 @dataclass(frozen=True)
 class Draft:
-    """A write that is not learned yet: the passage, what was said to it, and the pairs read out of that."""
+    """A write that is not learned yet: the passage, what was said to it, and the pairs read out of that.
+
+    read: tokens of the prompts, where those that are one are read once.
+    """
 
     passage: str
-    reply: Reply
+    replies: list[Reply]
     written: Written
+
+    @property
+    def read(self) -> int:
+        return sum(map(len, {tuple(r.prompt) for r in self.replies}))
+
+    @property
+    def generated(self) -> int:
+        """Tokens that were generated."""
+        return sum(r.generated for r in self.replies)
+
+    @property
+    def text(self) -> str:
+        """What was said."""
+        return "\n".join(r.text for r in self.replies)
+
+    @property
+    def finished(self) -> bool:
+        """Whether no reply was ended by the token limit."""
+        return all(r.generation.finished for r in self.replies)
 
 
 @dataclass
@@ -113,7 +136,7 @@ class Agent:
         self,
         passages: Sequence[str],
         slots: Sequence[int] | None = None,
-        known: Sequence[str] | None = None,
+        known: Sequence[Sequence[str]] | None = None,
         *,
         temperature: float = 0.0,
         keys: Sequence[str] | None = None,
@@ -121,13 +144,45 @@ class Agent:
         """The pairs that the model writes from each passage, under its slot's Δ unless the settings let it write without.
 
         known   what will be asked of each passage, where the prompt may say so (the paper's protocol)
+        Where a write is many replies they are drawn at temperature 1 at least, by the key, or else by the passage itself: at 0
+        all would be one.
         """
         config = self.config.write
-        prompts = [write_prompt(p, asked) for p, asked in zip(passages, known or [""] * len(passages), strict=True)]
-        under = None if slots is None else self.writers(slots)
-        replies = self.say(prompts, under, max_new=config.max_new, temperature=temperature, keys=keys)
-        written = [parse(r.text, finished=r.generation.finished, limit=config.max_pairs) for r in replies]
-        return [Draft(*one) for one in zip(passages, replies, written)]
+        known = known or [()] * len(passages)
+        several = config.replies > 1
+        turns = [prompts(p, config.replies, asked, self.asked) for p, asked in zip(passages, known, strict=True)]
+        under = self.writers(slots) if slots is not None else [-1] * len(passages)
+        spots = [(i, turn) for i, own in enumerate(turns) for turn in own]
+        ids = [self.chat.prompt(turn) for _, turn in spots]
+        found = iter(self.say(
+            ids,
+            None if slots is None else [under[i] for i, _ in spots],
+            max_new=config.max_new,
+            begins=[self.begin(passages[i], prompt) for (i, _), prompt in zip(spots, ids)] if several else None,
+            temperature=max(temperature, 1.0) if several and not any(known) else temperature,
+            keys=[f"{own}/{k}" if several else own for own, turn in zip(keys or passages, turns) for k in range(len(turn))],
+        ))  # fmt: skip
+        drafts = []
+        for passage, asked, own in zip(passages, known, turns):
+            replies = [next(found) for _ in own]
+            drafts.append(Draft(passage, replies, self._written(replies, asked)))
+        return drafts
+
+    def asked(self, question: str) -> str:
+        return question
+
+    def _written(self, replies: Sequence[Reply], known: Sequence[str]) -> Written:
+        """The pairs of one passage's replies."""
+        config, texts, finished = self.config.write, [r.text for r in replies], [r.generation.finished for r in replies]
+        if config.replies == 1:
+            return parse(texts[0], finished=finished[0], limit=config.max_pairs)
+        if known:
+            return parse_answers(known, texts, self.config.learn.unknown)
+        return parse_many(texts, finished, config.max_pairs)
+
+    def begin(self, passage: str, prompt: list[int]) -> int:
+        """How many tokens of a prompt stand there whatever is said of the passage."""
+        return len(os.path.commonprefix([prompt, self.chat.prompt(passage.strip())]))
 
     def teach(
         self,
@@ -147,8 +202,3 @@ class Agent:
             if learned.kept:
                 past.remember(pairs)
         return found
-
-
-def first_line(text: str) -> str:
-    """The answer proper: what stands before the first line break."""
-    return text.split("\n", 1)[0].strip()

@@ -90,7 +90,8 @@ class WriteConfig:
     """When the agent writes, and how much.
 
     window       L_max, tokens of working context above which it writes
-    max_new      tokens of one write
+    replies      1: a write is one reply that lists the pairs. More: so many replies, drawn side by side, that hold a pair each
+    max_new      tokens of one reply
     max_pairs    pairs of one write
     under_delta  whether the fast weights learned so far take part in writing, as in the paper. Without them (false) a model
                  that was never taught to write under a learned Δ still writes after its first write; what it writes then does
@@ -98,6 +99,7 @@ class WriteConfig:
     """
 
     window: int
+    replies: int
     max_new: int
     max_pairs: int
     under_delta: bool

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 
 from ..adapters.bank import Snapshot
 from ..episode import Episode, Pair
-from .agent import Agent, Draft, first_line
+from .agent import Agent, Draft
 from .decode import Generation
 from .learn import Learned
 from .passages import cut
 from .probe import asked_back
 from .scored import any_of
 from .teach import Lesson
-from .write import Written
+from .write import Written, first_line
 
 WRITES = 64  # made at once where they depend on no Δ
 
@@ -55,16 +55,15 @@ class LogEntry:
     passage: str
     written: Written
     learned: Learned
-    read: int = 0  # tokens of the prompt
+    read: int = 0  # tokens of the prompts, one that several replies share once
     tokens: int = 0  # generated
-    finished: bool = True  # False: the token limit ended it
+    finished: bool = True  # False: the token limit ended it, or one of its replies
     stuck: list[dict] = field(default_factory=list)  # what `probe.asked_back` found, a pair each
 
     @classmethod
     def of(cls, draft: Draft, learned: Learned) -> LogEntry:
         """The entry of a write that was learned."""
-        reply = draft.reply
-        return cls(draft.passage, draft.written, learned, reply.read, reply.generated, reply.generation.finished)
+        return cls(draft.passage, draft.written, learned, draft.read, draft.generated, draft.finished)
 
     @property
     def taught(self) -> bool:
@@ -199,7 +198,7 @@ class _Batch:
 
     def _write(self, streams: list[list[str]], spots: list[tuple[int, int]]) -> dict[tuple[int, int], Draft]:
         """The drafts of (rollout, passage)."""
-        asked = [" ".join(q.text for q in r.episode.questions) if self.how.known else "" for r in self.rollouts]
+        asked = [[q.text for q in r.episode.questions] if self.how.known else [] for r in self.rollouts]
         with self.clock("write"):
             drafts = self.agent.write(
                 [streams[i][j] for i, j in spots],
@@ -218,7 +217,7 @@ class _Batch:
         for slot, rollout, draft, result in zip(slots, rollouts, drafts.values(), learned):
             if self.how.trace:
                 seen = (rollout.delta, len(rollout.log)) if self.agent.config.write.under_delta else (None, 0)
-                rollout.actions.append(Action("write", draft.reply.prompt, draft.reply.generation, *seen))
+                rollout.actions += [Action("write", r.prompt, r.generation, *seen) for r in draft.replies]
                 rollout.delta = self.agent.bank.snapshot(slot, optimizer=False) if self.how.snapshots else None
             rollout.log.append(LogEntry.of(draft, result))
 

@@ -1,36 +1,57 @@
-"""Writing: the prompt that asks for question/answer pairs, and the parser of what comes back.
+"""Writing: the prompts that ask for question/answer pairs, and the parser of what comes back.
 
 One pair is two lines, `Q: ...` and `A: ...`. The paper asks for a JSON array (arXiv 2606.04536, appendix); two lines hold
 the same content in about half the tokens, which is what writing costs.
+
+A write is one reply that lists the pairs, or many replies to one prompt that hold a pair each, the answer first: something of
+the text is chosen, then what it answers. Such replies are drawn side by side, know nothing of each other, and share the
+prompt, which is read once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..episode import Pair
 from ..words import normalise
 
-_PROMPT = (
-    "{passage}\n\n"
-    "Write each fact above as a question that names the person, and a short answer, on two lines:\n"
-    "Q: question\nA: answer"
-)
-_KNOWN = "\nWhat will be asked later: {question}"
+_LIST = "Write each fact above as a question that names the person, and a short answer, on two lines:\nQ: question\nA: answer"
+_KNOWN = "\nWhat will be asked later: "
+ONE = "Write one answer and its question."  # of many replies
 
 
-def write_prompt(passage: str, asked: str = "") -> str:
-    """The user turn that asks for the pairs of one passage.
+def list_prompt(passage: str, known: Sequence[str] = ()) -> str:
+    """The user turn that asks for all pairs of one passage. known: see `prompts`."""
+    return beside(passage, _LIST) + (_KNOWN + " ".join(known) if known else "")
 
-    asked: what will be asked, where that is known beforehand (the paper's protocol); usually it is not.
+
+def prompts(passage: str, replies: int, known: Sequence[str] = (), asked: Callable[[str], str] = str) -> list[str]:
+    """The user turns of one passage's replies.
+
+    replies  1: the reply lists the pairs; more: so many replies that hold one pair each
+    known    what will be asked, where that is known beforehand (the paper's protocol). Then a pair's question is there
+             already, and each of its replies is an answer from the text
+    asked    words such a question
     """
-    return _PROMPT.format(passage=passage.strip()) + (_KNOWN.format(question=asked) if asked else "")
+    if replies == 1:
+        return [list_prompt(passage, known)]
+    return [beside(passage, asked(q)) for q in known] if known else [beside(passage, ONE)] * replies
+
+
+def beside(passage: str, words: str) -> str:
+    """The user turn that says something about a passage."""
+    return f"{passage.strip()}\n\n{words}"
 
 
 def render(pairs: Sequence[Pair]) -> str:
-    """Pairs as the text that a writer should produce; `parse(render(p)).pairs == p` for well-formed pairs."""
+    """Pairs as the list that a writer should produce; `parse(render(p)).pairs == p` for well-formed pairs."""
     return "\n".join(f"Q: {p.question}\nA: {p.answer}" for p in pairs)
+
+
+def render_one(pair: Pair) -> str:
+    """A pair as one of many replies, the answer first."""
+    return f"A: {pair.answer}\nQ: {pair.question}"
 
 
 @dataclass
@@ -91,3 +112,51 @@ def _keep(out: Written, found: dict[str, Pair], pair: Pair, limit: int) -> None:
         out.malformed += 1
     else:
         found[key] = pair
+
+
+def parse_many(texts: Sequence[str], finished: Sequence[bool], limit: int) -> Written:
+    """Read the pairs out of many replies: of each answer the first question, those answers first that most replies chose.
+
+    A reply that its token limit cut off, or that is not an answer and its question, counts as malformed; one whose answer was
+    chosen before, as a duplicate; one whose question has another answer, as a conflict. At most `limit` pairs are kept.
+    """
+    out = Written()
+    chosen: dict[str, list[Pair]] = {}
+    for text, whole in zip(texts, finished, strict=True):
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if not whole or len(lines) != 2 or not (lines[0].startswith("A:") and lines[1].startswith("Q:")):
+            out.malformed += 1
+            continue
+        pair = Pair(lines[1][2:].strip(), lines[0][2:].strip())
+        if not normalise(pair.question) or not normalise(pair.answer):
+            out.empty += 1
+        else:
+            chosen.setdefault(normalise(pair.answer), []).append(pair)
+    asked: set[str] = set()
+    for pairs in sorted(chosen.values(), key=len, reverse=True):  # stable: among equals the first drawn
+        out.duplicates += len(pairs) - 1
+        if normalise(pairs[0].question) in asked:
+            out.conflicts += 1
+        elif len(out.pairs) < limit:
+            asked.add(normalise(pairs[0].question))
+            out.pairs.append(pairs[0])
+    return out
+
+
+def parse_answers(questions: Sequence[str], texts: Sequence[str], unknown: str) -> Written:
+    """Pairs of known questions and what was answered to each. An abstention is no pair."""
+    out = Written()
+    found: dict[str, Pair] = {}
+    for question, text in zip(questions, texts, strict=True):
+        said = first_line(text)
+        if not normalise(said):
+            out.empty += 1
+        elif normalise(said) != normalise(unknown):
+            _keep(out, found, Pair(question, said), len(questions))
+    out.pairs = list(found.values())
+    return out
+
+
+def first_line(text: str) -> str:
+    """An answer proper: what stands before the first line break."""
+    return text.split("\n", 1)[0].strip()

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..adapters.bank import Snapshot
-from ..agent.agent import Agent, first_line
+from ..agent.agent import Agent
 from ..agent.loop import Rollout, run
+from ..agent.write import first_line
 from ..episode import Episode, Question
 
 # All methods ask in the same words, so that they differ in the text that stands before them, if any, and in Δ.

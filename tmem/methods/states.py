@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..agent.agent import Agent, Reply
+from ..agent.agent import Agent, Draft, Reply
 from ..agent.loop import LogEntry
 from ..agent.passages import cut
 from ..episode import Question
@@ -32,7 +32,7 @@ def written(agent: Agent, found: Found, config: SearchConfig, name: str) -> None
                 row.log.append(LogEntry.of(draft, result))
         for row, draft in zip(rows, drafts):
             pairs = draft.written.pairs
-            row.steps.append(_step(draft.reply, tuple((p.question, p.answer) for p in pairs)))
+            row.steps.append(_step(draft, tuple((p.question, p.answer) for p in pairs)))
             if slots is None:
                 _add(row, ((p.question, f"{p.question} {p.answer}") for p in pairs), anew=True)
 
@@ -122,8 +122,8 @@ def _keys(rows: Sequence[Trajectory], name: str, j: int) -> list[str]:
     return [f"{row.key}/{name}/write{j}" for row in rows]
 
 
-def _step(reply: Reply, pairs: tuple[tuple[str, str], ...] = ()) -> task.Step:
-    return task.Step("write", reply.text, reply.read, 0, reply.generated, pairs=pairs)
+def _step(said: Reply | Draft, pairs: tuple[tuple[str, str], ...] = ()) -> task.Step:
+    return task.Step("write", said.text, said.read, 0, said.generated, pairs=pairs)
 
 
 def _add(row: Trajectory, lines: Iterable[tuple[str, str]], *, anew: bool = False) -> None:

@@ -27,6 +27,8 @@ class TrainConfig:
     warm_episodes    episodes per step: all their passages, and their questions under the Δ of their gold pairs
     warm_pairs       show writes of 1 to so many of a passage's gold pairs, drawn at random; 0: of all of them
     warm_recall      weight of the questions' loss beside the passages'
+    warm_read        weight of answers from the text: to every gold pair's question beside its passage, and an abstention where
+                     the question is another passage's. So a model reads, and writes what a known question asks
     warm_lr          learning rate
 
     GRPO (arXiv 2402.03300; the Δ of each action is a constant, arXiv 2606.04536):
@@ -74,6 +76,7 @@ class TrainConfig:
     warm_episodes: int
     warm_pairs: int
     warm_recall: float
+    warm_read: float
     warm_lr: float
     rl_steps: int
     rl_episodes: int

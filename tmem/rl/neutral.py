@@ -9,7 +9,7 @@ from ..adapters.bank import Snapshot
 from ..agent.agent import Agent
 from ..models import forward as fw
 from ..words import normalise
-from .replay import padded
+from .rows import padded
 
 # Invented, so that no model has read them and no task is made of them.
 TEXTS = (

@@ -9,7 +9,6 @@ one row, so that the prompt, most of the tokens, is computed once, forward and b
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from ..agent.loop import Action, Rollout
 from ..agent.teach import Lesson
 from .loss import policy_loss, token_logp
 from .policy import Policy
+from .rows import Row, grouped, logits_of
 
 
 @dataclass
@@ -35,42 +35,6 @@ class Sample:
     advantage: float
     reference: Tensor | None = None
     off: Tensor | None = None  # |log-probability of the trainer - of the sampler|
-
-
-@dataclass
-class Row:
-    """Samples that continue the same prompt under the same Δ, as one row of a pass: the prompt, then one after another."""
-
-    samples: list[Sample]
-
-    @property
-    def prompt(self) -> list[int]:
-        return self.samples[0].action.prompt
-
-    @property
-    def said(self) -> list[list[int]]:
-        return [s.action.generation.ids for s in self.samples]
-
-    @property
-    def ids(self) -> list[int]:
-        return [*self.prompt, *itertools.chain(*self.said)]
-
-    def columns(self) -> list[int]:
-        """Of every generated token that of the one before it, whose logits it was drawn from."""
-        out, start = [], len(self.prompt)
-        for ids in self.said:
-            out += [len(self.prompt) - 1, *range(start, start + len(ids) - 1)]
-            start += len(ids)
-        return out
-
-    def layout(self) -> tuple[list[int], list[int]]:
-        """(position in its own text, branch) of every token."""
-        trunk = len(self.prompt)
-        positions, branches = list(range(trunk)), [0] * trunk
-        for branch, ids in enumerate(self.said, 1):
-            positions += range(trunk, trunk + len(ids))
-            branches += [branch] * len(ids)
-        return positions, branches
 
 
 @dataclass
@@ -124,30 +88,23 @@ def backward(
     return out
 
 
-def _score(policy: Policy, bank: AdapterBank, part: Sequence[Row], *, reference: bool = False) -> tuple[Tensor, Tensor]:
+def _score(
+    policy: Policy, bank: AdapterBank, part: Sequence[list[Sample]], *, reference: bool = False
+) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy [tokens] of the part's generated tokens; the former kept as `reference` if so asked."""
-    ids = padded([row.ids for row in part], bank.device)
-    columns = [row.columns() for row in part]
-    rows = [r for r, found in enumerate(columns) for _ in found]
-    layout = ()
-    if any(len(row.samples) > 1 for row in part):
-        layout = [padded(x, bank.device) for x in zip(*(row.layout() for row in part))]
-    said = torch.tensor([token for row in part for ids in row.said for token in ids], device=bank.device)
-    logp, entropy = token_logp(policy.logits(ids, rows, list(itertools.chain(*columns)), *layout), said)
+    rows = [row_of(row) for row in part]
+    said = torch.tensor([token for row in rows for token in row.said], device=bank.device)
+    logp, entropy = token_logp(logits_of(policy, bank, rows), said)
     if reference:
-        samples = _samples(part)
+        samples = [s for row in part for s in row]
         for sample, values in zip(samples, logp.split([len(s.action.generation.ids) for s in samples])):
             sample.reference = values
     return logp, entropy
 
 
-def _samples(part: Sequence[Row]) -> list[Sample]:
-    return [s for row in part for s in row.samples]
-
-
 def _accumulate(policy, bank, part, total, clip, beta, out: Replayed) -> None:
     new, entropy = _score(policy, bank, part)
-    part = _samples(part)
+    part = [s for row in part for s in row]
 
     def per_token(values) -> Tensor:
         return torch.tensor(values, device=bank.device, dtype=new.dtype)
@@ -176,37 +133,33 @@ def _accumulate(policy, bank, part, total, clip, beta, out: Replayed) -> None:
 
 
 # What goes through the model together, and a block in which slots hold its Δ.
-Passes = list[tuple[list[Row], Callable[[], AbstractContextManager[list[int]]]]]
-LONGEST = 1024  # tokens of a row of several samples: attention between branches is computed and masked
+Passes = list[tuple[list[list[Sample]], Callable[[], AbstractContextManager[list[int]]]]]
 
 
-def shared(samples: Sequence[Sample], under: Callable[[Sample], Hashable]) -> list[Row]:
-    """The samples as rows, those with one prompt and the same Δ, which `under` names, together."""
-    rows: list[Row] = []
-    open_: dict[Hashable, Row] = {}
-    for sample in samples:
-        key = (under(sample), *sample.action.prompt)
-        row = open_.get(key)
-        if row is None or len(row.ids) + len(sample.action.generation.ids) > LONGEST:
-            open_[key] = row = Row([])
-            rows.append(row)
-        row.samples.append(sample)
-    return rows
+def shared(samples: Sequence[Sample], under: Callable[[Sample], Hashable]) -> list[list[Sample]]:
+    """The samples by rows, those with one prompt and the same Δ, which `under` names, together."""
+    return grouped(samples, lambda s: (under(s), s.action.prompt), lambda s: len(s.action.generation.ids))
+
+
+def row_of(samples: Sequence[Sample]) -> Row:
+    """The prompt that samples share, and what was said to it."""
+    said = [s.action.generation.ids for s in samples]
+    return Row(samples[0].action.prompt, said, [0] * len(said))
 
 
 def _from_snapshots(agent, rollouts, samples, tokens) -> Iterator[Passes]:
     rows = shared(samples, lambda s: id(s.action.delta))
-    deltas = [row.samples[0].action.delta for row in rows]
-    parts = [[rows[i] for i in group] for group in micro_batches([r.ids for r in rows], tokens, deltas, agent.bank)]
-    yield [(part, partial(agent.bank.holding, [row.samples[0].action.delta for row in part])) for part in parts]
+    deltas = [row[0].action.delta for row in rows]
+    groups = micro_batches([row_of(row).ids for row in rows], tokens, deltas, agent.bank)
+    yield [([rows[i] for i in group], partial(agent.bank.holding, [deltas[i] for i in group])) for group in groups]
 
 
 def _from_logs(agent, rollouts, samples, tokens) -> Iterator[Passes]:
     for writes, slots in _learned_again(agent, rollouts):
         rows = shared([s for s in samples if s.action.writes == writes], lambda s: s.rollout if s.action.writes else None)
-        groups = micro_batches([r.ids for r in rows], tokens, [None] * len(rows), agent.bank)
+        groups = micro_batches([row_of(row).ids for row in rows], tokens, [None] * len(rows), agent.bank)
         parts = [[rows[i] for i in group] for group in groups]
-        yield [(part, partial(nullcontext, [slots[row.samples[0].rollout] for row in part])) for part in parts]
+        yield [(part, partial(nullcontext, [slots[row[0].rollout] for row in part])) for part in parts]
 
 
 def _learned_again(agent: Agent, rollouts: Sequence[Rollout]) -> Iterator[tuple[int, list[int]]]:
@@ -244,8 +197,3 @@ def micro_batches(
         out.append([i])
         kinds = mine
     return out
-
-
-def padded(sequences: Sequence[list[int]], device) -> Tensor:
-    """Token ids int64 [len(sequences), longest], zeros to the right."""
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True).to(device)

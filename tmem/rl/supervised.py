@@ -11,21 +11,40 @@ import torch
 from ..adapters.bank import Snapshot
 from ..agent.agent import Agent
 from ..agent.teach import Lesson, rehearsal
-from ..agent.write import render, write_prompt
+from ..agent.write import beside, prompts, render, render_one
 from ..episode import Episode, Pair
+from ..words import normalise
 from .config import TrainConfig
 from .loss import token_logp
 from .policy import Policy
-from .replay import micro_batches, padded
+from .replay import micro_batches
+from .rows import Row, grouped, logits_of
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt and of its right answer, and the Δ under which it is answered (None: Δ = 0)."""
+    """Token ids of a prompt and of its right answer, and the Δ under which it is answered (None: Δ = 0).
+
+    begin: how many tokens of the prompt are computed once for all examples that begin alike under the same Δ; 0: none.
+    """
 
     prompt: list[int]
     answer: list[int]
     delta: Snapshot | None = None
+    begin: int = 0
+
+    @property
+    def trunk(self) -> list[int]:
+        return self.prompt[: self.begin]
+
+    @property
+    def branch(self) -> list[int]:
+        return self.prompt[self.begin :] + self.answer
+
+
+def row_of(examples: Sequence[Example]) -> Row:
+    """Examples that share a trunk."""
+    return Row(examples[0].trunk, [e.branch for e in examples], [len(e.prompt) - e.begin for e in examples])
 
 
 def passages(agent: Agent, episode: Episode) -> list[tuple[str, list[Pair]]]:
@@ -59,8 +78,21 @@ def shown(text: str, pairs: Sequence[Pair], config: TrainConfig) -> list[Pair]:
     return [pairs[i] for i in sorted(draw.sample(range(len(pairs)), count))]
 
 
-def examples(agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Episode]) -> tuple[list[Example], list[Example]]:
-    """Writing and recalling examples of one step's training episodes.
+@dataclass(frozen=True)
+class Examples:
+    """Of one step: passages to be written down, questions to be answered beside a passage, and under Δ alone."""
+
+    writing: list[Example]
+    reading: list[Example]
+    recalling: list[Example]
+
+    @property
+    def parts(self) -> tuple[list[Example], ...]:
+        return self.writing, self.reading, self.recalling
+
+
+def examples(agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Episode]) -> Examples:
+    """The examples of one step's training episodes.
 
     Passage j with its gold pairs is to be written under the Δ that learning the gold pairs before it gives, as in a
     rollout: a model that writes well only while it has learned nothing stops writing after its first write. Where a rollout
@@ -69,58 +101,79 @@ def examples(agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Ep
     With `warm_pairs` what is written is only a sample of a passage's gold pairs.
     In the first `warm_plain` steps Δ = 0 and no questions: how to write comes first, and costs half as much to teach.
     """
-    chat = agent.chat
     streams = [passages(agent, e) for e in episodes]
-
-    def example(text: str, pairs: list[Pair], delta: Snapshot | None) -> Example:
-        return Example(chat.prompt(write_prompt(text)), chat.answer(render(shown(text, pairs, config))), delta)
-
+    reading = _reading(agent, config, step, [p for stream in streams for p in stream]) if config.warm_read else []
     if step < config.warm_plain:
-        return [example(*passage, None) for stream in streams for passage in stream], []
+        return Examples([w for stream in streams for p in stream for w in _writing(agent, config, *p, None)], reading, [])
     writing: list[Example] = []
     deltas: list[Snapshot | None] = [None] * len(episodes)
     lessons, under_delta = [Lesson() for _ in episodes], agent.config.write.under_delta
     with agent.bank.borrowed(len(episodes)) as slots:
         for j in range(max(map(len, streams), default=0)):
             due = [i for i, stream in enumerate(streams) if j < len(stream)]
-            writing += [example(*streams[i][j], deltas[i] if under_delta else None) for i in due]
+            for i in due:
+                writing += _writing(agent, config, *streams[i][j], deltas[i] if under_delta else None)
             agent.teach([slots[i] for i in due], [streams[i][j][1] for i in due], [lessons[i] for i in due])
             for i in due:
                 deltas[i] = agent.bank.snapshot(slots[i], optimizer=False)
     recalling = [
-        Example(chat.prompt(q.text), chat.answer(q.answers[0]), delta)
+        Example(agent.chat.prompt(agent.asked(q.text)), agent.chat.answer(q.answers[0]), delta)
         for delta, episode in zip(deltas, episodes)
         for q in episode.questions
     ]
-    return writing, recalling
+    return Examples(writing, reading, recalling)
+
+
+def _writing(agent: Agent, config: TrainConfig, text: str, pairs: list[Pair], delta: Snapshot | None) -> list[Example]:
+    """A passage's replies: one with the list of its gold pairs, or one for each of them."""
+    chat, few, replies = agent.chat, shown(text, pairs, config), agent.config.write.replies
+    prompt = chat.prompt(prompts(text, replies)[0])
+    if replies == 1:
+        return [Example(prompt, chat.answer(render(few)), delta)]
+    begin = agent.begin(text, prompt)
+    return [Example(prompt, chat.answer(render_one(pair)), delta, begin) for pair in few]
+
+
+def _reading(agent: Agent, config: TrainConfig, step: int, read: Sequence[tuple[str, list[Pair]]]) -> list[Example]:
+    """Every passage's gold pairs, asked beside it, and one question of another passage, which it does not answer."""
+    chat, out = agent.chat, []
+    for i, (text, pairs) in enumerate(read):
+        own = {normalise(p.question) for p in pairs}
+        others = [p.question for _, other in [*read[:i], *read[i + 1 :]] for p in other if normalise(p.question) not in own]
+        draw = random.Random(f"{config.seed}/read/{step}/{i}")
+        strange = [Pair(draw.choice(others), agent.config.learn.unknown)] if others else []
+        for pair in [*pairs, *strange]:
+            prompt = chat.prompt(beside(text, agent.asked(pair.question)))
+            out.append(Example(prompt, chat.answer(pair.answer), None, agent.begin(text, prompt)))
+    return out
 
 
 def backward(
-    agent: Agent, policy: Policy, batch: Sequence[Example], micro_tokens: int, scale: float = 1.0, count: float | None = None
-) -> float:
-    """Accumulate `scale` times the gradient of the mean over examples of their mean token loss; returns the loss (nats).
+    agent: Agent, policy: Policy, parts: Sequence[Sequence[Example]], micro_tokens: int, scales: Sequence[float] = (1.0,),
+    counts: Sequence[float] | None = None,
+) -> list[float]:  # fmt: skip
+    """Accumulate, for every part, `scales[i]` times the gradient of the mean over its examples of their mean token loss.
 
-    Every example weighs the same however long it is, and its loss does not depend on which others share the batch. Δ is
-    a constant. `count`: examples of all ranks, if there are more; the losses of the ranks are then parts of one. All ranks
-    must call this together.
+    Returns that mean (nats) of every part. Every example weighs the same however long it is, and its loss does not depend on
+    which others share the batch; examples of several parts share rows. Δ is a constant. `counts`: examples of all ranks, if
+    there are more; the losses of the ranks are then parts of one. All ranks must call this together.
     """
-    device, count = agent.bank.device, count or len(batch)
-    total = 0.0
-    groups = micro_batches([e.prompt + e.answer for e in batch], micro_tokens, [e.delta for e in batch], agent.bank)
+    device, counts = agent.bank.device, counts or [len(part) for part in parts]
+    batch = [(n, e) for n, part in enumerate(parts) for e in part]
+    shared = grouped(batch, lambda x: (id(x[1].delta) if x[1].begin else id(x[1]), x[1].trunk), lambda x: len(x[1].branch))
+    rows = [row_of([e for _, e in row]) for row in shared]
+    deltas = [row[0][1].delta for row in shared]
+    totals = torch.zeros(len(parts), dtype=torch.float64)
+    groups = micro_batches([row.ids for row in rows], micro_tokens, deltas, agent.bank)
     with policy.updating(len(groups)):
         for group in groups:
-            members = [batch[i] for i in group]
-            ids = padded([e.prompt + e.answer for e in members], device)
-            spots = [
-                (row, len(e.prompt) + k - 1, token, 1.0 / (len(e.answer) * count))
-                for row, e in enumerate(members)
-                for k, token in enumerate(e.answer)
-            ]
-            rows, columns, targets, weights = (list(x) for x in zip(*spots))
-            with agent.bank.holding([e.delta for e in members]) as slots, agent.bank.route(slots, learn=False):
-                logits = policy.logits(ids, rows, columns)
-                logp, _ = token_logp(logits, torch.tensor(targets, device=device))
-                loss = -(logp * torch.tensor(weights, device=device)).sum()
-                (scale * loss).backward()
-            total += float(loss.detach())
-    return total
+            members = [x for i in group for x in shared[i]]
+            of = torch.tensor([n for n, e in members for _ in e.answer], device=device)
+            weights = torch.tensor([1.0 / (len(e.answer) * counts[n]) for n, e in members for _ in e.answer], device=device)
+            with agent.bank.holding([deltas[i] for i in group]) as slots, agent.bank.route(slots, learn=False):
+                said = torch.tensor([token for i in group for token in rows[i].said], device=device)
+                logp, _ = token_logp(logits_of(policy, agent.bank, [rows[i] for i in group]), said)
+                losses = -logp * weights
+                (losses * torch.tensor(scales, device=device)[of]).sum().backward()
+            totals.index_add_(0, of.cpu(), losses.detach().double().cpu())
+    return totals.tolist()

@@ -139,20 +139,20 @@ def _supervised_step(trainer: Trainer, phase: str, number: int) -> str:
     keys = [f"{config.seed}/warm/{number}/{i}" for i in range(config.warm_episodes)]
     episodes = [trainer.task.episode(key, "train") for key in world.share(keys)]
     with clock("examples"):
-        parts = supervised.examples(trainer.agent, config, number, episodes)
+        parts = supervised.examples(trainer.agent, config, number, episodes).parts
     counts = world.total(*(len(part) for part in parts))
     with clock("update"):
-        losses = [
-            supervised.backward(trainer.agent, policy, part, config.micro_tokens, scale, count)
-            for part, scale, count in zip(parts, (1.0, config.warm_recall), counts)
-        ]
-    loss, recall_loss = world.total(*losses)
+        losses = supervised.backward(
+            trainer.agent, policy, parts, config.micro_tokens, (1.0, config.warm_read, config.warm_recall), counts
+        )
+    loss, read_loss, recall_loss = world.total(*losses)
     with clock("optimizer"):
         norm = policy.step(config.warm_lr * min(1.0, (number + 1) / 4), config.grad_clip)
     trainer.count_skipped(norm, phase)
     seconds = trainer.advance(phase, start)
     (tokens,) = world.total(sum(len(e.prompt) + len(e.answer) for part in parts for e in part))
-    trainer.row(phase, step, clock, seconds, loss=loss, recall_loss=recall_loss, grad_norm=norm, tokens=int(tokens))
+    found = {"loss": loss, "read_loss": read_loss, "recall_loss": recall_loss}
+    trainer.row(phase, step, clock, seconds, **found, grad_norm=norm, tokens=int(tokens))
     return f"loss {loss:.2f}  {tokens / seconds:.0f} tokens/s"
 
 

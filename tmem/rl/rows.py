@@ -1,0 +1,94 @@
+"""Texts that begin alike as one row of a pass: the beginning, computed once, then what continues it, branch after branch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ..adapters.bank import AdapterBank
+from .policy import Policy
+
+LONGEST = 1024  # tokens of a row of several texts: attention between branches is computed and masked
+
+Text = TypeVar("Text")
+
+
+@dataclass
+class Row:
+    """A trunk and its branches.
+
+        trunk      token ids that all texts of the row begin with
+        branches   token ids of what continues it, one list a text
+        labels     of every branch the place of its first label; those before it are read and not said
+
+    A row of one text has the same logits as that text alone; of several, each the same up to rounding.
+    """
+
+    trunk: list[int]
+    branches: list[list[int]] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.trunk, *(token for branch in self.branches for token in branch)]
+
+    @property
+    def said(self) -> list[int]:
+        """The labels of all branches."""
+        return [token for branch, first in zip(self.branches, self.labels) for token in branch[first:]]
+
+    def columns(self) -> list[int]:
+        """Of every label the column of the token before it, whose logits predict it."""
+        out, start = [], len(self.trunk)
+        for branch, first in zip(self.branches, self.labels):
+            out += [start + k - 1 if k else len(self.trunk) - 1 for k in range(first, len(branch))]
+            start += len(branch)
+        return out
+
+    def layout(self) -> tuple[list[int], list[int]]:
+        """(position in its own text, branch) of every token; the trunk is branch 0."""
+        trunk = len(self.trunk)
+        positions, numbers = list(range(trunk)), [0] * trunk
+        for number, branch in enumerate(self.branches, 1):
+            positions += range(trunk, trunk + len(branch))
+            numbers += [number] * len(branch)
+        return positions, numbers
+
+
+def grouped(
+    texts: Iterable[Text], begins: Callable[[Text], tuple[Hashable, Sequence[int]]], size: Callable[[Text], int]
+) -> list[list[Text]]:
+    """The texts that share a row. begins: under which Δ a text stands, and its trunk; size: tokens of its branch."""
+    rows: list[list[Text]] = []
+    open_: dict[Hashable, tuple[list[Text], int]] = {}
+    for text in texts:
+        under, trunk = begins(text)
+        key = (under, *trunk)
+        row, used = open_.get(key, ([], len(trunk)))
+        if not row or used + size(text) > LONGEST:
+            row, used = [], len(trunk)
+            rows.append(row)
+        row.append(text)
+        open_[key] = row, used + size(text)
+    return rows
+
+
+def logits_of(policy: Policy, bank: AdapterBank, rows: Sequence[Row]) -> Tensor:
+    """Logits [labels, V] that predict the labels of the rows, differentiable in θ0."""
+    columns = [row.columns() for row in rows]
+    places = [r for r, found in enumerate(columns) for _ in found]
+    layout: list[Tensor] = []
+    if any(len(row.branches) > 1 for row in rows):
+        layout = [padded(x, bank.device) for x in zip(*(row.layout() for row in rows))]
+    ids = padded([row.ids for row in rows], bank.device)
+    return policy.logits(ids, places, list(itertools.chain(*columns)), *layout)
+
+
+def padded(sequences: Sequence[list[int]], device) -> Tensor:
+    """Token ids int64 [len(sequences), longest], zeros to the right."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sequences], batch_first=True).to(device)
