@@ -23,7 +23,7 @@ from tmem.agent.loop import run
 from tmem.agent.passages import cut
 from tmem.agent.probe import probe, speakers
 from tmem.agent.scored import probabilities
-from tmem.agent.write import Written, parse, render, list_prompt
+from tmem.agent.write import Written, list_prompt, parse, render
 from tmem.episode import Episode, Pair, Question
 from tmem.models import forward as fw
 from tmem.models import loading
