@@ -6,10 +6,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from hashlib import blake2b
 from pathlib import Path
-
-import torch
 
 from .adapters.memory_file import read_memory, write_memory
 from .adapters.peft import load_adapter, peft_files
@@ -21,6 +18,7 @@ from .agent.passages import cut
 from .agent.teach import Lesson, newest
 from .episode import Pair
 from .models import loading
+from .models.lora import fingerprint
 from .terminal.progress import Lines
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much in all
@@ -233,7 +231,7 @@ class Memory:
         bank, config = self.agent.bank, self.agent.model.config
         return {
             "model": f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}",
-            "weights": _fingerprint(self.agent.model),
+            "weights": fingerprint(self.agent.model),
             "targets": list(bank.targets),
             "last_layers": bank.last_layers,
             "init": bank.init,
@@ -257,13 +255,3 @@ def _pairs(values: Iterable[tuple[str, str] | Pair]) -> list[Pair]:
             raise ValueError(f"learn: pair {n} is {value!r:.60}; expected (question, answer), two texts that are not empty.")
         out.append(Pair(*parts))
     return out
-
-
-def _fingerprint(model: torch.nn.Module) -> str:
-    """A hash of the first value of every row of every weight, in bf16: trained weights differ from those they began as."""
-    digest = blake2b(digest_size=8)
-    for weight in filter(torch.Tensor.numel, model.parameters()):
-        rows = weight.shape[0] if weight.dim() else 1
-        first = weight.detach().reshape(rows, -1)[:, 0].to(torch.bfloat16)
-        digest.update(first.view(torch.int16).cpu().numpy().tobytes())
-    return digest.hexdigest()
