@@ -67,10 +67,13 @@ class Memory:
 
     @classmethod
     def from_pretrained(
-        cls, model: str | None = None, *, preset: str = DEFAULT_PRESET, path: str | None = None, slots: int = 1
-    ) -> Memory:
+        cls, model: str | None = None, *, adapter: str | None = loading.PACKAGED, preset: str = DEFAULT_PRESET,
+        path: str | None = None, slots: int = 1,
+    ) -> Memory:  # fmt: skip
         """A memory on `model` (None: the default model; else a folder, a .gguf file or a hub id), empty or from `path`.
 
+            adapter the folder of a PEFT LoRA adapter that is merged into the weights; "default": the one that comes with tmem
+                    for the default model, where there is one; None: the model as it is
             preset  the settings: a name or the path of a .toml file
             path    a folder that `save` wrote
             slots   how many memories the model has room for, this one included (see `another`)
@@ -78,7 +81,7 @@ class Memory:
         Raises tmem.models.loading.ModelError if the model cannot be had, ValueError for an unknown preset or a folder that
         is damaged or was made with another model, FileNotFoundError for a missing one.
         """
-        return cls(Agent.build(*loading.load_model(model), agent_config(preset), slots=slots))._opened(path)
+        return cls(Agent.build(*loading.load_model(model, adapter=adapter), agent_config(preset), slots=slots))._opened(path)
 
     @property
     def pairs(self) -> list[Pair]:
