@@ -6,10 +6,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from hashlib import blake2b
 from pathlib import Path
-
-import torch
 
 from .adapters.memory_file import read_memory, write_memory
 from .adapters.peft import load_adapter, peft_files
@@ -21,6 +18,7 @@ from .agent.passages import cut
 from .agent.teach import Lesson, newest
 from .episode import Pair
 from .models import loading
+from .models.lora import fingerprint
 from .terminal.progress import Lines
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much in all
@@ -69,10 +67,13 @@ class Memory:
 
     @classmethod
     def from_pretrained(
-        cls, model: str | None = None, *, preset: str = DEFAULT_PRESET, path: str | None = None, slots: int = 1
-    ) -> Memory:
+        cls, model: str | None = None, *, adapter: str | None = loading.PACKAGED, preset: str = DEFAULT_PRESET,
+        path: str | None = None, slots: int = 1,
+    ) -> Memory:  # fmt: skip
         """A memory on `model` (None: the default model; else a folder, a .gguf file or a hub id), empty or from `path`.
 
+            adapter the folder of a PEFT LoRA adapter that is merged into the weights; "default": the one that comes with tmem
+                    for the default model, where there is one; None: the model as it is
             preset  the settings: a name or the path of a .toml file
             path    a folder that `save` wrote
             slots   how many memories the model has room for, this one included (see `another`)
@@ -80,7 +81,7 @@ class Memory:
         Raises tmem.models.loading.ModelError if the model cannot be had, ValueError for an unknown preset or a folder that
         is damaged or was made with another model, FileNotFoundError for a missing one.
         """
-        return cls(Agent.build(*loading.load_model(model), agent_config(preset), slots=slots))._opened(path)
+        return cls(Agent.build(*loading.load_model(model, adapter=adapter), agent_config(preset), slots=slots))._opened(path)
 
     @property
     def pairs(self) -> list[Pair]:
@@ -233,7 +234,7 @@ class Memory:
         bank, config = self.agent.bank, self.agent.model.config
         return {
             "model": f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}",
-            "weights": _fingerprint(self.agent.model),
+            "weights": fingerprint(self.agent.model),
             "targets": list(bank.targets),
             "last_layers": bank.last_layers,
             "init": bank.init,
@@ -257,13 +258,3 @@ def _pairs(values: Iterable[tuple[str, str] | Pair]) -> list[Pair]:
             raise ValueError(f"learn: pair {n} is {value!r:.60}; expected (question, answer), two texts that are not empty.")
         out.append(Pair(*parts))
     return out
-
-
-def _fingerprint(model: torch.nn.Module) -> str:
-    """A hash of the first value of every row of every weight, in bf16: trained weights differ from those they began as."""
-    digest = blake2b(digest_size=8)
-    for weight in filter(torch.Tensor.numel, model.parameters()):
-        rows = weight.shape[0] if weight.dim() else 1
-        first = weight.detach().reshape(rows, -1)[:, 0].to(torch.bfloat16)
-        digest.update(first.view(torch.int16).cpu().numpy().tobytes())
-    return digest.hexdigest()

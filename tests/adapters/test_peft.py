@@ -14,13 +14,13 @@ from tiny_bank import IDS, bank_of, logits
 from tiny_memory import PRESET
 
 from tmem import Memory
-from tmem.adapters import peft as peft_files
 from tmem.adapters.memory_file import read_memory
 from tmem.adapters.peft import load_adapter
 from tmem.agent.teach import Lesson
 from tmem.episode import Pair
-from tmem.memory import _fingerprint
 from tmem.models import loading
+from tmem.models import lora as peft_files
+from tmem.models.lora import fingerprint
 from tmem.testing import assert_close
 
 TARGETS = ["q_proj", "down_proj"]
@@ -377,13 +377,13 @@ def test_a_reader_during_saves_sees_one_of_them_whole(opened, tmp_path):
 
 
 def test_the_same_weights_have_one_fingerprint_in_every_precision_that_holds_them():
-    assert _fingerprint(model(dtype=torch.bfloat16)) == _fingerprint(model(dtype=torch.bfloat16).float())
-    assert _fingerprint(model()) == _fingerprint(model(dtype=torch.bfloat16))
-    assert _fingerprint(model(seed=1)) != _fingerprint(model())
+    assert fingerprint(model(dtype=torch.bfloat16)) == fingerprint(model(dtype=torch.bfloat16).float())
+    assert fingerprint(model()) == fingerprint(model(dtype=torch.bfloat16))
+    assert fingerprint(model(seed=1)) != fingerprint(model())
 
 
 def test_a_fingerprint_of_weights_of_any_shape():
     odd = torch.nn.Module()
     odd.scalar, odd.none = torch.nn.Parameter(torch.tensor(2.0)), torch.nn.Parameter(torch.empty(0, 4))
     odd.packed = torch.nn.Parameter(torch.ones(3, 1, dtype=torch.uint8), requires_grad=False)
-    assert len(_fingerprint(odd)) == 16
+    assert len(fingerprint(odd)) == 16

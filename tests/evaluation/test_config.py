@@ -14,10 +14,10 @@ from tmem.files.objects import write_json
 from tmem.methods.methods import METHODS, SEARCHED, methods_of
 
 OF_A_RUN = {"methods", "slots", "out", "resume", *(f"judge_{of}" for of in ("url", "model", "prices", "tokens", "concurrency"))}
-INPUTS = Inputs("m", "default", {"learn": {}}, "d.json", "aa", "bb", "cc", None, None)
+INPUTS = Inputs("m", "default", {"learn": {}}, "d.json", "aa", "bb", "cc", None, None, None)
 # What results.json holds since it was first written: runs of before are gone on with, and compared with new ones.
 BEGIN = ["model", "preset", "settings", "data", "data_blake2b", "weights_blake2b", "tokenizer_blake2b", "leave_out",
-         "leave_out_blake2b"]  # fmt: skip
+         "leave_out_blake2b", "adapter"]  # fmt: skip
 KEYS = {
     "stream": [*BEGIN, "limit", "seed", "seeds", "split", "difficulty", "adversarial", "context", "answer_tokens", "known",
                "probe", "episodes", "dated", "called"],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..episode import Pair
 from ..files.objects import object_in
-from .peft import CONFIG, WEIGHTS, read_folder, write_folder
+from ..models.lora import CONFIG, WEIGHTS, read_folder, write_folder
 
 RECORD = "tmem.json"
 

@@ -78,6 +78,12 @@ OF_JUDGE = ("judge_model", "judge_concurrency", "judge_tokens", "judge_prices")
     help="The model to evaluate: a folder (runs/train/rl), a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]",
 )
 @click.option(
+    "--adapter",
+    default="default",
+    show_default=True,
+    help="A PEFT LoRA folder merged into the model. default: the one that comes with the default model, if any. none: none.",
+)
+@click.option(
     "--preset",
     default=DEFAULT_PRESET,
     show_default=True,

@@ -21,6 +21,10 @@ from . import live
     "--model", help="The model to train: a Hugging Face folder, a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]"
 )
 @click.option(
+    "--adapter",
+    help="A PEFT LoRA folder over the model to start from. default: the one that comes with the default model. [default: none]",
+)
+@click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default="runs/train",
@@ -32,7 +36,7 @@ from . import live
 @click.option("--warm-steps", type=click.IntRange(0), help="Supervised steps before RL. [default: the preset's]")
 @click.option("--rl-steps", type=click.IntRange(0), help="GRPO steps. [default: the preset's]")
 @click.option("--eval-episodes", type=click.IntRange(1), help="Held-out episodes of each evaluation. [default: the preset's]")
-def train(preset: str, model: str | None, out: Path, resume: bool, **overrides) -> None:
+def train(preset: str, model: str | None, adapter: str | None, out: Path, resume: bool, **overrides) -> None:
     """Train the model to write the facts that later questions ask for.
 
     \b
@@ -48,7 +52,8 @@ def train(preset: str, model: str | None, out: Path, resume: bool, **overrides) 
     Ctrl-C or SIGTERM stops with a checkpoint. --resume goes on.
 
     The output folder holds summary.json, metrics.jsonl, curve.png and readable episodes. It also holds the trained models
-    (warm/, rl/), which --model takes, and log.txt, which shows the progress.
+    (warm/, rl/), which --model takes, and log.txt, which shows the progress. Where the preset says policy = "lora", the
+    models are adapters in PEFT's format, which --adapter takes as well.
     """
     from ..rl.trainer import Trainer
     from ..rl.world import World
@@ -58,7 +63,7 @@ def train(preset: str, model: str | None, out: Path, resume: bool, **overrides) 
     world = World.join()
     live.console.quiet = not world.first  # under torchrun rank 0 alone shows and writes
     overrides = {k: v for k, v in overrides.items() if v is not None}
-    trainer = Trainer(preset, out, model=model, resume=resume, world=world, **overrides)
+    trainer = Trainer(preset, out, model=model, adapter=adapter, resume=resume, world=world, **overrides)
     summary = _watched(trainer, f"tmem train --preset {preset} --out {out} --resume")
     world.leave()
     if world.first:

@@ -61,11 +61,13 @@ class EvalConfig:
     once. turns: before the answer is asked for. context: tokens of text in a prompt; of a search: of a prompt. answer_tokens:
     of an answer at most; of a search: of a turn. known: each question is an episode of its own and stands in the prompts that
     write (the paper's protocol: the history is read once for every question). probe: ask paraphrases after each write.
+    adapter: over the model, see tmem.models.loading.apart.
     Raises ValueError for a task or a way to search that is not there, and for less than one seed.
     """
 
     task: str = _option("stream", recorded=False)
     model: str | None = _option(recorded=False, protocol=False)
+    adapter: str | None = _option("default", recorded=False, protocol=False)
     preset: str = _option(DEFAULT_PRESET, recorded=False, protocol=False)
     data: str | tuple[str, ...] | None = _option(recorded=False)
     leave_out: str | None = _option(recorded=False)
@@ -108,7 +110,8 @@ class Inputs:
     """Which weights, settings and data a result belongs to: what the names and files of an `EvalConfig` held.
 
     settings: of the preset. data: names of files. tokenizer_blake2b: of the model's other files, its configuration, tokenizer
-    and chat template. leave_out: how many questions. Digests are of 8 bytes, in hexadecimal digits.
+    and chat template. leave_out: how many questions. adapter: over the model; weights_blake2b covers its
+    files too. Digests are of 8 bytes, in hexadecimal digits.
     """
 
     model: str = _fact()
@@ -120,6 +123,7 @@ class Inputs:
     tokenizer_blake2b: str = _fact()
     leave_out: int | None = _fact()
     leave_out_blake2b: str | None = _fact(protocol=True)
+    adapter: str | None = _fact()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..agent.config import AgentConfig
 from ..models import loading
+from ..models.lora import CONFIG, WEIGHTS
 from ..tasks import left_out
 from ..tasks.records import files
 from .config import EvalConfig, Inputs
@@ -19,16 +20,19 @@ BESIDE_WEIGHTS = ("config.json", "tokenizer*", "chat_template*", "special_tokens
 
 def inputs_of(config: EvalConfig, settings: AgentConfig, left: left_out.LeaveOut | None = None) -> Inputs:
     """The record of what `config` names. settings: of its preset. left: the questions left out, once the data were read."""
-    folder, data = loading.resolve(config.model), [Path(f) for f in (*files(config.data), *config.corpus)]
+    base, over = loading.apart(config.model, config.adapter)
+    folder, data = loading.resolve(base), [Path(f) for f in (*files(config.data), *config.corpus)]
+    adapter = [] if over is None else [over / name for name in (CONFIG, WEIGHTS)]
     return Inputs(
         model=config.model or loading.DEFAULT,
         preset=str(config.preset),
         settings=dataclasses.asdict(settings),
         data=", ".join(f.name for f in data) or None,
         data_blake2b=_digest(*data) if data else None,
-        weights_blake2b=_digest(*sorted(folder.glob("*.safetensors"))),
+        weights_blake2b=_digest(*sorted(folder.glob("*.safetensors")), *adapter),
         tokenizer_blake2b=_digest(*sorted({f for pattern in BESIDE_WEIGHTS for f in folder.glob(pattern) if f.is_file()})),
         **left_out.about(left),
+        adapter=loading.PACKAGED if over == loading.WRITER else None if over is None else str(over),
     )
 
 

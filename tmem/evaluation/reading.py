@@ -50,7 +50,7 @@ class Reading(Work):
         settings = agent_config(config.preset)
         learn = dataclasses.replace(settings.learn, unknown=tasks.abstention(config.task))
         settings = dataclasses.replace(settings, learn=learn)
-        network, tokenizer = loading.load_model(config.model)
+        network, tokenizer = loading.load_model(config.model, adapter=config.adapter)
         asked = [q for several in episodes.values() for e in several for q in e.questions]
         config = _with_room(config, settings.answer.max_new, network.config.max_position_embeddings, Chat(tokenizer), asked)
         notes = [*left_out.notes(left), *_notes(episodes[config.seed])]

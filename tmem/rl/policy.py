@@ -1,4 +1,5 @@
-"""θ0 under training: fp32 parameters, their optimizer, and the gradients of all ranks, in one of two layouts.
+"""θ0 under training: fp32 parameters, their optimizer, and the gradients of all ranks, in one of two layouts; a third one,
+an adapter over frozen weights, is in low_rank.py.
 
 Replicated  every rank holds everything; gradients are averaged by DDP. 2 (bf16 model) + 16 bytes a parameter.
 Sharded     FSDP2: parameters, gradients and moments are spread over ranks, 16/N bytes a parameter, and while rollouts and
@@ -9,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..agent.steps import outdate
 from ..models import forward as fw
+from ..models import loading
 from .world import ALONE, World
 
 
@@ -113,6 +116,10 @@ class Policy:
         """Forget moments and step counts: a new phase starts."""
         self.optimizer.state.clear()
 
+    def save(self, tokenizer, path: Path, weights: dict[str, Tensor] | None) -> None:
+        """Write θ0 as a folder that `load_model` takes. weights: what `full_state` gave."""
+        loading.save_model(self.model, tokenizer, path, weights)
+
     def full_state(self) -> dict[str, Tensor] | None:
         """The whole state dict, on rank 0, where the model itself holds only a part of it. To be called by all ranks."""
 
@@ -143,11 +150,26 @@ class Policy:
         return self.tensors()
 
 
-class Replicated(Policy):
+class Averaged(Policy):
+    """Every rank holds all of `params`, and DDP averages their gradients once, in fp32 buckets, however many micro-batches
+    each rank had."""
+
+    def __init__(self, model: nn.Module, names: list[str], params: list[nn.Parameter], world: World):
+        super().__init__(model, names, params, world)
+        self.reducer = nn.parallel.DistributedDataParallel(_Dot(params)) if world.size > 1 else None
+
+    def _collect(self) -> None:
+        if self.reducer is None:
+            return
+        sums = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
+        self.optimizer.zero_grad(set_to_none=True)
+        (self.world.size * self.reducer(sums)).backward()  # DDP averages; the losses of the ranks are parts of one
+
+
+class Replicated(Averaged):
     """fp32 copies beside a model that computes in bf16 (a step of 1e-6 would vanish in bf16) or fp32.
 
-    Gradients of micro-batches are added up in fp32 as soon as autograd has finished with a parameter; DDP then averages the
-    sums once, in fp32 buckets, however many micro-batches each rank had.
+    Gradients of micro-batches are added up in fp32 as soon as autograd has finished with a parameter.
     """
 
     def __init__(self, model: nn.Module, world: World = ALONE):
@@ -158,7 +180,6 @@ class Replicated(Policy):
         for param, copy in zip(self.working, copies):
             param.requires_grad_(True).register_post_accumulate_grad_hook(self._collector(copy))
         self._freeze()
-        self.reducer = nn.parallel.DistributedDataParallel(_Dot(copies)) if world.size > 1 else None
 
     @staticmethod
     def _collector(copy: nn.Parameter):
@@ -185,13 +206,6 @@ class Replicated(Policy):
             yield
         finally:
             self.publish()
-
-    def _collect(self) -> None:
-        if self.reducer is None:
-            return
-        sums = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
-        self.optimizer.zero_grad(set_to_none=True)
-        (self.world.size * self.reducer(sums)).backward()  # DDP averages; the losses of the ranks are parts of one
 
     @torch.no_grad()
     def publish(self) -> None:

@@ -34,6 +34,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -49,9 +50,13 @@ from ..tasks.stream import Stream
 from . import checkpoint, grpo, held_out, supervised
 from .config import train_config
 from .log import Log
+from .low_rank import LowRank
 from .policy import Policy, Replicated, Sharded
 from .record import read_run
 from .world import ALONE, World
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 KEEP = 2  # checkpoints: should the last one be damaged, the one before is there
 SHOWN = 10  # RL steps after which, as at each checkpoint, a held-out episode is run to show what is written now
@@ -192,11 +197,12 @@ class Trainer:
     """
 
     def __init__(
-        self, preset: str, out: Path, *, model: str | None = None, resume: bool = False, world: World = ALONE, **overrides
-    ):
+        self, preset: str, out: Path, *, model: str | None = None, adapter: str | None = None, resume: bool = False,
+        world: World = ALONE, **overrides,
+    ):  # fmt: skip
         self.config = dataclasses.replace(train_config(preset), **overrides)
         self.agent_config = agent_config(preset)
-        self.preset, self.out, self.model_name, self.world = str(preset), out, model, world
+        self.preset, self.out, self.model_name, self.adapter, self.world = str(preset), out, model, adapter, world
         if self.config.task == "stream":
             self.task = Stream(self.config.difficulty, self.config.rl_questions or None)
         else:
@@ -243,6 +249,8 @@ class Trainer:
             held = read_object(self.settings_file, AgentConfig=dict)
             older = "memory" in held["AgentConfig"]
             held["AgentConfig"] = renamed(held["AgentConfig"])
+            if isinstance(held.get("TrainConfig"), dict):  # before there were other policies
+                held["TrainConfig"] = {"policy": "full", "policy_rank": self.config.policy_rank} | held["TrainConfig"]
             if held != self._settings():
                 changed = _differences(held, self._settings())
                 raise ValueError(
@@ -266,6 +274,8 @@ class Trainer:
     def _settings(self) -> dict:
         """What must stay as it is from start to end; not how often checkpoints are made or over what ranks θ0 is laid out."""
         settings = {"preset": self.preset, "model": self.model_name or loading.DEFAULT}
+        if self.adapter not in (None, loading.NO_ADAPTER):
+            settings["adapter"] = self.adapter
         for config in (self.config, self.agent_config):
             settings[type(config).__name__] = dataclasses.asdict(config)
         for name in ("save_every", "layout", "micro_tokens", "checkpointing"):
@@ -317,14 +327,12 @@ class Trainer:
         return self.summary()
 
     def _build(self) -> None:
-        fsdp = self.config.layout == "fsdp"
-        wanted = {"dtype": torch.float32} if fsdp else {}
-        model, self.tokenizer = loading.load_model(self.model_name, device=self.world.device, **wanted)
+        model, policy = self._loaded()
         dtype = loading.default_dtype(next(model.parameters()).device)
         share = -(-self.config.rl_episodes // self.world.size)
         slots = max(share * self.config.rl_group, -(-self.config.eval_episodes // self.world.size))
         self.agent = Agent.build(model, self.tokenizer, self.agent_config, slots=slots)
-        self.policy: Policy = Sharded(model, self.world, dtype) if fsdp else Replicated(model, self.world)
+        self.policy: Policy = policy or self._whole(model, dtype)
         self.policy.checkpointing = self.config.checkpointing
         self.drift = self.config.drift or (0.1 if dtype == torch.bfloat16 else 1e-4)
         if self.state["phase"] == "rl" and self.state["step"]:  # the reference is θ0 at RL's start
@@ -332,6 +340,21 @@ class Trainer:
             self.remember()
         if self.state["weights"]:
             self.read(self.taken)
+
+    def _loaded(self) -> tuple[PreTrainedModel, LowRank | None]:
+        """The model as training begins, and the policy where it is an adapter, which goes on from the one over the model."""
+        config, device = self.config, self.world.device
+        if config.policy == "full":
+            wanted = {"dtype": torch.float32} if config.layout == "fsdp" else {}
+            model, self.tokenizer = loading.load_model(self.model_name, adapter=self.adapter, device=device, **wanted)
+            return model, None
+        base, start = loading.apart(self.model_name, self.adapter)
+        model, self.tokenizer = loading.load_model(base, device=device)
+        return model, LowRank(model, config.policy_rank, config.seed, self.world, start)
+
+    def _whole(self, model: PreTrainedModel, dtype: torch.dtype) -> Policy:
+        """The policy that trains all weights: under a bank, which finds them before they are spread over ranks."""
+        return Sharded(model, self.world, dtype) if self.config.layout == "fsdp" else Replicated(model, self.world)
 
     def remember(self) -> None:
         """Keep θ0 as the reference of the KL term, where there is one."""
@@ -438,8 +461,8 @@ class Trainer:
         return {f"a/{i}": a.clone() for i, a in enumerate(self.agent.bank.factors)} if self.config.refresh_a else {}
 
     def _keep_model(self, phase: str) -> None:
-        """The trained θ0 as a Hugging Face folder; after the warm start also the parameters that RL and the control start
-        from, and that RL's reference is."""
+        """The trained θ0 as a folder that `--model` takes; after the warm start also the parameters that RL and the control
+        start from, and that RL's reference is."""
         if phase == "warm":
             self.policy.restart()
             self._write(self.out / "checkpoints" / "warm")
@@ -447,7 +470,7 @@ class Trainer:
         if self.world.first:
             self.agent.bank.detach()
             try:
-                loading.save_model(self.agent.model, self.tokenizer, self.out / phase, weights)
+                self.policy.save(self.tokenizer, self.out / phase, weights)
             finally:
                 self.agent.bank.attach()
         self.world.wait()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file
 
 from ..agent.agent import Agent
 from ..files.folders import alone
@@ -75,11 +74,8 @@ def _dissected(preset, model, folder, seed, difficulty, count, progress) -> dict
     as_it_came = ability(agent)
 
     def use(name: str) -> Agent:
-        found = {}
-        for file in sorted((folder / name).glob("*.safetensors")):
-            found |= load_file(file)
-        network.load_state_dict(found, strict=False)  # tied weights are there once
-        network.tie_weights()
+        trained, _ = loading.load_model(folder / name, dtype=network.dtype, device=network.device)
+        network.load_state_dict(trained.state_dict())
         return agent
 
     split = read_object(folder / "run.json", TrainConfig=dict)["TrainConfig"]["eval_split"]

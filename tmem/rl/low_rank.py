@@ -1,0 +1,132 @@
+"""θ0 as W + s · B A under training: the model is frozen, and an adapter on all linear layers of its decoder is trained.
+
+The model holds the sum, rounded to its dtype. So rollouts, online updates, the policy's update and a model that is loaded
+later compute with one θ0, bit for bit, and none of them pays for the adapter. With dy the gradient of a layer's output, that of
+W would be dyᵀ x, and so
+
+    dB = s · dyᵀ (x Aᵀ),   dA = s · (dy B)ᵀ x,
+
+which takes no product of the size of W. Source of the form: LoRA, arXiv 2106.09685. The rounding is passed over, as it is where
+fp32 copies of whole weights are trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.attach import find_sites
+from ..models.lora import fingerprint
+from ..models.merge import Lora, merged, read_lora, save_lora
+from .policy import Averaged
+from .world import ALONE, World
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SCALE = 2.0  # alpha = 2 · rank
+
+
+class LowRank(Averaged):
+    """A [rank, K] ~ N(0, 1/K) and B [N, rank] = 0 of every linear layer, in fp32, over a model in bf16 or fp32.
+
+    4 (model and W) bytes a parameter in bf16, 16 of the adapter's. start: the folder of an adapter to go on from, of at most
+    this rank. Raises ValueError for one that does not fit.
+    """
+
+    hooks: tuple = ()  # while gradients are wanted
+
+    def __init__(self, model: nn.Module, rank: int, seed: int, world: World = ALONE, start: Path | None = None):
+        self.base, self.name, self.rank = fingerprint(model), model.config._name_or_path, rank
+        sites = find_sites(model, TARGETS, None)
+        self.layers = {site.name: site.module for site in sites}
+        self.frozen = [module.weight.detach().clone() for module in self.layers.values()]
+        factors = _begun(self.layers, rank, seed)
+        if start is not None:
+            _go_on_from(read_lora(start, model), factors, rank, start)
+        self.pairs = [(nn.Parameter(a), nn.Parameter(b)) for a, b in factors.values()]
+        names = [f"{name}.lora_{kind}.weight" for name in self.layers for kind in "AB"]
+        super().__init__(model, names, [p for pair in self.pairs for p in pair], world)
+        self._freeze()
+        self.publish()
+
+    def _thaw(self) -> None:
+        self.hooks = tuple(
+            module.register_forward_hook(partial(_trained, a, b)) for module, (a, b) in zip(self.layers.values(), self.pairs)
+        )
+
+    def _freeze(self) -> None:
+        self.model.requires_grad_(False)
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks = ()
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        self._put(self.params)
+
+    def _put(self, params: list[Tensor]) -> None:
+        for module, weight, a, b in zip(self.layers.values(), self.frozen, params[::2], params[1::2]):
+            module.weight.copy_(merged(weight, a, b, SCALE))
+
+    def remember(self) -> None:
+        self.reference = [p.detach().clone() for p in self.params]
+
+    @contextmanager
+    def referring(self) -> Iterator[None]:
+        with torch.no_grad():
+            self._put(self.reference)
+        try:
+            yield
+        finally:
+            self.publish()
+
+    def save(self, tokenizer, path: Path, weights: dict[str, Tensor] | None) -> None:
+        pairs = {name: (a.detach(), b.detach()) for name, (a, b) in zip(self.layers, self.pairs)}
+        save_lora(path, Lora(pairs, self.rank, SCALE, self.base), self.name or None)
+
+
+def _begun(layers: dict[str, nn.Linear], rank: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and B of every layer at the start, the same on every machine."""
+    generator, out = torch.Generator().manual_seed(seed), {}
+    for name, module in layers.items():
+        a = torch.randn(rank, module.in_features, generator=generator) * module.in_features**-0.5
+        device = module.weight.device
+        out[name] = a.to(device), torch.zeros(module.out_features, rank, device=device)
+    return out
+
+
+def _go_on_from(lora: Lora, factors: dict[str, tuple[Tensor, Tensor]], rank: int, path: Path) -> None:
+    """Write an adapter over the first rows of A and columns of B; the others stay, with B = 0."""
+    if lora.rank > rank:
+        raise ValueError(f"train: {path} has rank {lora.rank}, policy_rank is {rank}; set it to {lora.rank} or more.")
+    if others := sorted(lora.pairs.keys() - factors.keys()):
+        raise ValueError(f"train: {path} adapts {others[0]}; expected some of {', '.join(TARGETS)} alone.")
+    for name, (a, b) in lora.pairs.items():
+        factors[name][0][: lora.rank] = a
+        factors[name][1][:, : lora.rank] = b * (lora.scale / SCALE)
+
+
+def _trained(a: Tensor, b: Tensor, _module: nn.Linear, given: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
+    """A forward hook: y as it is, and a path for the gradients of A and B, whatever Δ the layer had beside W."""
+    return _Trained.apply(y, given[0].detach(), a, b) if torch.is_grad_enabled() else None
+
+
+class _Trained(torch.autograd.Function):
+    """y [..., N] -> y. Products in y's dtype, sums over tokens in fp32 where the machine has it so; gradients are fp32."""
+
+    @staticmethod
+    def forward(ctx, y, x, a, b):
+        ctx.save_for_backward(x, a, b)
+        return y.view_as(y)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        x, a, b = ctx.saved_tensors
+        rows, seen = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+        z, dz = seen @ a.to(seen.dtype).T, rows @ b.to(rows.dtype)
+        return dy, None, SCALE * (dz.T @ seen).float(), SCALE * (rows.T @ z).float()
