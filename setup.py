@@ -55,7 +55,7 @@ class CMakeBuild(build_ext):
 setup(
     packages=[*find_packages(include=["tmem", "tmem.*"]), "tmem.triton_kernels", "tmem.bench"],
     package_dir={"tmem.triton_kernels": "triton_kernels", "tmem.bench": "bench"},
-    package_data={"tmem": ["py.typed", "presets/*", "report/templates/*", "report/published.toml", "tasks/stream/*.toml"]},
+    package_data={"tmem": ["py.typed", "presets/*", "report/templates/*", "report/published.toml", "tasks/*.toml", "tasks/stream/*.toml"]},
     ext_modules=[Extension("tmem.libtmem_cpu", sources=[]), Extension("tmem.libtmem_cuda", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

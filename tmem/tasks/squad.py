@@ -42,6 +42,7 @@ def episodes(path: str | Path, *, seed: int = 0, limit: int | None = None, leave
 def passages(
     path: str | Path,
     task: str = "squad",
+    source: str = _SOURCE,
     kind: Callable[[Record], str] = lambda question: "squad",
     leave_out: LeaveOut | None = None,
 ) -> list[Passage]:
@@ -53,9 +54,10 @@ def passages(
     Any of a question's answers is right; one without answers has category "abstention", and to say that the text does not tell
     is right.
     Evidence is the sentences that hold the first answer. `kind` gives a question's from its record.
-    Raises FileNotFoundError, and ValueError for a file of another format; the errors begin with `task`.
+    Raises FileNotFoundError, and ValueError for a file of another format; the errors begin with `task`, and say that a file
+    comes from `source`.
     """
-    left, found = leave_out or LeaveOut(), _passages(read(path, task, _SOURCE, under="data"))
+    left, found = leave_out or LeaveOut(), _passages(read(path, task, source, under="data"))
     return [_passage(i, title, held, asked, kind, left) for i, (title, held, asked) in enumerate(found)]
 
 
