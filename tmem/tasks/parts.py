@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from tmem.episode import Question
 from tmem.tasks.squad import BOUNDARY, Passage
@@ -12,6 +13,7 @@ from tmem.words import content, normalise
 
 __all__ = ["chunk", "cut", "dated", "standing"]
 
+_SPOKEN = re.compile(r"\s*[^\s:][^:\n]{0,40}: ")  # a line of dialogue, whose sentences are nobody's without it
 _DATE = re.compile(r"(?:session )?date: (\S.{0,99})", re.IGNORECASE)
 
 
@@ -31,15 +33,16 @@ def dated(text: str) -> str:
 
 
 def standing(text: str, question: Question) -> str:
-    """The sentence that a question's answer stands in: of those with one of its answers, the one that shares most words with
-    the question, and the first of several. What the reader found where none has one; "" if that is nothing."""
+    """The sentence, or the line of dialogue, that a question's answer stands in: of those with one of its answers, the one that
+    shares most words with the question, and the first of several. What the reader found where none has one; "" if that is
+    nothing."""
     if question.category == "abstention":
         return ""
     answers = [f" {normalise(answer)} " for answer in question.answers if normalise(answer)]
     asked = content(question.text)
-    found = [s for s in _sentences(text) if any(a in f" {normalise(s)} " for a in answers)]
-    best = max(found, key=lambda sentence: len(asked & content(sentence)), default="")
-    return best.strip() or "".join(e.text for e in question.evidence if e.text in text)
+    found = [(len(asked & words), sentence) for sentence, plain, words in _told(text) if any(a in plain for a in answers)]
+    best = max(found, key=lambda match: match[0], default=(0, ""))[1]
+    return best or "".join(e.text for e in question.evidence if e.text in text)
 
 
 def cut(passage: Passage, words: int) -> list[Passage]:
@@ -70,6 +73,13 @@ def _packed(text: str, words: int) -> list[str]:
             out.append([])
         out[-1].append(piece)
     return [part for pieces in out if (part := "".join(pieces).strip())]
+
+
+@lru_cache(maxsize=4)
+def _told(text: str) -> list[tuple[str, str, frozenset[str]]]:
+    """Sentences and lines of dialogue: each as it is, in the form that is compared, and its words that carry meaning."""
+    pieces = [p for line in text.splitlines() for p in ([line] if _SPOKEN.match(line) else _sentences(line))]
+    return [(p.strip(), f" {normalise(p)} ", content(p)) for p in pieces]
 
 
 def _size(text: str) -> int:
