@@ -28,8 +28,8 @@ __all__ = ["PLAIN", "SPLITS", "Passages", "document", "episodes", "resolved", "s
 SPLITS = {"train": 90, "dev": 5, "test": 5}  # per cent of the documents
 PLAIN = "plain"  # the kind of a question without tags
 _SOURCE = (
-    "give a list of {title, context, questions: [{question, answer}]}, or get SQuAD's train-v1.1.json from "
-    "https://rajpurkar.github.io/SQuAD-explorer"
+    "get train-v1.1.json from https://rajpurkar.github.io/SQuAD-explorer, or give a list of passages, "
+    "{title, context, questions: [{question, answer}]}"
 )
 # What tells parts of a document apart: "Rhine [3]", "Rhine (3)", "Chat session 1 part 2", "wikipedia:37:10", "s03_e23_c01".
 _PART = re.compile(
