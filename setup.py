@@ -56,7 +56,9 @@ setup(
     packages=[*find_packages(include=["tmem", "tmem.*"]), "tmem.triton_kernels", "tmem.bench"],
     package_dir={"tmem.triton_kernels": "triton_kernels", "tmem.bench": "bench"},
     package_data={
-        "tmem": ["py.typed", "presets/*", "writer/*", "report/templates/*", "report/published.toml", "tasks/stream/*.toml"]
+        "tmem": [
+            "py.typed", "presets/*", "writer/*", "report/templates/*", "report/published.toml", "tasks/*.toml", "tasks/stream/*.toml",
+        ]  # fmt: skip
     },
     ext_modules=[Extension("tmem.libtmem_cpu", sources=[]), Extension("tmem.libtmem_cuda", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

@@ -39,7 +39,7 @@ def test_the_command_names_the_options_of_the_configuration_and_no_others():
 def test_a_configuration_is_recorded_with_its_keys_in_their_order(task):
     found = recorded(EvalConfig(task), INPUTS, Extent(3, None, None))
     assert list(found) == KEYS["search" if task == "search" else "stream"] and json.dumps(found)
-    assert found["known"] is False and found.get("split") == ("test" if task == "stream" else None)
+    assert found["known"] is False and found.get("split") == ("test" if task in ("stream", "passages") else None)
     assert found.get("adversarial") == ("open" if task == "locomo" else None)
     assert all(found.get(name) is None for name in EvalConfig(task).foreign if name != "known" and name != "probe")
 
@@ -55,6 +55,7 @@ def test_options_of_other_tasks_are_told():
     assert set(EvalConfig("search").foreign) == {"split", "difficulty", "adversarial", "known", "probe"}
     search = {"corpus", "search_by", "objectives", "turns"}
     assert set(EvalConfig("stream").foreign) == {*search, "adversarial"}
+    assert set(EvalConfig("passages").foreign) == {*search, "adversarial", "difficulty"}
     assert set(EvalConfig("squad").foreign) == {*search, "adversarial", "split", "difficulty"}
 
 

@@ -7,13 +7,14 @@ import os
 import random
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tmem import tasks
-from tmem.tasks import Evidence, Question, clbench, left_out, locomo, longmemeval, metrics, records, squad
+from tmem.tasks import Evidence, Question, clbench, left_out, locomo, longmemeval, metrics, passages, records, squad
 from tmem.tasks import task as own_task
 
 DATA = Path(os.environ.get("TMEM_DATA", Path(__file__).parents[3] / "shared/data"))
@@ -93,6 +94,8 @@ LOADERS = {
     "longmemeval": (LONGMEMEVAL, longmemeval.episodes),
     "squad": (PASSAGE, squad.episodes),
     "squad official": (OFFICIAL, squad.episodes),
+    "passages": (PASSAGE, partial(passages.episodes, split="all")),
+    "passages official": (OFFICIAL, partial(passages.episodes, split="all")),
     "clbench": (TASK, clbench.episodes),
 }
 
@@ -496,6 +499,7 @@ def test_each_task_has_its_scores():
         "locomo": ["f1", "em", "intrusion", "official_f1"],
         "longmemeval": ["f1", "em"],
         "squad": ["f1", "em", "squad_f1", "squad_em"],
+        "passages": ["f1", "em"],
         "clbench": [],
     }
 
@@ -521,7 +525,7 @@ def test_training_refuses_clbench_in_a_preset(tmp_path):
 def test_other_files_are_no_clbench(file):
     for name in (file([PASSAGE], "x.jsonl"), file("{", "x.json"), file("clbench", "clbench.py"), "absent.jsonl", "strem"):
         assert not clbench.is_clbench(str(name))
-    with pytest.raises(ValueError, match="expected stream or file.py:Class"):
+    with pytest.raises(ValueError, match="expected stream, passages or file.py:Class"):
         own_task.find_task(str(file([PASSAGE], "x.jsonl")))
 
 
@@ -735,7 +739,7 @@ def test_a_missing_file_says_where_to_get_it():
     for task in tasks.TASKS[1:]:
         with pytest.raises(FileNotFoundError, match=f"{task}: no file at /nowhere.json; get .*https://"):
             tasks.episodes(task, data="/nowhere.json")
-        with pytest.raises(ValueError, match=f"{task}: no data file given; pass the path of the official"):
+        with pytest.raises(ValueError, match=f"{task}: no data file given; pass the path of (the official|a file of)"):
             tasks.episodes(task)
         with pytest.raises(ValueError, match=f"{task}: limit is 0, expected at least 1"):
             tasks.episodes(task, data="/nowhere.json", limit=0)
@@ -811,6 +815,8 @@ def changed(record, path, value):
         ("squad", ["questions"], ..., "record 1: `questions` is missing; expected a list."),
         ("squad", ["context"], " ", "record 1: `context` is empty; expected a passage."),
         ("squad official", ["paragraphs", 0, "qas", 0, "answers", 1], "x", "item 2 of `answers` is text; expected an object."),
+        ("passages", ["questions", 0, "tags"], "x", "item 1 of `questions`: `tags` is text; expected a list."),
+        ("passages", ["questions", 0, "tags"], [3], "item 1 of `questions`, item 1 of `tags` is a number; expected text."),
         ("clbench", ["messages"], [], "`messages` asks nothing; expected a last user message with text."),
         ("clbench", ["messages", 3, "content"], None, "item 4 of `messages`: `content` is null; expected text or a list."),
         ("clbench", ["messages", 1, "content", 1], {"type": "image_url"}, "item 2 of `content`: `text` is missing"),
@@ -893,7 +899,7 @@ def test_whatever_a_file_holds_it_is_read_or_named_in_one_sentence(tmp_path, nam
     for i in range(1000):
         mutants = [mutated(record, rng) if rng.random() < 0.8 else record for _ in range(rng.choice((1, 2)))]
         lines = rng.random() < 0.5
-        under = {"version": "v", "data": mutants} if name == "squad official" else mutants
+        under = {"version": "v", "data": mutants} if name.endswith(" official") else mutants
         text = "\n".join(map(json.dumps, mutants)) if lines else json.dumps(under)
         path = tmp_path / f"{i % 2}.{'jsonl' if lines else 'json'}"
         path.write_bytes(damaged(text, rng) if rng.random() < 0.2 else text.encode())

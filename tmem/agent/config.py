@@ -27,8 +27,9 @@ MOST = 2**31 - 1  # of a number
 # Whole numbers that may be 0; the others may not.
 ZERO = (
     "seed", "rehearse", "contrast", "warm_steps", "warm_plain", "warm_pairs", "rl_steps", "rl_questions", "rl_warmup",
-    "rl_resample", "refresh_a", "probe", "control_steps",
+    "rl_resample", "refresh_a", "probe", "control_steps", "cut_words",
 )  # fmt: skip
+EMPTY = ("data",)  # lists that may be empty
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string",
          tuple: 'a list of names such as ["gate_proj", "up_proj"]'}  # fmt: skip
 
@@ -177,10 +178,10 @@ def _instead(where: str, key: str, known: Iterable[str]) -> str:
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
-    """`value` as of `kind`. A list has strings in it, and one at least."""
+    """`value` as of `kind`. A list has strings in it, and one at least unless it is one of EMPTY."""
     kind = typing.get_origin(kind) or kind
     if kind is tuple:
-        fits = isinstance(value, list) and value and all(type(v) is str and v for v in value)
+        fits = isinstance(value, list) and (value or where.split()[-1] in EMPTY) and all(type(v) is str and v for v in value)
     else:
         fits = type(value) is kind or kind is float and type(value) is int
     if not fits:

@@ -15,7 +15,7 @@ from ..agent.config import DEFAULT_PRESET
 from . import live
 from .group import refuse
 
-TASKS = ("stream", "locomo", "longmemeval", "squad", "clbench", "search")
+TASKS = ("stream", "locomo", "longmemeval", "squad", "passages", "clbench", "search")
 JUDGED = TASKS[:-1]  # a search is scored without a judge
 OF_JUDGE = ("judge_model", "judge_concurrency", "judge_tokens", "judge_prices")
 
@@ -48,10 +48,10 @@ OF_JUDGE = ("judge_model", "judge_concurrency", "judge_tokens", "judge_prices")
 )
 @click.option(
     "--split",
-    type=click.Choice(["train", "dev", "test"]),
+    type=click.Choice(["train", "dev", "test", "all"]),
     default="test",
     show_default=True,
-    help="stream only: which names, values and phrasings.",
+    help="stream: which names, values and phrasings. passages: which documents of the files; all for whole files.",
 )
 @click.option(
     "--difficulty",

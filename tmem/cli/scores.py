@@ -39,6 +39,8 @@ def title_of(results: Mapping) -> str:
     what = config.get("called") or names.TASKS[results["task"]]
     if results["task"] == "stream":
         what = f"stream ({config['split']}, difficulty {config['difficulty']})"
+    if results["task"] == "passages":
+        what += f" ({config['split']})"
     if results["task"] == "search":
         what += f", {config['objectives']} questions at once"
     known = ", questions known beforehand" * config["known"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -32,6 +33,18 @@ from . import live
     help="Folder for the results.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option(
+    "--task",
+    help="stream (generated talks), passages (real text with questions, see --data), or file.py:Class, a task of your own. "
+    "[default: the preset's]",
+)
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="FILE[:WEIGHT]",
+    help="passages: a file of passages with questions. Give it several times to mix files: a.json:3 is drawn from three "
+    "times as often as b.json. [default: the preset's]",
+)
 @click.option("--seed", type=int, help="Seed of episodes, sampling noise and batches. [default: the preset's]")
 @click.option("--warm-steps", type=click.IntRange(0), help="Supervised steps before RL. [default: the preset's]")
 @click.option("--rl-steps", type=click.IntRange(0), help="GRPO steps. [default: the preset's]")
@@ -46,6 +59,14 @@ def train(preset: str, model: str | None, adapter: str | None, out: Path, resume
                    of its own
       control      again from the warm start: supervised steps for as many
                    seconds as RL took
+
+    --task passages trains on real text instead of generated episodes:
+
+    \b
+      tmem train --task passages --data train-v1.1.json --data mine.json:0.5
+
+    A file is SQuAD's, or a list of {title, context, questions: [{question, answer}]}. Nine documents of ten are trained on,
+    the others are held out for the evaluations.
 
     The model as it came and the model after each phase are evaluated on held-out episodes, greedy and at T=1.
 
@@ -62,12 +83,19 @@ def train(preset: str, model: str | None, adapter: str | None, out: Path, resume
     made_on = machine.provenance()  # at the start: the commit that runs, not the one checked out when it ends
     world = World.join()
     live.console.quiet = not world.first  # under torchrun rank 0 alone shows and writes
-    overrides = {k: v for k, v in overrides.items() if v is not None}
+    overrides = {k: v for k, v in overrides.items() if v is not None and v != ()}
     trainer = Trainer(preset, out, model=model, adapter=adapter, resume=resume, world=world, **overrides)
-    summary = _watched(trainer, f"tmem train --preset {preset} --out {out} --resume")
+    said = {"preset": preset, "out": out, "model": model, "adapter": adapter, **overrides}
+    summary = _watched(trainer, shlex.join(["tmem", "train", *_said(said), "--resume"]))
     world.leave()
     if world.first:
         _leave(out, preset, summary | {"machine": {**made_on, "ranks": world.size}})
+
+
+def _said(options: dict) -> list[str]:
+    """Options as they are typed."""
+    values = {name: value if isinstance(value, tuple) else (value,) for name, value in options.items() if value is not None}
+    return [word for name, several in values.items() for v in several for word in (f"--{name.replace('_', '-')}", str(v))]
 
 
 def _watched(trainer, again: str) -> dict:

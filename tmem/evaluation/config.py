@@ -78,7 +78,7 @@ class EvalConfig:
     limit: int | None = _option(scales=True, words="limit {}", place=3)
     seed: int = _option(0)
     seeds: int = _option(1)
-    split: str = _option("test", of=("stream",), words="{} split", place=1)
+    split: str = _option("test", of=("stream", "passages"), words="{} split", place=1)
     difficulty: int = _option(1, of=("stream",), words="difficulty {}", place=2)
     adversarial: str = _option("open", of=("locomo",), words="adversarial {}", place=4)
     context: int | None = _option(words="{} tokens of text in a prompt", place=8)

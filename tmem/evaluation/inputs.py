@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 from ..agent.config import AgentConfig
+from ..files.digest import digest
 from ..models import loading
 from ..models.lora import CONFIG, WEIGHTS
 from ..tasks import left_out
@@ -28,19 +28,9 @@ def inputs_of(config: EvalConfig, settings: AgentConfig, left: left_out.LeaveOut
         preset=str(config.preset),
         settings=dataclasses.asdict(settings),
         data=", ".join(f.name for f in data) or None,
-        data_blake2b=_digest(*data) if data else None,
-        weights_blake2b=_digest(*sorted(folder.glob("*.safetensors")), *adapter),
-        tokenizer_blake2b=_digest(*sorted({f for pattern in BESIDE_WEIGHTS for f in folder.glob(pattern) if f.is_file()})),
+        data_blake2b=digest(*data) if data else None,
+        weights_blake2b=digest(*sorted(folder.glob("*.safetensors")), *adapter),
+        tokenizer_blake2b=digest(*sorted({f for pattern in BESIDE_WEIGHTS for f in folder.glob(pattern) if f.is_file()})),
         **left_out.about(left),
         adapter=loading.PACKAGED if over == loading.WRITER else None if over is None else str(over),
     )
-
-
-def _digest(*files: Path) -> str:
-    """What files hold, in 16 hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

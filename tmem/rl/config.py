@@ -11,6 +11,9 @@ CHOICES = {
     "eval_split": ("dev", "test"), "difficulty": (1, 2, 3), "replay": ("snapshot", "log"), "layout": ("ddp", "fsdp"),
     "rl_answers": ("sampled", "greedy", "scored"), "policy": ("full", "lora"),
 }  # fmt: skip
+OF_PASSAGES = ("data", "join", "cut_words", "swap_names", "resolve_dates")
+BEFORE = {"policy": "full", "data": [], "warm_read": 0.0}  # settings that came later, and what was done without them
+IDLE = ("policy_rank", "join", "cut_words", "swap_names", "resolve_dates")  # those that mean nothing to such a run
 
 
 @dataclass(frozen=True)
@@ -18,10 +21,17 @@ class TrainConfig:
     """A supervised warm start, then GRPO, then the control: more supervised training instead of RL.
 
     seed             of episodes, noise and batches
-    task             "stream", or "file.py:Class", a tmem.tasks.Task of one's own
+    task             "stream", "passages", or "file.py:Class", a tmem.tasks.Task of one's own
     difficulty       of stream: 1, 2 or 3
     policy           what of θ0 is trained: "full", all weights, or "lora", an adapter on all linear layers of the decoder
     policy_rank      of that adapter; its alpha is twice the rank
+
+    Of passages, see tmem.tasks.passages:
+    data             files, "FILE" or "FILE:WEIGHT"; a passage is drawn from one in proportion to its weight, 1 unless said
+    join             1 to so many passages make a stream, drawn at random
+    cut_words        a longer passage is cut at lines and sentences, each part with its questions; 0: none is
+    swap_names       share of the training passages whose people get other first names
+    resolve_dates    an answer such as "yesterday" becomes the date, where the passage begins with its session's
 
     The warm start:
     warm_steps       supervised steps
@@ -37,7 +47,7 @@ class TrainConfig:
     rl_steps         steps, one update each
     rl_episodes      episodes per step, of all ranks together
     rl_group         rollouts per episode, 2 or more
-    rl_questions     of stream: asked after a training episode at most; more make the reward less noisy; 0: its own
+    rl_questions     of stream and passages: asked after a training episode at most; more make the reward less noisy; 0: its own
     rl_answers       "sampled" answers are trained too; with less noise and only writing trained: "greedy", the likeliest
                      answers, or "scored", whose reward is the probability of a right answer: what em would be on average
                      over sampled ones
@@ -75,6 +85,11 @@ class TrainConfig:
     difficulty: int
     policy: str
     policy_rank: int
+    data: tuple[str, ...]
+    join: int
+    cut_words: int
+    swap_names: float
+    resolve_dates: bool
     warm_steps: int
     warm_plain: int
     warm_episodes: int
@@ -116,7 +131,13 @@ class TrainConfig:
             if getattr(self, name) not in choices:
                 known = " or ".join(str(c) for c in choices)
                 raise ValueError(f"preset: [train] {name}: expected {known}, got {getattr(self, name)!r}.")
-        if self.task == "stream" and self.reward not in ("f1", "em"):
+        if self.swap_names > 1:
+            raise ValueError(f"preset: [train] swap_names: expected a share of 0 to 1, got {self.swap_names:g}.")
+        if self.data and self.task != "passages":
+            raise ValueError(
+                f'preset: [train] data: task {self.task!r} reads no files; set task = "passages" or leave data out.'
+            )
+        if self.task in ("stream", "passages") and self.reward not in ("f1", "em"):
             raise ValueError(f"preset: [train] reward: expected f1 or em, got {self.reward!r}.")
         if self.layout == "fsdp" and self.policy == "lora":
             raise ValueError('preset: [train] policy: "lora" needs layout "ddp"; every rank has room for an adapter.')

@@ -41,18 +41,19 @@ import torch
 from ..agent.agent import Agent
 from ..agent.config import agent_config, renamed
 from ..agent.loop import Clock
+from ..files.digest import digest
 from ..files.folders import Busy, Lock
 from ..files.objects import read_object, write_json
 from ..machine import give_memory_back
 from ..models import loading
-from ..tasks import task as own_task
-from ..tasks.stream import Stream
+from ..tasks.passages import Passages
 from . import checkpoint, grpo, held_out, supervised
-from .config import train_config
+from .config import BEFORE, IDLE, train_config
 from .log import Log
 from .low_rank import LowRank
 from .policy import Policy, Replicated, Sharded
 from .record import read_run
+from .tasks import task_of
 from .world import ALONE, World
 
 if TYPE_CHECKING:
@@ -203,10 +204,7 @@ class Trainer:
         self.config = dataclasses.replace(train_config(preset), **overrides)
         self.agent_config = agent_config(preset)
         self.preset, self.out, self.model_name, self.adapter, self.world = str(preset), out, model, adapter, world
-        if self.config.task == "stream":
-            self.task = Stream(self.config.difficulty, self.config.rl_questions or None)
-        else:
-            self.task = own_task.find_task(self.config.task)
+        self.task = task_of(self.config)
         self.state = {
             "phase": "base", "step": 0, "seconds": {}, "evaluations": {}, "rows": 0, "segments": 0, "wall_seconds": 0.0,
             "number": 0, "weights": False, "skipped": 0, "damaged": 0, "done": False,
@@ -246,11 +244,10 @@ class Trainer:
         if self.settings_file.exists():
             if not resume:
                 raise FileExistsError(f"train: {out} already holds a run; continue it with --resume, or give another --out.")
-            held = read_object(self.settings_file, AgentConfig=dict)
+            held = read_object(self.settings_file, AgentConfig=dict, TrainConfig=dict)
             older = "memory" in held["AgentConfig"]
             held["AgentConfig"] = renamed(held["AgentConfig"])
-            if isinstance(held.get("TrainConfig"), dict):  # before there were other policies
-                held["TrainConfig"] = {"policy": "full", "policy_rank": self.config.policy_rank} | held["TrainConfig"]
+            held["TrainConfig"] = {**self._unsaid(), **held["TrainConfig"]}
             if held != self._settings():
                 changed = _differences(held, self._settings())
                 raise ValueError(
@@ -280,7 +277,14 @@ class Trainer:
             settings[type(config).__name__] = dataclasses.asdict(config)
         for name in ("save_every", "layout", "micro_tokens", "checkpointing"):
             del settings["TrainConfig"][name]
+        if isinstance(self.task, Passages):
+            settings["data_blake2b"] = {file: digest(file) for file in self.task.files}
         return json.loads(json.dumps(settings))
+
+    def _unsaid(self) -> dict:
+        """The settings of training that a run of before does not name: what they were, or where that meant nothing, are."""
+        now = self._settings()["TrainConfig"]
+        return {**{name: now[name] for name in IDLE}, **BEFORE}
 
     def _checkpoints(self) -> list[Path]:
         """Those of steps, oldest first."""

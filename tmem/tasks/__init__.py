@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tmem.episode import Episode, Evidence, Pair, Question
-from tmem.tasks import clbench, locomo, longmemeval, metrics, squad, stream
+from tmem.tasks import clbench, locomo, longmemeval, metrics, passages, squad, stream
 from tmem.tasks.left_out import LeaveOut
 from tmem.tasks.records import distinct, files
 from tmem.tasks.task import Task
@@ -17,6 +17,7 @@ _SCORES = {
     "locomo": (metrics.f1, metrics.em, metrics.intrusion, metrics.official_f1),
     "longmemeval": (metrics.f1, metrics.em),
     "squad": (metrics.f1, metrics.em, metrics.squad_f1, metrics.squad_em),
+    "passages": (metrics.f1, metrics.em),
     "clbench": (),
 }
 TASKS = tuple(_SCORES)
@@ -26,13 +27,15 @@ _READERS = {
     "locomo": locomo.episodes,
     "longmemeval": longmemeval.episodes,
     "squad": squad.episodes,
+    "passages": passages.episodes,
     "clbench": clbench.episodes,
 }
 _FILES = {
-    "locomo": "locomo10.json",
-    "longmemeval": "longmemeval_s_cleaned.json",
-    "squad": "dev-v1.1.json",
-    "clbench": "CL-bench.jsonl",
+    "locomo": "the official locomo10.json",
+    "longmemeval": "the official longmemeval_s_cleaned.json",
+    "squad": "the official dev-v1.1.json",
+    "passages": "a file of passages with questions",
+    "clbench": "the official CL-bench.jsonl",
 }
 
 
@@ -50,9 +53,10 @@ def episodes(
     """The episodes of a task, the same for the same arguments on every machine.
 
     stream: `limit` episodes (default 16) of `split` and `difficulty`; different seeds share none. `data` is not used.
-    The others read the file `data`, or several one after another; `split` and `difficulty` are not used.
+    The others read the file `data`, or several one after another; `difficulty` is not used, nor `split` but by passages.
     locomo: its conversations, `limit` questions of each; `adversarial` "open" or "choice" puts those of category 5.
     longmemeval, squad, clbench: `limit` questions, passages or tasks, an episode each.
+    passages: `limit` passages of `split`, an episode each; "all": whole files.
     leave_out: names questions that are not asked; its `check` tells afterwards whether all were there.
     Raises ValueError or FileNotFoundError with one sentence that says what to do.
     """
@@ -70,8 +74,9 @@ def episodes(
         episodes = [stream.episode((seed << 20) + i, split, difficulty) for i in range(count)]
         return [replace(e, questions=tuple(q for q in e.questions if not left.names(q.id, q.text))) for e in episodes]
     if data is None:
-        raise ValueError(f"{task}: no data file given; pass the path of the official {_FILES[task]} as data")
-    options = {"adversarial": adversarial} if task == "locomo" else {}
+        raise ValueError(f"{task}: no data file given; pass the path of {_FILES[task]} as data")
+    own: dict[str, dict] = {"locomo": {"adversarial": adversarial}, "passages": {"split": split}}
+    options = own.get(task, {})
     episodes = _READERS[task](data, seed=seed, limit=limit, leave_out=left, **options)
     where = f"{task}: {', '.join(map(str, files(data)))}: the id"
     distinct((e.id for e in episodes), where)

@@ -1,11 +1,11 @@
-"""Dates as benchmark files write them: read for their order, shown with their weekday."""
+"""Dates as benchmark files write them: read for their order, shown with their weekday, and relative ones resolved."""
 
 from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta
 
-__all__ = ["shown", "when"]
+__all__ = ["resolved", "shown", "when"]
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
@@ -29,6 +29,14 @@ _FORMS = tuple(
         *(rf"(?:{_WEEKDAY},?\s*)?{date}(?:\s*,\s*|\s+at\s+|\s+){_TIME}{_ZONE}" for date in _NAMED),
     )
 )
+
+_NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DAYS = {"the day before yesterday": -2, "yesterday": -1, "last night": -1, "today": 0, "tonight": 0, "this morning": 0,
+         "this afternoon": 0, "this evening": 0, "tomorrow": 1, "tomorrow night": 1, "tomorrow morning": 1,
+         "the day after tomorrow": 2}  # fmt: skip
+_SIDES = {"last": -1, "this": 0, "next": 1}
+_COUNTED = re.compile(rf"(?:(in) )?(an?|[0-9]{{1,4}}|{'|'.join(_NUMBERS)}) (day|week|month|year)s?( ago)?")
+_NAMED_PERIOD = re.compile(r"(last|this|next) ([a-z]+)")
 
 
 def when(date: str) -> datetime | None:
@@ -76,3 +84,52 @@ def _ahead(zone: str | None) -> timedelta:
     if not zone or zone[0] not in "+-":
         return timedelta()
     return datetime.strptime(zone.replace(":", "").ljust(5, "0"), "%z").utcoffset() or timedelta()
+
+
+def resolved(said: str, at: datetime) -> str | None:
+    """What "yesterday", "last Friday", "two weeks ago" or "next month" is at that time: "7 May 2023", "the week before 8 May
+    2023", "June 2023", "2022". None for anything else, and for "this Friday", which may lie on either side.
+
+    "last Friday" is the last one before that day, "next Friday" the first one after it.
+    """
+    words = " ".join(said.lower().split()).strip(" .!,")
+    words = re.sub(r"^(?:on|during) ", "", words)
+    try:
+        if words in _DAYS:
+            return _day(at + timedelta(_DAYS[words]))
+        if (counted := _COUNTED.fullmatch(words)) and bool(counted[1]) != bool(counted[4]):
+            return _counted(at, counted[2], counted[3], 1 if counted[1] else -1)
+        named = _NAMED_PERIOD.fullmatch(words)
+        return _period(at, _SIDES[named[1]], named[2]) if named else None
+    except (ValueError, OverflowError):  # before the first year, or after the last
+        return None
+
+
+def _counted(at: datetime, number: str, unit: str, sign: int) -> str:
+    count = 1 if number in ("a", "an") else _NUMBERS.index(number) + 1 if number in _NUMBERS else int(number)
+    if unit in ("day", "week"):
+        return _day(at + timedelta(sign * count * (7 if unit == "week" else 1)))
+    return _shifted(at, sign * count, unit)
+
+
+def _period(at: datetime, side: int, name: str) -> str | None:
+    if name in ("month", "year"):
+        return _shifted(at, side, name)
+    if name in ("week", "weekend"):
+        return f"the {name} {('before', 'of', 'after')[side + 1]} {_day(at)}"
+    weekday = next((i for i, day in enumerate(DAYS) if name.startswith(day.lower()) and name.endswith("day")), None)
+    if weekday is None or not side:
+        return None
+    ahead = (weekday - at.weekday()) % 7
+    return _day(at + timedelta(ahead or 7 if side > 0 else ahead - 7))
+
+
+def _shifted(at: datetime, count: int, unit: str) -> str:
+    """The month or year so many after that time, as far as it is said: "June 2023", "2022"."""
+    months = at.year * 12 + at.month - 1 + count * (12 if unit == "year" else 1)
+    month = datetime(months // 12, months % 12 + 1, 1)
+    return f"{month.year}" if unit == "year" else f"{_MONTHS[month.month - 1].title()} {month.year}"
+
+
+def _day(at: datetime) -> str:
+    return f"{at.day} {_MONTHS[at.month - 1].title()} {at.year}"

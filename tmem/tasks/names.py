@@ -21,4 +21,5 @@ TASKS = {
     "search": "multi-objective search",
     "clbench": "CL-bench",
     "squad": "SQuAD passages",
+    "passages": "passages of own files",
 }

@@ -4,7 +4,8 @@ A passage is one episode with one chunk.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -13,34 +14,58 @@ from tmem.tasks.left_out import LeaveOut
 from tmem.tasks.metrics import ABSTENTIONS
 from tmem.tasks.records import Record, check_limit, draw, read
 
-__all__ = ["episodes"]
+__all__ = ["BOUNDARY", "Passage", "episodes", "passages"]
 
+BOUNDARY = re.compile(r"(?<=[.!?])\s+|\n")  # between sentences
 _SOURCE = "get dev-v1.1.json or dev-v2.0.json from https://rajpurkar.github.io/SQuAD-explorer"
-_BOUNDARY = re.compile(r"(?<=[.!?])\s+|\n")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text with the questions that are asked of it, as a file has it; the title is "" where there is none.
+
+    Evidence of a question stands in chunk 0.
+    """
+
+    title: str
+    text: str
+    questions: tuple[Question, ...]
 
 
 def episodes(path: str | Path, *, seed: int = 0, limit: int | None = None, leave_out: LeaveOut | None = None) -> list[Episode]:
-    """One episode for each passage of the file, in its order; at most `limit`, drawn by the seed.
+    """One episode for each passage of the file, in its order; at most `limit`, drawn by the seed. See `passages`."""
+    check_limit("squad", limit, "passage")
+    episodes = [_episode(i, passage) for i, passage in enumerate(passages(path, leave_out=leave_out))]
+    return [episodes[i] for i in draw([""] * len(episodes), limit, f"squad/{seed}")]
+
+
+def passages(
+    path: str | Path,
+    task: str = "squad",
+    source: str = _SOURCE,
+    kind: Callable[[Record], str] = lambda question: "squad",
+    leave_out: LeaveOut | None = None,
+) -> list[Passage]:
+    """The passages of a file, or of several, with their questions, in order.
 
     The file is a list of {title, context, questions: [{question, answer, answers}]}, of which one of the two may be missing, or
     the official one, {data: [{title, paragraphs: [{context, qas: [{id, question, answers: [{text}]}]}]}]}, or Hugging Face's
     rows, {id, title, context, question, answers: {text: [], answer_start: []}}; neighbours with one context are one passage.
     Any of a question's answers is right; one without answers has category "abstention", and to say that the text does not tell
     is right.
-    Evidence is the sentences that hold the first answer.
-    Raises FileNotFoundError, and ValueError for a file of another format or a limit below 1.
+    Evidence is the sentences that hold the first answer. `kind` gives a question's from its record.
+    Raises FileNotFoundError, and ValueError for a file of another format; the errors begin with `task`, and say that a file
+    comes from `source`.
     """
-    check_limit("squad", limit, "passage")
-    passages = _passages(read(path, "squad", _SOURCE, under="data"))
-    episodes = [_episode(i, *passage, leave_out or LeaveOut()) for i, passage in enumerate(passages)]
-    return [episodes[i] for i in draw([""] * len(episodes), limit, f"squad/{seed}")]
+    left, found = leave_out or LeaveOut(), _passages(read(path, task, source, under="data"))
+    return [_passage(i, title, held, asked, kind, left) for i, (title, held, asked) in enumerate(found)]
 
 
 def _passages(records: Iterable[Record]) -> Iterator[tuple[str, Record, list[Record]]]:
     """Title, passage and questions."""
     for _, group in groupby(records, lambda record: _place(record) if _is_row(record) else record):
         rows = list(group)
-        title = rows[0].get("title", str, default="").replace("_", " ")
+        title = rows[0].get("title", str, default="")
         if _is_row(rows[0]):
             yield title, rows[0], rows
             continue
@@ -57,21 +82,28 @@ def _place(record: Record) -> tuple:
     return record.raw("title"), record.raw("context")
 
 
-def _episode(number: int, title: str, passage: Record, asked: list[Record], left: LeaveOut) -> Episode:
+def _episode(number: int, passage: Passage) -> Episode:
+    title = passage.title.replace("_", " ")
+    chunk = f"TITLE: {title}\n{passage.text}" if title else passage.text
+    return Episode(f"{number}/{title}", (chunk,), ((),), passage.questions)
+
+
+def _passage(
+    number: int, title: str, passage: Record, asked: list[Record], kind: Callable[[Record], str], left: LeaveOut
+) -> Passage:
     context = passage.get("context", str)
     if not context.strip():
         raise ValueError(f"{passage.where}: `context` is empty; expected a passage.")
-    chunk = f"TITLE: {title}\n{context}" if title else context
-    questions = (_question(f"{number}/{i}", qa, context) for i, qa in enumerate(asked))
-    return Episode(f"{number}/{title}", (chunk,), ((),), tuple(q for q in questions if not left.names(q.id, q.text)))
+    questions = (_question(f"{number}/{i}", qa, context, kind(qa)) for i, qa in enumerate(asked))
+    return Passage(title, context, tuple(q for q in questions if not left.names(q.id, q.text)))
 
 
-def _question(id: str, qa: Record, context: str) -> Question:
+def _question(id: str, qa: Record, context: str, kind: str) -> Question:
     id, text = qa.get("id", str, default=id), qa.get("question", str)
     golds, start = _golds(qa)
     if not golds:
-        return Question(id, text, ABSTENTIONS, "squad", category="abstention")
-    return Question(id, text, tuple(dict.fromkeys(golds)), "squad", evidence=_evidence(context, golds[0], start))
+        return Question(id, text, ABSTENTIONS, kind, category="abstention")
+    return Question(id, text, tuple(dict.fromkeys(golds)), kind, evidence=_evidence(context, golds[0], start))
 
 
 def _golds(qa: Record) -> tuple[list[str], int]:
@@ -95,6 +127,6 @@ def _evidence(context: str, answer: str, start: int = 0) -> tuple[Evidence, ...]
     begin = max(context.find(answer, start), context.find(answer)) if answer else -1
     if begin < 0:
         return ()
-    cuts = [0, *(cut.end() for cut in _BOUNDARY.finditer(context)), len(context)]
+    cuts = [0, *(cut.end() for cut in BOUNDARY.finditer(context)), len(context)]
     end = begin + len(answer)
     return (Evidence(0, context[max(c for c in cuts if c <= begin) : min(c for c in cuts if c >= end)].strip()),)
