@@ -13,7 +13,7 @@ import torch
 
 from .adapters.memory_file import read_memory, write_memory
 from .adapters.peft import load_adapter, peft_files
-from .agent.agent import Agent
+from .agent.agent import Agent, first_line
 from .agent.config import DEFAULT_PRESET, agent_config
 from .agent.learn import Learned
 from .agent.loop import LogEntry
@@ -196,9 +196,9 @@ class Memory:
         """
         if not _text("ask", question).strip():
             raise ValueError("ask: the question is empty; expected text.")
-        if self._context:
-            question = "\n\n".join(self._context) + "\n\n" + question
-        return self.agent.answer([question], [self._row])[0]
+        prompt = "\n\n".join([*self._context, self.agent.asked(question)])
+        (reply,) = self.agent.say([prompt], [self._row], max_new=self.agent.config.answer.max_new)
+        return first_line(reply.text)
 
     @_alone
     def forget(self) -> None:

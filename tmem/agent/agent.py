@@ -14,6 +14,7 @@ from ..models.chat import Chat
 from .config import AgentConfig
 from .decode import Generation, decode
 from .learn import Learned, learn
+from .renderings import worded
 from .teach import Lesson, chosen
 from .write import Written, parse, write_prompt
 
@@ -105,9 +106,14 @@ class Agent:
         )  # fmt: skip
         return [Reply(p, g, self.chat.text(g.ids)) for p, g in zip(ids, found)]
 
+    def asked(self, question: str) -> str:
+        """The question in the words in which Δ is asked: one of the renderings in which pairs are taught."""
+        return worded(self.config.answer.asked, question, self.config.learn.unknown)
+
     def answer(self, questions: Sequence[str], slots: Sequence[int] | None = None) -> list[str]:
-        """Short answers to questions (whole user turns), greedy; slots as in `say`."""
-        return [first_line(r.text) for r in self.say(questions, slots, max_new=self.config.answer.max_new)]
+        """Short answers to questions, worded by `asked`, greedy; slots as in `say`."""
+        prompts = [self.asked(q) for q in questions]
+        return [first_line(r.text) for r in self.say(prompts, slots, max_new=self.config.answer.max_new)]
 
     def write(
         self,

@@ -88,7 +88,7 @@ def examples(agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Ep
             for i in due:
                 deltas[i] = agent.bank.snapshot(slots[i], optimizer=False)
     recalling = [
-        Example(chat.prompt(q.text), chat.answer(q.answers[0]), delta)
+        Example(chat.prompt(agent.asked(q.text)), chat.answer(q.answers[0]), delta)
         for delta, episode in zip(deltas, episodes)
         for q in episode.questions
     ]

@@ -38,7 +38,7 @@ from pathlib import Path
 import torch
 
 from ..agent.agent import Agent
-from ..agent.config import agent_config, renamed
+from ..agent.config import agent_config, recorded
 from ..agent.loop import Clock
 from ..files.folders import Busy, Lock
 from ..files.objects import read_object, write_json
@@ -242,7 +242,7 @@ class Trainer:
                 raise FileExistsError(f"train: {out} already holds a run; continue it with --resume, or give another --out.")
             held = read_object(self.settings_file, AgentConfig=dict)
             older = "memory" in held["AgentConfig"]
-            held["AgentConfig"] = renamed(held["AgentConfig"])
+            held["AgentConfig"] = recorded(held["AgentConfig"])
             if held != self._settings():
                 changed = _differences(held, self._settings())
                 raise ValueError(
