@@ -110,6 +110,10 @@ class Agent:
         """The question in the words in which Δ is asked: one of the renderings in which pairs are taught."""
         return worded(self.config.answer.asked, question, self.config.learn.unknown)
 
+    def rendered(self, question: str) -> list[str]:
+        """The question in all words in which a pair of it is taught."""
+        return [worded(template, question, self.config.learn.unknown) for template in self.config.learn.renderings]
+
     def answer(self, questions: Sequence[str], slots: Sequence[int] | None = None) -> list[str]:
         """Short answers to questions, worded by `asked`, greedy; slots as in `say`."""
         prompts = [self.asked(q) for q in questions]
