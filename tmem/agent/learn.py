@@ -36,7 +36,8 @@ class Learned:
     """What one update did to one slot: mean answer-token loss (nats), ‖ΔW‖_F, and if it was kept.
 
     `loss_before` is taken in the first epoch: each minibatch's before its own step, but after those of the minibatches
-    before it. `loss_after` is taken when all is done, in the same renderings. `tokens`: that gradients were taken of, over all epochs.
+    before it. `loss_after` is taken when all is done, in the renderings of the first epoch. `tokens`: that gradients were
+    taken of, over all epochs.
     """
 
     loss_before: float
@@ -75,7 +76,7 @@ class _Block:
 
     def only(self, slots: set[int]) -> _Block | None:
         """The sequences of these slots alone; None if there are none."""
-        if slots.issuperset(self.slots):
+        if slots.issuperset({*self.slots} - {-1}):
             return self
         keep = [r for r, s in enumerate(self.slots) if s in slots]
         if not keep:
@@ -138,8 +139,11 @@ def _descend(
     tenants: Route,
     on_step,
 ) -> tuple[dict[int, float], Counter[int]]:
-    """The optimizer's steps; made(turn): the minibatches of an epoch in this turn of the renderings. Per slot: its loss in the first epoch, summed over its minibatches, of which it has `parts[slot]`;
-    and how many tokens gradients were taken of."""
+    """The optimizer's steps. made: the minibatches of an epoch by its turn of the renderings.
+
+    Per slot: its loss in the first epoch, summed over its minibatches, of which it has `parts[slot]`; and how many tokens
+    gradients were taken of.
+    """
     learning, turns = set(parts), len(config.renderings)
     first: dict[int, float] = {}
     tokens: Counter[int] = Counter()
