@@ -66,7 +66,7 @@ class LearnConfig:
     batch            pairs per minibatch and slot
     rehearse         earlier pairs of the episode learned again with each write; without them it forgets the last one
     contrast         abstentions learned with each write, of questions about somebody else; see tmem.agent.teach
-    renderings       the words in which a pair is taught, one an epoch in turns; each a text with {question} and, where it
+    renderings       the words in which pairs are taught, one an epoch in turns; each a text with {question} and, where it
                      says how to abstain, {unknown}; see tmem.agent.renderings
     unknown          the answer that abstains; `tmem eval` takes the task's words where a task has some
     target           mean answer-token loss (nats) of an epoch below which a slot has learned enough, if it was taught in

@@ -36,7 +36,7 @@ class Learned:
     """What one update did to one slot: mean answer-token loss (nats), ‖ΔW‖_F, and if it was kept.
 
     `loss_before` is taken in the first epoch: each minibatch's before its own step, but after those of the minibatches
-    before it. `loss_after` is taken when all is done, in the renderings of the first epoch. `tokens`: that gradients were
+    before it. `loss_after` is taken when all is done, in the rendering of the first epoch. `tokens`: that gradients were
     taken of, over all epochs.
     """
 
@@ -99,7 +99,7 @@ def learn(
 ) -> list[Learned]:
     """Teach slot `s` its pairs, for every job `(s, pairs)`: `epochs` passes in minibatches, one optimizer step each.
 
-    Every epoch teaches a pair in one of `config.renderings`, in turns. A slot whose epoch had a loss below `config.target`
+    Every epoch teaches in one of `config.renderings`, in turns. A slot whose epoch had a loss below `config.target`
     stops, once it was taught in all of them: further steps only push its weights away from all else.
     A write that ends with a higher loss, a non-finite number or a norm above the cap is rolled back: the slot is as
     before. `on_step(done, total)` reports progress. Jobs without pairs return zeros and leave their slot alone.
@@ -202,7 +202,7 @@ def _accumulate(total: dict[int, float], losses: dict[int, float]) -> None:
 
 
 def _minibatches(model, bank, jobs, chat, config, turn: int = 0) -> Minibatches:
-    """Those of an epoch: minibatch j holds pairs [j·batch, (j+1)·batch) of every slot that has so many, in the renderings of
+    """Those of an epoch: minibatch j holds pairs [j·batch, (j+1)·batch) of every slot that has so many, in the rendering of
     the epoch's turn."""
     jobs, out = [(slot, rendered(pairs, turn, config.renderings, config.unknown)) for slot, pairs in jobs], []
     for start in range(0, max((len(p) for _, p in jobs), default=0), config.batch):
