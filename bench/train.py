@@ -37,6 +37,7 @@ from ..agent.agent import Agent
 from ..agent.config import DEFAULT_PRESET, agent_config
 from ..agent.decode import forced
 from ..agent.loop import Action, Clock, Rollout, run
+from ..agent.renderings import rendered
 from ..agent.write import render
 from ..episode import Pair
 from ..machine import keep_memory
@@ -119,13 +120,25 @@ class Ours:
         self.rollouts = self._rollouts(Clock())
         if any(len(r.log) != 1 for r in self.rollouts):
             raise ValueError("bench train: an episode takes several writes; its stream must fit into [write] window.")
-        self.epochs = [r.log[0].learned.tokens // max(1, self.tokens(r.pairs)) for r in self.rollouts]
+        self.epochs = [self._epochs(r) for r in self.rollouts]
         self.total = sum(len(a.generation.ids) for r in self.rollouts for a in r.actions)
 
-    def tokens(self, pairs: Sequence[Pair]) -> int:
-        """Of all pairs, each a prompt and its answer: what one epoch passes through the model."""
+    def taught(self, pairs: Sequence[Pair], epoch: int) -> list[Pair]:
+        """The pairs in the words in which an epoch teaches them."""
+        config = self.agent.config.learn
+        return rendered(pairs, epoch, config.renderings, config.unknown)
+
+    def tokens(self, pairs: Sequence[Pair], epoch: int) -> int:
+        """Of all pairs, each a prompt and its answer: what an epoch passes through the model."""
         chat = self.agent.chat
-        return sum(len(chat.prompt(p.question)) + len(chat.answer(p.answer)) for p in pairs)
+        return sum(len(chat.prompt(p.question)) + len(chat.answer(p.answer)) for p in self.taught(pairs, epoch))
+
+    def _epochs(self, rollout: Rollout) -> int:
+        """After how many of its epochs what a rollout learned was enough."""
+        left, epochs = rollout.log[0].learned.tokens, 0
+        while left > 0:
+            left, epochs = left - self.tokens(rollout.pairs, epochs), epochs + 1
+        return epochs
 
     def _rollouts(self, clock: Clock) -> list[Rollout]:
         with forced(self.texts):
@@ -226,10 +239,9 @@ class Plain:
         config = self.ours.agent.config.learn
         self._train(self.b)
         optimizer = torch.optim.AdamW(self.b, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-        batches = [self._batch(pairs[i : i + config.batch]) for i in range(0, len(pairs), config.batch)]
         first = []
         for epoch in range(epochs):
-            for batch in batches:
+            for batch in self._batches(pairs, epoch):
                 loss = self.peft(**batch, use_cache=False).loss
                 loss.backward()
                 optimizer.step()
@@ -237,8 +249,12 @@ class Plain:
                 if epoch == 0:
                     first.append(loss.detach())
         with torch.no_grad():
-            last = [self.peft(**batch, use_cache=False).loss for batch in batches]
-        return tuple(float(sum(x)) / max(1, len(batches)) for x in (first, last))
+            last = [self.peft(**batch, use_cache=False).loss for batch in self._batches(pairs, 0)]
+        return tuple(float(sum(x)) / max(1, len(x)) for x in (first, last))
+
+    def _batches(self, pairs: Sequence[Pair], epoch: int) -> list[dict[str, Tensor]]:
+        taught, size = self.ours.taught(pairs, epoch), self.ours.agent.config.learn.batch
+        return [self._batch(taught[i : i + size]) for i in range(0, len(taught), size)]
 
     def _batch(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
         rows = [(self.chat.prompt(p.question), self.chat.answer(p.answer)) for p in pairs]
@@ -416,10 +432,11 @@ def needs(ours: Ours, limits: dict[str, float], dtype: str) -> dict[str, dict]:
     learned = [0, 0]
     for rollout, epochs in zip(rollouts, ours.epochs):
         labels = sum(len(agent.chat.answer(p.answer)) for p in rollout.pairs)
-        tokens = sum(len(agent.chat.prompt(p.question)) for p in rollout.pairs) + labels
-        passes = epochs * (4 * top - 2 * layer) + 2 * top
-        learned[0] += epochs * tokens
-        learned[1] += tokens * (2 * bottom + passes) + labels * head * (4 * epochs + 2)
+        tokens = [ours.tokens(rollout.pairs, epoch) for epoch in range(epochs)]
+        trunk = sum(tokens[: len(agent.config.learn.renderings)])
+        learned[0] += sum(tokens)
+        learned[1] += 2 * bottom * trunk + (4 * top - 2 * layer) * sum(tokens) + 2 * top * sum(tokens[:1])
+        learned[1] += labels * head * (4 * epochs + 2)
     actions = [a for r in rollouts for a in r.actions]
     seen = sum(len(a.prompt) + len(a.generation.ids) for a in actions)
     parameters = sum(p.numel() for p in ours.policy.params)

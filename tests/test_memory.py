@@ -169,6 +169,37 @@ def test_a_memory_of_other_weights_is_refused(tmp_path, monkeypatch):
         Memory.from_pretrained(preset=str(preset), path=str(tmp_path / "m"))
 
 
+def test_a_memory_is_opened_where_it_is_asked_in_words_that_it_was_taught_in(tmp_path, monkeypatch):
+    """A folder of before says nothing of it: it was taught bare."""
+    monkeypatch.setattr(loading, "load_model", tiny_memory.load)
+    several = PRESET.replace("[learn]\n", '[learn]\nrenderings = ["{question}", "Say, or {unknown}: {question}"]\n')
+    said = several.replace("[answer]\n", '[answer]\nasked = "Say, or {unknown}: {question}"\n')
+    files = {"bare": PRESET, "bare_too": several, "said": said}
+    files["other"] = files["said"].replace("[learn]\n", '[learn]\nunknown = "?"\n')
+    presets = {name: str(tmp_path / f"{name}.toml") for name in files}
+    for name, text in files.items():
+        Path(presets[name]).write_text(text)
+
+    def opened(folder, by):
+        with Memory.from_pretrained(preset=presets[by], path=str(tmp_path / folder)) as memory:
+            return memory.ask(memory.pairs[0].question)
+
+    for name in ("bare", "said"):
+        with Memory.from_pretrained(preset=presets[name]) as memory:
+            memory.learn(pairs(2))
+            memory.save(tmp_path / name)
+    assert opened("bare", "bare") == opened("bare", "bare_too") and opened("said", "said").startswith("a")
+    assert opened("said", "bare_too")
+    record = json.loads((tmp_path / "bare/tmem.json").read_text())
+    del record["digest"], record["made_with"]["renderings"]
+    (tmp_path / "bare/tmem.json").write_text(json.dumps(record))
+    assert opened("bare", "bare_too").startswith("a")
+    sentence = r"was taught in the words \[.*, and the preset asks in 'Say, or .*open it with a preset"
+    for folder, by in (("bare", "said"), ("said", "other")):
+        with pytest.raises(ValueError, match=sentence):
+            opened(folder, by)
+
+
 # several memories, and what they tell --------------------------------------------------------------------------------------
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from .adapters.memory_file import read_memory, write_memory
 from .adapters.peft import load_adapter, peft_files
-from .agent.agent import Agent
+from .agent.agent import Agent, first_line
 from .agent.config import DEFAULT_PRESET, agent_config
 from .agent.learn import Learned
 from .agent.loop import LogEntry
 from .agent.passages import cut
+from .agent.renderings import BARE
 from .agent.teach import Lesson, newest
 from .episode import Pair
 from .models import loading
@@ -79,7 +80,8 @@ class Memory:
             slots   how many memories the model has room for, this one included (see `another`)
 
         Raises tmem.models.loading.ModelError if the model cannot be had, ValueError for an unknown preset or a folder that
-        is damaged or was made with another model, FileNotFoundError for a missing one.
+        is damaged, was made with another model or was taught in other words than the preset asks in, FileNotFoundError for a
+        missing one.
         """
         return cls(Agent.build(*loading.load_model(model, adapter=adapter), agent_config(preset), slots=slots))._opened(path)
 
@@ -197,9 +199,9 @@ class Memory:
         """
         if not _text("ask", question).strip():
             raise ValueError("ask: the question is empty; expected text.")
-        if self._context:
-            question = "\n\n".join(self._context) + "\n\n" + question
-        return self.agent.answer([question], [self._row])[0]
+        prompt = "\n\n".join([*self._context, self.agent.asked(question)])
+        (reply,) = self.agent.say([prompt], [self._row], max_new=self.agent.config.answer.max_new)
+        return first_line(reply.text)
 
     @_alone
     def forget(self) -> None:
@@ -217,7 +219,8 @@ class Memory:
         """
         bank = self.agent.bank
         bank.check(self._row, "save")
-        write_memory(Path(path), peft_files(bank, self._row), self._made_with(), self.pairs, self._context)
+        made_with = {**self._made_with(), "renderings": self.agent.rendered(BARE)}
+        write_memory(Path(path), peft_files(bank, self._row), made_with, self.pairs, self._context)
 
     def _load(self, path: Path) -> None:
         files, made_with, pairs, context = read_memory(path)
@@ -225,6 +228,12 @@ class Memory:
         if other:
             was = ", ".join(f"{k} {made_with.get(k)}" for k in other)
             raise ValueError(f"load: {path} was made with {was}; open it with the same model and preset.")
+        taught, asked = made_with.get("renderings", [BARE]), self.agent.asked(BARE)  # a folder that names none was taught bare
+        if not isinstance(taught, list) or asked not in taught:
+            raise ValueError(
+                f"load: {path} was taught in the words {taught!r:.400}, and the preset asks in {asked!r:.200}; open it with a "
+                f"preset whose [answer] asked, and one of whose [learn] renderings, is one of the former."
+            )
         self.close()
         self.slot = load_adapter(self.agent.bank, path, files)
         self._lesson, self._context = Lesson(newest(pairs)), context

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import click
 import pytest
+from tiny import PLAIN
 
 from tmem import Memory, cli
 from tmem.agent import config
-from tmem.agent.config import agent_config, read, renamed
+from tmem.agent.config import agent_config, read, recorded, renamed
 from tmem.evaluation.config import EvalConfig
 from tmem.rl.config import train_config
 from tmem.study import soak
@@ -56,16 +57,26 @@ def said(tmp_path, text, before=EXTENDS):
         ("[learn]\nepochs = 1.5", r"\[learn\] epochs: expected a whole number, got 1.5"),
         ("[learn]\nepochs = 0", r"\[learn\] epochs: expected 1 or more"),
         ("[learn]\nepochs = 1979-05-27", r"\[learn\] epochs: expected a whole number"),
-        ("[adapter]\ntargets = []", r'\[adapter\] targets: expected a list of names such as \["gate_proj", "up_proj"\], got'),
-        ("[adapter]\ntargets = [1]", r"\[adapter\] targets: expected a list of names"),
-        ("[adapter]\ntargets = [['x']]", r"\[adapter\] targets: expected a list of names"),
-        ('[adapter]\ntargets = "x"', r"\[adapter\] targets: expected a list of names"),
+        ("[adapter]\ntargets = []", r'\[adapter\] targets: expected a list of strings such as \["gate_proj", "up_proj"\], got'),
+        ("[adapter]\ntargets = [1]", r"\[adapter\] targets: expected a list of strings"),
+        ("[adapter]\ntargets = [['x']]", r"\[adapter\] targets: expected a list of strings"),
+        ('[adapter]\ntargets = "x"', r"\[adapter\] targets: expected a list of strings"),
         (b'[learn]\nunknown = "\xe9"', "is not valid TOML: 'utf-8' codec can't decode"),
         (b"\xff\xfe[\x00l\x00", "is not valid TOML"),
         ("[learn", "is not valid TOML"),
         ("[memory]\nrank = 4", r"has \[memory\]; it is called \[adapter\] now"),
         ("[write]\nmemory = false", r"\[write\] has no setting 'memory'; it is called under_delta now"),
         ('[learn]\nextends = "long"', r"\[learn\] has no setting 'extends'; it stands above the first table"),
+        ("[learn]\nrenderings = []", r"\[learn\] renderings: expected a list of strings such as"),
+        ("[learn]\nrenderings = '{question}'", r"\[learn\] renderings: expected a list of strings such as"),
+        ("[learn]\nrenderings = ['{question}']", r"\[answer\] asked: expected one of \[learn\] renderings, got 'Answer in"),
+        ("[answer]\nasked = '{question}!'", r"\[answer\] asked: expected one of \[learn\] renderings, got '\{question\}!'"),
+        ("[answer]\nasked = 'why?'", r"\[answer\] asked: expected a text with \{question\}, and no braces but .*, got 'why\?'"),
+        ("[answer]\nasked = 5", r"\[answer\] asked: expected a string, got 5"),
+        ("[learn]\nrenderings = ['{question} {answer}']", r"\[learn\] renderings: expected a text .*, got '\{question\} \{ans"),
+        ("[learn]\nrenderings = ['{question} {']", r"\[learn\] renderings: expected a text with \{question\}, and no braces"),
+        ("[learn]\nrenderings = ['{question!r}']", r"\[learn\] renderings: expected a text with \{question\}, and no"),
+        ("[learn]\nrenderings = ['{unknown}']", r"\[learn\] renderings: expected a text with \{question\}, and no"),
         ("[other]", r"has \[other\]; expected the tables adapter, learn"),
     ],
 )
@@ -179,13 +190,15 @@ def test_no_setting_has_a_value_that_no_preset_says():
 
 
 # What each preset read as when it still said everything itself; the others by what differs from `default`.
+ASKED = "Answer in a few words; if you do not know, answer: {unknown}.\n{question}"
 DEFAULT = {
     "adapter": {"rank": 16, "targets": ["gate_proj", "up_proj", "down_proj"], "last_layers": 12, "init": "random",
                 "train_a": False, "optimizer": "adamw"},
-    "learn": {"lr": 0.043, "epochs": 12, "batch": 16, "rehearse": 64, "contrast": 0, "unknown": "unknown", "target": 0.02,
+    "learn": {"lr": 0.043, "epochs": 12, "batch": 16, "rehearse": 64, "contrast": 0, "unknown": "unknown",
+              "renderings": ["{question}", ASKED, "From what you remember: {question}"], "target": 0.02,
               "clip": 0.0, "weight_decay": 0.0, "norm_cap": 200.0, "max_pair_tokens": 512},
     "write": {"window": 384, "replies": 1, "max_new": 160, "max_pairs": 32, "under_delta": True},
-    "answer": {"max_new": 16},
+    "answer": {"max_new": 16, "asked": ASKED},
     "train": {"seed": 0, "task": "stream", "difficulty": 1, "policy": "full", "policy_rank": 16, "data": [], "join": 1,
               "cut_words": 250, "swap_names": 0.5, "resolve_dates": True, "warm_steps": 32, "warm_plain": 1000,
               "warm_episodes": 4, "warm_pairs": 0, "warm_recall": 0.1, "warm_read": 0.0, "warm_lr": 2e-4, "rl_steps": 3,
@@ -223,7 +236,15 @@ def test_settings_that_were_recorded_before_have_the_names_of_now():
     now = dataclasses.asdict(agent_config("long"))
     write = {k: v for k, v in now["write"].items() if k != "under_delta"} | {"memory": False}
     before = {"memory": now["adapter"], "learn": now["learn"], "write": write, "answer": now["answer"]}
-    assert renamed(before) == now == renamed(now)
+    assert renamed(before) == now == renamed(now) == recorded(before)
+
+
+def test_before_presets_said_it_pairs_were_taught_and_asked_bare():
+    now = json.loads(json.dumps(dataclasses.asdict(agent_config(PLAIN))))
+    before = json.loads(json.dumps(now))
+    del before["learn"]["renderings"], before["answer"]["asked"]
+    assert recorded(before) == now == recorded(now) and "asked" not in before["answer"]
+    assert recorded({"learn": 5}) == {"learn": 5}
 
 
 def test_whatever_takes_a_preset_and_is_given_none_takes_the_same():

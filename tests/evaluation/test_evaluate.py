@@ -196,6 +196,16 @@ def test_a_run_whose_settings_have_the_names_of_before_is_gone_on_with(run, tmp_
     assert again["config"] == first["config"] and again["methods"] == first["methods"]
 
 
+def test_a_run_that_asked_in_other_words_than_it_taught_is_not_gone_on_with(run, tmp_path):
+    """Before presets said it, tmem was taught bare questions, and asked within an instruction."""
+    run(names=["none"])
+    recorded = results(tmp_path / "out")
+    del recorded["config"]["settings"]["learn"]["renderings"], recorded["config"]["settings"]["answer"]["asked"]
+    (tmp_path / "out" / "results.json").write_text(json.dumps(recorded))
+    with pytest.raises(ValueError, match="pairs were taught in other words than they were asked in; give another"):
+        run(names=["none"], resume=True)
+
+
 def test_every_run_that_took_part_is_recorded(run, tmp_path, monkeypatch):
     first = run(names=["none"])
     (one,) = first["runs"]

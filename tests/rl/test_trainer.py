@@ -29,7 +29,7 @@ from tmem.rl.policy import Policy
 from tmem.rl.world import ALONE, largest
 from tmem.testing import assert_close
 
-SCRIPT = tiny_run.__file__
+SCRIPT, PRESET_OF_RUNS = tiny_run.__file__, tiny_run.PRESET
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -157,6 +157,22 @@ def test_a_run_whose_settings_have_the_names_of_before_is_gone_on_with(tmp_path)
     write_json(out / "run.json", recorded)
     with pytest.raises(ValueError, match=r"other settings \(AgentConfig.adapter.rank\)"):
         start(out, resume=True)
+
+
+def test_a_run_of_before_presets_said_how_pairs_are_taught_goes_on_bare_and_in_no_other_words(tmp_path, undisturbed):
+    """It was taught and asked the questions as they are: a preset that says so goes on to the same bits."""
+    out, words = tmp_path / "run", '[learn]\nrenderings = ["{question}", "Say: {question}"]\n'
+    run_until(out, "rl", 1)
+    recorded = json.loads((out / "run.json").read_text())
+    del recorded["AgentConfig"]["learn"]["renderings"], recorded["AgentConfig"]["answer"]["asked"]
+    write_json(out / "run.json", recorded)
+    held = PRESET_OF_RUNS.replace("[learn]\n", words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_run, "PRESET", held)
+        with pytest.raises(ValueError, match=r"other settings \(AgentConfig.learn.renderings\)"):
+            start(out, resume=True)
+    start(out, resume=True).run()
+    assert_same_run(out, undisturbed)
 
 
 @pytest.mark.parametrize("phase, goes_on", [("warm", False), ("rl", True), ("sft", False)])

@@ -15,6 +15,7 @@ from ..models.chat import Chat
 from .config import AgentConfig
 from .decode import Generation, decode
 from .learn import Learned, learn
+from .renderings import worded
 from .teach import Lesson, chosen
 from .write import Written, first_line, parse, parse_answers, parse_many, prompts
 
@@ -128,9 +129,18 @@ class Agent:
         )  # fmt: skip
         return [Reply(p, g, self.chat.text(g.ids)) for p, g in zip(ids, found)]
 
+    def asked(self, question: str) -> str:
+        """The question in the words in which Δ is asked: one of the renderings in which pairs are taught."""
+        return worded(self.config.answer.asked, question, self.config.learn.unknown)
+
+    def rendered(self, question: str) -> list[str]:
+        """The question in all words in which a pair of it is taught."""
+        return [worded(template, question, self.config.learn.unknown) for template in self.config.learn.renderings]
+
     def answer(self, questions: Sequence[str], slots: Sequence[int] | None = None) -> list[str]:
-        """Short answers to questions (whole user turns), greedy; slots as in `say`."""
-        return [first_line(r.text) for r in self.say(questions, slots, max_new=self.config.answer.max_new)]
+        """Short answers to questions, worded by `asked`, greedy; slots as in `say`."""
+        prompts = [self.asked(q) for q in questions]
+        return [first_line(r.text) for r in self.say(prompts, slots, max_new=self.config.answer.max_new)]
 
     def write(
         self,
@@ -167,9 +177,6 @@ class Agent:
             replies = [next(found) for _ in own]
             drafts.append(Draft(passage, replies, self._written(replies, asked)))
         return drafts
-
-    def asked(self, question: str) -> str:
-        return question
 
     def _written(self, replies: Sequence[Reply], known: Sequence[str]) -> Written:
         """The pairs of one passage's replies."""

@@ -19,6 +19,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from .renderings import BARE, check
+
 DEFAULT_PRESET = "default"  # of everything that takes a preset and is given none
 PRESETS = Path(__file__).parent.parent / "presets"
 TABLES = ("adapter", "learn", "write", "answer", "train")
@@ -31,7 +33,7 @@ ZERO = (
 )  # fmt: skip
 EMPTY = ("data",)  # lists that may be empty
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string",
-         tuple: 'a list of names such as ["gate_proj", "up_proj"]'}  # fmt: skip
+         tuple: 'a list of strings such as ["gate_proj", "up_proj"]'}  # fmt: skip
 
 Config = TypeVar("Config")
 
@@ -65,8 +67,11 @@ class LearnConfig:
     batch            pairs per minibatch and slot
     rehearse         earlier pairs of the episode learned again with each write; without them it forgets the last one
     contrast         abstentions learned with each write, of questions about somebody else; see tmem.agent.teach
+    renderings       the words in which pairs are taught, one an epoch in turns; each a text with {question} and, where it
+                     says how to abstain, {unknown}; see tmem.agent.renderings
     unknown          the answer that abstains; `tmem eval` takes the task's words where a task has some
-    target           mean answer-token loss (nats) of an epoch below which a slot has learned enough and stops; 0: never
+    target           mean answer-token loss (nats) of an epoch below which a slot has learned enough, if it was taught in
+                     every rendering, and stops; 0: never
     clip             gradient norm per slot; 0: off
     weight_decay     decoupled, per step
     norm_cap         ‖ΔW‖_F above which a write is rolled back; 0: off
@@ -78,6 +83,7 @@ class LearnConfig:
     batch: int
     rehearse: int
     contrast: int
+    renderings: tuple[str, ...]
     unknown: str
     target: float
     clip: float
@@ -108,19 +114,27 @@ class WriteConfig:
 
 @dataclass(frozen=True)
 class AnswerConfig:
-    """max_new: tokens of one answer."""
+    """How questions are asked.
+
+    max_new  tokens of one answer
+    asked    the words in which Δ is asked, one of `learn.renderings`
+    """
 
     max_new: int
+    asked: str
 
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """Everything the episode loop needs: four tables of a preset."""
+    """Everything the episode loop needs: four tables of a preset. Raises ValueError where `renderings.check` does."""
 
     adapter: AdapterConfig
     learn: LearnConfig
     write: WriteConfig
     answer: AnswerConfig
+
+    def __post_init__(self):
+        check(self.answer.asked, self.learn.renderings)
 
 
 def agent_config(name: str | Path = DEFAULT_PRESET) -> AgentConfig:
@@ -181,7 +195,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     """`value` as of `kind`. A list has strings in it, and one at least unless it is one of EMPTY."""
     kind = typing.get_origin(kind) or kind
     if kind is tuple:
-        fits = isinstance(value, list) and (value or where.split()[-1] in EMPTY) and all(type(v) is str and v for v in value)
+        whole = value or where.split()[-1] in EMPTY
+        fits = isinstance(value, list | tuple) and whole and all(type(v) is str and v for v in value)
     else:
         fits = type(value) is kind or kind is float and type(value) is int
     if not fits:
@@ -200,6 +215,15 @@ def renamed(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         name = f"{where}{key}"
         out[RENAMED.get(name, key)] = renamed(value, f"{name}.") if isinstance(value, Mapping) else value
+    return out
+
+
+def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`renamed`, and what an agent did before presets said it: pairs were taught and asked bare, and written as a list."""
+    out = renamed(settings)
+    for table, name, value in (("learn", "renderings", [BARE]), ("answer", "asked", BARE), ("write", "replies", 1)):
+        if isinstance(out.get(table), dict):
+            out[table].setdefault(name, value)
     return out
 
 

@@ -2,12 +2,13 @@
 
 All episodes learn in the same minibatches. What each gets is what it would get alone, bit for bit: its loss is normalised
 by its own label count, only sequences of one length bucket share a batch, and a slot's sequences of a bucket never split
-over two batches. The frozen trunk below the lowest adapted layer runs once per update (not where it draws dropout anew in
-every pass), logits exist only at labels.
+over two batches. The frozen trunk below the lowest adapted layer runs once per update and rendering (not where it draws dropout
+anew in every pass), logits exist only at labels.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,8 +24,11 @@ from ..episode import Pair
 from ..models import forward as fw
 from ..models.chat import Chat
 from .config import LearnConfig
+from .renderings import rendered
 
 MAX_TOKENS = 8192  # padded tokens in one forward pass; bounds activation memory
+
+Minibatches = list[list["_Block"]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Learned:
     """What one update did to one slot: mean answer-token loss (nats), ‖ΔW‖_F, and if it was kept.
 
     `loss_before` is taken in the first epoch: each minibatch's before its own step, but after those of the minibatches
-    before it. `loss_after` is taken when all is done. `tokens`: that gradients were taken of, over all epochs.
+    before it. `loss_after` is taken when all is done, in the rendering of the first epoch. `tokens`: that gradients were
+    taken of, over all epochs.
     """
 
     loss_before: float
@@ -71,6 +76,8 @@ class _Block:
 
     def only(self, slots: set[int]) -> _Block | None:
         """The sequences of these slots alone; None if there are none."""
+        if slots.issuperset({*self.slots} - {-1}):
+            return self
         keep = [r for r, s in enumerate(self.slots) if s in slots]
         if not keep:
             return None
@@ -92,7 +99,8 @@ def learn(
 ) -> list[Learned]:
     """Teach slot `s` its pairs, for every job `(s, pairs)`: `epochs` passes in minibatches, one optimizer step each.
 
-    A slot whose epoch had a loss below `config.target` stops: further steps only push its weights away from all else.
+    Every epoch teaches in one of `config.renderings`, in turns. A slot whose epoch had a loss below `config.target`
+    stops, once it was taught in all of them: further steps only push its weights away from all else.
     A write that ends with a higher loss, a non-finite number or a norm above the cap is rolled back: the slot is as
     before. `on_step(done, total)` reports progress. Jobs without pairs return zeros and leave their slot alone.
     Raises ValueError if a slot appears twice.
@@ -104,12 +112,12 @@ def learn(
     before = {slot: bank.snapshot(slot) for slot, _ in active}
     for slot, _ in active:
         bank.configure(slot, lr=config.lr, clip=config.clip, weight_decay=config.weight_decay)
-    minibatches = _minibatches(model, bank, active, chat, config)
+    made = functools.cache(functools.partial(_minibatches, model, bank, active, chat, config))
     parts = {slot: math.ceil(len(pairs) / config.batch) for slot, pairs in active}
-    first, tokens = _descend(model, bank, minibatches, parts, config, tenants, on_step)
+    first, tokens = _descend(model, bank, made, parts, config, tenants, on_step)
     last: dict[int, float] = {}
     with torch.no_grad():
-        for blocks in minibatches:
+        for blocks in made(0):
             _accumulate(last, _pass(model, bank, blocks, backward=False))
     tenants.alive()
     out = []
@@ -125,20 +133,23 @@ def learn(
 def _descend(
     model,
     bank: AdapterBank,
-    minibatches: list[list[_Block]],
+    made: Callable[[int], Minibatches],
     parts: dict[int, int],
     config: LearnConfig,
     tenants: Route,
     on_step,
 ) -> tuple[dict[int, float], Counter[int]]:
-    """The optimizer's steps. Per slot: its loss in the first epoch, summed over its minibatches, of which it has `parts[slot]`;
-    and how many tokens gradients were taken of."""
-    learning, todo = set(parts), minibatches
+    """The optimizer's steps. made: the minibatches of an epoch by its turn of the renderings.
+
+    Per slot: its loss in the first epoch, summed over its minibatches, of which it has `parts[slot]`; and how many tokens
+    gradients were taken of.
+    """
+    learning, turns = set(parts), len(config.renderings)
     first: dict[int, float] = {}
     tokens: Counter[int] = Counter()
     for epoch in range(config.epochs if learning else 0):
         losses: dict[int, float] = {}
-        for blocks in todo:
+        for blocks in _only(made(epoch % turns), learning):
             _accumulate(losses, _pass(model, bank, blocks, backward=True))
             for block in blocks:
                 for slot, length in zip(block.slots, block.lengths):
@@ -146,15 +157,18 @@ def _descend(
             tenants.alive()
             bank.step(sorted({s for block in blocks for s in block.slots} & learning))
         first = first or losses
-        enough = {slot for slot in learning if losses[slot] / parts[slot] < config.target}
-        if enough:
-            learning -= enough
-            todo = [blocks for m in todo if (blocks := [b for block in m if (b := block.only(learning))])]
+        if epoch + 1 >= turns:
+            learning = {slot for slot in learning if not losses[slot] / parts[slot] < config.target}
         if on_step is not None:
             on_step(epoch + 1 if learning else config.epochs, config.epochs)
         if not learning:
             break
     return first, tokens
+
+
+def _only(minibatches: Minibatches, slots: set[int]) -> Minibatches:
+    """The sequences of these slots alone."""
+    return [blocks for m in minibatches if (blocks := [b for block in m if (b := block.only(slots))])]
 
 
 def _kept_or_undone(
@@ -187,9 +201,10 @@ def _accumulate(total: dict[int, float], losses: dict[int, float]) -> None:
         total[slot] = total.get(slot, 0.0) + value
 
 
-def _minibatches(model, bank, jobs, chat, config) -> list[list[_Block]]:
-    """Minibatch j holds pairs [j·batch, (j+1)·batch) of every slot that has so many."""
-    out = []
+def _minibatches(model, bank, jobs, chat, config, turn: int = 0) -> Minibatches:
+    """Those of an epoch: minibatch j holds pairs [j·batch, (j+1)·batch) of every slot that has so many, in the rendering of
+    the epoch's turn."""
+    jobs, out = [(slot, rendered(pairs, turn, config.renderings, config.unknown)) for slot, pairs in jobs], []
     for start in range(0, max((len(p) for _, p in jobs), default=0), config.batch):
         encoded: dict[int, dict[int, list[tuple[list[int], int]]]] = {}  # bucket -> slot -> (ids, prompt length)
         labels: dict[int, int] = {}

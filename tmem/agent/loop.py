@@ -229,16 +229,16 @@ class _Batch:
             return
         rounds = max((len(r.log) for r in self.rollouts), default=0)
         self.tell("answer", rounds, rounds)
-        asked = [(r, slot, q) for r, slot in zip(self.rollouts, self.slots) for q in r.episode.questions]
+        agent, asked = self.agent, [(r, slot, q) for r, slot in zip(self.rollouts, self.slots) for q in r.episode.questions]
         with self.clock("answer"):
             if self.how.answering == "scored":
-                for (rollout, *_), right in zip(asked, any_of(self.agent, [q for *_, q in asked], [s for _, s, _ in asked])):
+                for (rollout, *_), right in zip(asked, any_of(agent, [q for *_, q in asked], [s for _, s, _ in asked])):
                     rollout.right.append(right)
                 return
-            replies = self.agent.say(
-                [q.text for *_, q in asked],
+            replies = agent.say(
+                [agent.asked(q.text) for *_, q in asked],
                 [slot for _, slot, _ in asked],
-                max_new=self.agent.config.answer.max_new,
+                max_new=agent.config.answer.max_new,
                 temperature=0.0 if self.how.answering == "greedy" else self.how.temperature,
                 keys=[f"{r.key}/answer/{q.id}" for r, _, q in asked],
             )

@@ -44,6 +44,6 @@ def probabilities(agent, prompts: Sequence[str], answers: Sequence[str], slots: 
 def any_of(agent, questions: Sequence[Question], slots: Sequence[int]) -> list[float]:
     """The probability of any right answer to each question: different strings, so their probabilities add up."""
     right = [list(dict.fromkeys(q.answers)) for q in questions]
-    items = [(q.text, a, slot) for q, answers, slot in zip(questions, right, slots, strict=True) for a in answers]
+    items = [(agent.asked(q.text), a, slot) for q, answers, slot in zip(questions, right, slots, strict=True) for a in answers]
     found = iter(probabilities(agent, *([item[k] for item in items] for k in range(3))))
     return [min(1.0, sum(next(found) for _ in answers)) for answers in right]

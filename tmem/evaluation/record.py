@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..agent.config import renamed
+from ..agent.config import recorded
 from ..files import objects
 from ..files.folders import atomic_file
 from ..files.journal import Journal
@@ -83,8 +83,13 @@ class Record:
 
     def _must_agree(self, held: dict) -> None:
         config, was = json.loads(json.dumps(self.results["config"])), dict(held["config"])
-        if isinstance(was.get("settings"), dict):
-            was["settings"] = renamed(was["settings"])
+        if isinstance(settings := was.get("settings"), dict):
+            was["settings"] = recorded(settings)
+            if self.results["task"] not in SEARCH and "asked" not in (settings.get("answer") or {}):
+                raise ValueError(
+                    f"resume: {self.out} was begun when pairs were taught in other words than they were asked in; give another "
+                    f"--out."
+                )
         changed = [k for k in config if was.get(k) != config[k]]
         if held["task"] != self.results["task"] or changed:
             raise ValueError(

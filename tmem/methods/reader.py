@@ -1,7 +1,8 @@
 """What reading leaves behind, and how a question is asked with it.
 
 A method reads episodes and keeps something of each (`Kept`); then the text is gone, and every question is asked with what was
-kept: text in the prompt, fast weights, both or neither. All are asked in the same words.
+kept: text in the prompt, fast weights, both or neither. All are asked in the same words, those of `Agent.asked`, so that they
+differ in the text that stands before them, if any, and in Δ.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from ..agent.loop import Rollout, run
 from ..agent.write import first_line
 from ..episode import Episode, Question
 
-# All methods ask in the same words, so that they differ in the text that stands before them, if any, and in Δ.
-ASKED = "Answer in a few words; if you do not know, answer: {abstention}.\n{question}"
 CONTEXT = 2048  # tokens of text in a prompt, unless asked otherwise
 
 Watch = Callable[[str, int, int], None]
@@ -29,7 +28,7 @@ class Settings:
 
     seed: int = 0
     context: int = CONTEXT  # tokens of text that a prompt may hold
-    abstention: str = "unknown"  # the task's words for it; prompts ask for them
+    abstention: str = "unknown"  # the task's words for it
     max_new: int = 0  # tokens of an answer; 0: the preset's
     at_length: bool = False  # answers are whole texts, graded and not compared; else what stands on their first line
     probing: bool = False
@@ -114,14 +113,12 @@ class Said:
     read: int = 0
 
 
-def prompt(kept: Kept, question: Question, settings: Settings) -> str:
-    """The user turn of a question: the text that was kept, if any, and the question in the words of `ASKED`.
+def prompt(agent: Agent, kept: Kept, question: Question, settings: Settings) -> str:
+    """The user turn of a question: the text that was kept, if any, and the question in the words of `Agent.asked`.
 
     A question that wants an answer at length says itself what it wants.
     """
-    words = question.text
-    if not settings.at_length:
-        words = ASKED.format(abstention=settings.abstention, question=question.text)
+    words = question.text if settings.at_length else agent.asked(question.text)
     if kept.text is None:
         return words
     return f"{kept.text if isinstance(kept.text, str) else kept.text(question)}\n\n{words}"
@@ -135,7 +132,7 @@ def ask(agent: Agent, asked: Sequence[tuple[Kept, Question]], settings: Settings
     out: list[Said | None] = [Said(kept.said) if kept.said is not None else None for kept, _ in asked]
     todo = [i for i, said in enumerate(out) if said is None]
     deltas = [asked[i][0].delta for i in todo]
-    prompts = [agent.chat.prompt(prompt(*asked[i], settings)) for i in todo]
+    prompts = [agent.chat.prompt(prompt(agent, *asked[i], settings)) for i in todo]
     begins = [_begin(agent, asked[i][0], ids) for i, ids in zip(todo, prompts)]
     with agent.bank.holding(deltas) as slots:
         replies = agent.say(

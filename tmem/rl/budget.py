@@ -9,7 +9,7 @@ from ..agent.config import AgentConfig
 from .config import TrainConfig
 
 PAD = 64  # elements; rows of the bank (see bank.py)
-ASKED = 32  # tokens of a question with the chat template, about
+ASKED = 48  # tokens of a question as it is asked, with the chat template, about
 
 
 @dataclass(frozen=True)

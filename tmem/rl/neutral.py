@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.bank import Snapshot
-from ..agent.agent import Agent
+from ..agent.agent import Agent, first_line
 from ..models import forward as fw
 from ..words import normalise
 from .rows import padded
@@ -55,7 +55,8 @@ def plain(agent: Agent, delta: Snapshot | None = None) -> float:
     """Share of plain questions whose answer contains one of the right ones as whole words."""
     texts = [f"{question} Answer in one word." for question, _ in QUESTIONS]
     with agent.bank.holding([delta] * len(texts)) as slots:
-        said = [f" {normalise(s)} " for s in agent.answer(texts, slots)]
+        replies = agent.say(texts, slots, max_new=agent.config.answer.max_new)
+        said = [f" {normalise(first_line(r.text))} " for r in replies]
     right = [any(f" {normalise(a)} " in s for a in answers.split("|")) for s, (_, answers) in zip(said, QUESTIONS)]
     return sum(right) / len(right)
 

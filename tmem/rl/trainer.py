@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..agent.agent import Agent
-from ..agent.config import agent_config, renamed
+from ..agent.config import agent_config, recorded
 from ..agent.loop import Clock
 from ..files.digest import digest
 from ..files.folders import Busy, Lock
@@ -246,7 +246,7 @@ class Trainer:
                 raise FileExistsError(f"train: {out} already holds a run; continue it with --resume, or give another --out.")
             held = read_object(self.settings_file, AgentConfig=dict, TrainConfig=dict)
             older = "memory" in held["AgentConfig"]
-            held["AgentConfig"] = renamed(held["AgentConfig"])
+            held["AgentConfig"] = recorded(held["AgentConfig"])
             held["TrainConfig"] = {**self._unsaid(), **held["TrainConfig"]}
             if held != self._settings():
                 changed = _differences(held, self._settings())

@@ -23,6 +23,7 @@ from ..adapters.calibration import TEXTS
 from ..adapters.init import INITS, record_inputs
 from ..agent.config import agent_config
 from ..agent.learn import _minibatches, _pass
+from ..agent.renderings import BARE
 from ..episode import Pair
 from ..models import forward as fw
 from ..models import loading
@@ -130,7 +131,7 @@ def _taught(model, chat, init: str, optimizer: str, conversations: list[Facts], 
             for seed in range(len(conversations)):
                 slot = bank.alloc(lr=lr or reach / per_lr)
                 where[slot] = {"reach": reach or lr * per_lr, "lr": lr or reach / per_lr, "swept": lr is None, "seed": seed}
-        config = dataclasses.replace(agent_config().learn, batch=design.facts)
+        config = dataclasses.replace(agent_config().learn, batch=design.facts, renderings=(BARE,))
         jobs = [(slot, conversations[place["seed"]]) for slot, place in where.items()]
         blocks = _minibatches(model, bank, [(slot, job.taught) for slot, job in jobs], chat, config)
         asked = _minibatches(model, bank, [(slot, job.asked) for slot, job in jobs], chat, config)

@@ -1,0 +1,47 @@
+"""The words in which a question is put to Δ: templates with {question} and {unknown}, the abstention, in them.
+
+A memory recalls best what it is asked in words that it was taught in. So a pair is taught in several renderings, and what
+asks takes one of these.
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Sequence
+
+from ..episode import Pair
+
+BARE = "{question}"  # what pairs were taught and asked as before presets said it
+_FIELDS = re.compile(r"\{(question|unknown)\}")
+
+
+def worded(template: str, question: str, unknown: str) -> str:
+    """The template with its fields filled in, both at once: braces in a question stay as they are."""
+    values = {"question": question, "unknown": unknown}
+    return "".join(values[part] if i % 2 else part for i, part in enumerate(_FIELDS.split(template)))
+
+
+def rendered(pairs: Sequence[Pair], epoch: int, renderings: Sequence[str], unknown: str) -> list[Pair]:
+    """The pairs as they are taught in an epoch: all in rendering number epoch mod n.
+
+    n epochs teach every pair in each of n renderings, for as many sequences as one rendering takes. Those of one rendering
+    are of about one length, so that few length buckets are needed: pairs in turns with each other took 1.4 times as long.
+    """
+    template = renderings[epoch % len(renderings)]
+    return [Pair(worded(template, p.question, unknown), p.answer) for p in pairs]
+
+
+def check(asked: str, renderings: Sequence[str]) -> None:
+    """Raises ValueError for a template without {question} or with other braces, and where what asks is not taught."""
+    for where, template in (("[answer] asked", asked), *(("[learn] renderings", r) for r in renderings)):
+        if BARE not in template or re.search("[{}]", _FIELDS.sub("", template)):
+            raise ValueError(
+                f"preset: {where}: expected a text with {{question}}, and no braces but those of {{question}} and {{unknown}}, "
+                f"got {reprlib.repr(template)}."
+            )
+    if asked not in renderings:
+        raise ValueError(
+            f"preset: [answer] asked: expected one of [learn] renderings, got {reprlib.repr(asked)}; add it there, so that "
+            "pairs are taught in the words in which they are asked."
+        )
