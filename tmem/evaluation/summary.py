@@ -83,7 +83,7 @@ def _abstained(answers: Sequence[dict]) -> dict:
 
 def _answerable(row: dict) -> bool:
     """A search's rows have no kind of question, but the name of a file."""
-    return "objectives" in row or names.answerable(row["kind"], row["category"])
+    return "objectives" in row or names.answerable(row["kind"], row.get("category", ""))
 
 
 def _means(answers: Sequence[dict]) -> dict:
