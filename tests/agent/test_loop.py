@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 
 import peft
 import pytest
@@ -351,7 +352,8 @@ def test_every_part_of_a_dated_chunk_begins_with_its_date():
     said = ["user: " + "a" * 20, "user: " + "b" * 60, "user: c"]
     found = cut(chat, ["\n".join([date, *said])], 64)
     assert len(found) > 2 and all(s.startswith(date + "\n") and len(s) <= 64 for s in found)
-    assert "".join(s.removeprefix(date) for s in found).replace("\n", "") == "".join(said)
+    words = "".join(s.removeprefix(date) for s in found).replace("\n", "")
+    assert re.sub("user: ?", "", words) == re.sub("user: ?", "", "".join(said)), "nothing but date and role is said again"
     assert cut(chat, found, 64) == found
     assert cut(chat, ["Petra: hello\n" + "d" * 60], 64)[1] == "d" * 60, "a speaker is no date"
 

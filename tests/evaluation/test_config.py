@@ -20,7 +20,7 @@ BEGIN = ["model", "preset", "settings", "data", "data_blake2b", "weights_blake2b
          "leave_out_blake2b", "adapter"]  # fmt: skip
 KEYS = {
     "stream": [*BEGIN, "limit", "seed", "seeds", "split", "difficulty", "adversarial", "context", "answer_tokens", "known",
-               "probe", "episodes", "dated", "called"],
+               "prompt", "probe", "episodes", "dated", "called"],
     "search": [*BEGIN, "search_by", "objectives", "turns", "limit", "seed", "seeds", "context", "answer_tokens", "known",
                "episodes"],
 }  # fmt: skip
@@ -41,44 +41,49 @@ def test_a_configuration_is_recorded_with_its_keys_in_their_order(task):
     assert list(found) == KEYS["search" if task == "search" else "stream"] and json.dumps(found)
     assert found["known"] is False and found.get("split") == ("test" if task in ("stream", "passages") else None)
     assert found.get("adversarial") == ("open" if task == "locomo" else None)
+    assert found.get("prompt") == (None if task in ("search", "clbench") else "few-shot")
     assert all(found.get(name) is None for name in EvalConfig(task).foreign if name != "known" and name != "probe")
 
 
-@pytest.mark.parametrize("options", [{"task": "no"}, {"task": "search", "search_by": "no"}, {"seeds": 0}])
+@pytest.mark.parametrize("options", [{"task": "no"}, {"task": "search", "search_by": "no"}, {"seeds": 0}, {"prompt": "no"}])
 def test_a_configuration_that_cannot_be_is_refused_in_a_sentence(options):
     name = [*options][-1]
-    with pytest.raises(ValueError, match=f"^eval: {name} is .*; expected (one of .*bm25|one of stream, |at least 1)"):
+    expected = "(one of .*bm25|one of stream, |one of few-shot, |at least 1)"
+    with pytest.raises(ValueError, match=f"^eval: {name} is .*; expected {expected}"):
         EvalConfig(**options)
 
 
 def test_options_of_other_tasks_are_told():
-    assert set(EvalConfig("search").foreign) == {"split", "difficulty", "adversarial", "known", "probe"}
+    assert set(EvalConfig("search").foreign) == {"split", "difficulty", "adversarial", "known", "prompt", "probe"}
     search = {"corpus", "search_by", "objectives", "turns"}
     assert set(EvalConfig("stream").foreign) == {*search, "adversarial"}
     assert set(EvalConfig("passages").foreign) == {*search, "adversarial", "difficulty"}
+    assert set(EvalConfig("clbench").foreign) == {*search, "adversarial", "split", "difficulty", "prompt"}
     assert set(EvalConfig("squad").foreign) == {*search, "adversarial", "split", "difficulty"}
 
 
 def test_what_makes_scores_comparable():
     assert set(PROTOCOL) == {
         "data_blake2b", "limit", "seed", "seeds", "split", "difficulty", "known", "adversarial", "episodes", "objectives",
-        "turns", "search_by", "context", "answer_tokens", "leave_out_blake2b", "dated",
+        "turns", "search_by", "context", "answer_tokens", "leave_out_blake2b", "dated", "prompt",
     }  # fmt: skip
     assert set(SCALING) == {"objectives", "turns", "answer_tokens", "episodes", "limit"}
     everything = {"split": "dev", "difficulty": 2, "limit": 3, "adversarial": "choice", "turns": 4, "search_by": "dense",
-                  "dated": "day", "context": 5, "answer_tokens": 6, "model": "m", "probe": True}  # fmt: skip
+                  "dated": "day", "context": 5, "answer_tokens": 6, "model": "m", "probe": True,
+                  "prompt": "instruction"}  # fmt: skip
     assert line(everything) == [
         "dev split", "difficulty 2", "limit 3", "adversarial choice", "4 turns", "search by dense", "questions dated by day",
-        "5 tokens of text in a prompt", "answers of 6 tokens at most",
+        "5 tokens of text in a prompt", "answers of 6 tokens at most", "text asked about by instruction",
     ]  # fmt: skip
     assert line({"limit": None}) == []
 
 
 def test_methods_are_named_once():
-    reading = "none constant full oracle summary notes retrieval dense pairs tmem tmem+retrieval".split()
+    reading = "none constant full oracle summary notes retrieval dense pairs gold tmem tmem+retrieval".split()
     searching = "none constant full mem1 oracle summary notes retrieval pairs tmem tmem+retrieval".split()
     assert methods_of("stream") == reading and methods_of("search") == searching == list(SEARCHED)
-    assert methods_of("clbench") == [m for m in reading if m != "oracle"] and METHODS.keys() == {*reading, *searching}
+    assert methods_of("clbench") == [m for m in reading if m not in ("oracle", "gold")]
+    assert METHODS.keys() == {*reading, *searching}
     assert chosen("squad", None) == list(USUAL["squad"]) and chosen("search", ["tmem", "none", "tmem"]) == ["tmem", "none"]
     for task, names in (("search", ["dense"]), ("stream", ["mem1"]), ("clbench", ["none", "oracle"]), ("squad", [])):
         got = names[-1] if names else "none"

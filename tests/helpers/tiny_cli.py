@@ -13,7 +13,7 @@ from tmem.models import loading
 @pytest.fixture
 def tmem(tmp_path, monkeypatch):
     (tmp_path / "tiny.toml").write_text(PRESET.replace('reward = "shout"', ""))
-    monkeypatch.setattr(loading, "load_model", lambda name=None, **_: (model(), Letters()))
+    monkeypatch.setattr(loading, "load_model", lambda name=None, **_: (model(max_position_embeddings=2048), Letters()))
     monkeypatch.setattr(loading, "save_model", lambda *_, **__: None)
 
     def call(*words):

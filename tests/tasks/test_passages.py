@@ -376,7 +376,9 @@ def test_what_cannot_be_trained_on_is_refused_in_one_sentence(tmp_path):
         with pytest.raises(ValueError) as error:
             Passages(data)
         assert sentence in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(FileNotFoundError, match="passages: no file at .*gone.json; get train-v1.1.json .* or give a list of passages"):
+    with pytest.raises(
+        FileNotFoundError, match="passages: no file at .*gone.json; get train-v1.1.json .* or give a list of passages"
+    ):
         Passages([str(tmp_path / "gone.json:2")])
     for task in (Passages([few]), Passages([unasked])):
         with pytest.raises(ValueError, match=r"^passages: no document of .* falls to \w+, which takes \d+ % of the documents"):

@@ -395,7 +395,23 @@ def question(*answers, intrusions=(), category=""):
 )
 def test_plain_scores(prediction, answers, f1, em):
     scores = tasks.score("stream", question(*answers), prediction)
+    assert scores.pop("contains") in (0, 1)
     assert scores == {"f1": pytest.approx(f1), "em": em, "intrusion": 0}
+
+
+@pytest.mark.parametrize(
+    "said, expected",
+    [("It was Oslo, I think.", 1), ("oslo", 1), ("in cape  Town!", 1), ("Osloers", 0), ("cape", 0), ("", 0), ("unknown", 0)],
+)
+def test_an_answer_is_contained_as_whole_words(said, expected):
+    assert metrics.contains(said, question("Oslo", "cape town", "?")) == expected
+
+
+def test_abstaining_is_told_from_naming():
+    for said in ("unknown", "Unknown.", "No information available", "It is not mentioned here.", "no information available."):
+        assert metrics.abstains(said), said
+    for said in ("an unknown man", "", "information", "mentioned"):
+        assert not metrics.abstains(said), said
 
 
 @pytest.mark.parametrize(
@@ -452,10 +468,10 @@ def test_adversarial_questions_have_one_gold_and_two_official_phrases(locomo_fil
     gold, phrase, neither = (
         tasks.score("locomo", adversarial, said) for said in ("no information available", "Not mentioned.", "unknown")
     )
-    assert gold == {"f1": 1, "em": 1, "intrusion": 0, "official_f1": 1}
-    assert phrase == {"f1": 0, "em": 0, "intrusion": 0, "official_f1": 1}
-    assert neither == {"f1": 0, "em": 0, "intrusion": 0, "official_f1": 0}
-    assert tasks.score("locomo", adversarial, "a bowl") == {"f1": 0, "em": 0, "intrusion": 1, "official_f1": 0}
+    assert gold == {"f1": 1, "em": 1, "contains": 1, "intrusion": 0, "official_f1": 1}
+    assert phrase == {"f1": 0, "em": 0, "contains": 0, "intrusion": 0, "official_f1": 1}
+    assert neither == {"f1": 0, "em": 0, "contains": 0, "intrusion": 0, "official_f1": 0}
+    assert tasks.score("locomo", adversarial, "a bowl") == {"f1": 0, "em": 0, "contains": 0, "intrusion": 1, "official_f1": 0}
 
 
 def test_tasks_import_without_torch():

@@ -445,8 +445,8 @@ def check_choice(rules):
 
 def test_a_chosen_letter_scores_as_its_text():
     question = asked(*metrics.ABSTENTIONS, intrusions=("a bowl",), category="5", choices=("a bowl", metrics.ABSTENTIONS[0]))
-    assert tasks.score("locomo", question, "(b)") == {"f1": 1, "em": 1, "intrusion": 0, "official_f1": 1}
-    assert tasks.score("locomo", question, "a") == {"f1": 0, "em": 0, "intrusion": 1, "official_f1": 0}
+    assert tasks.score("locomo", question, "(b)") == {"f1": 1, "em": 1, "contains": 1, "intrusion": 0, "official_f1": 1}
+    assert tasks.score("locomo", question, "a") == {"f1": 0, "em": 0, "contains": 0, "intrusion": 1, "official_f1": 0}
     assert metrics.official_f1("(b)", question) == 1 and metrics.official_f1("(a)", question) == 0
     assert metrics.official_f1("b", replace(question, choices=())) == 0
 
@@ -495,11 +495,11 @@ def test_wrong_implementations_are_caught(name):
 def test_each_task_has_its_scores():
     question = asked("x", category="4")
     assert {task: list(tasks.score(task, question, "x")) for task in tasks.TASKS} == {
-        "stream": ["f1", "em", "intrusion"],
-        "locomo": ["f1", "em", "intrusion", "official_f1"],
-        "longmemeval": ["f1", "em"],
-        "squad": ["f1", "em", "squad_f1", "squad_em"],
-        "passages": ["f1", "em"],
+        "stream": ["f1", "em", "contains", "intrusion"],
+        "locomo": ["f1", "em", "contains", "intrusion", "official_f1"],
+        "longmemeval": ["f1", "em", "contains"],
+        "squad": ["f1", "em", "contains", "squad_f1", "squad_em"],
+        "passages": ["f1", "em", "contains"],
         "clbench": [],
     }
 

@@ -130,6 +130,13 @@ OF_JUDGE = ("judge_model", "judge_concurrency", "judge_tokens", "judge_prices")
     "--known", is_flag=True, help="Show each question while the history is read, as in the paper's protocol: see above."
 )
 @click.option(
+    "--prompt",
+    type=click.Choice(["few-shot", "instruction"]),
+    default="few-shot",
+    show_default=True,
+    help="How methods that show text are asked. instruction: for a model trained to read in those words.",
+)
+@click.option(
     "--probe", is_flag=True, help="After each write, also ask for its pairs in a paraphrase, and about another person."
 )
 @click.option(
@@ -168,11 +175,14 @@ def evaluate(methods: str | None, out: Path, **options) -> None:
       retrieval        lines found by BM25
       dense            lines found by embeddings (tmem[dense])
       pairs            tmem's pairs as text
+      gold             fast weights of the questions themselves with
+                       their right answers: a ceiling, no rival
       tmem             fast weights alone
       tmem+retrieval   fast weights and lines
 
-    How they are asked: every method gets the same instruction before the question, and no examples (search: one worked
-    example). This is not the best prompt of every method.
+    How they are asked: each in the form that serves it best. Methods that show text, and none, get four worked examples
+    before the question (search: one). Methods with fast weights are asked as they were taught. results.json names the form
+    of every method.
 
     --task search asks --objectives questions at once and gives the model a search engine over --corpus. There, full keeps
     all turns, and mem1 keeps the last one. The other methods drop from the context what was found. tmem learns it, and the

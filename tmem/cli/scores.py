@@ -53,7 +53,8 @@ def title_of(results: Mapping) -> str:
 def _print_tables(results: Mapping, title: str) -> None:
     methods = results["methods"]
     live.console.print(tables.table(f"{title}: mean and 95 % interval (bootstrap over episodes)", methods))
-    for grid in (tables.difference_table(results["differences"], "tmem"), tables.cost_table(methods)):
+    differences = tables.difference_table(results["differences"], "tmem")
+    for grid in (tables.answerable_table(methods), differences, tables.cost_table(methods)):
         if grid is not None:
             live.console.print(grid)
 
@@ -82,6 +83,10 @@ def _warnings(results: Mapping) -> Iterator[str]:
     if len({str(run["machine"]) for run in runs}) > 1:
         yield f"made by {len(runs)} runs whose machines or versions differ: see runs in results.json"
     yield from results.get("notes", [])
+    for name, m in results["methods"].items():
+        if lost := m.get("lost"):
+            why = "their writes were rolled back" if name == "gold" else "a prompt has no room for them"
+            yield f"{name}: {lost} pairs are left out, as {why}"
     if left_out := results.get("left_out"):
         n = results["config"]["objectives"]
         yield f"{left_out} questions at the end of a file make no set of {n} and were left out"

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..agent.config import DEFAULT_PRESET
+from ..methods.prompts import FEW_SHOT, FORMS
 from ..tasks.names import TASKS
 
 SEARCH = ("search",)
 READ = tuple(task for task in TASKS if task not in SEARCH)  # whose episodes are read first and asked about afterwards
+COMPARED = tuple(task for task in READ if task != "clbench")  # whose answers are short and compared with right ones
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,10 @@ class EvalConfig:
     corpus: files of documents; without any, the questions' own contexts. search_by: bm25 or dense. objectives: questions at
     once. turns: before the answer is asked for. context: tokens of text in a prompt; of a search: of a prompt. answer_tokens:
     of an answer at most; of a search: of a turn. known: each question is an episode of its own and stands in the prompts that
-    write (the paper's protocol: the history is read once for every question). probe: ask paraphrases after each write.
-    adapter: over the model, see tmem.models.loading.apart.
-    Raises ValueError for a task or a way to search that is not there, and for less than one seed.
+    write (the paper's protocol: the history is read once for every question). prompt: how the methods that show text are asked,
+    "few-shot", or "instruction" for a model that was trained to read in those words, see tmem.methods.prompts. probe: ask
+    paraphrases after each write. adapter: over the model, see tmem.models.loading.apart.
+    Raises ValueError for a task, a prompt or a way to search that is not there, and for less than one seed.
     """
 
     task: str = _option("stream", recorded=False)
@@ -84,10 +87,11 @@ class EvalConfig:
     context: int | None = _option(words="{} tokens of text in a prompt", place=8)
     answer_tokens: int | None = _option(scales=True, words="answers of {} tokens at most", place=9)
     known: bool = _option(False, of=READ, always=True)
+    prompt: str = _option(FEW_SHOT, of=COMPARED, words="text asked about by {}", place=10)
     probe: bool = _option(False, of=READ, protocol=False)
 
     def __post_init__(self):
-        for name, every in (("task", TASKS), ("search_by", ("bm25", "dense"))):
+        for name, every in (("task", TASKS), ("search_by", ("bm25", "dense")), ("prompt", FORMS)):
             if (value := getattr(self, name)) not in every:
                 raise ValueError(f"eval: {name} is {value!r}; expected one of {', '.join(every)}.")
         if self.seeds < 1:

@@ -12,12 +12,13 @@ from ..agent import log
 from ..agent.agent import Agent
 from ..agent.config import agent_config
 from ..episode import Episode, Question
-from ..methods.methods import METHODS
+from ..methods import prompts
+from ..methods.methods import METHODS, form_of, methods_of
 from ..methods.reader import CONTEXT, Kept, Reader, Said, Settings
 from ..models import loading
 from ..models.chat import Chat
 from ..models.embed import dense, require_dense
-from ..tasks import left_out, locomo, longmemeval
+from ..tasks import left_out, locomo, longmemeval, metrics
 from ..tasks.records import files
 from .compute import Sizes
 from .config import EvalConfig, Extent
@@ -32,8 +33,11 @@ BATCH = 32  # questions asked at once
 Item = tuple[Episode, str]  # an episode to run, the id of the episode it belongs to
 
 
+@dataclasses.dataclass
 class Reading(Work):
-    """Its items are episodes; with known questions one for each of them."""
+    """Its items are episodes; with known questions one for each of them. room: tokens of text that a prompt can hold."""
+
+    room: int = CONTEXT
 
     AT_ONCE = 32
 
@@ -52,10 +56,11 @@ class Reading(Work):
         settings = dataclasses.replace(settings, learn=learn)
         network, tokenizer = loading.load_model(config.model, adapter=config.adapter)
         asked = [q for several in episodes.values() for e in several for q in e.questions]
-        config = _with_room(config, settings.answer.max_new, network.config.max_position_embeddings, Chat(tokenizer), asked)
+        positions = network.config.max_position_embeddings
+        config, room = _with_room(config, settings.answer.max_new, positions, Chat(tokenizer), asked)
         notes = [*left_out.notes(left), *_notes(episodes[config.seed])]
         embedder = dense().parameters if "dense" in methods else 0
-        return cls(config, settings, network, tokenizer, episodes, left, notes, embedder)
+        return cls(config, settings, network, tokenizer, episodes, left, notes, embedder, room)
 
     @property
     def extent(self) -> Extent:
@@ -70,6 +75,13 @@ class Reading(Work):
     def questions(self) -> dict[tuple[int, str], Question]:
         return {(seed, q.id): q for seed, episodes in self.data.items() for e in episodes for q in e.questions}
 
+    def counts(self) -> dict:
+        """How each method is asked."""
+        return {"asked": {name: self._form(name) for name in methods_of(self.config.task)}}
+
+    def _form(self, method: str) -> str | None:
+        return form_of(method, self.config.prompt, self.config.task in tasks.AT_LENGTH)
+
     def items(self, seed: int) -> list[Item]:
         if not self.config.known:
             return [(e, e.id) for e in self.data[seed]]
@@ -80,11 +92,12 @@ class Reading(Work):
     def group(self, agent: Agent, seed: int, items: Sequence[Item]) -> RunGroup:
         task = self.config.task
         settings = Settings(
-            seed=seed, context=self.config.context, abstention=tasks.abstention(task), max_new=self.config.answer_tokens,
-            at_length=task in tasks.AT_LENGTH, probing=self.config.probe, known=self.config.known,
+            seed=seed, context=self.config.context, room=self.room, abstention=tasks.abstention(task),
+            max_new=self.config.answer_tokens, at_length=task in tasks.AT_LENGTH, probing=self.config.probe,
+            known=self.config.known,
         )  # fmt: skip
         reader = Reader(agent, settings)
-        return lambda method, record, tell: _run(task, method, reader, items, record, tell)
+        return lambda method, record, tell: _run(task, method, self._form(method), reader, items, record, tell)
 
     def summary(self, record: Record, sizes: Sizes) -> dict:
         return summarise(scored(record.answers.rows, record.out), record.readings.rows, self.config.task, sizes)
@@ -118,18 +131,22 @@ def _episodes(config: EvalConfig, left: left_out.LeaveOut | None) -> dict[int, l
     return episodes
 
 
-def _with_room(config: EvalConfig, usual: int, positions: int, chat: Chat, asked: Sequence[Question]) -> EvalConfig:
-    """The config with its context and its answers' length. usual: tokens of a short answer. positions: what the model holds.
+def _with_room(config: EvalConfig, usual: int, positions: int, chat: Chat, asked: Sequence[Question]) -> tuple[EvalConfig, int]:
+    """The config with its context and its answers' length, and the tokens of text that a prompt has room for.
+
+    usual: tokens of a short answer. positions: what the model holds.
 
     Raises ValueError where the text and the longest question do not fit.
     """
     max_new = config.answer_tokens or (AT_LENGTH if config.task in tasks.AT_LENGTH else usual)
     longest, which = max((chat.count(q.text), q.id) for q in asked)
-    room = positions - max_new - longest - BESIDE
+    beside = prompts.examples_size(chat, config.prompt) if config.task not in tasks.AT_LENGTH else 0
+    room = positions - max_new - longest - beside - BESIDE
     if room < 1:
         raise ValueError(
             f"context: there is room for no text beside question {which[:60]!r} ({longest} tokens) and an answer of {max_new}; "
-            "shorten or remove the question, give a smaller --answer-tokens, or a model for longer texts."
+            f"shorten or remove the question, give a smaller --answer-tokens, {'--prompt instruction, ' if beside else ''}"
+            "or a model for longer texts."
         )
     context = min(CONTEXT, room) if config.context is None else config.context
     if context > room:
@@ -137,7 +154,7 @@ def _with_room(config: EvalConfig, usual: int, positions: int, chat: Chat, asked
             f"context: there is room for {room} tokens of text beside the longest question ({which[:60]!r}, {longest} tokens) "
             f"and its answer, got {context}; give a smaller --context or --answer-tokens, or a model for longer texts."
         )
-    return dataclasses.replace(config, context=context, answer_tokens=max_new)
+    return dataclasses.replace(config, context=context, answer_tokens=max_new), room
 
 
 def _notes(episodes: Sequence[Episode]) -> list[str]:
@@ -146,7 +163,7 @@ def _notes(episodes: Sequence[Episode]) -> list[str]:
     return [f"{n} of {len(episodes)} episodes: {note}" for note, n in counts.items()]
 
 
-def _run(task: str, method: str, reader: Reader, items: Sequence[Item], record: Record, tell: Tell) -> None:
+def _run(task: str, method: str, form: str | None, reader: Reader, items: Sequence[Item], record: Record, tell: Tell) -> None:
     """Read the episodes that have questions left, ask these, and record what was said, batch by batch."""
     seed, answered, read = reader.settings.seed, record.answered(method), record.read(method)
     left = [(e, home, todo) for e, home in items if (todo := [q for q in e.questions if (seed, q.id) not in answered])]
@@ -159,11 +176,12 @@ def _run(task: str, method: str, reader: Reader, items: Sequence[Item], record: 
     record.readings.append(
         reading_of(method, seed, e, home, k, seconds) for (e, home, _), k in zip(left, kept) if (seed, e.id) not in read
     )
+    settings = dataclasses.replace(reader.settings, form=form or reader.settings.form)
     todo = [(e, home, k, q) for (e, home, questions), k in zip(left, kept) for q in questions]
     for at in range(0, len(todo), BATCH):
         part = todo[at : at + BATCH]
         start = time.perf_counter()
-        said = METHODS[method].ask(reader.agent, [(k, q) for *_, k, q in part], reader.settings)
+        said = METHODS[method].ask(reader.agent, [(k, q) for *_, k, q in part], settings)
         seconds = (time.perf_counter() - start) / len(part)
         record.answers.append(answer_of(task, method, seed, e, home, q, a, seconds) for (e, home, _, q), a in zip(part, said))
         tell("answer", at + len(part))
@@ -187,6 +205,7 @@ def answer_of(
         "answers": list(question.answers),
         "prediction": said.text,
         **tasks.score(task, question, said.text),
+        **({} if task in tasks.AT_LENGTH else {"abstained": metrics.abstains(metrics.chosen(said.text, question))}),
         "sessions": len(episode.chunks),
         "position": sum(places) / len(places) / last if places and last else None,  # 0: in the first session, 1: in the last
         "prompt_tokens": said.prompt,
@@ -206,5 +225,6 @@ def reading_of(method: str, seed: int, episode: Episode, home: str, kept: Kept, 
         "state_bytes": kept.state,
         **{f"{k}_tokens": v for k, v in dataclasses.asdict(kept.cost).items()},
         "seconds": round(kept.rollout.seconds if kept.rollout else seconds, 4),  # a rollout may serve several methods
+        **({"lost": kept.lost} if kept.lost else {}),  # pairs
     }
     return row if kept.rollout is None else row | {"log": log.record(kept.rollout)}

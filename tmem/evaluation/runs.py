@@ -14,7 +14,7 @@ from ..tasks.names import METRICS, TASKS
 from .config import PROTOCOL, SCALING, line
 from .grading import scored
 
-SCALE = ("oracle", "constant")  # methods that are no way of remembering: they show what scores there are to be had
+SCALE = ("oracle", "constant", "gold")  # methods that are no way of remembering: they show what scores there are to be had
 
 
 # The shapes of files -----------------------------------------------------------------------------------------------------
@@ -27,13 +27,20 @@ def _count(value: Any) -> Any:
     return {str: int} if isinstance(value, dict) else (int, None)
 
 
+def _scored(found: Any) -> dict:
+    """The shape of scores over "n" questions."""
+    held = found if isinstance(found, dict) else {}
+    scores = {key: shape for m in METRICS if m in held for key, shape in ((m, float), (f"{m}_ci", [float, float]))}
+    return {"n": int, **scores}
+
+
 def _method(found: Any) -> dict:
     """The shape of a method's part of results.json: a score has its interval, and who wrote says what."""
     held = found if isinstance(found, dict) else {}
     return {
-        "n": int, "judged?": (int, None), **{f"{key}?": MAYBE for key in _COSTS},
-        **{key: shape for m in METRICS if m in held for key, shape in ((m, float), (f"{m}_ci", [float, float]))},
+        **_scored(found), "judged?": (int, None), **{f"{key}?": MAYBE for key in _COSTS},
         "by_kind?": {str: {str: MAYBE}}, "search?": {str: MAYBE}, "stuck?": MAYBE, "leaked?": MAYBE, "writes?": int,
+        "answerable?": _scored, "abstained?": {str: MAYBE}, "lost?": int,
         "aggregates?": {str: {"types": {str: MAYBE}, "task_average": MAYBE, "overall": MAYBE, "abstention": MAYBE}},
         **({"pairs_per_write": float, "dropped": {str: int}, "rolled_back": int} if held.get("writes") else {}),
     }  # fmt: skip
@@ -48,12 +55,14 @@ def _share(value: Any) -> type:
     return bool if isinstance(value, bool) else float
 
 
+_DIFFERENCES = {str: {str: {"mean": float, "low": float, "high": float}}}
 # What `tmem report` rests on, of results.json, answers.jsonl and readings.jsonl.
 RESULTS = {
     "task": set(TASKS), "methods?": ({str: _method}, None), "machine?": dict,
     "config": {"model": str, "seed": int, "seeds?": (int, None), "episodes": int, "objectives?": (int, None),
                "turns?": (int, None), "settings?": (dict, None)},
-    "differences?": {str: {str: {"mean": float, "low": float, "high": float}}},
+    "asked?": {str: (str, None)},
+    "differences?": _DIFFERENCES, "answerable_differences?": _DIFFERENCES,
     "judge?": ({"methods?": {str: {"judged?": (int, None)}}, "judged?": _count, "malformed?": _count, "unreachable?": _count,
                 "spent?": ({"prompt_tokens?": int, "completion_tokens?": int, "cost?": MAYBE}, None)}, None),
 }  # fmt: skip
@@ -61,10 +70,10 @@ _NAMES = {"seed": int, "method": str, "episode": str}
 ANSWER = {
     **_NAMES, "id": str, "kind?": str, "question?": str, "prediction?": str, "answers?": [str], "objectives?": int,
     "sessions?": (int, None), "position?": MAYBE, "prompt_tokens?": float, "read_tokens?": float, "generated_tokens?": float,
-    "seconds?": float, **{f"{m}?": MAYBE for m in METRICS},
+    "seconds?": float, "abstained?": bool, **{f"{m}?": MAYBE for m in METRICS},
 }  # fmt: skip
 READING = {
-    **_NAMES, "read?": str, "seconds?": float,
+    **_NAMES, "read?": str, "seconds?": float, "lost?": int,
     **{f"{k}?": float for k in ("state_bytes", "peak_tokens", "read_tokens", "generated_tokens", "learned_tokens")},
     "log?": {"writes": [{"pairs": list, "dropped": {str: int}, "undone": object, "stuck": [_probe]}]},
 }  # fmt: skip

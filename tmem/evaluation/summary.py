@@ -17,6 +17,9 @@ def summarise(answers: Sequence[dict], readings: Sequence[dict], task: str = "",
     Where a judge was asked (tmem.evaluation.grading.scored), "judged" says how many of a method's "n" answers have a verdict.
     With LongMemEval each method also has its "aggregates": means by type, of the types' means, of all, and of abstentions.
     With `sizes` each has "flops", all that it computed (see tmem.evaluation.compute).
+    Where the text does not answer some of the questions, a method has the "answerable" ones' scores, with intervals, and
+    "abstained", the share of answers that abstain, of the "unanswerable" and of the "answerable"; "answerable_differences" are
+    the differences without them.
     """
     methods = {}
     for name in dict.fromkeys(r["method"] for r in answers):
@@ -26,15 +29,15 @@ def summarise(answers: Sequence[dict], readings: Sequence[dict], task: str = "",
             shown = ("kind", "category", *(m for m in names.METRICS if m in methods[name]))
             methods[name]["aggregates"] = longmemeval.summary([{k: r.get(k) for k in shown} for r in mine])
     shown = [m for m in names.METRICS if any(r.get(m) is not None for r in answers)]
-    return {"methods": methods, "differences": {m: _differences(answers, m) for m in shown}}
+    out = {"methods": methods, "differences": {m: _differences(answers, m) for m in shown}}
+    told = [r for r in answers if _answerable(r)]
+    if len(told) < len(answers):
+        out["answerable_differences"] = {m: _differences(told, m) for m in shown}
+    return out
 
 
 def _method(answers: Sequence[dict], readings: Sequence[dict], sizes: Sizes | None) -> dict:
-    out: dict = {"n": len(answers), **_judged(answers)}
-    for metric in names.METRICS:
-        if scored := [r for r in answers if r.get(metric) is not None]:  # a judge leaves some out
-            mean, low, high = stats.bootstrap([r[metric] for r in scored], [r["episode"] for r in scored])
-            out[metric], out[f"{metric}_ci"] = mean, [low, high]
+    out: dict = {"n": len(answers), **_judged(answers), **_scores(answers), **_abstained(answers)}
     kinds = sorted({r["kind"] for r in answers})
     out["by_kind"] = {k: _means([r for r in answers if r["kind"] == k]) for k in kinds}
     out["state_bytes"] = _mean([r["state_bytes"] for r in readings])
@@ -49,9 +52,38 @@ def _method(answers: Sequence[dict], readings: Sequence[dict], sizes: Sizes | No
     if sizes is not None:
         out["flops"] = sizes.flops(tokens)
     out["seconds"] = round(sum(r["seconds"] for r in [*readings, *answers]), 2)
+    if lost := sum(r.get("lost", 0) for r in readings):
+        out["lost"] = lost
     if any("log" in r for r in readings):
         out |= _writing([w for r in readings if "log" in r for w in r["log"]["writes"]])
     return out
+
+
+def _scores(answers: Sequence[dict]) -> dict:
+    """{metric: mean, metric_ci: its interval} of every metric that the rows have."""
+    out: dict = {}
+    for metric in names.METRICS:
+        if scored := [r for r in answers if r.get(metric) is not None]:  # a judge leaves some out
+            mean, low, high = stats.bootstrap([r[metric] for r in scored], [r["episode"] for r in scored])
+            out[metric], out[f"{metric}_ci"] = mean, [low, high]
+    return out
+
+
+def _abstained(answers: Sequence[dict]) -> dict:
+    """What the questions that the text answers score by themselves, and how often either kind is abstained from."""
+    told, untold = ([r for r in answers if _answerable(r) == so] for so in (True, False))
+    out: dict = {"answerable": {"n": len(told), **_scores(told)}} if told and untold else {}
+    shares = {
+        name: _mean([r["abstained"] for r in some])
+        for name, some in (("answerable", told), ("unanswerable", untold))
+        if some and all("abstained" in r for r in some)
+    }
+    return out | ({"abstained": shares} if shares else {})
+
+
+def _answerable(row: dict) -> bool:
+    """A search's rows have no kind of question, but the name of a file."""
+    return "objectives" in row or names.answerable(row["kind"], row.get("category", ""))
 
 
 def _means(answers: Sequence[dict]) -> dict:

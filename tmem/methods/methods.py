@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ..agent.agent import Agent
 from ..agent.loop import Rollout
-from ..episode import Episode, Question
+from ..agent.teach import Lesson
+from ..episode import Episode, Pair, Question
 from ..models.embed import dense
+from ..tasks.names import answerable
 from ..tasks.search import CONSTANT
+from . import prompts
 from .folds import notes, summary
 from .reader import CONTEXT, Cost, Kept, Reader, Said, Settings, ask
-from .retrieve import Lines
+from .retrieve import Lines, headed
 from .states import State, nearest, newest, noted, stored, summarised, written
+
+TEXT = "text"  # asked in the form that serves text in a prompt best
 
 # What is kept of each episode, in their order. Every question is asked once, so its cost may be counted beforehand.
 Read = Callable[[Reader, Sequence[Episode]], list[Kept]]
@@ -26,11 +32,15 @@ Ask = Callable[[Agent, Sequence[tuple[Kept, Question]], Settings], list[Said]]
 
 @dataclass(frozen=True)
 class Method:
-    """One way to remember. read: None where it has none but a search's. search: None where a search has nothing for it."""
+    """One way to remember. read: None where it has none but a search's. search: None where a search has nothing for it.
+
+    form: how it is asked, see tmem.methods.prompts; TEXT as the evaluation chooses, None for one that asks no model.
+    """
 
     read: Read | None
     search: State | None
     ask: Ask = ask
+    form: str | None = TEXT
 
 
 def nothing(reader: Reader, episodes: Sequence[Episode]) -> list[Kept]:
@@ -49,13 +59,14 @@ def full(reader: Reader, episodes: Sequence[Episode]) -> list[Kept]:
 
 
 def oracle(reader: Reader, episodes: Sequence[Episode]) -> list[Kept]:
-    """The passages that the task names as evidence, and no others, in the prompt: what perfect retrieval is worth."""
+    """The passages that the task names as evidence, each under its session's date, and no others, in the prompt: what perfect
+    retrieval is worth."""
 
-    def text(question: Question) -> str:
-        passages = dict.fromkeys(e.text for e in question.evidence)
+    def shown(episode: Episode, question: Question) -> str:
+        passages = dict.fromkeys(headed(episode.chunks[e.chunk], e.text) for e in question.evidence)
         return reader.agent.chat.clip("\n".join(passages), reader.settings.context)
 
-    return [Kept(size("\n\n".join(e.chunks)), text) for e in episodes]
+    return [Kept(size("\n\n".join(e.chunks)), partial(shown, e)) for e in episodes]
 
 
 def retrieval(reader: Reader, episodes: Sequence[Episode]) -> list[Kept]:
@@ -87,13 +98,26 @@ def noting(reader: Reader, episodes: Sequence[Episode]) -> list[Kept]:
 
 
 def pairs(reader: Reader, episodes: Sequence[Episode]) -> list[Kept]:
-    """The pairs that tmem wrote, as text in the prompt, without Δ: separates writing well from remembering in weights."""
-    return [in_prompt(reader.agent, r, reader.settings.context) for r in reader.rollouts(episodes)]
+    """All pairs that tmem wrote, as text in the prompt, without Δ: separates writing well from remembering in weights."""
+    return [in_prompt(reader.agent, r, reader.settings.room) for r in reader.rollouts(episodes)]
 
 
 def tmem(reader: Reader, episodes: Sequence[Episode]) -> list[Kept]:
     """Write, learn, forget the text, answer from the fast weights."""
     return [_of_rollout(r) for r in reader.rollouts(episodes)]
+
+
+def gold(reader: Reader, episodes: Sequence[Episode]) -> list[Kept]:
+    """Δ of the questions themselves with their right answers: what Δ can hold. It has seen the questions and is no rival.
+
+    Taught in writes as large as the preset allows, with its rehearsal, in the words in which they are then asked. Questions
+    that the text does not answer are not taught.
+    """
+    out: list[Kept] = []
+    while len(out) < len(episodes):
+        with reader.agent.bank.borrowed(len(episodes) - len(out), 1) as slots:
+            out += _taught(reader, slots, [_gold_pairs(e) for e in episodes[len(out) : len(out) + len(slots)]])
+    return out
 
 
 def tmem_retrieval(reader: Reader, episodes: Sequence[Episode]) -> list[Kept]:
@@ -106,7 +130,7 @@ def tmem_retrieval(reader: Reader, episodes: Sequence[Episode]) -> list[Kept]:
 
 METHODS: dict[str, Method] = {
     "none": Method(nothing, State(searches=False)),
-    "constant": Method(constant, State(searches=False, fixed=CONSTANT)),
+    "constant": Method(constant, State(searches=False, fixed=CONSTANT), form=None),
     "full": Method(full, State(every=True, stays=True)),
     "mem1": Method(None, State(stays=True)),  # a search alone has turns
     "oracle": Method(oracle, State(searches=False, given=True)),
@@ -115,24 +139,41 @@ METHODS: dict[str, Method] = {
     "retrieval": Method(retrieval, State(keep=(stored,), text=nearest)),
     "dense": Method(dense_retrieval, None),  # a search finds all documents by embeddings instead
     "pairs": Method(pairs, State(keep=(written,), text=newest)),
-    "tmem": Method(tmem, State(keep=(written,), delta=True)),
-    "tmem+retrieval": Method(tmem_retrieval, State(keep=(written, stored), text=nearest, delta=True)),
+    "gold": Method(gold, None, form=prompts.AS_TAUGHT),
+    "tmem": Method(tmem, State(keep=(written,), delta=True), form=prompts.AS_TAUGHT),
+    "tmem+retrieval": Method(tmem_retrieval, State(keep=(written, stored), text=nearest, delta=True), form=prompts.AS_TAUGHT),
 }
 READ = tuple(name for name, method in METHODS.items() if method.read is not None)
 SEARCHED = tuple(name for name, method in METHODS.items() if method.search is not None)
 
 
 def methods_of(task: str) -> list[str]:
-    """Names of the methods that a task has something for: CL-bench names no evidence for an oracle."""
+    """Names of the methods that a task has something for: CL-bench names no evidence for an oracle, and no answers."""
     if task == "search":
         return list(SEARCHED)
-    return [name for name in READ if name != "oracle" or task != "clbench"]
+    return [name for name in READ if name not in ("oracle", "gold") or task != "clbench"]
 
 
-def in_prompt(agent: Agent, rollout: Rollout, context: int = CONTEXT) -> Kept:
-    """A rollout's pairs as text, without its Δ."""
-    text = agent.chat.clip("\n".join(f"{p.question} {p.answer}" for p in rollout.pairs), context)
-    return _fixed(text, _reading(rollout), rollout)
+def form_of(method: str, chosen: str, at_length: bool = False) -> str | None:
+    """How a method's questions are worded (tmem.methods.prompts); None for one that asks no model.
+
+    chosen: the form for text. at_length: answers are whole texts, and a question says itself what it wants.
+    """
+    form = METHODS[method].form
+    if form is None or at_length:
+        return form and prompts.ALONE
+    return chosen if form == TEXT else form
+
+
+def in_prompt(agent: Agent, rollout: Rollout, room: int = CONTEXT) -> Kept:
+    """A rollout's pairs as text, without its Δ: all of them, or the newest that `room` tokens hold."""
+    lines = [f"{p.question} {p.answer}" for p in rollout.pairs]
+    first, used = len(lines), 0
+    while first and (used := used + agent.chat.count(lines[first - 1]) + 1) <= room:
+        first -= 1
+    kept = _fixed("\n".join(lines[first:]), _reading(rollout), rollout)
+    kept.lost = first
+    return kept
 
 
 def size(text: str) -> int:
@@ -151,6 +192,28 @@ def _found(reader: Reader, lines: Lines) -> Kept:
 def _of_rollout(rollout: Rollout) -> Kept:
     delta = rollout.delta
     return Kept(delta.param.numel() * delta.param.element_size(), None, delta, cost=_reading(rollout), rollout=rollout)
+
+
+def _gold_pairs(episode: Episode) -> list[Pair]:
+    return [Pair(q.text, q.answers[0]) for q in episode.questions if answerable(q.kind, q.category)]
+
+
+def _taught(reader: Reader, slots: Sequence[int], pairs: Sequence[Sequence[Pair]]) -> list[Kept]:
+    """The Δ of each slot once it learned its pairs, write by write."""
+    agent, at_once = reader.agent, reader.agent.config.write.max_pairs
+    out, lessons = [Kept() for _ in slots], [Lesson() for _ in slots]
+    most = max(map(len, pairs), default=0)
+    for at in range(0, most, at_once):
+        reader.watch("learn", at, most)
+        due = [i for i, some in enumerate(pairs) if at < len(some)]
+        writes = [pairs[i][at : at + at_once] for i in due]
+        for i, write, learned in zip(due, writes, agent.teach([slots[i] for i in due], writes, [lessons[i] for i in due])):
+            out[i].cost.learned += learned.tokens
+            out[i].lost += 0 if learned.kept else len(write)
+    for kept, slot in zip(out, slots):
+        kept.delta = agent.bank.snapshot(slot, optimizer=False)
+        kept.state = kept.delta.param.numel() * kept.delta.param.element_size()
+    return out
 
 
 def _reading(rollout: Rollout) -> Cost:

@@ -1,8 +1,7 @@
 """What reading leaves behind, and how a question is asked with it.
 
 A method reads episodes and keeps something of each (`Kept`); then the text is gone, and every question is asked with what was
-kept: text in the prompt, fast weights, both or neither. All are asked in the same words, those of `Agent.asked`, so that they
-differ in the text that stands before them, if any, and in Δ.
+kept: text in the prompt, fast weights, both or neither. In which words, tmem.methods.prompts says.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from ..agent.agent import Agent
 from ..agent.loop import Rollout, run
 from ..agent.write import first_line
 from ..episode import Episode, Question
+from . import prompts
 
 CONTEXT = 2048  # tokens of text in a prompt, unless asked otherwise
 
@@ -28,6 +28,8 @@ class Settings:
 
     seed: int = 0
     context: int = CONTEXT  # tokens of text that a prompt may hold
+    room: int = CONTEXT  # tokens of text that the model has room for; pairs, which leave none out, may fill it
+    form: str = prompts.INSTRUCTION  # how questions are worded, see tmem.methods.prompts
     abstention: str = "unknown"  # the task's words for it
     max_new: int = 0  # tokens of an answer; 0: the preset's
     at_length: bool = False  # answers are whole texts, graded and not compared; else what stands on their first line
@@ -90,6 +92,7 @@ class Kept:
 
     state: bytes kept, of text or of Δ. text: what the prompt shows before a question, itself where it is the same for all of
     them, else what finds it; None for the question alone. said: the answer where it is fixed beforehand. cost: of reading.
+    lost: pairs that there was no room for, or whose write was rolled back.
     """
 
     state: int = 0
@@ -98,6 +101,7 @@ class Kept:
     said: str | None = None
     cost: Cost = field(default_factory=Cost)
     rollout: Rollout | None = None  # tmem and pairs: how the pairs came about
+    lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,15 +117,12 @@ class Said:
     read: int = 0
 
 
-def prompt(agent: Agent, kept: Kept, question: Question, settings: Settings) -> str:
-    """The user turn of a question: the text that was kept, if any, and the question in the words of `Agent.asked`.
-
-    A question that wants an answer at length says itself what it wants.
-    """
-    words = question.text if settings.at_length else agent.asked(question.text)
-    if kept.text is None:
-        return words
-    return f"{kept.text if isinstance(kept.text, str) else kept.text(question)}\n\n{words}"
+def prompt(agent: Agent, kept: Kept, question: Question, settings: Settings) -> tuple[list[int], int]:
+    """Token ids of a question's prompt, and how many of them stand there whatever is asked."""
+    text = kept.text(question) if callable(kept.text) else kept.text
+    ids = prompts.ids(agent, settings.form, text, question.text)
+    known = text if isinstance(kept.text, str) else None if text is None else ""
+    return ids, len(os.path.commonprefix([ids, prompts.shared(agent.chat, settings.form, known)]))
 
 
 def ask(agent: Agent, asked: Sequence[tuple[Kept, Question]], settings: Settings = PLAIN) -> list[Said]:
@@ -132,11 +133,10 @@ def ask(agent: Agent, asked: Sequence[tuple[Kept, Question]], settings: Settings
     out: list[Said | None] = [Said(kept.said) if kept.said is not None else None for kept, _ in asked]
     todo = [i for i, said in enumerate(out) if said is None]
     deltas = [asked[i][0].delta for i in todo]
-    prompts = [agent.chat.prompt(prompt(agent, *asked[i], settings)) for i in todo]
-    begins = [_begin(agent, asked[i][0], ids) for i, ids in zip(todo, prompts)]
+    ids, begins = zip(*(prompt(agent, *asked[i], settings) for i in todo)) if todo else ((), ())
     with agent.bank.holding(deltas) as slots:
         replies = agent.say(
-            prompts, slots if any(d is not None for d in deltas) else None, begins=begins,
+            ids, slots if any(d is not None for d in deltas) else None, begins=begins,
             max_new=settings.max_new or agent.config.answer.max_new,
         )  # fmt: skip
     begun: set[tuple] = set()
@@ -147,8 +147,3 @@ def ask(agent: Agent, asked: Sequence[tuple[Kept, Question]], settings: Settings
         text = reply.text if settings.at_length else first_line(reply.text)
         out[i] = Said(text, reply.read, reply.generated, read)
     return out
-
-
-def _begin(agent: Agent, kept: Kept, ids: list[int]) -> int:
-    """How many tokens of a prompt stand there whatever is asked."""
-    return len(os.path.commonprefix([ids, agent.chat.prompt(kept.text)])) if isinstance(kept.text, str) else 0

@@ -15,6 +15,18 @@ from ..models.embed import Embedder
 HEADER = re.compile(r"[A-Z][A-Za-z]*: \S.{0,99}")
 
 
+def header(chunk: str) -> str:
+    """The first line of a chunk where it says something about all the others; "" where it is one of them."""
+    lines = [line for line in chunk.splitlines() if line.strip()]
+    return lines[0] if len(lines) > 1 and HEADER.fullmatch(lines[0]) else ""
+
+
+def headed(chunk: str, text: str) -> str:
+    """A part of a chunk, with the chunk's header in front where it has one and `text` does not begin with it."""
+    said = header(chunk)
+    return text if not said or text.startswith(said) else f"[{said}] {text}"
+
+
 class Lines:
     """Lines of text with an index over them.
 
@@ -49,9 +61,8 @@ class Lines:
         for chunk in episode.chunks:
             lines = [line for line in chunk.splitlines() if line.strip()]
             kept += lines
-            if len(lines) > 1 and HEADER.fullmatch(lines[0]):
-                lines = [f"[{lines[0]}] {line}" for line in lines[1:]]
-            out += lines
+            said = header(chunk)
+            out += [f"[{said}] {line}" for line in lines[1:]] if said else lines
         return cls(out, embed, "\n".join(kept))
 
     def tokens(self, texts: Sequence[str]) -> int:

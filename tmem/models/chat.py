@@ -123,6 +123,10 @@ class Chat:
         text = text if self.template is None else self.template.content(text)
         return self._front + self._inside(self._around[0] + text + self._around[1]) + self._back
 
+    def completion(self, text: str) -> list[int]:
+        """Token ids of a text that the model goes on with, without a chat's turns, after the tokenizer's own beginning."""
+        return self._first() + self.plain(text)
+
     def plain(self, text: str) -> list[int]:
         """Token ids of ordinary text: a control token spelled out in it stays ordinary characters."""
         return self._encoded(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

@@ -72,8 +72,9 @@ def _part(runs: Sequence[Run], published: Sequence[Mapping[str, str]]) -> dict:
          "scores": {m: grids.interval(found, m) for m in metrics}}
         for label, run in by.items() for method, found in run.methods.items()
     ]  # fmt: skip
-    before = [grids.compared(by), grids.scores(rows, names, by), grids.costs(rows)]
+    before = [grids.compared(by), grids.scores(rows, names, by), *grids.answerable(by, names), grids.costs(rows)]
     after = [
+        *grids.asked(by),
         *grids.differences(by, names), *grids.between(by, names),
         *(grids.aggregates(by, names) if first.results["task"] == "longmemeval" else grids.kinds(by, names)),
         *grids.searches(by), *grids.writing(by), *grids.judges(by), *grids.published(published),

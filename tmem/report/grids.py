@@ -84,13 +84,41 @@ def scores(rows: Sequence[Mapping], names: Mapping[str, str], by: Mapping[str, R
     ]  # fmt: skip
     note = "Mean and 95 % interval, by resampling whole episodes."
     if any(r["method"] in SCALE for r in rows):
-        note += " Scale: what the evidence itself and what one constant answer score; not ranked."
+        note += " Scale: what the evidence itself, what one constant answer and what gold pairs in Δ score; not ranked."
     if any(r["n"] < most for r in rows):
         note += " A run that lacks questions is unfinished and not ranked."
     if any(PLUMBING in n for n in names.values()):
         note += " The local judge is the model under test behind the judge's interface: its scores mean nothing."
     columns = ["run", "method", *names.values(), "n", *(["judged"] if graded else [])]
     return Grid("Scores", columns, cells, note, soft=[r["method"] in SCALE for r in rows])
+
+
+def answerable(by: Mapping[str, Run], names: Mapping[str, str]) -> Iterator[Grid]:
+    """The questions that the text answers by themselves, and how often either kind is abstained from."""
+    found = [(label, m, f) for label, run in by.items() for m, f in run.methods.items() if "answerable" in f]
+    if not found:
+        return
+    rows = []
+    for label, m, f in found:
+        shares = f.get("abstained", {})
+        cells = [interval(f["answerable"], metric) for metric in names]
+        rows.append([label, _method(m), *cells, str(f["answerable"]["n"]), *(_share(shares.get(k)) for k in _KINDS)])
+    columns = ["run", "method", *names.values(), "n", "abstained from them", "from the others"]
+    yield Grid("Scores of the questions that the text answers", columns, rows,
+               "Without the questions whose right answer is to abstain; these are the others. 95 % intervals, by resampling "
+               "whole episodes.", soft=[m in SCALE for _, m, _ in found])  # fmt: skip
+
+
+_KINDS = ("answerable", "unanswerable")
+
+
+def asked(by: Mapping[str, Run]) -> Iterator[Grid]:
+    """How each method was asked; runs of before asked all by the instruction and do not say so."""
+    forms = {label: run.results["asked"] for label, run in by.items() if run.results.get("asked")}
+    shown = list(dict.fromkeys(m for label in forms for m in by[label].methods))
+    if forms:
+        rows = [[label, *(str(found.get(m) or "") for m in shown)] for label, found in forms.items()]
+        yield Grid("How each method was asked", ["run", *shown], rows, "Empty: by no model.", left=1 + len(shown), folded=True)
 
 
 def _method(method: str) -> str:
@@ -122,9 +150,14 @@ def cost(key: str, value: float | None) -> str:
 
 def differences(by: Mapping[str, Run], names: Mapping[str, str]) -> Iterator[Grid]:
     """tmem against every other method of its run, signed as the pair's name reads."""
+    for part, where in (("differences", "on the same questions"), ("answerable_differences", "on those that the text answers")):
+        yield from _differences(by, names, part, where)
+
+
+def _differences(by: Mapping[str, Run], names: Mapping[str, str], part: str, where: str) -> Iterator[Grid]:
     rows = []
     for label, run in by.items():
-        found = run.results.get("differences", {})
+        found = run.results.get(part, {})
         others = [m for m in run.methods if m != "tmem"] if "tmem" in run.methods else []
         for other in others:
             cells = []
@@ -137,7 +170,7 @@ def differences(by: Mapping[str, Run], names: Mapping[str, str]) -> Iterator[Gri
             if any(cells):
                 rows.append([label, f"tmem - {_method(other)}", *cells])
     if rows:
-        yield Grid("Differences between methods, on the same questions", ["run", "pair", *names.values()], rows,
+        yield Grid(f"Differences between methods, {where}", ["run", "pair", *names.values()], rows,
                    "Above 0: tmem scores more. 95 % intervals, by resampling whole episodes.")  # fmt: skip
 
 
@@ -229,7 +262,8 @@ def writing(by: Mapping[str, Run]) -> Iterator[Grid]:
     for label, run in by.items():
         for method, f in run.methods.items():
             if f.get("writes"):
-                dropped = ", ".join(f"{n} {kind}" for kind, n in f["dropped"].items() if n) or "none"
+                lost = {"not shown": f.get("lost", 0)}
+                dropped = ", ".join(f"{n} {kind}" for kind, n in (f["dropped"] | lost).items() if n) or "none"
                 cells = (f"{f['writes']:,}", f"{f['pairs_per_write']:.2f}", dropped, str(f["rolled_back"]),
                          _share(f.get("stuck")), _share(f.get("leaked")))  # fmt: skip
                 rows.setdefault((label, cells), []).append(method)

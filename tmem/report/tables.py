@@ -28,6 +28,25 @@ def table(title: str, methods: Mapping[str, Mapping[str, Any]]) -> Table:
     return grid
 
 
+def answerable_table(methods: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Methods by metrics over the questions that the text answers, and how often either kind is abstained from; None where the
+    text answers all of them."""
+    shown = {name: found["answerable"] for name, found in methods.items() if "answerable" in found}
+    if not shown:
+        return None
+    grid = plain("the questions that the text answers alone; abstained: of these, and of the others (where it is right)")
+    grid.add_column("method", no_wrap=True)
+    metrics = metrics_of(shown)
+    for heading in (*(METRICS[key][0] for key in metrics), "n", "abstained", "of others"):
+        grid.add_column(heading, justify="right")
+    for name, found in shown.items():
+        abstained = methods[name].get("abstained", {})
+        shares = (f"{abstained[k]:.0%}" if k in abstained else "" for k in ("answerable", "unanswerable"))
+        cells = _stacked([_cell(found, key) for key in metrics], 2)
+        grid.add_row(name, *cells, str(found["n"]), *shares)
+    return grid
+
+
 def difference_table(differences: Mapping[str, Mapping[str, Any]], method: str) -> Table | None:
     """What `method` scores above each other method, from the "differences" of results.json; None where it has none."""
     shown = {metric: {} for metric in differences}

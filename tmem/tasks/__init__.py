@@ -13,11 +13,11 @@ __all__ = ["AT_LENGTH", "TASKS", "Episode", "Evidence", "Pair", "Question", "Tas
 
 # A task's scores. CL-bench has none: its answers are graded by a judge, rubric by rubric.
 _SCORES = {
-    "stream": (metrics.f1, metrics.em, metrics.intrusion),
-    "locomo": (metrics.f1, metrics.em, metrics.intrusion, metrics.official_f1),
-    "longmemeval": (metrics.f1, metrics.em),
-    "squad": (metrics.f1, metrics.em, metrics.squad_f1, metrics.squad_em),
-    "passages": (metrics.f1, metrics.em),
+    "stream": (metrics.f1, metrics.em, metrics.contains, metrics.intrusion),
+    "locomo": (metrics.f1, metrics.em, metrics.contains, metrics.intrusion, metrics.official_f1),
+    "longmemeval": (metrics.f1, metrics.em, metrics.contains),
+    "squad": (metrics.f1, metrics.em, metrics.contains, metrics.squad_f1, metrics.squad_em),
+    "passages": (metrics.f1, metrics.em, metrics.contains),
     "clbench": (),
 }
 TASKS = tuple(_SCORES)
@@ -92,7 +92,8 @@ def abstention(task: str) -> str:
 def score(task: str, question: Question, prediction: str) -> dict[str, float]:
     """A task's scores of one prediction in 0..1, by name. ValueError for an unknown task.
 
-    f1 and em; stream and locomo also intrusion (0 or 1), locomo official_f1, squad squad_f1 and squad_em; clbench none.
+    f1, em and contains (0 or 1); stream and locomo also intrusion (0 or 1), locomo official_f1, squad squad_f1 and squad_em;
+    clbench none.
     Where the question offers choices, the letter of one counts as its text.
     """
     _known(task)

@@ -15,7 +15,8 @@ from nltk.stem import PorterStemmer
 from tmem.episode import Question
 
 __all__ = [
-    "ABSTENTIONS", "chosen", "em", "f1", "intrusion", "normalise", "official_f1", "squad", "squad_em", "squad_f1", "token_f1",
+    "ABSTENTIONS", "abstains", "chosen", "contains", "em", "f1", "intrusion", "normalise", "official_f1", "squad",
+    "squad_em", "squad_f1", "token_f1",
 ]  # fmt: skip
 
 # Words for "the text does not tell"; the first are LoCoMo's gold, and what prompts ask for.
@@ -47,6 +48,19 @@ def f1(prediction: str, question: Question) -> float:
 def em(prediction: str, question: Question) -> float:
     """1.0 when the normalised prediction equals one of the normalised answers, else 0.0."""
     return float(normalise(prediction) in map(normalise, question.answers))
+
+
+def contains(prediction: str, question: Question) -> float:
+    """1.0 when the prediction says one of the answers as whole words, whatever else it says, else 0.0. Both are normalised."""
+    said = f" {normalise(prediction)} "
+    return float(any(f" {answer} " in said for answer in filter(None, map(normalise, question.answers))))
+
+
+def abstains(prediction: str) -> bool:
+    """Whether a prediction says, in the words of ABSTENTIONS, that the text does not tell. "unknown" must stand alone."""
+    *phrases, word = map(normalise, ABSTENTIONS)
+    said = normalise(prediction)
+    return said == word or any(phrase in said for phrase in phrases)
 
 
 def intrusion(prediction: str, question: Question) -> int:

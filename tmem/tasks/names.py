@@ -8,6 +8,7 @@ METRICS = {
     "squad_f1": ("SQuAD F1", "#009E73"),
     "squad_em": ("SQuAD EM", "#CC79A7"),
     "mem1_f1": ("MEM1's F1", "#882255"),
+    "contains": ("contains answer", "#332288"),
     "judge": ("judge", "#000000"),
     "rubrics": ("rubrics passed", "#F0E442"),
     "intrusion": ("intrusions (fewer is better)", "#D55E00"),
@@ -23,3 +24,11 @@ TASKS = {
     "squad": "SQuAD passages",
     "passages": "passages of own files",
 }
+
+# Kinds and categories of questions that the text does not answer, so that to abstain is right.
+_UNTOLD = ("unknown", "adversarial", "5", "abstention")
+
+
+def answerable(kind: str, category: str) -> bool:
+    """Whether the text answers questions of a task's kind and category."""
+    return kind not in _UNTOLD and category not in _UNTOLD
