@@ -57,8 +57,9 @@ setup(
     package_dir={"tmem.triton_kernels": "triton_kernels", "tmem.bench": "bench"},
     package_data={
         "tmem": [
-            "py.typed", "presets/*", "writer/*", "report/templates/*", "report/published.toml", "tasks/*.toml", "tasks/stream/*.toml",
-        ]  # fmt: skip
+            *("py.typed", "presets/*", "writer/*", "tasks/*.toml", "tasks/stream/*.toml"),
+            *("report/templates/*", "report/published.toml"),
+        ]
     },
     ext_modules=[Extension("tmem.libtmem_cpu", sources=[]), Extension("tmem.libtmem_cuda", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
