@@ -12,8 +12,9 @@ CHOICES = {
     "rl_answers": ("sampled", "greedy", "scored"), "policy": ("full", "lora"),
 }  # fmt: skip
 OF_PASSAGES = ("data", "join", "cut_words", "swap_names", "resolve_dates")
-BEFORE = {"policy": "full", "data": [], "warm_read": 0.0}  # settings that came later, and what was done without them
-IDLE = ("policy_rank", "join", "cut_words", "swap_names", "resolve_dates")  # those that mean nothing to such a run
+# Settings that came later, and what was done without them; then those that mean nothing to a run from before.
+BEFORE = {"policy": "full", "data": [], "warm_read": 0.0, "warm_decay": 0.0}
+IDLE = ("policy_rank", "join", "cut_words", "swap_names", "resolve_dates")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class TrainConfig:
     warm_read        weight of answers from the text: to every gold pair's question beside its passage, and an abstention where
                      the question is another passage's. So a model reads, and writes what a known question asks
     warm_lr          learning rate
+    warm_decay       share of the supervised steps, the last ones, in which it falls to 0; 0: it stays
 
     GRPO (arXiv 2402.03300; the Δ of each action is a constant, arXiv 2606.04536):
     rl_steps         steps, one update each
@@ -97,6 +99,7 @@ class TrainConfig:
     warm_recall: float
     warm_read: float
     warm_lr: float
+    warm_decay: float
     rl_steps: int
     rl_episodes: int
     rl_group: int
@@ -131,8 +134,9 @@ class TrainConfig:
             if getattr(self, name) not in choices:
                 known = " or ".join(str(c) for c in choices)
                 raise ValueError(f"preset: [train] {name}: expected {known}, got {getattr(self, name)!r}.")
-        if self.swap_names > 1:
-            raise ValueError(f"preset: [train] swap_names: expected a share of 0 to 1, got {self.swap_names:g}.")
+        for name in ("swap_names", "warm_decay"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"preset: [train] {name}: expected a share of 0 to 1, got {getattr(self, name):g}.")
         if self.data and self.task != "passages":
             raise ValueError(
                 f'preset: [train] data: task {self.task!r} reads no files; set task = "passages" or leave data out.'

@@ -134,12 +134,12 @@ def _supervised(trainer: Trainer, phase: str, first: int, done: Callable[[int, f
 
     while fraction() < 1:
         trainer.pause_if_asked()
-        note = _supervised_step(trainer, phase, first + trainer.state["step"])
+        note = _supervised_step(trainer, phase, first + trainer.state["step"], 1 - fraction())
         trainer.progress.phase(phase, round(1000 * min(1.0, fraction())), 1000, note)
 
 
-def _supervised_step(trainer: Trainer, phase: str, number: int) -> str:
-    """Step `number` of all supervised steps; returns what to say of it."""
+def _supervised_step(trainer: Trainer, phase: str, number: int, left: float) -> str:
+    """Step `number` of all supervised steps, with `left` of the phase still to do; returns what to say of it."""
     config, world, policy = trainer.config, trainer.world, trainer.policy
     clock, start, step = Clock(), time.perf_counter(), trainer.state["step"]
     keys = [f"{config.seed}/warm/{number}/{i}" for i in range(config.warm_episodes)]
@@ -153,7 +153,8 @@ def _supervised_step(trainer: Trainer, phase: str, number: int) -> str:
         )
     loss, read_loss, recall_loss = world.total(*losses)
     with clock("optimizer"):
-        norm = policy.step(config.warm_lr * min(1.0, (number + 1) / 4), config.grad_clip)
+        falling = min(1.0, left / config.warm_decay) if config.warm_decay else 1.0
+        norm = policy.step(config.warm_lr * min(1.0, (number + 1) / 4) * falling, config.grad_clip)
     trainer.count_skipped(norm, phase)
     seconds = trainer.advance(phase, start)
     (tokens,) = world.total(sum(len(e.prompt) + len(e.answer) for part in parts for e in part))
