@@ -68,7 +68,7 @@ class Memory:
 
     @classmethod
     def from_pretrained(
-        cls, model: str | None = None, *, adapter: str | None = loading.PACKAGED, preset: str = DEFAULT_PRESET,
+        cls, model: str | None = None, *, adapter: str | None = "default", preset: str = DEFAULT_PRESET,
         path: str | None = None, slots: int = 1,
     ) -> Memory:  # fmt: skip
         """A memory on `model` (None: the default model; else a folder, a .gguf file or a hub id), empty or from `path`.

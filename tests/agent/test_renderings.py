@@ -153,7 +153,7 @@ def test_whatever_asks_a_memory_asks_in_tokens_that_it_was_taught(seen, way):
 
 def test_what_supervised_steps_recall_and_what_a_soak_asks_was_taught(seen):
     agent, (taught, asked) = agent_of(config=SEVERAL), seen
-    _, recalling = supervised.examples(agent, dataclasses.replace(TRAIN, warm_plain=0), 0, [EPISODE])
+    recalling = supervised.examples(agent, dataclasses.replace(TRAIN, warm_plain=0), 0, [EPISODE]).recalling
     assert [e.prompt for e in recalling] == [agent.chat.prompt(agent.asked(PAIR.question))] and recalling[0].prompt in taught
     fact = dataclasses.replace(soak.chain(0, 1)[0][0], taught=PAIR.question)
     soak.soak(agent, [((fact,),)], 1)
@@ -189,7 +189,7 @@ def test_a_method_that_has_no_text_and_no_memory_asks_alike_and_a_question_at_le
 def test_probes_are_asked_in_the_words_of_every_question(seen):
     agent, (_, asked) = agent_of(config=SEVERAL), seen
     pair = Pair("What is Ada's job?", "pilot")
-    draft = Draft("Ada: hi\nBen: hi", Reply([], Generation([], [], True), ""), Written([pair]))
+    draft = Draft("Ada: hi\nBen: hi", [Reply([], Generation([], [], True), "")], Written([pair]))
     asked_back(agent, [LogEntry.of(draft, Learned(1, 0, 0, True))], [-1])
     assert asked == [agent.chat.prompt(agent.asked(q)) for q in ("Please tell me Ada's job.", "What is Ben's job?")]
 

@@ -23,6 +23,7 @@ from tmem.evaluation.inputs import inputs_of
 from tmem.files.journal import read_jsonl
 from tmem.methods import prompts
 from tmem.methods.methods import methods_of
+from tmem.models import loading
 from tmem.report import tables
 from tmem.report.strip import strip
 from tmem.tasks import longmemeval
@@ -190,6 +191,25 @@ def test_a_run_says_which_files_made_its_model_answer(run, tmp_path, monkeypatch
     monkeypatch.setattr(tiny_eval, "prepare", lambda *_: folder / "tiny.toml")  # leaves the files as they are now
     with pytest.raises(ValueError, match="other settings .tokenizer_blake2b"):
         run(names=["none"], resume=True)
+
+
+def test_a_run_says_which_adapter_lay_over_its_model(tmp_path, monkeypatch):
+    """The bare model's digest is what it was; an adapter's weights and its scale both change it."""
+    tiny_eval.prepare(tmp_path / "tiny", monkeypatch.setattr)
+    monkeypatch.setattr(loading, "WRITER", tmp_path / "writer")
+    bare = inputs_of(EvalConfig(), agent_config("default"))
+    assert bare.adapter is None and bare == inputs_of(EvalConfig(adapter="none"), agent_config("default"))
+    for name in ("writer", "mine"):
+        (tmp_path / name).mkdir()
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            (tmp_path / name / file).write_text(name)
+    packaged = inputs_of(EvalConfig(), agent_config("default"))
+    mine = inputs_of(EvalConfig(adapter=str(tmp_path / "mine")), agent_config("default"))
+    assert (packaged.adapter, mine.adapter) == ("default", str(tmp_path / "mine"))
+    assert bare == inputs_of(EvalConfig(adapter="none"), agent_config("default"))
+    (tmp_path / "mine" / "adapter_config.json").write_text("another scale")
+    scaled = inputs_of(EvalConfig(adapter=str(tmp_path / "mine")), agent_config("default"))
+    assert len({i.weights_blake2b for i in (bare, packaged, mine, scaled)}) == 4
 
 
 def test_a_run_whose_settings_have_the_names_of_before_is_gone_on_with(run, tmp_path):

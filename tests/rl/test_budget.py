@@ -11,6 +11,7 @@ from tmem.agent.learn import learn
 from tmem.agent.loop import Agent
 from tmem.episode import Pair
 from tmem.rl import budget
+from tmem.rl.low_rank import LowRank
 from tmem.rl.policy import Replicated
 
 
@@ -33,6 +34,12 @@ def test_rows_snapshots_and_parameters_are_counted_right(family, train_a):
     small = sum(p.numel() for n, p in network.named_parameters() if p.ndim == 1)  # norms and biases: counted roughly
     policy = Replicated(network)
     assert abs(sum(p.nbytes for p in policy.params) * 4 - found["θ0, gradients, moments in fp32"]) <= 16 * small
+    lora = dataclasses.replace(train, policy="lora", policy_rank=3, rl_kl=0.1)
+    adapter, asked = LowRank(model(family), 3, 0), {i.name: i.bytes for i in budget.per_rank(shape, config, lora, bf16=False)}
+    adapter.remember()
+    assert 4 * sum(p.nbytes for p in adapter.params) == asked["θ0, gradients, moments in fp32"]
+    assert sum(p.nbytes for p in adapter.reference) == asked["frozen reference"]
+    assert sum(p.nbytes for p in adapter.frozen) == asked["weights without the adapter"]
     log = dataclasses.replace(train, replay="log")
     assert {i.name: i.bytes for i in budget.per_rank(shape, config, log)}["snapshots of Δ"] == 0
 

@@ -404,7 +404,7 @@ def test_a_write_of_many_replies_is_taught_a_pair_a_reply_and_reading_beside_it(
     assert all(0 < e.begin < len(e.prompt) for e in found.writing + found.reading)
     read = [(agent.chat.text(e.prompt), agent.chat.text(e.answer)) for e in found.reading]
     for pair in pairs:
-        assert any(text.endswith(agent.asked(pair.question)) and answer == pair.answer for text, answer in read)
+        assert any(agent.asked(pair.question) in text and answer == pair.answer for text, answer in read)
     strange = [answer for _, answer in read if answer == CONFIG.learn.unknown]
     assert len(strange) >= 2 and len(found.reading) == len(pairs) + len(strange)
 

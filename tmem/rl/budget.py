@@ -49,9 +49,13 @@ class Shape:
         return sizes[target]
 
     @property
+    def linear(self) -> int:
+        """Parameters of all linear layers of the decoder."""
+        return self.layers * sum(i * o for i, o in self.sizes().values())
+
+    @property
     def parameters(self) -> int:
-        linear = sum(i * o for i, o in self.sizes().values())
-        return self.layers * (linear + 2 * self.hidden) + self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
+        return self.linear + self.layers * 2 * self.hidden + self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
 
 
 # From the models' published config.json.
@@ -80,11 +84,18 @@ def row(shape: Shape, agent: AgentConfig) -> int:
     return min(adapter.last_layers, shape.layers) * adapter.rank * width
 
 
+def trained(shape: Shape, train: TrainConfig) -> int:
+    """Parameters of θ0 that are trained: all, or A and B of every linear layer."""
+    if train.policy == "full":
+        return shape.parameters
+    return shape.layers * train.policy_rank * sum(i + o for i, o in shape.sizes().values())
+
+
 def per_rank(
     shape: Shape, agent: AgentConfig, train: TrainConfig, *, ranks: int = 1, writes: int = 6, bf16: bool = True
 ) -> list[Item]:
     """The memory of one rank through a GRPO step. writes: per episode; bf16: weights compute in it, else in fp32."""
-    n, p = shape.parameters, row(shape, agent)
+    n, p, learned = shape.parameters, row(shape, agent), trained(shape, train)
     compute = 2 if bf16 else 4
     rollouts = -(-train.rl_episodes // ranks) * train.rl_group
     sharded = train.layout == "fsdp"
@@ -97,13 +108,16 @@ def per_rank(
     generated = min(tokens, tokens * agent.write.max_new // context)
     out = [
         Item("weights that compute", compute * n, f"{compute} · {n:,} parameters"),
-        Item("θ0, gradients, moments in fp32", 16 * n / share, f"16 · {n:,}" + (f" / {ranks} ranks" if sharded else "")),
-    ]
+        Item("θ0, gradients, moments in fp32", 16 * learned / share,
+             f"16 · {learned:,}" + (f" / {ranks} ranks" if sharded else "")),
+    ]  # fmt: skip
+    if train.policy == "lora":
+        out.append(Item("weights without the adapter", compute * shape.linear, f"{compute} · {shape.linear:,}"))
     if not sharded and ranks > 1:
-        out.append(Item("DDP's buckets", 4 * n, f"4 · {n:,}"))
+        out.append(Item("DDP's buckets", 4 * learned, f"4 · {learned:,}"))
     if train.rl_kl:
-        size = 4 / share if sharded else compute
-        out.append(Item("frozen reference", size * n, f"{size:g} · {n:,}"))
+        size = 4 / share if sharded else 4 if train.policy == "lora" else compute
+        out.append(Item("frozen reference", size * learned, f"{size:g} · {learned:,}"))
     out += [
         Item("bank", rollouts * matrices * p * 4, f"{rollouts} slots · {matrices} matrices · P = {p:,} · 4"),
         Item("snapshots of Δ", rollouts * writes * p * 4 * (train.replay == "snapshot"),
@@ -127,7 +141,7 @@ def passes(agent: AgentConfig, train: TrainConfig, *, ranks: int, writes: int = 
 
 def sent(shape: Shape, train: TrainConfig, *, ranks: int, passes: int, bf16: bool = True) -> Item:
     """Bytes that one rank sends in a step of `passes` micro-batches. No Δ, no snapshot and no rollout leaves its rank."""
-    n, compute, part = shape.parameters, 2 if bf16 else 4, (ranks - 1) / ranks
+    n, compute, part = trained(shape, train), 2 if bf16 else 4, (ranks - 1) / ranks
     if train.layout == "fsdp":
         gathers = 2 * passes + 1  # forward, backward of each pass; once for the next rollouts
         return Item("sent per step", part * n * (compute * gathers + 4 * passes),
@@ -138,7 +152,7 @@ def sent(shape: Shape, train: TrainConfig, *, ranks: int, passes: int, bf16: boo
 def flops(
     shape: Shape, agent: AgentConfig, train: TrainConfig, *, ranks: int, writes: int = 6, pairs: int = 16, questions: int = 4
 ) -> dict[str, float]:
-    """Floating-point operations of one rank's GRPO step, by part: 2 a parameter and token forward, 4 backward (2 where θ0 is
+    """Floating-point operations of one rank's GRPO step, by part: 2 a parameter and token forward, 4 backward (2 where W is
     frozen, 2 more where activations are computed again), the head only where it is needed."""
     rollouts = -(-train.rl_episodes // ranks) * train.rl_group
     body = shape.parameters - shape.vocab * shape.hidden * (1 if shape.tied else 2)
@@ -148,9 +162,10 @@ def flops(
     generated = rollouts * (writes * new + questions * agent.answer.max_new)
     read = rollouts * (writes * window + questions * ASKED)
     tokens = rollouts * writes * pairs * 48 * agent.learn.epochs
+    update = (8.0 if train.checkpointing else 6.0) - 2.0 * (train.policy == "lora")
     return {
         "read": 2.0 * body * read,
         "generate": 2.0 * (body + head) * generated,
         "learn": 4.0 * adapted * tokens,
-        "update": (8.0 if train.checkpointing else 6.0) * (body * (read + generated) + head * generated),
+        "update": update * (body * (read + generated) + head * generated),
     }
