@@ -52,7 +52,7 @@ def test_text_is_asked_about_after_four_examples_that_are_read_once(agent):
     for text, question, answer in prompts.EXAMPLES:
         assert f"{text}\n\nQuestion: {question}\nAnswer: {answer}\n\n" in said
     said, shared = words(agent, "retrieval", lambda _: "Ann is king.")
-    assert said.endswith(f"Ann is king.\n\nQuestion: who?\nAnswer:") and shared == said[: said.index("Ann is king.")]
+    assert said.endswith("Ann is king.\n\nQuestion: who?\nAnswer:") and shared == said[: said.index("Ann is king.")]
     said, shared = words(agent, "none", None)
     assert (
         said == shared + "Question: who?\nAnswer:" and "bakery on Mill Street was" not in said and said.count("Question") == 5
