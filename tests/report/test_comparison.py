@@ -95,7 +95,7 @@ def test_runs_of_one_protocol_share_a_table_and_others_do_not(run, tmp_path):
     page, written = report(*folders, out=tmp_path / "page.html")
     assert HOSTILE in page.text and len(page.addresses) == 10  # two parts: bytes, tokens, place, length, stuck
     assert written.count("| small | tmem | 0.500 [") == 4 and "script" not in written  # all questions, and answerable ones
-    assert written.count("### Scores of the questions that the text answers") == 2
+    assert written.count("### The questions that the text answers: scores") == 2
 
 
 @pytest.mark.parametrize(
