@@ -94,7 +94,8 @@ def test_runs_of_one_protocol_share_a_table_and_others_do_not(run, tmp_path):
     assert tables[0]["rows"][1]["scores"]["f1"].startswith("0.500 [") and "questions known beforehand" in tables[1]["title"]
     page, written = report(*folders, out=tmp_path / "page.html")
     assert HOSTILE in page.text and len(page.addresses) == 10  # two parts: bytes, tokens, place, length, stuck
-    assert written.count("| small | tmem | 0.500 [") == 2 and "script" not in written
+    assert written.count("| small | tmem | 0.500 [") == 4 and "script" not in written  # all questions, and answerable ones
+    assert written.count("### The questions that the text answers: scores") == 2
 
 
 @pytest.mark.parametrize(

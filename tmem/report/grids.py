@@ -104,7 +104,7 @@ def answerable(by: Mapping[str, Run], names: Mapping[str, str]) -> Iterator[Grid
         cells = [interval(f["answerable"], metric) for metric in names]
         rows.append([label, _method(m), *cells, str(f["answerable"]["n"]), *(_share(shares.get(k)) for k in _KINDS)])
     columns = ["run", "method", *names.values(), "n", "abstained from them", "from the others"]
-    yield Grid("Scores of the questions that the text answers", columns, rows,
+    yield Grid("The questions that the text answers: scores", columns, rows,
                "Without the questions whose right answer is to abstain; these are the others. 95 % intervals, by resampling "
                "whole episodes.", soft=[m in SCALE for _, m, _ in found])  # fmt: skip
 
@@ -150,11 +150,12 @@ def cost(key: str, value: float | None) -> str:
 
 def differences(by: Mapping[str, Run], names: Mapping[str, str]) -> Iterator[Grid]:
     """tmem against every other method of its run, signed as the pair's name reads."""
-    for part, where in (("differences", "on the same questions"), ("answerable_differences", "on those that the text answers")):
-        yield from _differences(by, names, part, where)
+    yield from _differences(by, names, "differences", "Differences between methods, on the same questions")
+    title = "The questions that the text answers: differences between methods"
+    yield from _differences(by, names, "answerable_differences", title)
 
 
-def _differences(by: Mapping[str, Run], names: Mapping[str, str], part: str, where: str) -> Iterator[Grid]:
+def _differences(by: Mapping[str, Run], names: Mapping[str, str], part: str, title: str) -> Iterator[Grid]:
     rows = []
     for label, run in by.items():
         found = run.results.get(part, {})
@@ -170,7 +171,7 @@ def _differences(by: Mapping[str, Run], names: Mapping[str, str], part: str, whe
             if any(cells):
                 rows.append([label, f"tmem - {_method(other)}", *cells])
     if rows:
-        yield Grid(f"Differences between methods, {where}", ["run", "pair", *names.values()], rows,
+        yield Grid(title, ["run", "pair", *names.values()], rows,
                    "Above 0: tmem scores more. 95 % intervals, by resampling whole episodes.")  # fmt: skip
 
 
