@@ -6,6 +6,7 @@ import pytest
 from tiny_cli import rows
 from tiny_eval import asking
 
+from tmem.cli.train import _said
 from tmem.evaluation import reading
 from tmem.methods.methods import READ
 from tmem.models import embed
@@ -184,3 +185,18 @@ def test_train_prints_the_four_models_and_leaves_its_files(tmem, tmp_path):
         assert text in found.output
     assert (tmp_path / "OUT/curve.png").read_bytes()[:4] == b"\x89PNG"
     assert "--resume" in tmem("train", "--out", "OUT").output
+
+
+def test_a_stopped_training_is_gone_on_with_by_all_its_options():
+    given = {
+        "preset": "default",
+        "out": "my runs",
+        "model": None,
+        "task": "passages",
+        "data": ("a.json", "b.json:2"),
+        "rl_steps": 0,
+    }
+    assert _said(given) == [
+        "--preset", "default", "--out", "my runs", "--task", "passages", "--data", "a.json", "--data", "b.json:2",
+        "--rl-steps", "0",
+    ]  # fmt: skip

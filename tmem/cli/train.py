@@ -112,7 +112,7 @@ def _watched(trainer, again: str) -> dict:
         try:
             return trainer.run(Progress(row, tell, live.warn), stop=lambda: bool(asked))
         except Interrupted:
-            live.console.print(f"stopped; go on with: {again}")
+            live.console.print(f"stopped; go on with: {again}", soft_wrap=True, markup=False)
             raise live.ended(asked) from None
 
 
