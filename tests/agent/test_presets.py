@@ -77,6 +77,7 @@ def said(tmp_path, text, before=EXTENDS):
         ("[learn]\nrenderings = ['{question} {']", r"\[learn\] renderings: expected a text with \{question\}, and no braces"),
         ("[learn]\nrenderings = ['{question!r}']", r"\[learn\] renderings: expected a text with \{question\}, and no"),
         ("[learn]\nrenderings = ['{unknown}']", r"\[learn\] renderings: expected a text with \{question\}, and no"),
+        ("[learn]\nepochs = 1", r"\[learn\] epochs: expected 2 or more, as \[answer\] asked is rendering 2 and each .*, got 1"),
         ("[other]", r"has \[other\]; expected the tables adapter, learn"),
     ],
 )
