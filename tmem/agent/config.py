@@ -134,7 +134,7 @@ class AgentConfig:
     answer: AnswerConfig
 
     def __post_init__(self):
-        check(self.answer.asked, self.learn.renderings)
+        check(self.answer.asked, self.learn.renderings, self.learn.epochs)
 
 
 def agent_config(name: str | Path = DEFAULT_PRESET) -> AgentConfig:

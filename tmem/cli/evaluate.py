@@ -180,8 +180,8 @@ def evaluate(methods: str | None, out: Path, **options) -> None:
       tmem             fast weights alone
       tmem+retrieval   fast weights and lines
 
-    How they are asked: each in the form that serves it best. Methods that show text, and none, get four worked examples
-    before the question (search: one). Methods with fast weights are asked as they were taught. results.json names the form
+    How they are asked: methods that show text, and none, get four worked examples before the question (search: one), the
+    form that serves oracle best. Methods with fast weights are asked as they were taught. results.json names the form
     of every method.
 
     --task search asks --objectives questions at once and gives the model a search engine over --corpus. There, full keeps

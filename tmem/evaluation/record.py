@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..agent.config import recorded
+from ..agent.config import recorded, renamed
 from ..files import objects
 from ..files.folders import atomic_file
 from ..files.journal import Journal
@@ -85,7 +85,7 @@ class Record:
         config, was = json.loads(json.dumps(self.results["config"])), dict(held["config"])
         if isinstance(settings := was.get("settings"), dict):
             was["settings"] = recorded(settings)
-            if self.results["task"] not in SEARCH and "asked" not in (settings.get("answer") or {}):
+            if self.results["task"] not in SEARCH and was["settings"] != renamed(settings):
                 raise ValueError(
                     f"resume: {self.out} was begun when pairs were taught in other words than they were asked in; give another "
                     f"--out."
