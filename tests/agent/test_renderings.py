@@ -179,7 +179,7 @@ def test_text_that_waits_stands_before_the_question_as_it_was_taught(seen):
 def test_a_method_that_has_no_text_and_no_memory_asks_alike_and_a_question_at_length_is_its_own(seen):
     agent, (_, asked) = agent_of(config=SEVERAL), seen
     question = EPISODE.questions[0]
-    for settings in (reader.Settings(max_new=4), reader.Settings(max_new=4, at_length=True)):
+    for settings in (reader.Settings(max_new=4), reader.Settings(max_new=4, at_length=True, form="question alone")):
         reader.ask(agent, [(reader.Kept(), question), (reader.Kept(text="Ann rules."), question)], settings)
     words = "Say it, or no idea: who is {king}?"
     texts = [words, f"Ann rules.\n\n{words}", PAIR.question, f"Ann rules.\n\n{PAIR.question}"]

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 from tiny_agent import CONFIG, EPISODES, agent_of
 
+import tmem.agent.agent as agent_module
 from tmem.agent.loop import run
-from tmem.agent.write import Written, beside, parse_answers, parse_many, prompts, render_one
+from tmem.agent.write import Written, answered, beside, parse_answers, parse_many, prompts, render_one
 from tmem.episode import Pair
 
 MANY = dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, replies=6))
@@ -20,26 +21,33 @@ def written(*pairs, **counts):
     "texts, want",
     [
         ([render_one(Pair("Where is Ada?", "Oslo"))], written(("Where is Ada?", "Oslo"))),
-        (["A: 1\nQ: a?", "A: 2\nQ: b?", "A: 2\nQ: c?"], written(("b?", "2"), ("a?", "1"), duplicates=1)),
-        (["A: 2.\nQ: b?", "A: 2\nQ: c?"], written(("b?", "2."), duplicates=1)),
-        (["A: 1\nQ: a?", "A: 2\nQ: A"], written(("a?", "1"), conflicts=1)),
+        (["A: 1\nQ: a?", "A: 2\nQ: b?", "A: 2\nQ: c?"], written(("a?", "1"), ("b?", "2"), ("c?", "2"))),
+        (["A: 1\nQ: a?", "A: 2\nQ: A"], written(("a?", "1"), duplicates=1)),
         (["A: 1", "Q: a?\nA: 1", "A: 1\nQ: a?\nA: 2", "", "A: 1\nQ: a?\n\n"], written(("a?", "1"), malformed=4)),
         (["A: \nQ: a?", "A: !\nQ: a?", "A: 1\nQ: ?"], written(empty=3)),
     ],
 )
-def test_replies_are_read_as_pairs_the_answer_chosen_most_often_first(texts, want):
-    assert parse_many(texts, [True] * len(texts), 8) == want
+def test_replies_are_read_as_pairs_of_an_answer_and_its_question(texts, want):
+    assert parse_many(texts, [True] * len(texts)) == want
 
 
-def test_of_replies_at_most_the_limit_is_kept_and_what_was_cut_off_is_not():
-    texts = [f"A: {i}\nQ: question {i}?" for i in range(6)]
-    found = parse_many(texts, [False, *[True] * 5], 3)
-    assert [p.answer for p in found.pairs] == ["1", "2", "3"] and found.malformed == 1
+def test_a_reply_that_was_cut_off_is_no_pair():
+    assert parse_many(["A: 1\nQ: a?", "A: 2\nQ: b?"], [False, True]) == written(("b?", "2"), malformed=1)
+
+
+def test_drawn_questions_are_answered_from_the_passage_a_new_answer_before_a_known_one():
+    drawn = written(*((f"{x}?", "drawn") for x in "abcdefg"), malformed=3)
+    texts = ["Oslo", "Rex\nmore", "oslo.", "Unknown", "Bergen", "", "Rex"]
+    passage = "Ada: I live in Oslo with Rex."
+    found = answered(drawn, texts, "unknown", passage, 8)
+    want = written(("a?", "Oslo"), ("b?", "Rex"), ("c?", "oslo."), ("g?", "Rex"), malformed=3, unanswered=3)
+    assert found == want and found.dropped == 6 and drawn.unanswered == 0
+    assert answered(drawn, texts, "unknown", passage, 3).pairs == want.pairs[:3]
 
 
 def test_a_known_question_makes_a_pair_of_its_answer_unless_the_model_abstains():
     found = parse_answers(["a?", "b?", "c?", "a?"], ["1\nmore", "Unknown.", " ", "1"], "unknown")
-    assert found == written(("a?", "1"), empty=1, duplicates=1)
+    assert found == written(("a?", "1"), empty=1, duplicates=1, unanswered=1)
 
 
 def test_the_prompts_of_a_write():
@@ -58,6 +66,18 @@ def test_replies_are_drawn_apart_and_the_same_in_any_company():
     for draft in together:
         assert draft.read == len(draft.replies[0].prompt)
         assert draft.generated == sum(len(r.generation.ids) for r in draft.replies)
+
+
+def test_what_replies_ask_is_answered_from_the_passage(monkeypatch):
+    """Its prompts, answers and cost; the drawn answers are no pairs."""
+    agent, passage = agent_of(slots=3, config=MANY), "Ada: I live in Oslo."
+    drawn = written(("Where?", "x"), ("Who?", "x"))
+    monkeypatch.setattr(agent_module, "parse_many", lambda texts, finished: drawn)
+    (draft,) = agent.write([passage])
+    assert [r.prompt for r in draft.answers] == [agent.chat.prompt(beside(passage, agent.asked(q))) for q in ("Where?", "Who?")]
+    assert [r.text for r in draft.answers] == [r.text for r in agent.say([r.prompt for r in draft.answers], max_new=16)]
+    assert draft.read == len(draft.replies[0].prompt) + sum(r.read for r in draft.answers)
+    assert draft.written == answered(drawn, [r.text for r in draft.answers], "unknown", passage, MANY.write.max_pairs)
 
 
 def test_what_is_known_is_answered_from_the_passage_once_for_each_question():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..adapters.bank import AdapterBank
@@ -17,7 +17,7 @@ from .decode import Generation, decode
 from .learn import Learned, learn
 from .renderings import worded
 from .teach import Lesson, chosen
-from .write import Written, first_line, parse, parse_answers, parse_many, prompts
+from .write import Written, answered, beside, first_line, parse, parse_answers, parse_many, prompts
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,23 @@ class Reply:
 class Draft:
     """A write that is not learned yet: the passage, what was said to it, and the pairs read out of that.
 
-    read: tokens of the prompts, where those that are one are read once.
+    answers: what was said to the questions of many replies.
     """
 
     passage: str
     replies: list[Reply]
     written: Written
+    answers: list[Reply] = field(default_factory=list)
 
     @property
     def read(self) -> int:
-        return sum(map(len, {tuple(r.prompt) for r in self.replies}))
+        """Tokens of the prompts. Prompts that are the same are read once."""
+        return sum(map(len, {tuple(r.prompt) for r in [*self.replies, *self.answers]}))
 
     @property
     def generated(self) -> int:
         """Tokens that were generated."""
-        return sum(r.generated for r in self.replies)
+        return sum(r.generated for r in [*self.replies, *self.answers])
 
     @property
     def text(self) -> str:
@@ -176,7 +178,7 @@ class Agent:
         for passage, asked, own in zip(passages, known, turns):
             replies = [next(found) for _ in own]
             drafts.append(Draft(passage, replies, self._written(replies, asked)))
-        return drafts
+        return self._answered(drafts, None if slots is None else under) if several and not any(known) else drafts
 
     def _written(self, replies: Sequence[Reply], known: Sequence[str]) -> Written:
         """The pairs of one passage's replies."""
@@ -185,7 +187,22 @@ class Agent:
             return parse(texts[0], finished=finished[0], limit=config.max_pairs)
         if known:
             return parse_answers(known, texts, self.config.learn.unknown)
-        return parse_many(texts, finished, config.max_pairs)
+        return parse_many(texts, finished)
+
+    def _answered(self, drafts: Sequence[Draft], under: Sequence[int] | None) -> list[Draft]:
+        """Drafts of many replies with their questions answered from the passages, greedily."""
+        spots = [(i, p.question) for i, draft in enumerate(drafts) for p in draft.written.pairs]
+        ids = [self.chat.prompt(beside(drafts[i].passage, self.asked(question))) for i, question in spots]
+        found = iter(self.say(
+            ids, None if under is None else [under[i] for i, _ in spots], max_new=self.config.answer.max_new,
+            begins=[self.begin(drafts[i].passage, prompt) for (i, _), prompt in zip(spots, ids)],
+        ))  # fmt: skip
+        out, unknown, limit = [], self.config.learn.unknown, self.config.write.max_pairs
+        for draft in drafts:
+            answers = [next(found) for _ in draft.written.pairs]
+            written = answered(draft.written, [r.text for r in answers], unknown, draft.passage, limit)
+            out.append(Draft(draft.passage, draft.replies, written, answers))
+        return out
 
     def begin(self, passage: str, prompt: list[int]) -> int:
         """How many tokens of a prompt stand there whatever is said of the passage."""

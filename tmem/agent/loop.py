@@ -20,7 +20,7 @@ from .passages import cut
 from .probe import asked_back
 from .scored import any_of
 from .teach import Lesson
-from .write import Written, first_line
+from .write import DROPPED, Written, first_line
 
 WRITES = 64  # made at once where they depend on no Δ
 
@@ -73,7 +73,7 @@ class LogEntry:
     def __str__(self) -> str:
         """What the write did, in one line."""
         w, learned, count = self.written, self.learned, len(self.written.pairs)
-        kinds = ", ".join(f"{getattr(w, k)} {k}" for k in ("malformed", "empty", "duplicates", "conflicts") if getattr(w, k))
+        kinds = ", ".join(f"{getattr(w, k)} {k}" for k in DROPPED if getattr(w, k))
         if self.taught:
             did = f"loss {learned.loss_before:.2f} -> {learned.loss_after:.3f}, ‖ΔW‖ {learned.norm:.1f}"
         elif count:

@@ -5,7 +5,8 @@ the same content in about half the tokens, which is what writing costs.
 
 A write is one reply that lists the pairs, or many replies to one prompt that hold a pair each, the answer first: something of
 the text is chosen, then what it answers. Such replies are drawn side by side, know nothing of each other, and share the
-prompt, which is read once.
+prompt, which is read once. What they ask is then answered from the passage: a question tells apart what a drawn answer may
+have mistaken, and what the passage does not answer is no pair.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..words import normalise
 
 _LIST = "Write each fact above as a question that names the person, and a short answer, on two lines:\nQ: question\nA: answer"
 _KNOWN = "\nWhat will be asked later: "
+DROPPED = ("malformed", "empty", "duplicates", "conflicts", "unanswered")  # why something that was written is no pair
 ONE = "Write one answer and its question."  # of many replies
 
 
@@ -63,10 +65,11 @@ class Written:
     empty: int = 0
     duplicates: int = 0
     conflicts: int = 0  # one question with several answers: the last stands, later statements overwrite earlier ones
+    unanswered: int = 0  # a question that the passage does not answer
 
     @property
     def dropped(self) -> int:
-        return self.malformed + self.empty + self.duplicates + self.conflicts
+        return sum(getattr(self, kind) for kind in DROPPED)
 
 
 def parse(text: str, *, finished: bool = True, limit: int = 64) -> Written:
@@ -114,14 +117,13 @@ def _keep(out: Written, found: dict[str, Pair], pair: Pair, limit: int) -> None:
         found[key] = pair
 
 
-def parse_many(texts: Sequence[str], finished: Sequence[bool], limit: int) -> Written:
-    """Read the pairs out of many replies: of each answer the first question, those answers first that most replies chose.
+def parse_many(texts: Sequence[str], finished: Sequence[bool]) -> Written:
+    """Read the pairs out of many replies: of every question the first pair, in the order of the replies.
 
-    A reply that its token limit cut off, or that is not an answer and its question, counts as malformed; one whose answer was
-    chosen before, as a duplicate; one whose question has another answer, as a conflict. At most `limit` pairs are kept.
+    A reply that its token limit cut off, or that is not an answer and its question, counts as malformed.
     """
     out = Written()
-    chosen: dict[str, list[Pair]] = {}
+    found: dict[str, Pair] = {}
     for text, whole in zip(texts, finished, strict=True):
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if not whole or len(lines) != 2 or not (lines[0].startswith("A:") and lines[1].startswith("Q:")):
@@ -130,16 +132,31 @@ def parse_many(texts: Sequence[str], finished: Sequence[bool], limit: int) -> Wr
         pair = Pair(lines[1][2:].strip(), lines[0][2:].strip())
         if not normalise(pair.question) or not normalise(pair.answer):
             out.empty += 1
+        elif normalise(pair.question) in found:
+            out.duplicates += 1
         else:
-            chosen.setdefault(normalise(pair.answer), []).append(pair)
-    asked: set[str] = set()
-    for pairs in sorted(chosen.values(), key=len, reverse=True):  # stable: among equals the first drawn
-        out.duplicates += len(pairs) - 1
-        if normalise(pairs[0].question) in asked:
-            out.conflicts += 1
-        elif len(out.pairs) < limit:
-            asked.add(normalise(pairs[0].question))
-            out.pairs.append(pairs[0])
+            found[normalise(pair.question)] = pair
+    out.pairs = list(found.values())
+    return out
+
+
+def answered(drawn: Written, texts: Sequence[str], unknown: str, passage: str, limit: int) -> Written:
+    """Drawn pairs with what was answered to their questions from the passage; at most `limit`, a new answer before a known one.
+
+    An abstention, and an answer that does not stand in the passage, are no pairs and count as unanswered. Of an answer one
+    question is kept, then, as far as there is room, a second of each, and so on.
+    """
+    out = Written([], drawn.malformed, drawn.empty, drawn.duplicates, drawn.conflicts)
+    by_answer: dict[str, list[Pair]] = {}
+    for pair, text in zip(drawn.pairs, texts, strict=True):
+        said = first_line(text)
+        key = normalise(said)
+        if not key or key == normalise(unknown) or f" {key} " not in f" {normalise(passage)} ":
+            out.unanswered += 1
+        else:
+            by_answer.setdefault(key, []).append(Pair(pair.question, said))
+    rounds = max(map(len, by_answer.values()), default=0)
+    out.pairs = [pairs[j] for j in range(rounds) for pairs in by_answer.values() if j < len(pairs)][:limit]
     return out
 
 
@@ -151,7 +168,9 @@ def parse_answers(questions: Sequence[str], texts: Sequence[str], unknown: str) 
         said = first_line(text)
         if not normalise(said):
             out.empty += 1
-        elif normalise(said) != normalise(unknown):
+        elif normalise(said) == normalise(unknown):
+            out.unanswered += 1
+        else:
             _keep(out, found, Pair(question, said), len(questions))
     out.pairs = list(found.values())
     return out
