@@ -21,7 +21,6 @@ from tmem.evaluation.compute import Sizes
 from tmem.evaluation.config import EvalConfig
 from tmem.evaluation.inputs import inputs_of
 from tmem.files.journal import read_jsonl
-from tmem.methods import prompts
 from tmem.methods.methods import methods_of
 from tmem.models import loading
 from tmem.report import tables
@@ -132,12 +131,12 @@ def test_a_method_computes_what_its_rows_say(run, tmp_path):
         assert all(len(rs) > 1 for rs in asked.values())
         for rs in asked.values():
             texts = [r["prompt_tokens"] - r["read_tokens"] for r in rs]  # the history is read for the first of them
-            examples = 0 if name == "tmem" else len("".join(map("".join, prompts.EXAMPLES)))  # of few-shot, read once
-            assert texts[0] == 0 or name == "none" and texts[0] > 100, "the next episode's first question shares the examples"
-            if name == "full":  # after the examples
+            examples = texts[0]  # of few-shot, which no question counts
+            assert (examples == 0) == (name == "tmem") and (not examples or examples > 100)
+            if name == "full":
                 assert min(texts[1:]) > examples + 50
             else:
-                assert all((t > 100) == (name == "none") for t in texts[1:]), (name, texts)
+                assert set(texts[1:]) == {examples}, (name, texts)
         generated = sum(r["generated_tokens"] for r in mine + reading)
         learned = sum(r["learned_tokens"] for r in reading)
         assert found["methods"][name]["flops"] == sizes.flops({"read": read, "generated": generated, "learned": learned})
@@ -151,10 +150,10 @@ def test_seeds_are_replicates_of_the_subspace_and_leak_no_slot(run, tmp_path, mo
         built.append(build(*words, **options))
         return built[-1]
 
-    def living(task, method, reader, *rest):
+    def living(task, method, form, reader, *rest):
         lived.append((reader.agent.bank.seed, reader.agent.bank.subspace))
         assert not any(reader.agent.bank.used)
-        return live(task, method, reader, *rest)
+        return live(task, method, form, reader, *rest)
 
     monkeypatch.setattr(Agent, "build", building)
     monkeypatch.setattr(reading, "_run", living)

@@ -17,19 +17,22 @@ from tmem.models.chat import Chat
 
 ASKED = "Answer in a few words; if you do not know, answer: unknown.\nwho?"
 QUESTION = Question("q", "who?", ("Ann",), "k")
+TEMPLATE = ASKED.replace("unknown", "{unknown}").replace("who?", "{question}")
 
 
 @pytest.fixture
 def agent():
-    return Agent.build(model(max_position_embeddings=2048), Letters(), CONFIG, 2)
+    learn, answer = replace(CONFIG.learn, renderings=(TEMPLATE,)), replace(CONFIG.answer, asked=TEMPLATE)
+    return Agent.build(model(max_position_embeddings=2048), Letters(), replace(CONFIG, learn=learn, answer=answer), 2)
 
 
 def words(agent, method, text, **options):
     """What a method's prompt says when `text` was kept, and where it stops being the same for all questions."""
     settings = Settings(form=form_of(method, prompts.FEW_SHOT), **options)
-    ids, begin = reader.prompt(agent, Kept(text=text), QUESTION, settings)
-    said = agent.chat.tokenizer.decode(ids)
-    return said, said[:begin]
+    put = reader.prompt(agent, Kept(text=text), QUESTION, settings)
+    said = agent.chat.tokenizer.decode(put.ids)
+    assert 0 <= put.examples <= put.begin and (put.examples > 100) == (settings.form == prompts.FEW_SHOT)
+    return said, said[: put.begin]
 
 
 def test_every_method_says_how_it_is_asked():
@@ -63,10 +66,10 @@ def test_other_forms_are_a_turn_of_the_user(agent):
     for method, text, expected in (("tmem", None, ASKED), ("tmem+retrieval", lambda _: "Ann.", f"Ann.\n\n{ASKED}")):
         said, shared = words(agent, method, text)
         assert said == f"User: {expected}\nAssistant:".replace("Assistant:", "Assistant: ") and shared == ""
-    said, shared = reader.prompt(agent, Kept(text="Ann."), QUESTION, Settings(form=prompts.INSTRUCTION))
-    assert agent.chat.tokenizer.decode(said) == f"User: Ann.\n\n{ASKED}\nAssistant: " and shared == len("User: Ann.")
-    said, _ = reader.prompt(agent, Kept(), QUESTION, Settings(form=prompts.ALONE))
-    assert agent.chat.tokenizer.decode(said) == "User: who?\nAssistant: "
+    put = reader.prompt(agent, Kept(text="Ann."), QUESTION, Settings(form=prompts.INSTRUCTION))
+    assert agent.chat.tokenizer.decode(put.ids) == f"User: Ann.\n\n{ASKED}\nAssistant: " and put.begin == len("User: Ann.\n")
+    put = reader.prompt(agent, Kept(), QUESTION, Settings(form=prompts.ALONE))
+    assert agent.chat.tokenizer.decode(put.ids) == "User: who?\nAssistant: "
 
 
 def test_a_completion_has_the_tokenizer_s_beginning_and_no_turn():
@@ -123,7 +126,7 @@ def test_gold_teaches_the_answers_and_no_abstention(agent, monkeypatch):
     assert [[(p.question[-6:], p.answer) for p in write] for write in taught] == [
         [("who 0?", "a0")], [("who 0?", "a0"), ("who 1?", "a1")], [("who 0?", "a0"), ("who 1?", "a1")], [("who 2?", "a2")],
     ]  # fmt: skip
-    assert {p.question for write in taught for p in write} >= {ASKED.replace("who?", "who 2?")}, "the words it is asked in"
+    assert {p.question for write in taught for p in write} == {f"who {i}?" for i in range(3)}, "rendered by what teaches"
     assert all(k.delta is not None and k.text is None and k.state > 0 and k.cost.learned > 0 and k.lost == 0 for k in kept)
     assert not any(agent.bank.used)
 

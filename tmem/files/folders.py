@@ -167,6 +167,23 @@ def _is(handle: int, path: Path) -> bool:
 # whole or not at all -----------------------------------------------------------------------------------------------------
 
 
+def _somebody_elses(path: Path, marker: str) -> bool:
+    """Whether what stands at `path` holds something, and no marker. What is replaced meanwhile is looked at again."""
+    while (held := standing(path)).exists():
+        try:
+            before, names = os.stat(held), os.listdir(held)
+        except NotADirectoryError:
+            return True
+        except FileNotFoundError:
+            continue
+        if marker in names or not names:
+            return False
+        with suppress(FileNotFoundError):
+            if os.path.samestat(before, os.stat(standing(path))):
+                return True
+    return False
+
+
 @contextmanager
 def atomic_folder(path: str | Path, marker: str | None, *, keep: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends and vanishes when it fails.
@@ -180,8 +197,7 @@ def atomic_folder(path: str | Path, marker: str | None, *, keep: bool = False) -
     Raises OSError for a full disk, also where a library writes.
     """
     path = Path(path).absolute()
-    held = standing(path)
-    if marker and held.exists() and not (held / marker).exists() and not (held.is_dir() and not any(held.iterdir())):
+    if marker and _somebody_elses(path, marker):
         raise FileExistsError(f"{path} exists and holds no {marker}, so it is not replaced; choose another path.")
     with _beside(path) as work:
         work.mkdir()

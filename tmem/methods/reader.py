@@ -108,7 +108,8 @@ class Kept:
 class Said:
     """An answer, and the tokens of its prompt and of what was generated.
 
-    read: tokens of the prompt that were read for it; the text that several questions share is read for the first of them.
+    read: tokens of the prompt that were read for it; the text that several questions share is read for the first of them, and
+    worked examples, which are the same in all prompts, for none.
     """
 
     text: str
@@ -117,12 +118,25 @@ class Said:
     read: int = 0
 
 
-def prompt(agent: Agent, kept: Kept, question: Question, settings: Settings) -> tuple[list[int], int]:
-    """Token ids of a question's prompt, and how many of them stand there whatever is asked."""
-    text = kept.text(question) if callable(kept.text) else kept.text
-    ids = prompts.ids(agent, settings.form, text, question.text)
-    known = text if isinstance(kept.text, str) else None if text is None else ""
-    return ids, len(os.path.commonprefix([ids, prompts.shared(agent.chat, settings.form, known)]))
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids; `begin`: how many of them stand there whatever is asked; `examples`: how many of those are worked examples."""
+
+    ids: list[int]
+    begin: int
+    examples: int
+
+
+def prompt(agent: Agent, kept: Kept, question: Question, settings: Settings) -> Prompt:
+    """The prompt of a question with what was kept."""
+    text, chat, form = kept.text(question) if callable(kept.text) else kept.text, agent.chat, settings.form
+    ids = prompts.ids(agent, form, text, question.text)
+    bare = None if text is None else ""
+
+    def begins(shown: str | None) -> int:
+        return len(os.path.commonprefix([ids, prompts.shared(chat, form, shown)]))
+
+    return Prompt(ids, begins(text if isinstance(kept.text, str) else bare), begins(bare))
 
 
 def ask(agent: Agent, asked: Sequence[tuple[Kept, Question]], settings: Settings = PLAIN) -> list[Said]:
@@ -133,16 +147,16 @@ def ask(agent: Agent, asked: Sequence[tuple[Kept, Question]], settings: Settings
     out: list[Said | None] = [Said(kept.said) if kept.said is not None else None for kept, _ in asked]
     todo = [i for i, said in enumerate(out) if said is None]
     deltas = [asked[i][0].delta for i in todo]
-    ids, begins = zip(*(prompt(agent, *asked[i], settings) for i in todo)) if todo else ((), ())
+    put = [prompt(agent, *asked[i], settings) for i in todo]
     with agent.bank.holding(deltas) as slots:
         replies = agent.say(
-            ids, slots if any(d is not None for d in deltas) else None, begins=begins,
+            [p.ids for p in put], slots if any(d is not None for d in deltas) else None, begins=[p.begin for p in put],
             max_new=settings.max_new or agent.config.answer.max_new,
         )  # fmt: skip
     begun: set[tuple] = set()
-    for i, delta, begin, reply in zip(todo, deltas, begins, replies):
-        beginning = (id(delta), *reply.prompt[:begin])
-        read = reply.read - (begin if beginning in begun else 0)
+    for i, delta, own, reply in zip(todo, deltas, put, replies):
+        beginning = (id(delta), *reply.prompt[: own.begin])
+        read = reply.read - (own.begin if beginning in begun else own.examples)
         begun.add(beginning)
         text = reply.text if settings.at_length else first_line(reply.text)
         out[i] = Said(text, reply.read, reply.generated, read)

@@ -55,7 +55,7 @@ class Chart:
     phase: str = "rl"
 
 
-SUPERVISED = (("loss", "passages"), ("recall_loss", "questions"))
+SUPERVISED = (("loss", "passages"), ("read_loss", "questions beside passages"), ("recall_loss", "questions"))
 
 
 def charts(drift: float) -> tuple[Chart, ...]:
