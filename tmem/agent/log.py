@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..terminal.plain import in_markdown
 from .loop import LogEntry, Rollout
+from .write import DROPPED
 
 
 def record(rollout: Rollout) -> dict:
@@ -23,7 +24,7 @@ def writes(log: Sequence[LogEntry]) -> list[dict]:
         {
             "segment": e.passage,
             "pairs": [[p.question, p.answer] for p in e.written.pairs],
-            "dropped": {k: getattr(e.written, k) for k in ("malformed", "empty", "duplicates", "conflicts")},
+            "dropped": {k: getattr(e.written, k) for k in DROPPED},
             "loss": [e.learned.loss_before, e.learned.loss_after],
             "norm": e.learned.norm,
             "undone": "" if e.learned.kept else e.learned.reason,
@@ -54,7 +55,8 @@ def readable(record: dict) -> str:
         lines += [
             "",
             f"dropped: {dropped['malformed']} malformed, {dropped['empty']} empty, {dropped['duplicates']} duplicate, "
-            f"{dropped['conflicts']} conflicting; loss {write['loss'][0]:.3f} -> {write['loss'][1]:.3f}, "
+            f"{dropped['conflicts']} conflicting, {dropped.get('unanswered', 0)} unanswered; "
+            f"loss {write['loss'][0]:.3f} -> {write['loss'][1]:.3f}, "
             f"‖ΔW‖ {write['norm']:.2f}, {in_markdown(kept)}",
             "",
         ]

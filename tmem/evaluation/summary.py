@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from .. import stats
+from ..agent.write import DROPPED
 from ..methods.methods import READ
 from ..tasks import longmemeval, names
 from .compute import Sizes
@@ -100,7 +101,7 @@ def _writing(writes: Sequence[dict]) -> dict:
     out: dict = {
         "writes": len(writes),
         "pairs_per_write": _mean([len(w["pairs"]) for w in writes]),
-        "dropped": {k: sum(w["dropped"][k] for w in writes) for k in ("malformed", "empty", "duplicates", "conflicts")},
+        "dropped": {k: sum(w["dropped"].get(k, 0) for w in writes) for k in DROPPED},
         "rolled_back": sum(bool(w["undone"]) for w in writes),
     }
     if probes := [p for w in writes for p in w["stuck"]]:
