@@ -38,10 +38,12 @@ class TrainConfig:
     warm_steps       supervised steps
     warm_plain       the first of them teach writing under Δ = 0 only
     warm_episodes    episodes per step: all their passages, and their questions under the Δ of their gold pairs
-    warm_pairs       show writes of 1 to so many of a passage's gold pairs, drawn at random; 0: of all of them
+    warm_pairs       show writes of 1 to so many of a passage's gold pairs, drawn at random, and of many replies so many of
+                     them; 0: of all of them
     warm_recall      weight of the questions' loss beside the passages'
-    warm_read        weight of answers from the text: to every gold pair's question beside its passage, and an abstention where
-                     the question is another passage's. So a model reads, and writes what a known question asks
+    warm_read        weight of answers from the text: to half of the gold pairs' questions beside their passage, and an
+                     abstention where the question is another passage's. So a model reads, and writes what a known question
+                     asks
     warm_lr          learning rate
     warm_decay       share of the supervised steps, the last ones, in which it falls to 0; 0: it stays
 

@@ -20,6 +20,9 @@ from .policy import Policy
 from .replay import micro_batches
 from .rows import Row, grouped, logits_of
 
+WORDED = 0.67  # share of the questions beside a passage that are asked as an agent asks
+STRANGE = 0.4  # share of the passages of which something is asked that they do not say
+
 
 @dataclass(frozen=True)
 class Example:
@@ -66,16 +69,21 @@ def passages(agent: Agent, episode: Episode) -> list[tuple[str, list[Pair]]]:
     return out
 
 
-def shown(text: str, pairs: Sequence[Pair], config: TrainConfig) -> list[Pair]:
-    """The gold pairs of a passage that a supervised example writes: all, or with `warm_pairs` 1 to so many, in their order.
+def shown(text: str, pairs: Sequence[Pair], config: TrainConfig, replies: int = 1) -> list[Pair]:
+    """The gold pairs of a passage that a supervised example writes: all, or with `warm_pairs` some, in their order.
 
-    A sample shows the form and leaves to the reward how much to write, and what.
+    Of a list it is 1 to so many: a sample shows the form and leaves to the reward how much to write, and what. Of replies that
+    hold a pair each it is so many, where there are as many.
     """
     if not config.warm_pairs:
         return list(pairs)
     draw = random.Random(f"{config.seed}/{text}")
-    count = min(len(pairs), draw.randint(1, config.warm_pairs))
-    return [pairs[i] for i in sorted(draw.sample(range(len(pairs)), count))]
+    return _some(pairs, draw.randint(1, config.warm_pairs) if replies == 1 else config.warm_pairs, draw)
+
+
+def _some(pairs: Sequence[Pair], count: int, draw: random.Random) -> list[Pair]:
+    """So many of the pairs, in their order."""
+    return [pairs[i] for i in sorted(draw.sample(range(len(pairs)), min(len(pairs), count)))]
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,8 @@ def examples(agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Ep
 
 def _writing(agent: Agent, config: TrainConfig, text: str, pairs: list[Pair], delta: Snapshot | None) -> list[Example]:
     """A passage's replies: one with the list of its gold pairs, or one for each of them."""
-    chat, few, replies = agent.chat, shown(text, pairs, config), agent.config.write.replies
+    chat, replies = agent.chat, agent.config.write.replies
+    few = shown(text, pairs, config, replies)
     prompt = chat.prompt(prompts(text, replies)[0])
     if replies == 1:
         return [Example(prompt, chat.answer(render(few)), delta)]
@@ -135,16 +144,25 @@ def _writing(agent: Agent, config: TrainConfig, text: str, pairs: list[Pair], de
 
 
 def _reading(agent: Agent, config: TrainConfig, step: int, read: Sequence[tuple[str, list[Pair]]]) -> list[Example]:
-    """Every passage's gold pairs, asked beside it, and one question of another passage, which it does not answer."""
+    """Of every passage some gold pairs, asked beside it, and now and then another passage's question, which it does not answer.
+
+    Most are asked in the words of `answer.asked`, others bare: a model that is asked in one wording alone forgets the others.
+    """
     chat, out = agent.chat, []
     for i, (text, pairs) in enumerate(read):
+        draw = random.Random(f"{config.seed}/read/{step}/{i}")
+        few = shown(text, pairs, config, agent.config.write.replies)
+        asked = [
+            (agent.asked(p.question) if draw.random() < WORDED else p.question, p.answer)
+            for p in _some(few, -(-len(few) // 2), draw)
+        ]
         own = {normalise(p.question) for p in pairs}
         others = [p.question for _, other in [*read[:i], *read[i + 1 :]] for p in other if normalise(p.question) not in own]
-        draw = random.Random(f"{config.seed}/read/{step}/{i}")
-        strange = [Pair(draw.choice(others), agent.config.learn.unknown)] if others else []
-        for pair in [*pairs, *strange]:
-            prompt = chat.prompt(beside(text, agent.asked(pair.question)))
-            out.append(Example(prompt, chat.answer(pair.answer), None, agent.begin(text, prompt)))
+        if others and draw.random() < STRANGE:
+            asked.append((agent.asked(draw.choice(others)), agent.config.learn.unknown))
+        for words, answer in asked:
+            prompt = chat.prompt(beside(text, words))
+            out.append(Example(prompt, chat.answer(answer), None, agent.begin(text, prompt)))
     return out
 
 

@@ -154,7 +154,8 @@ def _supervised_step(trainer: Trainer, phase: str, number: int, left: float) -> 
     loss, read_loss, recall_loss = world.total(*losses)
     with clock("optimizer"):
         falling = min(1.0, left / config.warm_decay) if config.warm_decay else 1.0
-        norm = policy.step(config.warm_lr * min(1.0, (number + 1) / 4) * falling, config.grad_clip)
+        rising = min(1.0, (number + 1) / max(4, config.warm_steps // 40))
+        norm = policy.step(config.warm_lr * rising * falling, config.grad_clip)
     trainer.count_skipped(norm, phase)
     seconds = trainer.advance(phase, start)
     (tokens,) = world.total(sum(len(e.prompt) + len(e.answer) for part in parts for e in part))

@@ -16,17 +16,19 @@ from functools import partial
 from pathlib import Path
 
 from tmem.episode import Episode, Evidence, Pair, Question
-from tmem.tasks import clbench, dates, mixture, parts, people, squad
+from tmem.tasks import clbench, dates, mixture, parts, people, squad, stream
 from tmem.tasks.left_out import LeaveOut
 from tmem.tasks.records import Record, check_limit, draw
 from tmem.tasks.squad import Passage
 from tmem.tasks.task import Task
 from tmem.words import normalise
 
-__all__ = ["PLAIN", "SPLITS", "Passages", "document", "episodes", "resolved", "sides", "swapped"]
+__all__ = ["PLAIN", "SPLITS", "STREAM", "Passages", "document", "episodes", "resolved", "sides", "swapped"]
 
 SPLITS = {"train": 90, "dev": 5, "test": 5}  # per cent of the documents
 PLAIN = "plain"  # the kind of a question without tags
+STREAM = "stream"  # no file: sessions of generated conversations, in every split those of its own language
+_STREAMS = {"train": 300, "dev": 20, "test": 20}  # conversations
 _SOURCE = (
     "get train-v1.1.json from https://rajpurkar.github.io/SQuAD-explorer, or give a list of passages, "
     "{title, context, questions: [{question, answer}]}"
@@ -64,7 +66,7 @@ def episodes(
 class Passages(Task):
     """Passages of several files, mixed by weight.
 
-        data           "FILE" or "FILE:WEIGHT" each
+        data           "FILE" or "FILE:WEIGHT" each; "stream" instead of a file is sessions of tmem.tasks.stream
         step           episodes of a training step at most; with it no passage comes twice in an epoch, see tmem.tasks.mixture
         join           a stream has 1 to so many passages, drawn at random; their questions come after the last one
         cut_words      a longer passage is cut at its lines and sentences, see tmem.tasks.parts; 0: none
@@ -80,28 +82,37 @@ class Passages(Task):
         resolve_dates: bool = True, questions: int = 0,
     ):  # fmt: skip
         self.step, self.join, self.swap_names, self.questions = step, join, swap_names, questions
-        self.files = mixture.weighted(data)
-        if not self.files:
+        self.weights = mixture.weighted(data)
+        if not self.weights:
             raise ValueError("passages: no data; name files of passages with --data FILE or, in [train] of a preset, data.")
         for file in self.files:
             if clbench.is_clbench(file):
                 raise ValueError(f"passages: {file}: {clbench.EVALUATION_ONLY}")
-        read = [squad.passages(file, "passages", _SOURCE, _kind) for file in self.files]
+        read = [(squad.passages(file, "passages", _SOURCE, _kind) if file in self.files else []) for file in self.weights]
         self.held: dict[str, list[list[Passage]]] = {split: [[] for _ in read] for split in SPLITS}
         side = iter(sides([p for found in read for p in found]))
-        for file, found in enumerate(read):
+        for place, found in enumerate(read):
             for passage, split in zip(found, side):
                 if split in SPLITS:
                     passage = resolved(passage) if resolve_dates else passage
-                    self.held[split][file] += [p for p in parts.cut(passage, cut_words) if p.questions]
+                    self.held[split][place] += [p for p in parts.cut(passage, cut_words) if p.questions]
+        if STREAM in self.weights:
+            for split in SPLITS:
+                cuts = [part for p in _sessions(split) for part in parts.cut(p, cut_words)]
+                self.held[split][list(self.weights).index(STREAM)] = [p for p in cuts if p.questions]
+
+    @property
+    def files(self) -> list[str]:
+        """What is read from files."""
+        return [name for name in self.weights if name != STREAM]
 
     def require(self, *splits: str) -> None:
         """ValueError where one of `splits` has no passage with a question."""
         for split in splits:
             if not any(self.held[split]):
                 raise ValueError(
-                    f"passages: no document of {', '.join(self.files)} falls to {split}, which takes {SPLITS[split]} % of the "
-                    f"documents by a hash of their titles; give files of more documents."
+                    f"passages: no document of {', '.join(self.weights)} falls to {split}, which takes {SPLITS[split]} % of "
+                    f"the documents by a hash of their titles; give files of more documents."
                 )
 
     def episode(self, key: str, split: str) -> Episode:
@@ -113,7 +124,7 @@ class Passages(Task):
         self.require(split)
         rng, held = random.Random(f"passages/{split}/{key}"), self.held[split]
         series, first = self._place(key)
-        chosen, sizes, weights = [], [len(file) for file in held], list(self.files.values())
+        chosen, sizes, weights = [], [len(file) for file in held], list(self.weights.values())
         for j in range(rng.randint(1, self.join)):
             file, item = mixture.drawn(sizes, weights, f"{split}/{series}", first * self.join + j)
             passage = held[file][item]
@@ -130,6 +141,17 @@ class Passages(Task):
             return "", int(key)
         found = _KEY.fullmatch(key)
         return (found[1], int(found[2]) * self.step + int(found[3])) if found else (key, 0)
+
+
+def _sessions(split: str) -> list[Passage]:
+    """Sessions of generated conversations in which something is told, each with a question for each fact."""
+    out = []
+    for number in range(_STREAMS[split]):
+        episode = stream.episode(f"passages/{number}", split, 1 + number % len(stream.DIFFICULTIES))
+        for i, (text, pairs) in enumerate(zip(episode.chunks, episode.pairs)):
+            asked = tuple(Question(f"{number}/{i}/{j}", p.question, (p.answer,), STREAM) for j, p in enumerate(pairs))
+            out += [Passage("", text, asked)] if asked else []
+    return out
 
 
 def document(title: str) -> str:
