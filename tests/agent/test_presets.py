@@ -220,7 +220,7 @@ DIFFERS = {
               "train": {"warm_steps": 0, "warm_plain": 16, "warm_lr": 3e-4, "rl_steps": 200, "rl_episodes": 64, "rl_group": 8,
                         "rl_lr": 1e-6, "micro_tokens": 16384, "checkpointing": True, "layout": "fsdp", "eval_episodes": 64}},
     "writer": {"learn": {"batch": 32},
-               "write": {"window": 320, "replies": 32, "max_new": 48, "max_pairs": 16, "under_delta": False},
+               "write": {"window": 320, "replies": 24, "max_new": 32, "max_pairs": 16, "under_delta": False},
                "train": {"task": "passages", "policy": "lora", "cut_words": 190, "swap_names": 0.3, "warm_steps": 1200,
                          "warm_plain": 1200, "warm_pairs": 6, "warm_read": 0.5, "warm_episodes": 3, "warm_lr": 8e-4,
                          "warm_decay": 0.25, "rl_steps": 0, "eval_episodes": 4, "eval_split": "dev", "save_every": 300.0}},

@@ -100,7 +100,8 @@ class WriteConfig:
     """When the agent writes, and how much.
 
     window       L_max, tokens of working context above which it writes
-    replies      1: a write is one reply that lists the pairs. More: so many replies, drawn side by side, that hold a pair each
+    replies      1: a write is one reply that lists the pairs. More: so many spans of the passage, and a question to each, see
+                 tmem.agent.spans
     max_new      tokens of one reply
     max_pairs    pairs of one write
     under_delta  whether the fast weights learned so far take part in writing, as in the paper. Without them (false) a model

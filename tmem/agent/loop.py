@@ -189,8 +189,12 @@ class _Batch:
                     asked_back(agent, [self.rollouts[i].log[-1] for i in mine], [self.slots[i] for i in mine])
 
     def _written_at_once(self, streams: list[list[str]]) -> dict[tuple[int, int], Draft]:
-        """Every passage of every rollout: what is written depends on no Δ."""
-        spots, drafts = [(i, j) for i, passages in enumerate(streams) for j in range(len(passages))], {}
+        """Every passage of every rollout: what is written depends on no Δ.
+
+        Rollouts of one text, such as those of known questions, are at the same passage then, which is read once for all.
+        """
+        rounds, drafts = max(map(len, streams), default=0), {}
+        spots = [(i, j) for j in range(rounds) for i, passages in enumerate(streams) if j < len(passages)]
         for at in range(0, len(spots), WRITES):
             self.tell("write", at, len(spots))
             drafts |= self._write(streams, spots[at : at + WRITES])

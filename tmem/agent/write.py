@@ -3,15 +3,15 @@
 One pair is two lines, `Q: ...` and `A: ...`. The paper asks for a JSON array (arXiv 2606.04536, appendix); two lines hold
 the same content in about half the tokens, which is what writing costs.
 
-A write is one reply that lists the pairs, or many replies to one prompt that hold a pair each, the answer first: something of
-the text is chosen, then what it answers. Such replies are drawn side by side, know nothing of each other, and share the
-prompt, which is read once. What they ask is then answered from the passage: a question tells apart what a drawn answer may
-have mistaken, and what the passage does not answer is no pair.
+A write is one reply that lists the pairs, or many replies to one prompt that hold a pair each, the answer first: a span of the
+passage (see spans.py), then what it answers. Such replies know nothing of each other, and share the prompt, which is read once.
+What they ask is then answered from the passage: a question tells apart what the span alone leaves open, and what the passage
+does not answer is no pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..episode import Pair
@@ -20,25 +20,13 @@ from ..words import normalise
 _LIST = "Write each fact above as a question that names the person, and a short answer, on two lines:\nQ: question\nA: answer"
 _KNOWN = "\nWhat will be asked later: "
 DROPPED = ("malformed", "empty", "duplicates", "conflicts", "unanswered")  # why something that was written is no pair
-ONE = "Write one answer and its question."  # of many replies
+ONE, ANSWER, QUESTION = "Write one answer and its question.", "A:", "Q:"  # of many replies: what asks for one, and its parts
 
 
 def list_prompt(passage: str, known: Sequence[str] = ()) -> str:
-    """The user turn that asks for all pairs of one passage. known: see `prompts`."""
+    """The user turn that asks for all pairs of one passage. known: what will be asked, where that is
+    known beforehand (the paper's protocol)."""
     return beside(passage, _LIST) + (_KNOWN + " ".join(known) if known else "")
-
-
-def prompts(passage: str, replies: int, known: Sequence[str] = (), asked: Callable[[str], str] = str) -> list[str]:
-    """The user turns of one passage's replies.
-
-    replies  1: the reply lists the pairs; more: so many replies that hold one pair each
-    known    what will be asked, where that is known beforehand (the paper's protocol). Then a pair's question is there
-             already, and each of its replies is an answer from the text
-    asked    words such a question
-    """
-    if replies == 1:
-        return [list_prompt(passage, known)]
-    return [beside(passage, asked(q)) for q in known] if known else [beside(passage, ONE)] * replies
 
 
 def beside(passage: str, words: str) -> str:
@@ -53,7 +41,7 @@ def render(pairs: Sequence[Pair]) -> str:
 
 def render_one(pair: Pair) -> str:
     """A pair as one of many replies, the answer first."""
-    return f"A: {pair.answer}\nQ: {pair.question}"
+    return f"{ANSWER} {pair.answer}\n{QUESTION} {pair.question}"
 
 
 @dataclass
@@ -117,25 +105,23 @@ def _keep(out: Written, found: dict[str, Pair], pair: Pair, limit: int) -> None:
         found[key] = pair
 
 
-def parse_many(texts: Sequence[str], finished: Sequence[bool]) -> Written:
-    """Read the pairs out of many replies: of every question the first pair, in the order of the replies.
+def asked_of(answers: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> Written:
+    """Pairs of spans and the questions that were said to them: of equal questions the first.
 
-    A reply that its token limit cut off, or that is not an answer and its question, counts as malformed.
+    A question that its token limit cut off counts as malformed.
     """
     out = Written()
     found: dict[str, Pair] = {}
-    for text, whole in zip(texts, finished, strict=True):
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if not whole or len(lines) != 2 or not (lines[0].startswith("A:") and lines[1].startswith("Q:")):
+    for answer, text, whole in zip(answers, texts, finished, strict=True):
+        question = first_line(text)
+        if not whole:
             out.malformed += 1
-            continue
-        pair = Pair(lines[1][2:].strip(), lines[0][2:].strip())
-        if not normalise(pair.question) or not normalise(pair.answer):
+        elif not normalise(question):
             out.empty += 1
-        elif normalise(pair.question) in found:
+        elif normalise(question) in found:
             out.duplicates += 1
         else:
-            found[normalise(pair.question)] = pair
+            found[normalise(question)] = Pair(question, answer)
     out.pairs = list(found.values())
     return out
 
