@@ -22,6 +22,7 @@ else:
 from .renderings import BARE, check
 
 DEFAULT_PRESET = "default"  # of everything that takes a preset and is given none
+LOOP_PRESET = "stream"  # of `make train` and of the benchmarks of whole episodes
 PRESETS = Path(__file__).parent.parent / "presets"
 TABLES = ("adapter", "learn", "write", "answer", "train")
 RENAMED = {"memory": "adapter", "write.memory": "under_delta"}  # what was called otherwise before

@@ -1,7 +1,7 @@
 """What of a passage is worth a question: its spans, ranked by how probable it is that the writer says them.
 
-A span is one word of the passage or several of a line in a row. With w what stands before it, the passage, the words that ask for one
-answer and "A:",
+A span is one word of the passage or several of a line in a row. With w what stands before it, the passage, the words that ask
+for one answer and "A:",
 
     log P(span) = Σ log p(token | w, tokens before) + log p(line break | w, span).
 
