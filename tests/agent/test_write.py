@@ -35,6 +35,17 @@ def test_drawn_questions_are_answered_from_the_passage_a_new_answer_before_a_kno
     assert answered(drawn, texts, "unknown", passage, 3).pairs == want.pairs[:3]
 
 
+def test_yesterday_is_a_date_once_the_passage_is_gone():
+    first = "Session date: 1:56 pm on 8 May, 2023\nAda: I came yesterday."
+    passage = f"{first}\n\nSession date: 9 June, 2023\nBen: Last week, or next month."
+    drawn = written(("When?", "x"), ("When then?", "x"), ("Who?", "x"), ("And?", "x"))
+    found = answered(drawn, ["yesterday", "Last week", "Ada", "next month."], "unknown", passage, 9)
+    assert [p.answer for p in found.pairs] == ["7 May 2023", "the week before 9 June 2023", "Ada", "July 2023"]
+    assert parse_answers(["When?"], ["Yesterday"], "unknown", passage).pairs == [Pair("When?", "7 May 2023")]
+    assert parse_answers(["When?"], ["yesterday"], "unknown", "I came yesterday.").pairs == [Pair("When?", "yesterday")]
+    assert parse_answers(["When?"], ["last week"], "unknown", first).pairs == [Pair("When?", "last week")]
+
+
 def test_of_several_passages_the_later_answer_to_a_question_stands():
     first, second = written(("a?", "1"), ("b?", "2"), empty=1), written(("c?", "3"), ("A", "4"), ("b", "2."), unanswered=2)
     want = written(("A", "4"), ("b?", "2"), ("c?", "3"), empty=1, unanswered=2, duplicates=1, conflicts=1)
@@ -42,7 +53,7 @@ def test_of_several_passages_the_later_answer_to_a_question_stands():
 
 
 def test_a_known_question_makes_a_pair_of_its_answer_unless_the_model_abstains():
-    found = parse_answers(["a?", "b?", "c?", "a?"], ["1\nmore", "Unknown.", " ", "1"], "unknown")
+    found = parse_answers(["a?", "b?", "c?", "a?"], ["1\nmore", "Unknown.", " ", "1"], "unknown", "1")
     assert found == written(("a?", "1"), empty=1, duplicates=1, unanswered=1)
 
 

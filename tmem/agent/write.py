@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from ..episode import Pair
 from ..words import normalise
+from .passages import absolute
 
 _LIST = "Write each fact above as a question that names the person, and a short answer, on two lines:\nQ: question\nA: answer"
 _KNOWN = "\nWhat will be asked later: "
@@ -129,7 +130,8 @@ def asked_of(answers: Sequence[str], texts: Sequence[str], finished: Sequence[bo
 def answered(drawn: Written, texts: Sequence[str], unknown: str, passage: str, limit: int) -> Written:
     """Drawn pairs with what was answered to their questions from the passage; at most `limit`, a new answer before a known one.
 
-    An abstention, and an answer that does not stand in the passage, are no pairs and count as unanswered. Of an answer one
+    An abstention, and an answer that does not stand in the passage, are no pairs and count as unanswered. Of "yesterday" and
+    its like the date is the answer, where the passage has one. Of an answer one
     question is kept, then, as far as there is room, a second of each, and so on.
     """
     out = Written([], drawn.malformed, drawn.empty, drawn.duplicates, drawn.conflicts)
@@ -140,7 +142,7 @@ def answered(drawn: Written, texts: Sequence[str], unknown: str, passage: str, l
         if not key or key == normalise(unknown) or f" {key} " not in f" {normalise(passage)} ":
             out.unanswered += 1
         else:
-            by_answer.setdefault(key, []).append(Pair(pair.question, said))
+            by_answer.setdefault(key, []).append(Pair(pair.question, absolute(said, passage)))
     rounds = max(map(len, by_answer.values()), default=0)
     out.pairs = [pairs[j] for j in range(rounds) for pairs in by_answer.values() if j < len(pairs)][:limit]
     return out
@@ -157,8 +159,8 @@ def together(written: Sequence[Written]) -> Written:
     return out
 
 
-def parse_answers(questions: Sequence[str], texts: Sequence[str], unknown: str) -> Written:
-    """Pairs of known questions and what was answered to each. An abstention is no pair."""
+def parse_answers(questions: Sequence[str], texts: Sequence[str], unknown: str, passage: str) -> Written:
+    """Pairs of known questions and what was answered to each from the passage. An abstention is no pair."""
     out = Written()
     found: dict[str, Pair] = {}
     for question, text in zip(questions, texts, strict=True):
@@ -168,7 +170,7 @@ def parse_answers(questions: Sequence[str], texts: Sequence[str], unknown: str) 
         elif normalise(said) == normalise(unknown):
             out.unanswered += 1
         else:
-            _keep(out, found, Pair(question, said), len(questions))
+            _keep(out, found, Pair(question, absolute(said, passage)), len(questions))
     out.pairs = list(found.values())
     return out
 
