@@ -1,6 +1,7 @@
 """A write of many replies: one pair each, drawn from one prompt."""
 
 import dataclasses
+import os
 
 import pytest
 from tiny_agent import CONFIG, EPISODES, agent_of
@@ -78,6 +79,22 @@ def test_what_replies_ask_is_answered_from_the_passage(monkeypatch):
     assert [r.text for r in draft.answers] == [r.text for r in agent.say([r.prompt for r in draft.answers], max_new=16)]
     assert draft.read == len(draft.replies[0].prompt) + sum(r.read for r in draft.answers)
     assert draft.written == answered(drawn, [r.text for r in draft.answers], "unknown", passage, MANY.write.max_pairs)
+
+
+def test_a_text_is_tokenised_once_for_all_replies_and_their_beginnings_are_right(monkeypatch):
+    agent, tokenised, given = agent_of(config=MANY), [], []
+    prompt, say = agent.chat.prompt, agent.say
+    monkeypatch.setattr(agent.chat, "prompt", lambda text: tokenised.append(text) or prompt(text))
+    monkeypatch.setattr(agent, "say", lambda ids, *args, begins, **how: given.extend(zip(ids, begins)) or
+                        say(ids, *args, begins=begins, **how))  # fmt: skip
+    monkeypatch.setattr(agent_module, "parse_many", lambda *_: written(("Who flies?", "Ada"), ("Who sails?", "Ben")))
+    passages = ["Ada: I fly.", " Ben: I sail.\n"]
+    agent.write(passages)
+    assert len(given) == 2 * 6 + 2 * 2 and len(tokenised) == len(set(tokenised)) + 2 == 2 + 4 + 2 * 2
+    texts = [p for p in passages for _ in range(6)] + [p for p in passages for _ in range(2)]
+    assert [begin for _, begin in given] == [len(os.path.commonprefix([ids, prompt(t.strip())]))
+                                             for (ids, _), t in zip(given, texts)]  # fmt: skip
+    assert all(0 < begin < len(ids) for ids, begin in given)
 
 
 def test_what_is_known_is_answered_from_the_passage_once_for_each_question():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,11 @@ class Draft:
     def finished(self) -> bool:
         """Whether no reply was ended by the token limit."""
         return all(r.generation.finished for r in self.replies)
+
+
+def _shared(one: list[int], other: list[int]) -> int:
+    """With how many of the same tokens two prompts begin."""
+    return len(os.path.commonprefix([one, other]))
 
 
 @dataclass
@@ -165,12 +171,12 @@ class Agent:
         turns = [prompts(p, config.replies, asked, self.asked) for p, asked in zip(passages, known, strict=True)]
         under = self.writers(slots) if slots is not None else [-1] * len(passages)
         spots = [(i, turn) for i, own in enumerate(turns) for turn in own]
-        ids = [self.chat.prompt(turn) for _, turn in spots]
+        ids, begins = self._begun([(passages[i], turn) for i, turn in spots])
         found = iter(self.say(
             ids,
             None if slots is None else [under[i] for i, _ in spots],
             max_new=config.max_new,
-            begins=[self.begin(passages[i], prompt) for (i, _), prompt in zip(spots, ids)] if several else None,
+            begins=begins if several else None,
             temperature=max(temperature, 1.0) if several and not any(known) else temperature,
             keys=[f"{own}/{k}" if several else own for own, turn in zip(keys or passages, turns) for k in range(len(turn))],
         ))  # fmt: skip
@@ -192,10 +198,9 @@ class Agent:
     def _answered(self, drafts: Sequence[Draft], under: Sequence[int] | None) -> list[Draft]:
         """Drafts of many replies with their questions answered from the passages, greedily."""
         spots = [(i, p.question) for i, draft in enumerate(drafts) for p in draft.written.pairs]
-        ids = [self.chat.prompt(beside(drafts[i].passage, self.asked(question))) for i, question in spots]
+        ids, begins = self._begun([(drafts[i].passage, beside(drafts[i].passage, self.asked(q))) for i, q in spots])
         found = iter(self.say(
-            ids, None if under is None else [under[i] for i, _ in spots], max_new=self.config.answer.max_new,
-            begins=[self.begin(drafts[i].passage, prompt) for (i, _), prompt in zip(spots, ids)],
+            ids, None if under is None else [under[i] for i, _ in spots], max_new=self.config.answer.max_new, begins=begins,
         ))  # fmt: skip
         out, unknown, limit = [], self.config.learn.unknown, self.config.write.max_pairs
         for draft in drafts:
@@ -206,7 +211,13 @@ class Agent:
 
     def begin(self, passage: str, prompt: list[int]) -> int:
         """How many tokens of a prompt stand there whatever is said of the passage."""
-        return len(os.path.commonprefix([prompt, self.chat.prompt(passage.strip())]))
+        return _shared(prompt, self.chat.prompt(passage.strip()))
+
+    def _begun(self, turns: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[int]]:
+        """The tokens of user turns, given as (passage, turn about it), and `begin` of each. The same text is tokenised once."""
+        tokens = functools.cache(self.chat.prompt)
+        ids = [tokens(turn) for _, turn in turns]
+        return ids, [_shared(prompt, tokens(passage.strip())) for (passage, _), prompt in zip(turns, ids)]
 
     def teach(
         self,
