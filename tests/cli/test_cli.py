@@ -47,6 +47,14 @@ def test_help_names_every_verb():
         assert f"  {name} " in shown and cli.main.get_command(None, name).help, name
 
 
+def test_the_examples_of_eval_are_commands_that_it_takes():
+    evaluate = cli.main.get_command(None, "eval")
+    examples = [line.split()[2:] for line in evaluate.help.splitlines() if line.strip().startswith("tmem eval")]
+    assert len(examples) >= 4
+    for words in examples:
+        agent_config(evaluate.make_context("eval", words).params["preset"])
+
+
 def test_a_verb_is_found_by_its_name_of_before():
     assert cli.main.get_command(None, "plan") is cli.main.get_command(None, "budget")
     assert "plan" not in cli.main.list_commands(None) and cli.main.get_command(None, "plans") is None
