@@ -89,7 +89,7 @@ OF_JUDGE = ("judge_model", "judge_concurrency", "judge_tokens", "judge_prices")
     "--preset",
     default=DEFAULT_PRESET,
     show_default=True,
-    help="Settings: default, careful, long, writer, paper, or the path of a .toml file.",
+    help="Settings: default, careful, long, paper, or the path of a .toml file.",
 )
 @click.option(
     "--context",
@@ -175,7 +175,7 @@ def evaluate(methods: str | None, out: Path, **options) -> None:
       tmem eval
       tmem eval --task passages --data a.json --data b.json --split all
       tmem eval --model runs/train/rl --methods none,constant,oracle,tmem
-      tmem eval --preset writer --adapter my/writer --task squad --data a.json
+      tmem eval --adapter my/writer --task squad --data a.json --known
 
     \b
     The methods:

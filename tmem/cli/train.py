@@ -16,7 +16,7 @@ from . import live
 
 @click.command()
 @click.option(
-    "--preset", default=DEFAULT_PRESET, show_default=True, help="Settings: default, study, writer, paper, or a .toml file."
+    "--preset", default=DEFAULT_PRESET, show_default=True, help="Settings: default, study, paper, or the path of a .toml file."
 )
 @click.option(
     "--model", help="The model to train: a Hugging Face folder, a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]"
