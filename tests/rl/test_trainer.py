@@ -431,13 +431,14 @@ def test_groups_without_variance_are_drawn_again_and_counted(tmp_path, monkeypat
     assert all(r["dead_groups"] == 2 and r["live_tokens"] == 0 and r["grad_norm"] == 0.0 for r in rows)
 
 
-@pytest.mark.parametrize("answers", ["greedy", "scored"])
+@pytest.mark.parametrize("answers", ["greedy", "scored", "logp"])
 def test_with_answers_that_are_not_sampled_only_writing_is_trained(tmp_path, answers):
     start(tmp_path / answers, rl_answers=answers, rl_steps=1).run()
     (row,) = (r for r in lines(tmp_path / answers) if r["phase"] == "rl")
     segments = lines(tmp_path / answers, "segments")[0]["segments"]
     assert {s[0] for s in segments} <= {"write"} and row["dlogp_worst_segment"] < 1e-4
-    assert ("f1" in row, "right" in row) == ((True, False) if answers == "greedy" else (False, True))
+    assert ("f1" in row, "right" in row, "logp" in row) == {"greedy": (True, False, False)}.get(answers, (False, True, True))
+    assert row["reward"] == {"greedy": row.get("shout"), "scored": row.get("right"), "logp": row.get("logp")}[answers]
 
 
 def test_a_drift_between_sampler_and_trainer_is_warned_of_and_so_is_one_that_is_no_number(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from .decode import Generation
 from .learn import Learned
 from .passages import cut
 from .probe import asked_back
-from .scored import any_of
+from .scored import Likelihood, likelihoods
 from .teach import Lesson
 from .write import DROPPED, Written, first_line
 
@@ -93,7 +93,7 @@ class Rollout:
     key: str
     log: list[LogEntry] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
-    right: list[float] = field(default_factory=list)  # where answers were scored: the probability of a right one, per question
+    likely: list[Likelihood] = field(default_factory=list)  # where answers were scored: of the right ones, per question
     actions: list[Action] = field(default_factory=list)
     delta: Snapshot | None = None  # Δ at the end, when traced with snapshots or when nothing was asked
     seconds: float = 0.0  # an equal share of what its batch took
@@ -111,7 +111,7 @@ class RunOptions:
 
     temperature  of writing, and of answers that are sampled
     answering    "sampled"; "greedy": the likeliest answers, which are then no actions of the policy; "scored": nothing is said,
-                 the probability of a right answer is computed (`Rollout.right`); "none": nothing is asked, `Rollout.delta`
+                 how likely the right answers are is computed (`Rollout.likely`); "none": nothing is asked, `Rollout.delta`
                  is what was learned
     trace        keep every action with the Δ that produced it, for the policy gradient; without `snapshots` only with the
                  number of writes before it, from which Δ can be learned again
@@ -232,8 +232,9 @@ class _Batch:
         agent, asked = self.agent, [(r, slot, q) for r, slot in zip(self.rollouts, self.slots) for q in r.episode.questions]
         with self.clock("answer"):
             if self.how.answering == "scored":
-                for (rollout, *_), right in zip(asked, any_of(agent, [q for *_, q in asked], [s for _, s, _ in asked])):
-                    rollout.right.append(right)
+                found = likelihoods(agent, [q for *_, q in asked], [slot for _, slot, _ in asked])
+                for (rollout, *_), likely in zip(asked, found):
+                    rollout.likely.append(likely)
                 return
             replies = agent.say(
                 [agent.asked(q.text) for *_, q in asked],

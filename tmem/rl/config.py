@@ -9,7 +9,7 @@ from ..agent.config import DEFAULT_PRESET, build, read
 
 CHOICES = {
     "eval_split": ("dev", "test"), "difficulty": (1, 2, 3), "replay": ("snapshot", "log"), "layout": ("ddp", "fsdp"),
-    "rl_answers": ("sampled", "greedy", "scored"), "policy": ("full", "lora"),
+    "rl_answers": ("sampled", "greedy", "scored", "logp"), "policy": ("full", "lora"),
 }  # fmt: skip
 OF_PASSAGES = ("data", "join", "cut_words", "swap_names", "resolve_dates")
 # Settings that came later, and what was done without them; then those that mean nothing to a run from before.
@@ -53,8 +53,9 @@ class TrainConfig:
     rl_group         rollouts per episode, 2 or more
     rl_questions     of stream and passages: asked after a training episode at most; more make the reward less noisy; 0: its own
     rl_answers       "sampled" answers are trained too; with less noise and only writing trained: "greedy", the likeliest
-                     answers, or "scored", whose reward is the probability of a right answer: what em would be on average
-                     over sampled ones
+                     answers; "logp", whose reward is the floored token log-probability of the right ones, see
+                     tmem.agent.scored; or "scored", the probability of a right answer: what em would be on average over
+                     sampled ones
     rl_lr            learning rate
     rl_warmup        steps in which the learning rate rises to rl_lr
     rl_clip          ε of the clipped ratio
