@@ -24,7 +24,7 @@ from tmem.agent.write import Written
 from tmem.episode import Pair
 from tmem.files import folders
 from tmem.files.objects import write_json
-from tmem.rl import checkpoint, grpo, trainer
+from tmem.rl import checkpoint, grpo, halves, trainer
 from tmem.rl.policy import Policy
 from tmem.rl.world import ALONE, largest
 from tmem.testing import assert_close
@@ -451,6 +451,25 @@ def test_a_drift_between_sampler_and_trainer_is_warned_of_and_so_is_one_that_is_
     monkeypatch.setattr(grpo, "step", step)
     start(tmp_path / "drift", drift=1e-9).run(trainer.Progress(warn=said.append))
     assert len(said) == 2 and all("off the sampler's" in s for s in said) and "are nan off" in said[1]
+
+
+def test_a_reward_that_is_noise_is_warned_of_also_across_a_resume(tmp_path, monkeypatch):
+    """Judged by the mean of so many steps, here two, wherever the run was stopped between them."""
+    said, real, out = [], grpo.step, tmp_path / "noise"
+
+    def step(*args, **options):
+        row, segments = real(*args, **options)
+        assert row["split_half"] is None or -1.001 < row["split_half"] < 1.001
+        return row | {"split_half": -0.5}, segments
+
+    monkeypatch.setattr(grpo, "step", step)
+    monkeypatch.setattr(halves, "NOISY", 2)
+    run_until(out, "rl", 0)
+    again = start(out, resume=True)
+    assert again.state["split_half"] == [-0.5]
+    again.run(trainer.Progress(warn=said.append))
+    assert [s[:7] for s in said if "follows noise" in s] == ["step 1:"]
+    assert [r["split_half"] for r in lines(out) if r["phase"] == "rl"] == [-0.5] * 3
 
 
 def test_the_largest_of_numbers_with_nan_is_nan_wherever_it_stands():

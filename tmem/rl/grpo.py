@@ -14,9 +14,10 @@ from ..agent.loop import Clock, Rollout
 from ..tasks import Task
 from . import neutral, replay
 from .config import TrainConfig
+from .halves import Halves, correlation, halves
 from .loss import advantages, dead
 from .policy import Policy
-from .rollout import Scores, means, out_of_memory, reward, sample, scores
+from .rollout import Scores, means, out_of_memory, reward, rewarded, sample, scores
 from .world import largest
 
 
@@ -51,6 +52,7 @@ class Told(NamedTuple):
     tokens: int  # generated
     tries: int
     values: list[dict[str, float]]
+    halves: Halves
 
 
 def step(
@@ -68,7 +70,7 @@ def step(
     with clock("watch"):
         neutral_nll = neutral.nll(agent)
         _watch_neutral_text(agent, config, zip(places, groups))
-    everyone = world.gathered([Told(g.rewards, g.tokens, g.tries, g.values) for g in groups])
+    everyone = world.gathered([_told(group, config, f"{config.seed}/halves/{number}/{p}") for p, group in zip(places, groups)])
     full = [group for group in everyone if group.rewards]
     total = sum(group.tokens for group in full)
     note("update")
@@ -86,6 +88,13 @@ def step(
         "neutral_nll": neutral_nll, **means([v for group in full for v in group.values]),
     }  # fmt: skip
     return row, [[kind, writes, n, mean, most] for _, kind, writes, n, mean, most in replayed.actions]
+
+
+def _told(group: Group, config: TrainConfig, key: str) -> Told:
+    """What the other ranks need of a group; `key` draws the halves of its questions."""
+    name = rewarded(config)
+    found = halves([[q[name] for q in s.questions] for s in group.found], key)
+    return Told(group.rewards, group.tokens, group.tries, group.values, found)
 
 
 def _watch_neutral_text(agent: Agent, config: TrainConfig, placed: Iterable[tuple[int, Group]]) -> None:
@@ -128,6 +137,7 @@ def _of_rewards(everyone: Sequence[Told]) -> dict:
     return {
         "reward": float(rewards.mean()) if full else None,
         "reward_std_in_group": float(rewards.std(1, correction=0).mean()) if full else None,
+        "split_half": correlation([group.halves for group in full]),
         "dead_groups": int(dead(rewards).sum()) if full else 0,
         "resampled": sum(group.tries - 1 for group in everyone),
         "skipped_groups": len(everyone) - len(full),

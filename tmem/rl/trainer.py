@@ -47,7 +47,7 @@ from ..files.objects import read_object, write_json
 from ..machine import give_memory_back
 from ..models import loading
 from ..tasks.passages import Passages
-from . import checkpoint, grpo, held_out, supervised
+from . import checkpoint, grpo, halves, held_out, supervised
 from .config import BEFORE, IDLE, train_config
 from .log import Log
 from .low_rank import LowRank
@@ -175,6 +175,8 @@ def _rl_step(trainer: Trainer) -> None:
     trainer.count_skipped(row["grad_norm"], "rl")
     trainer.row("rl", step, clock, seconds, **row, drift=trainer.drift)
     trainer.log_actions(step, actions)
+    if noise := halves.verdict(state["split_half"], row["split_half"]):
+        progress.warn(f"step {step}: {noise}")
     if not row["dlogp_worst_segment"] <= trainer.drift:  # NaN is no agreement either
         progress.warn(
             f"step {step}: the trainer's log-probabilities are {row['dlogp_worst_segment']:.2g} off the sampler's in one "
@@ -210,6 +212,7 @@ class Trainer:
         self.state = {
             "phase": "base", "step": 0, "seconds": {}, "evaluations": {}, "rows": 0, "segments": 0, "wall_seconds": 0.0,
             "number": 0, "weights": False, "skipped": 0, "damaged": 0, "done": False,
+            "split_half": [],
         }  # fmt: skip
         self.settings_file = out / "run.json"
         self.log = Log(out, world)
