@@ -282,6 +282,14 @@ def test_the_reference_stays_where_it_was_remembered():
     assert torch.equal(network.lm_head.weight, moved) and not torch.equal(moved, first)
 
 
+def test_the_learning_rate_rises_and_falls_by_hand():
+    """Ten steps, up over four and down over the last four: left / share is 4/4, 3/4, 2/4, 1/4 in them."""
+    config = dataclasses.replace(TRAIN, rl_steps=10, rl_lr=8.0, rl_warmup=4, rl_decay=0.4)
+    assert [grpo._rate(config, n) for n in range(10)] == pytest.approx([2, 4, 6, 8, 8, 8, 8, 6, 4, 2])
+    assert [grpo._rate(dataclasses.replace(config, rl_decay=0.0), n) for n in range(10)] == [2, 4, 6] + [8] * 7
+    assert grpo._rate(dataclasses.replace(config, rl_decay=1.0, rl_warmup=0), 5) == 4.0
+
+
 # what the warm start teaches ---------------------------------------------------------------------------------------------
 
 

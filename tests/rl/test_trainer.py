@@ -159,6 +159,20 @@ def test_a_run_whose_settings_have_the_names_of_before_is_gone_on_with(tmp_path)
         start(out, resume=True)
 
 
+@pytest.mark.parametrize("name, other", [("rl_decay", 0.5)])
+def test_a_run_of_before_there_was_a_setting_of_rl_goes_on_as_it_was(tmp_path, name, other):
+    out = tmp_path / "run"
+    first = start(out)
+    recorded = first._settings()
+    first._let_go()
+    del recorded["TrainConfig"][name]
+    out.mkdir(exist_ok=True)
+    write_json(out / "run.json", recorded)
+    start(out, resume=True)._let_go()
+    with pytest.raises(ValueError, match=rf"other settings \(TrainConfig.{name}\)"):
+        start(out, resume=True, **{name: other})
+
+
 def test_a_run_of_before_presets_said_how_pairs_are_taught_goes_on_bare_and_in_no_other_words(tmp_path, undisturbed):
     """It was taught and asked the questions as they are: a preset that says so goes on to the same bits."""
     out, words = tmp_path / "run", '[learn]\nrenderings = ["{question}", "Say: {question}"]\n'

@@ -13,7 +13,7 @@ CHOICES = {
 }  # fmt: skip
 OF_PASSAGES = ("data", "join", "cut_words", "swap_names", "resolve_dates")
 # Settings that came later, and what was done without them; then those that mean nothing to a run from before.
-BEFORE = {"policy": "full", "data": [], "warm_read": 0.0, "warm_decay": 0.0}
+BEFORE = {"policy": "full", "data": [], "warm_read": 0.0, "warm_decay": 0.0, "rl_decay": 0.0}
 IDLE = ("policy_rank", "join", "cut_words", "swap_names", "resolve_dates")
 
 
@@ -58,6 +58,7 @@ class TrainConfig:
                      sampled ones
     rl_lr            learning rate
     rl_warmup        steps in which the learning rate rises to rl_lr
+    rl_decay         share of the RL steps, the last ones, in which it falls to 0; 0: it stays
     rl_clip          ε of the clipped ratio
     rl_kl            β of the k3 divergence from θ0 at RL's start, under the same Δ; 0: none
     rl_resample      how often an episode whose group has no variance is replaced by another one
@@ -110,6 +111,7 @@ class TrainConfig:
     rl_answers: str
     rl_lr: float
     rl_warmup: int
+    rl_decay: float
     rl_clip: float
     rl_kl: float
     rl_resample: int
@@ -137,7 +139,7 @@ class TrainConfig:
             if getattr(self, name) not in choices:
                 known = " or ".join(str(c) for c in choices)
                 raise ValueError(f"preset: [train] {name}: expected {known}, got {getattr(self, name)!r}.")
-        for name in ("swap_names", "warm_decay"):
+        for name in ("swap_names", "warm_decay", "rl_decay"):
             if getattr(self, name) > 1:
                 raise ValueError(f"preset: [train] {name}: expected a share of 0 to 1, got {getattr(self, name):g}.")
         if self.data and self.task != "passages":

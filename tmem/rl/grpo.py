@@ -16,7 +16,7 @@ from . import neutral, replay
 from .config import TrainConfig
 from .halves import Halves, correlation, halves
 from .loss import advantages, dead
-from .policy import Policy
+from .policy import Policy, falling
 from .rollout import Scores, means, out_of_memory, reward, rewarded, sample, scores
 from .world import largest
 
@@ -79,7 +79,7 @@ def step(
     compared = _compared(policy, replayed)
     live = compared["live_tokens"]
     with clock("optimizer"):
-        rate = config.rl_lr * min(1.0, (number + 1) / max(1, config.rl_warmup))
+        rate = _rate(config, number)
         norm = policy.step(rate, config.grad_clip) if live else 0.0
         policy.drop()
     row = {
@@ -95,6 +95,12 @@ def _told(group: Group, config: TrainConfig, key: str) -> Told:
     name = rewarded(config)
     found = halves([[q[name] for q in s.questions] for s in group.found], key)
     return Told(group.rewards, group.tokens, group.tries, group.values, found)
+
+
+def _rate(config: TrainConfig, number: int) -> float:
+    """The learning rate of step `number`: it rises over `rl_warmup` steps and falls to 0 over the last share `rl_decay`."""
+    rising = min(1.0, (number + 1) / max(1, config.rl_warmup))
+    return config.rl_lr * rising * falling(1 - number / config.rl_steps, config.rl_decay)
 
 
 def _watch_neutral_text(agent: Agent, config: TrainConfig, placed: Iterable[tuple[int, Group]]) -> None:

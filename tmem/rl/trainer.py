@@ -51,7 +51,7 @@ from . import checkpoint, grpo, halves, held_out, supervised
 from .config import BEFORE, IDLE, train_config
 from .log import Log
 from .low_rank import LowRank
-from .policy import Policy, Replicated, Sharded
+from .policy import Policy, Replicated, Sharded, falling
 from .record import read_run
 from .tasks import task_of
 from .world import ALONE, World
@@ -153,9 +153,8 @@ def _supervised_step(trainer: Trainer, phase: str, number: int, left: float) -> 
         )
     loss, read_loss, recall_loss = world.total(*losses)
     with clock("optimizer"):
-        falling = min(1.0, left / config.warm_decay) if config.warm_decay else 1.0
         rising = min(1.0, (number + 1) / max(4, config.warm_steps // 40))
-        norm = policy.step(config.warm_lr * rising * falling, config.grad_clip)
+        norm = policy.step(config.warm_lr * rising * falling(left, config.warm_decay), config.grad_clip)
     trainer.count_skipped(norm, phase)
     seconds = trainer.advance(phase, start)
     (tokens,) = world.total(sum(len(e.prompt) + len(e.answer) for part in parts for e in part))
