@@ -1,5 +1,6 @@
 """Memory on the default model: sixteen facts go in, the text is gone, other words get them out. On a tiny one: restarts."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import pytest
 import tiny_memory
 import torch
 from tiny import pairs
+from tiny_agent import CONFIG, agent_of
 from tiny_memory import PRESET
 
 from tmem import Memory
@@ -75,6 +77,16 @@ def test_observe_writes_when_the_window_is_full_and_lets_go_of_the_text(taught):
     assert entry.passage.startswith("Petra:")
     memory.write()
     assert memory._context == [] and memory.write() == []
+
+
+def test_passages_that_wait_together_are_learned_in_one_update():
+    memory = Memory(agent_of(config=dataclasses.replace(CONFIG, learn=dataclasses.replace(CONFIG.learn, every=3))))
+    seen = []
+    entries = memory.observe("Petra: I saw a heron today.\n" * 40, progress=lambda _, done, total: seen.append((done, total)))
+    (_, total), *after = seen
+    assert total > 3 and [done for done, _ in after] == [min(j, total) for j in range(3, total + 3, 3)]
+    assert len(entries) == len(after) and len(memory._context) == 1
+    assert memory.write() and memory._context == []
 
 
 def test_an_interrupted_write_keeps_the_text(taught, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .adapters.memory_file import read_memory, write_memory
 from .adapters.peft import load_adapter, peft_files
-from .agent.agent import Agent, first_line
+from .agent.agent import Agent, Draft, first_line
 from .agent.config import DEFAULT_PRESET, agent_config
 from .agent.learn import Learned
 from .agent.loop import LogEntry
@@ -152,9 +152,11 @@ class Memory:
         tell, entries = progress or Lines(), []
         total = max(0, self._take(texts) - waiting)
         tell("write", 0, total)
-        while (entry := self._write_next(waiting)) is not None:
-            entries.append(entry)
-            tell("write", len(entries), max(total, len(entries)))
+        done = 0
+        while written := self._write_next(waiting):
+            entries.append(self.log[-1])
+            done += written
+            tell("write", done, max(total, done))
         if entries and not self._warned and not any(e.taught for e in entries):
             self._warned = True
             logging.getLogger("tmem").warning(
@@ -170,14 +172,15 @@ class Memory:
         return len(self._context)
 
     @_alone
-    def _write_next(self, waiting: int) -> LogEntry | None:
-        if len(self._context) <= waiting:
-            return None
-        (draft,) = self.agent.write(self._context[:1], [self._row])
-        (learned,) = self.agent.teach([self._row], [draft.written.pairs], [self._lesson])
-        self.log.append(LogEntry.of(draft, learned))
-        self._context.pop(0)
-        return self.log[-1]
+    def _write_next(self, waiting: int) -> int:
+        """Write the next passages that are due, as many as one update learns, and learn them; how many they were."""
+        due = self._context[: min(self.agent.config.learn.every, max(0, len(self._context) - waiting))]
+        if due:
+            draft = Draft.joined(self.agent.write(due, [self._row] * len(due)))
+            (learned,) = self.agent.teach([self._row], [draft.written.pairs], [self._lesson])
+            self.log.append(LogEntry.of(draft, learned))
+            del self._context[: len(due)]
+        return len(due)
 
     @_alone
     def learn(self, pairs: Iterable[tuple[str, str] | Pair], progress: Progress | None = None) -> Learned:

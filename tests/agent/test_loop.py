@@ -25,6 +25,7 @@ from tmem.agent.loop import run
 from tmem.agent.passages import cut
 from tmem.agent.probe import probe, speakers
 from tmem.agent.scored import FLOOR, floored, likelihoods, log_probabilities
+from tmem.agent.teach import Lesson
 from tmem.agent.write import Written, list_prompt, parse, render
 from tmem.episode import Episode, Pair, Question
 from tmem.models import forward as fw
@@ -32,6 +33,7 @@ from tmem.models import loading
 from tmem.models.chat import Chat
 from tmem.rl.trainer import Trainer
 from tmem.testing import assert_close
+from tmem.words import normalise
 
 EVERY = [(family, torch.float32) for family in FAMILIES] + [("llama", torch.bfloat16), ("gemma", torch.bfloat16)]
 
@@ -292,6 +294,29 @@ def test_buckets_cover_every_length():
 
 def test_parse_reads_back_what_render_writes():
     assert parse(render(pairs(4))) == Written(pairs=pairs(4))
+
+
+@pytest.mark.parametrize("under_delta", [False, True])
+def test_passages_that_are_due_together_are_learned_in_one_update(monkeypatch, under_delta):
+    """Two a time: what is learned is what their own writes hold, the later answer to a question that both answer."""
+    monkeypatch.setattr(agent_module, "parse", lambda text, **_: Written([Pair(f"who {text[:5]}?", text[5:9] or "x")], empty=1))
+    write = dataclasses.replace(CONFIG.write, window=30, under_delta=under_delta)
+    agent = agent_of(config=dataclasses.replace(CONFIG, write=write, learn=dataclasses.replace(CONFIG.learn, every=2)))
+    (rollout,) = run(agent, EPISODES[2:], ["k"], answering="none")
+    parts = cut(agent.chat, EPISODES[2].chunks, 30)
+    assert len(parts) > 2 and [e.passage for e in rollout.log] == [
+        "\n\n".join(parts[j : j + 2]) for j in range(0, len(parts), 2)
+    ]
+    by_hand, slot, lesson = agent_of(config=agent.config), None, Lesson()
+    slot = by_hand.bank.alloc()
+    for j in range(0, len(parts), 2):
+        two = parts[j : j + 2]
+        drafts = by_hand.write(two, [slot] * len(two), keys=[f"k/write{j + k}" for k in range(len(two))])
+        pairs = {normalise(p.question): p for d in drafts for p in d.written.pairs}
+        by_hand.teach([slot], [list(pairs.values())], [lesson])
+        assert rollout.log[j // 2].written.empty == len(two)
+        assert rollout.log[j // 2].written.pairs == list(pairs.values())
+    assert torch.equal(by_hand.bank.snapshot(slot).param, rollout.delta.param)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from .decode import Generation, decode
 from .learn import Learned, learn
 from .renderings import worded
 from .teach import Lesson, chosen
-from .write import Written, answered, beside, first_line, parse, parse_answers, parse_many, prompts
+from .write import Written, answered, beside, first_line, parse, parse_answers, parse_many, prompts, together
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,14 @@ class Draft:
     replies: list[Reply]
     written: Written
     answers: list[Reply] = field(default_factory=list)
+
+    @classmethod
+    def joined(cls, drafts: Sequence[Draft]) -> Draft:
+        """Several passages' drafts as one, for what is learned in one update."""
+        return cls(
+            "\n\n".join(d.passage for d in drafts), [r for d in drafts for r in d.replies],
+            together([d.written for d in drafts]), [r for d in drafts for r in d.answers],
+        )  # fmt: skip
 
     @property
     def read(self) -> int:

@@ -65,6 +65,8 @@ class LearnConfig:
     lr               learning rate
     epochs           passes over the pairs
     batch            pairs per minibatch and slot
+    every            passages at most that are learned in one update, where more than one is due; each update rehearses, so more
+                     of them are faster
     rehearse         earlier pairs of the episode learned again with each write; without them it forgets the last one
     contrast         abstentions learned with each write, of questions about somebody else; see tmem.agent.teach
     renderings       the words in which pairs are taught, one an epoch in turns; each a text with {question} and, where it
@@ -81,6 +83,7 @@ class LearnConfig:
     lr: float
     epochs: int
     batch: int
+    every: int
     rehearse: int
     contrast: int
     renderings: tuple[str, ...]
@@ -219,9 +222,17 @@ def renamed(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 
 def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`renamed`, and what an agent did before presets said it: pairs were taught and asked bare, and written as a list."""
+    """`renamed`, and what an agent did before presets said it.
+
+    Pairs were taught and asked bare, and written as a list; every passage was learned by itself.
+    """
     out = renamed(settings)
-    for table, name, value in (("learn", "renderings", [BARE]), ("answer", "asked", BARE), ("write", "replies", 1)):
+    for table, name, value in (
+        ("learn", "renderings", [BARE]),
+        ("learn", "every", 1),
+        ("answer", "asked", BARE),
+        ("write", "replies", 1),
+    ):
         if isinstance(out.get(table), dict):
             out[table].setdefault(name, value)
     return out

@@ -175,15 +175,15 @@ class _Batch:
         """Write and learn every passage."""
         agent, under_delta = self.agent, self.agent.config.write.under_delta
         streams = [cut(agent.chat, r.episode.chunks, agent.config.write.window) for r in self.rollouts]
-        rounds = max(map(len, streams), default=0)
+        rounds, every = max(map(len, streams), default=0), agent.config.learn.every
         drafts = {} if under_delta else self._written_at_once(streams)
-        for j in range(rounds):
-            due = [i for i, passages in enumerate(streams) if j < len(passages)]
+        for j in range(0, rounds, every):
+            due = {i: [(i, k) for k in range(j, min(j + every, len(p)))] for i, p in enumerate(streams) if j < len(p)}
             if under_delta:
                 self.tell("write", j, rounds)
-                drafts = self._write(streams, [(i, j) for i in due])
+                drafts = self._write(streams, [spot for spots in due.values() for spot in spots])
             self.tell("learn", j, rounds)
-            self._learn({i: drafts.pop((i, j)) for i in due})
+            self._learn({i: Draft.joined([drafts.pop(spot) for spot in spots]) for i, spots in due.items()})
             if mine := [i for i in due if i in self.probed]:
                 with self.clock("probe"):
                     asked_back(agent, [self.rollouts[i].log[-1] for i in mine], [self.slots[i] for i in mine])

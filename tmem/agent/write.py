@@ -160,6 +160,17 @@ def answered(drawn: Written, texts: Sequence[str], unknown: str, passage: str, l
     return out
 
 
+def together(written: Sequence[Written]) -> Written:
+    """Of several passages' writes one. Of one question in two of them the later answer stands, as in a list."""
+    out = Written(**{kind: sum(getattr(w, kind) for w in written) for kind in DROPPED})
+    found: dict[str, Pair] = {}
+    pairs = [pair for w in written for pair in w.pairs]
+    for pair in pairs:
+        _keep(out, found, pair, len(pairs))
+    out.pairs = list(found.values())
+    return out
+
+
 def parse_answers(questions: Sequence[str], texts: Sequence[str], unknown: str) -> Written:
     """Pairs of known questions and what was answered to each. An abstention is no pair."""
     out = Written()
