@@ -203,11 +203,12 @@ DEFAULT = {
     "train": {"seed": 0, "task": "stream", "difficulty": 1, "policy": "full", "policy_rank": 16, "data": [], "join": 1,
               "cut_words": 250, "swap_names": 0.5, "resolve_dates": True, "warm_steps": 32, "warm_plain": 1000,
               "warm_episodes": 4, "warm_pairs": 0, "warm_recall": 0.1, "warm_read": 0.0, "warm_lr": 2e-4, "warm_decay": 0.0,
-              "rl_steps": 3, "rl_episodes": 3, "rl_group": 4, "rl_questions": 0, "rl_answers": "sampled", "rl_lr": 1e-5,
-              "rl_warmup": 3, "rl_decay": 0.0, "rl_clip": 0.2, "rl_kl": 0.0, "rl_resample": 0, "normalise": True,
-              "reward": "f1", "length_cost": 0.0, "format_cost": 0.0, "replay": "snapshot", "refresh_a": 0, "grad_clip": 1.0,
-              "micro_tokens": 2048, "checkpointing": False, "layout": "ddp", "drift": 0.0, "probe": 2, "control_steps": 0,
-              "eval_episodes": 10, "eval_split": "test", "save_every": 180.0},
+              "rl_steps": 3, "rl_episodes": 3, "rl_group": 4, "rl_questions": 0, "rl_answers": "sampled",
+              "rl_credit": "rollout", "rl_lr": 1e-5, "rl_warmup": 3, "rl_decay": 0.0, "rl_clip": 0.2, "rl_kl": 0.0,
+              "rl_resample": 0, "normalise": True, "reward": "f1", "length_cost": 0.0, "format_cost": 0.0,
+              "replay": "snapshot", "refresh_a": 0, "grad_clip": 1.0, "micro_tokens": 2048, "checkpointing": False,
+              "layout": "ddp", "drift": 0.0, "probe": 2, "control_steps": 0, "eval_episodes": 10, "eval_split": "test",
+              "save_every": 180.0},
 }  # fmt: skip
 DIFFERS = {
     "default": {},

@@ -159,7 +159,7 @@ def test_a_run_whose_settings_have_the_names_of_before_is_gone_on_with(tmp_path)
         start(out, resume=True)
 
 
-@pytest.mark.parametrize("name, other", [("rl_decay", 0.5)])
+@pytest.mark.parametrize("name, other", [("rl_decay", 0.5), ("rl_credit", "action")])
 def test_a_run_of_before_there_was_a_setting_of_rl_goes_on_as_it_was(tmp_path, name, other):
     out = tmp_path / "run"
     first = start(out)

@@ -34,6 +34,7 @@ class Action:
     generation: Generation
     delta: Snapshot | None  # the Δ that produced it; None: Δ = 0, or not kept
     writes: int = 0  # how many writes its Δ had learned
+    place: int = 0  # the entry of the rollout's log that it is part of, or the question that it answers
 
 
 class Clock(dict):
@@ -217,7 +218,7 @@ class _Batch:
         for slot, rollout, draft, result in zip(slots, rollouts, drafts.values(), learned):
             if self.how.trace:
                 seen = (rollout.delta, len(rollout.log)) if self.agent.config.write.under_delta else (None, 0)
-                rollout.actions += [Action("write", r.prompt, r.generation, *seen) for r in draft.replies]
+                rollout.actions += [Action("write", r.prompt, r.generation, *seen, len(rollout.log)) for r in draft.replies]
                 rollout.delta = self.agent.bank.snapshot(slot, optimizer=False) if self.how.snapshots else None
             rollout.log.append(LogEntry.of(draft, result))
 
@@ -244,6 +245,7 @@ class _Batch:
                 keys=[f"{r.key}/answer/{q.id}" for r, _, q in asked],
             )
         for (rollout, *_), reply in zip(asked, replies):
-            rollout.answers.append(first_line(reply.text))
             if self.how.trace and self.how.answering == "sampled":
-                rollout.actions.append(Action("answer", reply.prompt, reply.generation, rollout.delta, len(rollout.log)))
+                seen = (rollout.delta, len(rollout.log))
+                rollout.actions.append(Action("answer", reply.prompt, reply.generation, *seen, len(rollout.answers)))
+            rollout.answers.append(first_line(reply.text))

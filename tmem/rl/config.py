@@ -10,10 +10,11 @@ from ..agent.config import DEFAULT_PRESET, build, read
 CHOICES = {
     "eval_split": ("dev", "test"), "difficulty": (1, 2, 3), "replay": ("snapshot", "log"), "layout": ("ddp", "fsdp"),
     "rl_answers": ("sampled", "greedy", "scored", "logp"), "policy": ("full", "lora"),
+    "rl_credit": ("rollout", "action"),
 }  # fmt: skip
 OF_PASSAGES = ("data", "join", "cut_words", "swap_names", "resolve_dates")
 # Settings that came later, and what was done without them; then those that mean nothing to a run from before.
-BEFORE = {"policy": "full", "data": [], "warm_read": 0.0, "warm_decay": 0.0, "rl_decay": 0.0}
+BEFORE = {"policy": "full", "data": [], "warm_read": 0.0, "warm_decay": 0.0, "rl_credit": "rollout", "rl_decay": 0.0}
 IDLE = ("policy_rank", "join", "cut_words", "swap_names", "resolve_dates")
 
 
@@ -56,6 +57,8 @@ class TrainConfig:
                      answers; "logp", whose reward is the floored token log-probability of the right ones, see
                      tmem.agent.scored; or "scored", the probability of a right answer: what em would be on average over
                      sampled ones
+    rl_credit        "rollout": every action gets its rollout's advantage; "action": a write gets what leaving it out takes from
+                     the reward, an answer what its question got, see tmem.rl.credit; a rollout of many writes takes long then
     rl_lr            learning rate
     rl_warmup        steps in which the learning rate rises to rl_lr
     rl_decay         share of the RL steps, the last ones, in which it falls to 0; 0: it stays
@@ -109,6 +112,7 @@ class TrainConfig:
     rl_group: int
     rl_questions: int
     rl_answers: str
+    rl_credit: str
     rl_lr: float
     rl_warmup: int
     rl_decay: float

@@ -12,7 +12,7 @@ import torch
 from ..agent.agent import Agent
 from ..agent.loop import Clock, Rollout
 from ..tasks import Task
-from . import neutral, replay
+from . import credit, neutral, replay
 from .config import TrainConfig
 from .halves import Halves, correlation, halves
 from .loss import advantages, dead
@@ -73,9 +73,14 @@ def step(
     everyone = world.gathered([_told(group, config, f"{config.seed}/halves/{number}/{p}") for p, group in zip(places, groups)])
     full = [group for group in everyone if group.rewards]
     total = sum(group.tokens for group in full)
+    with clock("credit"):
+        advantage = _advantages(agent, config, [g for g in groups if g.rewards])
     note("update")
     with clock("update"):
-        replayed = _replayed(agent, policy, config, groups, max(1, total))
+        replayed = replay.backward(
+            agent, policy, [r for g in groups for r in g.rollouts], advantage, max(1, total),
+            clip=config.rl_clip, beta=config.rl_kl, tokens=config.micro_tokens, mode=config.replay,
+        )  # fmt: skip
     compared = _compared(policy, replayed)
     live = compared["live_tokens"]
     with clock("optimizer"):
@@ -110,14 +115,12 @@ def _watch_neutral_text(agent: Agent, config: TrainConfig, placed: Iterable[tupl
             group.neutral_kl = [neutral.kl(agent, group.rollouts[0].delta)]
 
 
-def _replayed(agent: Agent, policy: Policy, config: TrainConfig, groups: Sequence[Group], total: int) -> replay.Replayed:
-    """Accumulate the gradient of the policy loss, whose every token weighs 1/total."""
-    mine = [g for g in groups if g.rewards]
-    advantage = advantages(torch.tensor([g.rewards for g in mine]), normalise=config.normalise) if mine else torch.zeros(0)
-    return replay.backward(
-        agent, policy, [r for g in mine for r in g.rollouts], advantage.flatten().tolist(), total,
-        clip=config.rl_clip, beta=config.rl_kl, tokens=config.micro_tokens, mode=config.replay,
-    )  # fmt: skip
+def _advantages(agent: Agent, config: TrainConfig, groups: Sequence[Group]) -> list[list[float]]:
+    """One for each action of every rollout of groups that have rewards: its rollout's, or its own."""
+    if config.rl_credit == "action":
+        return credit.advantages(agent, [(g.rollouts, g.found) for g in groups], config)
+    found = advantages(torch.tensor([g.rewards for g in groups]), normalise=config.normalise).flatten() if groups else ()
+    return [[float(a)] * len(r.actions) for a, r in zip(found, (r for g in groups for r in g.rollouts))]
 
 
 def _compared(policy: Policy, replayed: replay.Replayed) -> dict:

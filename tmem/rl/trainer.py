@@ -8,7 +8,7 @@ What is not:
   1. One update a batch. The ratio is 1 apart from rounding and the clip hardly acts: REINFORCE with the group as baseline.
   2. The loss is a mean over the tokens of the whole batch (DAPO), not over the tokens of each rollout first.
   3. A rollout is an episode of many actions, its writes and its answers. Each action gets the rollout's advantage; actions are
-     no members of the group.
+     no members of the group. With `rl_credit = "action"` each has its own (tmem.rl.credit).
   4. Every action is scored under the Δ that it was sampled with. That Δ is a constant: no gradient goes through learning.
   5. No KL term unless `rl_kl` asks for it. The reference then has the same Δ.
   6. `normalise = false` leaves the standard deviation out (Dr. GRPO, arXiv 2503.20783).
