@@ -15,7 +15,8 @@ The advantage is the credit less the mean of the group's actions at the same pla
 With `normalise` it is divided by the root mean square over all writes, or all answers, of the group. With one write an episode
 it is the rollout's own advantage under that reward.
 
-Cost: an episode of W writes is learned W times more, W - 1 writes each time.
+Cost: an episode of W writes is learned W times more, W - 1 writes each time, and asked as often; and once as a whole, unless
+its rollout's answers were scored.
 """
 
 from __future__ import annotations
