@@ -158,8 +158,8 @@ class Ours:
 
     def backward(self, rollouts: Sequence[Rollout]) -> None:
         replay.backward(
-            self.agent, self.policy, rollouts, self.advantages, self.total, clip=self.config.rl_clip,
-            tokens=self.config.micro_tokens,
+            self.agent, self.policy, rollouts, [[a] * len(r.actions) for a, r in zip(self.advantages, rollouts)], self.total,
+            clip=self.config.rl_clip, tokens=self.config.micro_tokens,
         )  # fmt: skip
 
 

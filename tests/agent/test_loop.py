@@ -12,6 +12,7 @@ import torch
 import transformers
 from tiny import FAMILIES, Letters, model, pairs
 from tiny_agent import CONFIG, EPISODES, agent_of
+from wrong import average_before_floor
 
 import tmem.agent.agent as agent_module
 import tmem.agent.loop as loop
@@ -23,7 +24,7 @@ from tmem.agent.learn import Learned, learn, trunk_layers
 from tmem.agent.loop import run
 from tmem.agent.passages import cut
 from tmem.agent.probe import probe, speakers
-from tmem.agent.scored import probabilities
+from tmem.agent.scored import FLOOR, floored, likelihoods, log_probabilities
 from tmem.agent.teach import Lesson
 from tmem.agent.write import Written, list_prompt, parse, render
 from tmem.episode import Episode, Pair, Question
@@ -429,24 +430,41 @@ def test_a_scored_answer_is_as_probable_as_the_model_says():
         agent.bank.alloc()
         learn(agent.model, agent.bank, [(i, pairs(2 + i, "n"))], agent.chat, agent.config.learn)
     asked = [("what is nothing?", "a0", 0), ("what is it, tell me at length?", "bcd", 1), ("who?", "a0", -1)]
-    found = probabilities(agent, *zip(*asked))
-    for value, (prompt, answer, slot) in zip(found, asked):
+    found = log_probabilities(agent, *zip(*asked))
+    for values, (prompt, answer, slot) in zip(found, asked):
         start, said = agent.chat.prompt(prompt), agent.chat.answer(answer)
-        want = 0.0
-        for n in range(len(said)):
+        assert len(values) == len(said)
+        for n, value in enumerate(values):
             with torch.no_grad(), agent.bank.route([slot], learn=False):
                 logits = agent.model(torch.tensor([start + said[:n]])).logits[0, -1]
-            want += float(logits.double().log_softmax(-1)[said[n]])
-        assert math.isclose(value, math.exp(want), rel_tol=1e-4)
-    assert probabilities(agent, *zip(*asked[1:2])) == found[1:2]
+            assert math.isclose(value, float(logits.double().log_softmax(-1)[said[n]]), rel_tol=1e-4)
+    assert log_probabilities(agent, *zip(*asked[1:2])) == found[1:2]
     for slot in range(2):
         agent.bank.free(slot)
     both = [
         dataclasses.replace(EPISODES[0], questions=(dataclasses.replace(EPISODES[0].questions[0], answers=a),))
         for a in (("a", "b"), ("a",), ("b",))
     ]
-    either, first, second = (r.right[0] for r in run(agent, both, ["k"] * 3, answering="scored"))
-    assert math.isclose(either, first + second, rel_tol=1e-6) and either > 0
+    either, first, second = (r.likely[0] for r in run(agent, both, ["k"] * 3, answering="scored"))
+    assert math.isclose(either.right, first.right + second.right, rel_tol=1e-6) and either.right > 0
+    assert either.logp == max(first.logp, second.logp)
+
+
+def test_the_floor_stands_on_each_token_of_an_answer():
+    """By hand; and of several right answers the best counts, of none the floor."""
+    assert FLOOR == -4.0 and floored([-1.0, -9.0, -2.0]) == (-1.0 - 4.0 - 2.0) / 3
+    assert floored([-1.0, -9.0, -2.0]) != average_before_floor.floored([-1.0, -9.0, -2.0]) == -4.0
+    assert floored([-0.5, -1.5]) == -1.0 == average_before_floor.floored([-0.5, -1.5])
+    agent, question = agent_of(slots=1), EPISODES[0].questions[0]
+    slot, settings = agent.bank.alloc(), dataclasses.replace(CONFIG.learn, epochs=60)
+    learn(agent.model, agent.bank, [(slot, [Pair(question.text, "bc")])], agent.chat, settings)
+    asked = [dataclasses.replace(question, answers=a) for a in (("a", "bcd", "a"), ("a",), ("bcd",), ())]
+    both, one, other, none = likelihoods(agent, asked, [slot] * 4)
+    assert FLOOR <= one.logp < other.logp == both.logp and none == (0.0, FLOOR)
+    tokens = log_probabilities(agent, [agent.asked(question.text)], ["bcd"], [slot])[0]
+    assert min(tokens) < FLOOR < max(tokens) and len(tokens) == 4
+    assert other.logp == sum(max(t, -4.0) for t in tokens) / 4
+    assert [likelihoods(agent, [q], [slot])[0] for q in asked] == [both, one, other, none]
 
 
 def test_every_action_carries_the_delta_that_produced_it(monkeypatch):

@@ -124,7 +124,7 @@ WAYS = (by_memory, by_rollout, by_scored_rollout, by_evaluation, by_dissection)
 @pytest.fixture
 def seen(monkeypatch):
     """(prompts that were taught, prompts that were asked), as token ids; a write is always PAIR."""
-    taught, asked, block, decode, probable = [], [], learning._block, agents.decode, scored.probabilities
+    taught, asked, block, decode, probable = [], [], learning._block, agents.decode, scored.log_probabilities
 
     def of_learning(model, bank, group, *rest):
         taught.extend(ids[:prompt] for _, ids, prompt in group)
@@ -140,7 +140,7 @@ def seen(monkeypatch):
 
     monkeypatch.setattr(learning, "_block", of_learning)
     monkeypatch.setattr(agents, "decode", of_saying)
-    monkeypatch.setattr(scored, "probabilities", of_scoring)
+    monkeypatch.setattr(scored, "log_probabilities", of_scoring)
     monkeypatch.setattr(agents, "parse", lambda *_, **__: Written([PAIR]))
     return taught, asked
 

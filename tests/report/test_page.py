@@ -130,6 +130,7 @@ def test_text_of_models_and_data_stays_text(run, tmp_path):
 
 def test_guards_compare_the_last_steps_with_the_first():
     first = {"copied": 0.0, "norm": 10.0, "empty": 0.0, "entropy": 1.0, "dead_groups": 0, "pairs_per_write": 6.0}
+    first["split_half"] = 0.2
     steps = [dict(first) for _ in range(9)]
     rules = page.guards(1e-4, 4)
 
@@ -139,7 +140,8 @@ def test_guards_compare_the_last_steps_with_the_first():
     assert set(verdicts().values()) == {"fine", "not measured"} and verdicts()["neutral_kl"] == "not measured"
     for step in steps[-3:]:
         step.update(empty=0.6, copied=0.1, norm=16.0, entropy=0.2, dead_groups=3, pairs_per_write=20.0, cut=None)
-    broken = {"empty", "copied", "norm", "entropy", "dead_groups", "pairs_per_write"}
+        step.update(split_half=-0.1)
+    broken = {"empty", "copied", "norm", "entropy", "dead_groups", "pairs_per_write", "split_half"}
     assert {f for f, v in verdicts().items() if v == "look"} == broken
     steps += [{"dlogp_worst_segment": 1e-3, "update_skipped": 1}]
     assert {f for f, v in verdicts().items() if v == "look"} >= {"dlogp_worst_segment", "update_skipped"}

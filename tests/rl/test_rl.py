@@ -49,11 +49,16 @@ def policy_of(agent):
     return agent.model.policy
 
 
+def each(rollouts, advantages=ADVANTAGES):
+    """Every action of a rollout gets the rollout's advantage."""
+    return [[a] * len(r.actions) for a, r in zip(advantages, rollouts)]
+
+
 def replayed(agent, rollouts, **options):
     """What an update finds, and its gradient."""
     policy = policy_of(agent)
     options = {"total": 100, "tokens": 256, **options}
-    found = replay.backward(agent, policy, rollouts, ADVANTAGES[: len(rollouts)], **options)
+    found = replay.backward(agent, policy, rollouts, each(rollouts), **options)
     gradient = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in policy.params])
     policy.drop()
     return found, gradient
@@ -125,7 +130,7 @@ def test_the_policy_gradient_does_not_depend_on_micro_batches_slots_order_or_che
     _, again = replayed(agent, rollouts, tokens=4096, **options)
     assert_close("checkpointing", again, large, 1e-5)
     policy.checkpointing = False
-    reverse = replay.backward(agent, policy, rollouts[::-1], ADVANTAGES[::-1], 100, tokens=256, beta=0.1)
+    reverse = replay.backward(agent, policy, rollouts[::-1], each(rollouts)[::-1], 100, tokens=256, beta=0.1)
     assert reverse.loss == pytest.approx(first.loss, rel=1e-4)
     policy.drop()
     for _ in range(7):  # one free slot, so one Δ at a time
@@ -153,7 +158,8 @@ def test_rollouts_that_share_a_prompt_share_a_row_and_do_not_see_each_other(monk
     assert worst(together) < 1e-5 and together.loss == pytest.approx(apart.loss, rel=1e-5)
     assert together.entropy == pytest.approx(apart.entropy, rel=1e-5)
     monkeypatch.undo()
-    wrong = branches_in_sight.backward(agent, policy_of(agent), rollouts_of(agent, monkeypatch), ADVANTAGES, 100)
+    rollouts = rollouts_of(agent, monkeypatch)
+    wrong = branches_in_sight.backward(agent, policy_of(agent), rollouts, each(rollouts), 100)
     policy_of(agent).drop()
     assert worst(wrong) > 1e-3
 
@@ -172,7 +178,7 @@ def kl_of_memory(agent, rollouts, backward):
     """The divergence from a reference that is θ0 itself: zero, unless the memory is counted as a difference."""
     policy = policy_of(agent)
     policy.remember()
-    return backward(agent, policy, rollouts, ADVANTAGES, 100, beta=0.1).kl
+    return backward(agent, policy, rollouts, each(rollouts), 100, beta=0.1).kl
 
 
 def test_the_reference_has_the_same_memory_as_the_policy(monkeypatch):
@@ -213,7 +219,8 @@ def test_an_advantage_belongs_to_a_rollout_and_every_action_of_it_gets_it(monkey
 def test_dead_groups_and_empty_worlds_cost_nothing(monkeypatch):
     agent = agent_of(slots=8)
     policy = policy_of(agent)
-    found = replay.backward(agent, policy, rollouts_of(agent, monkeypatch), (0.0, 0.0, 0.0), 100)
+    rollouts = rollouts_of(agent, monkeypatch)
+    found = replay.backward(agent, policy, rollouts, each(rollouts, (0.0, 0.0, 0.0)), 100)
     assert found.tokens == 0 and all(p.grad is None for p in policy.params)
     assert replay.backward(agent, policy, [], [], 1).loss == 0.0
 
@@ -280,6 +287,14 @@ def test_the_reference_stays_where_it_was_remembered():
     with policy.referring():
         assert torch.equal(network.lm_head.weight, first)
     assert torch.equal(network.lm_head.weight, moved) and not torch.equal(moved, first)
+
+
+def test_the_learning_rate_rises_and_falls_by_hand():
+    """Ten steps, up over four and down over the last four: left / share is 4/4, 3/4, 2/4, 1/4 in them."""
+    config = dataclasses.replace(TRAIN, rl_steps=10, rl_lr=8.0, rl_warmup=4, rl_decay=0.4)
+    assert [grpo._rate(config, n) for n in range(10)] == pytest.approx([2, 4, 6, 8, 8, 8, 8, 6, 4, 2])
+    assert [grpo._rate(dataclasses.replace(config, rl_decay=0.0), n) for n in range(10)] == [2, 4, 6] + [8] * 7
+    assert grpo._rate(dataclasses.replace(config, rl_decay=1.0, rl_warmup=0), 5) == 4.0
 
 
 # what the warm start teaches ---------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from tmem.agent.write import Written
 from tmem.episode import Pair
 from tmem.files import folders
 from tmem.files.objects import write_json
-from tmem.rl import checkpoint, grpo, trainer
+from tmem.rl import checkpoint, grpo, halves, trainer
 from tmem.rl.policy import Policy
 from tmem.rl.world import ALONE, largest
 from tmem.testing import assert_close
@@ -187,6 +187,20 @@ def test_a_run_whose_settings_have_the_names_of_before_is_gone_on_with(tmp_path)
     write_json(out / "run.json", recorded)
     with pytest.raises(ValueError, match=r"other settings \(AgentConfig.adapter.rank\)"):
         start(out, resume=True)
+
+
+@pytest.mark.parametrize("name, other", [("rl_decay", 0.5), ("rl_credit", "action")])
+def test_a_run_of_before_there_was_a_setting_of_rl_goes_on_as_it_was(tmp_path, name, other):
+    out = tmp_path / "run"
+    first = start(out)
+    recorded = first._settings()
+    first._let_go()
+    del recorded["TrainConfig"][name]
+    out.mkdir(exist_ok=True)
+    write_json(out / "run.json", recorded)
+    start(out, resume=True)._let_go()
+    with pytest.raises(ValueError, match=rf"other settings \(TrainConfig.{name}\)"):
+        start(out, resume=True, **{name: other})
 
 
 def test_a_run_of_before_presets_said_how_pairs_are_taught_goes_on_bare_and_in_no_other_words(tmp_path, undisturbed):
@@ -461,13 +475,14 @@ def test_groups_without_variance_are_drawn_again_and_counted(tmp_path, monkeypat
     assert all(r["dead_groups"] == 2 and r["live_tokens"] == 0 and r["grad_norm"] == 0.0 for r in rows)
 
 
-@pytest.mark.parametrize("answers", ["greedy", "scored"])
+@pytest.mark.parametrize("answers", ["greedy", "scored", "logp"])
 def test_with_answers_that_are_not_sampled_only_writing_is_trained(tmp_path, answers):
     start(tmp_path / answers, rl_answers=answers, rl_steps=1).run()
     (row,) = (r for r in lines(tmp_path / answers) if r["phase"] == "rl")
     segments = lines(tmp_path / answers, "segments")[0]["segments"]
     assert {s[0] for s in segments} <= {"write"} and row["dlogp_worst_segment"] < 1e-4
-    assert ("f1" in row, "right" in row) == ((True, False) if answers == "greedy" else (False, True))
+    assert ("f1" in row, "right" in row, "logp" in row) == {"greedy": (True, False, False)}.get(answers, (False, True, True))
+    assert row["reward"] == {"greedy": row.get("shout"), "scored": row.get("right"), "logp": row.get("logp")}[answers]
 
 
 def test_a_drift_between_sampler_and_trainer_is_warned_of_and_so_is_one_that_is_no_number(tmp_path, monkeypatch):
@@ -480,6 +495,25 @@ def test_a_drift_between_sampler_and_trainer_is_warned_of_and_so_is_one_that_is_
     monkeypatch.setattr(grpo, "step", step)
     start(tmp_path / "drift", drift=1e-9).run(trainer.Progress(warn=said.append))
     assert len(said) == 2 and all("off the sampler's" in s for s in said) and "are nan off" in said[1]
+
+
+def test_a_reward_that_is_noise_is_warned_of_also_across_a_resume(tmp_path, monkeypatch):
+    """Judged by the mean of so many steps, here two, wherever the run was stopped between them."""
+    said, real, out = [], grpo.step, tmp_path / "noise"
+
+    def step(*args, **options):
+        row, segments = real(*args, **options)
+        assert row["split_half"] is None or -1.001 < row["split_half"] < 1.001
+        return row | {"split_half": -0.5}, segments
+
+    monkeypatch.setattr(grpo, "step", step)
+    monkeypatch.setattr(halves, "NOISY", 2)
+    run_until(out, "rl", 0)
+    again = start(out, resume=True)
+    assert again.state["split_half"] == [-0.5]
+    again.run(trainer.Progress(warn=said.append))
+    assert [s[:7] for s in said if "follows noise" in s] == ["step 1:"]
+    assert [r["split_half"] for r in lines(out) if r["phase"] == "rl"] == [-0.5] * 3
 
 
 def test_the_largest_of_numbers_with_nan_is_nan_wherever_it_stands():

@@ -10,6 +10,6 @@ def backward(agent, policy, rollouts):
     route = bank.route
     bank.route = lambda slots, learn=True, **options: route(slots, learn=True, **options)
     try:
-        replay.backward(agent, policy, rollouts[:1], (1.0,), 100)
+        replay.backward(agent, policy, rollouts[:1], [[1.0] * len(rollouts[0].actions)], 100)
     finally:
         bank.free, bank.route = free, route

@@ -18,7 +18,7 @@ from .decode import Generation
 from .learn import Learned
 from .passages import cut
 from .probe import asked_back
-from .scored import any_of
+from .scored import Likelihood, likelihoods
 from .teach import Lesson
 from .write import DROPPED, Written, first_line, surest
 
@@ -34,6 +34,7 @@ class Action:
     generation: Generation
     delta: Snapshot | None  # the Δ that produced it; None: Δ = 0, or not kept
     writes: int = 0  # how many writes its Δ had learned
+    place: int = 0  # the entry of the rollout's log that it is part of, or the question that it answers
 
 
 class Clock(dict):
@@ -93,7 +94,7 @@ class Rollout:
     key: str
     log: list[LogEntry] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
-    right: list[float] = field(default_factory=list)  # where answers were scored: the probability of a right one, per question
+    likely: list[Likelihood] = field(default_factory=list)  # where answers were scored: of the right ones, per question
     actions: list[Action] = field(default_factory=list)
     delta: Snapshot | None = None  # Δ at the end, when traced with snapshots or when nothing was asked
     seconds: float = 0.0  # an equal share of what its batch took
@@ -112,7 +113,7 @@ class RunOptions:
 
     temperature  of writing, and of answers that are sampled
     answering    "sampled"; "greedy": the likeliest answers, which are then no actions of the policy; "scored": nothing is said,
-                 the probability of a right answer is computed (`Rollout.right`); "none": nothing is asked, `Rollout.delta`
+                 how likely the right answers are is computed (`Rollout.likely`); "none": nothing is asked, `Rollout.delta`
                  is what was learned
     trace        keep every action with the Δ that produced it, for the policy gradient; without `snapshots` only with the
                  number of writes before it, from which Δ can be learned again
@@ -223,7 +224,7 @@ class _Batch:
         for slot, rollout, draft, result in zip(slots, rollouts, drafts.values(), learned):
             if self.how.trace:
                 seen = (rollout.delta, len(rollout.log)) if self.agent.config.write.under_delta else (None, 0)
-                rollout.actions += [Action("write", r.prompt, r.generation, *seen) for r in draft.replies]
+                rollout.actions += [Action("write", r.prompt, r.generation, *seen, len(rollout.log)) for r in draft.replies]
                 rollout.delta = self.agent.bank.snapshot(slot, optimizer=False) if self.how.snapshots else None
             rollout.log.append(LogEntry.of(draft, result))
             if result.kept:
@@ -240,8 +241,9 @@ class _Batch:
         agent, asked = self.agent, [(r, slot, q) for r, slot in zip(self.rollouts, self.slots) for q in r.episode.questions]
         with self.clock("answer"):
             if self.how.answering == "scored":
-                for (rollout, *_), right in zip(asked, any_of(agent, [q for *_, q in asked], [s for _, s, _ in asked])):
-                    rollout.right.append(right)
+                found = likelihoods(agent, [q for *_, q in asked], [slot for _, slot, _ in asked])
+                for (rollout, *_), likely in zip(asked, found):
+                    rollout.likely.append(likely)
                 return
             replies = agent.say(
                 [agent.asked(q.text) for *_, q in asked],
@@ -251,6 +253,7 @@ class _Batch:
                 keys=[f"{r.key}/answer/{q.id}" for r, _, q in asked],
             )
         for (rollout, *_), reply in zip(asked, replies):
-            rollout.answers.append(first_line(reply.text))
             if self.how.trace and self.how.answering == "sampled":
-                rollout.actions.append(Action("answer", reply.prompt, reply.generation, rollout.delta, len(rollout.log)))
+                seen = (rollout.delta, len(rollout.log))
+                rollout.actions.append(Action("answer", reply.prompt, reply.generation, *seen, len(rollout.answers)))
+            rollout.answers.append(first_line(reply.text))

@@ -24,9 +24,9 @@ console = Terminal()
 
 # What a live view of training shows, by field of metrics.jsonl.
 WATCHED = {
-    "reward": "reward", "recall": "gold facts written", "pairs_per_write": "pairs per write",
-    "grounded": "pairs found in the text", "copied": "questions copied with a guess", "dropped": "lines dropped",
-    "held": "own pairs held", "norm": "‖ΔW‖", "kl": "KL",
+    "reward": "reward", "split_half": "its halves agree, r", "recall": "gold facts written",
+    "pairs_per_write": "pairs per write", "grounded": "pairs found in the text",
+    "copied": "questions copied with a guess", "dropped": "lines dropped", "held": "own pairs held", "norm": "‖ΔW‖", "kl": "KL",
     "entropy": "entropy, nats", "dead_groups": "dead groups", "dlogp": "|Δ log p|", "neutral_nll": "neutral text, nats",
 }  # fmt: skip
 

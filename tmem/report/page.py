@@ -62,6 +62,8 @@ def charts(drift: float) -> tuple[Chart, ...]:
     return (
         Chart("Reward", (("reward", "mean"), ("reward_std_in_group", "standard deviation in a group")),
               "Mean over rollouts at T=1. Advantages are made from the differences inside a group."),
+        Chart("Reward of two halves of the questions", (("split_half", "correlation within groups"),),
+              "At 0 or below, what one half of the questions says of a rollout the other half does not confirm: noise."),
         Chart("Groups without an advantage",
               (("dead_groups", "dead"), ("resampled", "drawn again"), ("skipped_groups", "no memory")),
               "Groups whose rollouts all got the same reward; groups drawn again; groups left out for lack of memory."),
@@ -114,6 +116,7 @@ def guards(drift: float, groups: int) -> tuple[Guard, ...]:
         Guard("Δ changes neutral text", "neutral_kl", "more than twice the first", lambda a, b: b > 2 * a),
         Guard("general ability lost", "neutral_nll", "more than 0.2 nats above the first", lambda a, b: b > a + 0.2),
         Guard("nothing left to learn from", "dead_groups", f"more than half of {groups} groups", lambda a, b: b > groups / 2),
+        Guard("reward that does not repeat itself: noise is trained on", "split_half", "0 or less", lambda a, b: b <= 0),
         Guard("entropy collapse", "entropy", "less than a third of the first", lambda a, b: b < a / 3),
         Guard("sampler and trainer disagree", "dlogp_worst_segment", f"above {drift:g}", lambda a, b: b > drift),
         Guard("steps not taken", "update_skipped", "any", lambda a, b: b > 0),

@@ -9,11 +9,12 @@ from ..agent.config import DEFAULT_PRESET, build, read
 
 CHOICES = {
     "eval_split": ("dev", "test"), "difficulty": (1, 2, 3), "replay": ("snapshot", "log"), "layout": ("ddp", "fsdp"),
-    "rl_answers": ("sampled", "greedy", "scored"), "policy": ("full", "lora"),
+    "rl_answers": ("sampled", "greedy", "scored", "logp"), "policy": ("full", "lora"),
+    "rl_credit": ("rollout", "action"),
 }  # fmt: skip
 OF_PASSAGES = ("data", "join", "cut_words", "swap_names", "resolve_dates")
 # Settings that came later, and what was done without them; then those that mean nothing to a run from before.
-BEFORE = {"policy": "full", "data": [], "warm_read": 0.0, "warm_decay": 0.0}
+BEFORE = {"policy": "full", "data": [], "warm_read": 0.0, "warm_decay": 0.0, "rl_credit": "rollout", "rl_decay": 0.0}
 IDLE = ("policy_rank", "join", "cut_words", "swap_names", "resolve_dates")
 
 
@@ -53,10 +54,14 @@ class TrainConfig:
     rl_group         rollouts per episode, 2 or more
     rl_questions     of stream and passages: asked after a training episode at most; more make the reward less noisy; 0: its own
     rl_answers       "sampled" answers are trained too; with less noise and only writing trained: "greedy", the likeliest
-                     answers, or "scored", whose reward is the probability of a right answer: what em would be on average
-                     over sampled ones
+                     answers; "logp", whose reward is the floored token log-probability of the right ones, see
+                     tmem.agent.scored; or "scored", the probability of a right answer: what em would be on average over
+                     sampled ones
+    rl_credit        "rollout": every action gets its rollout's advantage; "action": a write gets what leaving it out takes from
+                     the reward, an answer what its question got, see tmem.rl.credit; a rollout of many writes takes long then
     rl_lr            learning rate
     rl_warmup        steps in which the learning rate rises to rl_lr
+    rl_decay         share of the RL steps, the last ones, in which it falls to 0; 0: it stays
     rl_clip          ε of the clipped ratio
     rl_kl            β of the k3 divergence from θ0 at RL's start, under the same Δ; 0: none
     rl_resample      how often an episode whose group has no variance is replaced by another one
@@ -107,8 +112,10 @@ class TrainConfig:
     rl_group: int
     rl_questions: int
     rl_answers: str
+    rl_credit: str
     rl_lr: float
     rl_warmup: int
+    rl_decay: float
     rl_clip: float
     rl_kl: float
     rl_resample: int
@@ -136,7 +143,7 @@ class TrainConfig:
             if getattr(self, name) not in choices:
                 known = " or ".join(str(c) for c in choices)
                 raise ValueError(f"preset: [train] {name}: expected {known}, got {getattr(self, name)!r}.")
-        for name in ("swap_names", "warm_decay"):
+        for name in ("swap_names", "warm_decay", "rl_decay"):
             if getattr(self, name) > 1:
                 raise ValueError(f"preset: [train] {name}: expected a share of 0 to 1, got {getattr(self, name):g}.")
         if self.data and self.task != "passages":

@@ -12,11 +12,12 @@ import torch
 from ..agent.agent import Agent
 from ..agent.loop import Clock, Rollout
 from ..tasks import Task
-from . import neutral, replay
+from . import credit, neutral, replay
 from .config import TrainConfig
+from .halves import Halves, correlation, halves
 from .loss import advantages, dead
-from .policy import Policy
-from .rollout import Scores, means, out_of_memory, reward, sample, scores
+from .policy import Policy, falling
+from .rollout import Scores, means, out_of_memory, reward, rewarded, sample, scores
 from .world import largest
 
 
@@ -51,6 +52,7 @@ class Told(NamedTuple):
     tokens: int  # generated
     tries: int
     values: list[dict[str, float]]
+    halves: Halves
 
 
 def step(
@@ -68,16 +70,21 @@ def step(
     with clock("watch"):
         neutral_nll = neutral.nll(agent)
         _watch_neutral_text(agent, config, zip(places, groups))
-    everyone = world.gathered([Told(g.rewards, g.tokens, g.tries, g.values) for g in groups])
+    everyone = world.gathered([_told(group, config, f"{config.seed}/halves/{number}/{p}") for p, group in zip(places, groups)])
     full = [group for group in everyone if group.rewards]
     total = sum(group.tokens for group in full)
+    with clock("credit"):
+        advantage = _advantages(agent, config, [g for g in groups if g.rewards])
     note("update")
     with clock("update"):
-        replayed = _replayed(agent, policy, config, groups, max(1, total))
+        replayed = replay.backward(
+            agent, policy, [r for g in groups for r in g.rollouts], advantage, max(1, total),
+            clip=config.rl_clip, beta=config.rl_kl, tokens=config.micro_tokens, mode=config.replay,
+        )  # fmt: skip
     compared = _compared(policy, replayed)
     live = compared["live_tokens"]
     with clock("optimizer"):
-        rate = config.rl_lr * min(1.0, (number + 1) / max(1, config.rl_warmup))
+        rate = _rate(config, number)
         norm = policy.step(rate, config.grad_clip) if live else 0.0
         policy.drop()
     row = {
@@ -88,6 +95,19 @@ def step(
     return row, [[kind, writes, n, mean, most] for _, kind, writes, n, mean, most in replayed.actions]
 
 
+def _told(group: Group, config: TrainConfig, key: str) -> Told:
+    """What the other ranks need of a group; `key` draws the halves of its questions."""
+    name = rewarded(config)
+    found = halves([[q[name] for q in s.questions] for s in group.found], key)
+    return Told(group.rewards, group.tokens, group.tries, group.values, found)
+
+
+def _rate(config: TrainConfig, number: int) -> float:
+    """The learning rate of step `number`: it rises over `rl_warmup` steps and falls to 0 over the last share `rl_decay`."""
+    rising = min(1.0, (number + 1) / max(1, config.rl_warmup))
+    return config.rl_lr * rising * falling(1 - number / config.rl_steps, config.rl_decay)
+
+
 def _watch_neutral_text(agent: Agent, config: TrainConfig, placed: Iterable[tuple[int, Group]]) -> None:
     """Measure what Δ changes on neutral text, for the first rollout of the first `probe` places."""
     for place, group in placed:
@@ -95,14 +115,12 @@ def _watch_neutral_text(agent: Agent, config: TrainConfig, placed: Iterable[tupl
             group.neutral_kl = [neutral.kl(agent, group.rollouts[0].delta)]
 
 
-def _replayed(agent: Agent, policy: Policy, config: TrainConfig, groups: Sequence[Group], total: int) -> replay.Replayed:
-    """Accumulate the gradient of the policy loss, whose every token weighs 1/total."""
-    mine = [g for g in groups if g.rewards]
-    advantage = advantages(torch.tensor([g.rewards for g in mine]), normalise=config.normalise) if mine else torch.zeros(0)
-    return replay.backward(
-        agent, policy, [r for g in mine for r in g.rollouts], advantage.flatten().tolist(), total,
-        clip=config.rl_clip, beta=config.rl_kl, tokens=config.micro_tokens, mode=config.replay,
-    )  # fmt: skip
+def _advantages(agent: Agent, config: TrainConfig, groups: Sequence[Group]) -> list[list[float]]:
+    """One for each action of every rollout of groups that have rewards: its rollout's, or its own."""
+    if config.rl_credit == "action":
+        return credit.advantages(agent, [(g.rollouts, g.found) for g in groups], config)
+    found = advantages(torch.tensor([g.rewards for g in groups]), normalise=config.normalise).flatten() if groups else ()
+    return [[float(a)] * len(r.actions) for a, r in zip(found, (r for g in groups for r in g.rollouts))]
 
 
 def _compared(policy: Policy, replayed: replay.Replayed) -> dict:
@@ -128,6 +146,7 @@ def _of_rewards(everyone: Sequence[Told]) -> dict:
     return {
         "reward": float(rewards.mean()) if full else None,
         "reward_std_in_group": float(rewards.std(1, correction=0).mean()) if full else None,
+        "split_half": correlation([group.halves for group in full]),
         "dead_groups": int(dead(rewards).sum()) if full else 0,
         "resampled": sum(group.tries - 1 for group in everyone),
         "skipped_groups": len(everyone) - len(full),

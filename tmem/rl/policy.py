@@ -32,6 +32,11 @@ class _Pieces(nn.Module):
         return fw.token_logits(self.model, *where)
 
 
+def falling(left: float, share: float) -> float:
+    """What a learning rate is multiplied by with `left` of a phase still to do: 1, and in its last `share` left / share."""
+    return min(1.0, left / share) if share else 1.0
+
+
 class Policy:
     """What both layouts share: AdamW on `self.params`, named as in the model.
 

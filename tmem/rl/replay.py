@@ -21,6 +21,7 @@ from ..adapters.bank import AdapterBank, Snapshot
 from ..agent.agent import Agent
 from ..agent.loop import Action, Rollout
 from ..agent.teach import Lesson
+from ..episode import Pair
 from .loss import policy_loss, token_logp
 from .policy import Policy
 from .rows import Row, grouped, logits_of
@@ -54,11 +55,12 @@ class Replayed:
 
 
 def backward(
-    agent: Agent, policy: Policy, rollouts: Sequence[Rollout], advantages: Sequence[float], total: float, *,
+    agent: Agent, policy: Policy, rollouts: Sequence[Rollout], advantages: Sequence[Sequence[float]], total: float, *,
     clip: float = 0.2, beta: float = 0.0, tokens: int = 4096, mode: str = "snapshot",
 ) -> Replayed:  # fmt: skip
-    """Accumulate the gradient of the policy loss over all actions of `rollouts` into θ0; `advantages[i]` is rollout i's.
+    """Accumulate the gradient of the policy loss over all actions of `rollouts` into θ0.
 
+    advantages[i][k]  of action k of rollout i
     total   Σ|o|: the tokens that all rollouts of all ranks generated, with those of dead groups
     tokens  padded tokens in one forward and backward pass
     mode    where an action's Δ comes from: "snapshot" or "log"
@@ -66,8 +68,8 @@ def backward(
     """
     samples = [
         Sample(i, action, advantage)
-        for i, (rollout, advantage) in enumerate(zip(rollouts, advantages))
-        for action in rollout.actions
+        for i, (rollout, own) in enumerate(zip(rollouts, advantages))
+        for action, advantage in zip(rollout.actions, own, strict=True)
         if advantage != 0.0 and action.generation.ids
     ]
     out = Replayed(tokens=sum(len(s.action.generation.ids) for s in samples))
@@ -155,23 +157,23 @@ def _from_snapshots(agent, rollouts, samples, tokens) -> Iterator[Passes]:
 
 
 def _from_logs(agent, rollouts, samples, tokens) -> Iterator[Passes]:
-    for writes, slots in _learned_again(agent, rollouts):
-        rows = shared([s for s in samples if s.action.writes == writes], lambda s: s.rollout if s.action.writes else None)
-        groups = micro_batches([row_of(row).ids for row in rows], tokens, [None] * len(rows), agent.bank)
-        parts = [[rows[i] for i in group] for group in groups]
-        yield [(part, partial(nullcontext, [slots[row[0].rollout] for row in part])) for part in parts]
-
-
-def _learned_again(agent: Agent, rollouts: Sequence[Rollout]) -> Iterator[tuple[int, list[int]]]:
-    """(writes learned so far, a slot for each rollout): the fast weights between writes, made anew from the logs."""
-    lessons = [Lesson() for _ in rollouts]
     with agent.bank.borrowed(len(rollouts)) as slots:
-        yield 0, slots
-        for j in range(max((len(r.log) for r in rollouts), default=0)):
-            due = [i for i, r in enumerate(rollouts) if j < len(r.log)]
-            new = [rollouts[i].log[j].written.pairs for i in due]
-            agent.teach([slots[i] for i in due], new, [lessons[i] for i in due])
-            yield j + 1, slots
+        for writes in learned_again(agent, [[e.written.pairs for e in r.log] for r in rollouts], slots):
+            rows = shared([s for s in samples if s.action.writes == writes], lambda s: s.rollout if s.action.writes else None)
+            groups = micro_batches([row_of(row).ids for row in rows], tokens, [None] * len(rows), agent.bank)
+            parts = [[rows[i] for i in group] for group in groups]
+            yield [(part, partial(nullcontext, [slots[row[0].rollout] for row in part])) for part in parts]
+
+
+def learned_again(agent: Agent, logs: Sequence[Sequence[Sequence[Pair]]], slots: Sequence[int]) -> Iterator[int]:
+    """How many writes were learned so far, from 0. Slot i, empty at first, then holds what as many of logs[i] taught: the pairs
+    of one write after another."""
+    lessons = [Lesson() for _ in logs]
+    yield 0
+    for j in range(max(map(len, logs), default=0)):
+        due = [i for i, log in enumerate(logs) if j < len(log)]
+        agent.teach([slots[i] for i in due], [logs[i][j] for i in due], [lessons[i] for i in due])
+        yield j + 1
 
 
 def micro_batches(

@@ -15,16 +15,20 @@ from ..tasks import Task
 from ..words import normalise
 from .config import TrainConfig
 
+LIKELY = {"scored": "right", "logp": "logp"}
+"""Settings of `rl_answers` under which nothing is said: which number of tmem.agent.scored.Likelihood is the reward."""
+
 
 @dataclass(frozen=True)
 class Scores:
-    """One rollout: the task's scores as means over its questions, and what its writes were like.
+    """One rollout: the scores of its questions and their means, and what its writes were like.
 
     The second half watches for the known ways to collapse: lists that become empty or run into the token limit, pairs whose
     answer is nowhere in the text, questions of the task copied with a guessed answer, a Δ that grows without bound.
     """
 
-    scores: dict[str, float]
+    questions: list[dict[str, float]]  # the task's scores, or of scored answers how likely the right ones are
+    scores: dict[str, float]  # means over the questions
     pairs_per_write: float
     written: int  # tokens
     dropped: int  # lines and pairs that the parser left out, for whatever reason
@@ -42,7 +46,7 @@ class Scores:
     @property
     def values(self) -> dict[str, float]:
         """Everything by name."""
-        own = {k: v for k, v in vars(self).items() if k != "scores" and v is not None}
+        own = {k: v for k, v in vars(self).items() if k not in ("questions", "scores") and v is not None}
         return {**self.scores, **own}
 
 
@@ -59,7 +63,8 @@ def sample(
     repeated = [e for e in episodes for _ in range(group)]
     keys = [f"{key}/{e.id}/{g}" for e in episodes for g in range(group)]
     return run(
-        agent, repeated, keys, temperature=1.0, answering=config.rl_answers, trace=True,
+        agent, repeated, keys, temperature=1.0, trace=True,
+        answering="scored" if config.rl_answers in LIKELY else config.rl_answers,
         snapshots=config.replay == "snapshot",
         probing=[i * group for i in probed], on_event=on_event, clock=clock,
     )  # fmt: skip
@@ -68,16 +73,17 @@ def sample(
 def scores(task: Task, rollout: Rollout) -> Scores:
     """Score one rollout's answers and writes."""
     episode, log = rollout.episode, rollout.log
-    rows = [task.score(q, a) for q, a in zip(episode.questions, rollout.answers)]
+    rows = [likely._asdict() for likely in rollout.likely]
+    rows = rows or [task.score(q, a) for q, a in zip(episode.questions, rollout.answers)]
     written = [(p, e.passage) for e in log for p in e.written.pairs]
     grounded = [is_in(p.answer, passage) for p, passage in written]
     asked = {normalise(q.text) for q in episode.questions}
     copied = [not g and normalise(p.question) in asked for (p, _), g in zip(written, grounded)]
     stuck = [s for e in log for s in e.stuck]
     others = [s["leaked"] for s in stuck if s["other"] is not None]
-    found = {k: _mean([r[k] for r in rows]) for k in (rows[0] if rows else {})}
     return Scores(
-        found | ({"right": _mean(rollout.right)} if rollout.right else {}),
+        rows,
+        {k: _mean([r[k] for r in rows]) for k in (rows[0] if rows else {})},
         pairs_per_write=len(written) / max(1, len(log)),
         written=sum(e.tokens for e in log),
         dropped=sum(e.written.dropped for e in log),
@@ -97,10 +103,15 @@ def scores(task: Task, rollout: Rollout) -> Scores:
 def reward(found: Scores, config: TrainConfig) -> float:
     """The score that is trained for, less the length and format terms."""
     return (
-        found.scores["right" if config.rl_answers == "scored" else config.reward]
+        found.scores[rewarded(config)]
         - config.length_cost * found.written / 100
         - config.format_cost * found.dropped
     )  # fmt: skip
+
+
+def rewarded(config: TrainConfig) -> str:
+    """The name of the score that is trained for."""
+    return LIKELY.get(config.rl_answers, config.reward)
 
 
 def recall(written: Sequence[Pair], gold: Sequence[Pair]) -> float:

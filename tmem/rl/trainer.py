@@ -8,7 +8,7 @@ What is not:
   1. One update a batch. The ratio is 1 apart from rounding and the clip hardly acts: REINFORCE with the group as baseline.
   2. The loss is a mean over the tokens of the whole batch (DAPO), not over the tokens of each rollout first.
   3. A rollout is an episode of many actions, its writes and its answers. Each action gets the rollout's advantage; actions are
-     no members of the group.
+     no members of the group. With `rl_credit = "action"` each has its own (tmem.rl.credit).
   4. Every action is scored under the Δ that it was sampled with. That Δ is a constant: no gradient goes through learning.
   5. No KL term unless `rl_kl` asks for it. The reference then has the same Δ.
   6. `normalise = false` leaves the standard deviation out (Dr. GRPO, arXiv 2503.20783).
@@ -48,11 +48,11 @@ from ..files.objects import read_object, write_json
 from ..machine import give_memory_back
 from ..models import loading
 from ..tasks.passages import Passages
-from . import checkpoint, grpo, held_out, supervised
+from . import checkpoint, grpo, halves, held_out, supervised
 from .config import BEFORE, IDLE, train_config
 from .log import Log
 from .low_rank import LowRank
-from .policy import Policy, Replicated, Sharded
+from .policy import Policy, Replicated, Sharded, falling
 from .record import phases_of, read_run
 from .tasks import task_of
 from .world import ALONE, World
@@ -154,9 +154,8 @@ def _supervised_step(trainer: Trainer, phase: str, number: int, left: float) -> 
         )
     loss, read_loss, recall_loss = world.total(*losses)
     with clock("optimizer"):
-        falling = min(1.0, left / config.warm_decay) if config.warm_decay else 1.0
         rising = min(1.0, (number + 1) / max(4, config.warm_steps // 40))
-        norm = policy.step(config.warm_lr * rising * falling, config.grad_clip)
+        norm = policy.step(config.warm_lr * rising * falling(left, config.warm_decay), config.grad_clip)
     trainer.count_skipped(norm, phase)
     seconds = trainer.advance(phase, start)
     (tokens,) = world.total(sum(len(e.prompt) + len(e.answer) for part in parts for e in part))
@@ -176,6 +175,8 @@ def _rl_step(trainer: Trainer) -> None:
     trainer.count_skipped(row["grad_norm"], "rl")
     trainer.row("rl", step, clock, seconds, **row, drift=trainer.drift)
     trainer.log_actions(step, actions)
+    if noise := halves.verdict(state["split_half"], row["split_half"]):
+        progress.warn(f"step {step}: {noise}")
     if not row["dlogp_worst_segment"] <= trainer.drift:  # NaN is no agreement either
         progress.warn(
             f"step {step}: the trainer's log-probabilities are {row['dlogp_worst_segment']:.2g} off the sampler's in one "
@@ -211,6 +212,7 @@ class Trainer:
         self.state = {
             "phase": "base", "step": 0, "seconds": {}, "evaluations": {}, "rows": 0, "segments": 0, "wall_seconds": 0.0,
             "number": 0, "weights": False, "skipped": 0, "damaged": 0, "done": False,
+            "split_half": [],
         }  # fmt: skip
         self.settings_file = out / "run.json"
         self.log = Log(out, world)
