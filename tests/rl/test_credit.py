@@ -14,7 +14,7 @@ from tmem.agent.learn import Learned
 from tmem.agent.loop import Action, LogEntry, Rollout
 from tmem.agent.scored import Likelihood, likelihoods
 from tmem.agent.teach import Lesson
-from tmem.agent.write import Written, parse_many
+from tmem.agent.write import Written, asked_of
 from tmem.episode import Pair, Question
 from tmem.rl import credit, loss
 from tmem.rl import rollout as ro
@@ -77,15 +77,27 @@ def said(agent, text, finished=True, kind="write", place=0):
 
 def test_replies_share_by_the_pairs_that_were_learned_and_pay_for_their_own_words():
     agent = agent_of(config=dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, replies=4)))
-    texts = ["A: me\nQ: who?", "A: I\nQ: Who?", "nothing", "A: it\nQ: what?"]
+    texts = ["who?", "Who?", "?", "what?"]
     rollout = rollout_of([[Pair("who?", "me"), Pair("what?", "that")]], actions=[said(agent, t) for t in texts])
     config = dataclasses.replace(TRAIN, rl_answers="logp", length_cost=0.5, format_cost=0.25)
     found = dataclasses.replace(scored(0.0, 0.0), questions=[{"logp": 0.0}] * 2)
     sizes = [len(t) for t in texts]
     want = [x - 0.005 * n for x, n in zip([4.0, -0.25, -0.25, 4.0], sizes)]  # 8 over two pairs; a second "who?" is dropped
     assert credit.credit(agent, rollout, [8.0], found, config) == pytest.approx(want)
-    written = [parse_many([t], [True]) for t in texts]
+    written = [asked_of([""], [t], [True]) for t in texts]
     assert credit.pairs_of(written, rollout.log[0]) == [1, 0, 0, 1]
+
+
+def test_a_span_gets_what_its_pair_does():
+    agent = agent_of(config=dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, replies=4)))
+    spans, questions = [said(agent, t) for t in ("me", "it")], [said(agent, t) for t in ("who?", "why?")]
+    questions = [
+        dataclasses.replace(q, prompt=[*s.prompt, *s.generation.ids, 7]) for q, s in zip(questions, spans, strict=True)
+    ]
+    rollout = rollout_of([[Pair("who?", "me")]], actions=spans + questions)
+    config = dataclasses.replace(TRAIN, rl_answers="logp", format_cost=0.25)
+    found = dataclasses.replace(scored(0.0, 0.0), questions=[{"logp": 0.0}] * 2)
+    assert credit.credit(agent, rollout, [8.0], found, config) == [8.0, -0.25, 8.0, -0.25]
 
 
 def test_a_list_has_the_whole_credit_and_an_answer_its_questions_reward():

@@ -9,7 +9,8 @@ A write pays its own length and format terms. R without a write does not depend 
 gradient as it is (difference rewards: Wolpert and Tumer, Advances in Complex Systems 4, 2001; COMA, arXiv 1705.08926).
 
 Several actions of one update, such as the replies of a write, share its credit in proportion to the pairs of theirs that were
-learned, as if pairs added up. A reply without such a pair taught nothing: its credit is 0.
+learned, as if pairs added up. A reply without such a pair taught nothing: its credit is 0. A span and the question to it made
+one pair, and each gets what the pair does.
 
 The advantage is the credit less the mean of the group's actions at the same place: the same write, or the same question.
 With `normalise` it is divided by the root mean square over all writes, or all answers, of the group. With one write an episode
@@ -29,7 +30,7 @@ from .. import words
 from ..agent.agent import Agent
 from ..agent.loop import Action, LogEntry, Rollout
 from ..agent.scored import likelihoods
-from ..agent.write import Written, parse, parse_many
+from ..agent.write import Written, asked_of, parse
 from .config import TrainConfig
 from .replay import learned_again
 from .rollout import Scores, rewarded
@@ -89,21 +90,38 @@ def _paid(agent: Agent, rollout: Rollout, added: Sequence[float], config: TrainC
     """(number of the action, its credit) of every write."""
     for j, entry in enumerate(rollout.log):
         mine = {k: a for k, a in enumerate(rollout.actions) if a.kind == "write" and a.place == j}
-        texts = [agent.chat.text(a.generation.ids) for a in mine.values()]
-        written = [_alone(agent, text, a) for text, a in zip(texts, mine.values())]
-        learned = pairs_of(written, entry)
-        for (k, action), own, count in zip(mine.items(), written, learned):
-            share = count / max(1, sum(learned))
-            dropped = own.dropped if agent.config.write.replies == 1 else int(not count)
-            cost = config.length_cost * len(action.generation.ids) / 100 + config.format_cost * dropped
-            yield k, added[j] * share - cost
+        makers = _makers(list(mine.values()))
+        written = [_alone(agent, action) for action in makers]
+        learned = dict(zip(map(id, makers), pairs_of(written, entry)))
+        dropped = dict(zip(map(id, makers), (own.dropped for own in written)))
+        for k, action in mine.items():
+            maker = id(_maker(action, makers))
+            count = learned[maker]
+            lost = dropped[maker] if agent.config.write.replies == 1 else int(not count)
+            cost = config.length_cost * len(action.generation.ids) / 100 + config.format_cost * lost
+            yield k, added[j] * count / max(1, sum(learned.values())) - cost
 
 
-def _alone(agent: Agent, text: str, action: Action) -> Written:
-    """What one action wrote by itself."""
-    config, finished = agent.config.write, action.generation.finished
+def _makers(actions: Sequence[Action]) -> list[Action]:
+    """The actions that end a pair: all but the spans that a question goes on from."""
+    return [a for a in actions if not any(_goes_on(b, a) for b in actions)]
+
+
+def _maker(action: Action, makers: Sequence[Action]) -> Action:
+    """The action that ends this one's pair: itself, or the question to it."""
+    return next((m for m in makers if m is action), None) or next(m for m in makers if _goes_on(m, action))
+
+
+def _goes_on(question: Action, span: Action) -> bool:
+    begun = [*span.prompt, *span.generation.ids]
+    return question is not span and question.prompt[: len(begun)] == begun
+
+
+def _alone(agent: Agent, action: Action) -> Written:
+    """What one action wrote by itself: of a question to a span a pair without an answer."""
+    config, text, finished = agent.config.write, agent.chat.text(action.generation.ids), action.generation.finished
     if config.replies > 1:
-        return parse_many([text], [finished])
+        return asked_of([""], [text], [finished])
     return parse(text, finished=finished, limit=config.max_pairs)
 
 
