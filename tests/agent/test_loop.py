@@ -516,12 +516,12 @@ def test_slots_are_given_back_even_when_an_episode_fails():
 
 
 def test_presets_are_complete_and_typos_are_named():
-    for name in ("careful", "default", "long", "paper", "study"):
+    for name in ("careful", "default", "long", "paper", "stream", "study"):
         agent_config(name)
     default, careful = agent_config("default"), agent_config("careful")
     assert careful == dataclasses.replace(default, learn=dataclasses.replace(default.learn, contrast=16))
     assert agent_config("paper").adapter == AdapterConfig(6, ("gate_proj", "up_proj", "down_proj"), 4, "sigma", False, "sgd")
-    with pytest.raises(ValueError, match="no preset 'papper'; expected one of careful, default, long, paper, study"):
+    with pytest.raises(ValueError, match="no preset 'papper'; expected one of careful, default, long, paper, stream, study"):
         read("papper")
 
 
@@ -539,7 +539,7 @@ def test_presets_are_complete_and_typos_are_named():
     ],
 )
 def test_a_preset_that_means_nothing_is_refused_before_any_work(tmp_path, text, sentence):
-    (tmp_path / "p.toml").write_text('extends = "default"\n' + text)
+    (tmp_path / "p.toml").write_text('extends = "stream"\n' + text)
     with pytest.raises(ValueError, match=sentence):
         Trainer(tmp_path / "p.toml", tmp_path / "out")
     assert not (tmp_path / "out").exists()
