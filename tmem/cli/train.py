@@ -16,7 +16,10 @@ from . import live
 
 @click.command()
 @click.option(
-    "--preset", default=DEFAULT_PRESET, show_default=True, help="Settings: default (a writer from --data), stream (generated talk), study, paper, or a .toml file."
+    "--preset",
+    default=DEFAULT_PRESET,
+    show_default=True,
+    help="Settings: default, a writer from --data; stream, a first look at the loop; study, paper, or the path of a .toml file.",
 )
 @click.option(
     "--model", help="The model to train: a Hugging Face folder, a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]"
