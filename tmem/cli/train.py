@@ -19,7 +19,7 @@ from . import live
     "--preset",
     default=DEFAULT_PRESET,
     show_default=True,
-    help="Settings: default, a writer from --data; stream, a first look at the loop; study, paper, or the path of a .toml file.",
+    help="Settings: default, a writer from --data; stream, a first look; study, paper, or the path of a .toml file.",
 )
 @click.option(
     "--model", help="The model to train: a Hugging Face folder, a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]"
@@ -56,22 +56,21 @@ def train(preset: str, model: str | None, adapter: str | None, out: Path, resume
     """Train the model to write the facts that later questions ask for.
 
     \b
+      tmem train --data train-v1.1.json --data mine.json:0.5   # a writer from text
+      tmem train --preset stream                               # a first look
+
+    A file is SQuAD's, or a list of {title, context, questions: [{question, answer}]}. Nine documents of ten are trained on,
+    the others are held out for the evaluations. The preset stream needs no file: its conversations are generated.
+
+    \b
     Training goes through three phases:
-      warm start   supervised steps: write the gold pairs of generated episodes
+      warm start   supervised steps: write the gold pairs of episodes
       RL           GRPO on the score of the answers; each rollout has fast weights
                    of its own
       control      again from the warm start: supervised steps for as many
                    seconds as RL took
 
     --rl-steps 0 leaves out RL, and also the control, unless the preset's control_steps says how many steps it takes.
-
-    --task passages trains on real text instead of generated episodes:
-
-    \b
-      tmem train --task passages --data train-v1.1.json --data mine.json:0.5
-
-    A file is SQuAD's, or a list of {title, context, questions: [{question, answer}]}. Nine documents of ten are trained on,
-    the others are held out for the evaluations.
 
     The model as it came and the model after each phase are evaluated on held-out episodes, greedy and at T=1.
 
