@@ -35,7 +35,7 @@ help:
 	@echo 'The first call installs everything into .venv; then `. .venv/bin/activate` gives you the tmem command.'
 
 train: $(DONE)/ops $(DONE)/model
-	@$(BIN)/tmem train $(ARGS)
+	@$(BIN)/tmem train $(if $(findstring --preset,$(ARGS)),,--preset stream) $(ARGS)
 
 test: $(DONE)/ops $(DONE)/model
 	@$(BIN)/pytest $(ARGS)

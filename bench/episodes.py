@@ -23,7 +23,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..agent.agent import Agent
-from ..agent.config import DEFAULT_PRESET, agent_config
+from ..agent.config import LOOP_PRESET, agent_config
 from ..agent.decode import forced
 from ..agent.loop import Rollout, run
 from ..agent.write import render
@@ -64,7 +64,7 @@ def time_episodes(quick: bool, watch: Callable[[str, int, int], None], kept: Cal
         keep_memory()
     dtype = loading.default_dtype(device)
     model, tokenizer = default_or_tiny(quick, device, dtype)
-    agent = Agent.build(model, tokenizer, agent_config(DEFAULT_PRESET), slots=max(size.counts))
+    agent = Agent.build(model, tokenizer, agent_config(LOOP_PRESET), slots=max(size.counts))
     rows, each = [], size.rounds + 1
     for k, count in enumerate(size.counts):
         episodes = [stream.episode(i, "train", 1) for i in range(count)]
@@ -89,7 +89,7 @@ def time_episodes(quick: bool, watch: Callable[[str, int, int], None], kept: Cal
             row[f"{name}_an_hour"] = 3600 * count / row[name]
         row["ratio"] = statistics.median(b / a for a, b in zip(times["together"], times["apart"]))
         rows.append(row)
-    work = {"model": "tiny, random" if quick else loading.DEFAULT, "preset": DEFAULT_PRESET, "rounds": size.rounds}
+    work = {"model": "tiny, random" if quick else loading.DEFAULT, "preset": LOOP_PRESET, "rounds": size.rounds}
     return {"rows": rows, "work": work}
 
 

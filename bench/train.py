@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from ..adapters.bank import AdapterBank, Snapshot
 from ..agent.agent import Agent
-from ..agent.config import DEFAULT_PRESET, agent_config
+from ..agent.config import LOOP_PRESET, agent_config
 from ..agent.decode import forced
 from ..agent.loop import Action, Clock, Rollout, run
 from ..agent.renderings import rendered
@@ -98,8 +98,8 @@ class Ours:
     name = "tmem"
 
     def __init__(self, size: Size, model, tokenizer):
-        self.config = train_config(DEFAULT_PRESET)
-        self.agent = Agent.build(model, tokenizer, agent_config(DEFAULT_PRESET), slots=size.episodes * size.group)
+        self.config = train_config(LOOP_PRESET)
+        self.agent = Agent.build(model, tokenizer, agent_config(LOOP_PRESET), slots=size.episodes * size.group)
         self.policy: Policy = Replicated(model)
         self.task = Stream(1)
         once = [self.task.episode(f"bench/{i}", "train") for i in range(size.episodes)]

@@ -18,6 +18,7 @@ from tmem.tasks import Question, locomo, metrics, stream
 
 LOCOMO = Path(os.environ.get("TMEM_LOCOMO", Path(__file__).parents[3] / "shared/data/locomo/locomo5.json"))
 SEEDS = range(40)
+SHARING = ("train", "dev", "test")  # the splits that have the same topics
 SETTINGS = list(product(stream.SPLITS, stream.DIFFICULTIES))
 PHRASINGS = ("said", "told", "changed", "pair", "ask", "plain", "pair_date", "ask_date", "plain_date")
 CHAT = ("open", "lead", "react", "confirm", "small", "close")
@@ -42,17 +43,21 @@ def phrases(language, sorts=PHRASINGS):
 # --- the language of stream
 
 
-def test_episodes_stay_as_they_are():
+@pytest.mark.parametrize(
+    "splits, expected",
+    [(SHARING, "3002c759bbd83a69a48dcb3cfe251ec8"), (("new",), "517e663a64cfef5ba3e5780aaa55614c")],
+)
+def test_episodes_stay_as_they_are(splits, expected):
     """Scores of today and of before are of the same texts: an episode of a seed is the same for ever."""
     digest = hashlib.blake2b(digest_size=16)
-    for (split, difficulty), seed in product(SETTINGS, range(8)):
+    for split, difficulty, seed in product(splits, stream.DIFFICULTIES, range(8)):
         made = stream.episode(seed, split, difficulty)
         digest.update("\n".join([made.id, *made.chunks]).encode())
         digest.update(repr([(p.question, p.answer) for pairs in made.pairs for p in pairs]).encode())
         asked = [*made.questions, *(q for probes in stream.probes(made) for q in probes)]
         digest.update(repr([(q.id, q.text, q.answers, q.kind, q.intrusions, q.category) for q in asked]).encode())
         digest.update(repr(stream.outdated(made)).encode())
-    assert digest.hexdigest() == "3002c759bbd83a69a48dcb3cfe251ec8"
+    assert digest.hexdigest() == expected
 
 
 @pytest.mark.parametrize("a, b", combinations(stream.SPLITS, 2))
@@ -61,8 +66,13 @@ def test_splits_share_no_name_value_phrasing_or_chat(a, b):
     assert not set(one.names) & set(two.names)
     for sort in CHAT:
         assert not set(map(frame, getattr(one.chat, sort))) & set(map(frame, getattr(two.chat, sort))), sort
-    assert one.topics.keys() == two.topics.keys()
-    for name in one.topics:
+    if "new" in (a, b):
+        assert not one.topics.keys() & two.topics.keys()
+        values = [{value for topic in language.topics.values() for value in topic.values} for language in (one, two)]
+        assert not values[0] & values[1]
+    else:
+        assert one.topics.keys() == two.topics.keys()
+    for name in one.topics.keys() & two.topics.keys():
         assert not set(one.topics[name].values) & set(two.topics[name].values), name
     assert not set(map(frame, phrases(one))) & set(map(frame, phrases(two)))
 
@@ -111,6 +121,23 @@ def test_a_split_is_rich_and_unambiguous(split):
                 assert slots == wanted, (name, sort, line)
                 assert not sort.startswith("plain") or 5 <= len(line.split()) <= 12, (name, line)
         assert bool(topic.pair_date) == bool(topic.ask_date) == bool(topic.plain_date) == (topic.kind == "event")
+
+
+def test_the_new_topics_are_as_many_of_each_kind_as_those_that_the_other_splits_share():
+    new, shared = (stream.language_of(split).topics.values() for split in ("new", "train"))
+    kinds, others = (Counter(topic.kind for topic in topics) for topics in (new, shared))
+    assert kinds >= others and kinds.keys() == others.keys()
+    changing, those = ({topic.kind for topic in topics if topic.changed} for topics in (new, shared))
+    assert changing == those and sum(bool(topic.changed) for topic in new) >= sum(bool(topic.changed) for topic in shared)
+
+
+@pytest.mark.parametrize("split", stream.SPLITS)
+def test_a_question_is_told_to_be_about_its_own_topic(split):
+    language = stream.language_of(split)
+    for name, topic in language.topics.items():
+        for sort in ("pair", "plain", "pair_date", "plain_date"):
+            for line in getattr(topic, sort):
+                assert stream.attribute(line.format(name=language.names[0]), split) == name, line
 
 
 # --- its episodes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,9 @@ from .config import AgentConfig
 from .decode import Generation, decode
 from .learn import Learned, learn
 from .renderings import worded
+from .spans import picked, ranked
 from .teach import Lesson, chosen
-from .write import Written, answered, beside, first_line, parse, parse_answers, parse_many, prompts, together
+from .write import Written, answered, asked_of, beside, first_line, list_prompt, parse, parse_answers, together
 
 
 @dataclass(frozen=True)
@@ -163,54 +164,81 @@ class Agent:
     ) -> list[Draft]:
         """The pairs that the model writes from each passage, under its slot's Δ unless the settings let it write without.
 
-        known   what will be asked of each passage, where the prompt may say so (the paper's protocol)
-        Where a write is many replies they are drawn at temperature 1 at least, by the key, or else by the passage itself: at 0
-        all would be one.
+        known        what will be asked of each passage, where the prompt may say so (the paper's protocol). With many replies a
+                     pair's question is there already, and each reply is an answer from the text
+        temperature  of what is said, and of which spans are asked about; the round trip's answers are greedy
+        keys         of the noise, one a passage; the passage itself where none are given
         """
+        under, keys = None if slots is None else self.writers(slots), keys or passages
+        if self.config.write.replies == 1:
+            return self._listed(passages, under, known or [()] * len(passages), temperature, keys)
+        if known and any(known):
+            return self._known(passages, under, known, temperature, keys)
+        return self._answered(self._asked_of_spans(passages, under, temperature, keys), under)
+
+    def _listed(self, passages, under, known, temperature: float, keys: Sequence[str]) -> list[Draft]:
+        """Writes that are one reply, the list of the pairs."""
+        config, prompts = self.config.write, [list_prompt(p, asked) for p, asked in zip(passages, known, strict=True)]
+        said = self.say(prompts, under, max_new=config.max_new, temperature=temperature, keys=keys)
+        written = [parse(r.text, finished=r.generation.finished, limit=config.max_pairs) for r in said]
+        return [Draft(p, [reply], pairs) for p, reply, pairs in zip(passages, said, written)]
+
+    def _known(self, passages, under, known, temperature: float, keys: Sequence[str]) -> list[Draft]:
+        """Writes that answer known questions, a reply each."""
+        spots = [(i, self.asked(q)) for i, asked in enumerate(known) for q in asked]
+        noise = [f"{keys[i]}/{k}" for i, asked in enumerate(known) for k in range(len(asked))]
+        found, drafts = self._beside(passages, under, spots, temperature, noise), []
+        for passage, asked in zip(passages, known, strict=True):
+            replies = [next(found) for _ in asked]
+            logprobs = [r.generation.logprobs for r in replies]
+            written = parse_answers(asked, [r.text for r in replies], logprobs, self.config.learn.unknown, passage)
+            drafts.append(Draft(passage, replies, written))
+        return drafts
+
+    def _asked_of_spans(self, passages, under, temperature: float, keys: Sequence[str]) -> list[Draft]:
+        """Spans of each passage and a question to each; both are replies of the write."""
         config = self.config.write
-        known = known or [()] * len(passages)
-        several = config.replies > 1
-        turns = [prompts(p, config.replies, asked, self.asked) for p, asked in zip(passages, known, strict=True)]
-        under = self.writers(slots) if slots is not None else [-1] * len(passages)
-        spots = [(i, turn) for i, own in enumerate(turns) for turn in own]
-        ids = [self.chat.prompt(turn) for _, turn in spots]
+        each = [
+            ranked(self.model, self.bank, self.chat, p, None if under is None else under[i]) for i, p in enumerate(passages)
+        ]
+        taken = [picked(r.spans, config.replies, temperature, key) for r, key in zip(each, keys)]
+        spots = [(i, span) for i, spans in enumerate(taken) for span in spans]
         found = iter(self.say(
-            ids,
-            None if slots is None else [under[i] for i, _ in spots],
-            max_new=config.max_new,
-            begins=[self.begin(passages[i], prompt) for (i, _), prompt in zip(spots, ids)] if several else None,
-            temperature=max(temperature, 1.0) if several and not any(known) else temperature,
-            keys=[f"{own}/{k}" if several else own for own, turn in zip(keys or passages, turns) for k in range(len(turn))],
+            [[*each[i].prompt, *span.ids, *each[i].then] for i, span in spots],
+            None if under is None else [under[i] for i, _ in spots],
+            max_new=config.max_new, begins=[len(each[i].prompt) for i, _ in spots], temperature=temperature,
+            keys=[f"{keys[i]}/{k}" for i, spans in enumerate(taken) for k in range(len(spans))],
         ))  # fmt: skip
         drafts = []
-        for passage, asked, own in zip(passages, known, turns):
-            replies = [next(found) for _ in own]
-            drafts.append(Draft(passage, replies, self._written(replies, asked)))
-        return self._answered(drafts, None if slots is None else under) if several and not any(known) else drafts
-
-    def _written(self, replies: Sequence[Reply], known: Sequence[str]) -> Written:
-        """The pairs of one passage's replies."""
-        config, texts, finished = self.config.write, [r.text for r in replies], [r.generation.finished for r in replies]
-        if config.replies == 1:
-            return parse(texts[0], finished=finished[0], limit=config.max_pairs)
-        if known:
-            return parse_answers(known, texts, self.config.learn.unknown)
-        return parse_many(texts, finished)
+        for passage, at, spans in zip(passages, each, taken):
+            asked = [next(found) for _ in spans]
+            written = asked_of([s.text for s in spans], [r.text for r in asked], [r.generation.finished for r in asked])
+            said = [Reply(at.prompt, Generation([*s.ids, at.then[0]], s.logprobs, True), s.text) for s in spans]
+            drafts.append(Draft(passage, [*said, *asked], written))
+        return drafts
 
     def _answered(self, drafts: Sequence[Draft], under: Sequence[int] | None) -> list[Draft]:
-        """Drafts of many replies with their questions answered from the passages, greedily."""
-        spots = [(i, p.question) for i, draft in enumerate(drafts) for p in draft.written.pairs]
-        ids = [self.chat.prompt(beside(drafts[i].passage, self.asked(question))) for i, question in spots]
-        found = iter(self.say(
-            ids, None if under is None else [under[i] for i, _ in spots], max_new=self.config.answer.max_new,
-            begins=[self.begin(drafts[i].passage, prompt) for (i, _), prompt in zip(spots, ids)],
-        ))  # fmt: skip
+        """Drafts with their questions answered from the passages, greedily."""
+        spots = [(i, self.asked(p.question)) for i, draft in enumerate(drafts) for p in draft.written.pairs]
+        found = self._beside([draft.passage for draft in drafts], under, spots)
         out, unknown, limit = [], self.config.learn.unknown, self.config.write.max_pairs
         for draft in drafts:
             answers = [next(found) for _ in draft.written.pairs]
             written = answered(draft.written, [r.text for r in answers], unknown, draft.passage, limit)
             out.append(Draft(draft.passage, draft.replies, written, answers))
         return out
+
+    def _beside(
+        self, passages, under, spots: Sequence[tuple[int, str]], temperature: float = 0.0, keys: Sequence[str] | None = None
+    ) -> Iterator[Reply]:
+        """What is said to words beside passages: (which passage, the words) each. A passage is read once for all of them."""
+        openings = [self.chat.prompt(passage.strip()) for passage in passages]
+        ids = [self.chat.prompt(beside(passages[i], words)) for i, words in spots]
+        return iter(self.say(
+            ids, None if under is None else [under[i] for i, _ in spots], max_new=self.config.answer.max_new,
+            begins=[len(os.path.commonprefix([prompt, openings[i]])) for (i, _), prompt in zip(spots, ids)],
+            temperature=temperature, keys=keys,
+        ))  # fmt: skip
 
     def begin(self, passage: str, prompt: list[int]) -> int:
         """How many tokens of a prompt stand there whatever is said of the passage."""

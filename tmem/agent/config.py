@@ -22,6 +22,7 @@ else:
 from .renderings import BARE, check
 
 DEFAULT_PRESET = "default"  # of everything that takes a preset and is given none
+LOOP_PRESET = "stream"  # of `make train` and of the benchmarks of whole episodes
 PRESETS = Path(__file__).parent.parent / "presets"
 TABLES = ("adapter", "learn", "write", "answer", "train")
 RENAMED = {"memory": "adapter", "write.memory": "under_delta"}  # what was called otherwise before
@@ -100,7 +101,8 @@ class WriteConfig:
     """When the agent writes, and how much.
 
     window       L_max, tokens of working context above which it writes
-    replies      1: a write is one reply that lists the pairs. More: so many replies, drawn side by side, that hold a pair each
+    replies      1: a write is one reply that lists the pairs. More: so many spans of the passage, and a question to each, see
+                 tmem.agent.spans
     max_new      tokens of one reply
     max_pairs    pairs of one write
     under_delta  whether the fast weights learned so far take part in writing, as in the paper. Without them (false) a model

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..adapters.bank import Snapshot
 from ..episode import Episode, Pair
@@ -20,7 +20,7 @@ from .passages import cut
 from .probe import asked_back
 from .scored import Likelihood, likelihoods
 from .teach import Lesson
-from .write import DROPPED, Written, first_line
+from .write import DROPPED, Written, first_line, surest
 
 WRITES = 64  # made at once where they depend on no Δ
 
@@ -99,6 +99,7 @@ class Rollout:
     delta: Snapshot | None = None  # Δ at the end, when traced with snapshots or when nothing was asked
     seconds: float = 0.0  # an equal share of what its batch took
     lesson: Lesson = field(default_factory=Lesson)  # what it was taught
+    sure: dict[str, float] = field(default_factory=dict)  # of known questions: how sure the answer is that it was taught
 
     @property
     def pairs(self) -> list[Pair]:
@@ -190,8 +191,12 @@ class _Batch:
                     asked_back(agent, [self.rollouts[i].log[-1] for i in mine], [self.slots[i] for i in mine])
 
     def _written_at_once(self, streams: list[list[str]]) -> dict[tuple[int, int], Draft]:
-        """Every passage of every rollout: what is written depends on no Δ."""
-        spots, drafts = [(i, j) for i, passages in enumerate(streams) for j in range(len(passages))], {}
+        """Every passage of every rollout: what is written depends on no Δ.
+
+        Rollouts of one text, such as those of known questions, are at the same passage then, which is read once for all.
+        """
+        rounds, drafts = max(map(len, streams), default=0), {}
+        spots = [(i, j) for j in range(rounds) for i, passages in enumerate(streams) if j < len(passages)]
         for at in range(0, len(spots), WRITES):
             self.tell("write", at, len(spots))
             drafts |= self._write(streams, spots[at : at + WRITES])
@@ -213,6 +218,7 @@ class _Batch:
     def _learn(self, drafts: dict[int, Draft]) -> None:
         """Learn a draft each of some rollouts, and log it."""
         slots, rollouts = [self.slots[i] for i in drafts], [self.rollouts[i] for i in drafts]
+        drafts = {i: replace(d, written=surest(d.written, self.rollouts[i].sure)) for i, d in drafts.items()}
         with self.clock("learn"):
             learned = self.agent.teach(slots, [d.written.pairs for d in drafts.values()], [r.lesson for r in rollouts])
         for slot, rollout, draft, result in zip(slots, rollouts, drafts.values(), learned):
@@ -221,6 +227,8 @@ class _Batch:
                 rollout.actions += [Action("write", r.prompt, r.generation, *seen, len(rollout.log)) for r in draft.replies]
                 rollout.delta = self.agent.bank.snapshot(slot, optimizer=False) if self.how.snapshots else None
             rollout.log.append(LogEntry.of(draft, result))
+            if result.kept:
+                rollout.sure |= draft.written.sure
 
     def ask(self) -> None:
         """The questions of all rollouts, or what was learned where nothing is asked."""

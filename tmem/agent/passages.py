@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ..models.chat import Chat
+from ..tasks import dates
 
 DATE = re.compile(r"(?:session )?date: \S.{0,99}", re.IGNORECASE)  # a chunk's first line where the session has one
 # How a turn begins: with a role, or with a name of one to three capitalised words.
@@ -35,6 +36,20 @@ def cut(chat: Chat, chunks: Sequence[str], window: int) -> list[str]:
         context.append(piece)
         used += size
     return out + (["\n\n".join(context)] if context else [])
+
+
+def absolute(answer: str, passage: str) -> str:
+    """An answer such as "yesterday" as the day that it was, by the last session's date above it; any other as it is.
+
+    A passage goes, and with it the date that says when "yesterday" was.
+    """
+    at = passage.lower().find(answer.lower().strip(" .!,"))
+    above = passage[:at].splitlines() if at >= 0 else []
+    for line in reversed(above):
+        if DATE.fullmatch(line):
+            then = dates.when(line.partition(":")[2])
+            return (then and dates.resolved(answer, then)) or answer
+    return answer
 
 
 def speakers(chunks: Sequence[str]) -> frozenset[str]:

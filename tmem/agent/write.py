@@ -3,42 +3,33 @@
 One pair is two lines, `Q: ...` and `A: ...`. The paper asks for a JSON array (arXiv 2606.04536, appendix); two lines hold
 the same content in about half the tokens, which is what writing costs.
 
-A write is one reply that lists the pairs, or many replies to one prompt that hold a pair each, the answer first: something of
-the text is chosen, then what it answers. Such replies are drawn side by side, know nothing of each other, and share the
-prompt, which is read once. What they ask is then answered from the passage: a question tells apart what a drawn answer may
-have mistaken, and what the passage does not answer is no pair.
+A write is one reply that lists the pairs, or many replies to one prompt that hold a pair each, the answer first: a span of the
+passage (see spans.py), then what it answers. Such replies know nothing of each other, and share the prompt, which is read once.
+What they ask is then answered from the passage: a question tells apart what the span alone leaves open, and what the passage
+does not answer is no pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..episode import Pair
-from ..words import normalise
+from ..words import content, normalise
+from .passages import absolute
 
 _LIST = "Write each fact above as a question that names the person, and a short answer, on two lines:\nQ: question\nA: answer"
 _KNOWN = "\nWhat will be asked later: "
 DROPPED = ("malformed", "empty", "duplicates", "conflicts", "unanswered")  # why something that was written is no pair
-ONE = "Write one answer and its question."  # of many replies
+ONE, ANSWER, QUESTION = "Write one answer and its question.", "A:", "Q:"  # of many replies: what asks for one, and its parts
 
 
 def list_prompt(passage: str, known: Sequence[str] = ()) -> str:
-    """The user turn that asks for all pairs of one passage. known: see `prompts`."""
+    """The user turn that asks for all pairs of one passage. known: what will be asked, where that is
+    known beforehand (the paper's protocol)."""
     return beside(passage, _LIST) + (_KNOWN + " ".join(known) if known else "")
-
-
-def prompts(passage: str, replies: int, known: Sequence[str] = (), asked: Callable[[str], str] = str) -> list[str]:
-    """The user turns of one passage's replies.
-
-    replies  1: the reply lists the pairs; more: so many replies that hold one pair each
-    known    what will be asked, where that is known beforehand (the paper's protocol). Then a pair's question is there
-             already, and each of its replies is an answer from the text
-    asked    words such a question
-    """
-    if replies == 1:
-        return [list_prompt(passage, known)]
-    return [beside(passage, asked(q)) for q in known] if known else [beside(passage, ONE)] * replies
 
 
 def beside(passage: str, words: str) -> str:
@@ -53,7 +44,7 @@ def render(pairs: Sequence[Pair]) -> str:
 
 def render_one(pair: Pair) -> str:
     """A pair as one of many replies, the answer first."""
-    return f"A: {pair.answer}\nQ: {pair.question}"
+    return f"{ANSWER} {pair.answer}\n{QUESTION} {pair.question}"
 
 
 @dataclass
@@ -66,6 +57,7 @@ class Written:
     duplicates: int = 0
     conflicts: int = 0  # one question with several answers: the last stands, later statements overwrite earlier ones
     unanswered: int = 0  # a question that the passage does not answer
+    sure: dict[str, float] = field(default_factory=dict, compare=False, repr=False)  # of known questions, see `sureness`
 
     @property
     def dropped(self) -> int:
@@ -117,25 +109,23 @@ def _keep(out: Written, found: dict[str, Pair], pair: Pair, limit: int) -> None:
         found[key] = pair
 
 
-def parse_many(texts: Sequence[str], finished: Sequence[bool]) -> Written:
-    """Read the pairs out of many replies: of every question the first pair, in the order of the replies.
+def asked_of(answers: Sequence[str], texts: Sequence[str], finished: Sequence[bool]) -> Written:
+    """Pairs of spans and the questions that were said to them: of equal questions the first.
 
-    A reply that its token limit cut off, or that is not an answer and its question, counts as malformed.
+    A question that its token limit cut off counts as malformed.
     """
     out = Written()
     found: dict[str, Pair] = {}
-    for text, whole in zip(texts, finished, strict=True):
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if not whole or len(lines) != 2 or not (lines[0].startswith("A:") and lines[1].startswith("Q:")):
+    for answer, text, whole in zip(answers, texts, finished, strict=True):
+        question = first_line(text)
+        if not whole:
             out.malformed += 1
-            continue
-        pair = Pair(lines[1][2:].strip(), lines[0][2:].strip())
-        if not normalise(pair.question) or not normalise(pair.answer):
+        elif not normalise(question):
             out.empty += 1
-        elif normalise(pair.question) in found:
+        elif normalise(question) in found:
             out.duplicates += 1
         else:
-            found[normalise(pair.question)] = pair
+            found[normalise(question)] = Pair(question, answer)
     out.pairs = list(found.values())
     return out
 
@@ -143,7 +133,8 @@ def parse_many(texts: Sequence[str], finished: Sequence[bool]) -> Written:
 def answered(drawn: Written, texts: Sequence[str], unknown: str, passage: str, limit: int) -> Written:
     """Drawn pairs with what was answered to their questions from the passage; at most `limit`, a new answer before a known one.
 
-    An abstention, and an answer that does not stand in the passage, are no pairs and count as unanswered. Of an answer one
+    An abstention, and an answer that does not stand in the passage, are no pairs and count as unanswered. Of "yesterday" and
+    its like the date is the answer, where the passage has one. Of an answer one
     question is kept, then, as far as there is room, a second of each, and so on.
     """
     out = Written([], drawn.malformed, drawn.empty, drawn.duplicates, drawn.conflicts)
@@ -154,35 +145,66 @@ def answered(drawn: Written, texts: Sequence[str], unknown: str, passage: str, l
         if not key or key == normalise(unknown) or f" {key} " not in f" {normalise(passage)} ":
             out.unanswered += 1
         else:
-            by_answer.setdefault(key, []).append(Pair(pair.question, said))
+            by_answer.setdefault(key, []).append(Pair(pair.question, absolute(said, passage)))
     rounds = max(map(len, by_answer.values()), default=0)
     out.pairs = [pairs[j] for j in range(rounds) for pairs in by_answer.values() if j < len(pairs)][:limit]
     return out
 
 
 def together(written: Sequence[Written]) -> Written:
-    """Of several passages' writes one. Of one question in two of them the later answer stands, as in a list."""
+    """Of several passages' writes one. Of one question in two of them the later answer stands, as in a list; of a known
+    question the surest."""
     out = Written(**{kind: sum(getattr(w, kind) for w in written) for kind in DROPPED})
     found: dict[str, Pair] = {}
-    pairs = [pair for w in written for pair in w.pairs]
-    for pair in pairs:
-        _keep(out, found, pair, len(pairs))
+    count = sum(len(w.pairs) for w in written)
+    for w in written:
+        kept = surest(w, out.sure)
+        out.conflicts += kept.conflicts - w.conflicts
+        for pair in kept.pairs:
+            _keep(out, found, pair, count)
+        out.sure |= kept.sure
     out.pairs = list(found.values())
     return out
 
 
-def parse_answers(questions: Sequence[str], texts: Sequence[str], unknown: str) -> Written:
-    """Pairs of known questions and what was answered to each. An abstention is no pair."""
+def sureness(question: str, passage: str, logprobs: Sequence[float]) -> float:
+    """How much speaks for what was answered to a known question from this passage, beside other passages' answers.
+
+    Mean log-probability of the answer's tokens, plus the share of the question's words, of those that carry meaning, that stand
+    in the passage. On 30 questions of a LoCoMo conversation of 49 passages the last answer had F1 0.05, the likeliest 0.20, the
+    one that this takes 0.26, which is also what the right passage's own answer has.
+    """
+    asked = content(question)
+    return sum(logprobs) / max(1, len(logprobs)) + len(asked & content(passage)) / max(1, len(asked))
+
+
+def surest(written: Written, before: Mapping[str, float]) -> Written:
+    """A write without the answers to known questions for which an earlier answer, with the sureness `before`, is surer."""
+    beaten = {key for key, sure in written.sure.items() if before.get(key, -math.inf) > sure}
+    out = dataclasses.replace(written, pairs=[p for p in written.pairs if normalise(p.question) not in beaten])
+    out.sure = {key: sure for key, sure in written.sure.items() if key not in beaten}
+    out.conflicts += len(written.pairs) - len(out.pairs)
+    return out
+
+
+def parse_answers(
+    questions: Sequence[str], texts: Sequence[str], logprobs: Sequence[Sequence[float]], unknown: str, passage: str
+) -> Written:
+    """Pairs of known questions and what was answered to each from the passage, with the log-probabilities of its tokens.
+
+    An abstention is no pair.
+    """
     out = Written()
     found: dict[str, Pair] = {}
-    for question, text in zip(questions, texts, strict=True):
+    for question, text, said_with in zip(questions, texts, logprobs, strict=True):
         said = first_line(text)
         if not normalise(said):
             out.empty += 1
         elif normalise(said) == normalise(unknown):
             out.unanswered += 1
         else:
-            _keep(out, found, Pair(question, said), len(questions))
+            _keep(out, found, Pair(question, absolute(said, passage)), len(questions))
+            out.sure[normalise(question)] = sureness(question, passage, said_with)
     out.pairs = list(found.values())
     return out
 

@@ -48,10 +48,11 @@ OF_JUDGE = ("judge_model", "judge_concurrency", "judge_tokens", "judge_prices")
 )
 @click.option(
     "--split",
-    type=click.Choice(["train", "dev", "test", "all"]),
+    type=click.Choice(["train", "dev", "test", "new", "all"]),
     default="test",
     show_default=True,
-    help="stream: which names, values and phrasings. passages: which documents of the files; all for whole files.",
+    help="stream: which names, values and phrasings; new: of topics that nothing is trained on. passages: which documents of "
+    "the files; all for whole files.",
 )
 @click.option(
     "--difficulty",

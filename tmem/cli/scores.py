@@ -102,6 +102,9 @@ def _written(methods: Mapping[str, Mapping]) -> str | None:
     if "stuck" in m:
         leaked = "" if m["leaked"] is None else f", {m['leaked']:.0%} leaked to another person"
         line += f"; probed: {m['stuck']:.0%} of paraphrases held{leaked}"
+    if "precise" in m:
+        low, high = m["precise_ci"]
+        line += f"; {m['precise']:.2f} [{low:.2f}, {high:.2f}] of the pairs are facts, {m['facts']:.2f} of the facts written"
     return f"{line}; rolled back: {m['rolled_back']}"
 
 

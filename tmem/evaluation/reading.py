@@ -22,9 +22,10 @@ from ..tasks import left_out, locomo, longmemeval, metrics
 from ..tasks.records import files
 from .compute import Sizes
 from .config import EvalConfig, Extent
+from .facts import strict
 from .grading import scored
 from .record import Record
-from .summary import summarise
+from .summary import WRITTEN, summarise
 from .work import BESIDE, RunGroup, Tell, Work
 
 AT_LENGTH = 256  # tokens of an answer, unless asked otherwise, where a task wants whole texts
@@ -174,7 +175,7 @@ def _run(task: str, method: str, form: str | None, reader: Reader, items: Sequen
     kept = METHODS[method].read(reader, [e for e, *_ in left])
     seconds = (time.perf_counter() - start) / len(left)
     record.readings.append(
-        reading_of(method, seed, e, home, k, seconds) for (e, home, _), k in zip(left, kept) if (seed, e.id) not in read
+        reading_of(task, method, seed, e, home, k, seconds) for (e, home, _), k in zip(left, kept) if (seed, e.id) not in read
     )
     settings = dataclasses.replace(reader.settings, form=form or reader.settings.form)
     todo = [(e, home, k, q) for (e, home, questions), k in zip(left, kept) for q in questions]
@@ -215,7 +216,7 @@ def answer_of(
     }
 
 
-def reading_of(method: str, seed: int, episode: Episode, home: str, kept: Kept, seconds: float) -> dict:
+def reading_of(task: str, method: str, seed: int, episode: Episode, home: str, kept: Kept, seconds: float) -> dict:
     """The row of readings.jsonl."""
     row = {
         "seed": seed,
@@ -227,4 +228,7 @@ def reading_of(method: str, seed: int, episode: Episode, home: str, kept: Kept, 
         "seconds": round(kept.rollout.seconds if kept.rollout else seconds, 4),  # a rollout may serve several methods
         **({"lost": kept.lost} if kept.lost else {}),  # pairs
     }
-    return row if kept.rollout is None else row | {"log": log.record(kept.rollout)}
+    if kept.rollout is None:
+        return row
+    found = strict(episode, kept.rollout.pairs) if task == "stream" else {}
+    return row | {k: found[k] for k in WRITTEN if k in found} | {"log": log.record(kept.rollout)}

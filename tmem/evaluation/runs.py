@@ -13,6 +13,7 @@ from ..files.shapes import check
 from ..tasks.names import METRICS, TASKS
 from .config import PROTOCOL, SCALING, line
 from .grading import scored
+from .summary import WRITTEN
 
 SCALE = ("oracle", "constant", "gold")  # methods that are no way of remembering: they show what scores there are to be had
 
@@ -41,6 +42,7 @@ def _method(found: Any) -> dict:
         **_scored(found), "judged?": (int, None), **{f"{key}?": MAYBE for key in _COSTS},
         "by_kind?": {str: {str: MAYBE}}, "search?": {str: MAYBE}, "stuck?": MAYBE, "leaked?": MAYBE, "writes?": int,
         "answerable?": _scored, "abstained?": {str: MAYBE}, "lost?": int,
+        **{key: shape for share in WRITTEN for key, shape in ((f"{share}?", float), (f"{share}_ci?", [float, float]))},
         "aggregates?": {str: {"types": {str: MAYBE}, "task_average": MAYBE, "overall": MAYBE, "abstention": MAYBE}},
         **({"pairs_per_write": float, "dropped": {str: int}, "rolled_back": int} if held.get("writes") else {}),
     }  # fmt: skip
@@ -73,7 +75,7 @@ ANSWER = {
     "seconds?": float, "abstained?": bool, **{f"{m}?": MAYBE for m in METRICS},
 }  # fmt: skip
 READING = {
-    **_NAMES, "read?": str, "seconds?": float, "lost?": int,
+    **_NAMES, "read?": str, "seconds?": float, "lost?": int, **{f"{share}?": float for share in WRITTEN},
     **{f"{k}?": float for k in ("state_bytes", "peak_tokens", "read_tokens", "generated_tokens", "learned_tokens")},
     "log?": {"writes": [{"pairs": list, "dropped": {str: int}, "undone": object, "stuck": [_probe]}]},
 }  # fmt: skip

@@ -11,6 +11,9 @@ from ..methods.methods import READ
 from ..tasks import longmemeval, names
 from .compute import Sizes
 
+# Of an episode, in the row of its reading: the share of the written pairs that are gold facts, and of the gold facts written.
+WRITTEN = ("precise", "facts")
+
 
 def summarise(answers: Sequence[dict], readings: Sequence[dict], task: str = "", sizes: Sizes | None = None) -> dict:
     """{"methods": {name: scores, intervals, costs}, "differences": {metric: {"a - b": {...}}}} of the rows of both files.
@@ -21,6 +24,9 @@ def summarise(answers: Sequence[dict], readings: Sequence[dict], task: str = "",
     Where the text does not answer some of the questions, a method has the "answerable" ones' scores, with intervals, and
     "abstained", the share of answers that abstain, of the "unanswerable" and of the "answerable"; "answerable_differences" are
     the differences without them.
+    Who wrote pairs of a stream has "precise", the share of its pairs that are facts of the stream, and "facts", the share of
+    the facts that it wrote: means over episodes, with intervals, see tmem.evaluation.facts. Both are missing where a row lacks
+    them.
     """
     methods = {}
     for name in dict.fromkeys(r["method"] for r in answers):
@@ -56,7 +62,8 @@ def _method(answers: Sequence[dict], readings: Sequence[dict], sizes: Sizes | No
     if lost := sum(r.get("lost", 0) for r in readings):
         out["lost"] = lost
     if any("log" in r for r in readings):
-        out |= _writing([w for r in readings if "log" in r for w in r["log"]["writes"]])
+        wrote = [r for r in readings if "log" in r]
+        out |= _writing([w for r in wrote for w in r["log"]["writes"]]) | _facts(wrote)
     return out
 
 
@@ -108,6 +115,16 @@ def _writing(writes: Sequence[dict]) -> dict:
         out["stuck"] = _mean([p["recalled"] for p in probes])
         asked = [p["leaked"] for p in probes if p["other"] is not None]
         out["leaked"] = _mean(asked) if asked else None
+    return out
+
+
+def _facts(readings: Sequence[dict]) -> dict:
+    """{share: mean, share_ci: its interval} of what every reading says."""
+    out: dict = {}
+    for share in WRITTEN:
+        if all(share in r for r in readings):
+            mean, low, high = stats.bootstrap([r[share] for r in readings], [r["episode"] for r in readings])
+            out |= {share: mean, f"{share}_ci": [low, high]}
     return out
 
 

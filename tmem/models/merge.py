@@ -54,7 +54,7 @@ def read_lora(path: Path, model: nn.Module) -> Lora:
     config = object_in(files[CONFIG], path / CONFIG)
     rank, scale = plain_lora(config, path / CONFIG)
     pairs = _pairs(tensors_in(files[WEIGHTS], path / WEIGHTS), path / WEIGHTS)
-    base = _metadata(files[WEIGHTS]).get(BASE)
+    base = stated(files[WEIGHTS]).get(BASE)
     _fits(model, pairs, rank, path)
     absent = [n for n, m in model.named_modules() if type(m) is nn.Linear and n not in pairs and is_named(n, config)]
     if absent:
@@ -75,8 +75,8 @@ def save_lora(path: Path, lora: Lora, base: str | None) -> None:
     write_folder(path, lora_files(lora.pairs, lora.rank, lora.scale, base, metadata))
 
 
-def _metadata(content: bytes) -> dict[str, str]:
-    """Of a safetensors file that was read before: its header is JSON behind eight bytes that say its length."""
+def stated(content: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file that was read before: its header is JSON behind eight bytes that say its length."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return header.get("__metadata__") or {}
 

@@ -266,11 +266,15 @@ def writing(by: Mapping[str, Run]) -> Iterator[Grid]:
                 lost = {"not shown": f.get("lost", 0)}
                 dropped = ", ".join(f"{n} {kind}" for kind, n in (f["dropped"] | lost).items() if n) or "none"
                 cells = (f"{f['writes']:,}", f"{f['pairs_per_write']:.2f}", dropped, str(f["rolled_back"]),
-                         _share(f.get("stuck")), _share(f.get("leaked")))  # fmt: skip
+                         *(_share(f.get(key)) for key in ("precise", "facts", "stuck", "leaked")))  # fmt: skip
                 rows.setdefault((label, cells), []).append(method)
     if rows:
-        note = "Held: pairs recalled in a paraphrase straight after their write (--probe). Leaked: given for others, too."
-        yield Grid("What it wrote", ["run", "method", "writes", "pairs a write", "dropped", "rolled back", "held", "leaked"],
+        note = (
+            "Precise: pairs that are facts of the text, by person, attribute and value (stream). Facts: of the text, written. "
+            "Held: pairs recalled in a paraphrase straight after their write (--probe). Leaked: given for others, too."
+        )
+        columns = ["run", "method", "writes", "pairs a write", "dropped", "rolled back", "precise", "facts", "held", "leaked"]
+        yield Grid("What it wrote", columns,
                    [[label, ", ".join(methods), *cells] for (label, cells), methods in rows.items()], note)  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import torch
 from ..adapters.bank import Snapshot
 from ..agent.agent import Agent
 from ..agent.teach import Lesson, rehearsal
-from ..agent.write import beside, prompts, render, render_one
+from ..agent.write import ONE, beside, list_prompt, render, render_one
 from ..episode import Episode, Pair
 from ..words import normalise
 from .config import TrainConfig
@@ -136,9 +136,9 @@ def _writing(agent: Agent, config: TrainConfig, text: str, pairs: list[Pair], de
     """A passage's replies: one with the list of its gold pairs, or one for each of them."""
     chat, replies = agent.chat, agent.config.write.replies
     few = shown(text, pairs, config, replies)
-    prompt = chat.prompt(prompts(text, replies)[0])
     if replies == 1:
-        return [Example(prompt, chat.answer(render(few)), delta)]
+        return [Example(chat.prompt(list_prompt(text)), chat.answer(render(few)), delta)]
+    prompt = chat.prompt(beside(text, ONE))
     begin = agent.begin(text, prompt)
     return [Example(prompt, chat.answer(render_one(pair)), delta, begin) for pair in few]
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from ..agent.agent import Agent
 from ..agent.loop import Rollout, run
-from ..agent.probe import names, paraphrase
+from ..agent.probe import paraphrase
 from ..agent.teach import Lesson
 from ..episode import Episode, Pair
+from ..evaluation.facts import strict
 from ..methods.methods import in_prompt
 from ..methods.reader import ask
 from ..rl import neutral
@@ -134,28 +135,6 @@ def _scored(episode: Episode, said: Sequence[str]) -> dict[str, float]:
 
 def _says(text: str, values: Sequence[str]) -> bool:
     return any(f" {normalise(v)} " in f" {normalise(text)} " for v in values)
-
-
-def strict(episode: Episode, pairs: Sequence[Pair]) -> dict[str, float]:
-    """Of the gold facts: `facts` written with the right person, attribute and value; `person`: the value under another person;
-    `attribute`: the right person's value asked as something else. Of the pairs: `precise`, those that are such a fact."""
-    split = episode.id.split("/")[1]
-
-    def key(pair: Pair) -> tuple:
-        return frozenset(names(pair.question)), stream.attribute(pair.question, split), normalise(pair.answer)
-
-    mine, facts = [key(p) for p in pairs], [key(p) for ps in episode.pairs for p in ps]
-
-    def same(a, b) -> bool:
-        return bool(a[0] & b[0]) and a[1:] == b[1:]
-
-    right = [any(same(w, g) for w in mine) for g in facts]
-    person = [not r and any(w[1:] == g[1:] for w in mine) for r, g in zip(right, facts)]
-    other = [not r and not p and any(w[2] == g[2] and w[0] & g[0] for w in mine) for r, p, g in zip(right, person, facts)]
-    out = {k: sum(v) / max(1, len(facts)) for k, v in (("facts", right), ("person", person), ("attribute", other))}
-    out["precise"] = sum(any(same(w, g) for g in facts) for w in mine) / len(mine) if mine else 0.0
-    out["pairs"] = len(mine)
-    return out
 
 
 def recall_matrix(agent: Agent, writes: Sequence[Writes]) -> list[list[float | None]]:

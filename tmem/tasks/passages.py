@@ -84,7 +84,10 @@ class Passages(Task):
         self.step, self.join, self.swap_names, self.questions = step, join, swap_names, questions
         self.weights = mixture.weighted(data)
         if not self.weights:
-            raise ValueError("passages: no data; name files of passages with --data FILE or, in [train] of a preset, data.")
+            raise ValueError(
+                "passages: no data; name files of passages with --data FILE or, in [train] of a preset, data. The preset "
+                "stream needs none."
+            )
         for file in self.files:
             if clbench.is_clbench(file):
                 raise ValueError(f"passages: {file}: {clbench.EVALUATION_ONLY}")

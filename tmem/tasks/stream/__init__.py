@@ -10,6 +10,7 @@ An episode is a function of (seed, split, difficulty) alone. It is made in two s
 script (who states what in which session) and the words, so that `probes` can recover the script from an episode's id.
 """
 
+import functools
 import random
 import re
 from dataclasses import dataclass, replace
@@ -106,14 +107,23 @@ def attribute(question: str, split: str) -> str:
     """
     mine = content(question)
 
-    def closeness(topic: Topic) -> float:
-        phrases = topic.pair + topic.plain + topic.pair_date + topic.plain_date
-        words = [content(p.replace("{name}", " ").replace("{v}", " ")) for p in phrases]
+    def closeness(words: tuple[frozenset[str], ...]) -> float:
         return max(len(mine & w) / max(1, len(mine | w)) for w in words)
 
-    # Whoever learned to write from the training phrases asks with their words.
+    # Whoever learned to write from the training phrases asks with their words, of `new` perhaps about their topics.
     topics = sorted({(name, lang) for lang in {split, "train"} for name in language_of(lang).topics})
-    return max(topics, key=lambda t: closeness(language_of(t[1]).topics[t[0]]))[0]
+    return max(topics, key=lambda t: closeness(_asked(t[1])[t[0]]))[0]
+
+
+@functools.cache
+def _asked(split: str) -> dict[str, tuple[frozenset[str], ...]]:
+    """Of each topic the words of its questions, those that leave out a step of thought."""
+
+    def words(topic: Topic) -> tuple[frozenset[str], ...]:
+        phrases = topic.pair + topic.plain + topic.pair_date + topic.plain_date
+        return tuple(content(phrase.replace("{name}", " ").replace("{v}", " ")) for phrase in phrases)
+
+    return {name: words(topic) for name, topic in language_of(split).topics.items()}
 
 
 def script_of(episode: Episode) -> Script:

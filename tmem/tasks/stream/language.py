@@ -1,4 +1,5 @@
-"""The language of a split: what its people are called and how they talk. The words are in train.toml, dev.toml and test.toml.
+"""The language of a split: what its people are called and how they talk. The words are in train.toml, dev.toml, test.toml and
+new.toml. The topics of new are none of the others, which share theirs.
 
 A phrase may hold {name} (whom the fact is about), {v} (the value), {av} (the value with "a" or "an") and {date}.
 No pronoun stands for a person other than the speaker, so every phrase says on its own whom it is about.
@@ -14,7 +15,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SPLITS = ("train", "dev", "test")
+SPLITS = ("train", "dev", "test", "new")
 
 
 @dataclass(frozen=True)

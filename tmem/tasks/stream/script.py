@@ -107,7 +107,7 @@ def write_script(id: str, language: Language, level: Difficulty) -> Script:
     rng = random.Random(f"{id}/plan")
     people = tuple(rng.sample(language.names, rng.randint(*level.people)))
     meetings = _meetings(rng, level.sessions)
-    event_dates = _event_dates(rng, SPLITS.index(id.split("/")[1]), meetings[0])
+    event_dates = _event_dates(rng, id.split("/")[1], meetings[0])
     topics = _topics(rng, language, level.changes)
     room = [rng.randint(*level.facts) for _ in range(level.sessions)]
     told, values = _told(rng, language, topics, people, sum(room) - level.changes, event_dates)
@@ -131,9 +131,16 @@ def _meetings(rng: random.Random, count: int) -> list[date]:
     return meetings
 
 
-def _event_dates(rng: random.Random, third: int, first: date) -> Iterator[str]:
-    """Days before the first meeting. Days of the month are split as values are: an event's date in test is none of train."""
-    past = [day for back in range(20, 141) if (day := first - timedelta(days=back)).day % 3 == third]
+def _event_dates(rng: random.Random, split: str, first: date) -> Iterator[str]:
+    """Days before the first meeting, split as values are: an event's date in one split is none of another.
+
+    Train, dev and test share the twenty weeks before by the day of the month; new has November and December of last year.
+    """
+    if split == "new":
+        past = [date(first.year - 1, 11, 1) + timedelta(days=day) for day in range(61)]
+    else:
+        third = SPLITS.index(split)
+        past = [day for back in range(20, 141) if (day := first - timedelta(days=back)).day % 3 == third]
     return iter(rng.sample([_day(day) for day in past], len(past)))
 
 
