@@ -1,6 +1,7 @@
 """The words in which pairs are taught and questions are asked: what asks a memory takes words that it was taught in."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tmem.agent.config import agent_config
 from tmem.agent.decode import Generation
 from tmem.agent.learn import Learned, learn
 from tmem.agent.loop import LogEntry
-from tmem.agent.probe import asked_back
+from tmem.agent.probe import asked_back, paraphrase
 from tmem.agent.renderings import rendered, worded
 from tmem.agent.write import Written
 from tmem.episode import Episode, Pair, Question
@@ -27,6 +28,7 @@ from tmem.study import dissect, soak
 from tmem.tasks import stream
 from tmem.tasks.multihop import Hop
 from tmem.tasks.search import Objectives
+from tmem.words import normalise
 
 BARE, ASKED, INDIRECT = RENDERINGS = ("{question}", "Say it, or {unknown}: {question}", "You know: {question}")
 SEVERAL = dataclasses.replace(
@@ -36,6 +38,7 @@ SEVERAL = dataclasses.replace(
 )
 PAIR = Pair("who is {king}?", "Ann")
 EPISODE = Episode("e", ("Ann is king.",), ((PAIR,),), (Question("q", PAIR.question, ("Ann",), "attribute"),))
+PRESETS = [file for folder in ("tmem/presets", "examples") for file in (Path(__file__).parents[2] / folder).glob("*.toml")]
 TAUGHT = {"who is {king}?", "Say it, or no idea: who is {king}?", "You know: who is {king}?"}
 
 
@@ -192,6 +195,17 @@ def test_probes_are_asked_in_the_words_of_every_question(seen):
     draft = Draft("Ada: hi\nBen: hi", [Reply([], Generation([], [], True), "")], Written([pair]))
     asked_back(agent, [LogEntry.of(draft, Learned(1, 0, 0, True))], [-1])
     assert asked == [agent.chat.prompt(agent.asked(q)) for q in ("Please tell me Ada's job.", "What is Ben's job?")]
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda file: file.stem)
+def test_no_preset_teaches_the_words_in_which_a_write_is_probed(preset):
+    """Else `held` is the share of pairs recalled in words that they were taught in."""
+    settings = agent_config(preset).learn
+    for question in ("Which boat does Ada sail?", "What is Ada's job?", "Where does Ada live?"):
+        taught = {normalise(worded(r, question, settings.unknown)) for r in settings.renderings}
+        assert normalise(paraphrase(question)) not in taught
+    lead = normalise(paraphrase("Q").removesuffix("q"))
+    assert lead and not any(lead in normalise(r) for r in settings.renderings)
 
 
 # learning --------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from tmem.agent.config import agent_config
 from tmem.agent.loop import Agent
 from tmem.models import loading
 from tmem.models.chat import Chat
+from tmem.models.lora import fingerprint
+from tmem.models.merge import Lora, save_lora
 
 
 @pytest.fixture
@@ -43,6 +45,14 @@ def test_help_names_every_verb():
     assert "Examples:" in shown
     for name in cli.main.list_commands(None):
         assert f"  {name} " in shown and cli.main.get_command(None, name).help, name
+
+
+def test_the_examples_of_eval_are_commands_that_it_takes():
+    evaluate = cli.main.get_command(None, "eval")
+    examples = [line.split()[2:] for line in evaluate.help.splitlines() if line.strip().startswith("tmem eval")]
+    assert len(examples) >= 4
+    for words in examples:
+        agent_config(evaluate.make_context("eval", words).params["preset"])
 
 
 def test_a_verb_is_found_by_its_name_of_before():
@@ -162,3 +172,57 @@ def test_info_names_the_file_that_a_model_was_converted_from(tmp_path, monkeypat
     file = write(tmp_path / "m.gguf", model(vocab_size=300))
     facts = json.loads(CliRunner().invoke(cli.main, ["info", "--model", str(file), "--json"]).output)
     assert facts["converted_from"] == [str(file)] and facts["template"] is None
+
+
+def described(*words):
+    """What `tmem info` says: as JSON, and as text of 80 columns."""
+    found = CliRunner().invoke(cli.main, ["info", *words, "--json"], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    text = CliRunner().invoke(cli.main, ["info", *words], env={"COLUMNS": "80"}).output
+    assert max(map(len, text.splitlines())) <= 80
+    return json.loads(found.output), " ".join(text.split())
+
+
+def adapter_in(folder, card=None, base=None):
+    """An adapter of rank 3 over a tiny model."""
+    network = model(vocab_size=300)
+    pairs = {"model.layers.0.mlp.up_proj": (torch.ones(3, 64), torch.ones(128, 3))}
+    save_lora(folder, Lora(pairs, 3, 2.0, fingerprint(network)), base)
+    if card is not None:
+        (folder / "README.md").write_text(card)
+
+
+CARDS = [
+    (None, None), ("", None), ("---\nlicense: mit\n---\n\n# A writer of pairs\n\nMore.", "A writer of pairs"),
+    ("\n\nTaught [bold]from\x1b[31m text[/bold]\n", "Taught [bold]from\x1b[31m text[/bold]"), ("---\nnever closed", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("card, line", CARDS)
+def test_info_names_the_adapter_that_lies_over_the_default_model(tmp_path, monkeypatch, card, line):
+    monkeypatch.setenv("TMEM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(loading, "default_file", lambda: write(tmp_path / "m.gguf", model(vocab_size=300)))
+    monkeypatch.setattr(loading, "WRITER", tmp_path / "writer")
+    for words in ((), ("--model", loading.DEFAULT)):
+        facts, text = described(*words)
+        assert (facts if words else facts["model"])["adapter"] is None and "adapter none" in text
+    adapter_in(tmp_path / "writer", card)
+    size = (tmp_path / "writer/adapter_model.safetensors").stat().st_size
+    for words in ((), ("--model", loading.DEFAULT)):
+        facts, text = described(*words)
+        found = (facts if words else facts["model"])["adapter"]
+        assert found == {"name": "default", "folder": str(tmp_path / "writer"), "rank": 3, "bytes": size, "card": line}
+        assert "adapter default, which comes with tmem: rank 3, 0.0 MB" in text and "\x1b" not in text
+        assert line is None or line.replace("\x1b", "\\x1b") in text
+
+
+def test_info_names_the_adapter_that_is_given_as_a_model(tmp_path):
+    loading.save_model(model(vocab_size=400), tokenizer(), tmp_path / "base")
+    adapter_in(tmp_path / "mine", "# Mine\n", str(tmp_path / "base"))
+    facts, text = described("--model", str(tmp_path / "mine"))
+    assert (facts["adapter"]["name"], facts["adapter"]["rank"], facts["adapter"]["card"]) == (str(tmp_path / "mine"), 3, "Mine")
+    assert facts["folder"] == str(tmp_path / "base") and "rank 3, 0.0 MB" in text and "comes with tmem" not in text
+    assert described("--model", str(tmp_path / "base"))[0]["adapter"] is None
+    (tmp_path / "mine/adapter_model.safetensors").unlink()
+    found = CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "mine")])
+    assert found.exit_code == 2 and "adapter_model.safetensors is missing" in found.output

@@ -187,6 +187,19 @@ def test_train_prints_the_four_models_and_leaves_its_files(tmem, tmp_path):
     assert "--resume" in tmem("train", "--out", "OUT").output
 
 
+def test_train_without_rl_names_the_models_that_there_are(tmem, tmp_path):
+    preset = tmp_path / "tiny.toml"
+    preset.write_text(preset.read_text().replace("control_steps = 1", "control_steps = 0"))
+    found = tmem("train", "--out", "OUT", "--rl-steps", "0")
+    assert found.exit_code == 0, found.output
+    said = " ".join(found.output.split())
+    assert f"the model warm/ (tmem eval --model {tmp_path}/OUT/warm)" in said
+    assert "warm start" in said and not any(word in said for word in ("RL", "control", "rl/", "sft/"))
+    assert "models warm/, sft/ and rl/ (tmem eval" not in said and (tmp_path / "OUT/curve.png").exists()
+    summary = json.loads((tmp_path / "OUT/summary.json").read_text())
+    assert set(summary["evaluations"]) == {"base", "warm"} and "reward_rl" not in summary
+
+
 def test_a_stopped_training_is_gone_on_with_by_all_its_options():
     given = {
         "preset": "default",

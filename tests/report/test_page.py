@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from tmem import cli
 from tmem.report import page
 
+SHORT = {"warm_steps": 1, "eval_episodes": 1}
 HOSTILE = '<script>alert(1)</script> & "quotes"'
 VOID = {"meta", "img", "br", "tr", "td", "th", "li", "p"}  # those whose end may be left out
 
@@ -54,9 +55,8 @@ def reported(folder):
 def copy_of(run, to, rows=None):
     """The run with its first `rows` lines only."""
     (to / "episodes").mkdir(parents=True)
-    for name in ("metrics", "timings", "segments"):
-        lines = (run / f"{name}.jsonl").read_text().splitlines(keepends=True)
-        (to / f"{name}.jsonl").write_text("".join(lines[:rows]))
+    for file in run.glob("*.jsonl"):
+        (to / file.name).write_text("".join(file.read_text().splitlines(keepends=True)[:rows]))
     (to / "run.json").write_bytes((run / "run.json").read_bytes())
     for file in (run / "episodes").glob("*.json"):
         (to / "episodes" / file.name).write_bytes(file.read_bytes())
@@ -71,6 +71,21 @@ def test_a_finished_run_is_one_page_that_holds_everything(run, tmp_path):
         assert words in found.text, words
     episodes = json.loads((run / "episodes/rl-greedy.json").read_text())
     assert episodes[0]["questions"][0]["text"] in found.text
+
+
+@pytest.mark.parametrize("control_steps", [0, 1])
+def test_a_run_without_rl_is_finished_without_it(tmp_path, control_steps):
+    tiny_run.start(tmp_path / "run", rl_steps=0, control_steps=control_steps, **SHORT).run()
+    found, said = reported(tmp_path / "run")
+    assert "Finished." in said and "Unfinished" not in said and ("control 0" in said) == bool(control_steps)
+    assert "RL has not begun" not in found.text and "rl_steps = 0" in found.text and "warm start wrote" in found.text
+    assert ("the control is supervised training" in found.text) is False
+
+
+def test_a_run_without_rl_that_is_under_way_is_not_finished(tmp_path):
+    tiny_run.start(tmp_path / "whole", rl_steps=0, control_steps=0, **SHORT).run()
+    for rows in range(1, 6):
+        assert ("Unfinished" in reported(copy_of(tmp_path / "whole", tmp_path / f"{rows}", rows))[1]) == (rows < 5), rows
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 5, 6, 7])

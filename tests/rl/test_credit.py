@@ -14,7 +14,7 @@ from tmem.agent.learn import Learned
 from tmem.agent.loop import Action, LogEntry, Rollout
 from tmem.agent.scored import Likelihood, likelihoods
 from tmem.agent.teach import Lesson
-from tmem.agent.write import Written
+from tmem.agent.write import Written, asked_of
 from tmem.episode import Pair, Question
 from tmem.rl import credit, loss
 from tmem.rl import rollout as ro
@@ -75,32 +75,29 @@ def said(agent, text, finished=True, kind="write", place=0):
     return Action(kind, [1], Generation(ids, [0.0] * len(ids), finished), None, 0, place)
 
 
-def replies_of(agent, texts):
-    """A write of spans, (span, question) each: all spans, then all questions, whose prompts go on with their spans."""
-    spans = [[ord(c) for c in span] + [10] for span, _ in texts]
-    asked = [dataclasses.replace(said(agent, question), prompt=[1, *span, 81, 58]) for span, (_, question) in zip(spans, texts)]
-    return [Action("write", [1], Generation(span, [0.0] * len(span), True), None) for span in spans] + asked
-
-
-def test_spans_and_questions_share_by_the_pairs_that_were_learned_and_pay_for_their_own_words():
+def test_replies_share_by_the_pairs_that_were_learned_and_pay_for_their_own_words():
     agent = agent_of(config=dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, replies=4)))
-    texts = [("me", "who?"), ("m", "Who?"), ("no", ""), ("it", "what?")]
-    actions = replies_of(agent, texts)
-    rollout = rollout_of([[Pair("who?", "me"), Pair("what?", "that")]], actions=actions)
+    texts = ["who?", "Who?", "?", "what?"]
+    rollout = rollout_of([[Pair("who?", "me"), Pair("what?", "that")]], actions=[said(agent, t) for t in texts])
     config = dataclasses.replace(TRAIN, rl_answers="logp", length_cost=0.5, format_cost=0.25)
     found = dataclasses.replace(scored(0.0, 0.0), questions=[{"logp": 0.0}] * 2)
-    sizes = [3, 2, 3, 3, 4, 4, 0, 5]
-    # 8 over two pairs; a second "who?" is dropped
-    want = [x - 0.005 * n for x, n in zip([4.0, -0.25, -0.25, 4.0] * 2, sizes)]
+    sizes = [len(t) for t in texts]
+    want = [x - 0.005 * n for x, n in zip([4.0, -0.25, -0.25, 4.0], sizes)]  # 8 over two pairs; a second "who?" is dropped
     assert credit.credit(agent, rollout, [8.0], found, config) == pytest.approx(want)
-    assert credit.pairs_of(agent, actions, rollout.log[0]) == [(1, 0), (0, 1), (0, 1), (1, 0)] * 2
+    written = [asked_of([""], [t], [True]) for t in texts]
+    assert credit.pairs_of(written, rollout.log[0]) == [1, 0, 0, 1]
 
 
-def test_lists_that_were_learned_together_share_by_their_pairs():
-    agent = agent_of()
-    actions = [said(agent, "Q: who?\nA: me\nQ: why?\nA: so\nwhat"), said(agent, "Q: what?\nA: it\nQ: Who?\nA: me")]
-    entry = rollout_of([[Pair("who?", "me"), Pair("why?", "so"), Pair("what?", "it")]]).log[0]
-    assert credit.pairs_of(agent, actions, entry) == [(2, 1), (1, 0)]
+def test_a_span_gets_what_its_pair_does():
+    agent = agent_of(config=dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, replies=4)))
+    spans, questions = [said(agent, t) for t in ("me", "it")], [said(agent, t) for t in ("who?", "why?")]
+    questions = [
+        dataclasses.replace(q, prompt=[*s.prompt, *s.generation.ids, 7]) for q, s in zip(questions, spans, strict=True)
+    ]
+    rollout = rollout_of([[Pair("who?", "me")]], actions=spans + questions)
+    config = dataclasses.replace(TRAIN, rl_answers="logp", format_cost=0.25)
+    found = dataclasses.replace(scored(0.0, 0.0), questions=[{"logp": 0.0}] * 2)
+    assert credit.credit(agent, rollout, [8.0], found, config) == [8.0, -0.25, 8.0, -0.25]
 
 
 def test_a_list_has_the_whole_credit_and_an_answer_its_questions_reward():

@@ -87,6 +87,36 @@ def test_a_run_does_its_phases_and_says_what_happened(undisturbed):
     assert start(out, resume=True).run() == summary
 
 
+@pytest.mark.parametrize("control_steps, done", [(0, ["base", "warm"]), (1, ["base", "warm", "sft"])])
+def test_a_phase_without_steps_is_left_out(tmp_path, undisturbed, control_steps, done):
+    """The control takes the seconds of RL where its steps are not said: none after no RL."""
+    out, wanted = tmp_path / "run", {"rl_steps": 0, "control_steps": control_steps}
+    summary = start(out, **wanted).run()
+    assert list(summary["evaluations"]) == done and [p for p in trainer.PHASES if f"reward_{p}" in summary] == done
+    assert list(dict.fromkeys(r["phase"] for r in lines(out) if r["phase"].startswith("eval_"))) == [f"eval_{p}" for p in done]
+    assert {f.name for f in out.iterdir() if (f / "weights.pt").exists()} == {*done[1:]}
+    for phase in done[1:]:
+        assert all(torch.equal(v, weights(undisturbed[0], phase)[k]) for k, v in weights(out, phase).items())
+    assert [len(list(f.iterdir())) for f in out.glob("checkpoints/*")] == [1]
+    assert start(out, resume=True, **wanted).run() == summary
+
+
+@pytest.mark.parametrize("stopped, done", [("rl", ["base", "warm"]), ("sft", ["base", "warm", "rl"])])
+def test_a_run_of_before_that_was_stopped_in_a_phase_without_steps_ends_there(tmp_path, monkeypatch, stopped, done):
+    """Such phases were evaluated once; what was measured stays, and what was not is not made up for."""
+    out, wanted, at = tmp_path / "run", {"rl_steps": 0, "control_steps": 0}, []
+    seen = trainer.Progress(phase=lambda *words: at.append(words[0]))
+    with monkeypatch.context() as before, pytest.raises(trainer.Interrupted):
+        before.setattr(trainer, "phases_of", lambda *_: list(trainer.PHASES))
+        start(out, **wanted).run(seen, stop=lambda: at[-1:] == [f"evaluate {stopped}"])
+    again = start(out, resume=True, **wanted)
+    assert again.state["phase"] == stopped
+    summary = again.run()
+    assert list(summary["evaluations"]) == done
+    assert list(dict.fromkeys(r["phase"] for r in lines(out) if r["phase"].startswith("eval_"))) == [f"eval_{p}" for p in done]
+    assert start(out, resume=True, **wanted).run() == summary
+
+
 def logged_fields(out):
     """The fields of each kind of row; "seconds_*" stands for all parts of a step's time."""
     found = {}

@@ -171,3 +171,9 @@ def test_a_study_of_two_tiny_seeds_runs_prints_and_goes_on_where_it_was(tmp_path
     assert "rl - warm greedy" in text and "foreign" in text and max(map(len, text.splitlines())) <= 80
     charts.study_chart(tmp_path / "study.png", again, [record.read_run(tmp_path / f"out/seed-{n}") for n in range(2)])
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_study_without_rl_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"study: .* rl_steps is 0"):
+        study.run_seeds(str(tiny_run.prepare(tmp_path / "run")), tmp_path / "out", seeds=1, rl_steps=0)
+    assert not (tmp_path / "out/seed-0/run.json").exists()

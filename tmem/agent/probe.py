@@ -53,9 +53,13 @@ def speakers(passage: str, pairs: Sequence[Pair]) -> list[str]:
 
 
 def paraphrase(question: str) -> str:
-    """The same question asked indirectly: `What is Z?` -> `Please tell me Z.`, else `From memory: question`."""
+    """The same question in other words: `What is Z?` -> `Please tell me Z.`, else `I would like to know: question`.
+
+    These must be none of the words in which pairs are taught, a preset's `[learn] renderings`: recall in those is what learning
+    minimised the loss of.
+    """
     m = re.fullmatch(r"What(?:'s| is| are| was| were) (.+?)\??", question.strip())
-    return f"Please tell me {m.group(1)}." if m else f"From what you remember: {question[:1].lower()}{question[1:]}"
+    return f"Please tell me {m.group(1)}." if m else f"I would like to know: {question[:1].lower()}{question[1:]}"
 
 
 def probe(pair: Pair, people: Sequence[str]) -> Probe:

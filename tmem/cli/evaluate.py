@@ -26,7 +26,7 @@ OF_JUDGE = ("judge_model", "judge_concurrency", "judge_tokens", "judge_prices")
     "--data",
     multiple=True,
     type=click.Path(dir_okay=False),
-    help="The task's file, such as the official locomo10.json. Give --data several times to join files.",
+    help="The task's file, such as the official locomo10.json. Give --data several times to ask of several files at once.",
 )
 @click.option(
     "--methods",
@@ -51,8 +51,8 @@ OF_JUDGE = ("judge_model", "judge_concurrency", "judge_tokens", "judge_prices")
     type=click.Choice(["train", "dev", "test", "new", "all"]),
     default="test",
     show_default=True,
-    help="stream: which names, values and phrasings; new: of topics that nothing is trained on. passages: which documents of "
-    "the files; all for whole files.",
+    help="stream: which names, values and phrasings; new: of topics that nothing is trained on. passages: test and dev are the "
+    "twentieths of all documents that tmem train holds out, all is every document.",
 )
 @click.option(
     "--difficulty",
@@ -82,7 +82,8 @@ OF_JUDGE = ("judge_model", "judge_concurrency", "judge_tokens", "judge_prices")
     "--adapter",
     default="default",
     show_default=True,
-    help="A PEFT LoRA folder merged into the model. default: the one that comes with the default model, if any. none: none.",
+    help="The folder of a PEFT LoRA adapter, such as runs/writer/warm, that is merged into the model. Give the --preset that "
+    "it was trained with. default: the one that comes with the default model, where there is one. none: the bare model.",
 )
 @click.option(
     "--preset",
@@ -128,14 +129,18 @@ OF_JUDGE = ("judge_model", "judge_concurrency", "judge_tokens", "judge_prices")
     help="Episodes that run in parallel, each with its own fast weights. [default: 32; search 16]",
 )
 @click.option(
-    "--known", is_flag=True, help="Show each question while the history is read, as in the paper's protocol: see above."
+    "--known",
+    is_flag=True,
+    help="Show each question while the history is read, as in the paper's protocol: see above. Takes longer, and such "
+    "scores have tables of their own.",
 )
 @click.option(
     "--prompt",
     type=click.Choice(["few-shot", "instruction"]),
     default="few-shot",
     show_default=True,
-    help="How methods that show text are asked. instruction: for a model trained to read in those words.",
+    help='How methods that show text are asked. few-shot: four worked examples. instruction: "Answer in a few words; if you '
+    'do not know, answer: unknown.", for a model trained to read in these words.',
 )
 @click.option(
     "--probe", is_flag=True, help="After each write, also ask for its pairs in a paraphrase, and about another person."
@@ -166,6 +171,13 @@ def evaluate(methods: str | None, out: Path, **options) -> None:
     """Compare ways of remembering.
 
     \b
+    Examples:
+      tmem eval
+      tmem eval --task passages --data a.json --data b.json --split all
+      tmem eval --model runs/train/rl --methods none,constant,oracle,tmem
+      tmem eval --adapter my/writer --task squad --data a.json --known
+
+    \b
     The methods:
       none             the question alone
       constant         always abstains: the score to beat
@@ -175,15 +187,16 @@ def evaluate(methods: str | None, out: Path, **options) -> None:
       notes            noted facts, found by BM25
       retrieval        lines found by BM25
       dense            lines found by embeddings (tmem[dense])
-      pairs            tmem's pairs as text
+      pairs            the pairs that tmem wrote, as text
       gold             fast weights of the questions themselves with
                        their right answers: a ceiling, no rival
-      tmem             fast weights alone
-      tmem+retrieval   fast weights and lines
+      tmem             fast weights of the pairs it wrote, alone
+      tmem+retrieval   the same, and the lines of retrieval
 
     How they are asked: methods that show text, and none, get four worked examples before the question (search: one), the
-    form that serves oracle best. Methods with fast weights are asked as they were taught. results.json names the form
-    of every method.
+    form that serves oracle best. A model that was trained to read is asked as it was trained with --prompt instruction.
+    Methods with fast weights are asked as they were taught, whatever --prompt says. results.json names the form of every
+    method.
 
     --task search asks --objectives questions at once and gives the model a search engine over --corpus. There, full keeps
     all turns, and mem1 keeps the last one. The other methods drop from the context what was found. tmem learns it, and the

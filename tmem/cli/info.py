@@ -23,7 +23,8 @@ def info(model: str | None, preset: str, as_json: bool) -> None:
     It also shows the default model and where it is kept.
 
     With --model it shows what tmem understood of that model: family and sizes, positions, end tokens, chat template,
-    number formats, and what the preset adapts. Compare it with what the model's makers say. Its weights are not read.
+    number formats, the adapter over it, and what the preset adapts. Compare it with what the model's makers say. Its
+    weights are not read.
     """
     if model is None:
         facts, show = _facts(), _print
@@ -38,11 +39,12 @@ def info(model: str | None, preset: str, as_json: bool) -> None:
 
 
 def _facts() -> dict:
-    """{"versions", "machine", "model": {"name", "folder", "cached"}, "kernels": {device: {op: kernel}}}."""
+    """{"versions", "machine", "model": {"name", "folder", "cached", "adapter"}, "kernels": {device: {op: kernel}}}."""
     import torch
 
     from .. import machine, ops
     from ..models import loading
+    from .understood import adapter_over
 
     try:
         folder, cached = loading.default_folder()
@@ -52,12 +54,14 @@ def _facts() -> dict:
     return {
         "versions": machine.versions(),
         "machine": machine.machine(),
-        "model": {"name": loading.DEFAULT, "folder": folder and str(folder), "cached": cached},
+        "model": {"name": loading.DEFAULT, "folder": folder and str(folder), "cached": cached, "adapter": adapter_over(None)},
         "kernels": {device: {op: ops.kernel_for(op, device) for op in ops.OPS + ops.SVD_PARTS} for device in devices},
     }
 
 
 def _print(facts: dict) -> None:
+    from .understood import adapter_lines
+
     box, model, kernels = facts["machine"], facts["model"], facts["kernels"]
     gpus = [f"{gpu['name']}, sm_{gpu['sm']}, {gpu['memory_gib']} GiB" for gpu in box["gpus"]] or ["none"]
     lines = [
@@ -68,6 +72,7 @@ def _print(facts: dict) -> None:
         ("model", model["name"]),
         ("kept in", model["folder"] or "not installed; `make` installs it"),
         ("", "" if model["cached"] or not model["folder"] else "not converted yet: happens at its first use"),
+        *adapter_lines(model["adapter"]),
         ("", f"tmem info --model {model['name']} says what was understood of it, or of another"),
     ]
     console = Terminal()

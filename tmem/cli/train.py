@@ -60,6 +60,8 @@ def train(preset: str, model: str | None, adapter: str | None, out: Path, resume
       control      again from the warm start: supervised steps for as many
                    seconds as RL took
 
+    --rl-steps 0 leaves out RL, and also the control, unless the preset's control_steps says how many steps it takes.
+
     --task passages trains on real text instead of generated episodes:
 
     \b
@@ -73,7 +75,7 @@ def train(preset: str, model: str | None, adapter: str | None, out: Path, resume
     Ctrl-C or SIGTERM stops with a checkpoint. --resume goes on.
 
     The output folder holds summary.json, metrics.jsonl, curve.png and readable episodes. It also holds the trained models
-    (warm/, rl/), which --model takes, and log.txt, which shows the progress. Where the preset says policy = "lora", the
+    (warm/, rl/, sft/), which --model takes, and log.txt, which shows the progress. Where the preset says policy = "lora", the
     models are adapters in PEFT's format, which --adapter takes as well.
     """
     from ..rl.trainer import Trainer
@@ -89,7 +91,7 @@ def train(preset: str, model: str | None, adapter: str | None, out: Path, resume
     summary = _watched(trainer, shlex.join(["tmem", "train", *_said(said), "--resume"]))
     world.leave()
     if world.first:
-        _leave(out, preset, summary | {"machine": {**made_on, "ranks": world.size}})
+        _leave(trainer, summary | {"machine": {**made_on, "ranks": world.size}})
 
 
 def _said(options: dict) -> list[str]:
@@ -116,26 +118,34 @@ def _watched(trainer, again: str) -> dict:
             raise live.ended(asked) from None
 
 
-def _leave(out: Path, preset: str, summary: dict) -> None:
+def _leave(trainer, summary: dict) -> None:
     """Write what follows from the run, and say what there is."""
     from ..files.objects import write_json
     from ..report import charts
     from ..rl import record
 
+    out, config = trainer.out, trainer.config
     write_json(out / "summary.json", summary)
-    title = f"tmem train --preset {Path(preset).name}, {summary['n_episodes']} held-out episodes"
+    title = f"tmem train --preset {Path(trainer.preset).name}, {summary['n_episodes']} held-out episodes"
     charts.curve(out / "curve.png", record.read_run(out), title=title)
-    _print_phases(summary)
+    _print_phases(summary, record.after_warm(config.rl_steps, config.control_steps))
     live.console.print(
         f"{summary['wall_seconds']:.0f} s. Files in {out}: summary.json, metrics.jsonl, timings.jsonl, curve.png, episodes/, "
-        f"models warm/, rl/ and sft/ (tmem eval --model {out}/rl); see it all with: tmem report {out}"
+        f"{_models(out, list(summary['evaluations']))}; see it all with: tmem report {out}"
     )
+
+
+def _models(out: Path, phases: list[str]) -> str:
+    """The folders of trained models, and how to evaluate the one that matters: RL's, or else the last."""
+    *before, last = [f"{phase}/" for phase in phases if phase != "base"]
+    names = f"models {', '.join(before)} and {last}" if before else f"the model {last}"
+    return f"{names} (tmem eval --model {out}/{'rl' if 'rl' in phases else phases[-1]})"
 
 
 _PHASES = {"base": "base", "warm": "warm start", "rl": "RL", "sft": "control"}
 
 
-def _print_phases(summary: dict) -> None:
+def _print_phases(summary: dict, after_warm: str) -> None:
     """Fits 80 columns."""
     table = Table(
         title=f"{summary['n_episodes']} held-out episodes: mean and 95 % interval (bootstrap over episodes)",
@@ -159,9 +169,8 @@ def _print_phases(summary: dict) -> None:
             )
     live.console.print(table)
     live.console.print(
-        "RL and control both start from the warm start; control is supervised training for the seconds that RL took. "
-        "intrusions: answers that belong to somebody else. facts: share of the stream's facts that were written as they "
-        "are. pairs: per write."
+        f"{after_warm} Intrusions: answers that belong to somebody else. Facts: share of the stream's facts that were written "
+        "as they are. Pairs: per write.".lstrip()
     )
 
 

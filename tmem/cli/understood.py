@@ -6,9 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 from ..agent.config import agent_config
+from ..files.objects import object_in
 from ..models import loading
 from ..models.chat import Chat
 from ..models.gguf.file import parts
+from ..models.lora import CONFIG, WEIGHTS, plain_lora, read_folder
 from ..rl.budget import Shape
 
 _SYSTEM = {
@@ -17,6 +19,7 @@ _SYSTEM = {
     "kept": "the template adds one by itself that nothing closes; it stays",
     "refused": "the template takes none",
 }
+_CARD = "README.md"  # of an adapter's folder, as PEFT and the hub name it
 _THOUGHT = {
     "none": "not opened by the template",
     "off": "turned off",
@@ -25,7 +28,8 @@ _THOUGHT = {
 
 
 def understood(name: str, preset: str) -> dict:
-    """Facts of the model that `name` means (see `loading.load_model`) and of what `preset` adapts; no weights are read."""
+    """Facts of the model that `name` means (see `loading.load_model`), of the adapter over it, and of what `preset` adapts.
+    The model's weights are not read."""
     network, tokenizer = loading.outline(name)
     folder, config, chat = loading.resolve(name), network.config, Chat(tokenizer, network)
     shape = Shape.of(config)
@@ -52,8 +56,43 @@ def understood(name: str, preset: str) -> dict:
         "end_of_answer": tokenizer.convert_ids_to_tokens(chat.end),
         "begin": tokenizer.bos_token,
         "template": _template(chat),
+        "adapter": adapter_over(name),
         "adapted": _adapted(shape, preset),
     }  # fmt: skip
+
+
+def adapter_over(name: str | None) -> dict | None:
+    """The adapter that lies over the model that `name` means unless another is asked for; None for none.
+
+    Raises FileNotFoundError for a missing file, ValueError for an adapter that is no plain LoRA.
+    """
+    _, folder = loading.apart(name, loading.PACKAGED)
+    if folder is None:
+        return None
+    files = read_folder(folder, (CONFIG, WEIGHTS))
+    rank, _ = plain_lora(object_in(files[CONFIG], folder / CONFIG), folder / CONFIG)
+    return {
+        "name": loading.PACKAGED if folder == loading.WRITER else str(folder),
+        "folder": str(folder), "rank": rank, "bytes": len(files[WEIGHTS]), "card": _first_line(folder / _CARD),
+    }  # fmt: skip
+
+
+def _first_line(card: Path) -> str | None:
+    """The first line of Markdown behind a YAML header, without the marks of a heading; None where there is none."""
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines() if card.is_file() else []
+    if lines[:1] == ["---"]:
+        lines = lines[lines.index("---", 1) + 1 :] if "---" in lines[1:] else []
+    return next((line.lstrip("# ").rstrip() for line in lines if line.strip("# ")), None)
+
+
+def adapter_lines(adapter: dict | None) -> list[tuple[str, str]]:
+    """What `adapter_over` found, as lines of a table."""
+    if adapter is None:
+        return [("adapter", "none")]
+    packaged = adapter["name"] == loading.PACKAGED
+    name = f"{loading.PACKAGED}, which comes with tmem" if packaged else adapter["name"]
+    lines = [("adapter", f"{name}: rank {adapter['rank']}, {adapter['bytes'] / 1e6:.1f} MB")]
+    return lines + [("", line) for line in (adapter["card"], "--adapter none leaves it out" if packaged else None) if line]
 
 
 def _dtypes(folder: Path) -> dict[str, int]:
@@ -123,6 +162,7 @@ def _lines(facts: dict) -> list[tuple[str, str]]:
         ("embeddings", "tied to the head" if facts["tied"] else "apart from the head"),
         ("a text ends at", ", ".join(f"{text} ({index})" for index, text in facts["ends"].items())),
         ("an answer with", facts["end_of_answer"]),
+        *adapter_lines(facts["adapter"]),
     ]
     if template is None:
         lines.append(("template", "none: asked as User: ... Assistant:"))

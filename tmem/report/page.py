@@ -14,7 +14,7 @@ import numpy as np
 from ..files.folders import atomic_file
 from ..files.objects import encoded, parsed, read_object
 from ..files.shapes import check
-from ..rl.record import read_run
+from ..rl.record import after_warm, phases_of, read_run
 from ..tasks.names import METRICS
 from .figure import figure
 
@@ -145,11 +145,16 @@ def page(folder: Path, file: Path) -> str:
         title=f"tmem train --preset {settings['preset']}", headline=opening, settings=settings,
         columns=COLUMNS, phases=phase_table(rows), pictures=list(pictures(rows, charts(drift))),
         guards=list(verdicts(steps, guards(drift, train["rl_episodes"]))), around=AROUND, steps=len(steps),
-        samples=samples(folder),
+        samples=samples(folder), after_warm=after_warm(*_lengths(train)),
     )  # fmt: skip
     with atomic_file(file) as work:
         work.write_bytes(encoded(text))
     return opening
+
+
+def _lengths(train: Mapping[str, Any]) -> tuple[int, int]:
+    """Steps of RL and of the control, as a run's settings give them; very old ones do not name the control's."""
+    return train["rl_steps"], train.get("control_steps", 0)
 
 
 def headline(rows: Rows, train: Mapping[str, Any]) -> str:
@@ -158,7 +163,7 @@ def headline(rows: Rows, train: Mapping[str, Any]) -> str:
     greedy = [r for r in rows if r["phase"].startswith("eval_") and r["mode"] == "greedy"]
     found = {r["phase"][5:]: r for r in greedy if r.get(score) is not None}
     seen = [p for p in PHASES if any(r["phase"] in (p, f"eval_{p}") for r in rows)]
-    finished = {r["phase"] for r in rows if r.get("mode") == "sampled"} >= {f"eval_{p}" for p in PHASES}
+    finished = {r["phase"] for r in rows if r.get("mode") == "sampled"} >= {f"eval_{p}" for p in phases_of(*_lengths(train))}
     if finished:
         state = "Finished."
     elif not seen:

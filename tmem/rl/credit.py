@@ -8,9 +8,9 @@
 A write pays its own length and format terms. R without a write does not depend on it, so as a baseline it leaves the policy
 gradient as it is (difference rewards: Wolpert and Tumer, Advances in Complex Systems 4, 2001; COMA, arXiv 1705.08926).
 
-Here a write is what one update learned, of several passages where `[learn] every` says so. Its actions share its credit in
-proportion to the pairs of theirs that were learned, as if pairs added up. A reply without such a pair taught nothing: its
-credit is 0. A span and the question that was asked of it made the same pair, and both get its share.
+Several actions of one update, such as the replies of a write, share its credit in proportion to the pairs of theirs that were
+learned, as if pairs added up. A reply without such a pair taught nothing: its credit is 0. A span and the question to it made
+one pair, and each gets what the pair does.
 
 The advantage is the credit less the mean of the group's actions at the same place: the same write, or the same question.
 With `normalise` it is divided by the root mean square over all writes, or all answers, of the group. With one write an episode
@@ -30,7 +30,7 @@ from .. import words
 from ..agent.agent import Agent
 from ..agent.loop import Action, LogEntry, Rollout
 from ..agent.scored import likelihoods
-from ..agent.write import first_line, parse
+from ..agent.write import Written, asked_of, parse
 from .config import TrainConfig
 from .replay import learned_again
 from .rollout import Scores, rewarded
@@ -90,41 +90,48 @@ def _paid(agent: Agent, rollout: Rollout, added: Sequence[float], config: TrainC
     """(number of the action, its credit) of every write."""
     for j, entry in enumerate(rollout.log):
         mine = {k: a for k, a in enumerate(rollout.actions) if a.kind == "write" and a.place == j}
-        for (k, action), (count, dropped) in zip(mine.items(), pairs_of(agent, list(mine.values()), entry)):
-            cost = config.length_cost * len(action.generation.ids) / 100 + config.format_cost * dropped
-            yield k, added[j] * count / max(1, len(entry.written.pairs)) - cost
+        makers = _makers(list(mine.values()))
+        written = [_alone(agent, action) for action in makers]
+        learned = dict(zip(map(id, makers), pairs_of(written, entry)))
+        dropped = dict(zip(map(id, makers), (own.dropped for own in written)))
+        for k, action in mine.items():
+            maker = id(_maker(action, makers))
+            count = learned[maker]
+            lost = dropped[maker] if agent.config.write.replies == 1 else int(not count)
+            cost = config.length_cost * len(action.generation.ids) / 100 + config.format_cost * lost
+            yield k, added[j] * count / max(1, sum(learned.values())) - cost
 
 
-def pairs_of(agent: Agent, actions: Sequence[Action], entry: LogEntry) -> list[tuple[int, int]]:
-    """(pairs of the entry, what was dropped) of each of its actions.
+def _makers(actions: Sequence[Action]) -> list[Action]:
+    """The actions that end a pair: all but the spans that a question goes on from."""
+    return [a for a in actions if not any(_goes_on(b, a) for b in actions)]
 
-    Of a write of many replies a span and the question that was asked of it made the same pair, if it was learned; else each is
-    one that was dropped. A question counts for the first that asked it.
-    """
-    left = {words.normalise(p.question) for p in entry.written.pairs}
-    texts = [agent.chat.text(a.generation.ids) for a in actions]
-    if agent.config.write.replies > 1:
-        asked = _questions(actions)
-        first: dict[str, int] = {}
-        for k in sorted(set(asked)):
-            first.setdefault(words.normalise(first_line(texts[k])), k)
-        made = {first[key] for key in left & first.keys()}
-        return [(1, 0) if k in made else (0, 1) for k in asked]
-    out = []
-    for text, action in zip(texts, actions):
-        own = parse(text, finished=action.generation.finished, limit=agent.config.write.max_pairs)
+
+def _maker(action: Action, makers: Sequence[Action]) -> Action:
+    """The action that ends this one's pair: itself, or the question to it."""
+    return next((m for m in makers if m is action), None) or next(m for m in makers if _goes_on(m, action))
+
+
+def _goes_on(question: Action, span: Action) -> bool:
+    begun = [*span.prompt, *span.generation.ids]
+    return question is not span and question.prompt[: len(begun)] == begun
+
+
+def _alone(agent: Agent, action: Action) -> Written:
+    """What one action wrote by itself: of a question to a span a pair without an answer."""
+    config, text, finished = agent.config.write, agent.chat.text(action.generation.ids), action.generation.finished
+    if config.replies > 1:
+        return asked_of([""], [text], [finished])
+    return parse(text, finished=finished, limit=config.max_pairs)
+
+
+def pairs_of(written: Sequence[Written], entry: LogEntry) -> list[int]:
+    """How many of an entry's pairs each of its actions wrote. A question counts for the first one that asked it."""
+    left, out = {words.normalise(p.question) for p in entry.written.pairs}, []
+    for own in written:
         mine = left & {words.normalise(p.question) for p in own.pairs}
         left -= mine
-        out.append((len(mine), own.dropped))
-    return out
-
-
-def _questions(actions: Sequence[Action]) -> list[int]:
-    """Of each reply the one that is its question: of a span the reply whose prompt goes on with it, of a question itself."""
-    out = []
-    for k, action in enumerate(actions):
-        said = [*action.prompt, *action.generation.ids]
-        out.append(next((i for i, a in enumerate(actions) if a.prompt[: len(said)] == said), k))
+        out.append(len(mine))
     return out
 
 

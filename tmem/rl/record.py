@@ -15,6 +15,22 @@ PHASES = {
     "sft": ("control: supervised instead of RL", "#E9E9E9"),
 }
 
+
+def phases_of(rl_steps: int, control_steps: int) -> list[str]:
+    """The phases of a run, in their order. RL without steps is left out. So is the control, which takes as many seconds as RL,
+    unless its own steps are given."""
+    steps = {"rl": rl_steps, "sft": rl_steps or control_steps}
+    return [phase for phase in ("base", *PHASES) if steps.get(phase, True)]
+
+
+def after_warm(rl_steps: int, control_steps: int) -> str:
+    """What RL and the control are, in a sentence; "" of a run without them."""
+    control = f"{control_steps} supervised steps" if control_steps else "supervised training for the seconds that RL took"
+    if rl_steps:
+        return f"RL and the control both start from the warm start; the control is {control}."
+    return f"The control starts from the warm start and is {control}." if control_steps else ""
+
+
 # The shapes of a training run's lines.
 TIMING = {"phase": str, "step": int, "trained": float, str: float}
 

@@ -18,6 +18,7 @@ The phases run in order; what is done is kept in the output folder, so an interr
     warm      supervised steps on training episodes, then evaluate
     rl        GRPO from the warm start, then evaluate
     sft       from the warm start again, supervised steps instead of RL, then evaluate
+With rl_steps = 0 there is no phase rl, and a phase sft only where control_steps says of how many steps.
 
 A, the subspace of Δ, is that of the model as it came, in all phases, unless `refresh_a` says otherwise. A bank built later on
 the saved model takes A from the trained weights. So `tmem eval --model OUT/rl` differs from the summary by as much as the two
@@ -52,7 +53,7 @@ from .config import BEFORE, IDLE, train_config
 from .log import Log
 from .low_rank import LowRank
 from .policy import Policy, Replicated, Sharded, falling
-from .record import read_run
+from .record import phases_of, read_run
 from .tasks import task_of
 from .world import ALONE, World
 
@@ -320,17 +321,17 @@ class Trainer:
         if self.state["done"]:
             return self.summary()
         self._build()
-        names = list(PHASES)
-        for phase in names[names.index(self.state["phase"]) :]:
-            self.state["phase"] = phase
-            if phase not in self.state["evaluations"]:
+        names, wanted = list(PHASES), phases_of(self.config.rl_steps, self.config.control_steps)
+        while not self.state["done"]:
+            phase = self.state["phase"]
+            if phase in wanted and phase not in self.state["evaluations"]:
                 PHASES[phase](self)
                 if phase != "base":
                     self._keep_model(phase)
                 self._save()
                 held_out.evaluate(self, phase)
-            following = names[min(names.index(phase) + 1, len(names) - 1)]
-            self.state.update(phase=following, step=0, done=phase == names[-1])
+            left = [p for p in names[names.index(phase) + 1 :] if p in wanted]
+            self.state.update(phase=left[0] if left else phase, step=0, done=not left)
             self._save()
         return self.summary()
 
@@ -381,15 +382,16 @@ class Trainer:
             )
 
     def summary(self) -> dict:
-        """Means with 95 % bootstrap intervals over episodes, per phase and mode, and the four rewards (greedy)."""
-        out: dict = {f"reward_{p}": None for p in PHASES}
-        out.update(n_episodes=self.config.eval_episodes, seconds=self.state["seconds"])
-        out["evaluations"] = held_out.intervals(self.state["evaluations"])
-        out["wall_seconds"] = round(self.state["wall_seconds"], 1)
-        out["damaged_checkpoints"] = self.state["damaged"]
-        for phase, rows in out["evaluations"].items():
-            out[f"reward_{phase}"] = rows["greedy"][self.config.reward]["mean"]
-        return out
+        """Means with 95 % bootstrap intervals over episodes, per phase and mode, and the reward of each phase (greedy)."""
+        found = held_out.intervals(self.state["evaluations"])
+        return {
+            **{f"reward_{phase}": modes["greedy"][self.config.reward]["mean"] for phase, modes in found.items()},
+            "n_episodes": self.config.eval_episodes,
+            "seconds": self.state["seconds"],
+            "evaluations": found,
+            "wall_seconds": round(self.state["wall_seconds"], 1),
+            "damaged_checkpoints": self.state["damaged"],
+        }
 
     # bookkeeping ---------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from ..agent.agent import Agent
 from ..files.folders import alone
 from ..files.objects import read_object, write_json
 from ..models import loading
+from ..rl.config import train_config
 from ..rl.held_out import MODES
 from ..rl.trainer import PHASES, Progress, Trainer
 from ..stats import bootstrap
@@ -50,9 +52,12 @@ def one(
     """Train one seed into `folder` and dissect it on `episodes` held-out streams, or read what was found before.
 
     Returns the training's summary with its "per_episode" scores, and the dissections of difficulty 1 and 2.
+    Raises ValueError for a training without RL.
     """
     progress = progress or Progress()
     if not (folder / "summary.json").exists():
+        if not replace(train_config(preset), **overrides).rl_steps:
+            raise ValueError(f"study: RL is compared with its warm start, and in preset {preset} rl_steps is 0; raise it.")
         resume = (folder / "run.json").exists()
         trainer = Trainer(preset, folder, model=model, resume=resume, seed=seed, **overrides)
         summary = trainer.run(progress, stop)
