@@ -56,8 +56,8 @@ def train(preset: str, model: str | None, adapter: str | None, out: Path, resume
     """Train the model to write the facts that later questions ask for.
 
     \b
-      tmem train --data train-v1.1.json --data mine.json:0.5   # a writer from text
-      tmem train --preset stream                               # a first look
+      tmem train --data train-v1.1.json --data mine.json:0.5   # a writer
+      tmem train --preset stream                               # a look
 
     A file is SQuAD's, or a list of {title, context, questions: [{question, answer}]}. Nine documents of ten are trained on,
     the others are held out for the evaluations. The preset stream needs no file: its conversations are generated.
