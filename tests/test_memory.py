@@ -368,3 +368,16 @@ def test_a_write_says_what_it_did(tiny_one, monkeypatch, caplog):
     monkeypatch.setattr("tmem.agent.agent.learn", lambda *_: [Learned(1.0, 2.0, 3.0, False, "the loss rose")])
     assert str(write("Q: what?\nA: a dog")).endswith("wrote 1 pair: nothing was learned (rolled back: the loss rose)")
     assert memory.log[-1].learned.reason and [p.answer for p in memory.pairs] == ["a cat"]
+
+
+def test_a_page_of_text_is_read_and_asked_about_when_it_is_gone():
+    """README's first example, with the adapter that comes with the default model."""
+    page = runpy.run_path(str(EXAMPLE.with_name("page.py")), run_name="page")
+    memory = Memory.from_pretrained()
+    memory.observe(page["BEAGLE"].read_text(encoding="utf-8"), progress=lambda *_: None)
+    (entry,) = memory.write(progress=lambda *_: None)
+    assert entry.taught and len(entry.written.pairs) >= 10 and not memory._context
+    said = {question: memory.ask(question) for question, _ in page["TOLD"]}
+    assert said["Who commanded the Beagle?"] == "Captain Fitz Roy"
+    text = " ".join(re.findall(r"\w+", entry.passage.lower()))
+    assert all(" ".join(re.findall(r"\w+", p.answer.lower())) in text for p in entry.written.pairs)

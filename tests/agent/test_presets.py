@@ -195,7 +195,7 @@ ASKED = "Answer in a few words; if you do not know, answer: {unknown}.\n{questio
 DEFAULT = {
     "adapter": {"rank": 16, "targets": ["gate_proj", "up_proj", "down_proj"], "last_layers": 12, "init": "random",
                 "train_a": False, "optimizer": "adamw"},
-    "learn": {"lr": 0.043, "epochs": 12, "batch": 32, "every": 16, "rehearse": 64, "contrast": 0, "unknown": "unknown",
+    "learn": {"lr": 0.06, "epochs": 9, "batch": 32, "every": 16, "rehearse": 64, "contrast": 0, "unknown": "unknown",
               "renderings": ["{question}", ASKED, "From what you remember: {question}"], "target": 0.02,
               "clip": 0.0, "weight_decay": 0.0, "norm_cap": 200.0, "max_pair_tokens": 512},
     "write": {"window": 448, "replies": 24, "max_new": 32, "max_pairs": 16, "under_delta": False},
@@ -212,7 +212,7 @@ DEFAULT = {
 }  # fmt: skip
 # What was the default before it wrote from spans: the loop of the first presets.
 STREAM = {
-    "learn": {"batch": 16, "every": 1},
+    "learn": {"lr": 0.043, "epochs": 12, "batch": 16, "every": 1},
     "write": {"window": 384, "replies": 1, "max_new": 160, "max_pairs": 32, "under_delta": True},
     "train": {"task": "stream", "policy": "full", "cut_words": 250, "swap_names": 0.5, "warm_steps": 32, "warm_plain": 1000,
               "warm_episodes": 4, "warm_pairs": 0, "warm_read": 0.0, "warm_lr": 2e-4, "warm_decay": 0.0, "rl_steps": 3,
@@ -227,7 +227,7 @@ def over(base: dict, **tables: dict) -> dict:
 
 DIFFERS = {
     "default": {},
-    "careful": {"learn": {"contrast": 16}},
+    "careful": {"learn": {"lr": 0.043, "epochs": 15, "contrast": 16}},
     "stream": STREAM,
     "long": {"learn": {"batch": 16, "every": 1, "lr": 0.02, "epochs": 8, "rehearse": 16, "target": 0.05, "norm_cap": 0.0},
              "write": {"window": 512, "replies": 1, "max_new": 192}, "answer": {"max_new": 24}},
