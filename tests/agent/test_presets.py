@@ -229,8 +229,7 @@ DIFFERS = {
     "default": {},
     "careful": {"learn": {"lr": 0.043, "epochs": 15, "contrast": 16}},
     "stream": STREAM,
-    "long": {"learn": {"batch": 16, "every": 1, "lr": 0.02, "epochs": 8, "rehearse": 16, "target": 0.05, "norm_cap": 0.0},
-             "write": {"window": 512, "replies": 1, "max_new": 192}, "answer": {"max_new": 24}},
+    "long": {"learn": {"lr": 0.02, "epochs": 8, "rehearse": 16, "target": 0.05, "norm_cap": 0.0}, "answer": {"max_new": 24}},
     "paper": over(
         STREAM, adapter={"rank": 6, "last_layers": 4, "init": "sigma", "optimizer": "sgd"},
         learn={"lr": 5e-4, "epochs": 5, "rehearse": 0, "target": 0.0, "norm_cap": 0.0},
