@@ -198,7 +198,7 @@ DEFAULT = {
     "learn": {"lr": 0.06, "epochs": 9, "batch": 32, "every": 16, "rehearse": 64, "contrast": 0, "unknown": "unknown",
               "renderings": ["{question}", ASKED, "From what you remember: {question}"], "target": 0.02,
               "clip": 0.0, "weight_decay": 0.0, "norm_cap": 200.0, "max_pair_tokens": 512},
-    "write": {"window": 448, "replies": 24, "max_new": 32, "max_pairs": 16, "under_delta": False},
+    "write": {"window": 448, "replies": 24, "max_new": 32, "max_pairs": 16, "unknown": "unknown", "under_delta": False},
     "answer": {"max_new": 16, "asked": ASKED},
     "train": {"seed": 0, "task": "passages", "difficulty": 1, "policy": "lora", "policy_rank": 16, "data": [], "join": 1,
               "cut_words": 190, "swap_names": 0.3, "resolve_dates": True, "warm_steps": 800, "warm_plain": 800,

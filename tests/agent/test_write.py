@@ -117,6 +117,17 @@ def test_what_is_known_is_answered_from_the_passage_once_for_each_question():
     assert len(none) == 1 and first == agent.write(["Ada: hi."], known=[["a?"]])[0].replies[0]
 
 
+def test_what_a_writer_says_where_a_passage_is_silent_is_its_own_word_whatever_a_task_abstains_with():
+    asked = "Answer, or say {unknown}. {question}"
+    agent = agent_of(config=dataclasses.replace(
+        MANY, learn=dataclasses.replace(MANY.learn, unknown="no idea", renderings=(asked,)),
+        answer=dataclasses.replace(MANY.answer, asked=asked),
+    ))  # fmt: skip
+    (draft,) = agent.write(["Ada: hi."], known=[["a?"]])
+    assert draft.replies[0].prompt == agent.chat.prompt(beside("Ada: hi.", "Answer, or say unknown. a?"))
+    assert agent.asked("a?") == "Answer, or say no idea. a?"
+
+
 @pytest.mark.parametrize("known", [False, True])
 def test_a_rollout_traces_every_reply_as_an_action(known):
     agent = agent_of(slots=3, config=MANY)

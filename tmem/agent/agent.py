@@ -144,6 +144,10 @@ class Agent:
         """The question in the words in which Δ is asked: one of the renderings in which pairs are taught."""
         return worded(self.config.answer.asked, question, self.config.learn.unknown)
 
+    def beside(self, question: str) -> str:
+        """The question in the words in which it is asked beside its passage, while that is written down."""
+        return worded(self.config.answer.asked, question, self.config.write.unknown)
+
     def rendered(self, question: str) -> list[str]:
         """The question in all words in which a pair of it is taught."""
         return [worded(template, question, self.config.learn.unknown) for template in self.config.learn.renderings]
@@ -185,13 +189,13 @@ class Agent:
 
     def _known(self, passages, under, known, temperature: float, keys: Sequence[str]) -> list[Draft]:
         """Writes that answer known questions, a reply each."""
-        spots = [(i, self.asked(q)) for i, asked in enumerate(known) for q in asked]
+        spots = [(i, self.beside(q)) for i, asked in enumerate(known) for q in asked]
         noise = [f"{keys[i]}/{k}" for i, asked in enumerate(known) for k in range(len(asked))]
         found, drafts = self._beside(passages, under, spots, temperature, noise), []
         for passage, asked in zip(passages, known, strict=True):
             replies = [next(found) for _ in asked]
             logprobs = [r.generation.logprobs for r in replies]
-            written = parse_answers(asked, [r.text for r in replies], logprobs, self.config.learn.unknown, passage)
+            written = parse_answers(asked, [r.text for r in replies], logprobs, self.config.write.unknown, passage)
             drafts.append(Draft(passage, replies, written))
         return drafts
 
@@ -219,9 +223,9 @@ class Agent:
 
     def _answered(self, drafts: Sequence[Draft], under: Sequence[int] | None) -> list[Draft]:
         """Drafts with their questions answered from the passages, greedily."""
-        spots = [(i, self.asked(p.question)) for i, draft in enumerate(drafts) for p in draft.written.pairs]
+        spots = [(i, self.beside(p.question)) for i, draft in enumerate(drafts) for p in draft.written.pairs]
         found = self._beside([draft.passage for draft in drafts], under, spots)
-        out, unknown, limit = [], self.config.learn.unknown, self.config.write.max_pairs
+        out, unknown, limit = [], self.config.write.unknown, self.config.write.max_pairs
         for draft in drafts:
             answers = [next(found) for _ in draft.written.pairs]
             written = answered(draft.written, [r.text for r in answers], unknown, draft.passage, limit)

@@ -105,6 +105,8 @@ class WriteConfig:
                  tmem.agent.spans
     max_new      tokens of one reply
     max_pairs    pairs of one write
+    unknown      what a writer of many replies was taught to say where the passage does not answer; a memory says
+                 `learn.unknown`
     under_delta  whether the fast weights learned so far take part in writing, as in the paper. Without them (false) a model
                  that was never taught to write under a learned Δ still writes after its first write; what it writes then does
                  not depend on what it learned.
@@ -114,6 +116,7 @@ class WriteConfig:
     replies: int
     max_new: int
     max_pairs: int
+    unknown: str
     under_delta: bool
 
 
@@ -234,6 +237,7 @@ def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
         ("learn", "every", 1),
         ("answer", "asked", BARE),
         ("write", "replies", 1),
+        ("write", "unknown", "unknown"),
     ):
         if isinstance(out.get(table), dict):
             out[table].setdefault(name, value)

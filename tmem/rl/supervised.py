@@ -146,20 +146,20 @@ def _writing(agent: Agent, config: TrainConfig, text: str, pairs: list[Pair], de
 def _reading(agent: Agent, config: TrainConfig, step: int, read: Sequence[tuple[str, list[Pair]]]) -> list[Example]:
     """Of every passage some gold pairs, asked beside it, and now and then another passage's question, which it does not answer.
 
-    Most are asked in the words of `answer.asked`, others bare: a model that is asked in one wording alone forgets the others.
+    Most are asked in the words of `Agent.beside`, others bare: a model that is asked in one wording alone forgets the others.
     """
     chat, out = agent.chat, []
     for i, (text, pairs) in enumerate(read):
         draw = random.Random(f"{config.seed}/read/{step}/{i}")
         few = shown(text, pairs, config, agent.config.write.replies)
         asked = [
-            (agent.asked(p.question) if draw.random() < WORDED else p.question, p.answer)
+            (agent.beside(p.question) if draw.random() < WORDED else p.question, p.answer)
             for p in _some(few, -(-len(few) // 2), draw)
         ]
         own = {normalise(p.question) for p in pairs}
         others = [p.question for _, other in [*read[:i], *read[i + 1 :]] for p in other if normalise(p.question) not in own]
         if others and draw.random() < STRANGE:
-            asked.append((agent.asked(draw.choice(others)), agent.config.learn.unknown))
+            asked.append((agent.beside(draw.choice(others)), agent.config.write.unknown))
         for words, answer in asked:
             prompt = chat.prompt(beside(text, words))
             out.append(Example(prompt, chat.answer(answer), None, agent.begin(text, prompt)))
