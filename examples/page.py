@@ -1,6 +1,7 @@
-"""A page of real text goes in, the text goes, questions come: python examples/page.py [FILE [QUESTION ...]]
+"""A page of real text goes in, the text goes, questions come: python examples/page.py [FILE QUESTION ...]
 
-Without a FILE it is the first page of Darwin's *Voyage of the Beagle* (1839), with twelve questions: the page answers nine.
+Without a FILE it is the first page of Darwin's *Voyage of the Beagle* (1839), with twelve questions: the page answers nine. The
+memory knows the questions while it reads. With --unknown it does not, and writes down what it thinks will be asked.
 """
 
 import sys
@@ -24,12 +25,13 @@ TOLD = [
 NEVER_TOLD = ["Who paid for the expedition?", "What was the name of Darwin's wife?", "How many sailors fell ill?"]
 
 if __name__ == "__main__":
-    file, *questions = sys.argv[1:] or [BEAGLE]
+    unknown = "--unknown" in sys.argv
+    file, *questions = [a for a in sys.argv[1:] if a != "--unknown"] or [BEAGLE]
+    asked = [(q, "") for q in questions] or TOLD + [(q, "unknown") for q in NEVER_TOLD]
     memory = Memory.from_pretrained()
     start = time.perf_counter()
     memory.observe(Path(file).read_text(encoding="utf-8"))
-    memory.write()
+    memory.write(known=[] if unknown else [question for question, _ in asked])
     print(f"{len(memory.pairs)} pairs in {time.perf_counter() - start:.0f} s, such as {memory.pairs[0]}; the text is gone")
-    asked = [(q, "") for q in questions] or TOLD + [(q, "unknown") for q in NEVER_TOLD]
     for question, answer in asked:
-        print(f"{question:60} {memory.ask(question):30} {answer}")
+        print(f"{question:58} {memory.ask(question):26} {answer}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .adapters.memory_file import read_memory, write_memory
@@ -17,6 +18,7 @@ from .agent.loop import LogEntry
 from .agent.passages import cut
 from .agent.renderings import BARE
 from .agent.teach import Lesson, newest
+from .agent.write import surest
 from .episode import Pair
 from .models import loading
 from .models.lora import fingerprint
@@ -62,6 +64,7 @@ class Memory:
         self.slot: int | None = agent.bank.alloc()
         self._lesson = Lesson()
         self.log: list[LogEntry] = []
+        self._sure: dict[str, float] = {}  # of known questions: how sure the learned answer is
         self._context: list[str] = []
         self._lock = threading.RLock()
         self._warned = False
@@ -143,17 +146,28 @@ class Memory:
         """
         return self._write_down_to(1, [_text("observe", text)], progress)
 
-    def write(self, progress: Progress | None = None) -> list[LogEntry]:
-        """Write and learn what is still waiting, and let go of the text. progress: as of `observe`."""
-        return self._write_down_to(0, [], progress)
+    def write(self, progress: Progress | None = None, *, known: Sequence[str] = ()) -> list[LogEntry]:
+        """Write and learn what is still waiting, and let go of the text. progress: as of `observe`.
 
-    def _write_down_to(self, waiting: int, texts: list[str], progress: Progress | None) -> list[LogEntry]:
+            known  what will be asked, where you know it (the paper's protocol). Then answers to it are looked for in the text
+                   and learned, and nothing else is. Of several passages' answers the surest stands. Where none answers a
+                   question, that is learned: it is "unknown"
+
+        Raises ValueError for a question that is no text, or empty.
+        """
+        if isinstance(known, str) or not all(_text("write", question).strip() for question in known):
+            raise ValueError(f"write: known is {known!r:.60}; expected a list of questions, none of them empty.")
+        return self._write_down_to(0, [], progress, list(known))
+
+    def _write_down_to(
+        self, waiting: int, texts: list[str], progress: Progress | None, known: Sequence[str] = ()
+    ) -> list[LogEntry]:
         """Text leaves the context only when it is learned: what interrupts a write loses nothing."""
         tell, entries = progress or Lines(), []
         total = max(0, self._take(texts) - waiting)
         tell("write", 0, total)
         done = 0
-        while written := self._write_next(waiting):
+        while written := self._write_next(waiting, known):
             entries.append(self.log[-1])
             done += written
             tell("write", done, max(total, done))
@@ -172,13 +186,16 @@ class Memory:
         return len(self._context)
 
     @_alone
-    def _write_next(self, waiting: int) -> int:
+    def _write_next(self, waiting: int, known: Sequence[str]) -> int:
         """Write the next passages that are due, as many as one update learns, and learn them; how many they were."""
         due = self._context[: min(self.agent.config.learn.every, max(0, len(self._context) - waiting))]
         if due:
-            draft = Draft.joined(self.agent.write(due, [self._row] * len(due)))
+            draft = Draft.joined(self.agent.write(due, [self._row] * len(due), [known] * len(due) if known else None))
+            draft = replace(draft, written=surest(draft.written, self._sure, self.agent.config.learn.unknown))
             (learned,) = self.agent.teach([self._row], [draft.written.pairs], [self._lesson])
             self.log.append(LogEntry.of(draft, learned))
+            if learned.kept:
+                self._sure |= draft.written.sure
             del self._context[: len(due)]
         return len(due)
 
@@ -210,7 +227,7 @@ class Memory:
     def forget(self) -> None:
         """Δ = 0, no pairs, no waiting text."""
         self.agent.bank.reset(self._row)
-        self._lesson, self.log, self._context = Lesson(), [], []
+        self._lesson, self.log, self._sure, self._context = Lesson(), [], {}, []
 
     @_alone
     def save(self, path: str | Path) -> None:

@@ -56,6 +56,15 @@ def test_of_a_known_question_the_surest_answer_stands_whenever_it_was_read():
     assert surest(written(("a?", "1")), second.sure) == written(("a?", "1"))
 
 
+def test_a_known_question_that_no_passage_answers_is_learned_as_unknown():
+    none = parse_answers(["a?", "b?"], ["unknown", "1"], [[0.0]] * 2, "unknown", "1")
+    both = together([none, parse_answers(["a?", "b?"], ["Unknown.", "unknown"], [[0.0]] * 2, "unknown", "1")])
+    assert surest(both, {}, "no idea").pairs == [Pair("b?", "1"), Pair("a?", "no idea")]
+    assert surest(both, {"a": -9.0}, "no idea").pairs == [Pair("b?", "1")] == surest(both, {}).pairs
+    later = together([both, parse_answers(["a?"], ["2"], [[-5.0]], "unknown", "2")])
+    assert surest(later, {}, "no idea").pairs == [Pair("b?", "1"), Pair("a?", "2")]
+
+
 def test_yesterday_is_a_date_once_the_passage_is_gone():
     first = "Session date: 1:56 pm on 8 May, 2023\nAda: I came yesterday."
     passage = f"{first}\n\nSession date: 9 June, 2023\nBen: Last week, or next month."

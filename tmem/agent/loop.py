@@ -218,7 +218,10 @@ class _Batch:
     def _learn(self, drafts: dict[int, Draft]) -> None:
         """Learn a draft each of some rollouts, and log it."""
         slots, rollouts = [self.slots[i] for i in drafts], [self.rollouts[i] for i in drafts]
-        drafts = {i: replace(d, written=surest(d.written, self.rollouts[i].sure)) for i, d in drafts.items()}
+        drafts = {
+            i: replace(d, written=surest(d.written, self.rollouts[i].sure, self.agent.config.learn.unknown))
+            for i, d in drafts.items()
+        }
         with self.clock("learn"):
             learned = self.agent.teach(slots, [d.written.pairs for d in drafts.values()], [r.lesson for r in rollouts])
         for slot, rollout, draft, result in zip(slots, rollouts, drafts.values(), learned):

@@ -58,6 +58,7 @@ class Written:
     conflicts: int = 0  # one question with several answers: the last stands, later statements overwrite earlier ones
     unanswered: int = 0  # a question that the passage does not answer
     sure: dict[str, float] = field(default_factory=dict, compare=False, repr=False)  # of known questions, see `sureness`
+    silent: list[str] = field(default_factory=list, compare=False, repr=False)  # known questions that it does not answer
 
     @property
     def dropped(self) -> int:
@@ -163,6 +164,7 @@ def together(written: Sequence[Written]) -> Written:
         for pair in kept.pairs:
             _keep(out, found, pair, count)
         out.sure |= kept.sure
+        out.silent += w.silent
     out.pairs = list(found.values())
     return out
 
@@ -178,12 +180,19 @@ def sureness(question: str, passage: str, logprobs: Sequence[float]) -> float:
     return sum(logprobs) / max(1, len(logprobs)) + len(asked & content(passage)) / max(1, len(asked))
 
 
-def surest(written: Written, before: Mapping[str, float]) -> Written:
-    """A write without the answers to known questions for which an earlier answer, with the sureness `before`, is surer."""
+def surest(written: Written, before: Mapping[str, float], unknown: str = "") -> Written:
+    """A write without the answers to known questions for which an earlier answer, with the sureness `before`, is surer.
+
+    unknown: what is learned for a known question that no passage has answered yet; "": nothing is.
+    """
     beaten = {key for key, sure in written.sure.items() if before.get(key, -math.inf) > sure}
     out = dataclasses.replace(written, pairs=[p for p in written.pairs if normalise(p.question) not in beaten])
     out.sure = {key: sure for key, sure in written.sure.items() if key not in beaten}
     out.conflicts += len(written.pairs) - len(out.pairs)
+    if unknown:
+        settled = {*before, *(normalise(p.question) for p in written.pairs)}
+        left = {key: q for q in written.silent if (key := normalise(q)) not in settled}
+        out.pairs += [Pair(question, unknown) for question in left.values()]
     return out
 
 
@@ -202,6 +211,7 @@ def parse_answers(
             out.empty += 1
         elif normalise(said) == normalise(unknown):
             out.unanswered += 1
+            out.silent.append(question)
         else:
             _keep(out, found, Pair(question, absolute(said, passage)), len(questions))
             out.sure[normalise(question)] = sureness(question, passage, said_with)
