@@ -93,7 +93,7 @@ def test_a_study_leaves_its_rows_and_pictures(name, tmp_path):
             assert row["episodes"] > 1 and row["ratio"] == pytest.approx(row["apart"] / row["together"])
             assert row["together_an_hour"] == pytest.approx(3600 * row["episodes"] / row["together"])
     elif name == "soak":
-        names = ["default", "rehearse 0", "rehearse 16", "lr 0.0215", "lr 0.01075"]
+        names = ["default", "rehearse 0", "rehearse 16", "lr 0.03", "lr 0.015"]
         assert list(found["work"]["settings"]) == names and found["work"]["settings"]["rehearse 16"]["rehearse"] == 16
         places = [(r["setting"], r["chain"], r["after"]) for r in found["rows"]]
         assert sorted(places) == sorted((n, c, after) for n in names for c in (0, 1) for after in (1, 2, 3))
