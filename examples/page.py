@@ -30,8 +30,9 @@ if __name__ == "__main__":
     asked = [(q, "") for q in questions] or TOLD + [(q, "unknown") for q in NEVER_TOLD]
     memory = Memory.from_pretrained()
     start = time.perf_counter()
-    memory.observe(Path(file).read_text(encoding="utf-8"))
-    memory.write(known=[] if unknown else [question for question, _ in asked])
+    known = [] if unknown else [question for question, _ in asked]
+    memory.observe(Path(file).read_text(encoding="utf-8"), known=known)
+    memory.write(known=known)
     print(f"{len(memory.pairs)} pairs in {time.perf_counter() - start:.0f} s, such as {memory.pairs[0]}; the text is gone")
     for question, answer in asked:
         print(f"{question:58} {memory.ask(question):26} {answer}")

@@ -112,6 +112,11 @@ def test_what_will_be_asked_may_be_known_while_the_text_is_there(monkeypatch):
     memory._context = ["Ada: hi."]
     memory.write()
     assert seen[-1] is None
+    silent = Written([], silent=["Who?", "where?"])
+    monkeypatch.setattr(memory.agent, "write", lambda passages, slots, known=None: [Draft(passages[0], [], silent)])
+    memory._context, memory._sure = ["Ada: nothing."], {}  # as after a restart
+    (entry,) = memory.write(known=["Who?", "where?"])
+    assert entry.written.pairs == [Pair("where?", "unknown")] and memory.pairs[0] == Pair("who?", "Oslo")
     for wrong in ("who?", [""], [3]):
         with pytest.raises(ValueError, match="^write: "):
             memory.write(known=wrong)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from .episode import Pair
 from .models import loading
 from .models.lora import fingerprint
 from .terminal.progress import Lines
+from .words import normalise
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much in all
 
@@ -136,15 +138,17 @@ class Memory:
         assert self.slot is not None
         return self.slot
 
-    def observe(self, text: str, progress: Progress | None = None) -> list[LogEntry]:
+    def observe(self, text: str, progress: Progress | None = None, *, known: Sequence[str] = ()) -> list[LogEntry]:
         """Read text. Whatever exceeds the window is written and learned now; returns what was (often nothing).
 
             progress   told ("write", passages done, passages) before and after every write; None: lines now and then, into
                        the log `tmem` or, where no logging is set up, on stderr
 
+            known      as of `write`, for what is written now
+
         Raises ValueError for what is no text.
         """
-        return self._write_down_to(1, [_text("observe", text)], progress)
+        return self._write_down_to(1, [_text("observe", text)], progress, _questions("observe", known))
 
     def write(self, progress: Progress | None = None, *, known: Sequence[str] = ()) -> list[LogEntry]:
         """Write and learn what is still waiting, and let go of the text. progress: as of `observe`.
@@ -155,9 +159,7 @@ class Memory:
 
         Raises ValueError for a question that is no text, or empty.
         """
-        if isinstance(known, str) or not all(_text("write", question).strip() for question in known):
-            raise ValueError(f"write: known is {known!r:.60}; expected a list of questions, none of them empty.")
-        return self._write_down_to(0, [], progress, list(known))
+        return self._write_down_to(0, [], progress, _questions("write", known))
 
     def _write_down_to(
         self, waiting: int, texts: list[str], progress: Progress | None, known: Sequence[str] = ()
@@ -191,7 +193,8 @@ class Memory:
         due = self._context[: min(self.agent.config.learn.every, max(0, len(self._context) - waiting))]
         if due:
             draft = Draft.joined(self.agent.write(due, [self._row] * len(due), [known] * len(due) if known else None))
-            draft = replace(draft, written=surest(draft.written, self._sure, self.agent.config.learn.unknown))
+            told = {normalise(p.question): -math.inf for p in self.pairs}  # what a silent text must not unlearn
+            draft = replace(draft, written=surest(draft.written, told | self._sure, self.agent.config.learn.unknown))
             (learned,) = self.agent.teach([self._row], [draft.written.pairs], [self._lesson])
             self.log.append(LogEntry.of(draft, learned))
             if learned.kept:
@@ -274,6 +277,12 @@ def _text(verb: str, value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{verb}: expected text, got {type(value).__name__}.")
     return value
+
+
+def _questions(verb: str, known: Sequence[str]) -> list[str]:
+    if isinstance(known, str) or not all(_text(verb, question).strip() for question in known):
+        raise ValueError(f"{verb}: known is {known!r:.60}; expected a list of questions, none of them empty.")
+    return list(known)
 
 
 def _pairs(values: Iterable[tuple[str, str] | Pair]) -> list[Pair]:
