@@ -127,7 +127,9 @@ def seen(monkeypatch):
     taught, asked, block, decode, probable = [], [], learning._block, agents.decode, scored.log_probabilities
 
     def of_learning(model, bank, group, *rest):
-        taught.extend(ids[:prompt] for _, ids, prompt in group)
+        for row in group:
+            read = [(number, token) for c, (number, token) in enumerate(zip(row.numbers, row.ids)) if c not in row.labels]
+            taught.extend([token for n, token in read if n == number] for number in sorted(set(row.numbers)))
         return block(model, bank, group, *rest)
 
     def of_saying(model, prompts, **how):

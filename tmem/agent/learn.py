@@ -1,9 +1,10 @@
 """The online update: a few gradient steps write question/answer pairs into one slot per episode.
 
-All episodes learn in the same minibatches. What each gets is what it would get alone, bit for bit: its loss is normalised
-by its own label count, only sequences of one length bucket share a batch, and a slot's sequences of a bucket never split
-over two batches. The frozen trunk below the lowest adapted layer runs once per update and rendering (not where it draws dropout
-anew in every pass), logits exist only at labels.
+All episodes learn in the same minibatches. A slot's sequences are packed into rows, several to a row, none of which sees
+another: most are far shorter than the bucket they would be padded to. What each episode gets is what it would get alone, bit
+for bit: its loss is normalised by its own label count, a row is one slot's, only rows of one length bucket share a batch, and
+those of a slot never split over two batches. The frozen trunk below the lowest adapted layer runs once per update and
+rendering (not where it draws dropout anew in every pass), logits exist only at labels.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from .config import LearnConfig
 from .renderings import rendered
 
 MAX_TOKENS = 8192  # padded tokens in one forward pass; bounds activation memory
+PACKED = 128  # tokens of a row of several sequences: longer rows waste less on padding, and more on attention that is masked
 
 Minibatches = list[list["_Block"]]
 
@@ -49,14 +51,47 @@ class Learned:
 
 
 @dataclass
-class _Block:
-    """Sequences of one bucket: trunk output [B, T, D], slot and length per row, and the labels as flat positions with
-    weights.
+class _Row:
+    """Sequences of one slot, one after another."""
 
-    Rows and labels are filled up to multiples of 4 with dummies: slot -1, weight 0.
+    slot: int
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)  # of every token in its own sequence
+    numbers: list[int] = field(default_factory=list)  # of every token's sequence, from 1
+    labels: list[int] = field(default_factory=list)  # columns of the answers' tokens
+
+    def add(self, ids: list[int], prompt: int) -> None:
+        """One more sequence, whose first `prompt` tokens are read and not said."""
+        self.labels += range(len(self.ids) + prompt, len(self.ids) + len(ids))
+        self.numbers += [1 + (self.numbers[-1] if self.numbers else 0)] * len(ids)
+        self.positions += range(len(ids))
+        self.ids += ids
+
+
+def packed(slot: int, sequences: Sequence[tuple[list[int], int]]) -> list[_Row]:
+    """Sequences (token ids, how many of them are the prompt) in rows of PACKED tokens, or as many as the longest has: each in
+    the first row with room for it."""
+    room = max(PACKED, *(len(ids) for ids, _ in sequences))
+    rows: list[_Row] = []
+    for ids, prompt in sequences:
+        row = next((row for row in rows if len(row.ids) + len(ids) <= room), None)
+        if row is None:
+            rows.append(row := _Row(slot))
+        row.add(ids, prompt)
+    return rows
+
+
+@dataclass
+class _Block:
+    """Rows of one bucket: trunk output [B, T, D], positions int64 [B, T], mask bool [B, 1, T, T], slot and length per row, and
+    the labels as flat positions with weights.
+
+    Labels are filled up to a multiple of 4 with dummies of weight 0.
     """
 
     hidden: Tensor
+    positions: Tensor
+    mask: Tensor
     slots: list[int]
     lengths: list[int]  # real tokens per row
     rows: list[int]
@@ -65,18 +100,14 @@ class _Block:
     weights: list[float]  # 1 / labels of this slot in this minibatch
 
     @classmethod
-    def filled(cls, hidden, slots, lengths, labels: list[tuple[int, int, int, float]]) -> _Block:
+    def filled(cls, hidden, positions, mask, slots, lengths, labels: list[tuple[int, int, int, float]]) -> _Block:
         """From labels (row, column, target, weight)."""
-        lengths = lengths + [0] * (fw.filled(len(slots)) - len(slots))
         labels = labels + [(0, 0, 0, 0.0)] * (fw.filled(len(labels)) - len(labels))
-        slots = slots + [-1] * (fw.filled(len(slots)) - len(slots))
-        if len(hidden) < len(slots):
-            hidden = torch.cat([hidden, hidden[:1].expand(len(slots) - len(hidden), -1, -1)])
-        return cls(hidden, slots, lengths, *(list(x) for x in zip(*labels)))
+        return cls(hidden, positions, mask, slots, lengths, *(list(x) for x in zip(*labels)))
 
     def only(self, slots: set[int]) -> _Block | None:
-        """The sequences of these slots alone; None if there are none."""
-        if slots.issuperset({*self.slots} - {-1}):
+        """The rows of these slots alone; None if there are none."""
+        if slots.issuperset(self.slots):
             return self
         keep = [r for r, s in enumerate(self.slots) if s in slots]
         if not keep:
@@ -85,7 +116,10 @@ class _Block:
         labels = [
             (place[r], c, t, w) for r, c, t, w in zip(self.rows, self.columns, self.targets, self.weights) if w and r in place
         ]
-        return self.filled(self.hidden[keep], [self.slots[r] for r in keep], [self.lengths[r] for r in keep], labels)
+        return self.filled(
+            self.hidden[keep], self.positions[keep], self.mask[keep],
+            [self.slots[r] for r in keep], [self.lengths[r] for r in keep], labels,
+        )  # fmt: skip
 
 
 @torch.inference_mode(False)  # gradients are taken whatever the caller has switched off
@@ -206,55 +240,57 @@ def _minibatches(model, bank, jobs, chat, config, turn: int = 0) -> Minibatches:
     the epoch's turn."""
     jobs, out = [(slot, rendered(pairs, turn, config.renderings, config.unknown)) for slot, pairs in jobs], []
     for start in range(0, max((len(p) for _, p in jobs), default=0), config.batch):
-        encoded: dict[int, dict[int, list[tuple[list[int], int]]]] = {}  # bucket -> slot -> (ids, prompt length)
+        rows: dict[int, list[list[_Row]]] = {}  # bucket -> those of each slot
         labels: dict[int, int] = {}
         for slot, pairs in jobs:
-            for pair in pairs[start : start + config.batch]:
-                prompt, answer = chat.prompt(pair.question), chat.answer(pair.answer)
-                prompt = prompt[-max(1, config.max_pair_tokens - len(answer)) :]
-                answer = answer[: config.max_pair_tokens - len(prompt)]
-                ids = prompt + answer
-                encoded.setdefault(fw.bucket(len(ids)), {}).setdefault(slot, []).append((ids, len(prompt)))
-                labels[slot] = labels.get(slot, 0) + len(answer)
+            sequences = [_encoded(chat, pair, config) for pair in pairs[start : start + config.batch]]
+            if sequences:
+                own = packed(slot, sequences)
+                rows.setdefault(fw.bucket(max(len(row.ids) for row in own)), []).append(own)
+                labels[slot] = sum(len(row.labels) for row in own)
         blocks = []
-        for length, by_slot in sorted(encoded.items()):
-            group: list[tuple[int, list[int], int]] = []
-            for slot, sequences in by_slot.items():
-                if group and (len(group) + len(sequences)) * length > MAX_TOKENS:
+        for length, slots in sorted(rows.items()):
+            group: list[_Row] = []
+            for own in slots:
+                if group and (len(group) + len(own)) * length > MAX_TOKENS:
                     blocks.append(_block(model, bank, group, length, labels))
                     group = []
-                group += [(slot, ids, prompt) for ids, prompt in sequences]
+                group += own
             blocks.append(_block(model, bank, group, length, labels))
         out.append(blocks)
     return out
 
 
+def _encoded(chat: Chat, pair: Pair, config: LearnConfig) -> tuple[list[int], int]:
+    """Token ids of a pair's question and answer, and how many of them are the question's."""
+    prompt, answer = chat.prompt(pair.question), chat.answer(pair.answer)
+    prompt = prompt[-max(1, config.max_pair_tokens - len(answer)) :]
+    return prompt + answer[: config.max_pair_tokens - len(prompt)], len(prompt)
+
+
 @torch.no_grad()
-def _block(model, bank, group, length, labels) -> _Block:
-    device = bank.device
-    ids = fw.pad([g[1] for g in group], length, device=device)
-    positions = torch.arange(length, device=device)[None]
-    hidden = fw.layers(model, fw.embed(model, ids), positions, fw.causal_mask(length, device), stop=trunk_layers(model, bank))
+def _block(model, bank, group: list[_Row], length: int, labels: dict[int, int]) -> _Block:
+    ids, positions, numbers = (
+        fw.pad(
+            [getattr(row, kind) for row in group], length, device=bank.device, dummies=False
+        )  # products have 16 rows and more
+        for kind in ("ids", "positions", "numbers")
+    )
+    mask = fw.branch_mask(numbers)
+    hidden = fw.layers(model, fw.embed(model, ids), positions, mask, stop=trunk_layers(model, bank))
     # The state at column c predicts token c + 1.
-    spots = [
-        (row, c - 1, seq[c], 1.0 / labels[slot])
-        for row, (slot, seq, prompt) in enumerate(group)
-        for c in range(prompt, len(seq))
-    ]
-    return _Block.filled(hidden[: len(group)], [g[0] for g in group], [len(g[1]) for g in group], spots)
+    spots = [(r, c - 1, row.ids[c], 1.0 / labels[row.slot]) for r, row in enumerate(group) for c in row.labels]
+    return _Block.filled(hidden, positions, mask, [row.slot for row in group], [len(row.ids) for row in group], spots)
 
 
 def _pass(model, bank, blocks: list[_Block], *, backward: bool) -> dict[int, float]:
     """Loss per slot (each normalised by its own labels); with `backward`, gradients accumulate in the bank's rows."""
     losses: dict[int, float] = {}
     for block in blocks:
-        length = block.hidden.shape[1]
-        positions = torch.arange(length, device=bank.device)[None]
-        mask = fw.causal_mask(length, bank.device)
         targets = torch.tensor(block.targets, device=bank.device)
         weights = torch.tensor(block.weights, dtype=torch.float32, device=bank.device)
         with bank.route(block.slots, learn=backward, lengths=block.lengths):
-            hidden = fw.layers(model, block.hidden, positions, mask, start=trunk_layers(model, bank))
+            hidden = fw.layers(model, block.hidden, block.positions, block.mask, start=trunk_layers(model, bank))
             logits = fw.logits(model, hidden[block.rows, block.columns])
             nll = F.cross_entropy(logits, targets, reduction="none") * weights
             if backward:
