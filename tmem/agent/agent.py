@@ -144,9 +144,10 @@ class Agent:
         """The question in the words in which Δ is asked: one of the renderings in which pairs are taught."""
         return worded(self.config.answer.asked, question, self.config.learn.unknown)
 
-    def beside(self, question: str) -> str:
-        """The question in the words in which it is asked beside its passage, while that is written down."""
-        return worded(self.config.answer.asked, question, self.config.write.unknown)
+    def beside(self, question: str, unknown: str = "") -> str:
+        """The question in the words in which it is asked beside its passage, while that is written down. unknown: another
+        word for abstaining than the settings'."""
+        return worded(self.config.answer.asked, question, unknown or self.config.write.unknown)
 
     def rendered(self, question: str) -> list[str]:
         """The question in all words in which a pair of it is taught."""

@@ -2,7 +2,8 @@
 
 A file holds passages in one of the formats of `squad.passages`; a question may carry tags. By a hash of its document, the
 article, story or conversation that its title names, a passage belongs to train, dev or test: all passages of a document are on
-one side. A training episode is one passage or several, drawn from the files by their weights.
+one side. A training episode is one passage or several, drawn from the files by their weights. It also asks what its passages
+seem to answer and do not, see untold.py.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tmem.tasks.left_out import LeaveOut
 from tmem.tasks.records import Record, check_limit, draw
 from tmem.tasks.squad import Passage
 from tmem.tasks.task import Task
+from tmem.tasks.untold import untold
 from tmem.words import normalise
 
 __all__ = ["PLAIN", "SPLITS", "STREAM", "Passages", "document", "episodes", "resolved", "sides", "swapped"]
@@ -103,6 +105,10 @@ class Passages(Task):
             for split in SPLITS:
                 cuts = [part for p in _sessions(split) for part in parts.cut(p, cut_words)]
                 self.held[split][list(self.weights).index(STREAM)] = [p for p in cuts if p.questions]
+        self.documents: dict[tuple[int, str], list[Passage]] = {}  # of training, by file and title
+        for place, file in enumerate(self.held["train"]):
+            for p in file:
+                self.documents.setdefault((place, document(p.title)), []).append(p)
 
     @property
     def files(self) -> list[str]:
@@ -131,7 +137,12 @@ class Passages(Task):
         for j in range(rng.randint(1, self.join)):
             file, item = mixture.drawn(sizes, weights, f"{split}/{series}", first * self.join + j)
             passage = held[file][item]
-            chosen.append(swapped(passage, rng) if split == "train" and rng.random() < self.swap_names else passage)
+            if split == "train":
+                others = self.documents[file, document(passage.title)] if passage.title else []
+                never = untold(passage, [p for p in others if p is not passage], rng)
+                passage = replace(passage, questions=(*passage.questions, *never))
+                passage = swapped(passage, rng) if rng.random() < self.swap_names else passage
+            chosen.append(passage)
         episode = _episode(f"passages/{split}/{key}", chosen)
         if split != "train" or not 0 < self.questions < len(episode.questions):
             return episode
