@@ -57,7 +57,7 @@ setup(
     package_dir={"tmem.triton_kernels": "triton_kernels", "tmem.bench": "bench"},
     package_data={
         "tmem": [
-            *("py.typed", "presets/*", "writer/*", "tasks/*.toml", "tasks/stream/*.toml"),
+            *("py.typed", "presets/*", "writer/*", "tasks/*.toml", "tasks/stream/*.toml", "rl/*.toml"),
             *("report/templates/*", "report/published.toml"),
         ]
     },

@@ -202,7 +202,8 @@ DEFAULT = {
     "answer": {"max_new": 16, "asked": ASKED},
     "train": {"seed": 0, "task": "passages", "difficulty": 1, "policy": "lora", "policy_rank": 16, "data": [], "join": 1,
               "cut_words": 190, "swap_names": 0.3, "resolve_dates": True, "warm_steps": 800, "warm_plain": 800,
-              "warm_episodes": 3, "warm_pairs": 6, "warm_recall": 0.1, "warm_read": 0.5, "warm_lr": 8e-4, "warm_decay": 0.25,
+              "warm_episodes": 4, "warm_pairs": 6, "warm_recall": 0.1, "warm_read": 0.5, "warm_keep": 0.25, "warm_lr": 8e-4,
+              "warm_decay": 0.25,
               "rl_steps": 0, "rl_episodes": 3, "rl_group": 4, "rl_questions": 0, "rl_answers": "sampled",
               "rl_credit": "rollout", "rl_lr": 1e-5, "rl_warmup": 3, "rl_decay": 0.0,
               "rl_clip": 0.2, "rl_kl": 0.0, "rl_resample": 0, "normalise": True, "reward": "f1",
@@ -215,7 +216,8 @@ STREAM = {
     "learn": {"lr": 0.043, "epochs": 12, "batch": 16, "every": 1},
     "write": {"window": 384, "replies": 1, "max_new": 160, "max_pairs": 32, "under_delta": True},
     "train": {"task": "stream", "policy": "full", "cut_words": 250, "swap_names": 0.5, "warm_steps": 32, "warm_plain": 1000,
-              "warm_episodes": 4, "warm_pairs": 0, "warm_read": 0.0, "warm_lr": 2e-4, "warm_decay": 0.0, "rl_steps": 3,
+              "warm_episodes": 4, "warm_pairs": 0, "warm_read": 0.0, "warm_keep": 0.0, "warm_lr": 2e-4,
+              "warm_decay": 0.0, "rl_steps": 3,
               "eval_episodes": 10, "eval_split": "test", "save_every": 180.0},
 }  # fmt: skip
 

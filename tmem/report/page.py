@@ -55,7 +55,10 @@ class Chart:
     phase: str = "rl"
 
 
-SUPERVISED = (("loss", "passages"), ("read_loss", "questions beside passages"), ("recall_loss", "questions"))
+SUPERVISED = (
+    ("loss", "passages"), ("read_loss", "questions beside passages"), ("recall_loss", "questions"),
+    ("keep_loss", "plain requests"),
+)  # fmt: skip
 
 
 def charts(drift: float) -> tuple[Chart, ...]:

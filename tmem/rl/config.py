@@ -14,7 +14,15 @@ CHOICES = {
 }  # fmt: skip
 OF_PASSAGES = ("data", "join", "cut_words", "swap_names", "resolve_dates")
 # Settings that came later, and what was done without them; then those that mean nothing to a run from before.
-BEFORE = {"policy": "full", "data": [], "warm_read": 0.0, "warm_decay": 0.0, "rl_credit": "rollout", "rl_decay": 0.0}
+BEFORE = {
+    "policy": "full",
+    "data": [],
+    "warm_read": 0.0,
+    "warm_keep": 0.0,
+    "warm_decay": 0.0,
+    "rl_credit": "rollout",
+    "rl_decay": 0.0,
+}
 IDLE = ("policy_rank", "join", "cut_words", "swap_names", "resolve_dates")
 
 
@@ -45,6 +53,7 @@ class TrainConfig:
     warm_read        weight of answers from the text: to half of the gold pairs' questions beside their passage, and an
                      abstention where the question is another passage's. So a model reads, and writes what a known question
                      asks
+    warm_keep        weight of plain requests without a text, answered as the model answered them before, see tmem.rl.keep
     warm_lr          learning rate
     warm_decay       share of the supervised steps, the last ones, in which it falls to 0; 0: it stays
 
@@ -105,6 +114,7 @@ class TrainConfig:
     warm_pairs: int
     warm_recall: float
     warm_read: float
+    warm_keep: float
     warm_lr: float
     warm_decay: float
     rl_steps: int

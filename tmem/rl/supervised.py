@@ -12,7 +12,7 @@ from ..adapters.bank import Snapshot
 from ..agent.agent import Agent
 from ..agent.teach import Lesson, rehearsal
 from ..agent.write import ONE, beside, list_prompt, render, render_one
-from ..episode import Episode, Pair
+from ..episode import Episode, Pair, Question
 from ..words import normalise
 from .config import TrainConfig
 from .loss import token_logp
@@ -21,7 +21,10 @@ from .replay import micro_batches
 from .rows import Row, grouped, logits_of
 
 WORDED = 0.67  # share of the questions beside a passage that are asked as an agent asks
-STRANGE = 0.4  # share of the passages of which something is asked that they do not say
+STRANGE = 0.25  # share of the passages beside which another passage's question is asked
+UNTOLD = 0.5  # and of those that seem to answer something and do not, beside which that is asked
+OTHERWISE = 0.25  # share of the questions in the words of an agent that name another word for abstaining than the agent's own
+WORDS = ("not mentioned", "no information", "no answer", "I do not know", "none")
 
 
 @dataclass(frozen=True)
@@ -88,19 +91,23 @@ def _some(pairs: Sequence[Pair], count: int, draw: random.Random) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Examples:
-    """Of one step: passages to be written down, questions to be answered beside a passage, and under Δ alone."""
+    """Of one step: passages to be written down, questions to be answered beside a passage and under Δ alone, and what is to
+    be answered as before."""
 
     writing: list[Example]
     reading: list[Example]
     recalling: list[Example]
+    keeping: list[Example]
 
     @property
     def parts(self) -> tuple[list[Example], ...]:
-        return self.writing, self.reading, self.recalling
+        return self.writing, self.reading, self.recalling, self.keeping
 
 
-def examples(agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Episode]) -> Examples:
-    """The examples of one step's training episodes.
+def examples(
+    agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Episode], keeping: Sequence[Example] = ()
+) -> Examples:
+    """The examples of one step's training episodes, beside those of `keeping`.
 
     Passage j with its gold pairs is to be written under the Δ that learning the gold pairs before it gives, as in a
     rollout: a model that writes well only while it has learned nothing stops writing after its first write. Where a rollout
@@ -110,9 +117,12 @@ def examples(agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Ep
     In the first `warm_plain` steps Δ = 0 and no questions: how to write comes first, and costs half as much to teach.
     """
     streams = [passages(agent, e) for e in episodes]
-    reading = _reading(agent, config, step, [p for stream in streams for p in stream]) if config.warm_read else []
+    read = [(*passage, never(episode)) for episode, stream in zip(episodes, streams) for passage in stream]
+    reading = _reading(agent, config, step, read) if config.warm_read else []
     if step < config.warm_plain:
-        return Examples([w for stream in streams for p in stream for w in _writing(agent, config, *p, None)], reading, [])
+        return Examples(
+            [w for stream in streams for p in stream for w in _writing(agent, config, *p, None)], reading, [], [*keeping]
+        )
     writing: list[Example] = []
     deltas: list[Snapshot | None] = [None] * len(episodes)
     lessons, under_delta = [Lesson() for _ in episodes], agent.config.write.under_delta
@@ -125,11 +135,11 @@ def examples(agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Ep
             for i in due:
                 deltas[i] = agent.bank.snapshot(slots[i], optimizer=False)
     recalling = [
-        Example(agent.chat.prompt(agent.asked(q.text)), agent.chat.answer(q.answers[0]), delta)
+        Example(agent.chat.prompt(agent.asked(q.text)), agent.chat.answer(_right(agent, q)), delta)
         for delta, episode in zip(deltas, episodes)
         for q in episode.questions
     ]
-    return Examples(writing, reading, recalling)
+    return Examples(writing, reading, recalling, [*keeping])
 
 
 def _writing(agent: Agent, config: TrainConfig, text: str, pairs: list[Pair], delta: Snapshot | None) -> list[Example]:
@@ -143,27 +153,45 @@ def _writing(agent: Agent, config: TrainConfig, text: str, pairs: list[Pair], de
     return [Example(prompt, chat.answer(render_one(pair)), delta, begin) for pair in few]
 
 
-def _reading(agent: Agent, config: TrainConfig, step: int, read: Sequence[tuple[str, list[Pair]]]) -> list[Example]:
-    """Of every passage some gold pairs, asked beside it, and now and then another passage's question, which it does not answer.
+def never(episode: Episode) -> list[str]:
+    """What an episode asks and no passage of it answers."""
+    return [q.text for q in episode.questions if q.category == "abstention"]
 
-    Most are asked in the words of `Agent.beside`, others bare: a model that is asked in one wording alone forgets the others.
+
+def _right(agent: Agent, question: Question) -> str:
+    return agent.config.learn.unknown if question.category == "abstention" else question.answers[0]
+
+
+def _reading(agent: Agent, config: TrainConfig, step: int, read: Sequence[tuple[str, list[Pair], list[str]]]) -> list[Example]:
+    """Of every passage some gold pairs, asked beside it, and now and then what it does not answer: a question of another
+    passage, and one of those that it seems to answer.
+
+    Most are asked in the words of `Agent.beside`, and some of these with another word for abstaining, which is then right;
+    others bare: a model that is asked in one wording alone forgets the others.
     """
     chat, out = agent.chat, []
-    for i, (text, pairs) in enumerate(read):
+    for i, (text, pairs, untold) in enumerate(read):
         draw = random.Random(f"{config.seed}/read/{step}/{i}")
         few = shown(text, pairs, config, agent.config.write.replies)
         asked = [
-            (agent.beside(p.question) if draw.random() < WORDED else p.question, p.answer)
+            (agent.beside(p.question, _word(agent, draw)) if draw.random() < WORDED else p.question, p.answer)
             for p in _some(few, -(-len(few) // 2), draw)
         ]
         own = {normalise(p.question) for p in pairs}
-        others = [p.question for _, other in [*read[:i], *read[i + 1 :]] for p in other if normalise(p.question) not in own]
-        if others and draw.random() < STRANGE:
-            asked.append((agent.beside(draw.choice(others)), agent.config.write.unknown))
+        others = [p.question for _, other, _ in [*read[:i], *read[i + 1 :]] for p in other if normalise(p.question) not in own]
+        for found, share in ((others, STRANGE), (untold, UNTOLD)):
+            if found and draw.random() < share:
+                word = _word(agent, draw)
+                asked.append((agent.beside(draw.choice(found), word), word))
         for words, answer in asked:
             prompt = chat.prompt(beside(text, words))
             out.append(Example(prompt, chat.answer(answer), None, agent.begin(text, prompt)))
     return out
+
+
+def _word(agent: Agent, draw: random.Random) -> str:
+    """The word for abstaining that a question names: the agent's own, or another one."""
+    return draw.choice(WORDS) if draw.random() < OTHERWISE else agent.config.write.unknown
 
 
 def backward(

@@ -47,8 +47,9 @@ from ..files.folders import Busy, Lock
 from ..files.objects import read_object, write_json
 from ..machine import give_memory_back
 from ..models import loading
+from ..models.chat import Chat
 from ..tasks.passages import Passages
-from . import checkpoint, grpo, halves, held_out, supervised
+from . import checkpoint, grpo, halves, held_out, keep, supervised
 from .config import BEFORE, IDLE, train_config
 from .log import Log
 from .low_rank import LowRank
@@ -146,20 +147,22 @@ def _supervised_step(trainer: Trainer, phase: str, number: int, left: float) -> 
     keys = [f"{config.seed}/warm/{number}/{i}" for i in range(config.warm_episodes)]
     episodes = [trainer.task.episode(key, "train") for key in world.share(keys)]
     with clock("examples"):
-        parts = supervised.examples(trainer.agent, config, number, episodes).parts
+        keeping = world.share(keep.drawn(trainer.kept, config.seed, number))
+        parts = supervised.examples(trainer.agent, config, number, episodes, keeping).parts
     counts = world.total(*(len(part) for part in parts))
     with clock("update"):
         losses = supervised.backward(
-            trainer.agent, policy, parts, config.micro_tokens, (1.0, config.warm_read, config.warm_recall), counts
-        )
-    loss, read_loss, recall_loss = world.total(*losses)
+            trainer.agent, policy, parts, config.micro_tokens,
+            (1.0, config.warm_read, config.warm_recall, config.warm_keep), counts,
+        )  # fmt: skip
+    loss, read_loss, recall_loss, keep_loss = world.total(*losses)
     with clock("optimizer"):
         rising = min(1.0, (number + 1) / max(4, config.warm_steps // 40))
         norm = policy.step(config.warm_lr * rising * falling(left, config.warm_decay), config.grad_clip)
     trainer.count_skipped(norm, phase)
     seconds = trainer.advance(phase, start)
     (tokens,) = world.total(sum(len(e.prompt) + len(e.answer) for part in parts for e in part))
-    found = {"loss": loss, "read_loss": read_loss, "recall_loss": recall_loss}
+    found = {"loss": loss, "read_loss": read_loss, "recall_loss": recall_loss, "keep_loss": keep_loss}
     trainer.row(phase, step, clock, seconds, **found, grad_norm=norm, tokens=int(tokens))
     return f"loss {loss:.2f}  {tokens / seconds:.0f} tokens/s"
 
@@ -351,15 +354,23 @@ class Trainer:
             self.read(self.taken)
 
     def _loaded(self) -> tuple[PreTrainedModel, LowRank | None]:
-        """The model as training begins, and the policy where it is an adapter, which goes on from the one over the model."""
+        """The model as training begins, and the policy where it is an adapter, which goes on from the one over the model.
+
+        What it is to keep is said by the model as it came, without an adapter where that is what is trained.
+        """
         config, device = self.config, self.world.device
         if config.policy == "full":
             wanted = {"dtype": torch.float32} if config.layout == "fsdp" else {}
             model, self.tokenizer = loading.load_model(self.model_name, adapter=self.adapter, device=device, **wanted)
+            self.kept = self._to_keep(model)
             return model, None
         base, start = loading.apart(self.model_name, self.adapter)
         model, self.tokenizer = loading.load_model(base, device=device)
+        self.kept = self._to_keep(model)
         return model, LowRank(model, config.policy_rank, config.seed, self.world, start)
+
+    def _to_keep(self, model: PreTrainedModel) -> list[supervised.Example]:
+        return keep.kept(model, Chat(self.tokenizer, model)) if self.config.warm_keep else []
 
     def _whole(self, model: PreTrainedModel, dtype: torch.dtype) -> Policy:
         """The policy that trains all weights: under a bank, which finds them before they are spread over ranks."""
