@@ -7,10 +7,12 @@ import torch
 from tiny_agent import CONFIG, EPISODES, agent_of
 
 import tmem.agent.agent as agent_module
+from tmem.agent import prefill
 from tmem.agent.loop import run
 from tmem.agent.spans import picked, ranked
 from tmem.agent.write import Written, answered, asked_of, beside, parse_answers, surest, together
 from tmem.episode import Pair
+from tmem.models import forward as fw
 
 MANY = dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, replies=6))
 
@@ -115,8 +117,18 @@ def test_what_is_asked_of_spans_is_answered_from_the_passage(monkeypatch):
     (draft,) = agent.write([passage])
     assert [r.prompt for r in draft.answers] == [agent.chat.prompt(beside(passage, agent.asked(q))) for q in ("Where?", "Who?")]
     assert [r.text for r in draft.answers] == [r.text for r in agent.say([r.prompt for r in draft.answers], max_new=16)]
-    assert draft.read == sum(map(len, {tuple(r.prompt) for r in [*draft.replies, *draft.answers]}))
     assert draft.written == answered(drawn, [r.text for r in draft.answers], "unknown", passage, MANY.write.max_pairs)
+
+
+@pytest.mark.parametrize("known", [None, [["Where?", "Who is it that lives there?", "Where?"], ["When?"]]])
+def test_what_a_write_says_it_read_is_what_was_computed(known, monkeypatch):
+    """The passage and the words before a question once, however many calls name them; the spans' branches are no prompts."""
+    agent, tokens, pad = agent_of(slots=3, config=MANY), [], fw.pad
+    monkeypatch.setattr(agent_module, "asked_of", lambda *_: written(("Where?", "x"), ("Who is it that came?", "y")))
+    monkeypatch.setattr(prefill.fw, "pad", lambda pieces, *rest, **how: tokens.extend(pieces) or pad(pieces, *rest, **how))
+    drafts = agent.write(["Ada: I live in Oslo.", "Ben: I was born in the north of Spain, long ago."], known=known)
+    assert sum(d.read for d in drafts) == sum(map(len, tokens))
+    assert all(agent.chat.count(d.passage) < r.begin <= r.read for d in drafts for r in [*d.replies, *d.answers])
 
 
 def test_what_is_known_is_answered_from_the_passage_once_for_each_question():

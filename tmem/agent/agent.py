@@ -15,6 +15,7 @@ from ..models.chat import Chat
 from .config import AgentConfig
 from .decode import Generation, decode
 from .learn import Learned, learn
+from .prefill import keeping
 from .renderings import worded
 from .spans import picked, ranked
 from .teach import Lesson, chosen
@@ -23,11 +24,15 @@ from .write import Written, answered, asked_of, beside, first_line, list_prompt,
 
 @dataclass(frozen=True)
 class Reply:
-    """What was said to one prompt: the prompt's token ids, what was generated, and that as text."""
+    """What was said to one prompt: the prompt's token ids, what was generated, and that as text.
+
+    begin: how many tokens of the prompt were read once for all prompts that begin with them.
+    """
 
     prompt: list[int]
     generation: Generation
     text: str
+    begin: int = 0
 
     @property
     def read(self) -> int:
@@ -62,8 +67,10 @@ class Draft:
 
     @property
     def read(self) -> int:
-        """Tokens of the prompts. Prompts that are the same are read once."""
-        return sum(map(len, {tuple(r.prompt) for r in [*self.replies, *self.answers]}))
+        """Tokens of the prompts. Prompts that are the same are read once, and so is what several begin with."""
+        prompts = {tuple(r.prompt): r.begin for r in [*self.replies, *self.answers]}
+        beginnings = {prompt[:begin] for prompt, begin in prompts.items()}
+        return sum(map(len, beginnings)) + sum(len(prompt) - begin for prompt, begin in prompts.items())
 
     @property
     def generated(self) -> int:
@@ -138,7 +145,7 @@ class Agent:
             self.model, ids, bank=bank, slots=slots, end=self.chat.ends, max_new=max_new, begins=begins,
             temperature=temperature, keys=keys,
         )  # fmt: skip
-        return [Reply(p, g, self.chat.text(g.ids)) for p, g in zip(ids, found)]
+        return [Reply(p, g, self.chat.text(g.ids), begin) for p, g, begin in zip(ids, found, begins or [0] * len(ids))]
 
     def asked(self, question: str) -> str:
         """The question in the words in which Δ is asked: one of the renderings in which pairs are taught."""
@@ -179,7 +186,9 @@ class Agent:
             return self._listed(passages, under, known or [()] * len(passages), temperature, keys)
         if known and any(known):
             return self._known(passages, under, known, temperature, keys)
-        return self._answered(self._asked_of_spans(passages, under, temperature, keys), under)
+        with keeping():
+            drafts = self._asked_of_spans(passages, under, temperature, keys)
+        return self._answered(drafts, under)
 
     def _listed(self, passages, under, known, temperature: float, keys: Sequence[str]) -> list[Draft]:
         """Writes that are one reply, the list of the pairs."""
@@ -190,7 +199,7 @@ class Agent:
 
     def _known(self, passages, under, known, temperature: float, keys: Sequence[str]) -> list[Draft]:
         """Writes that answer known questions, a reply each."""
-        spots = [(i, self.beside(q)) for i, asked in enumerate(known) for q in asked]
+        spots = [(i, q) for i, asked in enumerate(known) for q in asked]
         noise = [f"{keys[i]}/{k}" for i, asked in enumerate(known) for k in range(len(asked))]
         found, drafts = self._beside(passages, under, spots, temperature, noise), []
         for passage, asked in zip(passages, known, strict=True):
@@ -218,13 +227,14 @@ class Agent:
         for passage, at, spans in zip(passages, each, taken):
             asked = [next(found) for _ in spans]
             written = asked_of([s.text for s in spans], [r.text for r in asked], [r.generation.finished for r in asked])
-            said = [Reply(at.prompt, Generation([*s.ids, at.then[0]], s.logprobs, True), s.text) for s in spans]
+            whole = len(at.prompt)
+            said = [Reply(at.prompt, Generation([*s.ids, at.then[0]], s.logprobs, True), s.text, whole) for s in spans]
             drafts.append(Draft(passage, [*said, *asked], written))
         return drafts
 
     def _answered(self, drafts: Sequence[Draft], under: Sequence[int] | None) -> list[Draft]:
         """Drafts with their questions answered from the passages, greedily."""
-        spots = [(i, self.beside(p.question)) for i, draft in enumerate(drafts) for p in draft.written.pairs]
+        spots = [(i, p.question) for i, draft in enumerate(drafts) for p in draft.written.pairs]
         found = self._beside([draft.passage for draft in drafts], under, spots)
         out, unknown, limit = [], self.config.write.unknown, self.config.write.max_pairs
         for draft in drafts:
@@ -236,9 +246,10 @@ class Agent:
     def _beside(
         self, passages, under, spots: Sequence[tuple[int, str]], temperature: float = 0.0, keys: Sequence[str] | None = None
     ) -> Iterator[Reply]:
-        """What is said to words beside passages: (which passage, the words) each. A passage is read once for all of them."""
-        openings = [self.chat.prompt(passage.strip()) for passage in passages]
-        ids = [self.chat.prompt(beside(passages[i], words)) for i, words in spots]
+        """What is said to questions beside passages: (which passage, the question) each. A passage is read once for all of
+        them, and so are the words that come before each question."""
+        openings = [self.chat.prompt(beside(passage, self.beside(""))) for passage in passages]
+        ids = [self.chat.prompt(beside(passages[i], self.beside(question))) for i, question in spots]
         return iter(self.say(
             ids, None if under is None else [under[i] for i, _ in spots], max_new=self.config.answer.max_new,
             begins=[len(os.path.commonprefix([prompt, openings[i]])) for (i, _), prompt in zip(spots, ids)],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,21 @@ from torch import Tensor
 from ..adapters.bank import AdapterBank
 from ..adapters.routes import alone
 from ..models import forward as fw
+
+_kept: ContextVar[dict[tuple, Read] | None] = ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def keeping() -> Iterator[None]:
+    """In this block and thread a beginning is read once, in whatever call it comes again: its keys and values are kept.
+
+    No Δ and no weight may change in it.
+    """
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 def widths(prompt: Sequence[int], begin: int) -> tuple[int, int]:
@@ -88,31 +104,51 @@ def _piece(
 ) -> Read:
     """Prefill tokens `spans[k]` (from, to) of prompt `members[k]`, once for all that have the same tokens up to there under the
     same Δ. after: the cache that holds what comes before, and which of its rows does for each member."""
-    device = next(model.parameters()).device
-    firsts, source = _shared(bank, prompts, members, spans)
+    keys, firsts, source = _shared(bank, prompts, members, spans)
     pieces = [prompts.ids[members[k]][slice(*spans[k])] for k in firsts]
-    width = fw.bucket(len(pieces[0]))
+    kept = None if after is not None else _kept.get()
+    if kept is not None and all(key in kept for key in keys):
+        parts = [kept[key] for key in keys]
+        cache = fw.KVCache.together([(part.cache, part.rows) for part in parts], fw.bucket(len(pieces[0])))
+        last = torch.cat([part.last for part in parts])
+    else:
+        before = None if after is None else (after[0], after[1][firsts], [spans[k][0] for k in firsts])
+        with routed(bank, prompts.slots_of([members[k] for k in firsts]), [len(p) for p in pieces]):
+            cache, last = _computed(model, pieces, before)
+    rows = torch.arange(len(keys), device=last.device)
+    if kept is not None:
+        kept.update((key, Read(cache, rows[k : k + 1], last[k : k + 1])) for k, key in enumerate(keys))
+    return Read(cache, rows[source], last[source])
+
+
+def _computed(model, pieces: list[list[int]], after: tuple[fw.KVCache, Tensor, list[int]] | None) -> tuple[fw.KVCache, Tensor]:
+    """The cache of pieces of prompts, and the last layer's state [n, D] at the last token of each.
+
+    after: a cache, the row of it that each goes on from, and of how many tokens.
+    """
+    device, width = next(model.parameters()).device, fw.bucket(len(pieces[0]))
     ids = fw.pad(pieces, width, device=device, dummies=False)  # products have 16 rows and more
     positions = torch.arange(width, device=device)[None]
     if after is None:
         cache = fw.KVCache(width)
         mask = fw.causal_mask(width, device, cache.shown(width))
     else:
-        (cache, rows), old = after, after[0].length
-        cache = cache.widened(rows[firsts], old + width)
-        before = torch.tensor([spans[k][0] for k in firsts], device=device)[:, None]
+        (cache, rows, begun), old = after, after[0].length
+        cache = cache.widened(rows, old + width)
+        before = torch.tensor(begun, device=device)[:, None]
         mask = fw.continued_mask(before, old, width, cache.shown(old + width))
         positions = positions + before
-    with routed(bank, prompts.slots_of([members[k] for k in firsts]), [len(p) for p in pieces]):
-        hidden = fw.layers(model, fw.embed(model, ids), positions, mask, cache=cache)
+    hidden = fw.layers(model, fw.embed(model, ids), positions, mask, cache=cache)
     cache.advance(width)
-    rows = torch.tensor(source, device=device)
-    return Read(cache, rows, hidden[rows, torch.tensor([stop - start - 1 for start, stop in spans], device=device)])
+    return cache, hidden[torch.arange(len(pieces), device=device), torch.tensor([len(p) - 1 for p in pieces], device=device)]
 
 
-def _shared(bank, prompts: Prompts, members: list[int], spans: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Which of `members` (by their places in it) are to be read, and for every member the number among these of the one that
-    stands for it: one with the same tokens up to the end of its span, the span begun at the same token, under the same Δ."""
+def _shared(
+    bank, prompts: Prompts, members: list[int], spans: list[tuple[int, int]]
+) -> tuple[list[tuple], list[int], list[int]]:
+    """What is to be read, each by a key, Δ, first token and all tokens; which of `members` (by their places in it) it is of;
+    and for every member the number among these of the one that stands for it: one with the same tokens up to the end of its
+    span, the span begun at the same token, under the same Δ."""
     slots = prompts.slots_of(members)
     deltas = {s: -1 if s == -1 or bank.is_zero(s) else s for s in set(slots or ())}
     places: dict[tuple, int] = {}
@@ -123,4 +159,4 @@ def _shared(bank, prompts: Prompts, members: list[int], spans: list[tuple[int, i
         if place == len(firsts):
             firsts.append(k)
         source.append(place)
-    return firsts, source
+    return list(places), firsts, source

@@ -225,11 +225,16 @@ class KVCache:
             out._kv[layer] = tuple(kept)
         return out
 
+    @classmethod
+    def together(cls, parts: Sequence[tuple[KVCache, Tensor]], capacity: int) -> KVCache:
+        """The rows (int64 indices) of prefilled caches of one length, one after another."""
+        out = cls._copied(parts, capacity)
+        out.length = parts[0][0].length
+        return out
+
     def widened(self, rows: Tensor, capacity: int) -> KVCache:
         """`rows` (int64 indices, as often as wanted) of a prefilled cache, with `capacity` columns: the prefill goes on."""
-        out = self._copied([(self, rows)], capacity)
-        out.length = self.length
-        return out
+        return self.together([(self, rows)], capacity)
 
     def _follow(self, columns: Tensor) -> None:
         self.columns, self.length = columns, int(columns.max())
