@@ -218,13 +218,15 @@ class Memory:
     def ask(self, question: str) -> str:
         """A short answer, greedy, from the fast weights; text that still waits in the context is in the prompt.
 
+        An answer that the weights are not sure of is "unknown" (`Agent.settled`). With text in the prompt the answer stands.
+
         Raises ValueError for what is no text, or empty.
         """
         if not _text("ask", question).strip():
             raise ValueError("ask: the question is empty; expected text.")
         prompt = "\n\n".join([*self._context, self.agent.asked(question)])
         (reply,) = self.agent.say([prompt], [self._row], max_new=self.agent.config.answer.max_new)
-        return first_line(reply.text)
+        return first_line(reply.text) if self._context else self.agent.settled(reply)
 
     @_alone
     def forget(self) -> None:

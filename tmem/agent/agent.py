@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -152,18 +153,30 @@ class Agent:
         return worded(self.config.answer.asked, question, self.config.learn.unknown)
 
     def beside(self, question: str, unknown: str = "") -> str:
-        """The question in the words in which it is asked beside its passage, while that is written down. unknown: another
-        word for abstaining than the settings'."""
+        """The question in the words in which it is asked beside its passage, while that is written down.
+
+        unknown: another word for abstaining than the settings'.
+        """
         return worded(self.config.answer.asked, question, unknown or self.config.write.unknown)
+
+    def settled(self, reply: Reply) -> str:
+        """What a greedy reply to `asked` answers out of Δ: its first line, or the abstention where a token of the reply was
+        less probable than `config.answer.sure`.
+
+        What was learned is mostly answered in tokens that are nearly certain. What was never told is guessed, in some that
+        are not.
+        """
+        said, least = first_line(reply.text), min(reply.generation.logprobs, default=0.0)
+        return self.config.learn.unknown if math.exp(least) < self.config.answer.sure else said
 
     def rendered(self, question: str) -> list[str]:
         """The question in all words in which a pair of it is taught."""
         return [worded(template, question, self.config.learn.unknown) for template in self.config.learn.renderings]
 
     def answer(self, questions: Sequence[str], slots: Sequence[int] | None = None) -> list[str]:
-        """Short answers to questions, worded by `asked`, greedy; slots as in `say`."""
+        """Short answers to questions, worded by `asked`, greedy; slots as in `say`. See `settled`."""
         prompts = [self.asked(q) for q in questions]
-        return [first_line(r.text) for r in self.say(prompts, slots, max_new=self.config.answer.max_new)]
+        return [self.settled(r) for r in self.say(prompts, slots, max_new=self.config.answer.max_new)]
 
     def write(
         self,

@@ -126,10 +126,16 @@ class AnswerConfig:
 
     max_new  tokens of one answer
     asked    the words in which Δ is asked, one of `learn.renderings`
+    sure     an answer out of Δ one of whose tokens had a smaller probability is an abstention instead; 0: none is
     """
 
     max_new: int
     asked: str
+    sure: float
+
+    def __post_init__(self):
+        if not self.sure < 1:
+            raise ValueError(f"preset: [answer] sure: expected a probability of 0 to below 1, got {self.sure:g}.")
 
 
 @dataclass(frozen=True)
@@ -236,6 +242,7 @@ def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
         ("learn", "renderings", [BARE]),
         ("learn", "every", 1),
         ("answer", "asked", BARE),
+        ("answer", "sure", 0.0),
         ("write", "replies", 1),
         ("write", "unknown", "unknown"),
     ):

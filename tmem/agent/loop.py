@@ -248,15 +248,16 @@ class _Batch:
                 for (rollout, *_), likely in zip(asked, found):
                     rollout.likely.append(likely)
                 return
+            sampled = self.how.answering != "greedy" and self.how.temperature > 0.0
             replies = agent.say(
                 [agent.asked(q.text) for *_, q in asked],
                 [slot for _, slot, _ in asked],
                 max_new=agent.config.answer.max_new,
-                temperature=0.0 if self.how.answering == "greedy" else self.how.temperature,
+                temperature=self.how.temperature if sampled else 0.0,
                 keys=[f"{r.key}/answer/{q.id}" for r, _, q in asked],
             )
         for (rollout, *_), reply in zip(asked, replies):
             if self.how.trace and self.how.answering == "sampled":
                 seen = (rollout.delta, len(rollout.log))
                 rollout.actions.append(Action("answer", reply.prompt, reply.generation, *seen, len(rollout.answers)))
-            rollout.answers.append(first_line(reply.text))
+            rollout.answers.append(first_line(reply.text) if sampled else agent.settled(reply))

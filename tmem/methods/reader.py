@@ -158,6 +158,8 @@ def ask(agent: Agent, asked: Sequence[tuple[Kept, Question]], settings: Settings
         beginning = (id(delta), *reply.prompt[: own.begin])
         read = reply.read - (own.begin if beginning in begun else own.examples)
         begun.add(beginning)
-        text = reply.text if settings.at_length else first_line(reply.text)
+        out_of_delta = delta is not None and asked[i][0].text is None
+        said = agent.settled(reply) if out_of_delta else first_line(reply.text)
+        text = reply.text if settings.at_length else said
         out[i] = Said(text, reply.read, reply.generated, read)
     return out
