@@ -232,13 +232,9 @@ class Memory:
         """
         if not _text("ask", question).strip():
             raise ValueError("ask: the question is empty; expected text.")
-        prompt = self.beside_waiting(self.agent.asked(question))
+        prompt = "\n\n".join([*self._context, self.agent.asked(question)])
         (reply,) = self.agent.say([prompt], [self._row], max_new=self.agent.config.answer.max_new)
         return first_line(reply.text)
-
-    def beside_waiting(self, words: str) -> str:
-        """A user turn: the text that still waits in the context, then these words."""
-        return "\n\n".join([*self._context, words])
 
     @_alone
     def forget(self) -> None:

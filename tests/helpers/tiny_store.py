@@ -14,8 +14,8 @@ from tmem import MemoryStore
 SETTINGS = replace(CONFIG, learn=replace(CONFIG.learn, rehearse=2, lr=0.01), answer=replace(CONFIG.answer, max_new=6))
 
 
-def store_at(folder, slots=2, settings=SETTINGS):
-    return MemoryStore(agent_of(slots, config=settings), folder)
+def store_at(folder, slots=2, settings=SETTINGS, **sizes):
+    return MemoryStore(agent_of(slots, config=settings, **sizes), folder)
 
 
 def bits(store, name):

@@ -394,8 +394,8 @@ def test_no_acknowledged_fact_is_lost_to_a_kill(tmp_path):
         ("", "a", 0),
         ("", "", 0),
         ("ab", "abc", 2),  # the next turn
-        ("ab", "a", 1),  # an answer asked for again
-        ("ab", "ab", 2),
+        ("ab", "ab", 2),  # an answer asked for again
+        ("ab", "b", 1),
         ("abcdef", "cdefg", 4),  # the beginning was cut off
         ("abcd", "abxd", 2),  # another way from there
         ("abcdef", "a", 0),  # said once more

@@ -190,14 +190,14 @@ class Database:
         found = self._one("SELECT value FROM setting WHERE name = ?", name)
         return None if found is None else json.loads(found[0])
 
-    def set(self, name: str, value: Any) -> None:
+    def put(self, name: str, value: Any) -> None:
         with self.change():
             self._do("INSERT OR REPLACE INTO setting VALUES (?, ?)", name, json.dumps(value))
 
     # memories ------------------------------------------------------------------------------------------------------
 
-    def names(self) -> list[str]:
-        return [name for (name,) in self._all("SELECT name FROM memory ORDER BY id")]
+    def count(self) -> int:
+        return self._one("SELECT count(*) FROM memory")[0]
 
     def about(self) -> list[tuple]:
         """Name, when made and changed, how many writes, and the norm after the last write, of every memory."""
@@ -211,8 +211,8 @@ class Database:
         found = self._one("SELECT id, name, made, changed, writes, waiting, source, sure FROM memory WHERE name = ?", name)
         if found is None:
             return None
-        *head, waiting, source, sure = found
-        return State(*head, tuple(json.loads(waiting)), source, json.loads(sure))
+        memory, name, made, changed, writes, waiting, source, sure = found
+        return State(memory, name, made, changed, writes, tuple(json.loads(waiting)), source, json.loads(sure))
 
     def make(self, name: str) -> int:
         """A memory with nothing in it; its id."""
@@ -294,8 +294,10 @@ class Database:
 
 
 def _write(row: Sequence, told: Sequence[Told]) -> Write:
-    head, (dropped, *numbers, kept, reason, file, digest) = row[:5], row[5:]
-    return Write(*head, tuple(told), dropped, *numbers, bool(kept), reason, file, digest or "")
+    number, when, kind, source, passage, dropped, before, after, norm, kept, reason, file, digest = row
+    return Write(
+        number, when, kind, source, passage, tuple(told), dropped, before, after, norm, bool(kept), reason, file, digest or ""
+    )
 
 
 def without(write: Write, gone: Sequence[Told]) -> Write:

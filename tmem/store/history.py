@@ -31,5 +31,5 @@ def known(sent: Sequence[bytes], read: Sequence[bytes]) -> int:
         while run and (run == len(sent) or one != sent[run]):
             run = fall[run - 1]
         run += one == sent[run]
-        best = max(best, run if run < len(sent) or at >= len(read) - 2 else run - 1)
+        best = max(best, run if run < len(sent) or at == len(read) - 1 else run - 1)
     return best

@@ -108,7 +108,7 @@ class MemoryStore:
         if made is None:
             with atomic_file(file) as work:
                 work.write_bytes(factors_bytes(bank.factors))
-            self._db.set("made_with", {**mine, "subspace": bank.subspace})
+            self._db.put("made_with", {**mine, "subspace": bank.subspace})
         else:
             other = [k for k, v in mine.items() if made.get(k) != v]
             if other:
@@ -140,6 +140,19 @@ class MemoryStore:
     def memories(self) -> list[About]:
         """All memories, in the order in which they were made."""
         return [About(*found) for found in self._db.about()]
+
+    @property
+    def slots(self) -> int:
+        """How many memories have room on the model at once."""
+        return self.agent.bank.slots
+
+    @property
+    def resident(self) -> int:
+        """How many memories have a slot now."""
+        return len(self._slots)
+
+    def __len__(self) -> int:
+        return self._db.count()
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and _sound(name) and self._db.state(name) is not None
@@ -227,6 +240,30 @@ class MemoryStore:
         with self._writing(name) as memory:
             memory.write(QUIET, known=known)
             return memory.done
+
+    def take(self, name: str, text: str, *, source: str = "", messages: Sequence[bytes] = ()) -> None:
+        """Let text join what waits; `write_next` writes what is due then. For what serves many at once.
+
+        messages: digests of the messages of a conversation that the text holds, see tmem.store.history. Raises ValueError for
+        what is no text, and where text of another source waits: write that first.
+        """
+        _texts("take", text=text, source=source)
+        with self._writing(name) as memory:
+            if memory.waiting and memory.source != source:
+                raise ValueError(f"take: text of the source {memory.source!r:.60} still waits; write that first.")
+            memory.messages = list(messages)
+            memory.take(text, source)
+
+    def write_next(self, name: str) -> list[Write]:
+        """Write and learn the next passages beyond the window, as many as one update learns; nothing where none is due."""
+        with self._writing(name) as memory:
+            memory.write_next()
+            return memory.done
+
+    def waits(self, name: str) -> str | None:
+        """What the text that waits is called; None where none waits."""
+        state = self._state(name)
+        return state.source if state.waiting else None
 
     def learn(self, name: str, pairs: Iterable[tuple[str, str] | Pair], *, source: str = "") -> Write:
         """Learn question/answer pairs, as `Memory.learn` does. source: what they are called, as of `observe`.
