@@ -253,6 +253,10 @@ def test_fields_that_mean_nothing_are_let_pass(client):
         ("POST", "/v1/memories", b'{"name": ""}', 400),
         ("POST", "/v1/memories", b'{"name": "\\ud800"}', 400),
         ("POST", "/v1/memories", b'{"name": "x", "mode": 1}', 400),
+        ("POST", "/v1/memories", b'{"name": "x", "\\ud800": 1}', 400),
+        ("POST", "/v1/chat/completions", b'{"messages": [{"role": "user", "content": "\\udfff"}]}', 400),
+        ("POST", "/v1/chat/completions", b'{"messages": [{"role": "\\ud800", "content": "x"}]}', 400),
+        ("POST", "/v1/chat/completions", b'{"messages": [{"role": "user", "content": "x"}], "user": "\\ud800"}', 400),
         ("POST", "/v1/memories/nobody/ask", b'{"question": "?"}', 404),
         ("POST", "/v1/memories/nobody/learn", b'{"pairs": [["a", "b"]]}', 404),
         ("POST", "/v1/memories/nobody/observe", b'{"text": "b"}', 404),
@@ -275,6 +279,7 @@ def test_a_taken_name_another_model_and_a_long_prompt(client):
     assert client.post("/v1/memories", json={"name": "taken"}).status_code == 201
     assert client.post("/v1/memories", json={"name": "taken"}).status_code == 409
     assert ask(client, "what?", model="gpt-9", status=404)["error"]["code"] == "model_not_found"
+    assert ask(client, "x" * 450, max_tokens=None)["usage"]["completion_tokens"] <= 62  # what has room
     assert ask(client, "x" * 600, status=400)["error"]["code"] == "context_length_exceeded"
     assert "error" in ask(client, "x" * 600, status=400, stream=True)
 
@@ -423,6 +428,7 @@ def test_the_queue_is_bounded_and_what_nobody_waits_for_is_dropped():
     left = [engine.submit(Say(None, list, bool, 1)), engine.submit(Work(stuck()))]
     with pytest.raises(Full) as full:
         engine.submit(Work(stuck()))
+    left.append(engine.submit(Work(stuck()), follows=True))
     assert full.value.seconds >= 1
     for job in left:
         assert job.cancel()

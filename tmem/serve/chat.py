@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -56,10 +57,8 @@ class _Talk:
         most = asked.most or MOST
         self.said = Said(agent.chat, most, asked.stops, put if asked.stream else None)
         key = secrets.token_hex(8) if asked.seed is None else f"seed {asked.seed}"
-        self.job = Say(
-            asked.memory, lambda memory: prompt(agent, asked, memory, most), self.said.add, most, asked.temperature, key
-        )
-        self.future: Future = server.engine.submit(self.job)
+        job = Say(asked.memory, partial(prompt, agent, asked, self.said), self.said.add, most, asked.temperature, key)
+        self.future: Future = server.engine.submit(job, follows=asked.memory is not None)
         self.future.add_done_callback(lambda _: put(None))
 
     async def next(self) -> str | None:
@@ -79,7 +78,7 @@ class _Talk:
         if self.new and self.asked.memory is not None:
             last = self.asked.messages[-1]
             steps = read(self.server.store, self.asked.memory, line(last), SOURCE, [last.digest], due=False)
-            self.server.metrics.wrote(await asyncio.wrap_future(self.server.engine.submit(Work(steps))))
+            self.server.metrics.wrote(await asyncio.wrap_future(self.server.engine.submit(Work(steps), follows=True)))
             self.server.engine.later(self.asked.memory)
         self.server.metrics.add("tmem_prompt_tokens_total", len(ids))
         self.server.metrics.add("tmem_generated_tokens_total", len(said))

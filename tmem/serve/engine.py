@@ -95,12 +95,15 @@ class Engine:
         """Whether it answers."""
         return self._open and self._thread.is_alive()
 
-    def submit(self, job: Say | Work) -> Future:
-        """Have a job done; its result. Raises Full, and RuntimeError once closed."""
+    def submit(self, job: Say | Work, *, follows: bool = False) -> Future:
+        """Have a job done; its result. Raises Full, and RuntimeError once closed.
+
+        follows: it belongs to a request that was let in already, and is never one too many.
+        """
         with self._wake:
             if not self._open:
                 raise RuntimeError("the server is shutting down; ask again when it is back.")
-            if self.waiting >= self.most:
+            if self.waiting >= self.most and not follows:
                 raise Full(max(1, math.ceil(self._seconds * (1 + self.waiting / ROWS))))
             (self._says if isinstance(job, Say) else self._works).append(job)  # type: ignore[attr-defined]
             self._wake.notify()

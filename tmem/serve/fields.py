@@ -37,6 +37,7 @@ class Refused(ValueError):
 
     def __init__(self, message: str, param: str | None = None, status: int = 400, code: str | None = None):
         super().__init__(message)
+        param = None if param is None else param[:60].encode("ascii", "backslashreplace").decode()
         self.param, self.status, self.code = param, status, code
 
 
@@ -82,7 +83,7 @@ def chat_request(body: Mapping[str, Any], header: str | None, model: str) -> Cha
         if name in NEUTRAL and value is not None and value not in NEUTRAL[name]:
             raise Refused(f"{name} is {reprlib.repr(value)}, which this server does not do; leave it out.", name)
         if name not in READ | IGNORED | NEUTRAL.keys():
-            raise Refused(f"unknown field {name!r:.60}; leave it out, or mend its name.", name[:60])
+            raise Refused(f"unknown field {name!r:.60}; leave it out, or mend its name.", name)
     asked = body.get("model")
     if asked is not None and asked != model:
         raise Refused(
@@ -104,7 +105,7 @@ def text_field(body: Mapping[str, Any], name: str, default: str | None = None) -
     value = body.get(name, default)
     if not isinstance(value, str):
         raise Refused(f"{name}: expected text, got {_kind(value)}.", name)
-    return value
+    return _whole(name, value)
 
 
 def only(body: Mapping[str, Any], *names: str) -> None:
@@ -112,7 +113,7 @@ def only(body: Mapping[str, Any], *names: str) -> None:
     for name in body:
         if name not in names:
             expected = f"expected {', '.join(names)}" if names else "expected none"
-            raise Refused(f"unknown field {name!r:.60}; {expected}.", name[:60])
+            raise Refused(f"unknown field {name!r:.60}; {expected}.", name)
 
 
 def _memory(body: Mapping[str, Any], header: str | None) -> str | None:
@@ -148,7 +149,7 @@ def _message(i: int, value: Any) -> Message:
         content = "\n".join(_part(where, part) for part in content)
     if not isinstance(content, str):
         raise Refused(f"{where}: content: expected text, got {_kind(content)}.", where)
-    return Message(role, content)
+    return Message(role, _whole(where, content))
 
 
 def _part(where: str, part: Any) -> str:
@@ -156,6 +157,13 @@ def _part(where: str, part: Any) -> str:
     if kind != "text" or not isinstance(part.get("text"), str):
         raise Refused(f"{where}: a part of type {reprlib.repr(kind)} is not read; send parts of type 'text'.", where)
     return part["text"]
+
+
+def _whole(where: str, text: str) -> str:
+    """Text that UTF-8 has bytes for."""
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise Refused(f"{where}: it holds half of a surrogate pair, which is no character; send valid Unicode.", where)
+    return text
 
 
 def _number(body: Mapping[str, Any], name: str, kind: type, least: float, most: float) -> Any:

@@ -85,7 +85,8 @@ def error_of(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
         status, message = error.status_code, f"{error.detail.lower()}; docs/serving.md has the routes."
     elif not isinstance(error, ValueError):
         status, kind, message = 500, "server_error", "the server could not do this; its log says why."
-        logger.error(f"a request failed: {type(error).__name__}", exc_info=None if isinstance(error, OSError) else error)
+        why = f": {error}" if isinstance(error, OSError) else ""
+        logger.error(f"a request failed: {type(error).__name__}{why}", exc_info=None if why else error)
     return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}, headers
 
 

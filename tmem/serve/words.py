@@ -10,25 +10,29 @@ from ..store.kept import Kept
 from ..store.store import MemoryStore
 from .engine import Steps
 from .fields import ChatRequest, Message, Refused
+from .said import Said
 
 SOURCE = "chat"  # what text of conversations is called in a memory
 
 
-def prompt(agent: Agent, request: ChatRequest, memory: Kept | None, most: int) -> list[int]:
+def prompt(agent: Agent, request: ChatRequest, said: Said, memory: Kept | None) -> list[int]:
     """Token ids of one user turn.
 
     With a memory: what the system says, the text that waits to be learned, and the last message, so that it never grows with
     the conversation. A message that ends with a question mark is asked in the words in which Δ is asked. Without: the whole
-    conversation. Raises Refused where that and `most` tokens more do not fit the model.
+    conversation. What is `said` then has as many tokens as the request asks for, else as have room. Raises Refused where
+    prompt and answer do not fit the model.
     """
     last = request.messages[-1].text
     if memory is not None:
-        said = agent.asked(last) if last.rstrip().endswith("?") else last
-        parts = [*request.system, *_before(request.messages[-1], memory.waiting), said]
+        words = agent.asked(last) if last.rstrip().endswith("?") else last
+        parts = [*request.system, *_before(request.messages[-1], memory.waiting), words]
     else:
         talk = [m for m in request.messages if m.role != "system"]
         parts = [*request.system, *([last] if len(talk) == 1 else [line(m) for m in talk])]
-    return fitting(agent, "\n\n".join(parts), most)
+    ids = fitting(agent, "\n\n".join(parts), request.most or 1)
+    said.most = min(said.most, agent.model.config.max_position_embeddings - len(ids))
+    return ids
 
 
 def _before(last: Message, waiting: Sequence[str]) -> list[str]:
@@ -63,6 +67,9 @@ def catch_up(store: MemoryStore, name: str, request: ChatRequest) -> Steps:
     writes = []
     if new:
         writes = yield from read(store, name, "\n".join(map(line, new)), SOURCE, [m.digest for m in new])
+    while found := store.write_next(name):  # of the last message of before
+        writes += found
+        yield
     return count < len(told), writes
 
 

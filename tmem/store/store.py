@@ -118,7 +118,9 @@ class MemoryStore:
                     "folder."
                 )
             if made["subspace"] != bank.subspace:
-                bank.take(factors_in(file.read_bytes(), str(file)))
+                own = factors_in(file.read_bytes(), str(file))
+                if [a.shape for a in own] == [a.shape for a in bank.factors]:
+                    bank.take(own)
             if made["subspace"] != bank.subspace:
                 raise ValueError(f"{file} is damaged: it is not what the rows belong to; restore it from a copy.")
         self._rows.sweep(self._db.rows())
