@@ -1,6 +1,7 @@
 """The server on a tiny model: OpenAI's shape, memories by name, what a client sends again, refusals, and who waits for whom."""
 
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -300,6 +301,18 @@ def test_an_answer_that_is_asked_for_again_is_the_same(client, served):
     )
     again = ask(client, "I have a cat.", ("assistant", "Ah."), "And a dog.", user="emil")
     assert said(again) == said(first[1]) and again["usage"] == first[1]["usage"] and len(served[1].messages("emil")) == 2
+
+
+def test_the_page_asks_this_server_alone_and_shows_texts_as_texts(client):
+    found = client.get("/")
+    assert found.status_code == 200 and found.headers["content-type"].startswith("text/html")
+    policy = found.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy
+    assert not re.search(r"https?:|innerHTML|insertAdjacentHTML|document.write|eval\(", found.text)
+    ids = set(re.findall(r'id="(\w+)"', found.text))
+    assert set(re.findall(r'at\("(\w+)"\)', found.text)) | set(re.findall(r'form\("(\w+)"', found.text)) <= ids
+    verbs = set(re.findall(r'of\("(\w+)"\)', found.text))
+    assert verbs == {"correct", "delete", "undo", "pairs", "log", "learn", "write", "fork"}
 
 
 def test_names_of_any_kind(client, served):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +21,11 @@ from .metrics import Metrics
 from .server import Server, server_of
 from .wire import Gone, refuse
 
+PAGE = Path(__file__).with_name("page.html")
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 logger = logging.getLogger("tmem.serve")
@@ -40,7 +46,7 @@ def application(store: MemoryStore, model: str, *, queue: int = 64, hosts: tuple
         server.engine.close()
 
     routes = [
-        Route("/health", health), Route("/metrics", counters), Route("/v1/models", models),
+        Route("/", page), Route("/health", health), Route("/metrics", counters), Route("/v1/models", models),
         Route("/v1/chat/completions", chat.completions, methods=["POST"]), *memories.ROUTES,
     ]  # fmt: skip
     errors = (Exception, HTTPException, ValueError, RuntimeError, OSError, Gone, ClientDisconnect)
@@ -48,6 +54,11 @@ def application(store: MemoryStore, model: str, *, queue: int = 64, hosts: tuple
     app.state.server = server
     app.add_middleware(_Door, server=server, hosts=hosts)
     return app
+
+
+async def page(_: Request) -> Response:
+    """The page: one file, which asks this server alone and shows what users said as text."""
+    return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": POLICY})
 
 
 async def health(request: Request) -> Response:
