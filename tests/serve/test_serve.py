@@ -1,9 +1,12 @@
 """The server on a tiny model: OpenAI's shape, memories by name, what a client sends again, refusals, and who waits for whom."""
 
 import json
+import os
+import random
 import re
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -274,6 +277,44 @@ def test_a_bad_request_is_one_sentence_in_openais_shape(client, method, path, bo
     assert found.status_code == status, found.text
     error = found.json()["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["message"].endswith(".")
+
+
+HI = [{"role": "user", "content": "hi"}]
+VALUES = (
+    None, True, 0, -1, 1e308, "", " ", "ada", "x" * 300, "\0", "\ud800", "é", [], {}, [None], {"a": []}, [["q?", "a"]],
+    [[1, 2]], HI, [{"role": "tool", "content": [{"type": "text", "text": "x"}]}],
+)  # fmt: skip
+PLACES = [
+    ("POST", "/v1/chat/completions",
+     ["messages", "user", "memory", "stop", "seed", "temperature", "stream", "max_tokens", "n"]),
+    ("POST", "/v1/memories", ["name"]),
+    *(("POST", f"/v1/memories/ada/{verb}", ["text", "source", "pairs", "question", "answer", "name", "write"])
+      for verb in ("observe", "write", "learn", "ask", "fork", "undo", "delete", "correct")),
+    ("GET", "/v1/memories/%00/pairs", []), ("DELETE", "/v1/memories/%ff", []), ("GET", "/v1/memories//log", []),
+]  # fmt: skip
+
+
+def test_no_request_however_odd_is_an_error_of_the_server(tmp_path):
+    """TMEM_FUZZ: how many."""
+    rng, seen = random.Random(0), Counter()
+    with serving(tmp_path / "s") as (client, store):
+        store.make("ada")
+        for _ in range(int(os.environ.get("TMEM_FUZZ", 400))):
+            method, path, fields = rng.choice(PLACES)
+            body = {name: rng.choice(VALUES) for name in rng.sample(fields, rng.randint(0, min(3, len(fields))))}
+            if "completions" in path and rng.random() < 0.5:
+                body = {"messages": HI, "max_tokens": 2, **body}
+            content = json.dumps(body)
+            if rng.random() < 0.2:
+                content = content[: rng.randint(0, len(content))] + rng.choice('}{]\0"')
+            kind = rng.choice(["application/json"] * 8 + ["text/plain", "application/json; charset=utf-8"])
+            found = client.request(method, path, content=content, headers={"Content-Type": kind})
+            assert found.status_code < 500, (method, path, content, found.text)
+            if found.status_code >= 400:
+                assert found.json()["error"]["message"].endswith("."), found.text
+            seen[found.status_code] += 1
+        assert client.get("/health").json() == {"status": "ok"}
+    assert seen[200] and seen[404] and seen[400] > 50
 
 
 def test_a_taken_name_another_model_and_a_long_prompt(client):
