@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import tiny_store
 import torch
-from tiny import pairs
+from tiny import Letters, model, pairs
 from tiny_agent import CONFIG, agent_of
 from tiny_store import SETTINGS, asked, bits, store_at
 
 from tmem import Memory, MemoryStore
-from tmem.agent.agent import Draft
+from tmem.agent.agent import Agent, Draft
 from tmem.agent.write import Written
 from tmem.episode import Pair
 from tmem.files.folders import Busy
@@ -274,6 +274,25 @@ def test_another_model_or_preset_is_refused(tmp_path):
     with pytest.raises(ValueError, match="was made with weights"):
         MemoryStore(agent_of(config=SETTINGS, seed=5), tmp_path / "s")
     store_at(tmp_path / "s").close()
+
+
+def test_a_store_brings_the_factors_that_its_rows_belong_to(tmp_path):
+    """Another draw of A, as another machine's decomposition would be, changes nothing."""
+    settings = dataclasses.replace(SETTINGS, adapter=dataclasses.replace(SETTINGS.adapter, init="random"))
+
+    def opened(seed):
+        return MemoryStore(Agent.build(model(), Letters(), settings, 2, seed=seed), tmp_path / "s")
+
+    with opened(0) as store:
+        told(store, "ada", "a")
+        before, subspace = asked(store, "ada"), store.agent.bank.subspace
+    assert Agent.build(model(), Letters(), settings, 2, seed=1).bank.subspace != subspace
+    with opened(1) as store:
+        assert asked(store, "ada") == before and store.agent.bank.subspace == subspace
+    (tmp_path / "s/factors.safetensors").write_bytes((tmp_path / "s/factors.safetensors").read_bytes()[:-4] + b"oops")
+    with pytest.raises(ValueError, match="factors.safetensors is damaged"):
+        opened(1)
+    opened(0).close()
 
 
 def test_what_is_no_store_is_refused_and_left_alone(tmp_path):

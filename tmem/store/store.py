@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -510,7 +509,6 @@ def _with(write: Write, learned: Learned) -> Write:
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=4096)
 def _sound(text: str) -> bool:
     """Whether UTF-8 has bytes for it."""
     try:
