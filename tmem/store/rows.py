@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from hashlib import blake2b
 from pathlib import Path
 
 from ..adapters.bank import Snapshot
 from ..adapters.row_file import row_bytes, row_in
-from ..files.folders import atomic_file, sync
+from ..files.folders import UNFINISHED, atomic_file, sync
 
 
 class Rows:
@@ -45,7 +46,10 @@ class Rows:
         self._file(name).unlink(missing_ok=True)
 
     def sweep(self, needed: set[str]) -> None:
-        """Remove the files that no write names: a kill came between the file and its transaction, or after a deletion."""
+        """Remove the files that no write names, and half-written ones: a kill came between a file and its transaction, or
+        after a deletion. For who has the folder alone."""
+        for left in self.folder.glob(f"??/{UNFINISHED}*"):
+            shutil.rmtree(left, ignore_errors=True)
         for file in self.folder.glob("??/*.safetensors"):
             if file.stem not in needed:
                 file.unlink(missing_ok=True)
