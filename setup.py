@@ -58,7 +58,7 @@ setup(
     package_data={
         "tmem": [
             *("py.typed", "presets/*", "writer/*", "tasks/*.toml", "tasks/stream/*.toml", "rl/*.toml"),
-            *("report/templates/*", "report/published.toml"),
+            *("report/templates/*", "report/published.toml", "serve/page.html"),
         ]
     },
     ext_modules=[Extension("tmem.libtmem_cpu", sources=[]), Extension("tmem.libtmem_cuda", sources=[])],

@@ -40,7 +40,7 @@ def test_the_wheel_holds_what_is_needed(wheel):
     code = {"libtmem_cpu.so", "py.typed", "triton_kernels/shrink.py", "bench/lora.py", "ops/linear.py"}
     assert {f"tmem/{name}" for name in code} <= names
     assert {f"tmem/tasks/stream/{split}.toml" for split in ("train", "dev", "test", "new")} <= names
-    assert "tmem/tasks/people.toml" in names
+    assert {"tmem/tasks/people.toml", "tmem/serve/page.html"} <= names
     (licence,) = [n for n in names if n.endswith("dist-info/licenses/LICENSE")]
     held = zipfile.ZipFile(wheel)
     assert held.read(licence) == (ROOT / "LICENSE").read_bytes() and b"Apache License" in held.read(licence)

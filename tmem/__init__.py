@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from .evaluation.config import EvalConfig
     from .evaluation.evaluate import evaluate
     from .memory import Memory
+    from .store.store import MemoryStore
     from .tasks.task import Task
 
 __version__ = "0.1.0"
 
-__all__ = ["Memory", "Agent", "AdapterBank", "Episode", "Question", "Pair", "Task", "EvalConfig", "evaluate", "ops"]
+__all__ = [
+    "Memory", "MemoryStore", "Agent", "AdapterBank", "Episode", "Question", "Pair", "Task", "EvalConfig", "evaluate", "ops",
+]  # fmt: skip
 
 _MODULES = {
     "Memory": "memory",
+    "MemoryStore": "store.store",
     "Agent": "agent.agent",
     "AdapterBank": "adapters.bank",
     "Episode": "episode",

@@ -185,7 +185,13 @@ class Memory:
     def _take(self, texts: list[str]) -> int:
         """Let texts join what waits; how many passages that is."""
         self._context = cut(self.agent.chat, [*self._context, *texts], self.agent.config.write.window)
+        if texts:
+            self._changed()
         return len(self._context)
+
+    def _changed(self, pairs: Sequence[Pair] = (), learned: Learned | None = None, entry: LogEntry | None = None) -> None:
+        """Told of every change before the next one can begin: of an update's pairs and what it did, of a write's entry, or,
+        without any, of text that came to what waits. A store keeps it; by itself a memory has nothing to do."""
 
     @_alone
     def _write_next(self, waiting: int, known: Sequence[str]) -> int:
@@ -196,10 +202,12 @@ class Memory:
             told = {normalise(p.question): -math.inf for p in self.pairs}  # what a silent text must not unlearn
             draft = replace(draft, written=surest(draft.written, told | self._sure, self.agent.config.learn.unknown))
             (learned,) = self.agent.teach([self._row], [draft.written.pairs], [self._lesson])
-            self.log.append(LogEntry.of(draft, learned))
+            entry = LogEntry.of(draft, learned)
+            self.log.append(entry)
             if learned.kept:
                 self._sure |= draft.written.sure
             del self._context[: len(due)]
+            self._changed(draft.written.pairs, learned, entry)
         return len(due)
 
     @_alone
@@ -211,8 +219,10 @@ class Memory:
 
         Raises ValueError for an empty list, an empty question or answer, or what is no pair of texts.
         """
-        told = functools.partial(progress or Lines(), "learn")
-        return self.agent.teach([self._row], [newest(_pairs(pairs))], [self._lesson], told)[0]
+        told, new = functools.partial(progress or Lines(), "learn"), newest(_pairs(pairs))
+        (learned,) = self.agent.teach([self._row], [new], [self._lesson], told)
+        self._changed(new, learned)
+        return learned
 
     @_alone
     def ask(self, question: str) -> str:
@@ -244,12 +254,12 @@ class Memory:
         """
         bank = self.agent.bank
         bank.check(self._row, "save")
-        made_with = {**self._made_with(), "renderings": self.agent.rendered(BARE)}
+        made_with = {**made_by(self.agent), "renderings": self.agent.rendered(BARE)}
         write_memory(Path(path), peft_files(bank, self._row), made_with, self.pairs, self._context)
 
     def _load(self, path: Path) -> None:
         files, made_with, pairs, context = read_memory(path)
-        other = [k for k, v in self._made_with().items() if made_with.get(k) != v]
+        other = [k for k, v in made_by(self.agent).items() if made_with.get(k) != v]
         if other:
             was = ", ".join(f"{k} {made_with.get(k)}" for k in other)
             raise ValueError(f"load: {path} was made with {was}; open it with the same model and preset.")
@@ -263,16 +273,17 @@ class Memory:
         self.slot = load_adapter(self.agent.bank, path, files)
         self._lesson, self._context = Lesson(newest(pairs)), context
 
-    def _made_with(self) -> dict:
-        """What fast weights mean nothing without."""
-        bank, config = self.agent.bank, self.agent.model.config
-        return {
-            "model": f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}",
-            "weights": fingerprint(self.agent.model),
-            "targets": list(bank.targets),
-            "last_layers": bank.last_layers,
-            "init": bank.init,
-        }
+
+def made_by(agent: Agent) -> dict:
+    """What fast weights mean nothing without."""
+    bank, config = agent.bank, agent.model.config
+    return {
+        "model": f"{config.model_type}, {config.num_hidden_layers} layers of {config.hidden_size}",
+        "weights": fingerprint(agent.model),
+        "targets": list(bank.targets),
+        "last_layers": bank.last_layers,
+        "init": bank.init,
+    }
 
 
 def _text(verb: str, value: object) -> str:

@@ -134,6 +134,7 @@ class Agent:
         begins: Sequence[int] | None = None,
         temperature: float = 0.0,
         keys: Sequence[str] | None = None,
+        watch: Callable[[int, int], bool] | None = None,
     ) -> list[Reply]:
         """What the model says to each prompt under the Δ of its slot (-1, or no slots at all: the model alone).
 
@@ -144,7 +145,7 @@ class Agent:
         bank = None if slots is None else self.bank
         found = decode(
             self.model, ids, bank=bank, slots=slots, end=self.chat.ends, max_new=max_new, begins=begins,
-            temperature=temperature, keys=keys,
+            temperature=temperature, keys=keys, watch=watch,
         )  # fmt: skip
         return [Reply(p, g, self.chat.text(g.ids), begin) for p, g, begin in zip(ids, found, begins or [0] * len(ids))]
 

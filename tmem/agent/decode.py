@@ -10,6 +10,7 @@ a row generates does not depend on its neighbours.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextvars import ContextVar
@@ -70,7 +71,7 @@ def decode(
     begins: Sequence[int] | None = None,
     temperature: float = 0.0,
     keys: Sequence[str] | None = None,
-    on_token: Callable[[int], None] | None = None,
+    watch: Callable[[int, int], bool] | None = None,
     fixed: bool | None = None,
 ) -> list[Generation]:
     """Generate up to `max_new` tokens after each prompt (token ids), with slot `slots[i]` (-1: base) for prompt i.
@@ -79,7 +80,8 @@ def decode(
     `begins[i]`: how many tokens of prompt i are read first, once for all prompts that begin with the same under the same Δ;
     0, the default, reads it in one piece.
     `temperature` 0 is greedy; above it, row i samples with noise keyed by `keys[i]` and the position.
-    `on_token(n)` is told how many tokens each step produced. `fixed`: steps at fixed addresses (see steps.py), by default
+    `watch(i, token)` is told of every token of prompt i as it comes; where it returns True, that prompt's generation ends
+    there, which changes no other's. `fixed`: steps at fixed addresses (see steps.py), by default
     on a GPU, where they are captured as CUDA graphs. Raises ValueError for an empty prompt, a beginning that leaves nothing
     of its prompt, missing keys, or a model that trains with gradient checkpointing.
     """
@@ -89,7 +91,7 @@ def decode(
     fixed = next(model.parameters()).device.type == "cuda" if fixed is None else fixed
     tenants = None if slots is None else bank.hold(slots)
     job = _Job(
-        model, None if slots is None else bank, {end} if isinstance(end, int) else end, max_new, fixed, on_token,
+        model, None if slots is None else bank, {end} if isinstance(end, int) else end, max_new, fixed,
         None if tenants is None else tenants.alive,
     )  # fmt: skip
     out: list[Generation | None] = [None] * len(prompts)
@@ -97,9 +99,14 @@ def decode(
     for at in range(0, len(order), MAX_ROWS):
         part = order[at : at + MAX_ROWS]
         some = Prompts([prompts[i] for i in part], [begins[i] for i in part], slots and [slots[i] for i in part])
-        for i, generation in zip(part, _generate(job, some, temperature, [keys[i] for i in part])):
+        heard = None if watch is None else functools.partial(_of_part, watch, part)
+        for i, generation in zip(part, _generate(job, some, temperature, [keys[i] for i in part], heard)):
             out[i] = generation
     return out
+
+
+def _of_part(watch: Callable[[int, int], bool], part: Sequence[int], i: int, token: int) -> bool:
+    return watch(part[i], token)
 
 
 def _check(model, prompts: Sequence[list[int]], begins: Sequence[int], keys: Sequence[str] | None) -> None:
@@ -125,22 +132,21 @@ class _Job:
     ends: Set[int]
     max_new: int
     fixed: bool
-    on_token: Callable[[int], None] | None
     still_held: Callable[[], None] | None
 
 
-def _generate(job: _Job, prompts: Prompts, temperature: float, keys: list[str]) -> list[Generation]:
+def _generate(
+    job: _Job, prompts: Prompts, temperature: float, keys: list[str], watch: Callable[[int, int], bool] | None
+) -> list[Generation]:
     """Read the prompts, then take steps until every row has ended; finished rows leave when half of them have."""
     cache, logits, slots = _prefilled(job, prompts)
-    columns, said = _Columns(prompts, cache), _Said(len(prompts), len(logits), job.ends)
+    columns, said = _Columns(prompts, cache), _Said(len(prompts), len(logits), job.ends, watch)
     sampler = _Sampler(temperature, keys, job.max_new, len(logits), logits.device)
     with contextlib.ExitStack() as lent:
         stepper = Lent(lent, job.model, job.bank, cache, slots) if job.fixed else Growing(job.model, job.bank, cache, slots)
         for step in range(job.max_new):
             token, logp = sampler(logits, step)
             said.add(token.tolist(), logp.tolist())
-            if job.on_token is not None:
-                job.on_token(len(said.alive))
             if not said.alive or step == job.max_new - 1:
                 break
             if kept := said.halved():
@@ -199,8 +205,8 @@ class _Columns:
 class _Said:
     """What every prompt's row has said so far. row_of: which prompt a row of the batch serves, -1: none (any more)."""
 
-    def __init__(self, prompts: int, rows: int, ends: Set[int]):
-        self.ends, self.row_of = ends, list(range(prompts)) + [-1] * (rows - prompts)
+    def __init__(self, prompts: int, rows: int, ends: Set[int], watch: Callable[[int, int], bool] | None):
+        self.ends, self.watch, self.row_of = ends, watch, list(range(prompts)) + [-1] * (rows - prompts)
         self.tokens: list[list[int]] = [[] for _ in range(prompts)]
         self.logps: list[list[float]] = [[] for _ in range(prompts)]
         self.finished = [False] * prompts
@@ -217,8 +223,10 @@ class _Said:
             if prompt >= 0:
                 self.tokens[prompt].append(token)
                 self.logps[prompt].append(logp)
-                if token in self.ends:
-                    self.finished[prompt], self.row_of[row] = True, -1
+                ended = self.watch is not None and self.watch(prompt, token)
+                self.finished[prompt] = token in self.ends
+                if ended or self.finished[prompt]:
+                    self.row_of[row] = -1
 
     def halved(self) -> list[int]:
         """Once half of the rows or more have ended, those that stay, some that have ended among them up to a multiple of 4;

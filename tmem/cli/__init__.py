@@ -9,6 +9,7 @@ VERBS = {
     "train": "tmem.cli.train:train",
     "eval": "tmem.cli.evaluate:evaluate",
     "report": "tmem.cli.report:report",
+    "serve": "tmem.cli.serve:serve",
     "study": "tmem.cli.study:study",
     "budget": "tmem.cli.budget:budget",
     "bench": "tmem.cli.bench:bench",
@@ -35,6 +36,7 @@ def main() -> None:
       tmem report runs/train                        one page: what was learned
       tmem eval --task stream --methods none,tmem   compare methods on a task
       tmem eval --task locomo --data locomo10.json --limit 20
+      tmem serve --store memories                   an OpenAI endpoint
       tmem bench lora                               time the ops against others
       tmem info                                     versions, devices and kernels
       tmem info --model MODEL                       how tmem understood a model

@@ -1,0 +1,445 @@
+"""MemoryStore on a tiny model: what it promises of bits, of kills, of undoing, and of what it refuses."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import tiny_store
+import torch
+from tiny import Letters, model, pairs
+from tiny_agent import CONFIG, agent_of
+from tiny_store import SETTINGS, asked, bits, store_at
+
+from tmem import Memory, MemoryStore
+from tmem.agent.agent import Agent, Draft
+from tmem.agent.write import Written
+from tmem.episode import Pair
+from tmem.files.folders import Busy
+from tmem.store import database
+from tmem.store.facts import of_one_fact
+from tmem.store.history import digest, known
+from tmem.store.store import NEWEST, Missing, Taken
+
+KILLS = int(os.environ.get("TMEM_KILLS", 2))
+
+
+@pytest.fixture
+def store(tmp_path):
+    with store_at(tmp_path / "store", slots=3) as store:
+        yield store
+
+
+def told(store, name, *tags):
+    store.make(name, exist_ok=True)
+    return [store.learn(name, pairs(3, tag), source=tag) for tag in tags]
+
+
+def test_a_memory_of_a_store_is_a_memory(store):
+    """The same losses, answers and bits as of one that lives alone."""
+    alone = Memory(agent_of(config=SETTINGS))
+    store.make("ada")
+    for tag in "ab":
+        learned, write = alone.learn(pairs(3, tag)), store.learn("ada", pairs(3, tag))
+        assert (write.loss_before, write.loss_after, write.norm) == (learned.loss_before, learned.loss_after, learned.norm)
+        assert write.kept and write.kind == "told" and write.pairs == pairs(3, tag)
+    assert torch.equal(bits(store, "ada"), alone.agent.bank.param[alone.slot])
+    assert [p.pair for w in store.log("ada") for p in w.told] == alone.pairs
+    assert [store.ask("ada", p.question) for p in alone.pairs] == [alone.ask(p.question) for p in alone.pairs]
+
+
+def test_more_memories_than_slots_come_back_bit_for_bit(store):
+    """Each lives as alone, moments of the optimizer included, though two in three have no slot at any time."""
+    names = [f"m{i}" for i in range(9)]
+    for tag in "ab":
+        for name in names:
+            told(store, name, f"{tag}{name}")
+    for name in names:
+        with_room = store_at(store.folder.with_name(f"alone-{name}"), slots=1)
+        with with_room as alone:
+            told(alone, name, f"a{name}", f"b{name}")
+            assert torch.equal(bits(store, name), bits(alone, name))
+            assert asked(store, name) == asked(alone, name)
+    assert [m.name for m in store.memories()] == names and {m.writes for m in store.memories()} == {2}
+
+
+def test_what_was_done_is_there_after_a_restart(tmp_path):
+    with store_at(tmp_path / "s") as store:
+        told(store, "ada", "a", "b")
+        store.observe("ada", "Ada: I have a cat.", source="mail")
+        before = bits(store, "ada"), asked(store, "ada"), store.log("ada"), store.pairs("ada"), store.memories()
+        with pytest.raises(Busy, match="is in use by process"):
+            store_at(tmp_path / "s")
+    with store_at(tmp_path / "s") as store:
+        assert torch.equal(bits(store, "ada"), before[0]) and asked(store, "ada") == before[1]
+        assert (store.log("ada"), store.pairs("ada"), store.memories()) == before[2:]
+        with store.using(["ada"]) as (memory,):
+            assert memory.waiting == ["Ada: I have a cat."] and memory.source == "mail"
+        assert store.ask("ada", "who?")
+
+
+def test_what_the_model_writes_is_kept_with_its_passage_and_source(store, monkeypatch):
+    def write(passages, slots, known=None, **_):
+        return [Draft(p, [], Written([Pair(f"what is {p[:8]}?", "a cat")], malformed=2)) for p in passages]
+
+    monkeypatch.setattr(store.agent, "write", write)
+    store.make("ada")
+    text = "Ada: I have a cat.\n" * 12
+    written = store.observe("ada", text, source="mail")
+    assert written and written == store.log("ada") and {(w.source, w.kind, w.dropped) for w in written} == {("mail", "read", 2)}
+    (other,) = store.observe("ada", "Ben: I have a dog.", source="note")  # the rest of the mail is written before
+    assert other.source == "mail" and other.passage in text
+    (note,) = store.write("ada")
+    assert (note.source, note.passage) == ("note", "Ben: I have a dog.")
+    (fact,) = [f for f in store.pairs("ada") if f.write == note.id]
+    assert (fact.source, fact.passage, fact.answer, fact.loss_after) == ("note", note.passage, "a cat", note.loss_after)
+    assert "".join(w.passage for w in store.log("ada")[:-1]).replace("\n", "") == text.replace("\n", "")
+    store.delete_source("ada", "mail")
+    assert [w.id for w in store.log("ada")] == [note.id]
+
+
+def test_a_rolled_back_write_is_in_the_log_and_changes_nothing(store, monkeypatch):
+    told(store, "ada", "a")
+    before = bits(store, "ada")
+    tight = dataclasses.replace(store.agent.config.learn, norm_cap=1e-6)
+    monkeypatch.setattr(store.agent, "config", dataclasses.replace(store.agent.config, learn=tight))
+    (write,) = told(store, "ada", "b")
+    assert not write.kept and "above" in write.reason and torch.equal(bits(store, "ada"), before)
+    assert [f.write for f in store.pairs("ada")] == [1, 1, 1] and len(store.log("ada")) == 2
+
+
+# undoing ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("writes", [3, NEWEST + 3])
+def test_undo_is_as_if_the_later_writes_had_never_been(tmp_path, writes):
+    tags = "abcdefghij"[:writes]
+    with store_at(tmp_path / "s") as store, store_at(tmp_path / "other") as other:
+        told(store, "ada", *tags)
+        store.observe("ada", "Ada: I have a cat.")
+        told(other, "ada", *tags[:2])
+        store.undo("ada", 2)
+        assert torch.equal(bits(store, "ada"), bits(other, "ada")) and asked(store, "ada") == asked(other, "ada")
+        told(store, "ada", "z")
+        told(other, "ada", "z")
+        assert torch.equal(bits(store, "ada"), bits(other, "ada"))
+        assert [w.id for w in store.log("ada")] == [1, 2, writes + 1]  # an id is never given again
+        store.undo("ada", 0)
+        assert store.log("ada") == store.pairs("ada") == [] and not bits(store, "ada").any()
+        with pytest.raises(Missing, match="'ada' has no write 7"):
+            store.undo("ada", 7)
+
+
+def test_a_deleted_fact_leaves_a_memory_that_was_never_told_it(tmp_path):
+    with store_at(tmp_path / "s") as store, store_at(tmp_path / "other") as other:
+        first, second = pairs(3, "a"), pairs(3, "b")
+        for s in (store, other):
+            s.make("ada")
+        store.learn("ada", [*first, Pair("what is Ada's secret?", "zzyzx")])
+        store.learn("ada", [*second, Pair("tell me Ada's secret", "zzyzx")])
+        store.learn("ada", pairs(2, "c"))
+        for new in (first, second, pairs(2, "c")):
+            other.learn("ada", new)
+        gone = store.delete_fact("ada", "What is Ada's secret")
+        assert gone == [Pair("what is Ada's secret?", "zzyzx"), Pair("tell me Ada's secret", "zzyzx")]
+        assert torch.equal(bits(store, "ada"), bits(other, "ada")) and asked(store, "ada") == asked(other, "ada")
+        with pytest.raises(Missing, match="never told"):
+            store.delete_fact("ada", "What is Ada's secret")
+        assert b"zzyzx" not in b"".join(f.read_bytes() for f in store.folder.rglob("*") if f.is_file())
+        assert len(list(store.folder.rglob("*.safetensors"))) == 2  # the row, and what all rows share
+
+
+def test_a_deleted_source_and_its_text_are_gone(store):
+    told(store, "ada", "a", "b", "c")
+    told(store, "ben", "a", "c")
+    store.observe("ada", "qqq", source="b")
+    assert store.delete_source("ada", "b") == pairs(3, "b")
+    assert torch.equal(bits(store, "ada"), bits(store, "ben")) and {w.source for w in store.log("ada")} == {"a", "c"}
+    with store.using(["ada"]) as (memory,):
+        assert memory.waiting == []
+    with pytest.raises(Missing, match="nothing of the source 'b'"):
+        store.delete_source("ada", "b")
+
+
+def test_a_corrected_fact_was_never_told_otherwise(store):
+    store.make("ada")
+    store.make("ben")
+    for name, job in (("ada", "pilot"), ("ben", "baker")):
+        store.learn(name, [*pairs(2), Pair("What is Ada's job?", job)])
+        store.learn(name, [Pair("Ada's job is?", job)])
+    assert store.correct("ada", "what is Ada's job", "baker") == [
+        Pair(q, "baker") for q in ("What is Ada's job?", "Ada's job is?")
+    ]
+    assert torch.equal(bits(store, "ada"), bits(store, "ben"))
+    assert [f.corrected for f in store.pairs("ada")] == [False, False, True, True]
+    with pytest.raises(ValueError, match="the answer is empty"):
+        store.correct("ada", "What is Ada's job?", " ")
+
+
+def test_other_facts_with_the_same_answer_are_other_facts():
+    def written(*told):
+        return database.Write(1, 0.0, "told", "", "", tuple(database.Told(q, a) for q, a in told), 0, 0, 0, 0, True, "")
+
+    home, work = ("Where does Ada live?", "Oslo"), ("In which town is Ben's office?", "Oslo")
+    found = of_one_fact("where does Ada live", [written(home, work, ("Ada: live where?", "oslo"), ("Where is Ulm?", "south"))])
+    assert [t.question for t in found] == ["Where does Ada live?", "Ada: live where?"]
+
+
+def test_a_fork_goes_its_own_way(store):
+    told(store, "ada", "a")
+    store.observe("ada", "Ada: hi.")
+    store.fork("ada", "ben")
+    assert torch.equal(bits(store, "ada"), bits(store, "ben")) and store.log("ben") == store.log("ada")
+    with store.using(["ben"]) as (memory,):
+        assert memory.waiting == ["Ada: hi."]
+    before = bits(store, "ada")
+    told(store, "ben", "b")
+    assert torch.equal(bits(store, "ada"), before) and not torch.equal(bits(store, "ben"), before)
+    store.delete("ada")
+    store.undo("ben", 1)  # the row that both had
+    assert torch.equal(bits(store, "ben"), before)
+    with pytest.raises(Taken):
+        store.fork("ben", "ben")
+
+
+def test_out_and_in_again(store, tmp_path):
+    told(store, "ada", "a", "b")
+    store.export("ada", tmp_path / "out")
+    write = store.import_from("ben", tmp_path / "out")
+    assert write.kind == "import" and asked(store, "ben") == asked(store, "ada")
+    assert [f.question for f in store.pairs("ben")] == [f.question for f in store.pairs("ada")]
+    told(store, "ben", *"cdefgh")
+    store.undo("ben", 1)
+    assert asked(store, "ben", "ab") == asked(store, "ada", "ab")
+    with pytest.raises(FileNotFoundError):
+        store.import_from("cleo", tmp_path / "nowhere")
+    assert "cleo" not in store and [m.name for m in store.memories()] == ["ada", "ben"]
+
+
+def test_a_deleted_memory_leaves_nothing(store):
+    told(store, "ada", "a")
+    store.learn("ada", [("secret?", "zzyzx")])
+    store.delete("ada")
+    assert "ada" not in store and store.memories() == []
+    assert b"zzyzx" not in b"".join(f.read_bytes() for f in store.folder.rglob("*") if f.is_file())
+    assert [f.name for f in store.folder.rglob("*.safetensors")] == ["factors.safetensors"]
+    with pytest.raises(Missing, match="there is no memory 'ada'"):
+        store.ask("ada", "?")
+    told(store, "ada", "b")
+    assert len(store.log("ada")) == 1
+
+
+# refusals --------------------------------------------------------------------------------------------------------------------
+
+
+def test_ids_never_become_paths(store):
+    names = ["../../etc/passwd", "a/b", "\0", "..", "C:\\x", "é" * 100, "'; DROP TABLE memory; --"]
+    for name in names:
+        told(store, name, "a")
+    assert [m.name for m in store.memories()] == names
+    files = {f.relative_to(store.folder).as_posix() for f in store.folder.rglob("*.safetensors")}
+    assert len(files) == len(names) + 1 and all(set(f) <= set("0123456789abcdefrowslatnctri/.-") for f in files)
+
+
+def test_what_is_no_name_or_text_is_one_sentence(store):
+    store.make("ada")
+    for name in ("", " ", "x" * 201, None, 3, "\ud800"):
+        with pytest.raises(ValueError, match=r"^make: "):
+            store.make(name)
+    with pytest.raises(Taken, match="there is a memory 'ada'"):
+        store.make("ada")
+    for use in (
+        lambda: store.observe("ada", None), lambda: store.observe("ada", "x", source=3), lambda: store.observe("ada", "\udc00"),
+        lambda: store.learn("ada", []), lambda: store.learn("ada", [("?", "\ud800")]), lambda: store.ask("ada", ""),
+        lambda: store.learn("ada", {"a": "b"}), lambda: store.ask("nobody", "?"), lambda: store.log("nobody"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"\.$"):
+            use()
+    assert store.log("ada") == [] and not bits(store, "ada").any()
+
+
+def test_another_model_or_preset_is_refused(tmp_path):
+    store_at(tmp_path / "s").close()
+    other = dataclasses.replace(SETTINGS, learn=dataclasses.replace(SETTINGS.learn, epochs=7))
+    with pytest.raises(ValueError, match=r"was made with \[learn\] epochs .* open it with the same model, adapter and preset"):
+        store_at(tmp_path / "s", settings=other)
+    with pytest.raises(ValueError, match="was made with weights"):
+        MemoryStore(agent_of(config=SETTINGS, seed=5), tmp_path / "s")
+    store_at(tmp_path / "s").close()
+
+
+def test_a_store_brings_the_factors_that_its_rows_belong_to(tmp_path):
+    """Another draw of A, as another machine's decomposition would be, changes nothing."""
+    settings = dataclasses.replace(SETTINGS, adapter=dataclasses.replace(SETTINGS.adapter, init="random"))
+
+    def opened(seed):
+        return MemoryStore(Agent.build(model(), Letters(), settings, 2, seed=seed), tmp_path / "s")
+
+    with opened(0) as store:
+        told(store, "ada", "a")
+        before, subspace = asked(store, "ada"), store.agent.bank.subspace
+    assert Agent.build(model(), Letters(), settings, 2, seed=1).bank.subspace != subspace
+    with opened(1) as store:
+        assert asked(store, "ada") == before and store.agent.bank.subspace == subspace
+    (tmp_path / "s/factors.safetensors").write_bytes((tmp_path / "s/factors.safetensors").read_bytes()[:-4] + b"oops")
+    with pytest.raises(ValueError, match="factors.safetensors is damaged"):
+        opened(1)
+    opened(0).close()
+
+
+def test_what_is_no_store_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds notes.txt and no store.sqlite"):
+        store_at(tmp_path / "x")
+    assert [f.name for f in (tmp_path / "x").iterdir()] == ["notes.txt"]
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y/store.sqlite").write_text("mine " * 900)
+    with pytest.raises(ValueError, match="is no database of a store"):
+        store_at(tmp_path / "y")
+    store_at(tmp_path / "z").close()
+    with sqlite3.connect(tmp_path / "z/store.sqlite") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(ValueError, match="has schema 99, this tmem knows 1"):
+        store_at(tmp_path / "z")
+
+
+def test_a_damaged_row_is_told_and_the_others_go_on(tmp_path):
+    with store_at(tmp_path / "s") as store:
+        told(store, "ada", "a")
+        told(store, "ben", "b")
+        (row, _), (other, _) = (store._db.last_row(store._state(n).id) for n in ("ada", "ben"))
+        right, before = asked(store, "ben"), bits(store, "ada")
+    file = tmp_path / "s/rows" / row[:2] / f"{row}.safetensors"
+    file.write_bytes(file.read_bytes()[:-8] + b"damaged!")
+    with store_at(tmp_path / "s") as store:
+        with pytest.raises(ValueError, match="is damaged: it is not what was written"):
+            store.ask("ada", "?")
+        assert asked(store, "ben") == right
+        store.undo("ada", 1)  # learns it again
+        assert torch.equal(bits(store, "ada"), before)
+        file.with_name(f"{store._db.last_row(1)[0]}.safetensors").unlink()
+    with store_at(tmp_path / "s") as store:
+        store.delete("ada")
+        assert "ada" not in store
+
+
+def test_a_change_that_cannot_be_kept_has_not_been(store, monkeypatch):
+    told(store, "ada", "a")
+    before, answers = bits(store, "ada"), asked(store, "ada")
+    with monkeypatch.context() as patch:
+        patch.setattr(store._rows, "write", lambda *_: (_ for _ in ()).throw(OSError("no room")))
+        with pytest.raises(OSError, match="no room"):
+            told(store, "ada", "b")
+    assert torch.equal(bits(store, "ada"), before) and asked(store, "ada") == answers and len(store.log("ada")) == 1
+    told(store, "ada", "b")
+    assert len(store.log("ada")) == 2
+
+
+# threads, kills --------------------------------------------------------------------------------------------------------------
+
+
+def test_memories_in_threads_live_as_each_alone(tmp_path):
+    names = [f"m{i}" for i in range(6)]
+
+    def life(store, name):
+        found = [told(store, name, f"{name}{tag}") for tag in "ab"]
+        return [[dataclasses.replace(w, time=0, row="", digest="") for w in ws] for ws in found], asked(store, name)
+
+    with store_at(tmp_path / "alone", slots=2) as store:
+        alone = [life(store, name) for name in names]
+    with store_at(tmp_path / "together", slots=2) as store, ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda n: life(store, n), names)) == alone
+
+
+def test_threads_that_use_several_memories_at_once_do_not_wait_for_each_other(store):
+    names = ["a", "b", "c", "d"]
+    for name in names:
+        store.make(name)
+
+    def use(i):
+        some = random.Random(i).sample(names, 2)
+        with store.using(some) as held:
+            return [m.name for m in held] == some
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(use, range(40), timeout=60))
+    with pytest.raises(ValueError, match="4 memories at once and 3 slots"), store.using(names):
+        pass
+
+
+def test_no_acknowledged_fact_is_lost_to_a_kill(tmp_path):
+    """A process learns and is killed at a random moment; what it had said it learned is there, with the bits of that moment."""
+    rng, folder, seen = random.Random(0), tmp_path / "s", {}
+    for _ in range(KILLS):
+        child = subprocess.Popen([sys.executable, tiny_store.__file__, str(folder)], stdout=subprocess.PIPE, text=True)
+        line = child.stdout.readline()
+        assert line == "open\n"
+        end = time.monotonic() + rng.uniform(0.1, 1.5)
+        reading = ThreadPoolExecutor(1).submit(child.stdout.read)
+        time.sleep(max(0.0, end - time.monotonic()))
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        lines = [part for part in reading.result().split("\n")[:-1] if part]
+        seen |= {(name, write): found for name, write, found in map(json.loads, lines)}
+        with store_at(folder, slots=2) as store:
+            for name, write in seen:
+                assert write in [w.id for w in store.log(name)]
+            for name in sorted({name for name, _ in seen}):
+                last = store.log(name)[-1].id
+                if (name, last) in seen:  # else it was killed between keeping and saying so
+                    assert tiny_store.hashed(bits(store, name)) == seen[name, last]
+            assert not list(folder.rglob(".tmem-unfinished-*"))
+            assert {f.stem for f in (folder / "rows").rglob("*.safetensors")} == store._db.rows()
+    assert seen
+
+
+# conversations ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "read, sent, count",
+    [
+        ("", "a", 0),
+        ("", "", 0),
+        ("ab", "abc", 2),  # the next turn
+        ("ab", "ab", 2),  # an answer asked for again
+        ("ab", "b", 1),
+        ("abcdef", "cdefg", 4),  # the beginning was cut off
+        ("abcd", "abxd", 2),  # another way from there
+        ("abcdef", "a", 0),  # said once more
+        ("abcdef", "abc", 2),
+        ("aaab", "aaaab", 3),
+        ("abab", "ababc", 4),
+        ("abcabd", "abcx", 3),
+        ("xyz", "abc", 0),
+    ],
+)
+def test_what_of_a_conversation_was_read(read, sent, count):
+    assert known([c.encode() for c in sent], [c.encode() for c in read]) == count
+
+
+def test_messages_differ_by_role_and_text():
+    assert len({digest("user", "a"), digest("assistant", "a"), digest("user", "b"), digest("user", "\ud800")}) == 4
+
+
+def test_messages_that_were_read_are_kept(tmp_path):
+    with store_at(tmp_path / "s") as store:
+        store.make("ada")
+        with store.using(["ada"]) as (memory,):
+            memory.messages = [digest("user", str(i)) for i in range(600)]
+            memory.take("user: hi", "chat")
+    with store_at(tmp_path / "s") as store:
+        assert store.messages("ada") == [digest("user", str(i)) for i in range(600 - database.MESSAGES, 600)]
+
+
+def test_settings_of_the_tiny_store_are_as_of_the_tiny_agent():
+    assert SETTINGS.adapter == CONFIG.adapter and Path(tiny_store.__file__).is_file()

@@ -1,0 +1,231 @@
+"""The engine of a server: one thread has the model. It answers what waits in one batch, and between two batches works one step.
+
+What a request is answered does not depend on who else is served: see tmem.agent.decode.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..store.database import Write
+from ..store.kept import Kept
+from ..store.store import MemoryStore, Missing
+
+logger = logging.getLogger("tmem")
+
+ROWS = 32  # requests that are answered in one batch, at most
+
+Steps = Generator[None, None, Any]
+
+
+class Full(RuntimeError):
+    """As many requests wait as may. seconds: after how many to ask again."""
+
+    def __init__(self, seconds: int):
+        super().__init__(f"the server is busy and its queue is full; ask again in {seconds} s.")
+        self.seconds = seconds
+
+
+@dataclass(eq=False)
+class Say:
+    """A prompt to be answered.
+
+    memory       whose Δ answers; None: the model alone
+    prompt       makes the token ids, called with the memory while it has a slot; what it raises is the result
+    tell         told of every token; True ends the answer
+    most         tokens of the answer, at most
+    temperature  0: greedy
+    key          of the noise
+    done         the result, a tmem.agent.agent.Reply
+    """
+
+    memory: str | None
+    prompt: Callable[[Kept | None], list[int]]
+    tell: Callable[[int], bool]
+    most: int
+    temperature: float = 0.0
+    key: str = ""
+    done: Future = field(default_factory=Future)
+
+    def heard(self, token: int) -> bool:
+        """Tell of a token; ends also where nobody waits for the answer any more."""
+        return self.done.cancelled() or self.tell(token)
+
+
+@dataclass(eq=False)
+class Work:
+    """Something to be done between batches, a step at a time: a generator, whose value is the result."""
+
+    steps: Steps
+    done: Future = field(default_factory=Future)
+
+
+class Engine:
+    """Runs until `close`. At most `most` requests wait; `submit` raises Full for one more.
+
+    wrote: told of what was written because it was due.
+    """
+
+    def __init__(self, store: MemoryStore, most: int, wrote: Callable[[list[Write]], None]):
+        self.store, self.most, self.wrote = store, most, wrote
+        self._says: deque[Say] = deque()
+        self._works: deque[Work] = deque()
+        self._due: dict[str, None] = {}  # memories in which text waits that is to be written, in order
+        self._wake = threading.Condition()
+        self._open = True
+        self._seconds = 1.0  # that a round takes, lately
+        self._thread = threading.Thread(target=self._run, name="tmem engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return len(self._says) + len(self._works)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it answers."""
+        return self._open and self._thread.is_alive()
+
+    def submit(self, job: Say | Work, *, follows: bool = False) -> Future:
+        """Have a job done; its result. Raises Full, and RuntimeError once closed.
+
+        follows: it belongs to a request that was let in already, and is never one too many.
+        """
+        with self._wake:
+            if not self._open:
+                raise RuntimeError("the server is shutting down; ask again when it is back.")
+            if self.waiting >= self.most and not follows:
+                raise Full(max(1, math.ceil(self._seconds * (1 + self.waiting / ROWS))))
+            (self._says if isinstance(job, Say) else self._works).append(job)  # type: ignore[attr-defined]
+            self._wake.notify()
+        return job.done
+
+    def later(self, name: str) -> None:
+        """Write what is due in this memory once nothing else waits."""
+        with self._wake:
+            self._due[name] = None
+            self._wake.notify()
+
+    def close(self) -> None:
+        """End after the step that is under way; what still waits is cancelled."""
+        with self._wake:
+            self._open = False
+            self._wake.notify()
+        self._thread.join()
+        for job in [*self._says, *self._works]:
+            job.done.cancel()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: not self._open or self._says or self._works or self._due)
+                if not self._open:
+                    return
+                says, work = self._batch(), self._next_work()
+            began = time.monotonic()
+            if says:
+                self._answer(says)
+            if work is not None:
+                self._step(work)
+            self._seconds += 0.2 * (time.monotonic() - began - self._seconds)
+
+    def _batch(self) -> list[Say]:
+        """Those first in the queue that have one temperature and a slot each, without the ones nobody waits for."""
+        taken: list[Say] = []
+        left: deque[Say] = deque()
+        names: set[str] = set()
+        for job in self._says:
+            if job.done.cancelled():
+                continue
+            fits = len(taken) < ROWS and (not taken or job.temperature == taken[0].temperature)
+            more = names if job.memory is None else names | {job.memory}
+            if fits and len(more) <= self.store.slots:
+                taken.append(job)
+                names = more
+            else:
+                left.append(job)
+        self._says = left
+        return taken
+
+    def _next_work(self) -> Work | None:
+        while self._works:
+            work = self._works.popleft()
+            if not work.done.cancelled():
+                return work
+        if self._due and not self._says:
+            name = next(iter(self._due))
+            del self._due[name]
+            return Work(self._write_due(name))
+        return None
+
+    def _write_due(self, name: str) -> Steps:
+        try:
+            while found := self.store.write_next(name):
+                self.wrote(found)
+                yield
+        except Missing:  # deleted meanwhile
+            pass
+        except Exception as error:  # the text waits on; the next request for this memory tries again
+            logger.error(f"what waits in a memory could not be written ({type(error).__name__})")
+
+    def _step(self, work: Work) -> None:
+        try:
+            next(work.steps)
+        except StopIteration as end:
+            _settle(work.done, end.value)
+        except Exception as error:
+            _settle(work.done, error)
+        else:
+            with self._wake:
+                self._works.append(work)
+
+    def _answer(self, jobs: list[Say]) -> None:
+        began: list[Say] = []
+        try:
+            with self.store.using(list(dict.fromkeys(j.memory for j in jobs if j.memory is not None))) as memories:
+                self._say(jobs, {m.name: m for m in memories}, began)
+        except Exception as error:
+            if len(jobs) > 1 and not began:  # one of them cannot be had: each by itself
+                for job in jobs:
+                    self._answer([job])
+                return
+            for job in jobs:
+                _settle(job.done, error)
+
+    def _say(self, jobs: list[Say], memories: dict[str, Kept], began: list[Say]) -> None:
+        prompts, whose = [], []
+        for job in jobs:
+            memory = None if job.memory is None else memories[job.memory]
+            try:
+                prompts.append(job.prompt(memory))
+            except Exception as error:
+                _settle(job.done, error)
+            else:
+                began.append(job)
+                whose.append(-1 if memory is None else memory.row)
+        if began:
+            said = self.store.agent.say(
+                prompts, whose, max_new=max(j.most for j in began), temperature=began[0].temperature,
+                keys=[j.key for j in began], watch=lambda i, token: began[i].heard(token),
+            )  # fmt: skip
+            for job, reply in zip(began, said):
+                _settle(job.done, reply)
+
+
+def _settle(future: Future, result: Any) -> None:
+    """Give a result, or an error, to whoever still waits for it."""
+    if future.done() or not future.set_running_or_notify_cancel():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

@@ -1,0 +1,198 @@
+"""/v1/memories: what there is, and of one memory the verbs of MemoryStore."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ..agent.agent import first_line
+from ..store.database import Write
+from .engine import Say, Steps, Work
+from .fields import Refused, only, text_field
+from .said import Said
+from .server import Server, server_of
+from .wire import body_of, while_connected
+from .words import fitting, read
+
+MOST_PAIRS = 512  # of one request
+
+
+async def listed(request: Request) -> Response:
+    """All memories."""
+    about = server_of(request).store.memories()
+    return JSONResponse({"object": "list", "data": [asdict(a) for a in about]})
+
+
+async def made(request: Request) -> Response:
+    """A new memory."""
+    body = await body_of(request)
+    only(body, "name")
+    name = text_field(body, "name")
+    await _worked(request, partial(server_of(request).store.make, name))
+    return JSONResponse({"name": name}, 201)
+
+
+async def deleted(request: Request) -> Response:
+    """Delete a memory."""
+    name = request.path_params["name"]
+    await _worked(request, partial(server_of(request).store.delete, name))
+    return JSONResponse({"name": name, "deleted": True})
+
+
+async def about(request: Request) -> Response:
+    """What a list says of one memory."""
+    store, name = server_of(request).store, request.path_params["name"]
+    store.log(name)  # raises where there is none
+    (found,) = [a for a in store.memories() if a.name == name]
+    return JSONResponse(asdict(found))
+
+
+async def pairs(request: Request) -> Response:
+    """What a memory has learned, and where from."""
+    found = server_of(request).store.pairs(request.path_params["name"])
+    return JSONResponse({"object": "list", "data": [asdict(f) for f in found]})
+
+
+async def log(request: Request) -> Response:
+    """All its writes."""
+    return JSONResponse(
+        {"object": "list", "data": [_shown(w) for w in server_of(request).store.log(request.path_params["name"])]}
+    )
+
+
+async def observe(request: Request) -> Response:
+    """Read text; what exceeds the window is written now."""
+    body = await body_of(request)
+    only(body, "text", "source")
+    server, text, source = server_of(request), text_field(body, "text"), text_field(body, "source", "")
+    steps = read(server.store, request.path_params["name"], text, source, [])
+    return _written(server, await while_connected(request, server.engine.submit(Work(steps))))
+
+
+async def write(request: Request) -> Response:
+    """Write and learn what waits."""
+    only(await body_of(request))
+    server = server_of(request)
+    return _written(server, await _worked(request, partial(server.store.write, request.path_params["name"])))
+
+
+async def learn(request: Request) -> Response:
+    """Learn pairs."""
+    body = await body_of(request)
+    only(body, "pairs", "source")
+    server, source, given = server_of(request), text_field(body, "source", ""), _pairs(body.get("pairs"))
+    found = await _worked(request, partial(server.store.learn, request.path_params["name"], given, source=source))
+    return _written(server, [found])
+
+
+async def ask(request: Request) -> Response:
+    """A short answer, as `Memory.ask` gives it: "unknown" where the weights are not sure, unless text waits."""
+    body = await body_of(request)
+    only(body, "question")
+    server, question = server_of(request), text_field(body, "question")
+    if not question.strip():
+        raise Refused("question: it is empty; expected text.", "question")
+    agent = server.store.agent
+    most = agent.config.answer.max_new
+    said, waits = Said(agent.chat, most, ()), []
+
+    def prompt(memory: Any) -> list[int]:
+        waits.extend(memory.waiting)
+        return fitting(agent, "\n\n".join([*memory.waiting, agent.asked(question)]), most)
+
+    name = request.path_params["name"]
+    reply = await while_connected(request, server.engine.submit(Say(name, prompt, said.add, most)))
+    return JSONResponse({"answer": first_line(said.text) if waits else agent.settled(reply)})
+
+
+async def fork(request: Request) -> Response:
+    """A copy under another name."""
+    body = await body_of(request)
+    only(body, "name")
+    new = text_field(body, "name")
+    await _worked(request, partial(server_of(request).store.fork, request.path_params["name"], new))
+    return JSONResponse({"name": new}, 201)
+
+
+async def undo(request: Request) -> Response:
+    """Be as after an earlier write."""
+    body = await body_of(request)
+    only(body, "write")
+    if type(body.get("write")) is not int or not 0 <= body["write"] < 1 << 53:
+        raise Refused("write: expected the id of a write, or 0.", "write")
+    await _worked(request, partial(server_of(request).store.undo, request.path_params["name"], body["write"]))
+    return await log(request)
+
+
+async def unlearn(request: Request) -> Response:
+    """Delete a fact, or all that came from a source."""
+    body = await body_of(request)
+    only(body, "question", "source")
+    if len(body) != 1:
+        raise Refused("expected either question (of the fact to delete) or source (of which all is deleted).")
+    store, name = server_of(request).store, request.path_params["name"]
+    verb = store.delete_fact if "question" in body else store.delete_source
+    (field,) = body
+    return JSONResponse({"deleted": [asdict(p) for p in await _worked(request, partial(verb, name, text_field(body, field)))]})
+
+
+async def correct(request: Request) -> Response:
+    """Replace the answer of a fact."""
+    body = await body_of(request)
+    only(body, "question", "answer")
+    question, answer = text_field(body, "question"), text_field(body, "answer")
+    verb = partial(server_of(request).store.correct, request.path_params["name"], question, answer)
+    return JSONResponse({"corrected": [asdict(p) for p in await _worked(request, verb)]})
+
+
+async def _worked(request: Request, verb: Callable[[], Any]) -> Any:
+    """What a verb of the store gives, done by the engine in one step."""
+    return await while_connected(request, server_of(request).engine.submit(Work(_once(verb))))
+
+
+def _once(verb: Callable[[], Any]) -> Steps:
+    return verb()
+    yield
+
+
+def _written(server: Server, writes: list[Write]) -> Response:
+    server.metrics.wrote(writes)
+    return JSONResponse({"writes": [_shown(w) for w in writes]})
+
+
+def _shown(write: Write) -> dict[str, Any]:
+    """A write as JSON, without the names of files."""
+    return {k: v for k, v in asdict(write).items() if k not in ("row", "digest")}
+
+
+def _pairs(value: Any) -> list[tuple[str, str]]:
+    """Pairs as lists of two texts, or as objects with question and answer."""
+    if not isinstance(value, list) or not 0 < len(value) <= MOST_PAIRS:
+        raise Refused(f"pairs: expected a list of 1 to {MOST_PAIRS} pairs.", "pairs")
+    out = []
+    for i, pair in enumerate(value):
+        parts = [pair.get("question"), pair.get("answer")] if isinstance(pair, dict) and len(pair) == 2 else pair
+        if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(p, str) and p.strip() for p in parts)):
+            raise Refused(f"pairs[{i}]: expected a question and an answer, two texts that are not empty.", f"pairs[{i}]")
+        out.append((parts[0], parts[1]))
+    return out
+
+
+_OF_ONE = {"observe": observe, "write": write, "learn": learn, "ask": ask, "fork": fork, "undo": undo, "delete": unlearn,
+           "correct": correct}  # fmt: skip
+
+ROUTES = [
+    Route("/v1/memories", listed, methods=["GET"]),
+    Route("/v1/memories", made, methods=["POST"]),
+    Route("/v1/memories/{name:path}/pairs", pairs, methods=["GET"]),
+    Route("/v1/memories/{name:path}/log", log, methods=["GET"]),
+    *(Route(f"/v1/memories/{{name:path}}/{verb}", handler, methods=["POST"]) for verb, handler in _OF_ONE.items()),
+    Route("/v1/memories/{name:path}", about, methods=["GET"]),
+    Route("/v1/memories/{name:path}", deleted, methods=["DELETE"]),
+]

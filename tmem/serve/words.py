@@ -1,0 +1,86 @@
+"""What the model is shown for a chat request, and what a memory reads of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..agent.agent import Agent
+from ..store.history import known
+from ..store.kept import Kept
+from ..store.store import MemoryStore
+from .engine import Steps
+from .fields import ChatRequest, Message, Refused
+from .said import Said
+
+SOURCE = "chat"  # what text of conversations is called in a memory
+
+
+def prompt(agent: Agent, request: ChatRequest, said: Said, memory: Kept | None) -> list[int]:
+    """Token ids of one user turn.
+
+    With a memory: what the system says, the text that waits to be learned, and the last message, so that it never grows with
+    the conversation. A message that ends with a question mark is asked in the words in which Δ is asked. Without: the whole
+    conversation. What is `said` then has as many tokens as the request asks for, else as have room. Raises Refused where
+    prompt and answer do not fit the model.
+    """
+    last = request.messages[-1].text
+    if memory is not None:
+        words = agent.asked(last) if last.rstrip().endswith("?") else last
+        parts = [*request.system, *_before(request.messages[-1], memory.waiting), words]
+    else:
+        talk = [m for m in request.messages if m.role != "system"]
+        parts = [*request.system, *([last] if len(talk) == 1 else [line(m) for m in talk])]
+    ids = fitting(agent, "\n\n".join(parts), request.most or 1)
+    said.most = min(said.most, agent.model.config.max_position_embeddings - len(ids))
+    return ids
+
+
+def _before(last: Message, waiting: Sequence[str]) -> list[str]:
+    """The text that waits without the last message, which is there already where it is answered once more."""
+    *before, end = waiting or [""]
+    end = end.removesuffix(line(last)).rstrip()
+    return [*before, *([end] if end else [])]
+
+
+def fitting(agent: Agent, text: str, most: int) -> list[int]:
+    """Token ids of a user turn. Raises Refused where it does not fit the model."""
+    ids, room = agent.chat.prompt(text), agent.model.config.max_position_embeddings
+    if len(ids) + most > room:
+        raise Refused(
+            f"the prompt has {len(ids)} tokens and up to {most} are to come, the model has room for {room}; shorten it.",
+            "messages", code="context_length_exceeded",
+        )  # fmt: skip
+    return ids
+
+
+def line(message: Message) -> str:
+    """A message as text that a memory reads."""
+    return f"{message.role}: {message.text}"
+
+
+def catch_up(store: MemoryStore, name: str, request: ChatRequest) -> Steps:
+    """Steps that read what is new of a conversation, up to its last message; whether that one is new too, and the writes."""
+    store.make(name, exist_ok=True)
+    told = request.told
+    count = known([m.digest for m in told], store.messages(name))
+    new = told[count:-1]
+    writes = []
+    if new:
+        writes = yield from read(store, name, "\n".join(map(line, new)), SOURCE, [m.digest for m in new])
+    while found := store.write_next(name):  # of the last message of before
+        writes += found
+        yield
+    return count < len(told), writes
+
+
+def read(store: MemoryStore, name: str, text: str, source: str, messages: list[bytes], due: bool = True) -> Steps:
+    """Steps that read text, and those that write what is `due` then; the writes."""
+    done = []
+    if store.waits(name) not in (None, source):
+        done += store.write(name)
+        yield
+    store.take(name, text, source=source, messages=messages)
+    while due and (found := store.write_next(name)):
+        done += found
+        yield
+    return done
