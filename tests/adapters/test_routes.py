@@ -425,7 +425,7 @@ def test_a_slot_that_changed_hands_is_no_longer_served():
             logits(network)
     for fixed in (False, True):
         with pytest.raises(RuntimeError, match="slot 0 was freed while it is routed"):
-            decode(network, [[5, 6]], bank=bank, slots=[slot], end=0, max_new=4, on_token=change_hands, fixed=fixed)
+            decode(network, [[5, 6]], bank=bank, slots=[slot], end=0, max_new=4, watch=change_hands, fixed=fixed)
     with pytest.raises(RuntimeError, match="slot 0 was freed while it is routed"):
         learn(network, bank, [(slot, pairs(3))], Chat(Letters()), replace(LEARN, epochs=2), on_step=change_hands)
     assert bank.is_zero(slot)
