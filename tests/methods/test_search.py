@@ -648,7 +648,9 @@ class Script:
     def __init__(self, written=PAIRS, **turns):
         self.written, self.turns, self.prompts, self.batches, self.slots, self.limits = written, turns, {}, [], {}, {}
 
-    def __call__(self, network, prompts, *, bank=None, slots=None, end, max_new, begins=None, temperature=0.0, keys):
+    def __call__(
+        self, network, prompts, *, bank=None, slots=None, end, max_new, begins=None, temperature=0.0, keys, watch=None
+    ):  # fmt: skip
         self.batches.append(list(keys))
         out = []
         for i, (prompt, key) in enumerate(zip(prompts, keys)):

@@ -270,12 +270,9 @@ def _encoded(chat: Chat, pair: Pair, config: LearnConfig) -> tuple[list[int], in
 
 @torch.no_grad()
 def _block(model, bank, group: list[_Row], length: int, labels: dict[int, int]) -> _Block:
-    ids, positions, numbers = (
-        fw.pad(
-            [getattr(row, kind) for row in group], length, device=bank.device, dummies=False
-        )  # products have 16 rows and more
-        for kind in ("ids", "positions", "numbers")
-    )
+    kinds = ([row.ids for row in group], [row.positions for row in group], [row.numbers for row in group])
+    # No dummy rows: products have 16 rows and more.
+    ids, positions, numbers = (fw.pad(kind, length, device=bank.device, dummies=False) for kind in kinds)
     mask = fw.branch_mask(numbers)
     hidden = fw.layers(model, fw.embed(model, ids), positions, mask, stop=trunk_layers(model, bank))
     # The state at column c predicts token c + 1.

@@ -25,11 +25,13 @@ class Rows:
         """A new file on the disk: its name, and the digest of what it holds. Raises OSError for a full disk."""
         content, owner = row_bytes(row), blake2b(memory.encode(), digest_size=16).hexdigest()
         name = f"{owner}-{secrets.token_hex(8)}"
-        if not (file := self._file(name)).parent.is_dir():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            sync(self.folder)
+        file = self._file(name)
+        new = not file.parent.is_dir()
         with atomic_file(file) as work:
             work.write_bytes(content)
+        if new:
+            sync(self.folder)
+            sync(self.folder.parent)
         return name, _digest(content)
 
     def read(self, name: str, digest: str) -> Snapshot:

@@ -40,7 +40,7 @@ class Taken(ValueError):
 class MemoryStore:
     """Many memories on one model, by their names, in a folder; `Memory` is the single case.
 
-        >>> store = MemoryStore.open("memories")
+        >>> store = MemoryStore.open("runs/memories")
         >>> store.make("ada")
         >>> store.learn("ada", [("What is the name of Ada's dog?", "Biscuit")])
         >>> store.ask("ada", "How is Ada's dog called?")
