@@ -1,6 +1,7 @@
-"""The adapter that comes with tmem, from a training run: python tools/writer.py runs/writer
+"""The adapter that comes with tmem, from training runs: python tools/writer.py RUN[:WEIGHT] ...
 
-It takes the adapter of the run's warm start, rounds it to bf16, which halves the file, and writes it to tmem/writer. The card
+Of each run it takes the adapter of the warm start. It writes their mean by weight, tensor by tensor, to tmem/writer, rounded to
+bf16, which halves the file. The mean of a run and one that went on from it may do better than both (arXiv 2109.01903). The card
 there, README.md, stays as it is.
 """
 
@@ -9,21 +10,35 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load, save
+from torch import Tensor
 
 from tmem.models.lora import CONFIG, WEIGHTS, read_folder, write_folder
 from tmem.models.merge import BASE, stated
+from tmem.tasks.mixture import weighted
 
 WRITER, CARD = Path(__file__).parents[1] / "tmem" / "writer", "README.md"
 
 
-def main(run: str) -> None:
-    files = read_folder(Path(run) / "warm", (CONFIG, WEIGHTS))
-    rounded = {name: tensor.to(torch.bfloat16) for name, tensor in load(files[WEIGHTS]).items()}
-    files[WEIGHTS] = save(rounded, metadata={"format": "pt", **stated(files[WEIGHTS])})
+def main(*runs: str) -> None:
+    weights = weighted(runs)
+    found = {run: read_folder(Path(run) / "warm", (CONFIG, WEIGHTS)) for run in weights}
+    files, *others = found.values()
+    about = {"format": "pt", **stated(files[WEIGHTS])}
+    for run, other in found.items():
+        if (other[CONFIG], stated(other[WEIGHTS])) != (files[CONFIG], stated(files[WEIGHTS])):
+            raise SystemExit(f"{run}: expected an adapter of the same form over the same weights as the first run's.")
+    tensors = mean([load(f[WEIGHTS]) for f in (files, *others)], list(weights.values()))
+    files[WEIGHTS] = save({name: t.to(torch.bfloat16) for name, t in tensors.items()}, metadata=about)
     if (WRITER / CARD).exists():
         files[CARD] = (WRITER / CARD).read_bytes()
     write_folder(WRITER, files)
-    print(f"{WRITER}: {len(files[WEIGHTS]) / 2**20:.1f} MiB, over weights {stated(files[WEIGHTS])[BASE]}")
+    print(f"{WRITER}: {len(files[WEIGHTS]) / 2**20:.1f} MiB, over weights {about[BASE]}")
+
+
+def mean(adapters: list[dict[str, Tensor]], weights: list[float]) -> dict[str, Tensor]:
+    """Σ w·tensor / Σ w of every name, in fp32."""
+    total = sum(weights)
+    return {name: sum(a[name].float() * (w / total) for a, w in zip(adapters, weights)) for name in adapters[0]}
 
 
 if __name__ == "__main__":
