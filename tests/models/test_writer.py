@@ -4,7 +4,10 @@ import json
 import re
 
 import pytest
+import torch
+import writer
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tmem.models import loading
 from tmem.models.lora import fingerprint
@@ -36,3 +39,18 @@ def test_the_default_model_has_it_unless_told_otherwise():
 def test_its_card_says_what_it_was_made_from_and_by_which_command(word):
     card = CARD.read_text(encoding="utf-8")
     assert word in card and not re.search(r"/(?:work|tmp|home)/", card)
+
+
+def test_several_runs_are_their_mean_by_weight(tmp_path, monkeypatch):
+    """Hand-computed; and an adapter over other weights is refused before anything is written."""
+    for name, value, base in (("a", 1.0, "x"), ("b", 5.0, "x"), ("c", 1.0, "y")):
+        (tmp_path / name / "warm").mkdir(parents=True)
+        (tmp_path / name / "warm" / "adapter_config.json").write_text('{"r": 1}')
+        save_file({"w": torch.full((2,), value)}, tmp_path / name / "warm" / "adapter_model.safetensors", {BASE: base})
+    monkeypatch.setattr(writer, "WRITER", tmp_path / "out")
+    with pytest.raises(SystemExit, match="over the same weights as the first run's"):
+        writer.main(str(tmp_path / "a"), str(tmp_path / "c"))
+    assert not (tmp_path / "out").exists()
+    writer.main(f"{tmp_path / 'a'}:3", f"{tmp_path / 'b'}:1")
+    made = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert made["w"].dtype == torch.bfloat16 and made["w"].tolist() == [2.0, 2.0]  # (3 · 1 + 1 · 5) / 4
