@@ -266,14 +266,26 @@ def test_what_is_no_name_or_text_is_one_sentence(store):
     assert store.log("ada") == [] and not bits(store, "ada").any()
 
 
-def test_another_model_or_preset_is_refused(tmp_path):
+def test_another_model_or_way_to_learn_is_refused(tmp_path):
     store_at(tmp_path / "s").close()
     other = dataclasses.replace(SETTINGS, learn=dataclasses.replace(SETTINGS.learn, epochs=7))
-    with pytest.raises(ValueError, match=r"was made with \[learn\] epochs .* open it with the same model, adapter and preset"):
+    with pytest.raises(ValueError, match=r"was made with \[learn\] epochs .* a preset that learns the same way"):
         store_at(tmp_path / "s", settings=other)
     with pytest.raises(ValueError, match="was made with weights"):
         MemoryStore(agent_of(config=SETTINGS, seed=5), tmp_path / "s")
     store_at(tmp_path / "s").close()
+
+
+def test_a_store_may_be_read_and_asked_in_other_ways_than_when_it_was_made(tmp_path):
+    with store_at(tmp_path / "s") as store:
+        told(store, "ada", "a")
+        before = bits(store, "ada")
+    write, answer = (
+        dataclasses.replace(SETTINGS.write, window=99, starts=2),
+        dataclasses.replace(SETTINGS.answer, max_new=3, sure=0.9),
+    )
+    with store_at(tmp_path / "s", settings=dataclasses.replace(SETTINGS, write=write, answer=answer)) as store:
+        assert (bits(store, "ada") == before).all()
 
 
 def test_a_store_brings_the_factors_that_its_rows_belong_to(tmp_path):

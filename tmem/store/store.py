@@ -63,7 +63,7 @@ class MemoryStore:
         """The store in `folder`, new where there is none, on an agent whose bank is free.
 
         Raises tmem.files.folders.Busy while another process has it, ValueError for a folder that is no store, is damaged, or
-        was made with another model, adapter or preset, RuntimeError while a slot of the bank is taken.
+        was made with another model or adapter, or learns otherwise, RuntimeError while a slot of the bank is taken.
         """
         self.agent, self.folder = agent, Path(folder)
         self._slots = Slots(agent.bank.slots, lambda name: Kept(agent, name, self._keep))
@@ -86,7 +86,8 @@ class MemoryStore:
     ) -> MemoryStore:  # fmt: skip
         """The store in `folder`, new where there is none.
 
-            model, adapter, preset  as of `Memory.from_pretrained`; those that the store was made with
+            model, adapter, preset  as of `Memory.from_pretrained`; those that the store was made with. A preset may read, write
+                                    and answer otherwise than that one, but not learn otherwise
             slots                   how many memories have room on the model at once
 
         Raises what `Memory.from_pretrained` and `MemoryStore` do.
@@ -113,8 +114,8 @@ class MemoryStore:
             if other:
                 was = ", ".join(f"{k} {made.get(k)!r:.80} (here {mine[k]!r:.80})" for k in other[:3])
                 raise ValueError(
-                    f"{self.folder} was made with {was}; open it with the same model, adapter and preset, or give another "
-                    "folder."
+                    f"{self.folder} was made with {was}; open it with the same model and adapter and a preset that learns the "
+                    "same way, or give another folder."
                 )
             if made["subspace"] != bank.subspace:
                 own = factors_in(file.read_bytes(), str(file))
@@ -496,9 +497,11 @@ class MemoryStore:
 
 
 def _settings(agent: Agent) -> Iterator[tuple[str, object]]:
-    """What a preset says, table by table, as JSON has it."""
-    for table, values in asdict(agent.config).items():
-        for key, value in values.items():
+    """What a preset says of how pairs are learned, as JSON has it: what a row has come from, and comes from once more when a fact
+    is deleted. How a text is read and a question asked may change."""
+    tables = asdict(agent.config)
+    for table in ("adapter", "learn"):
+        for key, value in tables[table].items():
             yield f"[{table}] {key}", list(value) if isinstance(value, tuple) else value
 
 
