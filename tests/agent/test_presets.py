@@ -198,7 +198,8 @@ DEFAULT = {
     "learn": {"lr": 0.06, "epochs": 9, "batch": 32, "every": 16, "rehearse": 64, "contrast": 0, "unknown": "unknown",
               "renderings": ["{question}", ASKED, "From what you remember: {question}"], "target": 0.02,
               "clip": 0.0, "weight_decay": 0.0, "norm_cap": 200.0, "max_pair_tokens": 512},
-    "write": {"window": 448, "replies": 24, "max_new": 32, "max_pairs": 16, "unknown": "unknown", "under_delta": False},
+    "write": {"window": 448, "replies": 24, "max_new": 32, "max_pairs": 16, "starts": 3, "unknown": "unknown",
+              "under_delta": False},
     "answer": {"max_new": 16, "asked": ASKED, "sure": 0.5},
     "train": {"seed": 0, "task": "passages", "difficulty": 1, "policy": "lora", "policy_rank": 16, "data": [], "join": 1,
               "cut_words": 190, "swap_names": 0.3, "resolve_dates": True, "warm_steps": 800, "warm_plain": 800,
@@ -214,7 +215,7 @@ DEFAULT = {
 # What was the default before it wrote from spans: the loop of the first presets.
 STREAM = {
     "learn": {"lr": 0.043, "epochs": 12, "batch": 16, "every": 1},
-    "write": {"window": 384, "replies": 1, "max_new": 160, "max_pairs": 32, "under_delta": True},
+    "write": {"window": 384, "replies": 1, "max_new": 160, "max_pairs": 32, "starts": 1, "under_delta": True},
     "answer": {"sure": 0.0},
     "train": {"task": "stream", "policy": "full", "cut_words": 250, "swap_names": 0.5, "warm_steps": 32, "warm_plain": 1000,
               "warm_episodes": 4, "warm_pairs": 0, "warm_read": 0.0, "warm_keep": 0.0, "warm_lr": 2e-4,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..adapters.bank import AdapterBank
@@ -20,7 +20,7 @@ from .prefill import keeping
 from .renderings import worded
 from .spans import picked, ranked
 from .teach import Lesson, chosen
-from .write import Written, answered, asked_of, beside, first_line, list_prompt, parse, parse_answers, together
+from .write import Written, answered, asked_of, beside, first_line, list_prompt, parse, parse_answers, stands, together
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,14 @@ class Reply:
     """What was said to one prompt: the prompt's token ids, what was generated, and that as text.
 
     begin: how many tokens of the prompt were read once for all prompts that begin with them.
+    beside: how many tokens were generated to the same prompt and not taken.
     """
 
     prompt: list[int]
     generation: Generation
     text: str
     begin: int = 0
+    beside: int = 0
 
     @property
     def read(self) -> int:
@@ -43,7 +45,7 @@ class Reply:
     @property
     def generated(self) -> int:
         """Tokens that were generated."""
-        return len(self.generation.ids)
+        return len(self.generation.ids) + self.beside
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class Agent:
         begins: Sequence[int] | None = None,
         temperature: float = 0.0,
         keys: Sequence[str] | None = None,
+        ranks: Sequence[int] | None = None,
         watch: Callable[[int, int], bool] | None = None,
     ) -> list[Reply]:
         """What the model says to each prompt under the Δ of its slot (-1, or no slots at all: the model alone).
@@ -145,7 +148,7 @@ class Agent:
         bank = None if slots is None else self.bank
         found = decode(
             self.model, ids, bank=bank, slots=slots, end=self.chat.ends, max_new=max_new, begins=begins,
-            temperature=temperature, keys=keys, watch=watch,
+            temperature=temperature, keys=keys, ranks=ranks, watch=watch,
         )  # fmt: skip
         return [Reply(p, g, self.chat.text(g.ids), begin) for p, g, begin in zip(ids, found, begins or [0] * len(ids))]
 
@@ -261,14 +264,29 @@ class Agent:
         self, passages, under, spots: Sequence[tuple[int, str]], temperature: float = 0.0, keys: Sequence[str] | None = None
     ) -> Iterator[Reply]:
         """What is said to questions beside passages: (which passage, the question) each. A passage is read once for all of
-        them, and so are the words that come before each question."""
+        them, and so are the words that come before each question.
+
+        Greedily, a reply is begun with each of the likeliest `config.write.starts` tokens, and `stands` says which is taken.
+        """
         openings = [self.chat.prompt(beside(passage, self.beside(""))) for passage in passages]
-        ids = [self.chat.prompt(beside(passages[i], self.beside(question))) for i, question in spots]
-        return iter(self.say(
-            ids, None if under is None else [under[i] for i, _ in spots], max_new=self.config.answer.max_new,
-            begins=[len(os.path.commonprefix([prompt, openings[i]])) for (i, _), prompt in zip(spots, ids)],
-            temperature=temperature, keys=keys,
-        ))  # fmt: skip
+        starts = self.config.write.starts if temperature == 0.0 else 1
+        each = [(i, self.chat.prompt(beside(passages[i], self.beside(question)))) for i, question in spots]
+        begins = [len(os.path.commonprefix([prompt, openings[i]])) for i, prompt in each]
+        said = self.say(
+            [prompt for _, prompt in each for _ in range(starts)],
+            None if under is None else [under[i] for i, _ in each for _ in range(starts)], max_new=self.config.answer.max_new,
+            begins=[begin for begin in begins for _ in range(starts)], temperature=temperature, keys=keys,
+            ranks=[*range(starts)] * len(each),
+        )  # fmt: skip
+        for k, (i, _) in enumerate(each):
+            yield self._taken(said[k * starts : (k + 1) * starts], passages[i])
+
+    def _taken(self, replies: Sequence[Reply], passage: str) -> Reply:
+        """Of greedy replies to one question beside a passage the one that stands, with the cost of all."""
+        tried = [reply for reply in replies if reply.generation.ids]
+        said = [(first_line(reply.text), sum(reply.generation.logprobs)) for reply in tried]
+        reply = tried[stands(said, self.config.write.unknown, passage)]
+        return replace(reply, beside=sum(r.generated for r in replies) - reply.generated)
 
     def begin(self, passage: str, prompt: list[int]) -> int:
         """How many tokens of a prompt stand there whatever is said of the passage."""

@@ -105,6 +105,7 @@ class WriteConfig:
                  tmem.agent.spans
     max_new      tokens of one reply
     max_pairs    pairs of one write
+    starts       of many replies: first tokens with which an answer from the passage is tried, see tmem.agent.write.stands
     unknown      what a writer of many replies was taught to say where the passage does not answer; a memory says
                  `learn.unknown`
     under_delta  whether the fast weights learned so far take part in writing, as in the paper. Without them (false) a model
@@ -116,6 +117,7 @@ class WriteConfig:
     replies: int
     max_new: int
     max_pairs: int
+    starts: int
     unknown: str
     under_delta: bool
 
@@ -244,6 +246,7 @@ def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
         ("answer", "asked", BARE),
         ("answer", "sure", 0.0),
         ("write", "replies", 1),
+        ("write", "starts", 1),
         ("write", "unknown", "unknown"),
     ):
         if isinstance(out.get(table), dict):

@@ -26,6 +26,7 @@ from .prefill import Prompts, read, widths
 from .steps import Growing, Lent
 
 MAX_ROWS = 96  # rows decoded at once; bounds the key/value cache
+SLIGHT = 0.1  # of the likeliest first token's probability; a generation that begins with a less probable one is not followed
 
 _forced: ContextVar[Mapping[str, Sequence[int]] | None] = ContextVar("forced", default=None)
 
@@ -71,6 +72,7 @@ def decode(
     begins: Sequence[int] | None = None,
     temperature: float = 0.0,
     keys: Sequence[str] | None = None,
+    ranks: Sequence[int] | None = None,
     watch: Callable[[int, int], bool] | None = None,
     fixed: bool | None = None,
 ) -> list[Generation]:
@@ -80,14 +82,19 @@ def decode(
     `begins[i]`: how many tokens of prompt i are read first, once for all prompts that begin with the same under the same Δ;
     0, the default, reads it in one piece.
     `temperature` 0 is greedy; above it, row i samples with noise keyed by `keys[i]` and the position.
+    `ranks[i]`: how many tokens are likelier than the first one of prompt i; 0, the default, takes the likeliest. The generation
+    is empty where that token is less than `SLIGHT` times as probable as the likeliest. Greedy decoding only.
     `watch(i, token)` is told of every token of prompt i as it comes; where it returns True, that prompt's generation ends
     there, which changes no other's. `fixed`: steps at fixed addresses (see steps.py), by default
     on a GPU, where they are captured as CUDA graphs. Raises ValueError for an empty prompt, a beginning that leaves nothing
-    of its prompt, missing keys, or a model that trains with gradient checkpointing.
+    of its prompt, missing keys, ranks of what is sampled, or a model that trains with gradient checkpointing.
     """
     begins = [0] * len(prompts) if begins is None else begins
+    ranks = [0] * len(prompts) if ranks is None else ranks
     keys = keys if temperature > 0.0 else [""] * len(prompts)
     _check(model, prompts, begins, keys)
+    if temperature > 0.0 and any(ranks):
+        raise ValueError("decode: ranks say which first token is taken, and a temperature draws it; give one of them.")
     fixed = next(model.parameters()).device.type == "cuda" if fixed is None else fixed
     tenants = None if slots is None else bank.hold(slots)
     job = _Job(
@@ -100,7 +107,8 @@ def decode(
         part = order[at : at + MAX_ROWS]
         some = Prompts([prompts[i] for i in part], [begins[i] for i in part], slots and [slots[i] for i in part])
         heard = None if watch is None else functools.partial(_of_part, watch, part)
-        for i, generation in zip(part, _generate(job, some, temperature, [keys[i] for i in part], heard)):
+        chooses = functools.partial(_Sampler, temperature, [keys[i] for i in part], [ranks[i] for i in part], max_new)
+        for i, generation in zip(part, _generate(job, some, chooses, heard)):
             out[i] = generation
     return out
 
@@ -136,12 +144,13 @@ class _Job:
 
 
 def _generate(
-    job: _Job, prompts: Prompts, temperature: float, keys: list[str], watch: Callable[[int, int], bool] | None
+    job: _Job, prompts: Prompts, chooses: Callable[..., _Sampler], watch: Callable[[int, int], bool] | None
 ) -> list[Generation]:
     """Read the prompts, then take steps until every row has ended; finished rows leave when half of them have."""
     cache, logits, slots = _prefilled(job, prompts)
     columns, said = _Columns(prompts, cache), _Said(len(prompts), len(logits), job.ends, watch)
-    sampler = _Sampler(temperature, keys, job.max_new, len(logits), logits.device)
+    sampler = chooses(len(logits), logits.device)
+    said.leave(sampler.slight(logits))
     with contextlib.ExitStack() as lent:
         stepper = Lent(lent, job.model, job.bank, cache, slots) if job.fixed else Growing(job.model, job.bank, cache, slots)
         for step in range(job.max_new):
@@ -216,6 +225,11 @@ class _Said:
         """Rows that still serve a prompt."""
         return [r for r, p in enumerate(self.row_of) if p >= 0]
 
+    def leave(self, rows: Sequence[int]) -> None:
+        """These rows serve no prompt any more."""
+        for row in rows:
+            self.row_of[row] = -1
+
     def add(self, tokens: list[int], logps: list[float]) -> None:
         """One more token of every row."""
         for row, (token, logp) in enumerate(zip(tokens, logps)):
@@ -244,10 +258,12 @@ class _Said:
 
 
 class _Sampler:
-    """Chooses the next token of every row: the likeliest at temperature 0, else by the noise of the row's key."""
+    """Chooses the next token of every row: the likeliest at temperature 0, the first of its rank; else by the noise of the
+    row's key."""
 
-    def __init__(self, temperature: float, keys: list[str], max_new: int, rows: int, device: torch.device):
+    def __init__(self, temperature: float, keys: list[str], ranks: list[int], max_new: int, rows: int, device: torch.device):
         self.temperature = temperature
+        self.ranks = ranks + [0] * (rows - len(ranks)) if any(ranks) else None
         self.noise: Tensor | None = None  # fp64 [rows, max_new]
         self.forced: Tensor | None = None  # int64 [rows, max_new]
         if temperature > 0.0:
@@ -260,11 +276,23 @@ class _Sampler:
     def __call__(self, logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """logits fp32 [rows, V] -> token int64 [rows] and its log-probability [rows]."""
         if self.noise is None:
-            token = logits.argmax(-1)
+            token = self._first(logits) if step == 0 and self.ranks else logits.argmax(-1)
             return token, logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
         token = self._drawn(logp := (logits / self.temperature).log_softmax(-1), self.noise[:, step])
         token = token if self.forced is None else self.forced[:, step]
         return token, logp.gather(-1, token[:, None])[:, 0]
+
+    def _first(self, logits: Tensor) -> Tensor:
+        """The token of each row's rank, int64 [rows]."""
+        rank = torch.tensor(self.ranks, device=logits.device)[:, None]
+        return logits.topk(1 + max(self.ranks)).indices.gather(-1, rank)[:, 0]
+
+    def slight(self, logits: Tensor) -> list[int]:
+        """Rows whose first token is too improbable to be followed."""
+        if self.ranks is None:
+            return []
+        behind = logits.gather(-1, self._first(logits)[:, None])[:, 0] - logits.amax(-1)
+        return (behind.exp() < SLIGHT).nonzero()[:, 0].tolist()
 
     @staticmethod
     def _drawn(logp: Tensor, noise: Tensor) -> Tensor:
