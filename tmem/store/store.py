@@ -497,8 +497,8 @@ class MemoryStore:
 
 
 def _settings(agent: Agent) -> Iterator[tuple[str, object]]:
-    """What a preset says of how pairs are learned, as JSON has it: what a row has come from, and comes from once more when a fact
-    is deleted. How a text is read and a question asked may change."""
+    """What a preset says of how pairs are learned, as JSON has it: what a row has come from, and comes from once more when
+    a fact is deleted. How a text is read and a question asked may change."""
     tables = asdict(agent.config)
     for table in ("adapter", "learn"):
         for key, value in tables[table].items():
