@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -230,7 +231,7 @@ def test_a_deleted_memory_leaves_nothing(store):
     store.delete("ada")
     assert "ada" not in store and store.memories() == []
     assert b"zzyzx" not in b"".join(f.read_bytes() for f in store.folder.rglob("*") if f.is_file())
-    assert [f.name for f in store.folder.rglob("*.safetensors")] == ["factors.safetensors"]
+    assert [f.name[:8] for f in store.folder.rglob("*.safetensors")] == ["factors-"]
     with pytest.raises(Missing, match="there is no memory 'ada'"):
         store.ask("ada", "?")
     told(store, "ada", "b")
@@ -288,6 +289,61 @@ def test_a_store_may_be_read_and_asked_in_other_ways_than_when_it_was_made(tmp_p
         assert (bits(store, "ada") == before).all()
 
 
+def test_with_another_model_a_store_learns_again_what_it_was_told(tmp_path):
+    """Each memory when it is used: its bits are those of one that was told the same on that model, after a restart too."""
+    changed = dataclasses.replace(SETTINGS, learn=dataclasses.replace(SETTINGS.learn, epochs=5))
+    for name, how in (("model", {"seed": 5}), ("preset", {"settings": changed})):
+        folder = tmp_path / name
+        with store_at(folder) as store:
+            told(store, "ada", "a", "b", "c", "d", "e", "f")
+            told(store, "ben", "b")
+            store.make("new")
+            store.take("ben", "Ben: some text that waits.")
+            log, waits = store.log("ada"), store.waits("ben")
+        other = {"config": how.get("settings", SETTINGS), "seed": how.get("seed", 0)}
+        with MemoryStore(agent_of(2, **other), tmp_path / f"{name}-fresh") as fresh:
+            told(fresh, "ada", "a", "b", "c", "d", "e", "f")
+            told(fresh, "ben", "b")
+            want = {n: bits(fresh, n) for n in ("ada", "ben")}
+            said = asked(fresh, "ada")
+        with MemoryStore(agent_of(2, **other), folder, relearn=True) as store:
+            assert (bits(store, "ada") == want["ada"]).all() and not bits(store, "new").any()
+            found = store.log("ada")
+            assert [w.told for w in found] == [w.told for w in log] and [w.loss_after for w in found] != [
+                w.loss_after for w in log
+            ]
+        with MemoryStore(agent_of(2, **other), folder) as store:  # ben has not learned again yet
+            assert asked(store, "ada") == said and (bits(store, "ben") == want["ben"]).all() and store.waits("ben") == waits
+        with pytest.raises(ValueError, match="learn again: relearn=True"):
+            store_at(folder)
+        assert len(list(folder.glob("factors*"))) == 1
+
+
+def test_what_is_not_learned_again_yet_is_deleted_and_undone_like_everything_else(tmp_path):
+    with store_at(tmp_path / "s") as store:
+        told(store, "ada", "a", "b")
+        store.fork("ada", "ben")
+    agents = iter(agent_of(2, config=SETTINGS, seed=5) for _ in range(2))
+    with MemoryStore(next(agents), tmp_path / "fresh") as fresh:
+        told(fresh, "ada", "a")
+        want = bits(fresh, "ada")
+    with MemoryStore(next(agents), tmp_path / "s", relearn=True) as store:
+        store.undo("ada", 1)
+        store.delete_source("ben", "b")
+        assert (bits(store, "ada") == want).all() and (bits(store, "ben") == want).all()
+
+
+def test_a_kill_while_a_store_is_made_another_model_s_leaves_the_store_as_it_was(tmp_path, monkeypatch):
+    with store_at(tmp_path / "s") as store:
+        told(store, "ada", "a")
+        before = bits(store, "ada")
+    monkeypatch.setattr(database.Database, "let_all_go", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        MemoryStore(agent_of(2, config=SETTINGS, seed=5), tmp_path / "s", relearn=True)
+    with store_at(tmp_path / "s") as store:
+        assert (bits(store, "ada") == before).all()
+
+
 def test_a_store_brings_the_factors_that_its_rows_belong_to(tmp_path):
     """Another draw of A, as another machine's decomposition would be, changes nothing."""
     settings = dataclasses.replace(SETTINGS, adapter=dataclasses.replace(SETTINGS.adapter, init="random"))
@@ -301,7 +357,15 @@ def test_a_store_brings_the_factors_that_its_rows_belong_to(tmp_path):
     assert Agent.build(model(), Letters(), settings, 2, seed=1).bank.subspace != subspace
     with opened(1) as store:
         assert asked(store, "ada") == before and store.agent.bank.subspace == subspace
-    (tmp_path / "s/factors.safetensors").write_bytes((tmp_path / "s/factors.safetensors").read_bytes()[:-4] + b"oops")
+    (factors,) = (tmp_path / "s").glob("factors-*.safetensors")
+    old = factors.rename(tmp_path / "s/factors.safetensors")  # as the first stores called it
+    with closing(sqlite3.connect(tmp_path / "s/store.sqlite")) as db, db:
+        (made,) = db.execute("SELECT value FROM setting WHERE name = 'made_with'").fetchone()
+        made = {k: v for k, v in json.loads(made).items() if k != "factors"}
+        db.execute("UPDATE setting SET value = ? WHERE name = 'made_with'", [json.dumps(made)])
+    with opened(1) as store:
+        assert asked(store, "ada") == before
+    old.write_bytes(old.read_bytes()[:-4] + b"oops")
     with pytest.raises(ValueError, match="factors.safetensors is damaged"):
         opened(1)
     opened(0).close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,11 +16,12 @@ from ..agent.config import DEFAULT_PRESET
 @click.option("--model", help="A folder, a .gguf file or a hub id. [default: the default model]")
 @click.option("--adapter", default="default", show_default=True, help="LoRA adapter over it: a folder, default or none.")
 @click.option("--preset", default=DEFAULT_PRESET, show_default=True, help="Settings of the memories.")
+@click.option("--relearn", is_flag=True, help="With another model or preset than before: learn again what was told.")
 @click.option("--slots", type=click.IntRange(1), default=64, show_default=True, help="Memories that have room at once.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8420, show_default=True, help="Port to listen at.")
 @click.option("--queue", type=click.IntRange(1), default=64, show_default=True, help="Requests that may wait.")
-def serve(store: Path, model: str | None, adapter: str, preset: str, slots: int, host: str, port: int, queue: int) -> None:
+def serve(store: Path, host: str, port: int, queue: int, **opened: Any) -> None:
     """Serve a model whose users each have a memory (docs/serving.md).
 
     Point an OpenAI client at http://HOST:PORT/v1 and name a user. There are no keys: whoever reaches the port reads and
@@ -34,9 +36,9 @@ def serve(store: Path, model: str | None, adapter: str, preset: str, slots: int,
     from ..serve.app import LOOPBACK, application
     from ..store.store import MemoryStore
 
-    with MemoryStore.open(store, model, adapter=adapter, preset=preset, slots=slots) as memories:
+    with MemoryStore.open(store, **opened) as memories:
         hosts = LOOPBACK if host in LOOPBACK else ()
-        app = application(memories, model or DEFAULT, queue=queue, hosts=hosts)
+        app = application(memories, opened["model"] or DEFAULT, queue=queue, hosts=hosts)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         click.echo(f"{len(memories)} memories in {store}; http://{host}:{port}/v1", err=True)
         uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning", limit_concurrency=4 * queue + 64)

@@ -191,8 +191,7 @@ class Database:
         return None if found is None else json.loads(found[0])
 
     def put(self, name: str, value: Any) -> None:
-        with self.change():
-            self._do("INSERT OR REPLACE INTO setting VALUES (?, ?)", name, json.dumps(value))
+        self._do("INSERT OR REPLACE INTO setting VALUES (?, ?)", name, json.dumps(value))
 
     # memories ------------------------------------------------------------------------------------------------------
 
@@ -265,6 +264,10 @@ class Database:
             "(SELECT id FROM entry WHERE memory = ?1 ORDER BY id DESC LIMIT ?2)",
             memory, newest,
         )  # fmt: skip
+
+    def let_all_go(self) -> None:
+        """Keep no row of any memory: all is to be learned again."""
+        self._do("UPDATE entry SET row = NULL, digest = '' WHERE row != ''")
 
     def rows(self, memory: int | None = None) -> set[str]:
         """The files of rows that are still needed, of one memory or all."""

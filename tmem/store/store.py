@@ -59,11 +59,14 @@ class MemoryStore:
     cannot be read or written; the memory is then as it was before.
     """
 
-    def __init__(self, agent: Agent, folder: str | Path):
+    def __init__(self, agent: Agent, folder: str | Path, *, relearn: bool = False):
         """The store in `folder`, new where there is none, on an agent whose bank is free.
 
+        relearn: where the store was made with another model or adapter, or learned otherwise, its memories learn all that they
+        were told again, each when it is first used. Their log stays, and so does what a passage was written down as.
+
         Raises tmem.files.folders.Busy while another process has it, ValueError for a folder that is no store, is damaged, or
-        was made with another model or adapter, or learns otherwise, RuntimeError while a slot of the bank is taken.
+        was made with another model or adapter, or learned otherwise, RuntimeError while a slot of the bank is taken.
         """
         self.agent, self.folder = agent, Path(folder)
         self._slots = Slots(agent.bank.slots, lambda name: Kept(agent, name, self._keep))
@@ -74,7 +77,7 @@ class MemoryStore:
             self._lock.release()
             raise
         try:
-            self._begin()
+            self._begin(relearn)
         except BaseException:
             self.close()
             raise
@@ -82,17 +85,19 @@ class MemoryStore:
     @classmethod
     def open(
         cls, folder: str | Path, model: str | None = None, *, adapter: str | None = "default", preset: str = DEFAULT_PRESET,
-        slots: int = 8,
+        slots: int = 8, relearn: bool = False,
     ) -> MemoryStore:  # fmt: skip
         """The store in `folder`, new where there is none.
 
             model, adapter, preset  as of `Memory.from_pretrained`; those that the store was made with. A preset may read, write
                                     and answer otherwise than that one, but not learn otherwise
             slots                   how many memories have room on the model at once
+            relearn                 see MemoryStore
 
         Raises what `Memory.from_pretrained` and `MemoryStore` do.
         """
-        return cls(Agent.build(*loading.load_model(model, adapter=adapter), agent_config(preset), slots=slots), folder)
+        agent = Agent.build(*loading.load_model(model, adapter=adapter), agent_config(preset), slots=slots)
+        return cls(agent, folder, relearn=relearn)
 
     def _database(self) -> Database:
         others = [f.name for f in self.folder.iterdir() if f.name != LOCK and not f.name.startswith(UNFINISHED)]
@@ -100,30 +105,46 @@ class MemoryStore:
             raise ValueError(f"{self.folder} holds {min(others)} and no {DATABASE}, so it is no store; give another folder.")
         return Database(self.folder / DATABASE)
 
-    def _begin(self) -> None:
+    def _begin(self, relearn: bool) -> None:
         """Have the bank compute with the store's own A, and refuse what the store was not made with."""
-        bank, file = self.agent.bank, self.folder / FACTORS
-        mine = {**made_by(self.agent), **{k: v for k, v in _settings(self.agent)}}
-        made = self._db.setting("made_with")
-        if made is None:
-            with atomic_file(file) as work:
-                work.write_bytes(factors_bytes(bank.factors))
-            self._db.put("made_with", {**mine, "subspace": bank.subspace})
+        made, mine = self._db.setting("made_with"), {**made_by(self.agent), **dict(_settings(self.agent))}
+        other = [k for k, v in mine.items() if made.get(k) != v] if made else []
+        if made is None or (other and relearn):
+            self._make(mine)
+        elif other:
+            was = ", ".join(f"{k} {made.get(k)!r:.80} (here {mine[k]!r:.80})" for k in other[:3])
+            raise ValueError(
+                f"{self.folder} was made with {was}; open it with the same model and adapter and a preset that learns the same "
+                "way, or have its memories learn again: relearn=True, tmem serve --relearn."
+            )
         else:
-            other = [k for k, v in mine.items() if made.get(k) != v]
-            if other:
-                was = ", ".join(f"{k} {made.get(k)!r:.80} (here {mine[k]!r:.80})" for k in other[:3])
-                raise ValueError(
-                    f"{self.folder} was made with {was}; open it with the same model and adapter and a preset that learns the "
-                    "same way, or give another folder."
-                )
-            if made["subspace"] != bank.subspace:
-                own = factors_in(file.read_bytes(), str(file))
-                if [a.shape for a in own] == [a.shape for a in bank.factors]:
-                    bank.take(own)
-            if made["subspace"] != bank.subspace:
-                raise ValueError(f"{file} is damaged: it is not what the rows belong to; restore it from a copy.")
+            self._take_factors(made)
         self._rows.sweep(self._db.rows())
+
+    def _make(self, mine: dict[str, object]) -> None:
+        """Be made with this model and preset from now on. No row of before is needed any more, so none is left."""
+        bank, before = self.agent.bank, self._factors(self._db.setting("made_with") or {})
+        made = {**mine, "subspace": bank.subspace, "factors": f"factors-{bank.subspace}.safetensors"}
+        with atomic_file(self._factors(made)) as work:
+            work.write_bytes(factors_bytes(bank.factors))
+        with self._db.change():
+            self._db.put("made_with", made)
+            self._db.let_all_go()
+        if before != self._factors(made):
+            before.unlink(missing_ok=True)
+
+    def _factors(self, made: dict) -> Path:
+        """The file of the A that a store's rows belong to."""
+        return self.folder / made.get("factors", FACTORS)
+
+    def _take_factors(self, made: dict) -> None:
+        bank, file = self.agent.bank, self._factors(made)
+        if made["subspace"] != bank.subspace:
+            own = factors_in(file.read_bytes(), str(file))
+            if [a.shape for a in own] == [a.shape for a in bank.factors]:
+                bank.take(own)
+        if made["subspace"] != bank.subspace:
+            raise ValueError(f"{file} is damaged: it is not what the rows belong to; restore it from a copy.")
 
     def close(self) -> None:
         """Give the slots and the folder back. Harmless when closed already. What uses the store must have ended."""
@@ -423,8 +444,11 @@ class MemoryStore:
         """Have a slot hold what is on the disk."""
         state, writes = self._state(memory.name), self.log(memory.name)
         last = writes[-1] if writes else None
-        self._restore(memory, last.row if last else "", last.digest if last else "")
-        memory.begin(lesson_of(writes), state.waiting, state.source, state.sure)
+        if last and last.row is None:
+            self._learn_again(memory, writes, state.waiting)
+        else:
+            self._restore(memory, last.row if last else "", last.digest if last else "")
+            memory.begin(lesson_of(writes), state.waiting, state.source, state.sure)
         memory.messages, memory.done, memory.whole = [], [], True
 
     def _restore(self, memory: Kept, row: str | None, digest: str) -> None:
