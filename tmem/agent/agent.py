@@ -218,7 +218,8 @@ class Agent:
         """Writes that answer known questions, a reply each."""
         spots = [(i, q) for i, asked in enumerate(known) for q in asked]
         noise = [f"{keys[i]}/{k}" for i, asked in enumerate(known) for k in range(len(asked))]
-        found, drafts = self._beside(passages, under, spots, temperature, noise), []
+        starts = 1 if temperature > 0.0 else self.config.write.starts
+        found, drafts = self._beside(passages, under, spots, starts, temperature, noise), []
         for passage, asked in zip(passages, known, strict=True):
             replies = [next(found) for _ in asked]
             logprobs = [r.generation.logprobs for r in replies]
@@ -261,24 +262,25 @@ class Agent:
         return out
 
     def _beside(
-        self, passages, under, spots: Sequence[tuple[int, str]], temperature: float = 0.0, keys: Sequence[str] | None = None
-    ) -> Iterator[Reply]:
+        self, passages, under, spots: Sequence[tuple[int, str]], starts: int = 1, temperature: float = 0.0,
+        keys: Sequence[str] | None = None,
+    ) -> Iterator[Reply]:  # fmt: skip
         """What is said to questions beside passages: (which passage, the question) each. A passage is read once for all of
         them, and so are the words that come before each question.
 
-        Greedily, a reply is begun with each of the likeliest `config.write.starts` tokens, and `stands` says which is taken.
+        starts: a reply is begun with each of so many likeliest tokens, and `stands` says which is taken; greedy only.
         """
         openings = [self.chat.prompt(beside(passage, self.beside(""))) for passage in passages]
-        starts = self.config.write.starts if temperature == 0.0 else 1
-        each = [(i, self.chat.prompt(beside(passages[i], self.beside(question)))) for i, question in spots]
-        begins = [len(os.path.commonprefix([prompt, openings[i]])) for i, prompt in each]
+        each = [
+            (i, self.chat.prompt(beside(passages[i], self.beside(question)))) for i, question in spots for _ in range(starts)
+        ]
         said = self.say(
-            [prompt for _, prompt in each for _ in range(starts)],
-            None if under is None else [under[i] for i, _ in each for _ in range(starts)], max_new=self.config.answer.max_new,
-            begins=[begin for begin in begins for _ in range(starts)], temperature=temperature, keys=keys,
-            ranks=[*range(starts)] * len(each),
+            [prompt for _, prompt in each], None if under is None else [under[i] for i, _ in each],
+            max_new=self.config.answer.max_new,
+            begins=[len(os.path.commonprefix([prompt, openings[i]])) for i, prompt in each], temperature=temperature,
+            keys=keys, ranks=[*range(starts)] * len(spots),
         )  # fmt: skip
-        for k, (i, _) in enumerate(each):
+        for k, (i, _) in enumerate(spots):
             yield self._taken(said[k * starts : (k + 1) * starts], passages[i])
 
     def _taken(self, replies: Sequence[Reply], passage: str) -> Reply:

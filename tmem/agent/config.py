@@ -105,7 +105,7 @@ class WriteConfig:
                  tmem.agent.spans
     max_new      tokens of one reply
     max_pairs    pairs of one write
-    starts       of many replies: first tokens with which an answer from the passage is tried, see tmem.agent.write.stands
+    starts       of many replies: first tokens with which a known question's answer is tried, see tmem.agent.write.stands
     unknown      what a writer of many replies was taught to say where the passage does not answer; a memory says
                  `learn.unknown`
     under_delta  whether the fast weights learned so far take part in writing, as in the paper. Without them (false) a model
