@@ -10,6 +10,7 @@ VERBS = {
     "eval": "tmem.cli.evaluate:evaluate",
     "report": "tmem.cli.report:report",
     "serve": "tmem.cli.serve:serve",
+    "mcp": "tmem.cli.mcp:mcp",
     "study": "tmem.cli.study:study",
     "budget": "tmem.cli.budget:budget",
     "bench": "tmem.cli.bench:bench",
@@ -37,6 +38,7 @@ def main() -> None:
       tmem eval --task stream --methods none,tmem   compare methods on a task
       tmem eval --task locomo --data locomo10.json --limit 20
       tmem serve --store memories                   an OpenAI endpoint
+      tmem mcp --store memories                     a memory as an agent's tools
       tmem bench lora                               time the ops against others
       tmem info                                     versions, devices and kernels
       tmem info --model MODEL                       how tmem understood a model

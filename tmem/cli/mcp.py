@@ -1,0 +1,34 @@
+"""`tmem mcp`: a memory as tools for agents that speak the Model Context Protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..agent.config import DEFAULT_PRESET
+
+
+@click.command()
+@click.option("--store", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the memories.")
+@click.option("--memory", default="default", show_default=True, help="Which memory of it; made where there is none.")
+@click.option("--model", help="A folder, a .gguf file or a hub id. [default: the default model]")
+@click.option("--adapter", default="default", show_default=True, help="LoRA adapter over it: a folder, default or none.")
+@click.option("--preset", default=DEFAULT_PRESET, show_default=True, help="Settings of the memory.")
+@click.option("--relearn", is_flag=True, help="With another model or preset than before: learn again what was told.")
+def mcp(store: Path, memory: str, **opened: Any) -> None:
+    """Offer a memory to an agent as tools, over standard input and output.
+
+    The tools are remember, learn, ask, facts and forget. An agent's configuration names this command, and starts it
+    (docs/serving.md). `tmem serve` cannot have the same store at the same time.
+    """
+    try:
+        from ..serve.tools import tools
+    except ImportError as error:
+        raise ValueError("tmem mcp needs the package mcp: pip install 'tmem[mcp]'.") from error
+    from ..store.store import MemoryStore
+
+    with MemoryStore.open(store, slots=1, **opened) as memories:
+        click.echo(f"memory {memory!r} of {store}; {len(memories.memories())} memories there", err=True)
+        tools(memories, memory).run("stdio")
