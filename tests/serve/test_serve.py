@@ -19,7 +19,8 @@ pytest.importorskip("uvicorn", reason="needs tmem[serve]")
 from tiny_server import MODEL, serving  # noqa: E402
 
 from tmem.serve.engine import Engine, Full, Say, Work  # noqa: E402
-from tmem.serve.fields import NEUTRAL, Refused, chat_request  # noqa: E402
+from tmem.serve.fields import Refused  # noqa: E402
+from tmem.serve.requests import NEUTRAL, chat_request  # noqa: E402
 from tmem.serve.said import Said  # noqa: E402
 
 

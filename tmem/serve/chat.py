@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from .engine import Say, Work
-from .fields import HEADER, ChatRequest, chat_request
+from .requests import HEADER, ChatRequest, chat_request
 from .said import Said
 from .server import Server, server_of
 from .wire import body_of, error_of, while_connected

@@ -9,7 +9,8 @@ from ..store.history import known
 from ..store.kept import Kept
 from ..store.store import MemoryStore
 from .engine import Steps
-from .fields import ChatRequest, Message, Refused
+from .fields import Refused
+from .requests import ChatRequest, Message
 from .said import Said
 
 SOURCE = "chat"  # what text of conversations is called in a memory
