@@ -121,6 +121,13 @@ def test_text_is_shown_in_whole_characters_and_without_the_beginning_of_a_stop_t
     assert [one.add(65), one.add(66)] == [False, True] and (one.text, one.reason) == ("AB", "length")
 
 
+def test_a_character_of_which_every_byte_is_shown_as_a_half_waits_until_it_is_whole():
+    words = SimpleNamespace(ends=(), text=lambda ids: bytes(ids).decode() if len(ids) == 4 else "\ufffd" * len(ids))
+    shown = []
+    one = Said(words, 99, [], shown.append)
+    assert not any(one.add(token) for token in "😀".encode()) and shown == ["😀"]
+
+
 # memories --------------------------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +295,8 @@ VALUES = (
 PLACES = [
     ("POST", "/v1/chat/completions",
      ["messages", "user", "memory", "stop", "seed", "temperature", "stream", "max_tokens", "n"]),
+    ("POST", "/v1/completions",
+     ["prompt", "user", "memory", "stop", "seed", "temperature", "stream", "max_tokens", "n", "echo", "suffix", "logprobs"]),
     ("POST", "/v1/memories", ["name"]),
     *(("POST", f"/v1/memories/ada/{verb}", ["text", "source", "pairs", "question", "answer", "name", "write"])
       for verb in ("observe", "write", "learn", "ask", "fork", "undo", "delete", "correct")),
@@ -304,7 +313,7 @@ def test_no_request_however_odd_is_an_error_of_the_server(tmp_path):
             method, path, fields = rng.choice(PLACES)
             body = {name: rng.choice(VALUES) for name in rng.sample(fields, rng.randint(0, min(3, len(fields))))}
             if "completions" in path and rng.random() < 0.5:
-                body = {"messages": HI, "max_tokens": 2, **body}
+                body = {**({"messages": HI} if "chat" in path else {"prompt": "hi"}), "max_tokens": 2, **body}
             content = json.dumps(body)
             if rng.random() < 0.2:
                 content = content[: rng.randint(0, len(content))] + rng.choice('}{]\0"')

@@ -15,7 +15,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..store.store import MemoryStore
-from . import chat, memories
+from . import memories
+from .chat import chat
+from .completions import completions
 from .engine import Engine
 from .metrics import Metrics
 from .server import Server, server_of
@@ -47,7 +49,8 @@ def application(store: MemoryStore, model: str, *, queue: int = 64, hosts: tuple
 
     routes = [
         Route("/", page), Route("/health", health), Route("/metrics", counters), Route("/v1/models", models),
-        Route("/v1/chat/completions", chat.completions, methods=["POST"]), *memories.ROUTES,
+        Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/completions", completions, methods=["POST"]),
+        *memories.ROUTES,
     ]  # fmt: skip
     errors = (Exception, HTTPException, ValueError, RuntimeError, OSError, Gone, ClientDisconnect)
     app = Starlette(routes=routes, lifespan=life, exception_handlers=dict.fromkeys(errors, refuse))

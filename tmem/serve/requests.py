@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 from ..store.history import digest
 from .fields import Refused, flag, kind, number, whole
 
-READ = {"messages", "model", "stream", "stream_options", "stop", "max_tokens", "max_completion_tokens", "temperature", "seed",
-        "user", "memory"}  # fmt: skip
+COMMON = {"model", "stream", "stream_options", "stop", "max_tokens", "temperature", "seed", "user", "memory"}
+READ = {*COMMON, "messages", "max_completion_tokens"}
 IGNORED = {"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "reasoning_effort", "verbosity"}
 # Fields that mean something this server does not do; with these values they mean nothing.
-NEUTRAL: dict[str, tuple] = {
-    "n": (1,), "top_p": (1,), "top_k": (-1, 0), "frequency_penalty": (0,), "presence_penalty": (0,), "logprobs": (False,),
-    "top_logprobs": (0,), "logit_bias": ({},), "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],),
-    "function_call": ("none", "auto"), "response_format": ({"type": "text"},), "modalities": (["text"],),
-    "parallel_tool_calls": (True, False), "repetition_penalty": (1,), "min_p": (0,),
+NEITHER: dict[str, tuple] = {
+    "n": (1,), "top_p": (1,), "top_k": (-1, 0), "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},),
+    "repetition_penalty": (1,), "min_p": (0,),
 }  # fmt: skip
+NEUTRAL: dict[str, tuple] = {
+    **NEITHER, "logprobs": (False,), "top_logprobs": (0,), "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],),
+    "function_call": ("none", "auto"), "response_format": ({"type": "text"},), "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+}  # fmt: skip
+NEUTRAL_TEXT: dict[str, tuple] = {**NEITHER, "echo": (False,), "suffix": ("",), "logprobs": (), "best_of": (1,)}
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -45,17 +49,30 @@ class Message:
 
 
 @dataclass(frozen=True)
-class ChatRequest:
-    """A chat completion as asked for. memory: None for the model alone. most: tokens at most, None: what has room."""
+class Options:
+    """What both kinds of completions may ask for.
 
-    messages: tuple[Message, ...]
+    memory       None: the model alone
+    most         tokens at most; None: what the route says, or has room
+    temperature  0: greedy
+    seed         None: another sample every time
+    usage        in a stream, too
+    """
+
     memory: str | None
     most: int | None
     temperature: float
     seed: int | None
     stops: tuple[str, ...]
     stream: bool
-    usage: bool  # in a stream, too
+    usage: bool
+
+
+@dataclass(frozen=True)
+class ChatRequest(Options):
+    """A chat completion as asked for."""
+
+    messages: tuple[Message, ...]
 
     @property
     def system(self) -> list[str]:
@@ -68,27 +85,60 @@ class ChatRequest:
         return [m for m in self.messages if m.role in ("user", "tool")]
 
 
+@dataclass(frozen=True)
+class CompletionRequest(Options):
+    """A completion of raw text as asked for."""
+
+    prompt: str
+
+
 def chat_request(body: Mapping[str, Any], header: str | None, model: str) -> ChatRequest:
     """Raises Refused. header: the memory that the request's header names. model: the one that is served."""
+    _check(body, READ | IGNORED, NEUTRAL, model)
+    most = "max_tokens" if body.get("max_tokens") is not None else "max_completion_tokens"
+    return ChatRequest(**_options(body, header, most), messages=_messages(body.get("messages")))
+
+
+def completion_request(body: Mapping[str, Any], header: str | None, model: str) -> CompletionRequest:
+    """As `chat_request`, for raw text."""
+    _check(body, {*COMMON, "prompt"}, NEUTRAL_TEXT, model)
+    return CompletionRequest(**_options(body, header, "max_tokens"), prompt=_prompt(body.get("prompt")))
+
+
+def _check(body: Mapping[str, Any], read: Set[str], neutral: Mapping[str, tuple], model: str) -> None:
+    """Raises Refused for fields that are not known or not done, and for another model."""
     for name, value in body.items():
-        if name in NEUTRAL and value is not None and value not in NEUTRAL[name]:
+        if name in neutral and value is not None and value not in neutral[name]:
             raise Refused(f"{name} is {reprlib.repr(value)}, which this server does not do; leave it out.", name)
-        if name not in READ | IGNORED | NEUTRAL.keys():
+        if name not in read and name not in neutral:
             raise Refused(f"unknown field {name!r:.60}; leave it out, or mend its name.", name)
     asked = body.get("model")
     if asked is not None and asked != model:
         raise Refused(
             f"there is no model {asked!r:.80} here; the one that is served is {model!r}.", "model", 404, "model_not_found"
         )
-    options = {} if body.get("stream_options") is None else body["stream_options"]
-    if not isinstance(options, dict):
+
+
+def _options(body: Mapping[str, Any], header: str | None, most: str) -> dict[str, Any]:
+    """The fields of Options. most: the name of the field that bounds the answer."""
+    streaming = {} if body.get("stream_options") is None else body["stream_options"]
+    if not isinstance(streaming, dict):
         raise Refused("stream_options: expected an object.", "stream_options")
-    most = "max_tokens" if body.get("max_tokens") is not None else "max_completion_tokens"
-    return ChatRequest(
-        _messages(body.get("messages")), _memory(body, header), number(body, most, int, 1, 1 << 20),
-        number(body, "temperature", float, 0, 2) or 0.0, number(body, "seed", int, -(1 << 63), 1 << 63),
-        _stops(body.get("stop")), flag(body, "stream"), flag(options, "include_usage"),
-    )  # fmt: skip
+    return {
+        "memory": _memory(body, header), "most": number(body, most, int, 1, 1 << 20),
+        "temperature": number(body, "temperature", float, 0, 2) or 0.0, "seed": number(body, "seed", int, -(1 << 63), 1 << 63),
+        "stops": _stops(body.get("stop")), "stream": flag(body, "stream"), "usage": flag(streaming, "include_usage"),
+    }  # fmt: skip
+
+
+def _prompt(value: Any) -> str:
+    """One text, or a list of one."""
+    text = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if not isinstance(text, str):
+        raise Refused("prompt: expected one text, or a list of one; send others in requests of their own, as text.", "prompt")
+    if not text:
+        raise Refused("prompt: it is empty; expected text.", "prompt")
+    return whole("prompt", text)
 
 
 def _memory(body: Mapping[str, Any], header: str | None) -> str | None:

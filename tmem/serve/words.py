@@ -1,4 +1,4 @@
-"""What the model is shown for a chat request, and what a memory reads of it."""
+"""What the model is shown for a request, and what a memory reads of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..store.kept import Kept
 from ..store.store import MemoryStore
 from .engine import Steps
 from .fields import Refused
-from .requests import ChatRequest, Message
+from .requests import ChatRequest, CompletionRequest, Message
 from .said import Said
 
 SOURCE = "chat"  # what text of conversations is called in a memory
@@ -43,15 +43,30 @@ def _before(last: Message, waiting: Sequence[str]) -> list[str]:
     return [*before, *([end] if end else [])]
 
 
+def continued(agent: Agent, request: CompletionRequest, said: Said) -> list[int]:
+    """Token ids of a text to go on with, as it is; `said` then goes on with them. Raises Refused as `prompt` does."""
+    ids = agent.chat.completion(request.prompt)
+    said.before = ids
+    said.most = min(said.most, _room(agent, ids, request.most or 1, "prompt"))
+    return ids
+
+
 def fitting(agent: Agent, text: str, most: int) -> list[int]:
     """Token ids of a user turn. Raises Refused where it does not fit the model."""
-    ids, room = agent.chat.prompt(text), agent.model.config.max_position_embeddings
+    ids = agent.chat.prompt(text)
+    _room(agent, ids, most, "messages")
+    return ids
+
+
+def _room(agent: Agent, ids: list[int], most: int, param: str) -> int:
+    """How many tokens have room after these. Raises Refused where that is less than `most`."""
+    room = agent.model.config.max_position_embeddings
     if len(ids) + most > room:
         raise Refused(
             f"the prompt has {len(ids)} tokens and up to {most} are to come, the model has room for {room}; shorten it.",
-            "messages", code="context_length_exceeded",
+            param, code="context_length_exceeded",
         )  # fmt: skip
-    return ids
+    return room - len(ids)
 
 
 def line(message: Message) -> str:
