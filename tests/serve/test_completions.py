@@ -73,6 +73,7 @@ def test_stop_ends_a_completion_and_a_seed_makes_a_sample_again(client):
     assert text(cut) == whole[: whole.index(whole[4:6])] and cut["choices"][0]["finish_reason"] == "stop"
     first, again, other = (text(go_on(client, temperature=1.5, seed=seed, max_tokens=20)) for seed in (1, 1, 2))
     assert first == again != other
+    assert text(go_on(client, temperature=1.5, top_p=0.0, seed=1, max_tokens=20)) == whole
 
 
 def test_a_memory_lends_its_weights_in_three_ways_and_learns_nothing(client, served):
@@ -97,6 +98,7 @@ def test_a_memory_that_is_not_there_is_not_made(client, served):
 NOT_DONE = {
     "echo": True, "suffix": "x", "logprobs": 0, "n": 2, "best_of": 3, "frequency_penalty": 1, "presence_penalty": 0.5,
     "logit_bias": {"5": 1}, "messages": [], "max_completion_tokens": 5, "memroy": "ada", "max_tokens": 0, "temperature": -1,
+    "top_p": -0.1,
 }  # fmt: skip
 
 

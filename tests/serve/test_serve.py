@@ -104,6 +104,15 @@ def test_a_seed_makes_a_sample_again(client):
     assert said(ask(client, "what?", temperature=1.5, max_tokens=30)) != first
 
 
+def test_top_p_keeps_to_the_likeliest_tokens(client):
+    greedy = said(ask(client, "what?", max_tokens=30))
+    assert said(ask(client, "what?", temperature=1.5, top_p=0, seed=1, max_tokens=30)) == greedy
+    assert said(ask(client, "what?", top_p=0.5, max_tokens=30)) == greedy, "temperature 0"
+    everything, some = (said(ask(client, "what?", temperature=1.5, top_p=p, seed=1, max_tokens=30)) for p in (1, 0.6))
+    assert everything == said(ask(client, "what?", temperature=1.5, seed=1, max_tokens=30))
+    assert len({everything, some, greedy}) == 3
+
+
 def test_text_is_shown_in_whole_characters_and_without_the_beginning_of_a_stop_text():
     class Bytes:
         ends = frozenset((0,))
@@ -220,7 +229,7 @@ def test_all_is_there_after_a_restart(tmp_path):
 # refusals --------------------------------------------------------------------------------------------------------------------
 
 NOT_DONE = {
-    "n": 2, "top_p": 0.5, "tools": [{"type": "function"}], "logprobs": True, "presence_penalty": 1, "frequency_penalty": 0.1,
+    "n": 2, "top_p": 1.5, "tools": [{"type": "function"}], "logprobs": True, "presence_penalty": 1, "frequency_penalty": 0.1,
     "logit_bias": {"5": 1}, "response_format": {"type": "json_object"}, "memroy": "ada", "max_tokens": 0, "temperature": 3,
     "seed": "x", "stop": [""], "stream": "yes", "user": "", "memory": 5, "stop ": "x", "stream_options": [],
 }  # fmt: skip
@@ -294,7 +303,7 @@ VALUES = (
 )  # fmt: skip
 PLACES = [
     ("POST", "/v1/chat/completions",
-     ["messages", "user", "memory", "stop", "seed", "temperature", "stream", "max_tokens", "n"]),
+     ["messages", "user", "memory", "stop", "seed", "temperature", "top_p", "stream", "max_tokens", "n"]),
     ("POST", "/v1/completions",
      ["prompt", "user", "memory", "stop", "seed", "temperature", "stream", "max_tokens", "n", "echo", "suffix", "logprobs"]),
     ("POST", "/v1/memories", ["name"]),
@@ -398,19 +407,19 @@ def test_nothing_of_a_user_is_logged(client, caplog):
 
 
 def test_many_at_once_are_answered_as_each_alone(tmp_path):
-    """More memories than slots, greedy answers beside sampled ones, while others learn."""
+    """More memories than slots, greedy answers beside sampled ones of two kinds, while others learn."""
     names, others = [f"u{i}" for i in range(8)], [f"w{i}" for i in range(4)]
     with serving(tmp_path / "s", queue=200) as (client, store):
         for name in (*names, *others):
             store.make(name)
         for name in names:
             store.learn(name, pairs(3, name))
-        jobs = [(name, p.question) for p in pairs(3, "z") for name in (*names, None)]
+        jobs = [(name, p.question) for p in pairs(3, "z") for name in (*names, None, 0.7)]
 
         def one(job):
             name, question = job
-            if name is None:
-                return said(ask(client, question, temperature=1.0, seed=3, max_tokens=12))
+            if name not in names:
+                return said(ask(client, question, temperature=1.0, top_p=name, seed=3, max_tokens=12))
             return client.post(f"/v1/memories/{name}/ask", json={"question": question}).json()["answer"]
 
         def learn(name):

@@ -10,12 +10,12 @@ from typing import Any
 from ..store.history import digest
 from .fields import Refused, flag, kind, number, whole
 
-COMMON = {"model", "stream", "stream_options", "stop", "max_tokens", "temperature", "seed", "user", "memory"}
+COMMON = {"model", "stream", "stream_options", "stop", "max_tokens", "temperature", "top_p", "seed", "user", "memory"}
 READ = {*COMMON, "messages", "max_completion_tokens"}
 IGNORED = {"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "reasoning_effort", "verbosity"}
 # Fields that mean something this server does not do; with these values they mean nothing.
 NEITHER: dict[str, tuple] = {
-    "n": (1,), "top_p": (1,), "top_k": (-1, 0), "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},),
+    "n": (1,), "top_k": (-1, 0), "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},),
     "repetition_penalty": (1,), "min_p": (0,),
 }  # fmt: skip
 NEUTRAL: dict[str, tuple] = {
@@ -55,6 +55,7 @@ class Options:
     memory       None: the model alone
     most         tokens at most; None: what the route says, or has room
     temperature  0: greedy
+    top_p        what is sampled is one of the likeliest tokens that have this probability together; 1: of all
     seed         None: another sample every time
     usage        in a stream, too
     """
@@ -62,6 +63,7 @@ class Options:
     memory: str | None
     most: int | None
     temperature: float
+    top_p: float
     seed: int | None
     stops: tuple[str, ...]
     stream: bool
@@ -121,13 +123,15 @@ def _check(body: Mapping[str, Any], read: Set[str], neutral: Mapping[str, tuple]
 
 def _options(body: Mapping[str, Any], header: str | None, most: str) -> dict[str, Any]:
     """The fields of Options. most: the name of the field that bounds the answer."""
+    nucleus = number(body, "top_p", float, 0, 1)
     streaming = {} if body.get("stream_options") is None else body["stream_options"]
     if not isinstance(streaming, dict):
         raise Refused("stream_options: expected an object.", "stream_options")
     return {
         "memory": _memory(body, header), "most": number(body, most, int, 1, 1 << 20),
-        "temperature": number(body, "temperature", float, 0, 2) or 0.0, "seed": number(body, "seed", int, -(1 << 63), 1 << 63),
-        "stops": _stops(body.get("stop")), "stream": flag(body, "stream"), "usage": flag(streaming, "include_usage"),
+        "temperature": number(body, "temperature", float, 0, 2) or 0.0, "top_p": 1.0 if nucleus is None else nucleus,
+        "seed": number(body, "seed", int, -(1 << 63), 1 << 63), "stops": _stops(body.get("stop")),
+        "stream": flag(body, "stream"), "usage": flag(streaming, "include_usage"),
     }  # fmt: skip
 
 

@@ -50,7 +50,8 @@ class Talk(ABC):
         most = asked.most or most
         self.said = Said(server.store.agent.chat, most, asked.stops, put if asked.stream else None, raw=raw)
         key = secrets.token_hex(8) if asked.seed is None else f"seed {asked.seed}"
-        job = Say(asked.memory, self.prompt, self.said.add, most, asked.temperature, key)
+        how = (asked.temperature, asked.top_p if asked.temperature else 1.0)  # a greedy answer has no nucleus
+        job = Say(asked.memory, self.prompt, self.said.add, most, key, how)
         self.future: Future = server.engine.submit(job, follows=follows)
         self.future.add_done_callback(lambda _: put(None))
 
