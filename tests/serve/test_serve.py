@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 from tiny import Letters, pairs
@@ -376,12 +377,12 @@ def test_the_page_asks_this_server_alone_and_shows_texts_as_texts(client):
 
 
 def test_names_of_any_kind(client, served):
-    for name in ("a/b", "..", "é ü", "x?y#z", "%2e%2e"):
+    for name in ("a/b", "..", "é ü", "x?y#z", "%2e%2e", "x\U0010ffff", "\ud7ff"):
         assert client.post("/v1/memories", json={"name": name}).status_code == 201
+        if name != "..":  # a client walks up the path
+            assert client.get(f"/v1/memories/{quote(name, safe='')}").json()["name"] == name
         ask(client, "hi", user=name, max_tokens=1)
         assert name in served[1]
-    from urllib.parse import quote
-
     found = client.post(f"/v1/memories/{quote('a/b', safe='')}/learn", json={"pairs": [["a?", "b"]]})
     assert found.is_success and len(served[1].log("a/b")) == 1
 

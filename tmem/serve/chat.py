@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -11,8 +12,9 @@ from starlette.responses import Response
 from ..store.kept import Kept
 from .engine import Work
 from .requests import HEADER, ChatRequest, chat_request
-from .server import Server, server_of
+from .server import server_of
 from .talk import Talk
+from .tenants import tenant_of
 from .wire import body_of, while_connected
 from .words import SOURCE, catch_up, line, prompt, read
 
@@ -23,12 +25,13 @@ async def chat(request: Request) -> Response:
     """Answer the last message of a conversation; a memory reads what is new of it first, and the last message after."""
     server = server_of(request)
     asked = chat_request(await body_of(request), request.headers.get(HEADER), server.model)
-    new = False
+    tenant, new = tenant_of(request), False
     if asked.memory is not None:
-        work = Work(catch_up(server.store, asked.memory, asked))
+        asked = replace(asked, memory=tenant.inside(asked.memory))
+        work = Work(catch_up(server.store, tenant, asked.memory, asked))
         new, writes = await while_connected(request, server.engine.submit(work))
         server.metrics.wrote(writes)
-    return await _ChatTalk(server, asked, new).response(request)
+    return await _ChatTalk(request, asked, new).response()
 
 
 class _ChatTalk(Talk):
@@ -38,9 +41,9 @@ class _ChatTalk(Talk):
     opening = {"delta": {"role": "assistant", "content": ""}}
     asked: ChatRequest
 
-    def __init__(self, server: Server, asked: ChatRequest, new: bool):
+    def __init__(self, request: Request, asked: ChatRequest, new: bool):
         self.new = new and asked.memory is not None
-        super().__init__(server, asked, MOST, follows=asked.memory is not None)
+        super().__init__(request, asked, MOST, follows=asked.memory is not None)
 
     def prompt(self, memory: Kept | None) -> list[int]:
         return prompt(self.server.store.agent, self.asked, self.said, memory)

@@ -20,7 +20,8 @@ from ..store.kept import Kept
 from .engine import Say
 from .requests import Options
 from .said import Said
-from .server import Server
+from .server import server_of
+from .tenants import tenant_of
 from .wire import error_of, while_connected
 
 
@@ -37,8 +38,8 @@ class Talk(ABC):
     part_kind: str
     opening: dict[str, Any] | None = None  # what a stream begins with
 
-    def __init__(self, server: Server, asked: Options, most: int, *, raw: bool = False, follows: bool = False):
-        self.server, self.asked = server, asked
+    def __init__(self, request: Request, asked: Options, most: int, *, raw: bool = False, follows: bool = False):
+        self.request, self.server, self.asked = request, server_of(request), asked
         self.id, self.created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())
         self.pieces: asyncio.Queue[str | None] = asyncio.Queue()  # None: it has ended
         loop = asyncio.get_running_loop()
@@ -48,11 +49,11 @@ class Talk(ABC):
                 loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
 
         most = asked.most or most
-        self.said = Said(server.store.agent.chat, most, asked.stops, put if asked.stream else None, raw=raw)
+        self.said = Said(self.server.store.agent.chat, most, asked.stops, put if asked.stream else None, raw=raw)
         key = secrets.token_hex(8) if asked.seed is None else f"seed {asked.seed}"
         how = (asked.temperature, asked.top_p if asked.temperature else 1.0)  # a greedy answer has no nucleus
         job = Say(asked.memory, self.prompt, self.said.add, most, key, how)
-        self.future: Future = server.engine.submit(job, follows=follows)
+        self.future: Future = self.server.engine.submit(job, follows=follows)
         self.future.add_done_callback(lambda _: put(None))
 
     @abstractmethod
@@ -71,12 +72,12 @@ class Talk(ABC):
         """What is to be done before the answer counts as given."""
         return None
 
-    async def response(self, request: Request) -> Response:
+    async def response(self) -> Response:
         """The answer as the request wants it."""
         if self.asked.stream:
             first = await self._next()  # an error before the first word is an error of the request
             return StreamingResponse(self._events(first), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-        return JSONResponse(await while_connected(request, self._whole()))
+        return JSONResponse(await while_connected(self.request, self._whole()))
 
     async def _next(self) -> str | None:
         """The next piece of text; None at the end. Raises what went wrong."""
@@ -116,7 +117,7 @@ class Talk(ABC):
             if self.asked.usage:
                 yield _event({**self._head(self.part_kind, []), "usage": self.usage})
         except Exception as error:
-            yield _event(error_of(error)[1])
+            yield _event(error_of(error, tenant_of(self.request))[1])
         finally:
             self.future.cancel()
         yield "data: [DONE]\n\n"

@@ -12,6 +12,7 @@ from .engine import Steps
 from .fields import Refused
 from .requests import ChatRequest, CompletionRequest, Message
 from .said import Said
+from .tenants import Tenant
 
 SOURCE = "chat"  # what text of conversations is called in a memory
 
@@ -74,9 +75,15 @@ def line(message: Message) -> str:
     return f"{message.role}: {message.text}"
 
 
-def catch_up(store: MemoryStore, name: str, request: ChatRequest) -> Steps:
+def make(store: MemoryStore, tenant: Tenant, name: str, exist_ok: bool = False) -> None:
+    """A new memory of a tenant. Raises Refused where it would be one too many, and what MemoryStore.make raises."""
+    tenant.room_for(name, store)
+    store.make(name, exist_ok=exist_ok)
+
+
+def catch_up(store: MemoryStore, tenant: Tenant, name: str, request: ChatRequest) -> Steps:
     """Steps that read what is new of a conversation, up to its last message; whether that one is new too, and the writes."""
-    store.make(name, exist_ok=True)
+    make(store, tenant, name, exist_ok=True)
     told = request.told
     count = known([m.digest for m in told], store.messages(name))
     new = told[count:-1]
