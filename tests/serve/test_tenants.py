@@ -54,6 +54,7 @@ def beta(served):
 
 
 OF_ONE = [
+    ("GET", "/adapter", None), ("GET", "/adapter/config", None),
     ("GET", "", None), ("GET", "/pairs", None), ("GET", "/log", None), ("POST", "/observe", {"text": "x"}),
     ("POST", "/write", {}), ("POST", "/learn", {"pairs": [["a?", "b"]]}), ("POST", "/ask", {"question": "a?"}),
     ("POST", "/fork", {"name": "copy"}), ("POST", "/undo", {"write": 0}), ("POST", "/delete", {"question": "a?"}),

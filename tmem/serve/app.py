@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..store.store import MemoryStore
-from . import memories
+from . import export, memories
 from .chat import chat
 from .completions import completions
 from .engine import Engine
@@ -55,7 +55,7 @@ def application(
     routes = [
         Route("/", page), Route("/health", health), Route("/metrics", counters), Route("/v1/models", models),
         Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/completions", completions, methods=["POST"]),
-        *memories.ROUTES,
+        *export.ROUTES, *memories.ROUTES,
     ]  # fmt: skip
     errors = (Exception, HTTPException, ValueError, RuntimeError, OSError, Gone, ClientDisconnect)
     app = Starlette(routes=routes, lifespan=life, exception_handlers=dict.fromkeys(errors, refuse))
