@@ -1,6 +1,7 @@
 """/v1/completions on a tiny model: raw text that goes on, OpenAI's shape, and memories that learn nothing of it."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tiny import pairs
@@ -112,6 +113,16 @@ def test_what_is_not_done_is_refused_by_name(client, field):
 def test_what_is_no_text_is_refused(client, prompt):
     found = client.post("/v1/completions", content=json.dumps({"prompt": prompt}), headers={"Content-Type": "application/json"})
     assert found.status_code == 400 and found.json()["error"]["param"] == "prompt"
+
+
+def test_a_text_that_has_no_tokens_is_refused_and_disturbs_nobody(client, served, monkeypatch):
+    chat = served[1].agent.chat
+    real = chat.completion
+    monkeypatch.setattr(chat, "completion", lambda text: real(text) if text != "nothing" else [])
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(client.post, "/v1/completions", json={"prompt": p}) for p in ("what", "nothing", "is", "nothing")]
+    assert [a.result().status_code for a in asked] == [200, 400, 200, 400]
+    assert asked[1].result().json()["error"]["param"] == "prompt"
 
 
 def test_fields_that_mean_nothing_are_let_pass(client):

@@ -123,6 +123,14 @@ def test_anothers_memory_is_as_unknown_as_any(acme, served, method, path, body):
     assert served[1].log("beta/secret") == log and len(served[1]) == rest
 
 
+def test_an_error_quotes_what_the_tenant_said(acme):
+    assert acme("POST", "/v1/memories", {"name": "eve"}).status_code in (201, 409)
+    found = acme("POST", "/v1/memories/eve/delete", {"source": "acme/x"}).json()["error"]["message"]
+    assert found.startswith("delete_source: 'eve' has nothing of the source 'acme/x'")
+    stop = acme.chat(stop=["acme/x" * 50]).json()["error"]["message"]
+    assert "'acme/x" in stop
+
+
 def test_a_conversation_names_a_memory_of_its_tenant_alone(acme, served):
     served[1].make("beta/secret", exist_ok=True)
     assert acme.chat(user="beta/secret").is_success and acme.chat(memory="../beta/secret").is_success

@@ -76,11 +76,13 @@ def _tenants(host: str, file: Path | None, most: int) -> Tenants:
                 f"--keys or {ENVIRONMENT}."
             )
         return Tenants()
+    if file is None:
+        return Tenants(keys_in(os.environ[ENVIRONMENT], ENVIRONMENT), most)
     try:
-        text, where = (os.environ[ENVIRONMENT], ENVIRONMENT) if file is None else (file.read_text(encoding="utf-8"), str(file))
+        text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{file} is not text in UTF-8; write lines NAME KEY.") from None
-    return Tenants(keys_in(text, where), most)
+    return Tenants(keys_in(text, str(file)), most)
 
 
 def _listening(host: str, port: int) -> socket.socket:

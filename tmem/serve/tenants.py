@@ -49,10 +49,8 @@ class Tenant:
         return name.removeprefix(self.begins)
 
     def told(self, sentence: str) -> str:
-        """A sentence about memories of the store that are quoted in it, in the tenant's own names."""
-        for quote in "'\"" if self.begins else "":
-            sentence = sentence.replace(quote + self.begins, quote)
-        return sentence
+        """A sentence that quotes the name of a memory of the store first, with the tenant's own name for it."""
+        return re.sub(rf"(['\"]){re.escape(self.begins)}", r"\1", sentence, count=1)
 
     def room_for(self, name: str, store: MemoryStore) -> None:
         """Raises Refused where a memory of this name would be one too many."""
@@ -81,8 +79,8 @@ class Tenants:
             if hmac.compare_digest(digest, given) and (name == OPERATOR) == (path == "/metrics"):
                 found = tenant
         if found is None and path not in OPEN:
-            raise Refused("a key is needed here, and none that is known came; send it as Authorization: Bearer KEY.",
-                          status=401, code="invalid_api_key")  # fmt: skip
+            said = "a key is needed here, and the request has none that is known; send one as Authorization: Bearer KEY."
+            raise Refused(said, status=401, code="invalid_api_key")
         return found
 
 

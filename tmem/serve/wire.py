@@ -83,6 +83,7 @@ def error_of(error: Exception, tenant: Tenant | None) -> tuple[int, dict[str, An
         status, param, code = error.status, error.param, error.code
     elif isinstance(error, (Missing, Taken)):
         status, code = (404, "not_found") if isinstance(error, Missing) else (409, "taken")
+        message = message if tenant is None else tenant.told(message)
     elif isinstance(error, Full):
         status, kind, code, headers = 429, "rate_limit_error", "queue_full", {"Retry-After": str(error.seconds)}
     elif isinstance(error, HTTPException):
@@ -93,7 +94,6 @@ def error_of(error: Exception, tenant: Tenant | None) -> tuple[int, dict[str, An
         logger.error(f"a request failed: {type(error).__name__}{why}", exc_info=None if why else error)
     if status == 401:
         headers = {"WWW-Authenticate": "Bearer"}
-    message = message if tenant is None else tenant.told(message)
     return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}, headers
 
 

@@ -47,6 +47,8 @@ def _before(last: Message, waiting: Sequence[str]) -> list[str]:
 def continued(agent: Agent, request: CompletionRequest, said: Said) -> list[int]:
     """Token ids of a text to go on with, as it is; `said` then goes on with them. Raises Refused as `prompt` does."""
     ids = agent.chat.completion(request.prompt)
+    if not ids:
+        raise Refused("prompt: the model's tokenizer makes nothing of it; expected text.", "prompt")
     said.before = ids
     said.most = min(said.most, _room(agent, ids, request.most or 1, "prompt"))
     return ids
