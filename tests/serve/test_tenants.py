@@ -3,6 +3,7 @@
 import hmac
 import json
 import re
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -213,6 +214,12 @@ def test_a_stream_that_fails_names_the_memory_as_its_tenant_does(acme, served):
 def test_keys_are_read_as_lines():
     text = f"# tenants\n\nacme {'a' * 16}\nacme\t{'b' * 200} \n beta {'!~' * 8}\nmetrics {'c' * 16}\n"
     assert keys_in(text, "keys") == [("acme", "a" * 16), ("acme", "b" * 200), ("beta", "!~" * 8), ("metrics", "c" * 16)]
+
+
+def test_the_keys_of_the_document_are_keys():
+    document = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```\n(# Name:.*?)```", document, re.S)
+    assert [name for name, _ in keys_in(text, "docs")] == ["acme", "acme", OPERATOR]
 
 
 @pytest.mark.parametrize(
