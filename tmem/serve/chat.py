@@ -27,8 +27,9 @@ async def chat(request: Request) -> Response:
     asked = chat_request(await body_of(request), request.headers.get(HEADER), server.model)
     tenant, new = tenant_of(request), False
     if asked.memory is not None:
-        asked = replace(asked, memory=tenant.inside(asked.memory))
-        work = Work(catch_up(server.store, tenant, asked.memory, asked))
+        name = tenant.inside(asked.memory)
+        asked = replace(asked, memory=name)
+        work = Work(catch_up(server.store, tenant, name, asked))
         new, writes = await while_connected(request, server.engine.submit(work))
         server.metrics.wrote(writes)
     return await _ChatTalk(request, asked, new).response()
