@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import httpx
 import uvicorn
-from tiny_store import store_at
+from tiny_store import SETTINGS, store_at
 
 from tmem.serve.app import application
 
@@ -14,10 +14,10 @@ MODEL = "tiny"
 
 
 @contextmanager
-def serving(folder, *, slots=3, queue=64, **sizes):
+def serving(folder, *, slots=3, queue=64, settings=SETTINGS, tenants=None, **sizes):
     """(client, store) of a server while the block runs."""
-    with store_at(folder, slots, **sizes) as store:
-        app = application(store, MODEL, queue=queue)
+    with store_at(folder, slots, settings, **sizes) as store:
+        app = application(store, MODEL, queue=queue, tenants=tenants)
         server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False))
         thread = threading.Thread(target=server.run)
         thread.start()

@@ -104,6 +104,21 @@ def test_a_model_without_a_template_is_asked_in_words_and_begins_as_its_tokenize
     assert chat.end == words.eos_token_id and chat.ends == {chat.end}
 
 
+@pytest.mark.parametrize("bos", [None, "<bos>"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_goes_on_with_a_text_keeps_the_space_at_its_edges(backend, bos):
+    words = tokenizer(backend, bos=bos, eos="<eos>")
+    chat, text = Chat(words), "What is the name of Ada's cat? The cat of é 😀 Ada is Minka, "
+    ids = chat.completion(text)
+    end = words.convert_tokens_to_ids("<eos>")
+    for at in range(2, len(ids)):
+        begun = chat.text_after([], ids[:at])
+        assert text.startswith(begun.rstrip("\ufffd").lstrip()) and text.endswith(" ")
+        if "\ufffd" not in begun and begun.strip():
+            rest = chat.text_after(ids[:at], [*ids[at:], end])
+            assert (begun + rest).lstrip() == text, (begun, rest)
+
+
 @pytest.mark.parametrize("stated", [9, [8, 9], [8, 40], None])
 def test_the_generation_config_names_ends_too(stated):
     """As numbers, lists or not at all; an id that is ordinary text, as a class's default may be, is none."""

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 from tiny import Letters, pairs
@@ -19,7 +20,8 @@ pytest.importorskip("uvicorn", reason="needs tmem[serve]")
 from tiny_server import MODEL, serving  # noqa: E402
 
 from tmem.serve.engine import Engine, Full, Say, Work  # noqa: E402
-from tmem.serve.fields import NEUTRAL, Refused, chat_request  # noqa: E402
+from tmem.serve.fields import Refused  # noqa: E402
+from tmem.serve.requests import NEUTRAL, chat_request  # noqa: E402
 from tmem.serve.said import Said  # noqa: E402
 
 
@@ -103,6 +105,15 @@ def test_a_seed_makes_a_sample_again(client):
     assert said(ask(client, "what?", temperature=1.5, max_tokens=30)) != first
 
 
+def test_top_p_keeps_to_the_likeliest_tokens(client):
+    greedy = said(ask(client, "what?", max_tokens=30))
+    assert said(ask(client, "what?", temperature=1.5, top_p=0, seed=1, max_tokens=30)) == greedy
+    assert said(ask(client, "what?", top_p=0.5, max_tokens=30)) == greedy, "temperature 0"
+    everything, some = (said(ask(client, "what?", temperature=1.5, top_p=p, seed=1, max_tokens=30)) for p in (1, 0.6))
+    assert everything == said(ask(client, "what?", temperature=1.5, seed=1, max_tokens=30))
+    assert len({everything, some, greedy}) == 3
+
+
 def test_text_is_shown_in_whole_characters_and_without_the_beginning_of_a_stop_text():
     class Bytes:
         ends = frozenset((0,))
@@ -118,6 +129,13 @@ def test_text_is_shown_in_whole_characters_and_without_the_beginning_of_a_stop_t
     assert all("\ufffd" not in piece for piece in shown) and one.reason == "stop"
     one = Said(Bytes, 2, [])
     assert [one.add(65), one.add(66)] == [False, True] and (one.text, one.reason) == ("AB", "length")
+
+
+def test_a_character_of_which_every_byte_is_shown_as_a_half_waits_until_it_is_whole():
+    words = SimpleNamespace(ends=(), text=lambda ids: bytes(ids).decode() if len(ids) == 4 else "\ufffd" * len(ids))
+    shown = []
+    one = Said(words, 99, [], shown.append)
+    assert not any(one.add(token) for token in "😀".encode()) and shown == ["😀"]
 
 
 # memories --------------------------------------------------------------------------------------------------------------------
@@ -212,7 +230,7 @@ def test_all_is_there_after_a_restart(tmp_path):
 # refusals --------------------------------------------------------------------------------------------------------------------
 
 NOT_DONE = {
-    "n": 2, "top_p": 0.5, "tools": [{"type": "function"}], "logprobs": True, "presence_penalty": 1, "frequency_penalty": 0.1,
+    "n": 2, "top_p": 1.5, "tools": [{"type": "function"}], "logprobs": True, "presence_penalty": 1, "frequency_penalty": 0.1,
     "logit_bias": {"5": 1}, "response_format": {"type": "json_object"}, "memroy": "ada", "max_tokens": 0, "temperature": 3,
     "seed": "x", "stop": [""], "stream": "yes", "user": "", "memory": 5, "stop ": "x", "stream_options": [],
 }  # fmt: skip
@@ -286,7 +304,9 @@ VALUES = (
 )  # fmt: skip
 PLACES = [
     ("POST", "/v1/chat/completions",
-     ["messages", "user", "memory", "stop", "seed", "temperature", "stream", "max_tokens", "n"]),
+     ["messages", "user", "memory", "stop", "seed", "temperature", "top_p", "stream", "max_tokens", "n"]),
+    ("POST", "/v1/completions",
+     ["prompt", "user", "memory", "stop", "seed", "temperature", "stream", "max_tokens", "n", "echo", "suffix", "logprobs"]),
     ("POST", "/v1/memories", ["name"]),
     *(("POST", f"/v1/memories/ada/{verb}", ["text", "source", "pairs", "question", "answer", "name", "write"])
       for verb in ("observe", "write", "learn", "ask", "fork", "undo", "delete", "correct")),
@@ -303,7 +323,7 @@ def test_no_request_however_odd_is_an_error_of_the_server(tmp_path):
             method, path, fields = rng.choice(PLACES)
             body = {name: rng.choice(VALUES) for name in rng.sample(fields, rng.randint(0, min(3, len(fields))))}
             if "completions" in path and rng.random() < 0.5:
-                body = {"messages": HI, "max_tokens": 2, **body}
+                body = {**({"messages": HI} if "chat" in path else {"prompt": "hi"}), "max_tokens": 2, **body}
             content = json.dumps(body)
             if rng.random() < 0.2:
                 content = content[: rng.randint(0, len(content))] + rng.choice('}{]\0"')
@@ -357,12 +377,12 @@ def test_the_page_asks_this_server_alone_and_shows_texts_as_texts(client):
 
 
 def test_names_of_any_kind(client, served):
-    for name in ("a/b", "..", "é ü", "x?y#z", "%2e%2e"):
+    for name in ("a/b", "..", "é ü", "x?y#z", "%2e%2e", "x\U0010ffff", "\ud7ff"):
         assert client.post("/v1/memories", json={"name": name}).status_code == 201
+        if name != "..":  # a client walks up the path
+            assert client.get(f"/v1/memories/{quote(name, safe='')}").json()["name"] == name
         ask(client, "hi", user=name, max_tokens=1)
         assert name in served[1]
-    from urllib.parse import quote
-
     found = client.post(f"/v1/memories/{quote('a/b', safe='')}/learn", json={"pairs": [["a?", "b"]]})
     assert found.is_success and len(served[1].log("a/b")) == 1
 
@@ -388,19 +408,19 @@ def test_nothing_of_a_user_is_logged(client, caplog):
 
 
 def test_many_at_once_are_answered_as_each_alone(tmp_path):
-    """More memories than slots, greedy answers beside sampled ones, while others learn."""
+    """More memories than slots, greedy answers beside sampled ones of two kinds, while others learn."""
     names, others = [f"u{i}" for i in range(8)], [f"w{i}" for i in range(4)]
     with serving(tmp_path / "s", queue=200) as (client, store):
         for name in (*names, *others):
             store.make(name)
         for name in names:
             store.learn(name, pairs(3, name))
-        jobs = [(name, p.question) for p in pairs(3, "z") for name in (*names, None)]
+        jobs = [(name, p.question) for p in pairs(3, "z") for name in (*names, None, 0.7)]
 
         def one(job):
             name, question = job
-            if name is None:
-                return said(ask(client, question, temperature=1.0, seed=3, max_tokens=12))
+            if name not in names:
+                return said(ask(client, question, temperature=1.0, top_p=name, seed=3, max_tokens=12))
             return client.post(f"/v1/memories/{name}/ask", json={"question": question}).json()["answer"]
 
         def learn(name):

@@ -87,6 +87,23 @@ def test_what_was_done_is_there_after_a_restart(tmp_path):
         assert store.ask("ada", "who?")
 
 
+def test_memories_are_listed_and_counted_by_how_their_names_begin(store):
+    names = ["a/x", "b", "a/", "a", "a0", "a/\U0010ffff", "a/y/z", "A/x", "ä/x", "\U0010ffff", "\ud7ff", "\ud7ffz", "\ue000"]
+    for name in names:
+        store.make(name)
+    for begins in ("", "a", "a/", "a/y", "none", "a/x'", "\U0010ffff", "\ud7ff", "a/\U0010ffff"):
+        found = [n for n in names if n.startswith(begins)]
+        assert [m.name for m in store.memories(begins)] == found and store.count(begins) == len(found)
+    assert len(store) == store.count() == len(names)
+
+
+def test_a_list_of_some_reads_no_others(store):
+    """So that it takes no longer for them."""
+    for query in ("SELECT count(*) FROM memory m", "SELECT m.made FROM memory m"):
+        plan = store._db._all(f"EXPLAIN QUERY PLAN {query} WHERE m.name >= 'a/' AND m.name < 'a0' ORDER BY m.id")
+        assert plan[0][-1].startswith("SEARCH") and "name>? AND name<?" in plan[0][-1]
+
+
 def test_what_the_model_writes_is_kept_with_its_passage_and_source(store, monkeypatch):
     def write(passages, slots, known=None, **_):
         return [Draft(p, [], Written([Pair(f"what is {p[:8]}?", "a cat")], malformed=2)) for p in passages]

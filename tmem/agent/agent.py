@@ -135,6 +135,7 @@ class Agent:
         max_new: int,
         begins: Sequence[int] | None = None,
         temperature: float = 0.0,
+        top_p: float = 1.0,
         keys: Sequence[str] | None = None,
         ranks: Sequence[int] | None = None,
         watch: Callable[[int, int], bool] | None = None,
@@ -148,7 +149,7 @@ class Agent:
         bank = None if slots is None else self.bank
         found = decode(
             self.model, ids, bank=bank, slots=slots, end=self.chat.ends, max_new=max_new, begins=begins,
-            temperature=temperature, keys=keys, ranks=ranks, watch=watch,
+            temperature=temperature, top_p=top_p, keys=keys, ranks=ranks, watch=watch,
         )  # fmt: skip
         return [Reply(p, g, self.chat.text(g.ids), begin) for p, g, begin in zip(ids, found, begins or [0] * len(ids))]
 

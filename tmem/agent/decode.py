@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..adapters.bank import AdapterBank
 from ..models import forward as fw
+from .nucleus import nucleus
 from .prefill import Prompts, read, widths
 from .steps import Growing, Lent
 
@@ -71,6 +72,7 @@ def decode(
     max_new: int,
     begins: Sequence[int] | None = None,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     keys: Sequence[str] | None = None,
     ranks: Sequence[int] | None = None,
     watch: Callable[[int, int], bool] | None = None,
@@ -81,7 +83,8 @@ def decode(
     `end`: the token id, or the ids, that finish a generation.
     `begins[i]`: how many tokens of prompt i are read first, once for all prompts that begin with the same under the same Δ;
     0, the default, reads it in one piece.
-    `temperature` 0 is greedy; above it, row i samples with noise keyed by `keys[i]` and the position.
+    `temperature` 0 is greedy; above it, row i samples with noise keyed by `keys[i]` and the position, out of the nucleus of
+    `top_p` (see nucleus.py; 1: all tokens).
     `ranks[i]`: how many tokens are likelier than the first one of prompt i; 0, the default, takes the likeliest. The generation
     is empty where that token is less than `SLIGHT` times as probable as the likeliest. Greedy decoding only.
     `watch(i, token)` is told of every token of prompt i as it comes; where it returns True, that prompt's generation ends
@@ -92,9 +95,7 @@ def decode(
     begins = [0] * len(prompts) if begins is None else begins
     ranks = [0] * len(prompts) if ranks is None else ranks
     keys = keys if temperature > 0.0 else [""] * len(prompts)
-    _check(model, prompts, begins, keys)
-    if temperature > 0.0 and any(ranks):
-        raise ValueError("decode: ranks say which first token is taken, and a temperature draws it; give one of them.")
+    _check(model, prompts, begins, keys, ranks if temperature > 0.0 else [])
     fixed = next(model.parameters()).device.type == "cuda" if fixed is None else fixed
     tenants = None if slots is None else bank.hold(slots)
     job = _Job(
@@ -107,7 +108,7 @@ def decode(
         part = order[at : at + MAX_ROWS]
         some = Prompts([prompts[i] for i in part], [begins[i] for i in part], slots and [slots[i] for i in part])
         heard = None if watch is None else functools.partial(_of_part, watch, part)
-        chooses = functools.partial(_Sampler, temperature, [keys[i] for i in part], [ranks[i] for i in part], max_new)
+        chooses = functools.partial(_Sampler, (temperature, top_p), [keys[i] for i in part], [ranks[i] for i in part], max_new)
         for i, generation in zip(part, _generate(job, some, chooses, heard)):
             out[i] = generation
     return out
@@ -117,7 +118,9 @@ def _of_part(watch: Callable[[int, int], bool], part: Sequence[int], i: int, tok
     return watch(part[i], token)
 
 
-def _check(model, prompts: Sequence[list[int]], begins: Sequence[int], keys: Sequence[str] | None) -> None:
+def _check(
+    model, prompts: Sequence[list[int]], begins: Sequence[int], keys: Sequence[str] | None, drawn: Sequence[int]
+) -> None:
     if model.training and getattr(model, "is_gradient_checkpointing", False):
         raise ValueError(
             "decode: the model trains with gradient checkpointing, which drops its cache; call model.eval() first."
@@ -129,6 +132,8 @@ def _check(model, prompts: Sequence[list[int]], begins: Sequence[int], keys: Seq
             raise ValueError(f"decode: a beginning of {begin} tokens in a prompt of {len(p)}; expected 0 to {len(p) - 1}.")
     if keys is None:
         raise ValueError("decode: sampling needs one noise key per prompt.")
+    if any(drawn):
+        raise ValueError("decode: ranks say which first token is taken, and a temperature draws it; give one of them.")
 
 
 @dataclass(frozen=True)
@@ -259,14 +264,16 @@ class _Said:
 
 class _Sampler:
     """Chooses the next token of every row: the likeliest at temperature 0, the first of its rank; else by the noise of the
-    row's key."""
+    row's key. how: temperature and top_p."""
 
-    def __init__(self, temperature: float, keys: list[str], ranks: list[int], max_new: int, rows: int, device: torch.device):
-        self.temperature = temperature
+    def __init__(
+        self, how: tuple[float, float], keys: list[str], ranks: list[int], max_new: int, rows: int, device: torch.device
+    ):
+        self.temperature, self.top_p = how
         self.ranks = ranks + [0] * (rows - len(ranks)) if any(ranks) else None
         self.noise: Tensor | None = None  # fp64 [rows, max_new]
         self.forced: Tensor | None = None  # int64 [rows, max_new]
-        if temperature > 0.0:
+        if self.temperature > 0.0:
             self.noise = torch.zeros(rows, max_new, dtype=torch.float64)
             self.noise[: len(keys)] = torch.from_numpy(np.stack([uniforms(key, max_new) for key in keys]))
             self.noise = self.noise.to(device)
@@ -278,7 +285,8 @@ class _Sampler:
         if self.noise is None:
             token = self._first(logits) if step == 0 and self.ranks else logits.argmax(-1)
             return token, logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
-        token = self._drawn(logp := (logits / self.temperature).log_softmax(-1), self.noise[:, step])
+        logp = nucleus((logits / self.temperature).log_softmax(-1), self.top_p)
+        token = self._drawn(logp, self.noise[:, step])
         token = token if self.forced is None else self.forced[:, step]
         return token, logp.gather(-1, token[:, None])[:, 0]
 

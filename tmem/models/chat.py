@@ -15,6 +15,7 @@ from .template import Template
 _PLAIN = "User: ", "\nAssistant: "  # of a model without a template
 # Stands before text whose place in the prompt matters, and is cut off again: in no vocabulary is it merged with a neighbour.
 _GUARD = "\ue000"
+_NEAR = 8  # tokens before a text that decide how it begins: the first of a text may lose its space
 
 
 class Chat:
@@ -144,6 +145,12 @@ class Chat:
     def text(self, ids: list[int]) -> str:
         """Generated ids back to text, without control tokens."""
         return self._decoded([i for i in ids if i not in self.ends], skip_special_tokens=True).strip()
+
+    def text_after(self, before: list[int], ids: list[int]) -> str:
+        """Generated ids as text that goes on with the text of `before`: as `text`, but space at its edges stays."""
+        near = before[-_NEAR:]
+        text = self._decoded(near + [i for i in ids if i not in self.ends], skip_special_tokens=True)
+        return text[len(self._decoded(near, skip_special_tokens=True)) :]
 
     def clip(self, text: str, tokens: int, *, keep: str = "end") -> str:
         """The last (`keep="end"`) or first `tokens` tokens of `text`; the text itself if it is shorter."""

@@ -15,10 +15,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..store.store import MemoryStore
-from . import chat, memories
+from . import export, memories
+from .chat import chat
+from .completions import completions
 from .engine import Engine
+from .fields import Refused
 from .metrics import Metrics
 from .server import Server, server_of
+from .tenants import Tenants
 from .wire import Gone, refuse
 
 PAGE = Path(__file__).with_name("page.html")
@@ -31,11 +35,14 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 logger = logging.getLogger("tmem.serve")
 
 
-def application(store: MemoryStore, model: str, *, queue: int = 64, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
+def application(
+    store: MemoryStore, model: str, *, queue: int = 64, hosts: tuple[str, ...] = LOOPBACK, tenants: Tenants | None = None
+) -> Starlette:
     """The ASGI application. It closes its engine when it ends; the store stays open.
 
-    queue  requests that may wait; more are refused with 429
-    hosts  names by which clients may call the server; a web page that has another name resolve to it is refused. Empty: any
+    queue    requests that may wait; more are refused with 429
+    hosts    names by which clients may call the server; a web page that has another name resolve to it is refused. Empty: any
+    tenants  who may call; None: everybody, as one tenant
     """
     metrics = Metrics()
     server = Server(store, Engine(store, queue, metrics.wrote), metrics, model)
@@ -47,12 +54,13 @@ def application(store: MemoryStore, model: str, *, queue: int = 64, hosts: tuple
 
     routes = [
         Route("/", page), Route("/health", health), Route("/metrics", counters), Route("/v1/models", models),
-        Route("/v1/chat/completions", chat.completions, methods=["POST"]), *memories.ROUTES,
+        Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/completions", completions, methods=["POST"]),
+        *export.ROUTES, *memories.ROUTES,
     ]  # fmt: skip
     errors = (Exception, HTTPException, ValueError, RuntimeError, OSError, Gone, ClientDisconnect)
     app = Starlette(routes=routes, lifespan=life, exception_handlers=dict.fromkeys(errors, refuse))
     app.state.server = server
-    app.add_middleware(_Door, server=server, hosts=hosts)
+    app.add_middleware(_Door, server=server, hosts=hosts, tenants=tenants or Tenants())
     return app
 
 
@@ -85,10 +93,10 @@ async def models(request: Request) -> Response:
 
 
 class _Door:
-    """Refuses foreign hosts; counts and logs requests by their route, which holds nothing that a user said."""
+    """Refuses foreign hosts and who has no key; counts and logs requests by route, which holds nothing that a user said."""
 
-    def __init__(self, app: ASGIApp, server: Server, hosts: tuple[str, ...]):
-        self.app, self.server, self.hosts = app, server, hosts
+    def __init__(self, app: ASGIApp, server: Server, hosts: tuple[str, ...], tenants: Tenants):
+        self.app, self.server, self.hosts, self.tenants = app, server, hosts, tenants
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -103,10 +111,13 @@ class _Door:
             await send(message)
 
         try:
-            if self.hosts and _host(scope) not in self.hosts:
-                said = f"this server is called {', '.join(self.hosts)}; call it by one of these names."
-                error = {"message": said, "type": "invalid_request_error", "param": None, "code": "host"}
-                await JSONResponse({"error": error}, 421)(scope, receive, sent)
+            try:
+                if self.hosts and _host(scope) not in self.hosts:
+                    names = ", ".join(self.hosts)
+                    raise Refused(f"this server is called {names}; call it by one of these names.", None, 421, "host")
+                scope["tenant"] = self.tenants.caller(scope)
+            except Refused as error:
+                await (await refuse(Request(scope), error))(scope, receive, sent)
             else:
                 await self.app(scope, receive, sent)
         finally:

@@ -42,8 +42,8 @@ class Say:
     prompt       makes the token ids, called with the memory while it has a slot; what it raises is the result
     tell         told of every token; True ends the answer
     most         tokens of the answer, at most
-    temperature  0: greedy
     key          of the noise
+    how          it is sampled: temperature (0: greedy) and top_p
     done         the result, a tmem.agent.agent.Reply
     """
 
@@ -51,8 +51,8 @@ class Say:
     prompt: Callable[[Kept | None], list[int]]
     tell: Callable[[int], bool]
     most: int
-    temperature: float = 0.0
     key: str = ""
+    how: tuple[float, float] = (0.0, 1.0)
     done: Future = field(default_factory=Future)
 
     def heard(self, token: int) -> bool:
@@ -139,14 +139,14 @@ class Engine:
             self._seconds += 0.2 * (time.monotonic() - began - self._seconds)
 
     def _batch(self) -> list[Say]:
-        """Those first in the queue that have one temperature and a slot each, without the ones nobody waits for."""
+        """Those first in the queue that are sampled in one way and have a slot each, without the ones nobody waits for."""
         taken: list[Say] = []
         left: deque[Say] = deque()
         names: set[str] = set()
         for job in self._says:
             if job.done.cancelled():
                 continue
-            fits = len(taken) < ROWS and (not taken or job.temperature == taken[0].temperature)
+            fits = len(taken) < ROWS and (not taken or job.how == taken[0].how)
             more = names if job.memory is None else names | {job.memory}
             if fits and len(more) <= self.store.slots:
                 taken.append(job)
@@ -213,8 +213,9 @@ class Engine:
                 began.append(job)
                 whose.append(-1 if memory is None else memory.row)
         if began:
+            temperature, top_p = began[0].how
             said = self.store.agent.say(
-                prompts, whose, max_new=max(j.most for j in began), temperature=began[0].temperature,
+                prompts, whose, max_new=max(j.most for j in began), temperature=temperature, top_p=top_p,
                 keys=[j.key for j in began], watch=lambda i, token: began[i].heard(token),
             )  # fmt: skip
             for job, reply in zip(began, said):

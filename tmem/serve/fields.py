@@ -1,35 +1,11 @@
-"""What a request asks for: its fields checked, each refusal one sentence that names the field."""
+"""The fields of a request's body, checked: each refusal is one sentence that names the field."""
 
 from __future__ import annotations
 
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
-
-from ..store.history import digest
-
-READ = {"messages", "model", "stream", "stream_options", "stop", "max_tokens", "max_completion_tokens", "temperature", "seed",
-        "user", "memory"}  # fmt: skip
-IGNORED = {"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "reasoning_effort", "verbosity"}
-# Fields that mean something this server does not do; with these values they mean nothing.
-NEUTRAL: dict[str, tuple] = {
-    "n": (1,), "top_p": (1,), "top_k": (-1, 0), "frequency_penalty": (0,), "presence_penalty": (0,), "logprobs": (False,),
-    "top_logprobs": (0,), "logit_bias": ({},), "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],),
-    "function_call": ("none", "auto"), "response_format": ({"type": "text"},), "modalities": (["text"],),
-    "parallel_tool_calls": (True, False), "repetition_penalty": (1,), "min_p": (0,),
-}  # fmt: skip
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-    "function": "tool",
-}
-MOST_STOPS, MOST_STOP = 4, 200
-HEADER = "X-Memory"
 
 
 class Refused(ValueError):
@@ -41,71 +17,12 @@ class Refused(ValueError):
         self.param, self.status, self.code = param, status, code
 
 
-@dataclass(frozen=True)
-class Message:
-    """One turn: who (system, user, assistant or tool) and what."""
-
-    role: str
-    text: str
-
-    @property
-    def digest(self) -> bytes:
-        return digest(self.role, self.text)
-
-
-@dataclass(frozen=True)
-class ChatRequest:
-    """A chat completion as asked for. memory: None for the model alone. most: tokens at most, None: what has room."""
-
-    messages: tuple[Message, ...]
-    memory: str | None
-    most: int | None
-    temperature: float
-    seed: int | None
-    stops: tuple[str, ...]
-    stream: bool
-    usage: bool  # in a stream, too
-
-    @property
-    def system(self) -> list[str]:
-        """What the system says."""
-        return [m.text for m in self.messages if m.role == "system"]
-
-    @property
-    def told(self) -> list[Message]:
-        """What users and tools said, of which a memory learns. What it said itself teaches it nothing."""
-        return [m for m in self.messages if m.role in ("user", "tool")]
-
-
-def chat_request(body: Mapping[str, Any], header: str | None, model: str) -> ChatRequest:
-    """Raises Refused. header: the memory that the request's header names. model: the one that is served."""
-    for name, value in body.items():
-        if name in NEUTRAL and value is not None and value not in NEUTRAL[name]:
-            raise Refused(f"{name} is {reprlib.repr(value)}, which this server does not do; leave it out.", name)
-        if name not in READ | IGNORED | NEUTRAL.keys():
-            raise Refused(f"unknown field {name!r:.60}; leave it out, or mend its name.", name)
-    asked = body.get("model")
-    if asked is not None and asked != model:
-        raise Refused(
-            f"there is no model {asked!r:.80} here; the one that is served is {model!r}.", "model", 404, "model_not_found"
-        )
-    options = {} if body.get("stream_options") is None else body["stream_options"]
-    if not isinstance(options, dict):
-        raise Refused("stream_options: expected an object.", "stream_options")
-    most = "max_tokens" if body.get("max_tokens") is not None else "max_completion_tokens"
-    return ChatRequest(
-        _messages(body.get("messages")), _memory(body, header), _number(body, most, int, 1, 1 << 20),
-        _number(body, "temperature", float, 0, 2) or 0.0, _number(body, "seed", int, -(1 << 63), 1 << 63),
-        _stops(body.get("stop")), _flag(body, "stream"), _flag(options, "include_usage"),
-    )  # fmt: skip
-
-
 def text_field(body: Mapping[str, Any], name: str, default: str | None = None) -> str:
     """A field that is text. Raises Refused."""
     value = body.get(name, default)
     if not isinstance(value, str):
-        raise Refused(f"{name}: expected text, got {_kind(value)}.", name)
-    return _whole(name, value)
+        raise Refused(f"{name}: expected text, got {kind(value)}.", name)
+    return whole(name, value)
 
 
 def only(body: Mapping[str, Any], *names: str) -> None:
@@ -116,87 +33,34 @@ def only(body: Mapping[str, Any], *names: str) -> None:
             raise Refused(f"unknown field {name!r:.60}; {expected}.", name)
 
 
-def _memory(body: Mapping[str, Any], header: str | None) -> str | None:
-    """The memory's name: of the field `memory`, else of the header, else of the field `user`; an empty one is an error."""
-    for where, value in (("memory", body.get("memory")), (HEADER, header), ("user", body.get("user"))):
-        if value is not None:
-            if not isinstance(value, str) or not value.strip():
-                raise Refused(f"{where}: expected the name of a memory, got {reprlib.repr(value)}.", where)
-            return value
-    return None
-
-
-def _messages(value: Any) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise Refused(f"messages: expected a list of at least one message, got {_kind(value)}.", "messages")
-    found = tuple(_message(i, m) for i, m in enumerate(value))
-    if found[-1].role not in ("user", "tool"):
-        raise Refused(f"messages: the last one is the {found[-1].role}'s; expected a user's or a tool's.", "messages")
-    if not found[-1].text.strip():
-        raise Refused("messages: the last one is empty; expected text.", "messages")
-    return found
-
-
-def _message(i: int, value: Any) -> Message:
-    where = f"messages[{i}]"
-    if not isinstance(value, dict) or value.get("role") not in list(ROLES):
-        got = value.get("role") if isinstance(value, dict) else value
-        raise Refused(f"{where}: expected an object with a role of {', '.join(ROLES)}, got {reprlib.repr(got)}.", where)
-    role, content = ROLES[value["role"]], value.get("content")
-    if content is None and role == "assistant":  # a call of tools
-        content = ""
-    if isinstance(content, list):
-        content = "\n".join(_part(where, part) for part in content)
-    if not isinstance(content, str):
-        raise Refused(f"{where}: content: expected text, got {_kind(content)}.", where)
-    return Message(role, _whole(where, content))
-
-
-def _part(where: str, part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind != "text" or not isinstance(part.get("text"), str):
-        raise Refused(f"{where}: a part of type {reprlib.repr(kind)} is not read; send parts of type 'text'.", where)
-    return part["text"]
-
-
-def _whole(where: str, text: str) -> str:
+def whole(where: str, text: str) -> str:
     """Text that UTF-8 has bytes for."""
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise Refused(f"{where}: it holds half of a surrogate pair, which is no character; send valid Unicode.", where)
     return text
 
 
-def _number(body: Mapping[str, Any], name: str, kind: type, least: float, most: float) -> Any:
+def number(body: Mapping[str, Any], name: str, form: type, least: float, most: float) -> Any:
+    """A field that is a number of this form, int or float; None where there is none. Raises Refused."""
     value = body.get(name)
     if value is None:
         return None
-    whole = type(value) is int or kind is float and type(value) is float and math.isfinite(value)
-    if not whole or not least <= value <= most:
-        what = "a whole number" if kind is int else "a number"
+    sound = type(value) is int or form is float and type(value) is float and math.isfinite(value)
+    if not sound or not least <= value <= most:
+        what = "a whole number" if form is int else "a number"
         raise Refused(f"{name}: expected {what} from {least} to {most}, got {reprlib.repr(value)}.", name)
-    return kind(value)
+    return form(value)
 
 
-def _flag(body: Mapping[str, Any], name: str) -> bool:
+def flag(body: Mapping[str, Any], name: str) -> bool:
+    """A field that is true or false; false where there is none. Raises Refused."""
     value = body.get(name)
     if value not in (None, True, False) or isinstance(value, (int, float)) and not isinstance(value, bool):
         raise Refused(f"{name}: expected true or false, got {reprlib.repr(value)}.", name)
     return bool(value)
 
 
-def _stops(value: Any) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else [] if value is None else value
-    if (
-        not isinstance(stops, list)
-        or len(stops) > MOST_STOPS
-        or not all(isinstance(s, str) and 0 < len(s) <= MOST_STOP for s in stops)
-    ):
-        raise Refused(
-            f"stop: expected up to {MOST_STOPS} texts of 1 to {MOST_STOP} characters, got {reprlib.repr(value)}.", "stop"
-        )
-    return tuple(stops)
-
-
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """What a value of JSON is called."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "nothing"}
     return kinds.get(type(value), "a number")

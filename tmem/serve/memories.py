@@ -13,57 +13,60 @@ from starlette.routing import Route
 
 from ..agent.agent import first_line
 from ..store.database import Write
+from ..store.facts import About
+from ..store.store import Missing
 from .engine import Say, Steps, Work
 from .fields import Refused, only, text_field
 from .said import Said
 from .server import Server, server_of
+from .tenants import Tenant, memory_of, tenant_of
 from .wire import body_of, while_connected
-from .words import fitting, read
+from .words import fitting, make, read
 
 MOST_PAIRS = 512  # of one request
 
 
 async def listed(request: Request) -> Response:
-    """All memories."""
-    about = server_of(request).store.memories()
-    return JSONResponse({"object": "list", "data": [asdict(a) for a in about]})
+    """All memories of the tenant."""
+    tenant = tenant_of(request)
+    found = server_of(request).store.memories(tenant.begins)
+    return JSONResponse({"object": "list", "data": [_about(tenant, a) for a in found]})
 
 
 async def made(request: Request) -> Response:
     """A new memory."""
     body = await body_of(request)
     only(body, "name")
-    name = text_field(body, "name")
-    await _worked(request, partial(server_of(request).store.make, name))
+    name, store, tenant = text_field(body, "name"), server_of(request).store, tenant_of(request)
+    await _worked(request, partial(make, store, tenant, tenant.inside(name)))
     return JSONResponse({"name": name}, 201)
 
 
 async def deleted(request: Request) -> Response:
     """Delete a memory."""
-    name = request.path_params["name"]
-    await _worked(request, partial(server_of(request).store.delete, name))
-    return JSONResponse({"name": name, "deleted": True})
+    await _worked(request, partial(server_of(request).store.delete, memory_of(request)))
+    return JSONResponse({"name": request.path_params["name"], "deleted": True})
 
 
 async def about(request: Request) -> Response:
     """What a list says of one memory."""
-    store, name = server_of(request).store, request.path_params["name"]
-    store.log(name)  # raises where there is none
-    (found,) = [a for a in store.memories() if a.name == name]
-    return JSONResponse(asdict(found))
+    store, name = server_of(request).store, memory_of(request)
+    store.messages(name)  # raises where there is none
+    for found in store.memories(name):
+        if found.name == name:
+            return JSONResponse(_about(tenant_of(request), found))
+    raise Missing(f"there is no memory {name!r:.60} any more; make it again.")
 
 
 async def pairs(request: Request) -> Response:
     """What a memory has learned, and where from."""
-    found = server_of(request).store.pairs(request.path_params["name"])
+    found = server_of(request).store.pairs(memory_of(request))
     return JSONResponse({"object": "list", "data": [asdict(f) for f in found]})
 
 
 async def log(request: Request) -> Response:
     """All its writes."""
-    return JSONResponse(
-        {"object": "list", "data": [_shown(w) for w in server_of(request).store.log(request.path_params["name"])]}
-    )
+    return JSONResponse({"object": "list", "data": [_shown(w) for w in server_of(request).store.log(memory_of(request))]})
 
 
 async def observe(request: Request) -> Response:
@@ -71,7 +74,7 @@ async def observe(request: Request) -> Response:
     body = await body_of(request)
     only(body, "text", "source")
     server, text, source = server_of(request), text_field(body, "text"), text_field(body, "source", "")
-    steps = read(server.store, request.path_params["name"], text, source, [])
+    steps = read(server.store, memory_of(request), text, source, [])
     return _written(server, await while_connected(request, server.engine.submit(Work(steps))))
 
 
@@ -79,7 +82,7 @@ async def write(request: Request) -> Response:
     """Write and learn what waits."""
     only(await body_of(request))
     server = server_of(request)
-    return _written(server, await _worked(request, partial(server.store.write, request.path_params["name"])))
+    return _written(server, await _worked(request, partial(server.store.write, memory_of(request))))
 
 
 async def learn(request: Request) -> Response:
@@ -87,7 +90,7 @@ async def learn(request: Request) -> Response:
     body = await body_of(request)
     only(body, "pairs", "source")
     server, source, given = server_of(request), text_field(body, "source", ""), _pairs(body.get("pairs"))
-    found = await _worked(request, partial(server.store.learn, request.path_params["name"], given, source=source))
+    found = await _worked(request, partial(server.store.learn, memory_of(request), given, source=source))
     return _written(server, [found])
 
 
@@ -106,7 +109,7 @@ async def ask(request: Request) -> Response:
         waits.extend(memory.waiting)
         return fitting(agent, "\n\n".join([*memory.waiting, agent.asked(question)]), most)
 
-    name = request.path_params["name"]
+    name = memory_of(request)
     reply = await while_connected(request, server.engine.submit(Say(name, prompt, said.add, most)))
     return JSONResponse({"answer": first_line(said.text) if waits else agent.settled(reply)})
 
@@ -115,8 +118,14 @@ async def fork(request: Request) -> Response:
     """A copy under another name."""
     body = await body_of(request)
     only(body, "name")
-    new = text_field(body, "name")
-    await _worked(request, partial(server_of(request).store.fork, request.path_params["name"], new))
+    new, store, tenant = text_field(body, "name"), server_of(request).store, tenant_of(request)
+    name, copy = memory_of(request), tenant.inside(new)
+
+    def forked() -> None:
+        tenant.room_for(copy, store)
+        store.fork(name, copy)
+
+    await _worked(request, forked)
     return JSONResponse({"name": new}, 201)
 
 
@@ -126,7 +135,7 @@ async def undo(request: Request) -> Response:
     only(body, "write")
     if type(body.get("write")) is not int or not 0 <= body["write"] < 1 << 53:
         raise Refused("write: expected the id of a write, or 0.", "write")
-    await _worked(request, partial(server_of(request).store.undo, request.path_params["name"], body["write"]))
+    await _worked(request, partial(server_of(request).store.undo, memory_of(request), body["write"]))
     return await log(request)
 
 
@@ -136,7 +145,7 @@ async def unlearn(request: Request) -> Response:
     only(body, "question", "source")
     if len(body) != 1:
         raise Refused("expected either question (of the fact to delete) or source (of which all is deleted).")
-    store, name = server_of(request).store, request.path_params["name"]
+    store, name = server_of(request).store, memory_of(request)
     verb = store.delete_fact if "question" in body else store.delete_source
     (field,) = body
     return JSONResponse({"deleted": [asdict(p) for p in await _worked(request, partial(verb, name, text_field(body, field)))]})
@@ -147,7 +156,7 @@ async def correct(request: Request) -> Response:
     body = await body_of(request)
     only(body, "question", "answer")
     question, answer = text_field(body, "question"), text_field(body, "answer")
-    verb = partial(server_of(request).store.correct, request.path_params["name"], question, answer)
+    verb = partial(server_of(request).store.correct, memory_of(request), question, answer)
     return JSONResponse({"corrected": [asdict(p) for p in await _worked(request, verb)]})
 
 
@@ -164,6 +173,10 @@ def _once(verb: Callable[[], Any]) -> Steps:
 def _written(server: Server, writes: list[Write]) -> Response:
     server.metrics.wrote(writes)
     return JSONResponse({"writes": [_shown(w) for w in writes]})
+
+
+def _about(tenant: Tenant, found: About) -> dict[str, Any]:
+    return {**asdict(found), "name": tenant.outside(found.name)}
 
 
 def _shown(write: Write) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ..files.objects import parsed
 from ..store.store import Missing, Taken
 from .engine import Full
 from .fields import Refused
+from .tenants import Tenant
 
 MOST_BYTES = 1 << 20  # of a body
 SECONDS = 30.0  # in which a body must have come
@@ -71,14 +72,18 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def error_of(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, body and headers for an error. What is nobody's mistake is logged by its kind and says nothing of the inside."""
+def error_of(error: Exception, tenant: Tenant | None) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers for an error, in the words of the tenant that gets it.
+
+    What is nobody's mistake is logged by its kind and says nothing of the inside.
+    """
     status, param, code, headers = 400, None, None, {}
     message, kind = str(error), "invalid_request_error"
     if isinstance(error, Refused):
         status, param, code = error.status, error.param, error.code
     elif isinstance(error, (Missing, Taken)):
         status, code = (404, "not_found") if isinstance(error, Missing) else (409, "taken")
+        message = message if tenant is None else tenant.told(message)
     elif isinstance(error, Full):
         status, kind, code, headers = 429, "rate_limit_error", "queue_full", {"Retry-After": str(error.seconds)}
     elif isinstance(error, HTTPException):
@@ -87,12 +92,14 @@ def error_of(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
         status, kind, message = 500, "server_error", "the server could not do this; its log says why."
         why = f": {error}" if isinstance(error, OSError) else ""
         logger.error(f"a request failed: {type(error).__name__}{why}", exc_info=None if why else error)
+    if status == 401:
+        headers = {"WWW-Authenticate": "Bearer"}
     return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}, headers
 
 
-async def refuse(_: Request, error: Exception) -> Response:
+async def refuse(request: Request, error: Exception) -> Response:
     """The response to an error."""
     if isinstance(error, (Gone, ClientDisconnect)):
         return Response(status_code=499)
-    status, body, headers = error_of(error)
+    status, body, headers = error_of(error, request.scope.get("tenant"))
     return JSONResponse(body, status, headers)

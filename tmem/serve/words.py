@@ -1,4 +1,4 @@
-"""What the model is shown for a chat request, and what a memory reads of it."""
+"""What the model is shown for a request, and what a memory reads of it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from ..store.history import known
 from ..store.kept import Kept
 from ..store.store import MemoryStore
 from .engine import Steps
-from .fields import ChatRequest, Message, Refused
+from .fields import Refused
+from .requests import ChatRequest, CompletionRequest, Message
 from .said import Said
+from .tenants import Tenant
 
 SOURCE = "chat"  # what text of conversations is called in a memory
 
@@ -42,15 +44,32 @@ def _before(last: Message, waiting: Sequence[str]) -> list[str]:
     return [*before, *([end] if end else [])]
 
 
+def continued(agent: Agent, request: CompletionRequest, said: Said) -> list[int]:
+    """Token ids of a text to go on with, as it is; `said` then goes on with them. Raises Refused as `prompt` does."""
+    ids = agent.chat.completion(request.prompt)
+    if not ids:
+        raise Refused("prompt: the model's tokenizer makes nothing of it; expected text.", "prompt")
+    said.before = ids
+    said.most = min(said.most, _room(agent, ids, request.most or 1, "prompt"))
+    return ids
+
+
 def fitting(agent: Agent, text: str, most: int) -> list[int]:
     """Token ids of a user turn. Raises Refused where it does not fit the model."""
-    ids, room = agent.chat.prompt(text), agent.model.config.max_position_embeddings
+    ids = agent.chat.prompt(text)
+    _room(agent, ids, most, "messages")
+    return ids
+
+
+def _room(agent: Agent, ids: list[int], most: int, param: str) -> int:
+    """How many tokens have room after these. Raises Refused where that is less than `most`."""
+    room = agent.model.config.max_position_embeddings
     if len(ids) + most > room:
         raise Refused(
             f"the prompt has {len(ids)} tokens and up to {most} are to come, the model has room for {room}; shorten it.",
-            "messages", code="context_length_exceeded",
+            param, code="context_length_exceeded",
         )  # fmt: skip
-    return ids
+    return room - len(ids)
 
 
 def line(message: Message) -> str:
@@ -58,9 +77,15 @@ def line(message: Message) -> str:
     return f"{message.role}: {message.text}"
 
 
-def catch_up(store: MemoryStore, name: str, request: ChatRequest) -> Steps:
+def make(store: MemoryStore, tenant: Tenant, name: str, exist_ok: bool = False) -> None:
+    """A new memory of a tenant. Raises Refused where it would be one too many, and what MemoryStore.make raises."""
+    tenant.room_for(name, store)
+    store.make(name, exist_ok=exist_ok)
+
+
+def catch_up(store: MemoryStore, tenant: Tenant, name: str, request: ChatRequest) -> Steps:
     """Steps that read what is new of a conversation, up to its last message; whether that one is new too, and the writes."""
-    store.make(name, exist_ok=True)
+    make(store, tenant, name, exist_ok=True)
     told = request.told
     count = known([m.digest for m in told], store.messages(name))
     new = told[count:-1]

@@ -195,15 +195,18 @@ class Database:
 
     # memories ------------------------------------------------------------------------------------------------------
 
-    def count(self) -> int:
-        return self._one("SELECT count(*) FROM memory")[0]
+    def count(self, begins: str = "") -> int:
+        """How many memories have a name that begins so; reads only those, as `about` does."""
+        return self._one("SELECT count(*) FROM memory WHERE name >= ? AND name < ?", *_between(begins))[0]
 
-    def about(self) -> list[tuple]:
-        """Name, when made and changed, how many writes, and the norm after the last write, of every memory."""
+    def about(self, begins: str = "") -> list[tuple]:
+        """Name, when made and changed, how many writes, and the norm after the last write, of every memory whose name begins
+        so."""
         return self._all(
             "SELECT m.name, m.made, m.changed, (SELECT count(*) FROM entry e WHERE e.memory = m.id), coalesce("
             "(SELECT norm FROM entry e WHERE e.memory = m.id AND e.kept ORDER BY e.id DESC LIMIT 1), 0.0) "
-            "FROM memory m ORDER BY m.id"
+            "FROM memory m WHERE m.name >= ? AND m.name < ? ORDER BY m.id",
+            *_between(begins),
         )
 
     def state(self, name: str) -> State | None:
@@ -294,6 +297,14 @@ class Database:
         for place, digest in enumerate(digests, last + 1):
             self._do("INSERT INTO message VALUES (?, ?, ?)", memory, place, digest)
         self._do("DELETE FROM message WHERE memory = ? AND place <= ?", memory, last + len(digests) - MESSAGES)
+
+
+def _between(begins: str) -> tuple[str, str | bytes]:
+    """The first name that begins so, and what comes after the last; bytes come after every text."""
+    if not (rest := begins.rstrip("\U0010ffff")):
+        return begins, b""
+    after = ord(rest[-1]) + 1
+    return begins, rest[:-1] + chr(0xE000 if after == 0xD800 else after)  # surrogates are no characters
 
 
 def _write(row: Sequence, told: Sequence[Told]) -> Write:

@@ -160,9 +160,13 @@ class MemoryStore:
 
     # memories ------------------------------------------------------------------------------------------------------
 
-    def memories(self) -> list[About]:
-        """All memories, in the order in which they were made."""
-        return [About(*found) for found in self._db.about()]
+    def memories(self, begins: str = "") -> list[About]:
+        """All memories whose name begins so, in the order in which they were made. Takes no longer for other ones."""
+        return [About(*found) for found in self._db.about(begins)]
+
+    def count(self, begins: str = "") -> int:
+        """How many memories have a name that begins so."""
+        return self._db.count(begins)
 
     @property
     def slots(self) -> int:

@@ -1,0 +1,62 @@
+"""A memory's adapter over HTTP says in PEFT what the memory says here."""
+
+import json
+
+import pytest
+import torch
+from tiny import model, pairs
+
+pytest.importorskip("starlette", reason="needs tmem[serve]")
+pytest.importorskip("uvicorn", reason="needs tmem[serve]")
+peft = pytest.importorskip("peft", reason="needs the package peft")
+
+from tiny_server import MODEL, serving  # noqa: E402
+
+from tmem.adapters.peft import load_adapter  # noqa: E402
+from tmem.serve.tenants import Tenants  # noqa: E402
+
+
+def fetched(client, name, folder):
+    """The adapter's folder, as a client keeps it."""
+    folder.mkdir()
+    for path, file in (("adapter", "adapter_model.safetensors"), ("adapter/config", "adapter_config.json")):
+        found = client.get(f"/v1/memories/{name}/{path}")
+        assert found.status_code == 200, found.text
+        (folder / file).write_bytes(found.content)
+    return folder
+
+
+def test_peft_goes_on_with_a_text_as_the_server_does(tmp_path):
+    with serving(tmp_path / "s") as (client, store):
+        client.post("/v1/memories", json={"name": "ada"})
+        told = [[p.question, p.answer] for p in pairs(4, "m")]
+        assert client.post("/v1/memories/ada/learn", json={"pairs": told}).is_success
+        folder = fetched(client, "ada", tmp_path / "ada")
+        said = client.post("/v1/completions", json={"prompt": "what is m?", "user": "ada", "max_tokens": 10}).json()
+        alone = client.post("/v1/completions", json={"prompt": "what is m?", "max_tokens": 10}).json()
+        assert client.get("/v1/memories/nobody/adapter").status_code == 404
+        with store.using(["ada"]) as (memory,):
+            bank = store.agent.bank
+            slot = load_adapter(bank, folder)
+            assert all(torch.equal(s.bt[slot], s.bt[memory.row]) for s in bank.sites)
+            bank.free(slot)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == MODEL
+    network = peft.PeftModel.from_pretrained(model(), str(folder))
+    ids, text = [ord(c) for c in "what is m?"], ""
+    while len(text) < len(said["choices"][0]["text"]):
+        ids.append(int(network(torch.tensor([ids])).logits[0, -1].argmax()))
+        text += chr(ids[-1])
+    assert text == said["choices"][0]["text"] != alone["choices"][0]["text"]
+
+
+def test_an_adapter_is_its_tenants_alone(tmp_path):
+    keys = {"acme": "acme-key-0123456789", "beta": "beta-key-0123456789"}
+    with serving(tmp_path / "s", tenants=Tenants(list(keys.items()))) as (client, store):
+        store.make("acme/ada")
+        for path in ("adapter", "adapter/config"):
+            found = [
+                client.get(f"/v1/memories/ada/{path}", headers={"Authorization": f"Bearer {key}"}) for key in keys.values()
+            ]
+            assert [f.status_code for f in found] == [200, 404]
+            assert client.get(f"/v1/memories/ada/{path}").status_code == 401
+            assert b"acme" not in found[0].content
