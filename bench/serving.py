@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from .traffic import Request
 LOAD = 0.7
 AIMS = {"mixed": 4.0, "answers": 1.25}
 SAME = 0.8  # of the asks both servers answer alike, at least; and of tmem's right answers the other has as many
-BESIDE = 6  # chats alone and beside writes
+BESIDE = 4  # chats alone and beside writes
 
 
 @dataclass
@@ -67,8 +68,10 @@ def time_serving(
     seed      of facts, turns and arrivals
     slots     of tmem's server
     Nothing is `kept`: times are compared within one run. Raises WrongNumbers where a request has not exactly one answer, or
-    the servers heard or answered something else.
+    the servers heard or answered something else; ValueError where a package is missing.
     """
+    if any(find_spec(name) is None for name in ("starlette", "uvicorn", "peft")):
+        raise ValueError("bench serve needs starlette, uvicorn and peft: pip install 'tmem[serve]' peft.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     users, requests = ((1, 3), 3) if quick else (tuple(sorted(set(users))), requests)
     setup = servers.Setup(quick, slots, max(64, 2 * max(users)), torch.get_num_threads())
