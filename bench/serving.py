@@ -157,17 +157,16 @@ class _Study:
         self.watch(f"beside a write: {name}", self.done)
         self.done += 1
         way, running = self.ways[name], self.running[name]
-        writes = [traffic.plan(1, traffic.MOST, self.seed + i)[0] for i in (1, 2)]
-        learns = [[r for r in requests if r.kind == "learn"] for requests in writes]
+        (learn, *_), (again, *_) = (traffic.plan(1, self.requests, self.seed + i)[0] for i in (1, 2))
         chats = [r for r in traffic.plan(1, traffic.MOST, self.seed)[0] if r.kind == "chat"][:BESIDE]
         make(way, ["alone-0", "beside-0", "writes-0", "step-0"])
         before = running.about()["steps"]
-        write = drive(way, [learns[0][:1]], "step")[0]
+        write = drive(way, [[learn]], "step")[0]
         step = (write.done - write.due) / max(1, running.about()["steps"] - before)
         alone = drive(way, [chats], "alone")
         ended = threading.Event()
         written: list[Served] = []
-        writer = threading.Thread(target=_write_on, args=(way, learns[1], ended, written))
+        writer = threading.Thread(target=_write_on, args=(way, again, ended, written))
         writer.start()
         try:
             found = drive(way, [chats], "beside")
@@ -180,11 +179,10 @@ class _Study:
         return out
 
 
-def _write_on(way: Way, requests: Sequence[Request], ended: threading.Event, written: list[Served]) -> None:
-    k = 0
+def _write_on(way: Way, request: Request, ended: threading.Event, written: list[Served]) -> None:
+    """Teach the same pairs again and again, so that every write is as long."""
     while not ended.is_set():
-        written += drive(way, [[requests[k % len(requests)]]], "writes")
-        k += 1
+        written += drive(way, [[request]], "writes")
 
 
 # what was found -----------------------------------------------------------------------------------------------------------
