@@ -17,7 +17,7 @@ from .. import machine
 from ..files import objects
 from ..files.objects import read_object
 from ..study import init, soak
-from . import attend, decode, episodes, idle, loop, lora, model, rsvd, step, train, update
+from . import attend, decode, episodes, idle, loop, lora, model, rsvd, serving, step, train, update
 from .measure import Settings, ceilings, measured
 
 BENCHES = {
@@ -32,6 +32,7 @@ STUDIES = {
     "init": init.compare_inits,
     "train": train.time_grpo_step,
     "eval": episodes.time_episodes,
+    "serve": serving.time_serving,
     "soak": soak.compare_settings,
 }
 """What `tmem bench NAME` runs one at a time, with rows of its own: see `run_study`."""

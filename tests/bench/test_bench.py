@@ -92,6 +92,19 @@ def test_a_study_leaves_its_rows_and_pictures(name, tmp_path):
         for row in found["rows"]:
             assert row["episodes"] > 1 and row["ratio"] == pytest.approx(row["apart"] / row["together"])
             assert row["together_an_hour"] == pytest.approx(3600 * row["episodes"] / row["together"])
+    elif name == "serve":
+        phases = [("mixed", ("tmem", "straightforward")), ("answers", ("tmem", "base"))]
+        expected = {(server, phase, users) for users in (1, 3) for phase, servers in phases for server in servers}
+        expected |= {(server, "arrivals", 3) for server in ("tmem", "straightforward")}
+        assert {(r["server"], r["phase"], r["users"]) for r in found["rows"]} == expected
+        for row in found["rows"]:
+            assert row["a_second"] == pytest.approx(row["requests"] / row["seconds"])
+            assert row["requests"] == row["users"] * (2 if row["phase"] == "answers" else 3)
+            assert all(0 < times["p50"] <= times["p95"] <= times["p99"] for times in row["total"].values())
+        assert [b["server"] for b in found["beside"]] == list(found["work"]["servers"]) == ["tmem", "straightforward"]
+        assert all(0 < b["step"] < b["write"] and b["writes"] > 0 for b in found["beside"])
+        assert all(s["resident"] > 0 and s["steps"] > 0 for s in found["work"]["servers"].values())
+        assert found["work"]["alike"] >= 0.8
     elif name == "soak":
         names = ["default", "rehearse 0", "rehearse 16", "lr 0.03", "lr 0.015"]
         assert list(found["work"]["settings"]) == names and found["work"]["settings"]["rehearse 16"]["rehearse"] == 16
@@ -135,7 +148,7 @@ def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
 
 
 def test_a_study_runs_by_itself():
-    with pytest.raises(ValueError, match="rsvd, init, train, eval, soak run by themselves, got lora, rsvd"):
+    with pytest.raises(ValueError, match="rsvd, init, train, eval, serve, soak run by themselves, got lora, rsvd"):
         show.bench(("lora", "rsvd"), None, quick=True, threads=1)
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -485,6 +486,37 @@ def test_answers_come_between_the_steps_of_long_work():
     engine.close()
     with pytest.raises(RuntimeError, match="shutting down"):
         engine.submit(Work(steps("c")))
+
+
+@pytest.mark.parametrize(
+    ("slow", "order"), [(False, ["say", "a", "b", "c", "say"]), (True, ["say", "a", "say", "b", "c"])], ids=["short", "long"]
+)
+def test_short_work_is_done_together_between_two_batches_and_long_work_by_itself(slow, order):
+    seen, hold = [], threading.Event()
+
+    def say(*_, **__):
+        seen.append("say")
+        hold.wait(10)
+        return [None]
+
+    def step(name):
+        seen.append(name)
+        if slow and name == "a":
+            time.sleep(0.3)
+        return name
+        yield
+
+    using = contextmanager(lambda names: iter([[]]))
+    engine = Engine(SimpleNamespace(slots=2, agent=SimpleNamespace(say=say), using=using), 10, list)
+    jobs = [engine.submit(Say(None, lambda _: [1], bool, 1))]
+    while not seen:
+        time.sleep(0.01)
+    jobs += [engine.submit(Work(step(name))) for name in "abc"] + [engine.submit(Say(None, lambda _: [1], bool, 1))]
+    hold.set()
+    for job in jobs:
+        job.result(10)
+    engine.close()
+    assert seen == order
 
 
 def test_the_queue_is_bounded_and_what_nobody_waits_for_is_dropped():

@@ -10,7 +10,22 @@ from ..agent.config import DEFAULT_PRESET
 from .group import refuse
 
 OPS = ("lora", "step", "decode")
-ALONE = ("rsvd", "init", "train", "eval", "soak")
+ALONE = ("rsvd", "init", "train", "eval", "serve", "soak")
+OF = {"soak": ("preset", "settings", "chains", "writes"), "serve": ("users", "requests", "seed", "slots")}  # whose an option is
+
+
+class Counts(click.ParamType):
+    """Numbers of 1 or more, between commas."""
+
+    name = "numbers"
+
+    def convert(self, value, param, ctx) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = value.split(",")
+        if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+            self.fail(f"expected numbers of 1 or more such as 1,4,8, got {value!r}.", param, ctx)
+        return tuple(int(part) for part in parts)
 
 
 @click.command()
@@ -40,7 +55,17 @@ ALONE = ("rsvd", "init", "train", "eval", "soak")
 )
 @click.option("--chains", type=click.IntRange(1), default=6, show_default=True, help="soak: memories that learn in parallel.")
 @click.option("--writes", type=click.IntRange(1), default=24, show_default=True, help="soak: writes into each memory.")
-def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: int | None, **of_soak) -> None:
+@click.option(
+    "--users",
+    type=Counts(),
+    default="1,4,8,16,32",
+    show_default=True,
+    help="serve: users at once, each number a point of a curve.",
+)
+@click.option("--requests", type=click.IntRange(3, 20), default=5, show_default=True, help="serve: requests of each user.")
+@click.option("--seed", type=int, default=0, show_default=True, help="serve: of facts, turns and arrivals.")
+@click.option("--slots", type=click.IntRange(1), default=64, show_default=True, help="serve: memories that have room at once.")
+def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: int | None, **of_one) -> None:
     """Time the ops against other ways to do the same.
 
     With no name: lora, step and decode, about 8 minutes on 2 cores.
@@ -51,6 +76,7 @@ def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: 
       init    about 45 minutes
       train   about 10 minutes
       eval    about 10 minutes
+      serve   about 15 minutes
       soak    hours
 
     All ways are first compared with an oracle. Then they are timed in turns in one process, on the GPU where there is one.
@@ -72,6 +98,9 @@ def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: 
 
     eval: tmem's episodes in parallel, compared with one after another.
 
+    serve: users of `tmem serve` over HTTP, compared with transformers and PEFT, one request at a time, and with the model
+    without memories. It says requests a second with all users busy, and times under Poisson arrivals (docs/serving.md).
+
     soak: many writes into one memory: what is forgotten, and when.
 
     \b
@@ -81,7 +110,6 @@ def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: 
     """
     from ..bench.show import bench as watch
 
-    if names != ("soak",):
-        refuse(f"bench {' '.join(names)}".strip(), of_soak)
-        of_soak = {}
-    watch(names, json_file, quick=quick, threads=threads, **of_soak)
+    own = OF.get(names[0], ()) if len(names) == 1 else ()
+    refuse(f"bench {' '.join(names)}".strip(), [option for option in of_one if option not in own])
+    watch(names, json_file, quick=quick, threads=threads, **{option: of_one[option] for option in own})

@@ -1,4 +1,5 @@
-"""The engine of a server: one thread has the model. It answers what waits in one batch, and between two batches works one step.
+"""The engine of a server: one thread has the model. It answers what waits in one batch, and between two batches does
+work, a step of it where that is long.
 
 What a request is answered does not depend on who else is served: see tmem.agent.decode.
 """
@@ -22,6 +23,7 @@ from ..store.store import MemoryStore, Missing
 logger = logging.getLogger("tmem")
 
 ROWS = 32  # requests that are answered in one batch, at most
+SHORT = 0.05  # seconds of work between two batches; a step that takes longer is the only one
 
 Steps = Generator[None, None, Any]
 
@@ -130,13 +132,23 @@ class Engine:
                 self._wake.wait_for(lambda: not self._open or self._says or self._works or self._due)
                 if not self._open:
                     return
-                says, work = self._batch(), self._next_work()
+                says = self._batch()
             began = time.monotonic()
             if says:
                 self._answer(says)
-            if work is not None:
-                self._step(work)
+            self._work()
             self._seconds += 0.2 * (time.monotonic() - began - self._seconds)
+
+    def _work(self) -> None:
+        """Steps of work until they have taken SHORT seconds: reading many messages must not take a batch each, and one step
+        that is long is the last."""
+        ends = time.monotonic() + SHORT
+        while time.monotonic() < ends:
+            with self._wake:
+                work = self._next_work() if self._open else None
+            if work is None:
+                return
+            self._step(work)
 
     def _batch(self) -> list[Say]:
         """Those first in the queue that are sampled in one way and have a slot each, without the ones nobody waits for."""
