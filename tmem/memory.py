@@ -219,7 +219,7 @@ class Memory:
 
         Raises ValueError for an empty list, an empty question or answer, or what is no pair of texts.
         """
-        told, new = functools.partial(progress or Lines(), "learn"), newest(_pairs(pairs))
+        told, new = functools.partial(progress or Lines(), "learn"), newest(told_pairs(pairs))
         (learned,) = self.agent.teach([self._row], [new], [self._lesson], told)
         self._changed(new, learned)
         return learned
@@ -298,7 +298,7 @@ def _questions(verb: str, known: Sequence[str]) -> list[str]:
     return list(known)
 
 
-def _pairs(values: Iterable[tuple[str, str] | Pair]) -> list[Pair]:
+def told_pairs(values: Iterable[tuple[str, str] | Pair]) -> list[Pair]:
     """The pairs that a caller gave; ValueError for what is none, such as a dict, whose keys are two texts as well."""
     out: list[Pair] = []
     if isinstance(values, (str, dict)) or not isinstance(values, Iterable) or not (given := list(values)):

@@ -19,11 +19,13 @@ pytest.importorskip("starlette", reason="needs tmem[serve]")
 pytest.importorskip("uvicorn", reason="needs tmem[serve]")
 
 from tiny_server import MODEL, serving  # noqa: E402
+from tiny_store import store_at  # noqa: E402
 
-from tmem.serve.engine import Engine, Full, Say, Work  # noqa: E402
+from tmem.serve.engine import Engine, Full, Learn, Say, Work  # noqa: E402
 from tmem.serve.fields import Refused  # noqa: E402
 from tmem.serve.requests import NEUTRAL, chat_request  # noqa: E402
 from tmem.serve.said import Said  # noqa: E402
+from tmem.store.store import Missing, Telling  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -517,6 +519,56 @@ def test_short_work_is_done_together_between_two_batches_and_long_work_by_itself
         job.result(10)
     engine.close()
     assert seen == order
+
+
+def test_what_several_memories_are_to_learn_is_learned_in_one_update(tmp_path, monkeypatch):
+    """While something else is under way requests to learn collect; two of one memory are two updates."""
+    taught, began, hold = [], threading.Event(), threading.Event()
+
+    def held():
+        began.set()
+        hold.wait(10)
+        return None
+        yield
+
+    with store_at(tmp_path / "s", slots=3) as store:
+        teach = store.agent.teach
+        monkeypatch.setattr(store.agent, "teach", lambda slots, *rest: taught.append(len(slots)) or teach(slots, *rest))
+        for name in "abcd":
+            store.make(name)
+        engine = Engine(store, 20, list)
+        engine.submit(Work(held()))
+        began.wait(10)
+        jobs = {i: engine.submit(Learn(Telling(name, pairs(1, f"{i}")))) for i, name in enumerate("aabcd")}
+        lost = engine.submit(Learn(Telling("nobody", pairs(1, "x"))))
+        cancelled = engine.submit(Learn(Telling("a", pairs(1, "y"))))
+        cancelled.cancel()
+        hold.set()
+        assert [job.result(20).id for job in jobs.values()] == [1, 2, 1, 1, 1]
+        with pytest.raises(Missing):
+            lost.result(20)
+        engine.close()
+        assert taught == [3, 2], "of three slots: a, b and c, then a again and d"
+        assert [p.question for p in store.pairs("a")] == [pairs(1, "0")[0].question, pairs(1, "1")[0].question]
+
+
+def test_where_one_of_them_cannot_be_had_the_others_learn_by_themselves(tmp_path, monkeypatch):
+    with store_at(tmp_path / "s") as store:
+        store.make("a")
+        store.make("b")
+        engine, using = Engine(store, 20, list), store.using
+
+        def broken(names):
+            if "b" in names:
+                raise OSError("its row cannot be read")
+            return using(names)
+
+        monkeypatch.setattr(store, "using", broken)
+        jobs = [engine.submit(Learn(Telling(name, pairs(1, name)))) for name in "ab"]
+        assert jobs[0].result(20).id == 1
+        with pytest.raises(OSError, match="cannot be read"):
+            jobs[1].result(20)
+        engine.close()
 
 
 def test_the_queue_is_bounded_and_what_nobody_waits_for_is_dropped():

@@ -26,9 +26,10 @@ from tmem.agent.write import Written
 from tmem.episode import Pair
 from tmem.files.folders import Busy
 from tmem.store import database
+from tmem.store.database import Write
 from tmem.store.facts import of_one_fact
 from tmem.store.history import digest, known
-from tmem.store.store import NEWEST, Missing, Taken
+from tmem.store.store import NEWEST, Missing, Taken, Telling
 
 KILLS = int(os.environ.get("TMEM_KILLS", 2))
 
@@ -253,6 +254,49 @@ def test_a_deleted_memory_leaves_nothing(store):
         store.ask("ada", "?")
     told(store, "ada", "b")
     assert len(store.log("ada")) == 1
+
+
+def test_memories_that_learn_together_have_the_bits_of_those_that_learn_alone(tmp_path):
+    """Whatever the others are told, and where one of them cannot learn, the others do."""
+    many = [pairs(1, "a"), pairs(5, "b"), pairs(3, "c")]
+    with store_at(tmp_path / "alone", slots=4) as alone, store_at(tmp_path / "s", slots=4) as store:
+        for n, given in zip(("ada", "ben", "eve"), many):
+            for one in (alone, store):
+                one.make(n)
+                one.learn(n, pairs(2, n))
+            alone.learn(n, given, source="mail")
+        tellings = [Telling(n, given, "mail") for n, given in zip(("ada", "ben", "eve"), many)]
+        bad = [Telling("nobody", many[0]), Telling("bad", []), Telling("odd", [("?", "\ud800")])]
+        for name in ("bad", "odd"):
+            store.make(name)
+        found = store.learn_together([bad[0], tellings[2], bad[1], tellings[0], tellings[1]])
+        assert [type(f) for f in found] == [Missing, Write, ValueError, Write, Write]
+        for n in ("ada", "ben", "eve"):
+            assert (bits(store, n) == bits(alone, n)).all()
+            assert [w.told for w in store.log(n)] == [w.told for w in alone.log(n)] and store.log(n)[-1].source == "mail"
+        (error,) = store.learn_together(bad[2:])
+        assert isinstance(error, ValueError) and store.log("odd") == [] and not bits(store, "odd").any()
+        assert store.learn_together([]) == []
+
+
+def test_a_memory_that_cannot_be_kept_does_not_keep_the_others_from_it(store, monkeypatch):
+    """After a full disk it is as it was, and learns when there is room again."""
+    told(store, "ada", "a")
+    told(store, "ben", "b")
+    before, keep = bits(store, "ada"), store._keep
+    full = {"ada"}
+
+    def kept(memory, change):
+        if memory.name in full:
+            raise OSError("full")
+        keep(memory, change)
+
+    monkeypatch.setattr(store, "_keep", kept)
+    found = store.learn_together([Telling("ada", pairs(2, "x")), Telling("ben", pairs(2, "x"))])
+    assert isinstance(found[0], OSError) and found[1].id == 2
+    assert (bits(store, "ada") == before).all() and len(store.log("ada")) == 1
+    full.clear()
+    assert store.learn_together([Telling("ada", pairs(2, "x"))])[0].id == 2
 
 
 # refusals --------------------------------------------------------------------------------------------------------------------

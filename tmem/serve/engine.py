@@ -18,11 +18,12 @@ from typing import Any
 
 from ..store.database import Write
 from ..store.kept import Kept
-from ..store.store import MemoryStore, Missing
+from ..store.store import MemoryStore, Missing, Telling
 
 logger = logging.getLogger("tmem")
 
 ROWS = 32  # requests that are answered in one batch, at most
+TAUGHT = 8  # memories that learn in one update, at most: everybody waits for it
 SHORT = 0.05  # seconds of work between two batches; a step that takes longer is the only one
 
 Steps = Generator[None, None, Any]
@@ -70,6 +71,14 @@ class Work:
     done: Future = field(default_factory=Future)
 
 
+@dataclass(eq=False)
+class Learn:
+    """Pairs to be learned; those of several memories in one update, between batches. The result is the Write."""
+
+    telling: Telling
+    done: Future = field(default_factory=Future)
+
+
 class Engine:
     """Runs until `close`. At most `most` requests wait; `submit` raises Full for one more.
 
@@ -79,7 +88,7 @@ class Engine:
     def __init__(self, store: MemoryStore, most: int, wrote: Callable[[list[Write]], None]):
         self.store, self.most, self.wrote = store, most, wrote
         self._says: deque[Say] = deque()
-        self._works: deque[Work] = deque()
+        self._works: deque[Work | Learn] = deque()
         self._due: dict[str, None] = {}  # memories in which text waits that is to be written, in order
         self._wake = threading.Condition()
         self._open = True
@@ -97,7 +106,7 @@ class Engine:
         """Whether it answers."""
         return self._open and self._thread.is_alive()
 
-    def submit(self, job: Say | Work, *, follows: bool = False) -> Future:
+    def submit(self, job: Say | Work | Learn, *, follows: bool = False) -> Future:
         """Have a job done; its result. Raises Full, and RuntimeError once closed.
 
         follows: it belongs to a request that was let in already, and is never one too many.
@@ -168,16 +177,28 @@ class Engine:
         self._says = left
         return taken
 
-    def _next_work(self) -> Work | None:
+    def _next_work(self) -> Work | list[Learn] | None:
         while self._works:
             work = self._works.popleft()
             if not work.done.cancelled():
-                return work
+                return self._with_others(work) if isinstance(work, Learn) else work
         if self._due and not self._says:
             name = next(iter(self._due))
             del self._due[name]
             return Work(self._write_due(name))
         return None
+
+    def _with_others(self, first: Learn) -> list[Learn]:
+        """What is to be learned, and what other memories are to learn, as many as do so in one update."""
+        taken, left = {first.telling.memory: first}, deque()
+        for work in self._works:
+            fits = isinstance(work, Learn) and len(taken) < min(TAUGHT, self.store.slots) and not work.done.cancelled()
+            if fits and work.telling.memory not in taken:
+                taken[work.telling.memory] = work
+            else:
+                left.append(work)
+        self._works = left
+        return list(taken.values())
 
     def _write_due(self, name: str) -> Steps:
         try:
@@ -189,7 +210,22 @@ class Engine:
         except Exception as error:  # the text waits on; the next request for this memory tries again
             logger.error(f"what waits in a memory could not be written ({type(error).__name__})")
 
-    def _step(self, work: Work) -> None:
+    def _teach(self, jobs: list[Learn]) -> None:
+        found: list[Any]
+        try:
+            found = self.store.learn_together([job.telling for job in jobs])
+        except Exception as error:  # nothing was learned; one of them cannot be had: each by itself
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._teach([job])
+                return
+            found = [error]
+        for job, result in zip(jobs, found):
+            _settle(job.done, result)
+
+    def _step(self, work: Work | list[Learn]) -> None:
+        if isinstance(work, list):
+            return self._teach(work)
         try:
             next(work.steps)
         except StopIteration as end:

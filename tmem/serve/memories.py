@@ -14,8 +14,8 @@ from starlette.routing import Route
 from ..agent.agent import first_line
 from ..store.database import Write
 from ..store.facts import About
-from ..store.store import Missing
-from .engine import Say, Steps, Work
+from ..store.store import Missing, Telling
+from .engine import Learn, Say, Steps, Work
 from .fields import Refused, only, text_field
 from .said import Said
 from .server import Server, server_of
@@ -90,8 +90,8 @@ async def learn(request: Request) -> Response:
     body = await body_of(request)
     only(body, "pairs", "source")
     server, source, given = server_of(request), text_field(body, "source", ""), _pairs(body.get("pairs"))
-    found = await _worked(request, partial(server.store.learn, memory_of(request), given, source=source))
-    return _written(server, [found])
+    job = Learn(Telling(memory_of(request), given, source))
+    return _written(server, [await while_connected(request, server.engine.submit(job))])
 
 
 async def ask(request: Request) -> Response:

@@ -52,6 +52,11 @@ class Kept(Memory):
         return self._lock
 
     @property
+    def lesson(self) -> Lesson:
+        """What it was taught."""
+        return self._lesson
+
+    @property
     def waiting(self) -> list[str]:
         """The passages that wait to be written."""
         return self._context
