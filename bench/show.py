@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ..files.folders import locked
 from ..files.objects import write_json
@@ -105,8 +106,8 @@ def _aims(aims: list[dict]) -> Table:
     for column in ("work", "aim", "reached"):
         table.add_column(column, justify="left" if column == "work" else "right")
     for aim in aims:
-        style = "green" if aim["met"] else "red"
-        table.add_row(aim["work"], aim["aim"], f"[{style}]{aim['reached']:.2f}x[/]")
+        reached = Text(f"{aim['reached']:.2f}x", "green" if aim["met"] else "red")
+        table.add_row(aim["work"], aim["aim"], reached)
     return table
 
 
