@@ -33,7 +33,7 @@ def main() -> None:
 
     \b
     Examples:
-      tmem train --preset stream                    warm start and RL: 13 minutes
+      tmem train --preset stream                    warm start and RL: 14 minutes
       tmem report runs/train                        one page: what was learned
       tmem eval --task stream --methods none,tmem   compare methods on a task
       tmem eval --task locomo --data locomo10.json --limit 20
