@@ -649,7 +649,8 @@ class Script:
         self.written, self.turns, self.prompts, self.batches, self.slots, self.limits = written, turns, {}, [], {}, {}
 
     def __call__(
-        self, network, prompts, *, bank=None, slots=None, end, max_new, begins=None, temperature=0.0, keys, watch=None
+        self, network, prompts, *, bank=None, slots=None, end, max_new, begins=None, temperature=0.0, top_p=1.0, keys,
+        ranks=None, watch=None,
     ):  # fmt: skip
         self.batches.append(list(keys))
         out = []
