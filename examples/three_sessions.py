@@ -4,6 +4,7 @@ The server is `tmem serve` with its store in FOLDER, by default a temporary one.
 told in an earlier one is answered out of the weights, or not at all. Needs pip install 'tmem[serve]' openai.
 """
 
+import argparse
 import socket
 import subprocess
 import sys
@@ -71,6 +72,9 @@ def main(serve: Callable[[], AbstractContextManager[str]]) -> int:
 
 
 if __name__ == "__main__":
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("folder", nargs="?", help="where the store is kept; by default a temporary one")
+    asked_for = words.parse_args().folder
     with tempfile.TemporaryDirectory() as temporary:
-        folder = sys.argv[1] if len(sys.argv) > 1 else f"{temporary}/memories"
+        folder = asked_for or f"{temporary}/memories"
         sys.exit(main(lambda: served(folder)))

@@ -277,6 +277,8 @@ def test_memories_that_learn_together_have_the_bits_of_those_that_learn_alone(tm
         (error,) = store.learn_together(bad[2:])
         assert isinstance(error, ValueError) and store.log("odd") == [] and not bits(store, "odd").any()
         assert store.learn_together([]) == []
+        with pytest.raises(ValueError, match="named twice"):
+            store.learn_together(tellings[:1] * 2)
 
 
 def test_a_memory_that_cannot_be_kept_does_not_keep_the_others_from_it(store, monkeypatch):
@@ -420,16 +422,35 @@ def test_a_store_brings_the_factors_that_its_rows_belong_to(tmp_path):
         assert asked(store, "ada") == before and store.agent.bank.subspace == subspace
     (factors,) = (tmp_path / "s").glob("factors-*.safetensors")
     old = factors.rename(tmp_path / "s/factors.safetensors")  # as the first stores called it
-    with closing(sqlite3.connect(tmp_path / "s/store.sqlite")) as db, db:
-        (made,) = db.execute("SELECT value FROM setting WHERE name = 'made_with'").fetchone()
-        made = {k: v for k, v in json.loads(made).items() if k != "factors"}
-        db.execute("UPDATE setting SET value = ? WHERE name = 'made_with'", [json.dumps(made)])
     with opened(1) as store:
         assert asked(store, "ada") == before
     old.write_bytes(old.read_bytes()[:-4] + b"oops")
     with pytest.raises(ValueError, match="factors.safetensors is damaged"):
         opened(1)
     opened(0).close()
+
+
+def test_no_path_is_made_of_what_the_database_says(tmp_path):
+    """A store from elsewhere must not have files outside of it read or removed."""
+    with store_at(tmp_path / "s") as store:
+        told(store, "ada", "a")
+    outside = tmp_path / "factors-x.safetensors"
+    outside.write_bytes(b"mine")
+    with closing(sqlite3.connect(tmp_path / "s/store.sqlite")) as db, db:
+        (made,) = db.execute("SELECT value FROM setting WHERE name = 'made_with'").fetchone()
+        made = json.loads(made) | {"subspace": "/../../factors-x", "factors": "../factors-x.safetensors"}
+        db.execute("UPDATE setting SET value = ? WHERE name = 'made_with'", [json.dumps(made)])
+        db.execute("UPDATE entry SET row = '../../factors-x'")
+    with pytest.raises(FileNotFoundError):
+        store_at(tmp_path / "s")
+    with MemoryStore(agent_of(2, config=SETTINGS, seed=5), tmp_path / "s", relearn=True) as store:
+        assert bits(store, "ada").any()
+    with closing(sqlite3.connect(tmp_path / "s/store.sqlite")) as db, db:
+        db.execute("UPDATE entry SET row = '../../factors-x'")
+    with MemoryStore(agent_of(2, config=SETTINGS, seed=5), tmp_path / "s") as store:
+        with pytest.raises(ValueError, match="which is no file of a store"):
+            bits(store, "ada")
+    assert outside.read_bytes() == b"mine"
 
 
 def test_what_is_no_store_is_refused_and_left_alone(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 from hashlib import blake2b
@@ -11,6 +12,8 @@ from ..adapters.bank import Snapshot
 from ..adapters.row_file import row_bytes, row_in
 from ..files.folders import UNFINISHED, atomic_file, sync
 
+_NAME = re.compile("[0-9a-f]{32}-[0-9a-f]{16}")
+
 
 class Rows:
     """Rows by the name of their file. A memory's name is hashed, so that nothing a user says is part of a path."""
@@ -19,6 +22,8 @@ class Rows:
         self.folder = folder
 
     def _file(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"the database names a row {name!r:.60}, which is no file of a store; restore it from a copy.")
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def write(self, memory: str, row: Snapshot) -> tuple[str, str]:

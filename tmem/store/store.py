@@ -133,22 +133,21 @@ class MemoryStore:
 
     def _make(self, mine: dict[str, object]) -> None:
         """Be made with this model and preset from now on. No row of before is needed any more, so none is left."""
-        bank, before = self.agent.bank, self._factors(self._db.setting("made_with") or {})
-        made = {**mine, "subspace": bank.subspace, "factors": f"factors-{bank.subspace}.safetensors"}
-        with atomic_file(self._factors(made)) as work:
+        bank = self.agent.bank
+        file = self.folder / f"factors-{bank.subspace}.safetensors"
+        with atomic_file(file) as work:
             work.write_bytes(factors_bytes(bank.factors))
         with self._db.change():
-            self._db.put("made_with", made)
+            self._db.put("made_with", {**mine, "subspace": bank.subspace})
             self._db.let_all_go()
-        if before != self._factors(made):
-            before.unlink(missing_ok=True)
-
-    def _factors(self, made: dict) -> Path:
-        """The file of the A that a store's rows belong to."""
-        return self.folder / made.get("factors", FACTORS)
+        for before in self.folder.glob("factors*.safetensors"):
+            if before != file:
+                before.unlink()
 
     def _take_factors(self, made: dict) -> None:
-        bank, file = self.agent.bank, self._factors(made)
+        """Have the bank compute with the A that the rows belong to. No path is made of what the database says."""
+        bank, files = self.agent.bank, {f.name: f for f in self.folder.glob("factors*.safetensors")}
+        file = files.get(f"factors-{made['subspace']}.safetensors", self.folder / FACTORS)
         if made["subspace"] != bank.subspace:
             own = factors_in(file.read_bytes(), str(file))
             if [a.shape for a in own] == [a.shape for a in bank.factors]:
@@ -315,7 +314,11 @@ class MemoryStore:
 
     def learn_together(self, tellings: Sequence[Telling]) -> list[Write | Exception]:
         """Several memories, each named once, learn pairs in one update, which is faster than one after another. Each has the
-        bits of one that learned alone. Of each its write, or what went wrong with it alone, as `learn` raises it."""
+        bits of one that learned alone. Of each its write, or what went wrong with it alone, as `learn` raises it.
+
+        Raises ValueError for a memory that is named twice."""
+        if len({t.memory for t in tellings}) != len(tellings):
+            raise ValueError("learn_together: a memory is named twice; give each one list of pairs.")
         out: dict[str, Write | Exception] = {}
         given: dict[str, list[Pair]] = {}
         for telling in tellings:
