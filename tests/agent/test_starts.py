@@ -78,4 +78,4 @@ def test_what_is_answered_from_a_passage_is_the_best_of_its_starts_and_costs_the
     assert draft.generated == total
     assert agent.write([passage], known=[asked])[0] == agent.write([passage, "Ben: hi."], known=[asked, ["Who?"]])[0]
     drawn = agent.write([passage], known=[asked], temperature=1.0)[0]
-    assert [r.beside for r in drawn.replies] == [0, 0], "what is drawn is drawn once"
+    assert [r.untaken for r in drawn.replies] == [0, 0], "what is drawn is drawn once"

@@ -28,14 +28,14 @@ class Reply:
     """What was said to one prompt: the prompt's token ids, what was generated, and that as text.
 
     begin: how many tokens of the prompt were read once for all prompts that begin with them.
-    beside: how many tokens were generated to the same prompt and not taken.
+    untaken: how many tokens were generated to the same prompt and not taken.
     """
 
     prompt: list[int]
     generation: Generation
     text: str
     begin: int = 0
-    beside: int = 0
+    untaken: int = 0
 
     @property
     def read(self) -> int:
@@ -45,7 +45,7 @@ class Reply:
     @property
     def generated(self) -> int:
         """Tokens that were generated."""
-        return len(self.generation.ids) + self.beside
+        return len(self.generation.ids) + self.untaken
 
 
 @dataclass(frozen=True)
@@ -272,9 +272,8 @@ class Agent:
         starts: a reply is begun with each of so many likeliest tokens, and `stands` says which is taken; greedy only.
         """
         openings = [self.chat.prompt(beside(passage, self.beside(""))) for passage in passages]
-        each = [
-            (i, self.chat.prompt(beside(passages[i], self.beside(question)))) for i, question in spots for _ in range(starts)
-        ]
+        asked = [(i, self.chat.prompt(beside(passages[i], self.beside(question)))) for i, question in spots]
+        each = [spot for spot in asked for _ in range(starts)]
         said = self.say(
             [prompt for _, prompt in each], None if under is None else [under[i] for i, _ in each],
             max_new=self.config.answer.max_new,
@@ -289,7 +288,7 @@ class Agent:
         tried = [reply for reply in replies if reply.generation.ids]
         said = [(first_line(reply.text), sum(reply.generation.logprobs)) for reply in tried]
         reply = tried[stands(said, self.config.write.unknown, passage)]
-        return replace(reply, beside=sum(r.generated for r in replies) - reply.generated)
+        return replace(reply, untaken=sum(r.generated for r in replies) - reply.generated)
 
     def begin(self, passage: str, prompt: list[int]) -> int:
         """How many tokens of a prompt stand there whatever is said of the passage."""

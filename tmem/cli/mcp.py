@@ -30,5 +30,5 @@ def mcp(store: Path, memory: str, **opened: Any) -> None:
     from ..store.store import MemoryStore
 
     with MemoryStore.open(store, slots=1, **opened) as memories:
-        click.echo(f"memory {memory!r} of {store}; {len(memories.memories())} memories there", err=True)
+        click.echo(f"memory {memory!r} of {store}; {len(memories)} memories there", err=True)
         tools(memories, memory).run("stdio")
