@@ -24,6 +24,7 @@ from ..agent.decode import Generation
 from ..agent.renderings import rendered
 from ..agent.teach import Lesson, chosen, newest
 from ..episode import Pair
+from .padded import batch_of
 
 
 @dataclass
@@ -118,17 +119,7 @@ class PlainServer:
     def _batches(self, pairs: Sequence[Pair], epoch: int) -> list[dict[str, Tensor]]:
         config = self.agent.config.learn
         taught = rendered(pairs, epoch, config.renderings, config.unknown)
-        return [self._batch(taught[i : i + config.batch]) for i in range(0, len(taught), config.batch)]
-
-    def _batch(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-        rows = [(self.chat.prompt(p.question), self.chat.answer(p.answer)) for p in pairs]
-        width = max(len(q) + len(a) for q, a in rows)
-        found = {
-            "input_ids": [q + a + [self.chat.end] * (width - len(q + a)) for q, a in rows],
-            "attention_mask": [[1] * len(q + a) + [0] * (width - len(q + a)) for q, a in rows],
-            "labels": [[-100] * len(q) + a + [-100] * (width - len(q + a)) for q, a in rows],
-        }
-        return {name: torch.tensor(value, device=self.device) for name, value in found.items()}
+        return [batch_of(self.chat, taught[i : i + config.batch], self.device) for i in range(0, len(taught), config.batch)]
 
     def ask(self, name: str, question: str) -> str:
         """A short answer, as `Memory.ask` gives it."""

@@ -53,6 +53,7 @@ from ..rl.rollout import scores
 from ..tasks.stream import Stream
 from ..testing import rel_rms
 from .measure import WrongNumbers, ceilings
+from .padded import batch_of
 
 PARTS = ("write", "learn", "answer", "score", "backward", "optimizer")
 AIMS = {"cpu": 4.0, "cuda": 15.0}  # how many times faster a whole step is to be
@@ -254,17 +255,7 @@ class Plain:
 
     def _batches(self, pairs: Sequence[Pair], epoch: int) -> list[dict[str, Tensor]]:
         taught, size = self.ours.taught(pairs, epoch), self.ours.agent.config.learn.batch
-        return [self._batch(taught[i : i + size]) for i in range(0, len(taught), size)]
-
-    def _batch(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-        rows = [(self.chat.prompt(p.question), self.chat.answer(p.answer)) for p in pairs]
-        width = max(len(q) + len(a) for q, a in rows)
-        found = {
-            "input_ids": [q + a + [self.chat.end] * (width - len(q + a)) for q, a in rows],
-            "attention_mask": [[1] * len(q + a) + [0] * (width - len(q + a)) for q, a in rows],
-            "labels": [[-100] * len(q) + a + [-100] * (width - len(q + a)) for q, a in rows],
-        }
-        return {name: torch.tensor(value, device=self.device) for name, value in found.items()}
+        return [batch_of(self.chat, taught[i : i + size], self.device) for i in range(0, len(taught), size)]
 
     def logp(self, action: Action) -> Tensor:
         """Log-probabilities of what was said, under the Δ that is in place."""
