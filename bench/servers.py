@@ -115,7 +115,7 @@ def _serve(name: str, setup: Setup, pipe: Connection) -> None:
         (_tmem if name == "tmem" else _plain)(agent, setup, Path(folder)) as (app, steps),
     ):
         heard = _Heard(app)
-        with _listening(heard) as port:
+        with listening(heard) as port:
             pipe.send(port)
             while pipe.recv() == "about":
                 unit = 1 if sys.platform == "darwin" else 1024
@@ -152,7 +152,7 @@ def _plain(agent: Agent, setup: Setup, folder: Path) -> Iterator[tuple[Any, Call
 
 
 @contextmanager
-def _listening(app: Any) -> Iterator[int]:
+def listening(app: Any) -> Iterator[int]:
     """The port at which an application listens while the block runs."""
     import uvicorn
 

@@ -9,20 +9,9 @@ from tiny import pairs
 pytest.importorskip("starlette", reason="needs tmem[serve]")
 pytest.importorskip("uvicorn", reason="needs tmem[serve]")
 
-from tiny_server import MODEL, serving  # noqa: E402
+from tiny_server import MODEL  # noqa: E402
 
 from tmem.serve.requests import NEUTRAL_TEXT  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    with serving(tmp_path_factory.mktemp("served") / "store") as found:
-        yield found
-
-
-@pytest.fixture
-def client(served):
-    return served[0]
 
 
 def go_on(client, prompt="what is", status=200, headers=None, **body):

@@ -28,17 +28,6 @@ from tmem.serve.said import Said  # noqa: E402
 from tmem.store.store import Missing, Telling  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    with serving(tmp_path_factory.mktemp("served") / "store") as found:
-        yield found
-
-
-@pytest.fixture
-def client(served):
-    return served[0]
-
-
 def ask(client, *messages, status=200, **body):
     """The answer to messages that the user says, or (role, text)."""
     turns = [{"role": m[0], "content": m[1]} if isinstance(m, tuple) else {"role": "user", "content": m} for m in messages]
