@@ -7,16 +7,12 @@ from typing import Any
 
 import click
 
-from ..agent.config import DEFAULT_PRESET
+from .opened import opens_a_store
 
 
 @click.command()
-@click.option("--store", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the memories.")
+@opens_a_store
 @click.option("--memory", default="default", show_default=True, help="Which memory of it; made where there is none.")
-@click.option("--model", help="A folder, a .gguf file or a hub id. [default: the default model]")
-@click.option("--adapter", default="default", show_default=True, help="LoRA adapter over it: a folder, default or none.")
-@click.option("--preset", default=DEFAULT_PRESET, show_default=True, help="Settings of the memory.")
-@click.option("--relearn", is_flag=True, help="With another model or preset than before: learn again what was told.")
 def mcp(store: Path, memory: str, **opened: Any) -> None:
     """Offer a memory to an agent as tools, over standard input and output.
 

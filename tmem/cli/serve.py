@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..agent.config import DEFAULT_PRESET
 from .group import refuse
+from .opened import opens_a_store
 
 if TYPE_CHECKING:
     from ..serve.tenants import Tenants
@@ -21,11 +21,7 @@ GRACE = 5  # seconds that answers under way have when the server is to end
 
 
 @click.command()
-@click.option("--store", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the memories.")
-@click.option("--model", help="A folder, a .gguf file or a hub id. [default: the default model]")
-@click.option("--adapter", default="default", show_default=True, help="LoRA adapter over it: a folder, default or none.")
-@click.option("--preset", default=DEFAULT_PRESET, show_default=True, help="Settings of the memories.")
-@click.option("--relearn", is_flag=True, help="With another model or preset than before: learn again what was told.")
+@opens_a_store
 @click.option("--slots", type=click.IntRange(1), default=64, show_default=True, help="Memories that have room at once.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8420, show_default=True, help="Port to listen at.")
