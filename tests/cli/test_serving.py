@@ -54,11 +54,16 @@ def test_serve_without_its_packages_says_how_to_get_them(tmem, monkeypatch):
     assert found.exit_code == 2 and "pip install 'tmem[serve]'" in found.output
 
 
+def heeds_signals():
+    """Whoever started the tests in the background has Ctrl-C ignored, and what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def started(tmp_path):
     """(process, its address) of a server of its own, as a user starts it."""
     command = [sys.executable, "-c", SERVE, "--store", str(tmp_path / "store"), "--preset", str(PLAIN)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=HELPERS)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=HELPERS, preexec_fn=heeds_signals)
     try:
         yield process, process.stderr.readline().split("; ")[1].strip()
     finally:
