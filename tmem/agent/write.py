@@ -201,8 +201,8 @@ def stands(said: Sequence[tuple[str, float]], unknown: str, passage: str) -> int
     """Which of several answers to one question from a passage is taken, of each its text and the log-probability of it all.
 
     The likeliest that stands in the passage. An abstention stands as well, less `RELUCTANT`. Where none does, the likeliest.
-    Greedy decoding follows the likeliest first token, and so do abstentions, of which there is one, while answers may begin in
-    many ways. `tools/writer_scores.py` says what it gains.
+    Greedy decoding follows the likeliest first token. All abstentions begin alike and answers do not, so an abstention may have
+    the likeliest beginning without being likelier than an answer. `tools/writer_scores.py` says what this gains.
     """
     text, key = f" {normalise(passage)} ", normalise(unknown)
     worth = []
