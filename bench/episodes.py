@@ -3,7 +3,7 @@
 Timed is `agent.loop.run`, by which an evaluation has tmem read, write and learn. Scoring, files and the other methods are not
 in it. (An evaluation asks its questions later, decoded in the same way.) Both ways have the same weights, dtype and threads;
 they differ in how many episodes `run` gets. An episode reads its stream, writes its gold pairs, learns them and answers all its
-questions. Gold pairs are what a trained model writes, and have the same length on every machine (agent.decode.forced).
+questions. Gold pairs are what a trained model writes, and have the same length on every machine (agent.sampling.forced).
 
 On a CPU what both ways say is the same to the bit, in bf16 on AMX the same to rounding (machine.rows_apart). Every round checks
 it.
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from ..agent.agent import Agent
 from ..agent.config import LOOP_PRESET, agent_config
-from ..agent.decode import forced
+from ..agent.sampling import forced
 from ..agent.loop import Rollout, run
 from ..agent.write import render
 from ..episode import Episode

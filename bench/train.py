@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from ..adapters.bank import AdapterBank, Snapshot
 from ..agent.agent import Agent
 from ..agent.config import LOOP_PRESET, agent_config
-from ..agent.decode import forced
+from ..agent.sampling import forced
 from ..agent.loop import Action, Clock, Rollout, run
 from ..agent.renderings import rendered
 from ..agent.write import render

@@ -19,11 +19,12 @@ import tmem.agent.loop as loop
 from tmem.adapters.peft import load_adapter, save_adapter
 from tmem.agent.agent import Agent
 from tmem.agent.config import AdapterConfig, agent_config, read
-from tmem.agent.decode import Generation, decode, uniforms
+from tmem.agent.decode import Generation, decode
 from tmem.agent.learn import Learned, learn, trunk_layers
 from tmem.agent.loop import run
 from tmem.agent.passages import cut
 from tmem.agent.probe import probe, speakers
+from tmem.agent.sampling import uniforms
 from tmem.agent.scored import FLOOR, floored, likelihoods, log_probabilities
 from tmem.agent.teach import Lesson
 from tmem.agent.write import Written, list_prompt, parse, render

@@ -5,7 +5,8 @@ import torch
 from tiny import model, pairs
 from tiny_agent import CONFIG, agent_of
 
-from tmem.agent.decode import decode, uniforms
+from tmem.agent.decode import decode
+from tmem.agent.sampling import uniforms
 from tmem.agent.learn import learn
 from tmem.agent.nucleus import LIKELY, nucleus
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_agent import CONFIG, agent_of
 
-import tmem.agent.decode as decoding
+import tmem.agent.sampling as sampling
 from tmem.agent.decode import decode
 from tmem.agent.write import RELUCTANT, first_line, stands
 
@@ -38,7 +38,7 @@ def test_what_begins_too_improbably_is_not_followed(monkeypatch):
     agent, prompt = agent_of(), PROMPTS[0]
     logp = agent.model(input_ids=torch.tensor([prompt])).logits[0, -1].float().log_softmax(-1).sort(descending=True).values
     share = math.exp(float(logp[2] + logp[3]) / 2 - float(logp[0]))  # between the third and the fourth
-    monkeypatch.setattr(decoding, "SLIGHT", share)
+    monkeypatch.setattr(sampling, "SLIGHT", share)
     found = said(agent, [prompt] * 5 + PROMPTS[1:], ranks=[0, 1, 2, 3, 4, 0, 0])
     assert [bool(g.ids) for g in found] == [True] * 3 + [False] * 2 + [True] * 2
     assert found[5:] == said(agent, PROMPTS[1:]) and found[3].logprobs == [] and not found[3].finished
@@ -64,7 +64,7 @@ def test_the_likeliest_answer_that_stands_in_the_passage_is_taken():
 
 
 def test_what_is_answered_from_a_passage_is_the_best_of_its_starts_and_costs_them_all(monkeypatch):
-    monkeypatch.setattr(decoding, "SLIGHT", 0.0)
+    monkeypatch.setattr(sampling, "SLIGHT", 0.0)
     agent, passage, asked = agent_of(slots=3, config=MANY), "Ada: I live in Oslo.", ["Where?", "Who lives there?"]
     (draft,) = agent.write([passage], known=[asked])
     total = 0

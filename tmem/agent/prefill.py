@@ -131,12 +131,12 @@ def _computed(model, pieces: list[list[int]], after: tuple[fw.KVCache, Tensor, l
     positions = torch.arange(width, device=device)[None]
     if after is None:
         cache = fw.KVCache(width)
-        mask = fw.causal_mask(width, device, cache.shown(width))
+        mask = fw.causal_mask(width, device, fw.shown(width))
     else:
         (cache, rows, begun), old = after, after[0].length
         cache = cache.widened(rows, old + width)
         before = torch.tensor(begun, device=device)[:, None]
-        mask = fw.continued_mask(before, old, width, cache.shown(old + width))
+        mask = fw.continued_mask(before, old, width, fw.shown(old + width))
         positions = positions + before
     hidden = fw.layers(model, fw.embed(model, ids), positions, mask, cache=cache)
     cache.advance(width)

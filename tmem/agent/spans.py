@@ -25,7 +25,7 @@ from ..adapters.bank import AdapterBank
 from ..models import forward as fw
 from ..models.chat import Chat
 from ..words import normalise
-from .decode import uniforms
+from .sampling import uniforms
 from .prefill import Prompts, Read, read, routed
 from .write import ANSWER, ONE, QUESTION, beside
 
@@ -153,7 +153,7 @@ def _after_each(
     sizes = [len(branch.ids) for branch in branches]
     cache = begun.cache.widened(begun.rows, old + len(ids))
     positions = torch.tensor([before + k for size in sizes for k in range(size)], device=device)[None]
-    mask = _mask(sizes, before, old, cache.shown(old + len(ids)), device)
+    mask = _mask(sizes, before, old, fw.shown(old + len(ids)), device)
     with routed(bank, None if slot is None else [slot], [len(ids)]):
         hidden = fw.layers(model, fw.embed(model, torch.tensor([ids], device=device)), positions, mask, cache=cache)
     logits = fw.head(model, hidden[0]).float()

@@ -8,8 +8,9 @@ captured with: once they lie elsewhere it is made anew.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from ..adapters.bank import AdapterBank
 from ..adapters.routes import alone
 from ..models import forward as fw
 from .prefill import routed
+
+Part = tuple[fw.KVCache, Tensor]  # a prefilled cache, and which of its rows (int64 indices)
 
 ROOM = 0.25  # of a GPU's memory: what the keys and values of captured steps of one bank, or model, may take
 
@@ -54,11 +57,16 @@ def _make_room(kept: dict[tuple, Steps], need: int, device: torch.device) -> Non
 
 
 class _Columns:
-    """Keys and values [B, heads, columns, head_dim] of every layer; a step writes in row r the column at[r]."""
+    """Keys and values [rows, heads, columns, head_dim] of every layer; a step writes in row r the column at[r].
 
-    def __init__(self, model, rows: int, columns: int, at: Tensor, like: Tensor):
-        self.memory, self.at = like.new_zeros(self.shape(model, rows, columns)), at
+    Attention sees the first `shown` columns.
+    """
+
+    def __init__(self, model, rows: int, columns: int, like: Tensor):
+        self.memory = like.new_zeros(self.shape(model, rows, columns))
         self.rows = torch.arange(rows, device=like.device)
+        self.at = torch.zeros_like(self.rows)
+        self.shown = columns
 
     @staticmethod
     def shape(model, rows: int, columns: int) -> tuple[int, ...]:
@@ -71,7 +79,36 @@ class _Columns:
         keys, values = self.memory[layer_idx]
         keys[self.rows, :, self.at] = key[:, :, 0]
         values[self.rows, :, self.at] = value[:, :, 0]
-        return keys, values
+        return keys[:, :, : self.shown], values[:, :, : self.shown]
+
+    def move(self, other: _Columns, rows: Sequence[int]) -> None:
+        """Have these rows of another one as the first."""
+        columns = min(self.memory.shape[4], other.memory.shape[4])
+        taken = torch.tensor(rows, dtype=torch.int64, device=self.rows.device)
+        self.memory[:, :, : len(rows), :, :columns] = other.memory[:, :, taken, :, :columns]
+
+    def put(self, places: Sequence[int], parts: Sequence[Part]) -> None:
+        """Have what was read in these rows, which held something else before."""
+        left = torch.tensor(places, dtype=torch.int64, device=self.rows.device)
+        self.memory.index_fill_(2, left, 0.0)  # what is masked must be finite
+        for cache, rows in parts:
+            at, left = left[: len(rows)], left[len(rows) :]
+            for layer in range(len(self.memory)):
+                for mine, read in zip(self.memory[layer], cache.layer(layer)):
+                    mine[at, :, : cache.length] = read[rows, :, : cache.length].to(mine.dtype)
+
+
+@dataclass(frozen=True)
+class Spots:
+    """What one step computes: of every row the token, its position, the column of its keys and values (int64 [rows] each), its
+    slot, and the columns that it sees, bool [rows, columns]. Nobody sees more than the first `shown`."""
+
+    token: Tensor
+    position: Tensor
+    column: Tensor
+    slots: list[int]
+    visible: Tensor
+    shown: int
 
 
 class Steps:
@@ -82,10 +119,10 @@ class Steps:
         device = weight.device
         self.model, self.bank, self.key = model, bank, (rows, columns, weight.dtype)
         self.ids, self.position = (torch.zeros(rows, 1, dtype=torch.int64, device=device) for _ in range(2))
-        self.columns = torch.zeros(rows, dtype=torch.int64, device=device)
         self.mask = torch.zeros(rows, 1, 1, columns, dtype=torch.bool, device=device)
-        self.cache = _Columns(model, rows, columns, self.columns, weight)
+        self.cache = _Columns(model, rows, columns, weight)
         self.route = None if bank is None else Route(bank, [-1] * rows, learn=False)
+        self.slots: list[int] | None = None  # those that the route names
         self.logits: Tensor | None = None
         self.addresses = _addresses(model, bank)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -112,45 +149,21 @@ class Steps:
             _make_room(kept, steps.cache.memory.nbytes, steps.ids.device)
             kept[key] = steps  # at the end: used last
 
-    def begin(self, cache: fw.KVCache, slots: list[int] | None) -> None:
-        """Take over the rows of a joined cache."""
-        self.cache.memory.zero_()
-        for layer, kept in cache._kv.items():
-            for part, source in enumerate(kept):
-                self.cache.memory[layer, part, : len(source), :, : cache.length] = source[:, :, : cache.length]
-        self._take(slots, len(cache.columns))
-
-    def move(self, other: Steps, rows: Tensor, slots: list[int] | None) -> None:
-        """Take over `rows` of another one, which has as many columns."""
-        self.cache.memory[:, :, : len(rows)] = other.cache.memory[:, :, rows]
-        self._take(slots, len(rows))
-
-    def _take(self, slots: list[int] | None, count: int) -> None:
-        self.ids.zero_()
-        self.position.zero_()
-        self.columns.zero_()
-        self.mask.zero_()
-        self.mask[count:, ..., 0] = True  # a row that serves nothing still attends to something
-        if self.route is not None:
+    def __call__(self, spots: Spots) -> Tensor:
+        """Logits [rows, V] of the next tokens, fp32."""
+        self.ids[:, 0], self.position[:, 0], self.cache.at[:] = spots.token, spots.position, spots.column
+        self.mask[:, 0, 0] = spots.visible
+        if self.route is not None and self.slots != spots.slots:
             named = self.route.segments(self.ids[..., None]).slot
-            named.fill_(-1)
-            named[:count] = torch.tensor(slots, dtype=torch.int32, device=named.device)
-
-    def __call__(self, token: Tensor, position: Tensor, visible: Tensor, columns: Tensor) -> Tensor:
-        """token, position, columns int64 [n], visible bool [n, columns so far] -> fp32 logits [n, V] of the next token.
-
-        columns: where each row's keys and values go.
-        """
-        count = len(token)
-        self.ids[:count, 0], self.position[:count, 0], self.columns[:count] = token, position, columns
-        self.mask[:count, 0, 0, : visible.shape[1]] = visible
+            named[:] = torch.tensor(spots.slots, dtype=torch.int32, device=named.device)
+            self.slots = spots.slots
         if self.ids.is_cuda:
             if self._graph is None:
                 self._capture()
             self._graph.replay()
         else:
             self._run()
-        return self.logits[:count]
+        return self.logits
 
     def _run(self) -> None:
         # A graph would keep the addresses of the copies that autocast makes of the weights, and lets go of.
@@ -174,45 +187,52 @@ class Steps:
 
 
 class Growing:
-    """Steps on a joined cache, whose columns grow and whose rows leave. slots: of the rows, None: no bank."""
+    """Steps over exactly the rows and columns that are needed, in memory that is made anew when these change."""
 
-    def __init__(self, model, bank: AdapterBank | None, cache: fw.KVCache, slots: list[int] | None):
-        self.model, self.bank, self.cache, self.slots = model, bank, cache, slots
+    def __init__(self, model, bank: AdapterBank | None):
+        self.model, self.bank = model, bank
+        self.rows, self.columns = 0, 0
+        self.cache: _Columns | None = None
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with `rows` (int64 indices) alone."""
-        self.cache.keep(rows)
-        self.slots = self.slots and [self.slots[r] for r in rows.tolist()]
+    def resize(self, kept: Sequence[int], rows: int, columns: int, like: Tensor) -> None:
+        """Go on with `rows` rows of `columns` columns, first those of now that are `kept`. like: keys of a prompt."""
+        before, self.cache = self.cache, _Columns(self.model, rows, columns, like)
+        self.rows, self.columns = rows, columns
+        if before is not None and kept:
+            self.cache.move(before, kept)
 
-    def __call__(self, token: Tensor, position: Tensor, visible: Tensor, columns: Tensor) -> Tensor:
-        """As `Steps.__call__`; the cache itself knows the `columns`."""
-        mask = visible[:, None, None, : self.cache.shown(self.cache.length + 1)]
-        with routed(self.bank, self.slots):
-            embedded = fw.embed(self.model, token[:, None])
-            hidden = fw.layers(self.model, embedded, position[:, None], mask, cache=self.cache)[:, 0]
-        logits = fw.logits(self.model, hidden)
-        self.cache.advance(1)
-        return logits
+    def put(self, places: Sequence[int], parts: Sequence[Part]) -> None:
+        """Rows that served nobody begin with what was read."""
+        self.cache.put(places, parts)
+
+    def __call__(self, spots: Spots) -> Tensor:
+        """Logits [rows, V] of the next tokens, fp32."""
+        self.cache.at, self.cache.shown = spots.column, spots.shown
+        mask = spots.visible[:, None, None, : spots.shown]
+        with routed(self.bank, None if self.bank is None else spots.slots):
+            embedded = fw.embed(self.model, spots.token[:, None])
+            hidden = fw.layers(self.model, embedded, spots.position[:, None], mask, cache=self.cache)[:, 0]
+        return fw.logits(self.model, hidden)
 
 
 class Lent:
-    """`Steps` for as many rows as are left, lent until `until` closes; the rows of a joined cache are taken over."""
+    """`Steps` for as many rows and columns as are needed or more, lent until `until` closes."""
 
-    def __init__(self, until: ExitStack, model, bank: AdapterBank | None, cache: fw.KVCache, slots: list[int] | None):
+    def __init__(self, until: ExitStack, model, bank: AdapterBank | None):
         self.until, self.model, self.bank = until, model, bank
-        self.capacity, self.slots = cache.capacity, slots
-        self.steps = self._borrowed(len(cache.columns))
-        self.steps.begin(cache, slots)
+        self.rows, self.columns = 0, 0
+        self.steps: Steps | None = None
 
-    def _borrowed(self, rows: int) -> Steps:
-        return self.until.enter_context(Steps.lend(self.model, self.bank, rows, self.capacity))
+    def resize(self, kept: Sequence[int], rows: int, columns: int, like: Tensor) -> None:
+        """As `Growing.resize`; it may be more rows and columns."""
+        before, self.steps = self.steps, self.until.enter_context(Steps.lend(self.model, self.bank, rows, columns))
+        self.rows, self.columns = self.steps.mask.shape[0], self.steps.mask.shape[3]
+        if before is not None and kept:
+            self.steps.cache.move(before.cache, kept)
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with `rows` (int64 indices) alone."""
-        self.slots = self.slots and [self.slots[r] for r in rows.tolist()]
-        smaller = self._borrowed(len(rows))
-        smaller.move(self.steps, rows, self.slots)
-        self.steps = smaller
+    def put(self, places: Sequence[int], parts: Sequence[Part]) -> None:
+        """As `Growing.put`."""
+        self.steps.cache.put(places, parts)
 
-    def __call__(self, token: Tensor, position: Tensor, visible: Tensor, columns: Tensor) -> Tensor:
-        return self.steps(token, position, visible, columns)
+    def __call__(self, spots: Spots) -> Tensor:
+        return self.steps(spots)

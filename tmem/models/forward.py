@@ -22,6 +22,7 @@ _BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256)
 # An fp32 GEMM of M rows rounds the last M mod 4 rows otherwise than the rest while M < 12 (oneDNN and MKL on x86): batches
 # and label lists are filled with dummy rows up to a multiple of this.
 ROWS = 4
+GROUP = 16  # columns of keys and values that attention sees together, see KVCache
 
 
 # Families whose forward pass is what `embed`, `layers` and `logits` do; others scale logits or residuals (Gemma 2, Granite) or
@@ -188,32 +189,22 @@ def token_logits(
 
 
 class KVCache:
-    """Keys and values of every layer in memory allocated once, `[B, heads, capacity, head_dim]` per layer.
+    """Keys and values of every layer while prompts are read, `[B, heads, capacity, head_dim]` per layer, allocated once.
 
-    `update` is the only method that attention layers call. A prefill fills columns in lockstep for all rows; a `joined` cache
-    takes one token a row and pass, each row into a column of its own. Attention sees whole groups of 16 columns, the unwritten
-    ones zero and masked: with other lengths the fp32 kernel's scratch rows are unaligned, and then a row's bits depend on which
-    thread it falls to.
+    `update` is the only method that attention layers call; it fills columns in lockstep for all rows. Attention sees whole
+    groups of 16 columns, the unwritten ones zero and masked: with other lengths the fp32 kernel's scratch rows are unaligned,
+    and then a row's bits depend on which thread it falls to.
     """
 
-    GROUP = 16
-
     def __init__(self, capacity: int):
-        self.capacity, self.length = self.shown(capacity), 0
-        self.columns: Tensor | None = None  # int64 [B]: where each row writes next; None: at `length`, all of them
+        self.capacity, self.length = shown(capacity), 0
         self._kv: dict[int, tuple[Tensor, Tensor]] = {}
 
     @classmethod
-    def joined(cls, parts: Sequence[tuple[KVCache, Tensor]], capacity: int) -> KVCache:
-        """The rows (int64 indices) of prefilled caches, one after another, each with `capacity` columns."""
-        out = cls._copied(parts, capacity)
-        ends = [torch.full((len(rows),), cache.length, device=rows.device) for cache, rows in parts]
-        out._follow(torch.cat(ends))
-        return out
-
-    @classmethod
-    def _copied(cls, parts: Sequence[tuple[KVCache, Tensor]], capacity: int) -> KVCache:
+    def together(cls, parts: Sequence[tuple[KVCache, Tensor]], capacity: int) -> KVCache:
+        """The rows (int64 indices) of prefilled caches of one length, one after another."""
         out = cls(capacity)
+        out.length = parts[0][0].length
         for layer in parts[0][0]._kv:
             kept = []
             for which in range(2):
@@ -222,23 +213,16 @@ class KVCache:
                 for place, source in zip(total.split([len(s) for s in sources]), sources):
                     place[:, :, : source.shape[2]] = source
                 kept.append(total)
-            out._kv[layer] = tuple(kept)
-        return out
-
-    @classmethod
-    def together(cls, parts: Sequence[tuple[KVCache, Tensor]], capacity: int) -> KVCache:
-        """The rows (int64 indices) of prefilled caches of one length, one after another."""
-        out = cls._copied(parts, capacity)
-        out.length = parts[0][0].length
+            out._kv[layer] = (kept[0], kept[1])
         return out
 
     def widened(self, rows: Tensor, capacity: int) -> KVCache:
         """`rows` (int64 indices, as often as wanted) of a prefilled cache, with `capacity` columns: the prefill goes on."""
         return self.together([(self, rows)], capacity)
 
-    def _follow(self, columns: Tensor) -> None:
-        self.columns, self.length = columns, int(columns.max())
-        self._rows = torch.arange(len(columns), device=columns.device)
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """The keys and the values of a layer."""
+        return self._kv[index]
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
         if layer_idx not in self._kv:
@@ -246,28 +230,18 @@ class KVCache:
             self._kv[layer_idx] = (key.new_zeros(shape), value.new_zeros(shape))
         end = self.length + key.shape[2]
         for kept, new in zip(self._kv[layer_idx], (key, value)):
-            if self.columns is None:
-                kept[:, :, self.length : end] = new
-            else:
-                kept[self._rows, :, self.columns] = new[:, :, 0]
+            kept[:, :, self.length : end] = new
         keys, values = self._kv[layer_idx]
-        return keys[:, :, : self.shown(end)], values[:, :, : self.shown(end)]
-
-    def shown(self, length: int) -> int:
-        """How many columns attention sees when `length` are written: the mask must be as wide."""
-        return -(-length // self.GROUP) * self.GROUP
+        return keys[:, :, : shown(end)], values[:, :, : shown(end)]
 
     def advance(self, columns: int) -> None:
         """Call once per forward pass, after every layer has written its `columns`."""
         self.length += columns
-        if self.columns is not None:
-            self.columns = self.columns + columns
 
-    def keep(self, rows: Tensor) -> None:
-        """Keep only `rows` (int64 indices): finished rows leave."""
-        self._kv = {i: (k[rows], v[rows]) for i, (k, v) in self._kv.items()}
-        if self.columns is not None:
-            self._follow(self.columns[rows])
+
+def shown(length: int) -> int:
+    """How many columns attention sees when `length` are written: the mask must be as wide."""
+    return -(-length // GROUP) * GROUP
 
 
 def filled(rows: int) -> int:

@@ -1,0 +1,128 @@
+"""Prompts that join a batch which is under way: what each says is what it says alone, whenever it came and whoever left."""
+
+import random
+
+import pytest
+import torch
+from tiny import pairs
+from tiny_agent import CONFIG, agent_of
+from wrong import joining_unclean
+
+from tmem.agent.decode import Decoding, Prompt
+from tmem.agent.learn import learn
+from tmem.agent.sampling import Sampling
+from tmem.agent.steps import _Columns
+
+HOWS = [Sampling(), Sampling(1.0, 1.0, "a"), Sampling(0.7, 0.8, "b"), Sampling(rank=1), Sampling(0.7, 0.8, "c")]
+
+
+def learned(dtype=torch.float32, slots=3):
+    agent = agent_of(dtype=dtype)
+    for s in range(slots):
+        learn(agent.model, agent.bank, [(agent.bank.alloc(), pairs(3, str(s)))], agent.chat, CONFIG.learn)
+    return agent
+
+
+def decoding_of(agent, fixed=False, ends=None):
+    return Decoding(agent.model, agent.bank, agent.chat.ends if ends is None else ends, fixed)
+
+
+def said_alone(agent, prompt, fixed=False, ends=None):
+    with decoding_of(agent, fixed, ends) as decoding:
+        (row,) = decoding.join([prompt])
+        while decoding.alive:
+            decoding.step()
+    return row.generation
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(3))
+def test_who_joins_at_any_step_says_what_it_says_alone(seed, dtype):
+    """Of every length, under every Δ, greedy and drawn in two ways, a beginning shared or not, a few or many at once."""
+    agent, rng, lengths = learned(dtype), random.Random(seed), (1, 3, 20, 21, 22, 45, 230, 301)
+    prompts = []
+    for i in range(40):
+        ids = agent.chat.prompt("x" * rng.choice(lengths) + "?" * (i % 3))
+        begin = rng.choice((0, 0, len(ids) // 2))
+        prompts.append(Prompt(ids, rng.choice((1, 2, 9, 40)), rng.randrange(-1, 3), begin, rng.choice(HOWS)))
+    waiting, rows = list(prompts), []
+    with decoding_of(agent) as decoding:
+        while waiting or decoding.alive:
+            count = rng.choice((0, 0, 0, 1, 1, 2, 9))
+            rows += decoding.join(waiting[:count])
+            waiting = waiting[count:]
+            decoding.step()
+    assert len({len(r.tokens) for r in rows}) > 3
+    for row in rows:
+        assert row.generation == said_alone(agent, row.prompt)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_at_fixed_addresses_too(temperature):
+    agent, rng = learned(), random.Random(0)
+    prompts = [
+        Prompt(agent.chat.prompt("x" * rng.choice((1, 20, 45))), rng.choice((2, 9, 20)), i % 4 - 1, 0, Sampling(temperature, 1.0, f"{i}"))
+        for i in range(24)
+    ]  # fmt: skip
+    waiting, rows = list(prompts), []
+    with decoding_of(agent, fixed=True) as decoding:
+        while waiting or decoding.alive:
+            rows += decoding.join(waiting[:2])
+            waiting = waiting[2:]
+            decoding.step()
+    for row in rows:
+        want = said_alone(agent, row.prompt)
+        assert row.tokens == want.ids and row.logprobs == pytest.approx(want.logprobs, abs=1e-4)
+
+
+def after_a_bad_one(agent, fixed):
+    """What is said in the place of a row that computed with NaN, and whether a number is left of that one.
+
+    torch's attention on a GPU multiplies what is masked by zero, and 0 · NaN is NaN. The CPU kernel does not read it.
+    """
+    ids = agent.chat.prompt("what is x?")
+    with decoding_of(agent, fixed, frozenset()) as decoding:  # the likeliest of NaN is the end
+        decoding.join([Prompt(ids, 2, 0), *[Prompt(ids, 40, 1)] * 3])
+        decoding.step()
+        (row,) = decoding.join([Prompt(ids[:9], 20, 2)])
+        columns = decoding._steps.steps.cache if fixed else decoding._steps.cache
+        clean = bool(columns.memory.isfinite().all())
+        while decoding.alive:
+            decoding.step()
+    return row.generation, clean
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_nothing_is_left_of_who_had_the_place_before(fixed, monkeypatch):
+    agent = learned()
+    agent.bank.param[0] = float("nan")
+    want = said_alone(agent, Prompt(agent.chat.prompt("what is x?")[:9], 20, 2), fixed, frozenset())
+    assert after_a_bad_one(agent, fixed) == (want, True)
+    monkeypatch.setattr(_Columns, "put", joining_unclean.put)
+    assert after_a_bad_one(agent, fixed) == (want, False), "the wrong implementation is caught"
+
+
+def test_memory_does_not_grow_with_how_many_came():
+    agent = learned()
+    ids, sizes = agent.chat.prompt("what?"), set()
+    with decoding_of(agent) as decoding:
+        for i in range(60):
+            decoding.join([Prompt(ids, 3 + i % 5)])
+            decoding.step()
+            sizes.add(tuple(decoding._steps.cache.memory.shape))
+    assert max(shape[2] for shape in sizes) <= 8 and {shape[4] for shape in sizes} == {128}
+
+
+def test_of_a_row_that_has_ended_the_slot_may_go_to_somebody_else():
+    agent = learned()
+    ids = agent.chat.prompt("what?")
+    with decoding_of(agent) as decoding:
+        decoding.join([Prompt(ids, 1, 0), Prompt(ids, 2, 0), Prompt(ids, 9, 1)])
+        decoding.step()
+        agent.bank.free(0)
+        agent.bank.alloc()
+        decoding.step()
+        decoding.join([Prompt(ids, 9, 0)])
+        agent.bank.free(0)
+        with pytest.raises(RuntimeError, match="slot 0 was freed"):
+            decoding.step()
