@@ -24,8 +24,8 @@ from rich.table import Table
 
 from ..agent.agent import Agent
 from ..agent.config import LOOP_PRESET, agent_config
-from ..agent.sampling import forced
 from ..agent.loop import Rollout, run
+from ..agent.sampling import forced
 from ..agent.write import render
 from ..episode import Episode
 from ..machine import keep_memory, rows_apart

@@ -35,9 +35,9 @@ from torch import Tensor, nn
 from ..adapters.bank import AdapterBank, Snapshot
 from ..agent.agent import Agent
 from ..agent.config import LOOP_PRESET, agent_config
-from ..agent.sampling import forced
 from ..agent.loop import Action, Clock, Rollout, run
 from ..agent.renderings import rendered
+from ..agent.sampling import forced
 from ..agent.write import render
 from ..episode import Pair
 from ..machine import keep_memory

@@ -60,10 +60,10 @@ def test_who_joins_at_any_step_says_what_it_says_alone(seed, dtype):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_at_fixed_addresses_too(temperature):
     agent, rng = learned(), random.Random(0)
-    prompts = [
-        Prompt(agent.chat.prompt("x" * rng.choice((1, 20, 45))), rng.choice((2, 9, 20)), i % 4 - 1, 0, Sampling(temperature, 1.0, f"{i}"))
-        for i in range(24)
-    ]  # fmt: skip
+    prompts = []
+    for i in range(24):
+        ids, how = agent.chat.prompt("x" * rng.choice((1, 20, 45))), Sampling(temperature, 1.0, f"{i}")
+        prompts.append(Prompt(ids, rng.choice((2, 9, 20)), i % 4 - 1, 0, how))
     waiting, rows = list(prompts), []
     with decoding_of(agent, fixed=True) as decoding:
         while waiting or decoding.alive:

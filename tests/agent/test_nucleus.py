@@ -6,9 +6,9 @@ from tiny import model, pairs
 from tiny_agent import CONFIG, agent_of
 
 from tmem.agent.decode import decode
-from tmem.agent.sampling import uniforms
 from tmem.agent.learn import learn
 from tmem.agent.nucleus import LIKELY, nucleus
+from tmem.agent.sampling import uniforms
 
 SHARES = [0.0, 0.05, 0.3, 0.9, 0.999, 1.0]
 

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -19,13 +18,10 @@ pytest.importorskip("starlette", reason="needs tmem[serve]")
 pytest.importorskip("uvicorn", reason="needs tmem[serve]")
 
 from tiny_server import MODEL, serving  # noqa: E402
-from tiny_store import store_at  # noqa: E402
 
-from tmem.serve.engine import Engine, Full, Learn, Say, Work  # noqa: E402
 from tmem.serve.fields import Refused  # noqa: E402
 from tmem.serve.requests import NEUTRAL, chat_request  # noqa: E402
 from tmem.serve.said import Said  # noqa: E402
-from tmem.store.store import Missing, Telling  # noqa: E402
 
 
 def ask(client, *messages, status=200, **body):
@@ -429,13 +425,13 @@ def test_many_at_once_are_answered_as_each_alone(tmp_path):
 def test_a_full_queue_answers_429_with_retry_after(tmp_path):
     held = threading.Event()
     with serving(tmp_path / "s", queue=2) as (client, store), ThreadPoolExecutor(8) as pool:
-        say = store.agent.say
+        decoding = store.agent.decoding
 
-        def slow(*args, **options):
+        def slow():
             held.wait(30)
-            return say(*args, **options)
+            return decoding()
 
-        store.agent.say = slow
+        store.agent.decoding = slow
         asked = [pool.submit(client.post, "/v1/chat/completions", json={"messages": [{"role": "user", "content": "?"}]})
                  for _ in range(6)]  # fmt: skip
         end = time.monotonic() + 30
@@ -457,131 +453,6 @@ def test_a_client_that_goes_is_not_answered_any_longer(tmp_path):
             next(found.iter_lines())
         ask(client, "what?", max_tokens=2)
         assert time.monotonic() - began < 20
-
-
-def test_answers_come_between_the_steps_of_long_work():
-    store = SimpleNamespace(slots=2, agent=None)
-    engine, seen, started = Engine(store, 10, list), [], threading.Event()
-
-    def steps(name):
-        for i in range(3):
-            seen.append((name, i))
-            started.wait(5)
-            yield
-        return name
-
-    works = [engine.submit(Work(steps(name))) for name in "ab"]
-    started.set()
-    assert [w.result(10) for w in works] == ["a", "b"]
-    assert seen == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
-    engine.close()
-    with pytest.raises(RuntimeError, match="shutting down"):
-        engine.submit(Work(steps("c")))
-
-
-@pytest.mark.parametrize(
-    ("slow", "order"), [(False, ["say", "a", "b", "c", "say"]), (True, ["say", "a", "say", "b", "c"])], ids=["short", "long"]
-)
-def test_short_work_is_done_together_between_two_batches_and_long_work_by_itself(slow, order):
-    seen, hold = [], threading.Event()
-
-    def say(*_, **__):
-        seen.append("say")
-        hold.wait(10)
-        return [None]
-
-    def step(name):
-        seen.append(name)
-        if slow and name == "a":
-            time.sleep(0.3)
-        return name
-        yield
-
-    using = contextmanager(lambda names: iter([[]]))
-    engine = Engine(SimpleNamespace(slots=2, agent=SimpleNamespace(say=say), using=using), 10, list)
-    jobs = [engine.submit(Say(None, lambda _: [1], bool, 1))]
-    while not seen:
-        time.sleep(0.01)
-    jobs += [engine.submit(Work(step(name))) for name in "abc"] + [engine.submit(Say(None, lambda _: [1], bool, 1))]
-    hold.set()
-    for job in jobs:
-        job.result(10)
-    engine.close()
-    assert seen == order
-
-
-def test_what_several_memories_are_to_learn_is_learned_in_one_update(tmp_path, monkeypatch):
-    """While something else is under way requests to learn collect; two of one memory are two updates."""
-    taught, began, hold = [], threading.Event(), threading.Event()
-
-    def held():
-        began.set()
-        hold.wait(10)
-        return None
-        yield
-
-    with store_at(tmp_path / "s", slots=3) as store:
-        teach = store.agent.teach
-        monkeypatch.setattr(store.agent, "teach", lambda slots, *rest: taught.append(len(slots)) or teach(slots, *rest))
-        for name in "abcd":
-            store.make(name)
-        engine = Engine(store, 20, list)
-        engine.submit(Work(held()))
-        began.wait(10)
-        jobs = {i: engine.submit(Learn(Telling(name, pairs(1, f"{i}")))) for i, name in enumerate("aabcd")}
-        lost = engine.submit(Learn(Telling("nobody", pairs(1, "x"))))
-        cancelled = engine.submit(Learn(Telling("a", pairs(1, "y"))))
-        cancelled.cancel()
-        hold.set()
-        assert [job.result(20).id for job in jobs.values()] == [1, 2, 1, 1, 1]
-        with pytest.raises(Missing):
-            lost.result(20)
-        engine.close()
-        assert taught == [3, 2], "of three slots: a, b and c, then a again and d"
-        assert [p.question for p in store.pairs("a")] == [pairs(1, "0")[0].question, pairs(1, "1")[0].question]
-
-
-def test_where_one_of_them_cannot_be_had_the_others_learn_by_themselves(tmp_path, monkeypatch):
-    with store_at(tmp_path / "s") as store:
-        store.make("a")
-        store.make("b")
-        engine, using = Engine(store, 20, list), store.using
-
-        def broken(names):
-            if "b" in names:
-                raise OSError("its row cannot be read")
-            return using(names)
-
-        monkeypatch.setattr(store, "using", broken)
-        jobs = [engine.submit(Learn(Telling(name, pairs(1, name)))) for name in "ab"]
-        assert jobs[0].result(20).id == 1
-        with pytest.raises(OSError, match="cannot be read"):
-            jobs[1].result(20)
-        engine.close()
-
-
-def test_the_queue_is_bounded_and_what_nobody_waits_for_is_dropped():
-    store, hold = SimpleNamespace(slots=2, agent=None), threading.Event()
-    engine = Engine(store, 2, list)
-
-    def stuck():
-        hold.wait(10)
-        return 1
-        yield
-
-    first = engine.submit(Work(stuck()))
-    while engine.waiting:
-        time.sleep(0.01)
-    left = [engine.submit(Say(None, list, bool, 1)), engine.submit(Work(stuck()))]
-    with pytest.raises(Full) as full:
-        engine.submit(Work(stuck()))
-    left.append(engine.submit(Work(stuck()), follows=True))
-    assert full.value.seconds >= 1
-    for job in left:
-        assert job.cancel()
-    hold.set()
-    assert first.result(10) == 1
-    engine.close()
 
 
 def test_a_request_is_read_as_it_says():

@@ -14,7 +14,7 @@ from ..episode import Pair
 from ..models import forward as fw
 from ..models.chat import Chat
 from .config import AgentConfig
-from .decode import Generation, decode
+from .decode import Decoding, Generation, decode
 from .learn import Learned, learn
 from .prefill import keeping
 from .renderings import worded
@@ -151,7 +151,15 @@ class Agent:
             self.model, ids, bank=bank, slots=slots, end=self.chat.ends, max_new=max_new, begins=begins,
             temperature=temperature, top_p=top_p, keys=keys, ranks=ranks, watch=watch,
         )  # fmt: skip
-        return [Reply(p, g, self.chat.text(g.ids), begin) for p, g, begin in zip(ids, found, begins or [0] * len(ids))]
+        return [self.replied(p, g, begin) for p, g, begin in zip(ids, found, begins or [0] * len(ids))]
+
+    def decoding(self) -> Decoding:
+        """A batch that prompts join and leave at any step, under the Δ of their slots; what it says has `chat.ends` as ends."""
+        return Decoding(self.model, self.bank, self.chat.ends)
+
+    def replied(self, prompt: Sequence[int], generation: Generation, begin: int = 0) -> Reply:
+        """What was generated after a prompt, as text."""
+        return Reply(list(prompt), generation, self.chat.text(generation.ids), begin)
 
     def asked(self, question: str) -> str:
         """The question in the words in which Δ is asked: one of the renderings in which pairs are taught."""

@@ -25,7 +25,7 @@ from .steps import Growing, Lent, Part, Spots
 from .turns import turn
 
 MAX_ROWS = 96  # rows decoded at once; bounds the key/value cache
-ROOM = 128  # columns by which the cache grows: a prompt that joins finds room more often
+ROOM = 128  # columns by which the cache grows, as rows do or prompts that join need it
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,11 @@ class Row:
         first, then = widths(self.prompt.ids, self.prompt.begin)
         return first, first + then
 
+    @property
+    def column(self) -> int:
+        """That of its last token."""
+        return self.begun[1] + len(self.tokens) - 1
+
     def add(self, token: int, logprob: float, ends: Set[int]) -> None:
         """One more token."""
         self.tokens.append(token)
@@ -115,6 +120,10 @@ class Decoding:
         return self
 
     def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the memory back."""
         self._until.close()
 
     @property
@@ -169,7 +178,7 @@ class Decoding:
 
     def _place(self, rows: list[Row], parts: list[Part]) -> None:
         """Give rows places, free ones where there is room, and take over what was read of them."""
-        columns = max(row.begun[1] + row.prompt.most for row in rows)
+        columns = max(row.begun[1] + min(row.prompt.most, ROOM) for row in rows)
         if columns > self._steps.columns or self._rows.count(None) < len(rows):
             self._resize(len(self.alive) + len(rows), max(columns, self._steps.columns), parts[0][0].layer(0)[0])
         places = [i for i, row in enumerate(self._rows) if row is None][: len(rows)]
@@ -194,6 +203,9 @@ class Decoding:
         if len(alive) <= len(self._rows) // 2 and len(self._rows) > fw.ROWS:  # half of the rows or more have ended
             self._resize(len(alive), self._steps.columns, self._like)
             alive = list(enumerate(self.alive))
+        if (last := max(row.column for _, row in alive)) >= self._steps.columns:
+            self._resize(len(alive), last + 1, self._like)
+            alive = list(enumerate(self.alive))
         for _, row in alive:
             if row.held is not None:
                 row.held()
@@ -213,8 +225,7 @@ class Decoding:
         """What the next step computes. A row that serves nobody sees its first column alone."""
         spots, slots = [[0] * len(self._rows) for _ in range(4)], [-1] * len(self._rows)
         for place, row in alive:
-            said, first = len(row.tokens), row.begun[1]
-            new = (row.tokens[-1], len(row.prompt.ids) + said - 1, first + said - 1, first)
+            new = (row.tokens[-1], len(row.prompt.ids) + len(row.tokens) - 1, row.column, row.begun[1])
             for kind, value in zip(spots, new):
                 kind[place] = value
             slots[place] = row.prompt.slot

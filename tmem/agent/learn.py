@@ -26,6 +26,7 @@ from ..models import forward as fw
 from ..models.chat import Chat
 from .config import LearnConfig
 from .renderings import rendered
+from .turns import turn
 
 MAX_TOKENS = 8192  # padded tokens in one forward pass; bounds activation memory
 PACKED = 128  # tokens of a row of several sequences: longer rows waste less on padding, and more on attention that is masked
@@ -146,13 +147,19 @@ def learn(
     before = {slot: bank.snapshot(slot) for slot, _ in active}
     for slot, _ in active:
         bank.configure(slot, lr=config.lr, clip=config.clip, weight_decay=config.weight_decay)
-    made = functools.cache(functools.partial(_minibatches, model, bank, active, chat, config))
+
+    @functools.cache
+    def made(of: int) -> Minibatches:
+        with turn():
+            return _minibatches(model, bank, active, chat, config, of)
+
     parts = {slot: math.ceil(len(pairs) / config.batch) for slot, pairs in active}
     first, tokens = _descend(model, bank, made, parts, config, tenants, on_step)
     last: dict[int, float] = {}
     with torch.no_grad():
         for blocks in made(0):
-            _accumulate(last, _pass(model, bank, blocks, backward=False))
+            with turn():
+                _accumulate(last, _pass(model, bank, blocks, backward=False))
     tenants.alive()
     out = []
     for slot, pairs in jobs:
@@ -184,12 +191,13 @@ def _descend(
     for epoch in range(config.epochs if learning else 0):
         losses: dict[int, float] = {}
         for blocks in _only(made(epoch % turns), learning):
-            _accumulate(losses, _pass(model, bank, blocks, backward=True))
+            with turn():
+                _accumulate(losses, _pass(model, bank, blocks, backward=True))
+                tenants.alive()
+                bank.step(sorted({s for block in blocks for s in block.slots} & learning))
             for block in blocks:
                 for slot, length in zip(block.slots, block.lengths):
                     tokens[slot] += length
-            tenants.alive()
-            bank.step(sorted({s for block in blocks for s in block.slots} & learning))
         first = first or losses
         if epoch + 1 >= turns:
             learning = {slot for slot in learning if not losses[slot] / parts[slot] < config.target}

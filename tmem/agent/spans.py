@@ -25,8 +25,9 @@ from ..adapters.bank import AdapterBank
 from ..models import forward as fw
 from ..models.chat import Chat
 from ..words import normalise
-from .sampling import uniforms
 from .prefill import Prompts, Read, read, routed
+from .sampling import uniforms
+from .turns import turn
 from .write import ANSWER, ONE, QUESTION, beside
 
 WORDS, TOKENS = 8, 12  # of a span at most
@@ -72,10 +73,12 @@ def ranked(model, bank: AdapterBank | None, chat: Chat, passage: str, slot: int 
     branches = _branches(chat, passage, lead)
     if not branches:
         return Ranked(prompt, then, [])
-    (begun,) = read(model, bank, Prompts([prompt], [0], None if slot is None else [slot]))
-    first = fw.head(model, begun.last)[0].float().log_softmax(-1)
+    with turn():
+        (begun,) = read(model, bank, Prompts([prompt], [0], None if slot is None else [slot]))
+        first = fw.head(model, begun.last)[0].float().log_softmax(-1)
     likely = sorted(branches, key=lambda branch: -float(first[branch.ids[0]]))[:STARTS]
-    after = _after_each(model, bank, slot, begun, len(prompt), likely, then[0])
+    with turn():
+        after = _after_each(model, bank, slot, begun, len(prompt), likely, then[0])
     best: dict[str, Span] = {}
     for branch, (following, ending) in zip(likely, after):
         logprobs = [float(first[branch.ids[0]]), *following]

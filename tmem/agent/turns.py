@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -27,10 +28,11 @@ def turn() -> Iterator[None]:
 
 
 class Turns:
-    """Whose turn it is: of one thread that talks, or of one that works.
+    """Whose turn it is: of one thread that talks, or of one of those that work.
 
     After a step of work, talk has as much time as that step took, if it has that much to do. So a step of talk waits for one
-    step of work at most, and work that never ends takes half of the time.
+    step of work at most, and work that never ends takes half of the time. Those that work follow each other in the order in
+    which they came.
 
     talking: whether there is anything to be said; work does not wait for a thread that has nothing to say.
     """
@@ -38,7 +40,8 @@ class Turns:
     def __init__(self) -> None:
         self.talking = False
         self._changed = threading.Condition()
-        self._taken, self._waits = False, False  # waits: the thread that works does
+        self._taken = False
+        self._line: deque[object] = deque()  # those that wait to work, first come first
         self._owed = 0.0  # seconds that talk has left before the next step of work
 
     def talks(self) -> None:
@@ -52,7 +55,7 @@ class Turns:
     @contextmanager
     def _talk(self) -> Iterator[None]:
         with self._changed:
-            self._changed.wait_for(lambda: not self._taken and not (self._waits and self._owed <= 0.0))
+            self._changed.wait_for(lambda: not self._taken and not (self._line and self._owed <= 0.0))
             self._taken = True
         began = time.monotonic()
         try:
@@ -62,10 +65,12 @@ class Turns:
 
     @contextmanager
     def _work(self) -> Iterator[None]:
+        me = object()
         with self._changed:
-            self._waits = True
-            self._changed.wait_for(lambda: not self._taken and (not self.talking or self._owed <= 0.0))
-            self._waits, self._taken = False, True
+            self._line.append(me)
+            self._changed.wait_for(lambda: not self._taken and self._line[0] is me and (not self.talking or self._owed <= 0.0))
+            self._line.popleft()
+            self._taken = True
         began = time.monotonic()
         try:
             yield

@@ -1,7 +1,6 @@
-"""The engine of a server: one thread has the model. It answers what waits in one batch, and between two batches does
-work, a step of it where that is long.
+"""The engine of a server: threads that share one model. One answers, one learns, a few do other work; they take turns.
 
-What a request is answered does not depend on who else is served: see tmem.agent.decode.
+What a request is answered does not depend on who else is served, nor on when it came: see tmem.agent.decode.
 """
 
 from __future__ import annotations
@@ -16,15 +15,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..agent.turns import Turns
 from ..store.database import Write
-from ..store.kept import Kept
 from ..store.store import MemoryStore, Missing, Telling
+from .batch import Batch, Say, settle
 
 logger = logging.getLogger("tmem")
 
-ROWS = 32  # requests that are answered in one batch, at most
-TAUGHT = 8  # memories that learn in one update, at most: everybody waits for it
-SHORT = 0.05  # seconds of work between two batches; a step that takes longer is the only one
+ROWS = 32  # requests that are answered at once, at most
+TAUGHT = 8  # memories that learn in one update, at most: a step of it is what an answer may have to wait for
+WORKERS = 4  # threads for work that is not learning: short work does not wait behind long work
+AGAIN = 0.02  # seconds after which a memory that others used is looked at again, at most
 
 Steps = Generator[None, None, Any]
 
@@ -38,34 +39,8 @@ class Full(RuntimeError):
 
 
 @dataclass(eq=False)
-class Say:
-    """A prompt to be answered.
-
-    memory       whose Δ answers; None: the model alone
-    prompt       makes the token ids, called with the memory while it has a slot; what it raises is the result
-    tell         told of every token; True ends the answer
-    most         tokens of the answer, at most
-    key          of the noise
-    how          it is sampled: temperature (0: greedy) and top_p
-    done         the result, a tmem.agent.agent.Reply
-    """
-
-    memory: str | None
-    prompt: Callable[[Kept | None], list[int]]
-    tell: Callable[[int], bool]
-    most: int
-    key: str = ""
-    how: tuple[float, float] = (0.0, 1.0)
-    done: Future = field(default_factory=Future)
-
-    def heard(self, token: int) -> bool:
-        """Tell of a token; ends also where nobody waits for the answer any more."""
-        return self.done.cancelled() or self.tell(token)
-
-
-@dataclass(eq=False)
 class Work:
-    """Something to be done between batches, a step at a time: a generator, whose value is the result."""
+    """Something else to be done: a generator, whose value is the result. Between its steps other work has its turn."""
 
     steps: Steps
     done: Future = field(default_factory=Future)
@@ -73,7 +48,7 @@ class Work:
 
 @dataclass(eq=False)
 class Learn:
-    """Pairs to be learned; those of several memories in one update, between batches. The result is the Write."""
+    """Pairs to be learned; those of several memories in one update. The result is the Write."""
 
     telling: Telling
     done: Future = field(default_factory=Future)
@@ -88,127 +63,133 @@ class Engine:
     def __init__(self, store: MemoryStore, most: int, wrote: Callable[[list[Write]], None]):
         self.store, self.most, self.wrote = store, most, wrote
         self._says: deque[Say] = deque()
-        self._works: deque[Work | Learn] = deque()
+        self._works: deque[Work] = deque()
+        self._learns: deque[Learn] = deque()
         self._due: dict[str, None] = {}  # memories in which text waits that is to be written, in order
+        self._batch, self._turns = Batch(store, ROWS, self._wake_up), Turns()
+        self._waking: set[str] = set()
         self._wake = threading.Condition()
         self._open = True
-        self._seconds = 1.0  # that a round takes, lately
-        self._thread = threading.Thread(target=self._run, name="tmem engine", daemon=True)
-        self._thread.start()
+        self._seconds = 1.0  # from when a request comes until it is done, lately
+        loops = [("answers", self._answer), ("learns", self._learn), *[("works", self._work)] * WORKERS]
+        self._threads = [threading.Thread(target=loop, name=f"tmem {name}", daemon=True) for name, loop in loops]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
         """Requests that wait."""
-        return len(self._says) + len(self._works)
+        return len(self._says) + len(self._works) + len(self._learns)
 
     @property
     def alive(self) -> bool:
         """Whether it answers."""
-        return self._open and self._thread.is_alive()
+        return self._open and all(thread.is_alive() for thread in self._threads)
 
     def submit(self, job: Say | Work | Learn, *, follows: bool = False) -> Future:
         """Have a job done; its result. Raises Full, and RuntimeError once closed.
 
         follows: it belongs to a request that was let in already, and is never one too many.
         """
+        queue: deque = self._says if isinstance(job, Say) else self._learns if isinstance(job, Learn) else self._works
         with self._wake:
             if not self._open:
                 raise RuntimeError("the server is shutting down; ask again when it is back.")
             if self.waiting >= self.most and not follows:
-                raise Full(max(1, math.ceil(self._seconds * (1 + self.waiting / ROWS))))
-            (self._says if isinstance(job, Say) else self._works).append(job)  # type: ignore[attr-defined]
-            self._wake.notify()
+                raise Full(max(1, math.ceil(self._seconds)))
+            queue.append(job)
+            self._wake.notify_all()
+        came = time.monotonic()
+        job.done.add_done_callback(lambda _: self._took(time.monotonic() - came))
         return job.done
+
+    def _took(self, seconds: float) -> None:
+        self._seconds += 0.1 * (seconds - self._seconds)
 
     def later(self, name: str) -> None:
         """Write what is due in this memory once nothing else waits."""
         with self._wake:
             self._due[name] = None
-            self._wake.notify()
+            self._wake.notify_all()
 
     def close(self) -> None:
-        """End after the step that is under way; what still waits is cancelled."""
+        """End after the steps that are under way; what still waits is cancelled."""
         with self._wake:
             self._open = False
-            self._wake.notify()
-        self._thread.join()
-        for job in [*self._says, *self._works]:
+            self._wake.notify_all()
+        for thread in self._threads:
+            thread.join()
+        for job in [*self._says, *self._works, *self._learns]:
             job.done.cancel()
 
-    def _run(self) -> None:
+    # answers -----------------------------------------------------------------------------------------------------------
+
+    def _answer(self) -> None:
+        """Let in who can be, have all take a step, and so on."""
+        self._turns.talks()
+        while self._open:
+            with self._wake:
+                if not self._batch and not self._says:
+                    self._turns.silent()
+                    self._wake.wait_for(lambda: not self._open or self._says)
+                came, self._says = [job for job in self._says if not job.done.done()], deque()
+            self._turns.talking = True
+            later = self._batch.let_in(came)
+            self._batch.step()
+            with self._wake:
+                self._says.extendleft(reversed(later))
+                if later and not self._batch:
+                    self._turns.silent()
+                    self._wake.wait(AGAIN)
+        self._turns.silent()
+        self._batch.end()
+
+    def _wake_up(self, name: str) -> None:
+        """Have a memory learn again what it was told, so that it can answer."""
+        with self._wake:
+            if name not in self._waking:
+                self._waking.add(name)
+                self._works.append(Work(self._woken(name)))
+                self._wake.notify_all()
+
+    def _woken(self, name: str) -> Steps:
+        try:
+            with self.store.using([name]):
+                return
+        except Exception as error:
+            with self._wake:
+                for job in self._says:
+                    if job.memory == name:
+                        settle(job.done, error)
+        finally:
+            self._waking.discard(name)
+        yield
+
+    # learning ----------------------------------------------------------------------------------------------------------
+
+    def _learn(self) -> None:
+        self._turns.works()
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: not self._open or self._says or self._works or self._due)
+                self._wake.wait_for(lambda: not self._open or self._learns)
                 if not self._open:
                     return
-                says = self._batch()
-            began = time.monotonic()
-            if says:
-                self._answer(says)
-            self._work()
-            self._seconds += 0.2 * (time.monotonic() - began - self._seconds)
+                jobs = self._together()
+            self._teach(jobs)
 
-    def _work(self) -> None:
-        """Steps of work until they have taken SHORT seconds: reading many messages must not take a batch each, and one step
-        that is long is the last."""
-        ends = time.monotonic() + SHORT
-        while time.monotonic() < ends:
-            with self._wake:
-                work = self._next_work() if self._open else None
-            if work is None:
-                return
-            self._step(work)
-
-    def _batch(self) -> list[Say]:
-        """Those first in the queue that are sampled in one way and have a slot each, without the ones nobody waits for."""
-        taken: list[Say] = []
-        left: deque[Say] = deque()
-        names: set[str] = set()
-        for job in self._says:
+    def _together(self) -> list[Learn]:
+        """What is to be learned first, and what other memories are to learn, as many as do so in one update."""
+        taken: dict[str, Learn] = {}
+        left: deque[Learn] = deque()
+        for job in self._learns:
             if job.done.cancelled():
                 continue
-            fits = len(taken) < ROWS and (not taken or job.how == taken[0].how)
-            more = names if job.memory is None else names | {job.memory}
-            if fits and len(more) <= self.store.slots:
-                taken.append(job)
-                names = more
+            if job.telling.memory not in taken and len(taken) < min(TAUGHT, self.store.slots):
+                taken[job.telling.memory] = job
             else:
                 left.append(job)
-        self._says = left
-        return taken
-
-    def _next_work(self) -> Work | list[Learn] | None:
-        while self._works:
-            work = self._works.popleft()
-            if not work.done.cancelled():
-                return self._with_others(work) if isinstance(work, Learn) else work
-        if self._due and not self._says:
-            name = next(iter(self._due))
-            del self._due[name]
-            return Work(self._write_due(name))
-        return None
-
-    def _with_others(self, first: Learn) -> list[Learn]:
-        """What is to be learned, and what other memories are to learn, as many as do so in one update."""
-        taken, left = {first.telling.memory: first}, deque()
-        for work in self._works:
-            fits = isinstance(work, Learn) and len(taken) < min(TAUGHT, self.store.slots) and not work.done.cancelled()
-            if fits and work.telling.memory not in taken:
-                taken[work.telling.memory] = work
-            else:
-                left.append(work)
-        self._works = left
+        self._learns = left
         return list(taken.values())
-
-    def _write_due(self, name: str) -> Steps:
-        try:
-            while found := self.store.write_next(name):
-                self.wrote(found)
-                yield
-        except Missing:  # deleted meanwhile
-            pass
-        except Exception as error:  # the text waits on; the next request for this memory tries again
-            logger.error(f"what waits in a memory could not be written ({type(error).__name__})")
 
     def _teach(self, jobs: list[Learn]) -> None:
         found: list[Any]
@@ -221,60 +202,49 @@ class Engine:
                 return
             found = [error]
         for job, result in zip(jobs, found):
-            _settle(job.done, result)
+            settle(job.done, result)
 
-    def _step(self, work: Work | list[Learn]) -> None:
-        if isinstance(work, list):
-            return self._teach(work)
+    # other work --------------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        self._turns.works()
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: not self._open or self._works or self._idle_and_due())
+                if not self._open:
+                    return
+                work = self._next_work()
+            if not work.done.cancelled():
+                self._step(work)
+
+    def _idle_and_due(self) -> bool:
+        return bool(self._due) and not (self._says or self._batch or self._learns)
+
+    def _next_work(self) -> Work:
+        if self._works:
+            return self._works.popleft()
+        name = next(iter(self._due))
+        del self._due[name]
+        return Work(self._write_due(name))
+
+    def _step(self, work: Work) -> None:
         try:
             next(work.steps)
         except StopIteration as end:
-            _settle(work.done, end.value)
+            settle(work.done, end.value)
         except Exception as error:
-            _settle(work.done, error)
+            settle(work.done, error)
         else:
             with self._wake:
                 self._works.append(work)
+                self._wake.notify_all()
 
-    def _answer(self, jobs: list[Say]) -> None:
-        began: list[Say] = []
+    def _write_due(self, name: str) -> Steps:
         try:
-            with self.store.using(list(dict.fromkeys(j.memory for j in jobs if j.memory is not None))) as memories:
-                self._say(jobs, {m.name: m for m in memories}, began)
-        except Exception as error:
-            if len(jobs) > 1 and not began:  # one of them cannot be had: each by itself
-                for job in jobs:
-                    self._answer([job])
-                return
-            for job in jobs:
-                _settle(job.done, error)
-
-    def _say(self, jobs: list[Say], memories: dict[str, Kept], began: list[Say]) -> None:
-        prompts, whose = [], []
-        for job in jobs:
-            memory = None if job.memory is None else memories[job.memory]
-            try:
-                prompts.append(job.prompt(memory))
-            except Exception as error:
-                _settle(job.done, error)
-            else:
-                began.append(job)
-                whose.append(-1 if memory is None else memory.row)
-        if began:
-            temperature, top_p = began[0].how
-            said = self.store.agent.say(
-                prompts, whose, max_new=max(j.most for j in began), temperature=temperature, top_p=top_p,
-                keys=[j.key for j in began], watch=lambda i, token: began[i].heard(token),
-            )  # fmt: skip
-            for job, reply in zip(began, said):
-                _settle(job.done, reply)
-
-
-def _settle(future: Future, result: Any) -> None:
-    """Give a result, or an error, to whoever still waits for it."""
-    if future.done() or not future.set_running_or_notify_cancel():
-        return
-    if isinstance(result, Exception):
-        future.set_exception(result)
-    else:
-        future.set_result(result)
+            while found := self.store.write_next(name):
+                self.wrote(found)
+                yield
+        except Missing:  # deleted meanwhile
+            pass
+        except Exception as error:  # the text waits on; the next request for this memory tries again
+            logger.error(f"what waits in a memory could not be written ({type(error).__name__})")

@@ -15,7 +15,8 @@ from ..agent.agent import first_line
 from ..store.database import Write
 from ..store.facts import About
 from ..store.store import Missing, Telling
-from .engine import Learn, Say, Steps, Work
+from .batch import Say
+from .engine import Learn, Steps, Work
 from .fields import Refused, only, text_field
 from .said import Said
 from .server import Server, server_of

@@ -16,8 +16,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from ..agent.agent import Reply
+from ..agent.sampling import Sampling
 from ..store.kept import Kept
-from .engine import Say
+from .batch import Say
 from .requests import Options
 from .said import Said
 from .server import server_of
@@ -51,8 +52,8 @@ class Talk(ABC):
         most = asked.most or most
         self.said = Said(self.server.store.agent.chat, most, asked.stops, put if asked.stream else None, raw=raw)
         key = secrets.token_hex(8) if asked.seed is None else f"seed {asked.seed}"
-        how = (asked.temperature, asked.top_p if asked.temperature else 1.0)  # a greedy answer has no nucleus
-        job = Say(asked.memory, self.prompt, self.said.add, most, key, how)
+        how = Sampling(asked.temperature, asked.top_p, key)
+        job = Say(asked.memory, self.prompt, self.said.add, most, how)
         self.future: Future = self.server.engine.submit(job, follows=follows)
         self.future.add_done_callback(lambda _: put(None))
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from .kept import Kept
+
+
+class Busy(RuntimeError):
+    """Another thread uses a memory or waits for it, or all slots are taken."""
+
+
+class Asleep(Busy):
+    """A memory has to learn again first what it was told."""
 
 
 class Slots:
@@ -20,44 +28,72 @@ class Slots:
         self.count, self.make = count, make
         self._free = threading.Condition()
         self._resident: OrderedDict[str, Kept] = OrderedDict()  # longest unused first
-        self._pins: Counter[str] = Counter()  # of each, how many threads use it or wait for it
+        self._pins: Counter[tuple[int, str]] = Counter()  # of thread and name: uses it, or waits for it and has its slot
+        self._line: deque[object] = deque()  # those that wait for slots, first come first
 
     @contextmanager
-    def alone(self, names: Sequence[str]) -> Iterator[list[Kept]]:
+    def alone(self, names: Sequence[str], wait: bool = True) -> Iterator[list[Kept]]:
         """Within the block these memories have slots and belong to this thread; one that was closed meanwhile has none.
 
-        Raises ValueError for more names than there are slots.
+        wait: for other threads; without it Busy is raised. Raises ValueError for more names than there are slots.
         """
-        held = self._pinned(names)
+        held = self._pinned(names, wait)
         try:
             with ExitStack() as locks:
                 for memory in sorted(held, key=lambda m: m.name):  # the same order for all threads: nobody waits in a circle
-                    locks.enter_context(memory.lock)
+                    if not memory.lock.acquire(blocking=wait):
+                        raise Busy("using: another thread has just begun to use a memory.")
+                    locks.callback(memory.lock.release)
                 yield held
         finally:
             with self._free:
-                self._pins -= Counter(names)
+                self._pins -= Counter((threading.get_ident(), name) for name in names)
                 for memory in held:
                     if memory.slot is None and self._resident.get(memory.name) is memory:
                         del self._resident[memory.name]
                 self._free.notify_all()
 
-    def _pinned(self, names: Sequence[str]) -> list[Kept]:
+    def _pinned(self, names: Sequence[str], wait: bool) -> list[Kept]:
         """The memories, all at once, so that nobody holds some while it waits for others."""
         if len(names) > self.count:
             raise ValueError(f"using: {len(names)} memories at once and {self.count} slots; open the store with more slots.")
         with self._free:
-            self._free.wait_for(lambda: len({*names, *self._pins}) <= self.count)
+            if wait:
+                self._stand_in_line(names)
+            elif not self._may(names):
+                raise Busy("using: other threads use these memories or all slots.")
+            pinned = {name for _, name in self._pins}
             for name in names:
                 if name in self._resident:
                     self._resident.move_to_end(name)
                     continue
                 if len(self._resident) == self.count:
-                    oldest = next(n for n in self._resident if n not in self._pins and n not in names)
+                    oldest = next(n for n in self._resident if n not in pinned and n not in names)
                     self._resident.pop(oldest).close()
                 self._resident[name] = self.make(name)
-            self._pins.update(names)
+            self._pins.update((threading.get_ident(), name) for name in names)
             return [self._resident[name] for name in names]
+
+    def _fits(self, names: Sequence[str]) -> bool:
+        return len({*names, *(name for _, name in self._pins)}) <= self.count
+
+    def _stand_in_line(self, names: Sequence[str]) -> None:
+        """Wait for slots; whoever came before is served before, however many it wants."""
+        me = object()
+        self._line.append(me)
+        try:
+            self._free.wait_for(lambda: self._line[0] is me and self._fits(names))
+        finally:
+            self._line.remove(me)
+            self._free.notify_all()
+
+    def _may(self, names: Sequence[str]) -> bool:
+        """Whether this thread can have the memories now, and nobody waits for what it would take."""
+        me = threading.get_ident()
+        if any(name in names and thread != me for thread, name in self._pins):
+            return False
+        mine = {name for thread, name in self._pins if thread == me}
+        return mine.issuperset(names) or (not self._line and self._fits(names))
 
     def __len__(self) -> int:
         """How many memories have a slot."""

@@ -22,7 +22,7 @@ from .database import Database, State, Told, Write, without
 from .facts import About, Fact, facts, lesson_of, of_one_fact
 from .kept import Change, Kept
 from .rows import Rows
-from .slots import Slots
+from .slots import Asleep, Slots
 
 DATABASE, FACTORS, ROWS = "store.sqlite", "factors.safetensors", "rows"
 NEWEST = 4  # writes whose rows are kept: undoing one of them, or deleting from one, begins there
@@ -455,23 +455,31 @@ class MemoryStore:
     # what a slot holds ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def using(self, names: Sequence[str]) -> Iterator[list[Kept]]:
+    def using(self, names: Sequence[str], *, wait: bool = True) -> Iterator[list[Kept]]:
         """Within the block these memories have slots and belong to this thread. For what serves many at once; no name twice.
 
-        Waits while other threads use them or all slots. Do not nest. Raises ValueError for more names than slots.
+        Waits while other threads use them or all slots; without `wait` it raises slots.Busy there, and Asleep where a memory
+        has to learn again first, see MemoryStore. Nest it only without waiting. Raises ValueError for more names than slots.
         """
-        with self._alone(names) as held:
+        with self._alone(names, wait) as held:
+            if not wait and any(not memory.whole and self._sleeps(memory.name) for memory in held):
+                raise Asleep("using: a memory has to learn again first.")
             for memory in held:
                 if not memory.whole:
                     self._fill(memory)
             yield held
 
+    def _sleeps(self, name: str) -> bool:
+        """Whether what a memory learned is in its log alone."""
+        state = self._state(name)
+        return state.writes > 0 and self._db.last_row(state.id)[0] is None
+
     @contextmanager
-    def _alone(self, names: Sequence[str]) -> Iterator[list[Kept]]:
+    def _alone(self, names: Sequence[str], wait: bool = True) -> Iterator[list[Kept]]:
         """As `using`, whatever the slots hold by now."""
         for name in names:
             self._state(name)
-        with self._slots.alone(names) as held:
+        with self._slots.alone(names, wait) as held:
             for memory in held:
                 if memory.slot is None:  # deleted while this thread waited
                     raise Missing(f"there is no memory {memory.name!r:.60}; make it first.")
