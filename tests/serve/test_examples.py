@@ -79,6 +79,16 @@ def test_the_example_of_the_client_runs(url, capsys):
     openai_client.main(url)  # it leaves nothing behind
 
 
+def test_langchain_has_a_memory_by_its_openai_interface(url, capsys):
+    pytest.importorskip("langchain_openai", reason="needs the package langchain-openai")
+    import langchain_chat
+
+    langchain_chat.main(url)
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("asked     What is the name of my dog? ", "streamed  ", "at once   ['"))
+    langchain_chat.main(url)  # it leaves nothing behind
+
+
 def test_the_client_reads_whole_answers_streams_and_usage(client):
     chat = partial(client.chat.completions.create, model=MODEL, messages=HI, max_tokens=12, temperature=1, seed=3, top_p=0.9)
     found = chat(user="ada")
@@ -110,8 +120,8 @@ def test_errors_are_the_clients_own_with_our_sentence(client):
 
 def test_a_full_queue_is_the_clients_rate_limit_and_asked_again_it_is_served(tmp_path):
     with serving(tmp_path / "s", queue=1) as (http, store), ThreadPoolExecutor(4) as pool:
-        held, say = threading.Event(), store.agent.say
-        store.agent.say = lambda *args, **how: held.wait(30) and say(*args, **how)
+        held, decoding = threading.Event(), store.agent.decoding
+        store.agent.decoding = lambda: held.wait(30) and decoding()
         once, patient = (openai.OpenAI(base_url=f"{http.base_url}/v1", api_key="x", max_retries=n) for n in (0, 5))
         asked = [pool.submit(once.chat.completions.create, model=MODEL, messages=HI, max_tokens=2) for _ in range(3)]
         end = time.monotonic() + 30
