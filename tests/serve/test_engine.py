@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from tmem.agent.decode import Decoding  # noqa: E402
 from tmem.agent.sampling import Sampling  # noqa: E402
 from tmem.serve import engine as engine_module  # noqa: E402
 from tmem.serve.batch import Say  # noqa: E402
-from tmem.serve.engine import WORKERS, Engine, Full, Learn, Work  # noqa: E402
+from tmem.serve.engine import WORKERS, Engine, Full, Learn, Work, in_turns  # noqa: E402
 from tmem.store.store import Missing, Telling  # noqa: E402
 
 NOBODY = SimpleNamespace(slots=2, agent=None)  # a store that is not asked for anything
@@ -310,3 +311,44 @@ def test_when_it_closes_nobody_waits_for_ever(tmp_path):
         engine.close()
         assert all(job.cancelled() for job in jobs) and not engine.alive
         store.learn("a", pairs(1))  # it is free again
+
+
+# tenants -----------------------------------------------------------------------------------------------------------------
+
+
+def test_tenants_are_served_in_turns():
+    jobs = [Work(iter(()), who=who) for who in "aaabba"]
+    jobs[1].done.cancel()
+    found = in_turns(jobs, Counter())
+    assert [job.who for job in found] == ["a", "b", "a", "b", "a"] and found[0] is jobs[0] and found[2] is jobs[2]
+    assert [job.who for job in in_turns(jobs, Counter("a"))] == ["b", "a", "b", "a", "a"]
+
+
+def test_who_asks_much_is_not_before_who_asks_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_module, "ROWS", 2)
+    with store_at(tmp_path / "s") as store:
+        store.agent.chat.ends = frozenset()
+        engine, ended = Engine(store, 100, list), []
+        jobs = [engine.submit(say(store, None, most=20), who="many/") for _ in range(20)]
+        jobs.append(engine.submit(say(store, None, most=20), who="once/"))
+        for i, job in enumerate(jobs):
+            job.add_done_callback(lambda _, i=i: ended.append(i))
+        for job in jobs:
+            job.result(60)
+        engine.close()
+    assert ended.index(20) < 8
+
+
+def test_one_tenant_does_not_fill_the_queue():
+    hold, engine = threading.Event(), Engine(NOBODY, 6, list)
+    jobs = [engine.submit(Work(stuck(hold)), who="a/", follows=True) for _ in range(WORKERS)]
+    until(lambda: not engine.waiting)
+    jobs += [engine.submit(Work(stuck(hold)), who="a/") for _ in range(3)]
+    with pytest.raises(Full):
+        engine.submit(Work(stuck(hold)), who="a/")
+    jobs += [engine.submit(Work(stuck(hold)), who="b/") for _ in range(3)]
+    with pytest.raises(Full):
+        engine.submit(Work(stuck(hold)), who="c/")
+    hold.set()
+    assert [job.result(10) for job in jobs] == [1] * len(jobs)
+    engine.close()

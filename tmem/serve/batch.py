@@ -25,6 +25,7 @@ class Say:
     most    tokens of the answer, at most
     how     its tokens are chosen
     done    the result, a tmem.agent.agent.Reply
+    who     the tenant that asks
     """
 
     memory: str | None
@@ -33,6 +34,7 @@ class Say:
     most: int
     how: Sampling = Sampling()
     done: Future = field(default_factory=Future)
+    who: str = ""
 
     def heard(self, token: int) -> bool:
         """Tell of a token; ends also where nobody waits for the answer any more."""
@@ -63,6 +65,11 @@ class Batch:
     def __len__(self) -> int:
         """How many are under way."""
         return len(self._under_way)
+
+    @property
+    def whose(self) -> list[str]:
+        """The tenants whose answers are under way, one for each answer."""
+        return [guest.job.who for guest in self._under_way.values()]
 
     def let_in(self, jobs: Sequence[Say]) -> list[Say]:
         """Begin answers, all at once. Gives those for whom there is no room, or whose memory cannot be had now: others use it,

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from ..store.kept import Kept
 from .engine import Work
 from .requests import HEADER, ChatRequest, chat_request
-from .server import server_of
+from .server import server_of, submit
 from .talk import Talk
 from .tenants import tenant_of
 from .wire import body_of, while_connected
@@ -30,7 +30,7 @@ async def chat(request: Request) -> Response:
         name = tenant.inside(asked.memory)
         asked = replace(asked, memory=name)
         work = Work(catch_up(server.store, tenant, name, asked))
-        new, writes = await while_connected(request, server.engine.submit(work))
+        new, writes = await while_connected(request, submit(request, work))
         server.metrics.wrote(writes)
     return await _ChatTalk(request, asked, new).response()
 
@@ -60,5 +60,5 @@ class _ChatTalk(Talk):
         if self.new and self.asked.memory is not None:
             last = self.asked.messages[-1]
             steps = read(self.server.store, self.asked.memory, line(last), SOURCE, [last.digest], due=False)
-            self.server.metrics.wrote(await asyncio.wrap_future(self.server.engine.submit(Work(steps), follows=True)))
+            self.server.metrics.wrote(await asyncio.wrap_future(submit(self.request, Work(steps), follows=True)))
             self.server.engine.later(self.asked.memory)

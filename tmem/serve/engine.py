@@ -9,8 +9,8 @@ import logging
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +44,7 @@ class Work:
 
     steps: Steps
     done: Future = field(default_factory=Future)
+    who: str = ""
 
 
 @dataclass(eq=False)
@@ -52,6 +53,20 @@ class Learn:
 
     telling: Telling
     done: Future = field(default_factory=Future)
+    who: str = ""
+
+
+def in_turns(jobs: Iterable[Any], served: Counter[str]) -> list:
+    """Jobs that somebody still waits for, in the order in which they came, but each tenant's in turns with the others'.
+
+    served: how many of each are served already.
+    """
+    kept = [job for job in jobs if not job.done.done()]
+    ranks, counts = [], Counter(served)
+    for job in kept:
+        ranks.append(counts[job.who])
+        counts[job.who] += 1
+    return [job for _, job in sorted(zip(ranks, kept), key=lambda ranked: ranked[0])]
 
 
 class Engine:
@@ -68,6 +83,7 @@ class Engine:
         self._due: dict[str, None] = {}  # memories in which text waits that is to be written, in order
         self._batch, self._turns = Batch(store, ROWS, self._wake_up), Turns()
         self._waking: set[str] = set()
+        self._working: Counter[str] = Counter()  # tenants for whom a worker is at work
         self._wake = threading.Condition()
         self._open = True
         self._seconds = 1.0  # from when a request comes until it is done, lately
@@ -86,22 +102,29 @@ class Engine:
         """Whether it answers."""
         return self._open and all(thread.is_alive() for thread in self._threads)
 
-    def submit(self, job: Say | Work | Learn, *, follows: bool = False) -> Future:
+    def submit(self, job: Say | Work | Learn, *, who: str = "", follows: bool = False) -> Future:
         """Have a job done; its result. Raises Full, and RuntimeError once closed.
 
-        follows: it belongs to a request that was let in already, and is never one too many.
+        who      the tenant that it is for. Tenants are served in turns, and one that has a name fills half of the queue at most
+        follows  it belongs to a request that was let in already, and is never one too many
         """
         queue: deque = self._says if isinstance(job, Say) else self._learns if isinstance(job, Learn) else self._works
+        job.who = who
         with self._wake:
             if not self._open:
                 raise RuntimeError("the server is shutting down; ask again when it is back.")
-            if self.waiting >= self.most and not follows:
+            if not follows and not self._room(who):
                 raise Full(max(1, math.ceil(self._seconds)))
             queue.append(job)
             self._wake.notify_all()
         came = time.monotonic()
         job.done.add_done_callback(lambda _: self._took(time.monotonic() - came))
         return job.done
+
+    def _room(self, who: str) -> bool:
+        """Whether one more of this tenant's may wait."""
+        own = sum(job.who == who for queue in (self._says, self._works, self._learns) for job in queue)
+        return self.waiting < self.most and (not who or own < max(1, self.most // 2))
 
     def _took(self, seconds: float) -> None:
         self._seconds += 0.1 * (seconds - self._seconds)
@@ -132,7 +155,7 @@ class Engine:
                 if not self._batch and not self._says:
                     self._turns.silent()
                     self._wake.wait_for(lambda: not self._open or self._says)
-                came, self._says = [job for job in self._says if not job.done.done()], deque()
+                came, self._says = in_turns(self._says, Counter(self._batch.whose)), deque()
             self._turns.talking = True
             later = self._batch.let_in(came)
             self._batch.step()
@@ -181,9 +204,7 @@ class Engine:
         """What is to be learned first, and what other memories are to learn, as many as do so in one update."""
         taken: dict[str, Learn] = {}
         left: deque[Learn] = deque()
-        for job in self._learns:
-            if job.done.cancelled():
-                continue
+        for job in in_turns(self._learns, Counter()):
             if job.telling.memory not in taken and len(taken) < min(TAUGHT, self.store.slots):
                 taken[job.telling.memory] = job
             else:
@@ -214,15 +235,20 @@ class Engine:
                 if not self._open:
                     return
                 work = self._next_work()
+                self._working[work.who] += 1
             if not work.done.cancelled():
                 self._step(work)
+            with self._wake:
+                self._working[work.who] -= 1
 
     def _idle_and_due(self) -> bool:
         return bool(self._due) and not (self._says or self._batch or self._learns)
 
     def _next_work(self) -> Work:
         if self._works:
-            return self._works.popleft()
+            work = min(self._works, key=lambda work: self._working[work.who])  # the first of who has least of it done now
+            self._works.remove(work)
+            return work
         name = next(iter(self._due))
         del self._due[name]
         return Work(self._write_due(name))

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from ..adapters.peft import peft_files
 from ..models.lora import CONFIG, WEIGHTS
 from .engine import Steps, Work
-from .server import server_of
+from .server import server_of, submit
 from .tenants import memory_of
 from .wire import while_connected
 
@@ -38,7 +38,7 @@ async def _files(request: Request) -> dict[str, bytes]:
             return peft_files(server.store.agent.bank, memory.row)
         yield
 
-    return await while_connected(request, server.engine.submit(Work(steps())))
+    return await while_connected(request, submit(request, Work(steps())))
 
 
 ROUTES = [

@@ -19,7 +19,7 @@ from .batch import Say
 from .engine import Learn, Steps, Work
 from .fields import Refused, only, text_field
 from .said import Said
-from .server import Server, server_of
+from .server import Server, server_of, submit
 from .tenants import Tenant, memory_of, tenant_of
 from .wire import body_of, while_connected
 from .words import fitting, make, read
@@ -76,7 +76,7 @@ async def observe(request: Request) -> Response:
     only(body, "text", "source")
     server, text, source = server_of(request), text_field(body, "text"), text_field(body, "source", "")
     steps = read(server.store, memory_of(request), text, source, [])
-    return _written(server, await while_connected(request, server.engine.submit(Work(steps))))
+    return _written(server, await while_connected(request, submit(request, Work(steps))))
 
 
 async def write(request: Request) -> Response:
@@ -92,7 +92,7 @@ async def learn(request: Request) -> Response:
     only(body, "pairs", "source")
     server, source, given = server_of(request), text_field(body, "source", ""), _pairs(body.get("pairs"))
     job = Learn(Telling(memory_of(request), given, source))
-    return _written(server, [await while_connected(request, server.engine.submit(job))])
+    return _written(server, [await while_connected(request, submit(request, job))])
 
 
 async def ask(request: Request) -> Response:
@@ -111,7 +111,7 @@ async def ask(request: Request) -> Response:
         return fitting(agent, "\n\n".join([*memory.waiting, agent.asked(question)]), most)
 
     name = memory_of(request)
-    reply = await while_connected(request, server.engine.submit(Say(name, prompt, said.add, most)))
+    reply = await while_connected(request, submit(request, Say(name, prompt, said.add, most)))
     return JSONResponse({"answer": first_line(said.text) if waits else agent.settled(reply)})
 
 
@@ -163,7 +163,7 @@ async def correct(request: Request) -> Response:
 
 async def _worked(request: Request, verb: Callable[[], Any]) -> Any:
     """What a verb of the store gives, done by the engine in one step."""
-    return await while_connected(request, server_of(request).engine.submit(Work(_once(verb))))
+    return await while_connected(request, submit(request, Work(_once(verb))))
 
 
 def _once(verb: Callable[[], Any]) -> Steps:

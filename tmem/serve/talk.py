@@ -21,7 +21,7 @@ from ..store.kept import Kept
 from .batch import Say
 from .requests import Options
 from .said import Said
-from .server import server_of
+from .server import server_of, submit
 from .tenants import tenant_of
 from .wire import error_of, while_connected
 
@@ -54,7 +54,7 @@ class Talk(ABC):
         key = secrets.token_hex(8) if asked.seed is None else f"seed {asked.seed}"
         how = Sampling(asked.temperature, asked.top_p, key)
         job = Say(asked.memory, self.prompt, self.said.add, most, how)
-        self.future: Future = self.server.engine.submit(job, follows=follows)
+        self.future: Future = submit(self.request, job, follows=follows)
         self.future.add_done_callback(lambda _: put(None))
 
     @abstractmethod
