@@ -1,6 +1,8 @@
 """A memory's adapter over HTTP says in PEFT what the memory says here."""
 
+import io
 import json
+import zipfile
 
 import pytest
 import torch
@@ -60,3 +62,60 @@ def test_an_adapter_is_its_tenants_alone(tmp_path):
             assert [f.status_code for f in found] == [200, 404]
             assert client.get(f"/v1/memories/ada/{path}").status_code == 401
             assert b"acme" not in found[0].content
+
+
+def test_a_memory_moves_to_another_server(tmp_path):
+    with serving(tmp_path / "a") as (client, store):
+        client.post("/v1/memories", json={"name": "ada"})
+        told = [[p.question, p.answer] for p in pairs(4, "m")]
+        client.post("/v1/memories/ada/learn", json={"pairs": told})
+        client.post("/v1/memories/ada/observe", json={"text": "it waits"})
+        found = client.get("/v1/memories/ada/archive")
+        said = client.post("/v1/completions", json={"prompt": "what is m?", "user": "ada", "max_tokens": 10}).json()
+        assert client.get("/v1/memories/nobody/archive").status_code == 404
+    assert found.headers["content-type"] == "application/zip"
+    with serving(tmp_path / "b") as (client, store):
+        made = put(client, "eva", found.content)
+        assert made.status_code == 201 and made.json() == {"name": "eva", "pairs": 4}
+        assert put(client, "eva", found.content).status_code == 409
+        again = client.post("/v1/completions", json={"prompt": "what is m?", "user": "eva", "max_tokens": 10}).json()
+        assert again["choices"] == said["choices"]
+        assert [p["question"] for p in client.get("/v1/memories/eva/pairs").json()["data"]] == [q for q, _ in told]
+        with store.using(["eva"]) as (memory,):
+            assert memory.waiting == ["it waits"]
+
+
+def put(client, name, content, **headers):
+    headers = {"Content-Type": "application/zip", **headers}
+    return client.put(f"/v1/memories/{name}/archive", content=content, headers=headers)
+
+
+def zipped(**files):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as into:
+        for name, text in files.items():
+            into.writestr(name.replace("__", "/").replace("_json", ".json").replace("_safetensors", ".safetensors"), text)
+    return content.getvalue()
+
+
+def test_an_archive_that_is_none_leaves_nothing_behind(tmp_path):
+    good = {"tmem_json": "{}", "adapter_config_json": "{}", "adapter_model_safetensors": b""}
+    with serving(tmp_path / "s") as (client, store):
+        client.post("/v1/memories", json={"name": "ada"})
+        whole = client.get("/v1/memories/ada/archive").content
+        for content, sentence in (
+            (b"", "no zip archive"), (b"PK", "no zip archive"), (whole[:-40], "no zip archive"),
+            (zipped(**{"..__..__tmem_json": "{}"}), "expected tmem.json, adapter_config.json"),
+            (zipped(**good, other="x"), "the archive holds"), (zipped(**good), "is damaged"),
+            (zipped(**{**good, "adapter_model_safetensors": b"\0" * (40 << 20)}), "bytes together, expected"),
+            (whole.replace(b"adapter_model.safetensors", b"adapter_model.safetensorz"), "the archive"),
+        ):  # fmt: skip
+            found = put(client, "eva", content)
+            assert 400 <= found.status_code < 500 and sentence in found.json()["error"]["message"], found.text
+            assert str(tmp_path) not in found.text and "/tmp" not in found.text
+            assert "eva" not in store
+        assert put(client, "eva", whole, **{"Content-Type": "application/json"}).status_code == 415
+        assert put(client, "eva", b"x" * (64 << 20)).status_code == 413
+    with serving(tmp_path / "other", hidden_size=32) as (client, _):
+        found = put(client, "eva", whole)
+        assert found.status_code == 400 and "open it with the same model" in found.json()["error"]["message"]

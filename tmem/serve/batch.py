@@ -11,7 +11,7 @@ from typing import Any
 from ..agent.decode import Decoding, Prompt, Row
 from ..agent.sampling import Sampling
 from ..store.kept import Kept
-from ..store.slots import Asleep, Busy
+from ..store.slots import Asleep, Occupied
 from ..store.store import MemoryStore
 
 
@@ -84,10 +84,10 @@ class Batch:
             with ExitStack() as left:
                 try:
                     guests.append(self._guest(job, left))
-                except Busy as busy:
+                except Occupied as found:
                     later.append(job)
                     refused.add(job.memory)
-                    if isinstance(busy, Asleep) and job.memory is not None:
+                    if isinstance(found, Asleep) and job.memory is not None:
                         self.wake(job.memory)
                 except Exception as error:
                     settle(job.done, error)

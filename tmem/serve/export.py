@@ -1,19 +1,31 @@
-"""A memory's Δ as the two files of a PEFT adapter."""
+"""A memory's Δ as the two files of a PEFT adapter, and a whole memory as an archive that goes in again."""
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ..adapters.memory_file import RECORD
 from ..adapters.peft import peft_files
 from ..models.lora import CONFIG, WEIGHTS
-from .engine import Steps, Work
-from .server import server_of, submit
-from .tenants import memory_of
-from .wire import while_connected
+from ..store.database import Write
+from ..store.store import Missing, Taken
+from .fields import Refused
+from .server import server_of, worked
+from .tenants import memory_of, tenant_of
+from .wire import content_of
+
+FILES = (RECORD, CONFIG, WEIGHTS)  # of an archive
+ZIP = "application/zip"
+ROOM = 16 << 20  # bytes of an archive beside twice those of Δ and A
+SECONDS = 300.0  # in which an archive must have come
 
 
 async def weights(request: Request) -> Response:
@@ -33,15 +45,73 @@ async def config(request: Request) -> Response:
 async def _files(request: Request) -> dict[str, bytes]:
     server, name = server_of(request), memory_of(request)
 
-    def steps() -> Steps:
+    def files() -> dict[str, bytes]:
         with server.store.using([name]) as (memory,):
             return peft_files(server.store.agent.bank, memory.row)
-        yield
 
-    return await while_connected(request, submit(request, Work(steps())))
+    return await worked(request, files)
+
+
+async def archive(request: Request) -> Response:
+    """The folder that `Memory.save` writes, in a zip archive: the adapter, the pairs, and the text that waits."""
+    store, name = server_of(request).store, memory_of(request)
+
+    def packed() -> bytes:
+        with TemporaryDirectory() as folder:
+            store.export(name, Path(folder) / "memory")
+            content = io.BytesIO()
+            with zipfile.ZipFile(content, "w") as into:  # random numbers do not get smaller
+                for file in FILES:
+                    into.write(Path(folder) / "memory" / file, file)
+            return content.getvalue()
+
+    content = await worked(request, packed)
+    return Response(content, media_type=ZIP, headers={"Content-Disposition": 'attachment; filename="memory.zip"'})
+
+
+async def restored(request: Request) -> Response:
+    """A new memory from such an archive."""
+    server, tenant, name = server_of(request), tenant_of(request), memory_of(request)
+    bank = server.store.agent.bank
+    most = ROOM + 2 * 4 * bank.max_rank * sum(s.module.in_features + s.module.out_features for s in bank.sites)
+    content = await content_of(request, ZIP, most, SECONDS)
+
+    def unpacked() -> Write:
+        tenant.room_for(name, server.store)
+        with TemporaryDirectory() as folder:
+            _unpack(content, Path(folder), most)
+            try:
+                return server.store.import_from(name, folder)
+            except (Taken, Missing):
+                raise
+            except ValueError as error:  # it speaks of a file: the archive's, for a client
+                raise Refused(str(error).replace(f"{folder}/", "").replace(folder, "the archive")) from error
+
+    write = await worked(request, unpacked)
+    server.metrics.wrote([write])
+    return JSONResponse({"name": request.path_params["name"], "pairs": len(write.told)}, 201)
+
+
+def _unpack(content: bytes, folder: Path, most: int) -> None:
+    """Put an archive's files, of `most` bytes at most together, into a folder. No path is taken from it. Raises Refused."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as packed:
+            names = sorted(packed.namelist())
+            if names != sorted(FILES):
+                raise Refused(f"the archive holds {', '.join(names) or 'nothing'!s:.200}; expected {', '.join(FILES)}.")
+            if (size := sum(packed.getinfo(file).file_size for file in FILES)) > most:
+                raise Refused(f"the archive's files have {size} bytes together, expected {most} at most.", status=413)
+            for file in FILES:
+                (folder / file).write_bytes(packed.read(file))
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
+        if isinstance(error, Refused):
+            raise
+        raise Refused("the body is no zip archive that can be read; send what .../archive gave.") from error
 
 
 ROUTES = [
+    Route("/v1/memories/{name:path}/archive", archive, methods=["GET"]),
+    Route("/v1/memories/{name:path}/archive", restored, methods=["PUT"]),
     Route("/v1/memories/{name:path}/adapter", weights, methods=["GET"]),
     Route("/v1/memories/{name:path}/adapter/config", config, methods=["GET"]),
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -16,10 +15,10 @@ from ..store.database import Write
 from ..store.facts import About
 from ..store.store import Missing, Telling
 from .batch import Say
-from .engine import Learn, Steps, Work
+from .engine import Learn, Work
 from .fields import Refused, only, text_field
 from .said import Said
-from .server import Server, server_of, submit
+from .server import Server, server_of, submit, worked
 from .tenants import Tenant, memory_of, tenant_of
 from .wire import body_of, while_connected
 from .words import fitting, make, read
@@ -39,13 +38,13 @@ async def made(request: Request) -> Response:
     body = await body_of(request)
     only(body, "name")
     name, store, tenant = text_field(body, "name"), server_of(request).store, tenant_of(request)
-    await _worked(request, partial(make, store, tenant, tenant.inside(name)))
+    await worked(request, partial(make, store, tenant, tenant.inside(name)))
     return JSONResponse({"name": name}, 201)
 
 
 async def deleted(request: Request) -> Response:
     """Delete a memory."""
-    await _worked(request, partial(server_of(request).store.delete, memory_of(request)))
+    await worked(request, partial(server_of(request).store.delete, memory_of(request)))
     return JSONResponse({"name": request.path_params["name"], "deleted": True})
 
 
@@ -83,7 +82,7 @@ async def write(request: Request) -> Response:
     """Write and learn what waits."""
     only(await body_of(request))
     server = server_of(request)
-    return _written(server, await _worked(request, partial(server.store.write, memory_of(request))))
+    return _written(server, await worked(request, partial(server.store.write, memory_of(request))))
 
 
 async def learn(request: Request) -> Response:
@@ -126,7 +125,7 @@ async def fork(request: Request) -> Response:
         tenant.room_for(copy, store)
         store.fork(name, copy)
 
-    await _worked(request, forked)
+    await worked(request, forked)
     return JSONResponse({"name": new}, 201)
 
 
@@ -136,7 +135,7 @@ async def undo(request: Request) -> Response:
     only(body, "write")
     if type(body.get("write")) is not int or not 0 <= body["write"] < 1 << 53:
         raise Refused("write: expected the id of a write, or 0.", "write")
-    await _worked(request, partial(server_of(request).store.undo, memory_of(request), body["write"]))
+    await worked(request, partial(server_of(request).store.undo, memory_of(request), body["write"]))
     return await log(request)
 
 
@@ -149,7 +148,7 @@ async def unlearn(request: Request) -> Response:
     store, name = server_of(request).store, memory_of(request)
     verb = store.delete_fact if "question" in body else store.delete_source
     (field,) = body
-    return JSONResponse({"deleted": [asdict(p) for p in await _worked(request, partial(verb, name, text_field(body, field)))]})
+    return JSONResponse({"deleted": [asdict(p) for p in await worked(request, partial(verb, name, text_field(body, field)))]})
 
 
 async def correct(request: Request) -> Response:
@@ -158,17 +157,7 @@ async def correct(request: Request) -> Response:
     only(body, "question", "answer")
     question, answer = text_field(body, "question"), text_field(body, "answer")
     verb = partial(server_of(request).store.correct, memory_of(request), question, answer)
-    return JSONResponse({"corrected": [asdict(p) for p in await _worked(request, verb)]})
-
-
-async def _worked(request: Request, verb: Callable[[], Any]) -> Any:
-    """What a verb of the store gives, done by the engine in one step."""
-    return await while_connected(request, submit(request, Work(_once(verb))))
-
-
-def _once(verb: Callable[[], Any]) -> Steps:
-    return verb()
-    yield
+    return JSONResponse({"corrected": [asdict(p) for p in await worked(request, verb)]})
 
 
 def _written(server: Server, writes: list[Write]) -> Response:

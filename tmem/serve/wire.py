@@ -31,26 +31,32 @@ class Gone(Exception):
 
 async def body_of(request: Request) -> dict[str, Any]:
     """The JSON object of a request's body. Raises Refused."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Refused("the body is to be JSON; send it with Content-Type: application/json.", status=415)
-    content = bytearray()
+    content = await content_of(request, "application/json", MOST_BYTES, SECONDS)
     try:
-        with anyio.fail_after(SECONDS):
-            async for part in request.stream():
-                content += part
-                if len(content) > MOST_BYTES:
-                    raise Refused(f"the body has more than {MOST_BYTES} bytes; send less at once.", status=413)
-    except TimeoutError as error:
-        raise Refused(f"the body did not come within {SECONDS:.0f} s; send it again.", status=408) from error
-    except ClientDisconnect as error:
-        raise Gone from error
-    try:
-        found = parsed(bytes(content))
+        found = parsed(content)
     except ValueError as error:
         raise Refused("the body is not JSON in UTF-8; mend it.") from error
     if not isinstance(found, dict):
         raise Refused("the body is not a JSON object; send an object.")
     return found
+
+
+async def content_of(request: Request, kind: str, most: int, seconds: float) -> bytes:
+    """A request's body of a kind, of `most` bytes at most, which must come in so many seconds. Raises Refused."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != kind:
+        raise Refused(f"the body is to be of another kind; send it with Content-Type: {kind}.", status=415)
+    content = bytearray()
+    try:
+        with anyio.fail_after(seconds):
+            async for part in request.stream():
+                content += part
+                if len(content) > most:
+                    raise Refused(f"the body has more than {most} bytes; send less at once.", status=413)
+    except TimeoutError as error:
+        raise Refused(f"the body did not come within {seconds:.0f} s; send it again.", status=408) from error
+    except ClientDisconnect as error:
+        raise Gone from error
+    return bytes(content)
 
 
 async def while_connected(request: Request, work: Future | Awaitable) -> Any:

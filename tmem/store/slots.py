@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager
 from .kept import Kept
 
 
-class Busy(RuntimeError):
+class Occupied(RuntimeError):
     """Another thread uses a memory or waits for it, or all slots are taken."""
 
 
-class Asleep(Busy):
+class Asleep(Occupied):
     """A memory has to learn again first what it was told."""
 
 
@@ -35,14 +35,14 @@ class Slots:
     def alone(self, names: Sequence[str], wait: bool = True) -> Iterator[list[Kept]]:
         """Within the block these memories have slots and belong to this thread; one that was closed meanwhile has none.
 
-        wait: for other threads; without it Busy is raised. Raises ValueError for more names than there are slots.
+        wait: for other threads; without it Occupied is raised. Raises ValueError for more names than there are slots.
         """
         held = self._pinned(names, wait)
         try:
             with ExitStack() as locks:
                 for memory in sorted(held, key=lambda m: m.name):  # the same order for all threads: nobody waits in a circle
                     if not memory.lock.acquire(blocking=wait):
-                        raise Busy("using: another thread has just begun to use a memory.")
+                        raise Occupied("using: another thread has just begun to use a memory.")
                     locks.callback(memory.lock.release)
                 yield held
         finally:
@@ -61,7 +61,7 @@ class Slots:
             if wait:
                 self._stand_in_line(names)
             elif not self._may(names):
-                raise Busy("using: other threads use these memories or all slots.")
+                raise Occupied("using: other threads use these memories or all slots.")
             pinned = {name for _, name in self._pins}
             for name in names:
                 if name in self._resident:

@@ -458,8 +458,9 @@ class MemoryStore:
     def using(self, names: Sequence[str], *, wait: bool = True) -> Iterator[list[Kept]]:
         """Within the block these memories have slots and belong to this thread. For what serves many at once; no name twice.
 
-        Waits while other threads use them or all slots; without `wait` it raises slots.Busy there, and Asleep where a memory
-        has to learn again first, see MemoryStore. Nest it only without waiting. Raises ValueError for more names than slots.
+        Waits while other threads use them or all slots. Without `wait` it raises slots.Occupied there, and Asleep where a
+        memory has to learn again first, see MemoryStore. Nest it only without waiting. Raises ValueError for more names than
+        slots.
         """
         with self._alone(names, wait) as held:
             if not wait and any(not memory.whole and self._sleeps(memory.name) for memory in held):
