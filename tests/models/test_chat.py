@@ -85,6 +85,36 @@ def test_an_answer_goes_on_as_the_template_writes_one(name, backend):
     assert chat.text(chat.answer("the cat of Minka")) == "the cat of Minka"
 
 
+TALK = [("Who is Ada?", "the cat of Minka"), ("And who is Emil?", "a friend"), ("Where is he?", "")]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", [n for n in TEMPLATES if n != "no assistant's turn"])
+def test_a_conversation_has_the_templates_own_turns(name, backend):
+    words, _ = made(name, backend)
+    chat = Chat(words)
+    for count in range(3):
+        turns = []
+        for asked, answered in TALK[:count]:
+            turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        turns.append({"role": "user", "content": TALK[count][0]})
+        whole = words.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        got, want = chat.conversation(TALK[:count], TALK[count][0]), without_system(name, whole, words)
+        if name == "no token at the end":  # there text meets text, and is cut where it meets
+            got, want = words.decode(got), words.decode(want)
+        assert got == want, count
+
+
+def test_without_a_template_or_an_assistants_turn_a_conversation_is_all_there():
+    for words in (tokenizer("sentencepiece, no space", bos="<bos>", eos="<eos>"), made("no assistant's turn")[0]):
+        chat = Chat(words)
+        ids = chat.conversation(TALK[:2], "why?")
+        assert ids[: len(chat.prompt(TALK[0][0]))] == chat.prompt(TALK[0][0])
+        said = chat.text(ids)
+        places = [said.index(text) for pair in TALK[:2] for text in pair] + [said.index("why?")]
+        assert places == sorted(places) and chat.conversation([], "why?") == chat.prompt("why?")
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_turn_ends_with_the_templates_token_or_the_tokenizers(name):
     words, end = made(name)

@@ -22,6 +22,7 @@ from tiny_server import MODEL, serving  # noqa: E402
 from tmem.serve.fields import Refused  # noqa: E402
 from tmem.serve.requests import NEUTRAL, chat_request  # noqa: E402
 from tmem.serve.said import Said  # noqa: E402
+from tmem.serve.words import _turns  # noqa: E402
 
 
 def ask(client, *messages, status=200, **body):
@@ -171,6 +172,15 @@ def test_a_memory_is_named_in_three_ways_and_each_is_its_own(client, served):
     assert said(header) == said(ask(client, question, memory="m1", user="m3")) == said(ask(client, question, user="m1"))
     assert base == empty != said(header)
     assert store.log("m3") == [] and store.waits("m3") is None
+
+
+def test_without_a_memory_a_conversation_has_the_models_own_turns():
+    said = lambda *turns: _turns(chat_request({"messages": [{"role": r, "content": t} for r, t in turns]}, None, MODEL))  # noqa: E731
+    assert said(("user", "a")) == ([], "a")
+    assert said(("system", "s"), ("user", "a")) == ([], "s\n\na")
+    assert said(("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c")) == ([("s\n\na", "b")], "c")
+    assert said(("user", "a"), ("user", "b"), ("assistant", "c"), ("tool", "d")) == ([("a\n\nb", "c")], "tool: d")
+    assert said(("assistant", "a"), ("assistant", "b"), ("user", "c")) == ([("", "a\n\nb")], "c")
 
 
 def test_a_conversation_that_is_sent_again_is_not_read_again(client, served):

@@ -39,7 +39,7 @@ class Chat:
         self.template = Template(tokenizer) if tokenizer.chat_template else None
         if self.template is None:
             self._front, self._back, self._tail, self._lead = self._first(), [], _PLAIN[1], ""
-            self._around = _PLAIN
+            self._around, self._again = _PLAIN, ([], f"\n{_PLAIN[0]}")
             closing = None
         else:
             closing = self._cut(self.template)
@@ -69,7 +69,11 @@ class Chat:
         first, tail = (found[0][1], found[-1][2]) if found else (len(template.after), 0)
         self._back, self._around = self._control(template.after[first:]), (template.before[begin:], template.after[:first])
         self._tail, self._lead = template.after[tail:], template.lead
-        self._place()
+        between = template.between or template.closing + template.before
+        ids, found = self._controls(between)
+        last = found[-1] if found else None
+        self._again = ([], between) if last is None else (ids[: last[0] + 1], between[last[2] :])
+        self._guard = self._guard_after(self._front)
         ids, found = self._controls(template.closing)
         if found and not template.closing[: found[0][1]].strip():
             return ids[found[0][0]]
@@ -89,27 +93,27 @@ class Chat:
         ids, control = found["input_ids"], self.tokenizer.added_tokens_decoder
         return ids, [(i, *span) for i, (index, span) in enumerate(zip(ids, found["offset_mapping"])) if index in control]
 
-    def _place(self) -> None:
-        """Find out whether text after a control token is cut otherwise than at the beginning (SentencePiece's space)."""
-        if not self._front:
-            return
-        control = self.tokenizer.added_tokens_decoder[self._front[-1]].content
+    def _guard_after(self, front: Sequence[int]) -> list[int]:
+        """What text behind these tokens is cut with, where it is not cut as at the beginning (SentencePiece's space)."""
+        if not front:
+            return []
+        control = self.tokenizer.added_tokens_decoder[front[-1]].content
         after, probe = self._control(f"{control}ab ab")[1:], self.plain("ab ab")
-        if after != probe:
-            self._guard = self.plain(_GUARD)
-            if self._inside("ab ab") != after:
-                raise ModelError("the tokenizer cuts text after a control token by a rule of its own; choose another model.")
+        if after == probe:
+            return []
+        guard = self.plain(_GUARD)
+        if self._inside("ab ab", guard) != after:
+            raise ModelError("the tokenizer cuts text after a control token by a rule of its own; choose another model.")
+        return guard
 
     def _control(self, text: str) -> list[int]:
         """Ids of template text, control tokens among them."""
         return self._encoded(text, add_special_tokens=False)["input_ids"]
 
-    def _inside(self, text: str) -> list[int]:
+    def _inside(self, text: str, guard: Sequence[int] | None = None) -> list[int]:
         """Ids of ordinary text that follows a control token."""
-        if not self._guard:
-            return self.plain(text)
-        ids = self.plain(_GUARD + text)
-        return ids[len(self._guard) :]
+        guard = self._guard if guard is None else guard
+        return self.plain(_GUARD + text)[len(guard) :] if guard else self.plain(text)
 
     def _encoded(self, text: str, **how: bool) -> Mapping:
         with self._lock:
@@ -123,6 +127,22 @@ class Chat:
         """Token ids of a user turn with `text`, ready for the assistant's answer."""
         text = text if self.template is None else self.template.content(text)
         return self._front + self._inside(self._around[0] + text + self._around[1]) + self._back
+
+    def conversation(self, before: Sequence[tuple[str, str]], text: str) -> list[int]:
+        """Token ids of a user turn with `text` after a conversation, pairs of what the user and what the assistant said, each
+        in turns of its own. Without a conversation it is `prompt`."""
+        if not before:
+            return self.prompt(text)
+        ids = self.prompt(before[0][0])
+        for (_, answered), then in zip(before, [*(asked for asked, _ in before[1:]), text]):
+            front, opening = self._again
+            content = then if self.template is None else self.template.content(then)
+            following = opening + content + self._around[1]
+            if front:
+                ids += self.said(answered) + front + self._inside(following, self._guard_after(front)) + self._back
+            else:
+                ids += self.said(answered + following) + self._back
+        return ids
 
     def completion(self, text: str) -> list[int]:
         """Token ids of a text that the model goes on with, without a chat's turns, after the tokenizer's own beginning."""

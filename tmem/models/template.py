@@ -25,6 +25,7 @@ class Template:
 
     lead     what it writes between there and an answer
     closing  what it writes after an answer; empty where it writes none, or knows no assistant's turn
+    between  what it writes between an answer and the next question; empty where it knows no such conversation
     content  what it writes of a question: the text, or the text without white space at one end or both
     system   of a system turn: "none" where it is written only when asked for, "left out" where the template adds one by itself
              and it is left out here, "kept" where that cannot be told from the rest, "refused" where the template takes none
@@ -46,6 +47,7 @@ class Template:
         before, after = whole.split(_MARK)
         self.before, self.system = self._without_system(before, user)
         lead, self.closing = self._answered(asked)
+        self.between = self._between(asked)
         self.after, self.thought, self.lead = self._outside_thought(after, lead)
 
     def _rendered(self, turns: list[dict], begin: bool = True) -> str:
@@ -116,6 +118,12 @@ class Template:
             rest = more.rpartition(_REPLY)[2].partition(_MARK)[0]
             closing = rest if rest.endswith(opening) else ""
         return lead, closing.removesuffix(opening)
+
+    def _between(self, asked: list[dict]) -> str:
+        whole = self._tried([*asked, {"role": "assistant", "content": _REPLY}, asked[-1]]) or ""
+        if whole.count(_REPLY) != 1 or whole.count(_MARK) != 2:
+            return ""
+        return whole.partition(_REPLY)[2].partition(_MARK)[0]
 
     def _outside_thought(self, after: str, lead: str) -> tuple[str, str, str]:
         """The opening of the assistant's turn, with a thought that it opens closed at once, as the template writes the end:

@@ -18,23 +18,42 @@ SOURCE = "chat"  # what text of conversations is called in a memory
 
 
 def prompt(agent: Agent, request: ChatRequest, said: Said, memory: Kept | None) -> list[int]:
-    """Token ids of one user turn.
+    """Token ids of what is to be answered.
 
-    With a memory: what the system says, the text that waits to be learned, and the last message, so that it never grows with
-    the conversation. A message that ends with a question mark is asked in the words in which Δ is asked. Without: the whole
-    conversation. What is `said` then has as many tokens as the request asks for, else as have room. Raises Refused where
-    prompt and answer do not fit the model.
+    With a memory, one user turn: what the system says, the text that waits to be learned, and the last message, so that it
+    never grows with the conversation. A message that ends with a question mark is asked in the words in which Δ is asked.
+    Without: the whole conversation, in the model's own turns. What is `said` then has as many tokens as the request asks for,
+    else as have room. Raises Refused where prompt and answer do not fit the model.
     """
     last = request.messages[-1].text
     if memory is not None:
         words = agent.asked(last) if last.rstrip().endswith("?") else last
         parts = [*request.system, *_before(request.messages[-1], memory.waiting), words]
+        ids = agent.chat.prompt("\n\n".join(parts))
     else:
-        talk = [m for m in request.messages if m.role != "system"]
-        parts = [*request.system, *([last] if len(talk) == 1 else [line(m) for m in talk])]
-    ids = fitting(agent, "\n\n".join(parts), request.most or 1)
+        ids = agent.chat.conversation(*_turns(request))
+    _room(agent, ids, request.most or 1, "messages")
     said.most = min(said.most, agent.model.config.max_position_embeddings - len(ids))
     return ids
+
+
+def _turns(request: ChatRequest) -> tuple[list[tuple[str, str]], str]:
+    """The conversation as pairs of what was said to the assistant and what it said, and what is said to it now.
+
+    What comes before the assistant's turn is one user turn: the system's words, a tool's result, several messages in a row.
+    """
+    pairs: list[tuple[str, str]] = []
+    told = list(request.system)
+    for message in request.messages:
+        if message.role == "assistant":
+            if told or not pairs:
+                pairs.append(("\n\n".join(told), message.text))
+            else:
+                pairs[-1] = (pairs[-1][0], f"{pairs[-1][1]}\n\n{message.text}")
+            told = []
+        elif message.role != "system":
+            told.append(line(message) if message.role == "tool" else message.text)
+    return pairs, "\n\n".join(told)
 
 
 def _before(last: Message, waiting: Sequence[str]) -> list[str]:
