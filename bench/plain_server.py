@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..agent.agent import Agent, Reply, first_line
+from ..agent.agent import Agent, Reply, first_line, least
 from ..agent.decode import Generation
 from ..agent.renderings import rendered
+from ..agent.scored import floored
 from ..agent.teach import Lesson, chosen, newest
 from ..episode import Pair
 from .padded import batch_of
@@ -96,7 +97,7 @@ class PlainServer:
             losses = [self._step(memory, batch) for batch in self._batches(pairs, epoch)]
             loss = sum(losses) / len(losses)
             first = first if epoch else loss
-            if epoch + 1 >= len(config.renderings) and loss < config.target:
+            if epoch + 1 >= config.turns and loss < config.target:
                 break
         with torch.no_grad():
             after = [float(self.peft(**batch, use_cache=False).loss) for batch in self._batches(pairs, 0)]
@@ -118,14 +119,32 @@ class PlainServer:
 
     def _batches(self, pairs: Sequence[Pair], epoch: int) -> list[dict[str, Tensor]]:
         config = self.agent.config.learn
-        taught = rendered(pairs, epoch, config.renderings, config.unknown)
+        taught = rendered(pairs, epoch, config.renderings, config.unknown, config.reverse)
         return [batch_of(self.chat, taught[i : i + config.batch], self.device) for i in range(0, len(taught), config.batch)]
 
     def ask(self, name: str, question: str) -> str:
         """A short answer, as `Memory.ask` gives it."""
         memory, most = self.memories[name], self.agent.config.answer.max_new
         reply = self._say(memory, [*memory.waiting, self.agent.asked(question)], most, lambda _: None)
-        return first_line(reply.text) if memory.waiting else self.agent.settled(reply)
+        return first_line(reply.text) if memory.waiting else self._settled(question, reply)
+
+    def _settled(self, question: str, reply: Reply) -> str:
+        """As Agent.settled, under the adapter that is selected."""
+        config, unknown = self.agent.config.answer, self.agent.config.learn.unknown
+        said = unknown if least(reply) < config.sure else first_line(reply.text)
+        if said == unknown or not said.strip() or config.gain <= 0.0:
+            return said
+        with self.peft.disable_adapter():
+            alone = self._back(said, question)
+        return said if self._back(said, question) - alone >= config.gain else unknown
+
+    @torch.no_grad()
+    def _back(self, answer: str, question: str) -> float:
+        """How likely a question is, asked back from an answer: its floored token log-probability."""
+        start, then = self.chat.prompt(self.agent.reversed(answer)), self.chat.answer(question)
+        logits = self.peft(input_ids=torch.tensor([start + then], device=self.device)).logits[0, len(start) - 1 : -1]
+        logp = logits.float().log_softmax(-1).gather(1, torch.tensor(then, device=self.device)[:, None])[:, 0]
+        return floored(logp.tolist())
 
     def talk(self, name: str, text: str, most: int, tell: Callable[[str], None]) -> Reply:
         """An answer to a message, which is shown with later prompts; `tell` is told of the text as it comes."""

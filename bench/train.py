@@ -127,7 +127,7 @@ class Ours:
     def taught(self, pairs: Sequence[Pair], epoch: int) -> list[Pair]:
         """The pairs in the words in which an epoch teaches them."""
         config = self.agent.config.learn
-        return rendered(pairs, epoch, config.renderings, config.unknown)
+        return rendered(pairs, epoch, config.renderings, config.unknown, config.reverse)
 
     def tokens(self, pairs: Sequence[Pair], epoch: int) -> int:
         """Of all pairs, each a prompt and its answer: what an epoch passes through the model."""
@@ -424,7 +424,7 @@ def needs(ours: Ours, limits: dict[str, float], dtype: str) -> dict[str, dict]:
     for rollout, epochs in zip(rollouts, ours.epochs):
         labels = sum(len(agent.chat.answer(p.answer)) for p in rollout.pairs)
         tokens = [ours.tokens(rollout.pairs, epoch) for epoch in range(epochs)]
-        trunk = sum(tokens[: len(agent.config.learn.renderings)])
+        trunk = sum(tokens[: agent.config.learn.turns])
         learned[0] += sum(tokens)
         learned[1] += 2 * bottom * trunk + (4 * top - 2 * layer) * sum(tokens) + 2 * top * sum(tokens[:1])
         learned[1] += labels * head * (4 * epochs + 2)

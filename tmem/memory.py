@@ -236,7 +236,7 @@ class Memory:
             raise ValueError("ask: the question is empty; expected text.")
         prompt = "\n\n".join([*self._context, self.agent.asked(question)])
         (reply,) = self.agent.say([prompt], [self._row], max_new=self.agent.config.answer.max_new)
-        return first_line(reply.text) if self._context else self.agent.settled(reply)
+        return first_line(reply.text) if self._context else self.agent.settled([question], [reply], [self._row])[0]
 
     @_alone
     def forget(self) -> None:

@@ -99,7 +99,7 @@ WORDS = ["", '""', "-1", "0", "1e999", "nan", "1979-05-27T07:32:00Z", "[]", "[[]
 def test_hundreds_of_changed_presets_are_settings_or_one_sentence(tmp_path):
     rng, files = random.Random(0), sorted(config.PRESETS.glob("*.toml"))
     ends = {"fine": 0, "said": 0}
-    for _ in range(600):
+    for _ in range(900):
         text = rng.choice(files).read_text(encoding="utf-8")
         lines = text.splitlines()
         for _ in range(rng.randint(1, 3)):
@@ -195,12 +195,13 @@ ASKED = "Answer in a few words; if you do not know, answer: {unknown}.\n{questio
 DEFAULT = {
     "adapter": {"rank": 16, "targets": ["gate_proj", "up_proj", "down_proj"], "last_layers": 12, "init": "random",
                 "train_a": False, "optimizer": "adamw"},
-    "learn": {"lr": 0.06, "epochs": 9, "batch": 32, "every": 16, "rehearse": 64, "contrast": 0, "unknown": "unknown",
-              "renderings": ["{question}", ASKED, "From what you remember: {question}"], "target": 0.02,
+    "learn": {"lr": 0.06, "epochs": 12, "batch": 32, "every": 16, "rehearse": 64, "contrast": 0, "unknown": "unknown",
+              "renderings": ["{question}", ASKED, "From what you remember: {question}"],
+              "reverse": "Which question has the answer: {answer}?", "target": 0.0,
               "clip": 0.0, "weight_decay": 0.0, "norm_cap": 200.0, "max_pair_tokens": 512},
     "write": {"window": 448, "replies": 24, "max_new": 32, "max_pairs": 16, "starts": 3, "unknown": "unknown",
               "under_delta": False},
-    "answer": {"max_new": 16, "asked": ASKED, "sure": 0.5},
+    "answer": {"max_new": 16, "asked": ASKED, "sure": 0.0, "gain": 0.07},
     "train": {"seed": 0, "task": "passages", "difficulty": 1, "policy": "lora", "policy_rank": 16, "data": [], "join": 1,
               "cut_words": 190, "swap_names": 0.3, "resolve_dates": True, "warm_steps": 800, "warm_plain": 800,
               "warm_episodes": 4, "warm_pairs": 6, "warm_recall": 0.1, "warm_read": 0.5, "warm_keep": 0.25, "warm_lr": 8e-4,
@@ -214,9 +215,9 @@ DEFAULT = {
 }  # fmt: skip
 # What was the default before it wrote from spans: the loop of the first presets.
 STREAM = {
-    "learn": {"lr": 0.043, "epochs": 12, "batch": 16, "every": 1},
+    "learn": {"lr": 0.043, "epochs": 12, "batch": 16, "every": 1, "reverse": "", "target": 0.02},
     "write": {"window": 384, "replies": 1, "max_new": 160, "max_pairs": 32, "starts": 1, "under_delta": True},
-    "answer": {"sure": 0.0},
+    "answer": {"gain": 0.0},
     "train": {"task": "stream", "policy": "full", "cut_words": 250, "swap_names": 0.5, "warm_steps": 32, "warm_plain": 1000,
               "warm_episodes": 4, "warm_pairs": 0, "warm_read": 0.0, "warm_keep": 0.0, "warm_lr": 2e-4,
               "warm_decay": 0.0, "rl_steps": 3,
@@ -231,9 +232,11 @@ def over(base: dict, **tables: dict) -> dict:
 
 DIFFERS = {
     "default": {},
-    "careful": {"learn": {"lr": 0.043, "epochs": 15, "contrast": 16}},
+    "careful": {"learn": {"lr": 0.043, "epochs": 15, "contrast": 16, "reverse": "", "target": 0.02},
+                "answer": {"sure": 0.5, "gain": 0.0}},
     "stream": STREAM,
-    "long": {"learn": {"lr": 0.02, "epochs": 8, "rehearse": 16, "target": 0.05, "norm_cap": 0.0}, "answer": {"max_new": 24}},
+    "long": {"learn": {"lr": 0.02, "epochs": 8, "rehearse": 16, "target": 0.05, "norm_cap": 0.0, "reverse": ""},
+             "answer": {"max_new": 24, "sure": 0.5, "gain": 0.0}},
     "paper": over(
         STREAM, adapter={"rank": 6, "last_layers": 4, "init": "sigma", "optimizer": "sgd"},
         learn={"lr": 5e-4, "epochs": 5, "rehearse": 0, "target": 0.0, "norm_cap": 0.0},

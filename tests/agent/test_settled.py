@@ -30,12 +30,12 @@ def reply(*probabilities, text="Oslo\nand more"):
 )  # fmt: skip
 def test_the_least_probable_token_decides(probabilities, sure, said):
     agent = agent_of(config=dataclasses.replace(SURE, answer=dataclasses.replace(SURE.answer, sure=sure)))
-    assert agent.settled(reply(*probabilities)) == said
+    assert agent.settled(["Where?"], [reply(*probabilities)], [-1]) == [said]
 
 
 def test_the_abstention_is_the_word_that_was_taught():
     other = dataclasses.replace(SURE, learn=dataclasses.replace(SURE.learn, unknown="no idea"))
-    assert agent_of(config=other).settled(reply(0.1)) == "no idea"
+    assert agent_of(config=other).settled(["Where?"], [reply(0.1)], [-1]) == ["no idea"]
 
 
 @pytest.fixture
@@ -79,5 +79,5 @@ def test_a_sampled_answer_is_what_was_drawn(unsure):
 
 def test_a_probability_is_below_one():
     with pytest.raises(ValueError, match=r"\[answer\] sure: expected a probability of 0 to below 1, got 1"):
-        build(AnswerConfig, {"max_new": 4, "asked": "{question}", "sure": 1}, "answer")
-    assert 0 < agent_config("default").answer.sure < 1 and agent_config("stream").answer.sure == 0
+        build(AnswerConfig, {"max_new": 4, "asked": "{question}", "sure": 1, "gain": 0.0}, "answer")
+    assert 0 < agent_config("careful").answer.sure < 1 and agent_config("stream").answer.sure == 0

@@ -17,7 +17,8 @@ from .config import AgentConfig
 from .decode import Decoding, Generation, decode
 from .learn import Learned, learn
 from .prefill import keeping
-from .renderings import worded
+from .recognise import gains
+from .renderings import asked_back, worded
 from .spans import picked, ranked
 from .teach import Lesson, chosen
 from .write import Written, answered, asked_of, beside, first_line, list_prompt, parse, parse_answers, stands, together
@@ -46,6 +47,11 @@ class Reply:
     def generated(self) -> int:
         """Tokens that were generated."""
         return len(self.generation.ids) + self.untaken
+
+
+def least(reply: Reply) -> float:
+    """The probability of a reply's least probable token; 1 of an empty one."""
+    return math.exp(min(reply.generation.logprobs, default=0.0))
 
 
 @dataclass(frozen=True)
@@ -172,15 +178,26 @@ class Agent:
         """
         return worded(self.config.answer.asked, question, unknown or self.config.write.unknown)
 
-    def settled(self, reply: Reply) -> str:
-        """What a greedy reply to `asked` answers out of Δ: its first line, or the abstention where a token of the reply was
-        less probable than `config.answer.sure`.
+    def settled(self, questions: Sequence[str], replies: Sequence[Reply], slots: Sequence[int]) -> list[str]:
+        """What greedy replies to `asked` answer out of the Δ of their slots: their first lines, or the abstention.
 
-        What was learned is mostly answered in tokens that are nearly certain. What was never told is guessed, in some that
-        are not.
+        An answer is an abstention where a token of the reply was less probable than `config.answer.sure`, or where Δ does not
+        know the question again from the answer, by `config.answer.gain` (see tmem.agent.recognise). What was learned is mostly
+        answered in tokens that are nearly certain. What was never told is guessed: in some tokens that are not, or with the
+        answer to another question.
         """
-        said, least = first_line(reply.text), min(reply.generation.logprobs, default=0.0)
-        return self.config.learn.unknown if math.exp(least) < self.config.answer.sure else said
+        config, unknown = self.config.answer, self.config.learn.unknown
+        said = [unknown if least(r) < config.sure else first_line(r.text) for r in replies]
+        given = [i for i, text in enumerate(said) if text.strip() and text != unknown and slots[i] >= 0]
+        if given and config.gain > 0.0:
+            found = gains(self, [questions[i] for i in given], [said[i] for i in given], [slots[i] for i in given])
+            for i, gain in zip(given, found):
+                said[i] = said[i] if gain >= config.gain else unknown
+        return said
+
+    def reversed(self, answer: str) -> str:
+        """The words in which the question of an answer is asked back."""
+        return asked_back(self.config.learn.reverse, answer)
 
     def rendered(self, question: str) -> list[str]:
         """The question in all words in which a pair of it is taught."""
@@ -188,8 +205,8 @@ class Agent:
 
     def answer(self, questions: Sequence[str], slots: Sequence[int] | None = None) -> list[str]:
         """Short answers to questions, worded by `asked`, greedy; slots as in `say`. See `settled`."""
-        prompts = [self.asked(q) for q in questions]
-        return [self.settled(r) for r in self.say(prompts, slots, max_new=self.config.answer.max_new)]
+        said = self.say([self.asked(q) for q in questions], slots, max_new=self.config.answer.max_new)
+        return self.settled(questions, said, [-1] * len(questions) if slots is None else slots)
 
     def write(
         self,

@@ -72,6 +72,8 @@ class LearnConfig:
     contrast         abstentions learned with each write, of questions about somebody else; see tmem.agent.teach
     renderings       the words in which pairs are taught, one an epoch in turns; each a text with {question} and, where it
                      says how to abstain, {unknown}; see tmem.agent.renderings
+    reverse          the words in which a pair's question is taught from its answer, after the renderings in turns with them; a
+                     text with {answer}, or an empty one: it is not
     unknown          the answer that abstains; `tmem eval` takes the task's words where a task has some
     target           mean answer-token loss (nats) of an epoch below which a slot has learned enough, if it was taught in
                      every rendering, and stops; 0: never
@@ -88,12 +90,18 @@ class LearnConfig:
     rehearse: int
     contrast: int
     renderings: tuple[str, ...]
+    reverse: str
     unknown: str
     target: float
     clip: float
     weight_decay: float
     norm_cap: float
     max_pair_tokens: int
+
+    @property
+    def turns(self) -> int:
+        """After how many epochs a pair was taught in all ways."""
+        return len(self.renderings) + bool(self.reverse)
 
 
 @dataclass(frozen=True)
@@ -129,11 +137,14 @@ class AnswerConfig:
     max_new  tokens of one answer
     asked    the words in which Δ is asked, one of `learn.renderings`
     sure     an answer out of Δ one of whose tokens had a smaller probability is an abstention instead; 0: none is
+    gain     and so is one from which Δ does not make the question likelier by so many nats a token, see
+             tmem.agent.recognise; needs [learn] reverse; 0: none is
     """
 
     max_new: int
     asked: str
     sure: float
+    gain: float
 
     def __post_init__(self):
         if not self.sure < 1:
@@ -150,7 +161,9 @@ class AgentConfig:
     answer: AnswerConfig
 
     def __post_init__(self):
-        check(self.answer.asked, self.learn.renderings, self.learn.epochs)
+        check(self.answer.asked, self.learn.renderings, self.learn.epochs, self.learn.reverse)
+        if self.answer.gain and not self.learn.reverse:
+            raise ValueError("preset: [answer] gain: it needs [learn] reverse, a text with {answer}; or set it to 0.")
 
 
 def agent_config(name: str | Path = DEFAULT_PRESET) -> AgentConfig:
@@ -243,8 +256,10 @@ def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
     for table, name, value in (
         ("learn", "renderings", [BARE]),
         ("learn", "every", 1),
+        ("learn", "reverse", ""),
         ("answer", "asked", BARE),
         ("answer", "sure", 0.0),
+        ("answer", "gain", 0.0),
         ("write", "replies", 1),
         ("write", "starts", 1),
         ("write", "unknown", "unknown"),

@@ -134,8 +134,8 @@ def learn(
 ) -> list[Learned]:
     """Teach slot `s` its pairs, for every job `(s, pairs)`: `epochs` passes in minibatches, one optimizer step each.
 
-    Every epoch teaches in one of `config.renderings`, in turns. A slot whose epoch had a loss below `config.target`
-    stops, once it was taught in all of them: further steps only push its weights away from all else.
+    Every epoch teaches in one of `config.renderings` or in reverse, in turns. A slot whose epoch had a loss below
+    `config.target` stops, once it was taught in all of them: further steps only push its weights away from all else.
     A write that ends with a higher loss, a non-finite number or a norm above the cap is rolled back: the slot is as
     before. `on_step(done, total)` reports progress. Jobs without pairs return zeros and leave their slot alone.
     Raises ValueError if a slot appears twice.
@@ -185,7 +185,7 @@ def _descend(
     Per slot: its loss in the first epoch, summed over its minibatches, of which it has `parts[slot]`; and how many tokens
     gradients were taken of.
     """
-    learning, turns = set(parts), len(config.renderings)
+    learning, turns = set(parts), config.turns
     first: dict[int, float] = {}
     tokens: Counter[int] = Counter()
     for epoch in range(config.epochs if learning else 0):
@@ -246,7 +246,7 @@ def _accumulate(total: dict[int, float], losses: dict[int, float]) -> None:
 def _minibatches(model, bank, jobs, chat, config, turn: int = 0) -> Minibatches:
     """Those of an epoch: minibatch j holds pairs [j·batch, (j+1)·batch) of every slot that has so many, in the rendering of
     the epoch's turn."""
-    jobs, out = [(slot, rendered(pairs, turn, config.renderings, config.unknown)) for slot, pairs in jobs], []
+    jobs, out = [(slot, rendered(pairs, turn, config.renderings, config.unknown, config.reverse)) for slot, pairs in jobs], []
     for start in range(0, max((len(p) for _, p in jobs), default=0), config.batch):
         rows: dict[int, list[list[_Row]]] = {}  # bucket -> those of each slot
         labels: dict[int, int] = {}

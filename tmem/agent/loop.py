@@ -256,8 +256,11 @@ class _Batch:
                 temperature=self.how.temperature if sampled else 0.0,
                 keys=[f"{r.key}/answer/{q.id}" for r, _, q in asked],
             )
-        for (rollout, *_), reply in zip(asked, replies):
+            answers = [first_line(r.text) for r in replies] if sampled else agent.settled(
+                [q.text for *_, q in asked], replies, [slot for _, slot, _ in asked]
+            )  # fmt: skip
+        for (rollout, *_), reply, answer in zip(asked, replies, answers):
             if self.how.trace and self.how.answering == "sampled":
                 seen = (rollout.delta, len(rollout.log))
                 rollout.actions.append(Action("answer", reply.prompt, reply.generation, *seen, len(rollout.answers)))
-            rollout.answers.append(first_line(reply.text) if sampled else agent.settled(reply))
+            rollout.answers.append(answer)

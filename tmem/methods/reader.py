@@ -153,13 +153,16 @@ def ask(agent: Agent, asked: Sequence[tuple[Kept, Question]], settings: Settings
             [p.ids for p in put], slots if any(d is not None for d in deltas) else None, begins=[p.begin for p in put],
             max_new=settings.max_new or agent.config.answer.max_new,
         )  # fmt: skip
+        out_of_delta = [i for i, index in enumerate(todo) if deltas[i] is not None and asked[index][0].text is None]
+        settled = dict(zip(out_of_delta, agent.settled(
+            *([some[i] for i in out_of_delta] for some in ([asked[index][1].text for index in todo], replies, slots))
+        )))  # fmt: skip
     begun: set[tuple] = set()
-    for i, delta, own, reply in zip(todo, deltas, put, replies):
+    for place, (i, delta, own, reply) in enumerate(zip(todo, deltas, put, replies)):
         beginning = (id(delta), *reply.prompt[: own.begin])
         read = reply.read - (own.begin if beginning in begun else own.examples)
         begun.add(beginning)
-        out_of_delta = delta is not None and asked[i][0].text is None
-        said = agent.settled(reply) if out_of_delta else first_line(reply.text)
+        said = settled[place] if place in settled else first_line(reply.text)
         text = reply.text if settings.at_length else said
         out[i] = Said(text, reply.read, reply.generated, read)
     return out

@@ -6,6 +6,7 @@ The system turn says nothing about the task and would double the length of a que
 from __future__ import annotations
 
 import copy
+import re
 import threading
 from collections.abc import Mapping, Sequence
 
@@ -171,6 +172,15 @@ class Chat:
         near = before[-_NEAR:]
         text = self._decoded(near + [i for i in ids if i not in self.ends], skip_special_tokens=True)
         return text[len(self._decoded(near, skip_special_tokens=True)) :]
+
+    def words(self, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
+        """The words of a text, letters and digits in a row, each with the places of the tokens that it is written in."""
+        ends = [len(self._decoded(list(ids[: i + 1]), skip_special_tokens=True)) for i in range(len(ids))]
+        starts, text = [0, *ends[:-1]], self._decoded(list(ids), skip_special_tokens=True)
+        return [
+            (word[0], [i for i, span in enumerate(zip(starts, ends)) if span[0] < word.end() and span[1] > word.start()])
+            for word in re.finditer(r"\w+", text)
+        ]
 
     def clip(self, text: str, tokens: int, *, keep: str = "end") -> str:
         """The last (`keep="end"`) or first `tokens` tokens of `text`; the text itself if it is shorter."""

@@ -111,7 +111,8 @@ async def ask(request: Request) -> Response:
 
     name = memory_of(request)
     reply = await while_connected(request, submit(request, Say(name, prompt, said.add, most)))
-    return JSONResponse({"answer": first_line(said.text) if waits else agent.settled(reply)})
+    answer = first_line(said.text) if waits else await worked(request, partial(server.store.settled, name, question, reply))
+    return JSONResponse({"answer": answer})
 
 
 async def fork(request: Request) -> Response:
