@@ -228,7 +228,8 @@ class Memory:
     def ask(self, question: str) -> str:
         """A short answer, greedy, from the fast weights; text that still waits in the context is in the prompt.
 
-        An answer that the weights are not sure of is "unknown" (`Agent.settled`). With text in the prompt the answer stands.
+        An answer from which the weights do not know the question again is "unknown" (`Agent.settled`). With text in the prompt
+        the answer stands.
 
         Raises ValueError for what is no text, or empty.
         """
