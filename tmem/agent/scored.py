@@ -18,6 +18,7 @@ import torch
 from ..episode import Question
 from ..models import forward as fw
 from .learn import MAX_TOKENS
+from .turns import turn
 
 FLOOR = -4.0  # nats: the least log-probability that a token counts with
 
@@ -50,7 +51,7 @@ def log_probabilities(agent, prompts: Sequence[str], answers: Sequence[str], slo
             rows, columns, owners, said = (list(x) for x in zip(*spots))
             filling = [0] * (fw.filled(len(rows)) - len(rows))
             used = [slots[i] for i, _, _ in part] + [-1] * (len(ids) - len(part))
-            with bank.route(used, learn=False):
+            with turn(), bank.route(used, learn=False):
                 logits = fw.token_logits(model, ids, rows + filling, [c - 1 for c in columns] + filling)
             logp = logits[: len(said)].float().log_softmax(-1).gather(1, torch.tensor(said, device=bank.device)[:, None])
             for i, value in zip(owners, logp[:, 0].double().tolist()):

@@ -111,7 +111,10 @@ async def ask(request: Request) -> Response:
 
     name = memory_of(request)
     reply = await while_connected(request, submit(request, Say(name, prompt, said.add, most)))
-    answer = first_line(said.text) if waits else await worked(request, partial(server.store.settled, name, question, reply))
+    if waits:
+        answer = first_line(said.text)
+    else:
+        answer = await worked(request, partial(server.store.settled, name, question, reply), follows=True)
     return JSONResponse({"answer": answer})
 
 
