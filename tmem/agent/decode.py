@@ -201,7 +201,7 @@ class Decoding:
         if not alive:
             return
         if len(alive) <= len(self._rows) // 2 and len(self._rows) > fw.ROWS:  # half of the rows or more have ended
-            self._resize(len(alive), self._steps.columns, self._like)
+            self._resize(len(alive), max(row.begun[1] + max(len(row.tokens), ROOM) for _, row in alive), self._like)
             alive = list(enumerate(self.alive))
         if (last := max(row.column for _, row in alive)) >= self._steps.columns:
             self._resize(len(alive), last + 1, self._like)

@@ -196,10 +196,10 @@ class Growing:
 
     def resize(self, kept: Sequence[int], rows: int, columns: int, like: Tensor) -> None:
         """Go on with `rows` rows of `columns` columns, first those of now that are `kept`. like: keys of a prompt."""
-        before, self.cache = self.cache, _Columns(self.model, rows, columns, like)
-        self.rows, self.columns = rows, columns
-        if before is not None and kept:
-            self.cache.move(before, kept)
+        cache = _Columns(self.model, rows, columns, like)
+        if self.cache is not None and kept:
+            cache.move(self.cache, kept)
+        self.cache, self.rows, self.columns = cache, rows, columns
 
     def put(self, places: Sequence[int], parts: Sequence[Part]) -> None:
         """Rows that served nobody begin with what was read."""
@@ -219,16 +219,22 @@ class Lent:
     """`Steps` for as many rows and columns as are needed or more, lent until `until` closes."""
 
     def __init__(self, until: ExitStack, model, bank: AdapterBank | None):
-        self.until, self.model, self.bank = until, model, bank
+        self.model, self.bank = model, bank
         self.rows, self.columns = 0, 0
         self.steps: Steps | None = None
+        self._lent = ExitStack()  # until these steps are given back
+        until.callback(lambda: self._lent.close())
 
     def resize(self, kept: Sequence[int], rows: int, columns: int, like: Tensor) -> None:
         """As `Growing.resize`; it may be more rows and columns."""
-        before, self.steps = self.steps, self.until.enter_context(Steps.lend(self.model, self.bank, rows, columns))
-        self.rows, self.columns = self.steps.mask.shape[0], self.steps.mask.shape[3]
-        if before is not None and kept:
-            self.steps.cache.move(before.cache, kept)
+        with ExitStack() as lent:
+            steps = lent.enter_context(Steps.lend(self.model, self.bank, rows, columns))
+            if self.steps is not None and kept:
+                steps.cache.move(self.steps.cache, kept)
+            before, self._lent = self._lent, lent.pop_all()
+        before.close()
+        self.steps = steps
+        self.rows, self.columns = steps.mask.shape[0], steps.mask.shape[3]
 
     def put(self, places: Sequence[int], parts: Sequence[Part]) -> None:
         """As `Growing.put`."""

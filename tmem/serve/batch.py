@@ -11,7 +11,7 @@ from typing import Any
 from ..agent.decode import Decoding, Prompt, Row
 from ..agent.sampling import Sampling
 from ..store.kept import Kept
-from ..store.slots import Asleep, Occupied
+from ..store.slots import Asleep, NoSlot, Occupied
 from ..store.store import MemoryStore
 
 
@@ -37,8 +37,12 @@ class Say:
     who: str = ""
 
     def heard(self, token: int) -> bool:
-        """Tell of a token; ends also where nobody waits for the answer any more."""
-        return self.done.cancelled() or self.tell(token)
+        """Tell of a token; ends also where nobody waits for the answer any more, or telling fails."""
+        try:
+            return self.done.done() or self.tell(token)
+        except Exception as error:
+            settle(self.done, error)
+            return True
 
 
 @dataclass(eq=False)
@@ -77,8 +81,9 @@ class Batch:
         guests: list[_Guest] = []
         later: list[Say] = []
         refused: set[str | None] = set()
+        full = False  # whoever wants a slot waits behind the first who got none
         for job in jobs:
-            if len(self) + len(guests) >= self.most or job.memory in refused:
+            if len(self) + len(guests) >= self.most or job.memory in refused or (full and job.memory is not None):
                 later.append(job)
                 continue
             with ExitStack() as left:
@@ -87,23 +92,31 @@ class Batch:
                 except Occupied as found:
                     later.append(job)
                     refused.add(job.memory)
+                    full = full or isinstance(found, NoSlot)
                     if isinstance(found, Asleep) and job.memory is not None:
                         self.wake(job.memory)
                 except Exception as error:
                     settle(job.done, error)
         if guests:
-            try:
-                if self._decoding is None:
-                    self._decoding = self.store.agent.decoding()
-                rows = self._decoding.join([guest.prompt for guest in guests])
-            except Exception as error:
-                for guest in guests:
-                    guest.left.close()
-                    settle(guest.job.done, error)
-            else:
-                self._under_way.update(zip(rows, guests))
-                self._see_off()
+            self._join(guests)
+            self._see_off()
         return later
+
+    def _join(self, guests: list[_Guest]) -> None:
+        """Where several cannot be read together, each by itself."""
+        try:
+            if self._decoding is None:
+                self._decoding = self.store.agent.decoding()
+            rows = self._decoding.join([guest.prompt for guest in guests])
+        except Exception as error:
+            if len(guests) > 1:
+                for guest in guests:
+                    self._join([guest])
+                return
+            guests[0].left.close()
+            settle(guests[0].job.done, error)
+        else:
+            self._under_way.update(zip(rows, guests))
 
     def _guest(self, job: Say, left: ExitStack) -> _Guest:
         memory = None
@@ -129,7 +142,12 @@ class Batch:
         for row in [row for row in self._under_way if row.ended]:
             guest = self._under_way.pop(row)
             guest.left.close()
-            settle(guest.job.done, self.store.agent.replied(guest.prompt.ids, row.generation))
+            found: Any
+            try:
+                found = self.store.agent.replied(guest.prompt.ids, row.generation)
+            except Exception as error:
+                found = error
+            settle(guest.job.done, found)
         if not self._under_way:
             self.end()
 

@@ -82,7 +82,9 @@ class Engine:
         self._learns: deque[Learn] = deque()
         self._due: dict[str, None] = {}  # memories in which text waits that is to be written, in order
         self._batch, self._turns = Batch(store, ROWS, self._wake_up), Turns()
+        self._came: list[Say] = []  # those that are just being let in
         self._waking: set[str] = set()
+        self._failed: dict[str, Exception] = {}  # memories that could not be woken
         self._working: Counter[str] = Counter()  # tenants for whom a worker is at work
         self._wake = threading.Condition()
         self._open = True
@@ -95,7 +97,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Requests that wait."""
-        return len(self._says) + len(self._works) + len(self._learns)
+        return len(self._says) + len(self._came) + len(self._works) + len(self._learns)
 
     @property
     def alive(self) -> bool:
@@ -123,7 +125,7 @@ class Engine:
 
     def _room(self, who: str) -> bool:
         """Whether one more of this tenant's may wait."""
-        own = sum(job.who == who for queue in (self._says, self._works, self._learns) for job in queue)
+        own = sum(job.who == who for queue in (self._says, self._came, self._works, self._learns) for job in queue)
         return self.waiting < self.most and (not who or own < max(1, self.most // 2))
 
     def _took(self, seconds: float) -> None:
@@ -154,18 +156,34 @@ class Engine:
             with self._wake:
                 if not self._batch and not self._says:
                     self._turns.silent()
+                    self._wake.notify_all()  # what is due may be written now
                     self._wake.wait_for(lambda: not self._open or self._says)
-                came, self._says = in_turns(self._says, Counter(self._batch.whose)), deque()
+                self._came, self._says = in_turns(self._says, Counter(self._batch.whose)), deque()
             self._turns.talking = True
-            later = self._batch.let_in(came)
-            self._batch.step()
-            with self._wake:
-                self._says.extendleft(reversed(later))
-                if later and not self._batch:
-                    self._turns.silent()
-                    self._wake.wait(AGAIN)
+            try:
+                self._round()
+            except Exception as error:  # nobody must wait for ever
+                logger.error(f"answers failed: {type(error).__name__}", exc_info=error)
+                for job in self._came:
+                    settle(job.done, error)
+                self._came = []
+                self._batch.end(error)
         self._turns.silent()
         self._batch.end()
+
+    def _round(self) -> None:
+        later = self._batch.let_in(self._came)
+        with self._wake:
+            for job in later:
+                if job.memory in self._failed:
+                    settle(job.done, self._failed[job.memory])
+            self._failed.clear()
+            self._says.extendleft(reversed(later))
+            self._came = []
+            if later and not self._batch:
+                self._turns.silent()
+                self._wake.wait(AGAIN)
+        self._batch.step()
 
     def _wake_up(self, name: str) -> None:
         """Have a memory learn again what it was told, so that it can answer."""
@@ -181,9 +199,7 @@ class Engine:
                 return
         except Exception as error:
             with self._wake:
-                for job in self._says:
-                    if job.memory == name:
-                        settle(job.done, error)
+                self._failed[name] = error
         finally:
             self._waking.discard(name)
         yield
@@ -194,6 +210,7 @@ class Engine:
         self._turns.works()
         while True:
             with self._wake:
+                self._wake.notify_all()  # what is due may be written now
                 self._wake.wait_for(lambda: not self._open or self._learns)
                 if not self._open:
                     return
@@ -242,7 +259,7 @@ class Engine:
                 self._working[work.who] -= 1
 
     def _idle_and_due(self) -> bool:
-        return bool(self._due) and not (self._says or self._batch or self._learns)
+        return bool(self._due) and not (self._says or self._came or self._batch or self._learns)
 
     def _next_work(self) -> Work:
         if self._works:

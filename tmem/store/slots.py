@@ -14,6 +14,10 @@ class Occupied(RuntimeError):
     """Another thread uses a memory or waits for it, or all slots are taken."""
 
 
+class NoSlot(Occupied):
+    """All slots are taken, or others wait for one."""
+
+
 class Asleep(Occupied):
     """A memory has to learn again first what it was told."""
 
@@ -60,8 +64,8 @@ class Slots:
         with self._free:
             if wait:
                 self._stand_in_line(names)
-            elif not self._may(names):
-                raise Occupied("using: other threads use these memories or all slots.")
+            else:
+                self._check(names)
             pinned = {name for _, name in self._pins}
             for name in names:
                 if name in self._resident:
@@ -87,13 +91,14 @@ class Slots:
             self._line.remove(me)
             self._free.notify_all()
 
-    def _may(self, names: Sequence[str]) -> bool:
-        """Whether this thread can have the memories now, and nobody waits for what it would take."""
+    def _check(self, names: Sequence[str]) -> None:
+        """Raises Occupied unless this thread can have the memories now, and nobody waits for what it would take."""
         me = threading.get_ident()
         if any(name in names and thread != me for thread, name in self._pins):
-            return False
+            raise Occupied("using: another thread uses a memory, or waits for it.")
         mine = {name for thread, name in self._pins if thread == me}
-        return mine.issuperset(names) or (not self._line and self._fits(names))
+        if not mine.issuperset(names) and (self._line or not self._fits(names)):
+            raise NoSlot("using: all slots are taken.")
 
     def __len__(self) -> int:
         """How many memories have a slot."""
