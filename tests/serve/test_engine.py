@@ -210,6 +210,39 @@ def test_where_it_cannot_learn_again_who_asked_is_told(tmp_path, monkeypatch):
         engine.close()
 
 
+class Late:
+    """A condition that this thread gets a little later than it asks for it."""
+
+    def __init__(self, condition):
+        self.condition, self.slow = condition, threading.current_thread()
+
+    def __getattr__(self, name):
+        return getattr(self.condition, name)
+
+    def __enter__(self):
+        if threading.current_thread() is self.slow:
+            time.sleep(0.02)
+        return self.condition.__enter__()
+
+    def __exit__(self, *error):
+        return self.condition.__exit__(*error)
+
+
+def test_nobody_is_lost_who_comes_while_others_are_let_in(tmp_path):
+    with store_at(tmp_path / "s") as store:
+        store.agent.chat.ends = frozenset()
+        for name in "ab":
+            store.make(name)
+        engine = Engine(store, 200, list)
+        engine._wake = Late(engine._wake)
+        long = engine.submit(say(store, None, most=300))
+        jobs = [engine.submit(say(store, None, most=2)) for _ in range(8)]
+        jobs += [engine.submit(Learn(Telling(name, pairs(1, f"{i}")))) for i in range(4) for name in "ab"]
+        for job in [*jobs, long]:
+            job.result(30)
+        engine.close()
+
+
 def test_an_error_of_one_prompt_is_its_own(tmp_path):
     with store_at(tmp_path / "s") as store:
         store.make("a")

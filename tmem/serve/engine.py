@@ -110,14 +110,14 @@ class Engine:
         who      the tenant that it is for. Tenants are served in turns, and one that has a name fills half of the queue at most
         follows  it belongs to a request that was let in already, and is never one too many
         """
-        queue: deque = self._says if isinstance(job, Say) else self._learns if isinstance(job, Learn) else self._works
         job.who = who
         with self._wake:
             if not self._open:
                 raise RuntimeError("the server is shutting down; ask again when it is back.")
             if not follows and not self._room(who):
                 raise Full(max(1, math.ceil(self._seconds)))
-            queue.append(job)
+            # Which list it is is known under the lock alone: those that take from it put another in its place.
+            (self._says if isinstance(job, Say) else self._learns if isinstance(job, Learn) else self._works).append(job)  # type: ignore[attr-defined]
             self._wake.notify_all()
         came = time.monotonic()
         job.done.add_done_callback(lambda _: self._took(time.monotonic() - came))
