@@ -77,8 +77,8 @@ class _Columns:
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
         keys, values = self.memory[layer_idx]
-        keys[self.rows, :, self.at] = key[:, :, 0]
-        values[self.rows, :, self.at] = value[:, :, 0]
+        keys[self.rows, :, self.at] = key[:, :, 0].to(keys.dtype)  # torch.autocast makes them of several kinds
+        values[self.rows, :, self.at] = value[:, :, 0].to(values.dtype)
         return keys[:, :, : self.shown], values[:, :, : self.shown]
 
     def move(self, other: _Columns, rows: Sequence[int]) -> None:
