@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from ..agent.agent import Agent, Reply, first_line, least
 from ..agent.decode import Generation
+from ..agent.recognise import gain
 from ..agent.renderings import rendered
-from ..agent.scored import floored
 from ..agent.teach import Lesson, chosen, newest
 from ..episode import Pair
 from .padded import batch_of
@@ -126,25 +126,27 @@ class PlainServer:
         """A short answer, as `Memory.ask` gives it."""
         memory, most = self.memories[name], self.agent.config.answer.max_new
         reply = self._say(memory, [*memory.waiting, self.agent.asked(question)], most, lambda _: None)
-        return first_line(reply.text) if memory.waiting else self._settled(question, reply)
+        return first_line(reply.text) if memory.waiting else self._settled(memory, question, reply)
 
-    def _settled(self, question: str, reply: Reply) -> str:
-        """As Agent.settled, under the adapter that is selected."""
+    def _settled(self, memory: Plain, question: str, reply: Reply) -> str:
+        """As Agent.settled, under the memory's adapter, which is selected."""
         config, unknown = self.agent.config.answer, self.agent.config.learn.unknown
         said = unknown if least(reply) < config.sure else first_line(reply.text)
         if said == unknown or not said.strip() or config.gain <= 0.0:
             return said
+        under = self._back(said, question)
         with self.peft.disable_adapter():
             alone = self._back(said, question)
-        return said if self._back(said, question) - alone >= config.gain else unknown
+        self.active = ""  # when PEFT enables an adapter again, all of it takes gradients
+        self._select(memory)
+        return said if gain(self.chat.words(self.chat.said(question)), under, alone) >= config.gain else unknown
 
     @torch.no_grad()
-    def _back(self, answer: str, question: str) -> float:
-        """How likely a question is, asked back from an answer: its floored token log-probability."""
-        start, then = self.chat.prompt(self.agent.reversed(answer)), self.chat.answer(question)
+    def _back(self, answer: str, question: str) -> list[float]:
+        """Log-probabilities of a question's tokens, asked back from an answer."""
+        start, then = self.chat.prompt(self.agent.asked_back(answer)), self.chat.answer(question)
         logits = self.peft(input_ids=torch.tensor([start + then], device=self.device)).logits[0, len(start) - 1 : -1]
-        logp = logits.float().log_softmax(-1).gather(1, torch.tensor(then, device=self.device)[:, None])[:, 0]
-        return floored(logp.tolist())
+        return logits.float().log_softmax(-1).gather(1, torch.tensor(then, device=self.device)[:, None])[:, 0].tolist()
 
     def talk(self, name: str, text: str, most: int, tell: Callable[[str], None]) -> Reply:
         """An answer to a message, which is shown with later prompts; `tell` is told of the text as it comes."""

@@ -102,6 +102,28 @@ def test_nothing_is_left_of_who_had_the_place_before(fixed, monkeypatch):
     assert after_a_bad_one(agent, fixed) == (want, False), "the wrong implementation is caught"
 
 
+def grown_over_a_bad_one(agent):
+    """Whether all is finite where rows have grown into steps at fixed addresses that computed with NaN before."""
+    long, short = agent.chat.prompt("x" * 500), agent.chat.prompt("x" * 360)
+    with decoding_of(agent, True, frozenset()) as decoding:
+        decoding.join([Prompt(long, 40, 0)])  # 1,024 columns
+        for _ in range(20):
+            decoding.step()
+    with decoding_of(agent, True, frozenset()) as decoding:
+        decoding.join([Prompt(short, 300, 1)])  # 512 at first
+        while decoding._steps.columns == 512:
+            decoding.step()
+        return bool(decoding._steps.steps.cache.memory[:, :, 0].isfinite().all())
+
+
+def test_nothing_is_left_where_a_row_grows(monkeypatch):
+    agent = learned()
+    agent.bank.param[0] = float("nan")
+    assert grown_over_a_bad_one(agent)
+    monkeypatch.setattr(_Columns, "move", joining_unclean.move)
+    assert not grown_over_a_bad_one(agent), "the wrong implementation is caught"
+
+
 def test_memory_does_not_grow_with_how_many_came():
     agent = learned()
     ids, sizes = agent.chat.prompt("what?"), set()

@@ -208,9 +208,15 @@ def test_aims_compare_the_most_users():
 # the straightforward server -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("writes", [1, 2])
-def test_the_straightforward_server_learns_and_answers_as_tmem(writes):
-    ours, plain = agent_of(2, config=SETTINGS), PlainServer(agent_of(1, config=SETTINGS))
+ASKS_BACK = dataclasses.replace(
+    SETTINGS, learn=dataclasses.replace(LEARN, reverse="Which question has {answer}?"),
+    answer=dataclasses.replace(SETTINGS.answer, gain=0.3),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("writes, settings", [(1, SETTINGS), (2, SETTINGS), (2, ASKS_BACK)])
+def test_the_straightforward_server_learns_and_answers_as_tmem(writes, settings):
+    ours, plain = agent_of(2, config=settings), PlainServer(agent_of(1, config=settings))
     for name in "ab":
         plain.make(name)
     slots, lessons = [ours.bank.alloc(), ours.bank.alloc()], [Lesson(), Lesson()]
@@ -226,8 +232,10 @@ def test_the_straightforward_server_learns_and_answers_as_tmem(writes):
     for i, name in enumerate("ab"):
         memory = plain.memories[name]
         assert [p.question for p in memory.lesson.pairs] == [p.question for p in lessons[i].pairs]
-        questions = [p.question for p in pairs(6, f"{name}0")]
-        assert [plain.ask(name, q) for q in questions] == ours.answer(questions, [slots[i]] * 6)
+        questions = [*(p.question for p in pairs(6, f"{name}0")), "zzz zzz?"]  # the last one was never told
+        answers = ours.answer(questions, [slots[i]] * 7)
+        assert [plain.ask(name, q) for q in questions] == answers
+        assert ("unknown" in answers) == (settings is ASKS_BACK)
         said = []
         reply = plain.talk(name, "go on.", 9, said.append)
         (own,) = ours.say(["go on."], [slots[i]], max_new=9)

@@ -1,6 +1,7 @@
 """Prompts are the template's, whatever the tokenizer and the template are like; generation stops where a turn ends."""
 
 import hashlib
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +84,20 @@ def test_an_answer_goes_on_as_the_template_writes_one(name, backend):
     said = len(got) - (name == "no token at the end")  # there the end of a text is all there is
     assert got[:said] == whole[:said]
     assert chat.text(chat.answer("the cat of Minka")) == "the cat of Minka"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_words_of_a_text_and_their_tokens(backend):
+    """Also where a character is written in several tokens."""
+    chat = Chat(tokenizer(backend, bos="<bos>", eos="<eos>"))
+    for text in ("What is Ada's cat called?", "naïve café, 12 + 30", "你好 😀 über", "", "?!"):
+        ids = chat.plain(text)
+        found = chat.words(ids)
+        assert [word for word, _ in found] == re.findall(r"\w+", chat.text(ids)), text
+        for word, at in found:
+            assert at == list(range(at[0], at[-1] + 1)) and word in chat.text([ids[i] for i in at]), (word, at)
+    many = chat.words(chat.plain("a word " * 2000))
+    assert len(many) == 4000 and all(at for _, at in many)
 
 
 TALK = [("Who is Ada?", "the cat of Minka"), ("And who is Emil?", "a friend"), ("Where is he?", "")]

@@ -2,7 +2,9 @@
 
 import io
 import json
+import random
 import zipfile
+from collections import Counter
 
 import pytest
 import torch
@@ -90,9 +92,12 @@ def put(client, name, content, **headers):
     return client.put(f"/v1/memories/{name}/archive", content=content, headers=headers)
 
 
-def zipped(**files):
+KINDS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+
+
+def zipped(kind=zipfile.ZIP_DEFLATED, **files):
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as into:
+    with zipfile.ZipFile(content, "w", kind) as into:
         for name, text in files.items():
             into.writestr(name.replace("__", "/").replace("_json", ".json").replace("_safetensors", ".safetensors"), text)
     return content.getvalue()
@@ -115,6 +120,16 @@ def test_an_archive_that_is_none_leaves_nothing_behind(tmp_path):
             assert str(tmp_path) not in found.text and "/tmp" not in found.text
             assert "eva" not in store
         assert put(client, "eva", whole, **{"Content-Type": "application/json"}).status_code == 415
+        rng, seen = random.Random(0), Counter()
+        packed = [zipped(kind, **{**good, "adapter_model_safetensors": rng.randbytes(500)}) for kind in KINDS]
+        for _ in range(400):  # bytes that are damaged, in every kind of compression
+            content = bytearray(rng.choice(packed))
+            for _ in range(rng.randint(1, 4)):
+                content[rng.randrange(len(content))] = rng.randrange(256)
+            found = put(client, "eva", bytes(content))
+            seen[found.json()["error"]["message"][:20]] += 1
+            assert 400 <= found.status_code < 500 and "eva" not in store, found.text
+        assert len(seen) > 2
         assert put(client, "eva", b"x" * (64 << 20)).status_code == 413
     with serving(tmp_path / "other", hidden_size=32) as (client, _):
         found = put(client, "eva", whole)

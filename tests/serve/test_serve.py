@@ -1,5 +1,6 @@
 """The server on a tiny model: OpenAI's shape, memories by name, what a client sends again, refusals, and who waits for whom."""
 
+import dataclasses
 import json
 import os
 import random
@@ -18,7 +19,9 @@ pytest.importorskip("starlette", reason="needs tmem[serve]")
 pytest.importorskip("uvicorn", reason="needs tmem[serve]")
 
 from tiny_server import MODEL, serving  # noqa: E402
+from tiny_store import SETTINGS  # noqa: E402
 
+import tmem.agent.agent as agent_module  # noqa: E402
 from tmem.serve.fields import Refused  # noqa: E402
 from tmem.serve.requests import NEUTRAL, chat_request  # noqa: E402
 from tmem.serve.said import Said  # noqa: E402
@@ -156,6 +159,22 @@ def test_the_verbs_of_a_memory(client):
     assert {"ada", "ben"} <= set(names) and client.get("/v1/memories/ada").json()["writes"] == 1 + len(writes)
     assert client.delete("/v1/memories/ben").json() == {"name": "ben", "deleted": True}
     assert client.get("/v1/memories/ben").status_code == 404
+
+
+def test_what_delta_does_not_know_again_is_unknown(tmp_path, monkeypatch):
+    learn = dataclasses.replace(SETTINGS.learn, reverse="Which question has {answer}?")
+    settings = dataclasses.replace(SETTINGS, learn=learn, answer=dataclasses.replace(SETTINGS.answer, gain=0.2))
+    with serving(tmp_path / "s", settings=settings) as (client, _):
+        client.post("/v1/memories", json={"name": "ada"})
+        client.post("/v1/memories/ada/learn", json={"pairs": [["what is a?", "b"]]})
+        answers = []
+        for gain in (0.1, 0.3):
+            monkeypatch.setattr(agent_module, "gains", lambda _, asked, *rest, gain=gain: [gain] * len(asked))
+            answers.append(client.post("/v1/memories/ada/ask", json={"question": "what is a?"}).json()["answer"])
+        client.post("/v1/memories/ada/observe", json={"text": "it waits"})
+        monkeypatch.setattr(agent_module, "gains", None)  # with text in the prompt nobody asks back
+        answers.append(client.post("/v1/memories/ada/ask", json={"question": "what is a?"}).json()["answer"])
+    assert answers[0] == "unknown" and "unknown" not in answers[1:]
 
 
 def test_a_memory_is_named_in_three_ways_and_each_is_its_own(client, served):

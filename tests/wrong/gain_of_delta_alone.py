@@ -4,5 +4,5 @@ from tmem.agent.scored import floored, log_probabilities
 
 
 def gains(agent, questions, answers, slots):
-    back = [agent.reversed(answer) for answer in answers]
+    back = [agent.asked_back(answer) for answer in answers]
     return [floored(logp) for logp in log_probabilities(agent, back, questions, slots)]

@@ -1,4 +1,4 @@
-"""Takes over what was read without clearing what the row held before: 0 · NaN of masked columns is NaN."""
+"""Takes over what was read, or rows of before, without clearing what the row held before: 0 · NaN of masked columns is NaN."""
 
 
 def put(self, places, parts):
@@ -9,3 +9,9 @@ def put(self, places, parts):
         for layer in range(len(self.memory)):
             for mine, read in zip(self.memory[layer], cache.layer(layer)):
                 mine[at, :, : cache.length] = read[rows, :, : cache.length].to(mine.dtype)
+
+
+def move(self, other, rows):
+    """The same of `move`."""
+    columns = min(self.memory.shape[4], other.memory.shape[4])
+    self.memory[:, :, : len(rows), :, :columns] = other.memory[:, :, list(rows), :, :columns]

@@ -195,7 +195,7 @@ class Agent:
                 said[i] = said[i] if gain >= config.gain else unknown
         return said
 
-    def reversed(self, answer: str) -> str:
+    def asked_back(self, answer: str) -> str:
         """The words in which the question of an answer is asked back."""
         return asked_back(self.config.learn.reverse, answer)
 

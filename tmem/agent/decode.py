@@ -187,7 +187,7 @@ class Decoding:
             self._rows[place] = row
         self._read = None
 
-    def _resize(self, rows: int, columns: int, like: Tensor) -> None:
+    def _resize(self, rows: int, columns: int, like: Tensor | None = None) -> None:
         """Make room for so many rows, those that are alive among them."""
         kept = [i for i, row in enumerate(self._rows) if row is not None]
         self._steps.resize(kept, fw.filled(rows), -(-columns // ROOM) * ROOM, like)
@@ -201,10 +201,10 @@ class Decoding:
         if not alive:
             return
         if len(alive) <= len(self._rows) // 2 and len(self._rows) > fw.ROWS:  # half of the rows or more have ended
-            self._resize(len(alive), max(row.begun[1] + max(len(row.tokens), ROOM) for _, row in alive), self._like)
+            self._resize(len(alive), max(row.begun[1] + max(len(row.tokens), ROOM) for _, row in alive))
             alive = list(enumerate(self.alive))
         if (last := max(row.column for _, row in alive)) >= self._steps.columns:
-            self._resize(len(alive), last + 1, self._like)
+            self._resize(len(alive), last + 1)
             alive = list(enumerate(self.alive))
         for _, row in alive:
             if row.held is not None:
@@ -216,10 +216,6 @@ class Decoding:
         for place, row in alive:
             if row.ended:
                 self._rows[place] = None
-
-    @property
-    def _like(self) -> Tensor:
-        return self._steps.cache.memory if isinstance(self._steps, Growing) else next(self.model.parameters())
 
     def _spots(self, alive: Sequence[tuple[int, Row]]) -> Spots:
         """What the next step computes. A row that serves nobody sees its first column alone."""

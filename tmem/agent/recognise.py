@@ -22,7 +22,7 @@ def gains(agent, questions: Sequence[str], answers: Sequence[str], slots: Sequen
 
     agent: a tmem.agent.agent.Agent whose settings say how pairs are taught in reverse.
     """
-    back, alone = [agent.reversed(answer) for answer in answers], [-1] * len(slots)
+    back, alone = [agent.asked_back(answer) for answer in answers], [-1] * len(slots)
     found = log_probabilities(agent, back * 2, [*questions] * 2, [*slots, *alone])
     return [
         gain(agent.chat.words(agent.chat.said(question)), under, without)

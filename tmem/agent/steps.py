@@ -1,4 +1,5 @@
-"""The steps of decoding, one token a row: on a cache that loses rows (`Growing`), or at fixed addresses (`Lent`, `Steps`).
+"""The steps of decoding, one token a row: in memory that is made as large as it must be (`Growing`), or at fixed addresses
+(`Lent`, `Steps`).
 
 At fixed addresses everything that a step reads and writes lies in memory allocated once, so that on a GPU it is captured as one
 CUDA graph and replayed. Elsewhere the same function runs step by step. A graph keeps the addresses of the weights it was
@@ -82,10 +83,11 @@ class _Columns:
         return keys[:, :, : self.shown], values[:, :, : self.shown]
 
     def move(self, other: _Columns, rows: Sequence[int]) -> None:
-        """Have these rows of another one as the first."""
+        """Have these rows of another one as the first, and nothing behind their columns."""
         columns = min(self.memory.shape[4], other.memory.shape[4])
         taken = torch.tensor(rows, dtype=torch.int64, device=self.rows.device)
         self.memory[:, :, : len(rows), :, :columns] = other.memory[:, :, taken, :, :columns]
+        self.memory[:, :, : len(rows), :, columns:] = 0.0  # as in `put`: what was here before may not be finite
 
     def put(self, places: Sequence[int], parts: Sequence[Part]) -> None:
         """Have what was read in these rows, which held something else before."""
@@ -194,8 +196,9 @@ class Growing:
         self.rows, self.columns = 0, 0
         self.cache: _Columns | None = None
 
-    def resize(self, kept: Sequence[int], rows: int, columns: int, like: Tensor) -> None:
-        """Go on with `rows` rows of `columns` columns, first those of now that are `kept`. like: keys of a prompt."""
+    def resize(self, kept: Sequence[int], rows: int, columns: int, like: Tensor | None = None) -> None:
+        """Go on with `rows` rows of `columns` columns, first those of now that are `kept`. like: keys of a prompt, at first."""
+        like = like if self.cache is None else self.cache.memory
         cache = _Columns(self.model, rows, columns, like)
         if self.cache is not None and kept:
             cache.move(self.cache, kept)
@@ -225,8 +228,8 @@ class Lent:
         self._lent = ExitStack()  # until these steps are given back
         until.callback(lambda: self._lent.close())
 
-    def resize(self, kept: Sequence[int], rows: int, columns: int, like: Tensor) -> None:
-        """As `Growing.resize`; it may be more rows and columns."""
+    def resize(self, kept: Sequence[int], rows: int, columns: int, like: Tensor | None = None) -> None:
+        """As `Growing.resize`; it may be more rows and columns, and the weights say of which kind."""
         with ExitStack() as lent:
             steps = lent.enter_context(Steps.lend(self.model, self.bank, rows, columns))
             if self.steps is not None and kept:

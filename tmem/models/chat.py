@@ -175,12 +175,15 @@ class Chat:
 
     def words(self, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
         """The words of a text, letters and digits in a row, each with the places of the tokens that it is written in."""
-        ends = [len(self._decoded(list(ids[: i + 1]), skip_special_tokens=True)) for i in range(len(ids))]
-        starts, text = [0, *ends[:-1]], self._decoded(list(ids), skip_special_tokens=True)
-        return [
-            (word[0], [i for i, span in enumerate(zip(starts, ends)) if span[0] < word.end() and span[1] > word.start()])
-            for word in re.finditer(r"\w+", text)
-        ]
+        text, spans = "", []
+        for i in range(1, len(ids) + 1):
+            begun = len(spans)  # the first token of characters that have yet to be whole
+            new = self.text_after(list(ids[:begun]), list(ids[begun:i]))
+            if not new.endswith("\ufffd") or i == len(ids):
+                spans += [(len(text), len(text) + len(new))] * (i - begun)
+                text += new
+        found = ((word[0], word.span()) for word in re.finditer(r"\w+", text))
+        return [(word, [i for i, at in enumerate(spans) if at[0] < stop and at[1] > start]) for word, (start, stop) in found]
 
     def clip(self, text: str, tokens: int, *, keep: str = "end") -> str:
         """The last (`keep="end"`) or first `tokens` tokens of `text`; the text itself if it is shorter."""

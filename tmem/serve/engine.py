@@ -116,8 +116,9 @@ class Engine:
                 raise RuntimeError("the server is shutting down; ask again when it is back.")
             if not follows and not self._room(who):
                 raise Full(max(1, math.ceil(self._seconds)))
-            # Which list it is is known under the lock alone: those that take from it put another in its place.
-            (self._says if isinstance(job, Say) else self._learns if isinstance(job, Learn) else self._works).append(job)  # type: ignore[attr-defined]
+            # Chosen under the lock: whoever takes from a queue puts another one in its place.
+            queue: deque = self._says if isinstance(job, Say) else self._learns if isinstance(job, Learn) else self._works
+            queue.append(job)
             self._wake.notify_all()
         came = time.monotonic()
         job.done.add_done_callback(lambda _: self._took(time.monotonic() - came))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import zipfile
+import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,6 +27,8 @@ from .wire import content_of
 FILES = (RECORD, CONFIG, WEIGHTS)  # of an archive
 ZIP = "application/zip"
 ROOM = 16 << 20  # bytes of an archive beside twice those of Δ and A
+# What zipfile, zlib, bz2 and lzma raise for bytes that they cannot read.
+UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError, OSError, ValueError)
 SECONDS = 300.0  # in which an archive must have come
 
 
@@ -78,8 +82,10 @@ async def restored(request: Request) -> Response:
 
     def unpacked() -> Write:
         tenant.room_for(name, server.store)
+        files = _unpacked(content, most)
         with TemporaryDirectory() as folder:
-            _unpack(content, Path(folder), most)
+            for file in FILES:  # no path is taken from the archive
+                (Path(folder) / file).write_bytes(files[file])
             try:
                 return server.store.import_from(name, folder)
             except (Taken, Missing):
@@ -92,8 +98,8 @@ async def restored(request: Request) -> Response:
     return JSONResponse({"name": request.path_params["name"], "pairs": len(write.told)}, 201)
 
 
-def _unpack(content: bytes, folder: Path, most: int) -> None:
-    """Put an archive's files, of `most` bytes at most together, into a folder. No path is taken from it. Raises Refused."""
+def _unpacked(content: bytes, most: int) -> dict[str, bytes]:
+    """The files of an archive, of `most` bytes at most together. Raises Refused."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as packed:
             names = sorted(packed.namelist())
@@ -101,11 +107,10 @@ def _unpack(content: bytes, folder: Path, most: int) -> None:
                 raise Refused(f"the archive holds {', '.join(names) or 'nothing'!s:.200}; expected {', '.join(FILES)}.")
             if (size := sum(packed.getinfo(file).file_size for file in FILES)) > most:
                 raise Refused(f"the archive's files have {size} bytes together, expected {most} at most.", status=413)
-            for file in FILES:
-                (folder / file).write_bytes(packed.read(file))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
-        if isinstance(error, Refused):
-            raise
+            return {file: packed.read(file) for file in FILES}
+    except Refused:
+        raise
+    except UNREADABLE as error:
         raise Refused("the body is no zip archive that can be read; send what .../archive gave.") from error
 
 
