@@ -60,7 +60,8 @@ def _make_room(kept: dict[tuple, Steps], need: int, device: torch.device) -> Non
 class _Columns:
     """Keys and values [rows, heads, columns, head_dim] of every layer; a step writes in row r the column at[r].
 
-    Attention sees the first `shown` columns.
+    Attention sees the first `shown` columns. What is masked must be finite, so a row that was used is cleared before it is used
+    again.
     """
 
     def __init__(self, model, rows: int, columns: int, like: Tensor):
@@ -68,6 +69,7 @@ class _Columns:
         self.rows = torch.arange(rows, device=like.device)
         self.at = torch.zeros_like(self.rows)
         self.shown = columns
+        self._used: set[int] = set()  # rows that held something since all was zero
 
     @staticmethod
     def shape(model, rows: int, columns: int) -> tuple[int, ...]:
@@ -87,12 +89,16 @@ class _Columns:
         columns = min(self.memory.shape[4], other.memory.shape[4])
         taken = torch.tensor(rows, dtype=torch.int64, device=self.rows.device)
         self.memory[:, :, : len(rows), :, :columns] = other.memory[:, :, taken, :, :columns]
-        self.memory[:, :, : len(rows), :, columns:] = 0.0  # as in `put`: what was here before may not be finite
+        if self._used:
+            self.memory[:, :, : len(rows), :, columns:] = 0.0
+        self._used.update(range(len(rows)))
 
     def put(self, places: Sequence[int], parts: Sequence[Part]) -> None:
-        """Have what was read in these rows, which held something else before."""
+        """Have what was read in these rows."""
+        if stale := [place for place in places if place in self._used]:
+            self.memory.index_fill_(2, torch.tensor(stale, device=self.rows.device), 0.0)
+        self._used.update(places)
         left = torch.tensor(places, dtype=torch.int64, device=self.rows.device)
-        self.memory.index_fill_(2, left, 0.0)  # what is masked must be finite
         for cache, rows in parts:
             at, left = left[: len(rows)], left[len(rows) :]
             for layer in range(len(self.memory)):
