@@ -84,10 +84,11 @@ async def restored(request: Request) -> Response:
         tenant.room_for(name, server.store)
         files = _unpacked(content, most)
         with TemporaryDirectory() as folder:
+            work = Path(folder)
             for file in FILES:  # no path is taken from the archive
-                (Path(folder) / file).write_bytes(files[file])
+                (work / file).write_bytes(files[file])
             try:
-                return server.store.import_from(name, folder)
+                return server.store.import_from(name, work)
             except (Taken, Missing):
                 raise
             except ValueError as error:  # it speaks of a file: the archive's, for a client
