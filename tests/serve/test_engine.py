@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +12,11 @@ from tiny import pairs
 
 pytest.importorskip("starlette", reason="needs tmem[serve]")
 
-from tiny_store import store_at  # noqa: E402
+from tiny_store import SETTINGS, store_at  # noqa: E402
 
+from tmem.agent.agent import first_line  # noqa: E402
 from tmem.agent.decode import Decoding  # noqa: E402
+from tmem.agent.recognise import gains  # noqa: E402
 from tmem.agent.sampling import Sampling  # noqa: E402
 from tmem.serve import engine as engine_module  # noqa: E402
 from tmem.serve.batch import Say  # noqa: E402
@@ -256,6 +259,52 @@ def test_an_error_of_one_prompt_is_its_own(tmp_path):
         with pytest.raises(Missing):
             missing.result(20)
         engine.close()
+
+
+def test_what_is_asked_of_memories_is_settled_together_as_it_is_alone(tmp_path, monkeypatch):
+    """At a gain that half of the answers have."""
+    learn = replace(SETTINGS.learn, reverse="Which question has {answer}?", epochs=60, lr=0.02)
+    settings = replace(SETTINGS, learn=learn, adapter=replace(SETTINGS.adapter, rank=8, last_layers=4))
+    with store_at(tmp_path / "s", slots=4, settings=settings) as store:
+        agent, names = store.agent, "abcd"
+        agent.chat.ends = frozenset()  # all end with the same step
+        for name in names:
+            store.make(name)
+            store.learn(name, pairs(3, name))
+        questions = [p.question for p in pairs(4, "a")]
+        with store.using(names) as memories:
+            slots = [memory.row for memory in memories]
+            replies = [agent.say([agent.asked(q)], [slot], max_new=4)[0] for q, slot in zip(questions, slots)]
+            middle = sorted(gains(agent, questions, [first_line(r.text) for r in replies], slots))[2]
+            agent.config = replace(agent.config, answer=replace(agent.config.answer, gain=middle))
+            alone = [agent.settled([q], [r], [slot])[0] for q, r, slot in zip(questions, replies, slots)]
+        settled, calls, broken = agent.settled, [], [2]
+
+        def counted(asked, *rest):
+            calls.append(len(asked))
+            if len(asked) in broken:
+                raise RuntimeError("too many")
+            return settled(asked, *rest)
+
+        monkeypatch.setattr(agent, "settled", counted, raising=False)
+        engine = Engine(store, 20, list)
+        hold = threading.Event()
+        engine.submit(Say(None, lambda _: hold.wait(20) and agent.chat.prompt("x"), lambda _: False, 1))
+        jobs = [engine.submit(asks(agent, name, q)) for name, q in zip(names, questions)]
+        plain = engine.submit(asks(agent, "a", questions[0], asks=""))
+        hold.set()
+        assert [job.result(20).text for job in jobs] == alone and alone.count(settings.learn.unknown) == 2
+        assert plain.result(20).text == replies[0].text and 4 in calls
+        jobs = [engine.submit(asks(agent, name, q)) for name, q in zip(names[:2], questions)]  # settled each by itself
+        assert [job.result(20).text for job in jobs] == alone[:2]
+        store.take("a", "something that waits", source="")
+        assert engine.submit(asks(agent, "a", questions[0])).result(20).text == replies[0].text
+        engine.close()
+
+
+def asks(agent, name, question, **other):
+    prompt = agent.chat.prompt(agent.asked(question))
+    return Say(name, lambda _: prompt, lambda _: False, 4, **{"asks": question, **other})
 
 
 def test_an_error_of_a_step_is_everybodys_and_the_next_are_answered(tmp_path, monkeypatch):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..agent.decode import Decoding, Prompt, Row
+from ..agent.decode import Decoding, Generation, Prompt, Row
 from ..agent.sampling import Sampling
 from ..store.kept import Kept
 from ..store.slots import Asleep, NoSlot, Occupied
@@ -24,7 +24,8 @@ class Say:
     tell    told of every token; True ends the answer
     most    tokens of the answer, at most
     how     its tokens are chosen
-    done    the result, a tmem.agent.agent.Reply
+    asks    the question that it asks of the memory's Δ, see Agent.settled; nothing is settled where text waits in the memory
+    done    the result, a tmem.agent.agent.Reply; of what is settled its text is the answer
     who     the tenant that asks
     """
 
@@ -33,6 +34,7 @@ class Say:
     tell: Callable[[int], bool]
     most: int
     how: Sampling = Sampling()
+    asks: str = ""
     done: Future = field(default_factory=Future)
     who: str = ""
 
@@ -52,6 +54,7 @@ class _Guest:
     job: Say
     prompt: Prompt
     left: ExitStack
+    settles: bool
 
 
 class Batch:
@@ -125,7 +128,7 @@ class Batch:
         ids = job.prompt(memory)
         most = min(job.most, self.store.agent.model.config.max_position_embeddings - len(ids))
         prompt = Prompt(ids, max(1, most), -1 if memory is None else memory.row, 0, job.how, job.heard)
-        return _Guest(job, prompt, left.pop_all())
+        return _Guest(job, prompt, left.pop_all(), bool(job.asks) and memory is not None and not memory.waiting)
 
     def step(self) -> None:
         """One more token of every answer."""
@@ -139,17 +142,34 @@ class Batch:
             self._see_off()
 
     def _see_off(self) -> None:
-        for row in [row for row in self._under_way if row.ended]:
-            guest = self._under_way.pop(row)
-            guest.left.close()
-            found: Any
-            try:
-                found = self.store.agent.replied(guest.prompt.ids, row.generation)
-            except Exception as error:
-                found = error
-            settle(guest.job.done, found)
+        """Whoever has ended leaves, with an answer."""
+        ended = [(self._under_way.pop(row), row.generation) for row in [row for row in self._under_way if row.ended]]
+        try:
+            self._answered(ended)
+        finally:
+            for guest, _ in ended:
+                guest.left.close()
         if not self._under_way:
             self.end()
+
+    def _answered(self, ended: Sequence[tuple[_Guest, Generation]]) -> None:
+        """Give the answers. Where several cannot be settled together, each by itself."""
+        agent, found = self.store.agent, []
+        try:
+            for guest, generation in ended:
+                found.append((guest, agent.replied(guest.prompt.ids, generation)))
+            asked = [(guest, reply) for guest, reply in found if guest.settles and not guest.job.done.done()]
+            said = agent.settled([g.job.asks for g, _ in asked], [r for _, r in asked], [g.prompt.slot for g, _ in asked])
+        except Exception as error:
+            if len(ended) > 1:
+                for one in ended:
+                    self._answered([one])
+            elif ended:
+                settle(ended[0][0].job.done, error)
+            return
+        texts = {guest: text for (guest, _), text in zip(asked, said)}
+        for guest, reply in found:
+            settle(guest.job.done, replace(reply, text=texts.get(guest, reply.text)))
 
     def end(self, error: Exception | None = None) -> None:
         """Whoever is under way is answered with the error, or no longer."""

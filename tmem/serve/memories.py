@@ -104,19 +104,14 @@ async def ask(request: Request) -> Response:
         raise Refused("question: it is empty; expected text.", "question")
     agent = server.store.agent
     most = agent.config.answer.max_new
-    said, waits = Said(agent.chat, most, ()), []
+    said = Said(agent.chat, most, ())
 
     def prompt(memory: Any) -> list[int]:
-        waits.extend(memory.waiting)
         return fitting(agent, "\n\n".join([*memory.waiting, agent.asked(question)]), most)
 
-    name = memory_of(request)
-    reply = await while_connected(request, submit(request, Say(name, prompt, said.add, most)))
-    if waits:
-        answer = first_line(said.text)
-    else:
-        answer = await worked(request, partial(server.store.settled, name, question, reply), follows=True)
-    return JSONResponse({"answer": answer})
+    job = Say(memory_of(request), prompt, said.add, most, asks=question)
+    reply = await while_connected(request, submit(request, job))
+    return JSONResponse({"answer": first_line(reply.text)})
 
 
 async def fork(request: Request) -> Response:

@@ -34,14 +34,14 @@ def submit(request: Request, job: Say | Work | Learn, *, follows: bool = False) 
     return server_of(request).engine.submit(job, who=tenant_of(request).begins, follows=follows)
 
 
-async def worked(request: Request, verb: Callable[[], Any], *, follows: bool = False) -> Any:
-    """What a verb of the store gives, done by the engine in one step, while the client waits. follows: see Engine.submit."""
+async def worked(request: Request, verb: Callable[[], Any]) -> Any:
+    """What a verb of the store gives, done by the engine in one step, while the client waits."""
 
     def steps() -> Steps:
         return verb()
         yield
 
-    return await while_connected(request, submit(request, Work(steps()), follows=follows))
+    return await while_connected(request, submit(request, Work(steps())))
 
 
 def server_of(request: Request) -> Server:

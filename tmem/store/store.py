@@ -9,7 +9,7 @@ from pathlib import Path
 from time import time
 
 from ..adapters.row_file import factors_bytes, factors_in
-from ..agent.agent import Agent, Reply
+from ..agent.agent import Agent
 from ..agent.config import DEFAULT_PRESET, agent_config
 from ..agent.learn import Learned
 from ..agent.teach import newest
@@ -349,11 +349,6 @@ class MemoryStore:
         """A short answer, greedy, as `Memory.ask` gives it. Raises ValueError for what is no text, or empty."""
         with self.using([name]) as (memory,):
             return memory.ask(question)
-
-    def settled(self, name: str, question: str, reply: Reply) -> str:
-        """What a greedy reply to a question answers out of a memory's Δ, see Agent.settled. For what serves many at once."""
-        with self.using([name]) as (memory,):
-            return self.agent.settled([question], [reply], [memory.row])[0]
 
     def pairs(self, name: str) -> list[Fact]:
         """Everything learned so far and where it comes from; of a question asked anew the newest pair."""
