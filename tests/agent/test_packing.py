@@ -57,24 +57,44 @@ def test_pairs_on_one_row_teach_what_each_teaches_alone(family):
         assert_close("gradient", pairs_in_sight.gradient(gradient, begun(family), RAGGED), want, TOLERANCE)
 
 
-@given(st.lists(st.integers(1, 200), min_size=1, max_size=40))
-def test_every_sequence_is_on_one_row_whole_and_rows_are_no_longer_than_they_must_be(lengths):
-    sequences = [([i] * n, n // 2) for i, n in enumerate(lengths)]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_pairs_begin_with_is_computed_once_and_teaches_all(family):
+    taught = [Pair("Answer in a few words:\n" + p.question, p.answer) for p in RAGGED]
+    rows = learning.packed(0, [learning._encoded(begun(family).chat, p, LEARN) for p in taught])
+    assert all(row.numbers.count(0) == row.trunk > 20 for row in rows)
+    want = alone(begun(family), taught)
+    assert_close("gradient", gradient(begun(family), taught), want, TOLERANCE)
+    with pytest.raises(AssertionError):
+        assert_close("gradient", pairs_in_sight.gradient(gradient, begun(family), taught), want, TOLERANCE)
+
+
+@given(st.lists(st.integers(2, 200), min_size=1, max_size=40), st.integers(0, 3))
+def test_every_sequence_is_on_one_row_whole_and_rows_are_no_longer_than_they_must_be(lengths, begin):
+    sequences = [([-1] * min(begin, n // 2 - 1) + [i] * (n - min(begin, n // 2 - 1)), n // 2) for i, n in enumerate(lengths)]
     rows = learning.packed(3, sequences)
-    found = {}
+    shared = min(min(begin, n // 2 - 1) for n in lengths) if len(lengths) > 1 else 0
+    found = []
     for row in rows:
-        assert row.slot == 3 and len(row.ids) == len(row.positions) == len(row.numbers) <= max(learning.PACKED, *lengths, 1)
-        for number in sorted(set(row.numbers)):
-            columns = [c for c, n in enumerate(row.numbers) if n == number]
-            assert columns == list(range(columns[0], columns[0] + len(columns)))
+        assert row.slot == 3 and len(row.ids) == len(row.positions) == len(row.numbers) <= fw.bucket(max(learning.PACKED, *lengths))
+        assert row.trunk == shared and row.numbers[:shared] == [0] * shared and 0 not in row.numbers[shared:]
+        for number in sorted({*row.numbers} - {0}):
+            columns = [*range(shared), *(c for c, n in enumerate(row.numbers) if n == number)]
+            assert columns[shared:] == list(range(columns[shared], columns[shared] + len(columns) - shared))
             assert [row.positions[c] for c in columns] == list(range(len(columns)))
-            (token,) = {row.ids[c] for c in columns}
-            found[token] = len(columns), sum(c in row.labels for c in columns)
-    assert found == {i: (n, n - n // 2) for i, n in enumerate(lengths)}
+            found.append(([row.ids[c] for c in columns], len(columns) - sum(c in row.labels for c in columns)))
+    assert sorted(found) == sorted(sequences)
 
 
 def test_short_pairs_share_rows():
     """Of 26 tokens each, four fit; each by itself would be padded to 32."""
-    rows = learning.packed(0, [([1] * 26, 20)] * 16)
+    rows = learning.packed(0, [([i] * 26, 20) for i in range(16)])
     assert [len(row.ids) for row in rows] == [104] * 4
     assert sum(map(len, (row.ids for row in rows))) / (len(rows) * fw.bucket(104)) > 0.8
+
+
+def test_rows_are_as_short_as_they_can_be():
+    """Of nine pairs, the first row must not take six and leave one for which the second is padded as far."""
+    rows = learning.packed(0, [([i] * 20, 16) for i in range(9)])
+    assert [len(row.ids) for row in rows] == [60] * 3, "3 rows of 64 are less than 2 of 128"
+    assert [len(row.ids) for row in learning.packed(0, [([1] * 300, 200), ([2] * 10, 5)])] == [310]
+    assert [len(row.ids) for row in learning.packed(0, [([1] * 20, 200), ([2] * 10, 5)])] == [30]

@@ -1,7 +1,7 @@
 """The online update: a few gradient steps write question/answer pairs into one slot per episode.
 
 All episodes learn in the same minibatches. A slot's sequences are packed into rows, several to a row, none of which sees
-another: most are far shorter than the bucket they would be padded to. What each episode gets is what it would get alone, bit
+another: most are far shorter than the bucket they would be padded to, and the words before each question are computed once. What each episode gets is what it would get alone, bit
 for bit: its loss is normalised by its own label count, a row is one slot's, only rows of one length bucket share a batch, and
 those of a slot never split over two batches. The frozen trunk below the lowest adapted layer runs once per update and
 rendering (not where it draws dropout anew in every pass), logits exist only at labels.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -53,33 +54,53 @@ class Learned:
 
 @dataclass
 class _Row:
-    """Sequences of one slot, one after another."""
+    """Sequences of one slot, one after another, behind the beginning that they share, which is computed once for all."""
 
     slot: int
-    ids: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)  # of every token in its own sequence
-    numbers: list[int] = field(default_factory=list)  # of every token's sequence, from 1
-    labels: list[int] = field(default_factory=list)  # columns of the answers' tokens
+    trunk: int  # tokens of the beginning
+    ids: list[int]
+    positions: list[int]  # of every token in its own sequence
+    numbers: list[int]  # of every token's sequence, from 1; 0 is the beginning
+    labels: list[int]  # columns of the answers' tokens
+
+    @classmethod
+    def begun(cls, slot: int, trunk: list[int]) -> _Row:
+        """A row without sequences yet."""
+        return cls(slot, len(trunk), list(trunk), list(range(len(trunk))), [0] * len(trunk), [])
 
     def add(self, ids: list[int], prompt: int) -> None:
         """One more sequence, whose first `prompt` tokens are read and not said."""
-        self.labels += range(len(self.ids) + prompt, len(self.ids) + len(ids))
-        self.numbers += [1 + (self.numbers[-1] if self.numbers else 0)] * len(ids)
-        self.positions += range(len(ids))
-        self.ids += ids
+        own = len(ids) - self.trunk
+        self.labels += range(len(self.ids) + prompt - self.trunk, len(self.ids) + own)
+        self.numbers += [1 + (self.numbers[-1] if self.numbers else 0)] * own
+        self.positions += range(self.trunk, len(ids))
+        self.ids += ids[self.trunk :]
 
 
 def packed(slot: int, sequences: Sequence[tuple[list[int], int]]) -> list[_Row]:
-    """Sequences (token ids, how many of them are the prompt) in rows of PACKED tokens, or as many as the longest has: each in
-    the first row with room for it."""
-    room = max(PACKED, *(len(ids) for ids, _ in sequences))
+    """Sequences (token ids, how many of them are the prompt) in rows that have the fewest tokens once they are padded. A row has
+    PACKED tokens at most, or as many as the longest sequence has."""
+    longest = max(len(ids) for ids, _ in sequences)
+    # A label's state is computed at the token before it, which is each sequence's own.
+    trunk = os.path.commonprefix([ids[: prompt - 1] for ids, prompt in sequences]) if len(sequences) > 1 else []
+    rooms = {fw.bucket(n) for n in range(longest, max(PACKED, longest) + 1)}
+    return min((_filled(slot, trunk, sequences, room) for room in sorted(rooms)), key=_padded)
+
+
+def _filled(slot: int, trunk: list[int], sequences: Sequence[tuple[list[int], int]], room: int) -> list[_Row]:
+    """Each sequence in the first row with room for it."""
     rows: list[_Row] = []
     for ids, prompt in sequences:
-        row = next((row for row in rows if len(row.ids) + len(ids) <= room), None)
+        row = next((row for row in rows if len(row.ids) + len(ids) - len(trunk) <= room), None)
         if row is None:
-            rows.append(row := _Row(slot))
+            rows.append(row := _Row.begun(slot, trunk))
         row.add(ids, prompt)
     return rows
+
+
+def _padded(rows: list[_Row]) -> tuple[int, int]:
+    """Tokens of rows padded to one bucket, and how many rows there are."""
+    return len(rows) * fw.bucket(max(len(row.ids) for row in rows)), len(rows)
 
 
 @dataclass
