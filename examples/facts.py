@@ -1,12 +1,9 @@
-"""Teach sixteen facts, then ask for them in other words, and for what was never told: python examples/facts.py [PRESET [FILE]]
-
-FILE: other facts, such as examples/facts_lena.json.
-"""
+"""Teach sixteen facts, then ask for them in other words, and for what was never told: python examples/facts.py --help"""
 
 import json
-import sys
 import time
-from pathlib import Path
+
+import click
 
 from tmem import Memory
 
@@ -42,17 +39,28 @@ NEVER_TOLD = [
     "What language does Hugo learn?",
 ]
 
-if __name__ == "__main__":
-    preset, *files = sys.argv[1:] or ["default"]
+
+@click.command()
+@click.argument("preset", default="default")
+@click.argument("file", type=click.File(), required=False)
+@click.option("--each", type=click.IntRange(1), default=len(FACTS), show_default=True, help="So many facts are told at once.")
+def main(preset, file, each):
+    """Teach sixteen facts, then ask for them in other words, and for what was never told.
+
+    FILE: other facts, such as examples/facts_lena.json.
+    """
     facts, never_told = FACTS, NEVER_TOLD
-    for file in files:
-        record = json.loads(Path(file).read_text())
+    if file:
+        record = json.load(file)
         facts, never_told = record["told"], record["never_told"]
     memory = Memory.from_pretrained(preset=preset)
     start = time.process_time()
-    learned = memory.learn([(question, answer) for question, answer, _ in facts])
+    for at in range(0, len(facts), each):
+        told = [(question, answer) for question, answer, _ in facts[at : at + each]]
+        learned = memory.learn(told)
+        did = f"loss {learned.loss_before:.2f} -> {learned.loss_after:.3f}" if learned.kept else f"undone, {learned.reason}"
+        print(f"learned {len(told)} facts: {did}")
     taken = time.process_time() - start
-    print(f"learned {len(facts)} facts: loss {learned.loss_before:.2f} -> {learned.loss_after:.3f}")
     right = 0
     for _, answer, paraphrase in facts:
         said = memory.ask(paraphrase)
@@ -66,3 +74,7 @@ if __name__ == "__main__":
         print(f"{'+' if said == 'unknown' else '-'} {question:42} {said}")
     told, not_told = f"{right} of {len(facts)} recalled", f'{unknown} of {len(never_told)} that were never told "unknown"'
     print(f"{told}, {not_told}; learned in {taken:.0f} s of CPU, asked in {time.process_time() - start - taken:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

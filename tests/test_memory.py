@@ -46,6 +46,17 @@ def test_sixteen_facts_are_recalled_from_paraphrases(taught):
     assert right >= 0.9 * len(FACTS), said
 
 
+def test_facts_told_one_by_one_are_all_learned_and_kept():
+    """Δ must not grow until writes are rolled back, or what was told before is lost."""
+    with Memory.from_pretrained() as memory:
+        learned = [memory.learn([(q, a)]) for q, a, _ in FACTS[:8]]
+        assert all(write.kept for write in learned), learned
+        said = {q: memory.ask(q) for q, _, _ in FACTS[:8]}
+        assert sum(said[q] == a for q, a, _ in FACTS[:8]) >= 7, said
+        norms = [write.norm for write in learned]
+        assert max(norms) < 2 * norms[0], norms
+
+
 def test_what_was_told_of_somebody_else_is_unknown_to_a_careful_memory():
     """Questions of the same kinds about the same people; without contrasts each is answered with somebody's value."""
     with Memory.from_pretrained(preset="careful") as memory:

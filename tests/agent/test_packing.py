@@ -70,18 +70,21 @@ def test_what_pairs_begin_with_is_computed_once_and_teaches_all(family):
 
 @given(st.lists(st.integers(2, 200), min_size=1, max_size=40), st.integers(0, 3))
 def test_every_sequence_is_on_one_row_whole_and_rows_are_no_longer_than_they_must_be(lengths, begin):
-    sequences = [([-1] * min(begin, n // 2 - 1) + [i] * (n - min(begin, n // 2 - 1)), n // 2) for i, n in enumerate(lengths)]
+    begins = [min(begin, n // 2 - 1) for n in lengths]
+    sequences = [([-1] * b + [i] * (n - b), n // 2) for i, (n, b) in enumerate(zip(lengths, begins))]
     rows = learning.packed(3, sequences)
-    shared = min(min(begin, n // 2 - 1) for n in lengths) if len(lengths) > 1 else 0
+    shared = min(begins) if len(lengths) > 1 else 0
     found = []
     for row in rows:
-        assert row.slot == 3 and len(row.ids) == len(row.positions) == len(row.numbers) <= fw.bucket(max(learning.PACKED, *lengths))
-        assert row.trunk == shared and row.numbers[:shared] == [0] * shared and 0 not in row.numbers[shared:]
+        assert row.slot == 3 and len(row.ids) == len(row.positions) == len(row.numbers) <= fw.bucket(
+            max(learning.PACKED, *lengths)
+        )
+        assert row.slot == 3 and row.trunk == shared and row.numbers[:shared] == [0] * shared and 0 not in row.numbers[shared:]
         for number in sorted({*row.numbers} - {0}):
             columns = [*range(shared), *(c for c, n in enumerate(row.numbers) if n == number)]
             assert columns[shared:] == list(range(columns[shared], columns[shared] + len(columns) - shared))
             assert [row.positions[c] for c in columns] == list(range(len(columns)))
-            found.append(([row.ids[c] for c in columns], len(columns) - sum(c in row.labels for c in columns)))
+            found.append(([row.ids[c] for c in columns], sum(c not in row.labels for c in columns)))
     assert sorted(found) == sorted(sequences)
 
 

@@ -197,8 +197,8 @@ DEFAULT = {
                 "train_a": False, "optimizer": "adamw"},
     "learn": {"lr": 0.06, "epochs": 12, "batch": 32, "every": 16, "rehearse": 64, "contrast": 0, "unknown": "unknown",
               "renderings": ["{question}", ASKED, "From what you remember: {question}"],
-              "reverse": "Which question has the answer: {answer}?", "target": 0.0,
-              "clip": 0.0, "weight_decay": 0.0, "norm_cap": 200.0, "max_pair_tokens": 512},
+              "reverse": "Which question has the answer: {answer}?", "target": 0.02,
+              "clip": 0.0, "weight_decay": 0.1, "norm_cap": 0.0, "max_pair_tokens": 512},
     "write": {"window": 448, "replies": 24, "max_new": 32, "max_pairs": 16, "starts": 3, "unknown": "unknown",
               "under_delta": False},
     "answer": {"max_new": 16, "asked": ASKED, "sure": 0.0, "gain": 0.07},
@@ -215,7 +215,8 @@ DEFAULT = {
 }  # fmt: skip
 # What was the default before it wrote from spans: the loop of the first presets.
 STREAM = {
-    "learn": {"lr": 0.043, "epochs": 12, "batch": 16, "every": 1, "reverse": "", "target": 0.02},
+    "learn": {"lr": 0.043, "epochs": 12, "batch": 16, "every": 1, "reverse": "",
+              "weight_decay": 0.0},
     "write": {"window": 384, "replies": 1, "max_new": 160, "max_pairs": 32, "starts": 1, "under_delta": True},
     "answer": {"gain": 0.0},
     "train": {"task": "stream", "policy": "full", "cut_words": 250, "swap_names": 0.5, "warm_steps": 32, "warm_plain": 1000,
@@ -232,14 +233,14 @@ def over(base: dict, **tables: dict) -> dict:
 
 DIFFERS = {
     "default": {},
-    "careful": {"learn": {"lr": 0.043, "epochs": 15, "contrast": 16, "reverse": "", "target": 0.02},
+    "careful": {"learn": {"lr": 0.043, "epochs": 15, "contrast": 16, "reverse": ""},
                 "answer": {"sure": 0.5, "gain": 0.0}},
     "stream": STREAM,
-    "long": {"learn": {"lr": 0.02, "epochs": 8, "rehearse": 16, "target": 0.05, "norm_cap": 0.0, "reverse": ""},
+    "long": {"learn": {"lr": 0.02, "epochs": 8, "rehearse": 16, "target": 0.05, "weight_decay": 0.0, "reverse": ""},
              "answer": {"max_new": 24, "sure": 0.5, "gain": 0.0}},
     "paper": over(
         STREAM, adapter={"rank": 6, "last_layers": 4, "init": "sigma", "optimizer": "sgd"},
-        learn={"lr": 5e-4, "epochs": 5, "rehearse": 0, "target": 0.0, "norm_cap": 0.0},
+        learn={"lr": 5e-4, "epochs": 5, "rehearse": 0, "target": 0.0},
         write={"window": 4096, "max_new": 1024}, answer={"max_new": 64},
         train={"warm_steps": 0, "warm_plain": 16, "warm_lr": 3e-4, "rl_steps": 200, "rl_episodes": 64, "rl_group": 8,
                "rl_lr": 1e-6, "micro_tokens": 16384, "checkpointing": True, "layout": "fsdp", "eval_episodes": 64},

@@ -15,7 +15,7 @@ from tmem.agent import loop, scored
 from tmem.agent.agent import Draft, Reply
 from tmem.agent.config import agent_config
 from tmem.agent.decode import Generation
-from tmem.agent.learn import Learned, learn
+from tmem.agent.learn import Learned, _encoded, learn, packed
 from tmem.agent.loop import LogEntry
 from tmem.agent.probe import asked_back, paraphrase
 from tmem.agent.renderings import rendered, worded
@@ -129,7 +129,7 @@ def seen(monkeypatch):
     def of_learning(model, bank, group, *rest):
         for row in group:
             read = [(number, token) for c, (number, token) in enumerate(zip(row.numbers, row.ids)) if c not in row.labels]
-            taught.extend([token for n, token in read if n == number] for number in sorted(set(row.numbers)))
+            taught.extend([token for n, token in read if n in (0, number)] for number in sorted({*row.numbers} - {0}))
         return block(model, bank, group, *rest)
 
     def of_saying(model, prompts, **how):
@@ -238,8 +238,9 @@ def test_an_epoch_takes_the_tokens_of_one_rendering_of_each_pair():
     agent, job = agent_of(config=SEVERAL), pairs(5)
     config = dataclasses.replace(SEVERAL.learn, epochs=4)
     (learned,) = learn(agent.model, agent.bank, [(agent.bank.alloc(), job)], agent.chat, config)
-    taught = [p for epoch in range(4) for p in rendered(job, epoch, RENDERINGS, "no idea")]
-    assert learned.tokens == sum(len(agent.chat.prompt(p.question)) + len(agent.chat.answer(p.answer)) for p in taught)
+    taught = [[_encoded(agent.chat, p, config) for p in rendered(job, epoch, RENDERINGS, "no idea")] for epoch in range(4)]
+    rows = [row for part in taught for at in (0, 4) for row in packed(0, part[at : at + 4])]
+    assert learned.tokens == sum(len(row.ids) for row in rows) < sum(len(ids) for part in taught for ids, _ in part)
 
 
 def test_no_slot_stops_before_it_was_taught_in_every_rendering():
@@ -249,6 +250,24 @@ def test_no_slot_stops_before_it_was_taught_in_every_rendering():
     config = dataclasses.replace(SEVERAL.learn, epochs=30, target=1000.0)
     learn(agent.model, agent.bank, [(slots[0], pairs(2)), (slots[1], pairs(9, "b"))], agent.chat, config)
     assert [int(agent.bank.step_count[s]) for s in slots] == [3, 9]  # minibatches of 4 pairs, so 1 and 3 steps an epoch
+
+
+def test_words_in_which_enough_was_learned_are_not_taught_again_and_the_others_are(monkeypatch):
+    agent, passes = agent_of(config=SEVERAL), []
+    slots = [agent.bank.alloc(), agent.bank.alloc()]
+    config = dataclasses.replace(SEVERAL.learn, epochs=8, target=0.02)
+    losses = {0: [0.01, 5.0, 5.0, 5.0, 0.01, 5.0], 1: [5.0, 0.0, 0.03, 5.0, 0.02, 5.0]}  # of each slot's epochs
+
+    def told(model, bank, blocks, *, backward):
+        if not backward:
+            return dict.fromkeys(slots, 0.0)
+        passes.append(sorted({slot for block in blocks for slot in block.slots}))
+        return {slot: losses[slot].pop(0) for slot in passes[-1]}
+
+    monkeypatch.setattr("tmem.agent.learn._pass", told)
+    learn(agent.model, agent.bank, [(slot, pairs(2)) for slot in slots], agent.chat, config)
+    assert passes == [[0, 1], [0, 1], [0, 1], [1], [0], [0, 1], [1], [0]]
+    assert losses == {0: [], 1: []}
 
 
 def test_in_several_renderings_a_slot_that_has_learned_enough_stops_and_the_others_go_on():

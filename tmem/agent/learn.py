@@ -1,10 +1,11 @@
 """The online update: a few gradient steps write question/answer pairs into one slot per episode.
 
 All episodes learn in the same minibatches. A slot's sequences are packed into rows, several to a row, none of which sees
-another: most are far shorter than the bucket they would be padded to, and the words before each question are computed once. What each episode gets is what it would get alone, bit
-for bit: its loss is normalised by its own label count, a row is one slot's, only rows of one length bucket share a batch, and
-those of a slot never split over two batches. The frozen trunk below the lowest adapted layer runs once per update and
-rendering (not where it draws dropout anew in every pass), logits exist only at labels.
+another: most are far shorter than the bucket they would be padded to. What all of them begin with, such as the words before a
+question, is computed once a row. What each episode gets is what it would get alone, bit for bit: its loss is normalised by its
+own label count, a row is one slot's, only rows of one length bucket share a batch, and those of a slot never split over two
+batches. The frozen trunk below the lowest adapted layer runs once per update and rendering (not where it draws dropout anew in
+every pass), logits exist only at labels.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -78,8 +79,8 @@ class _Row:
 
 
 def packed(slot: int, sequences: Sequence[tuple[list[int], int]]) -> list[_Row]:
-    """Sequences (token ids, how many of them are the prompt) in rows that have the fewest tokens once they are padded. A row has
-    PACKED tokens at most, or as many as the longest sequence has."""
+    """Sequences (token ids, how many of them are the prompt) in rows that have the fewest tokens once they are padded. A row
+    has PACKED tokens at most, or as many as the longest sequence has."""
     longest = max(len(ids) for ids, _ in sequences)
     # A label's state is computed at the token before it, which is each sequence's own.
     trunk = os.path.commonprefix([ids[: prompt - 1] for ids, prompt in sequences]) if len(sequences) > 1 else []
@@ -155,8 +156,8 @@ def learn(
 ) -> list[Learned]:
     """Teach slot `s` its pairs, for every job `(s, pairs)`: `epochs` passes in minibatches, one optimizer step each.
 
-    Every epoch teaches in one of `config.renderings` or in reverse, in turns. A slot whose epoch had a loss below
-    `config.target` stops, once it was taught in all of them: further steps only push its weights away from all else.
+    Every epoch teaches in one of `config.renderings` or in reverse, in turns. What a slot was taught with a loss below
+    `config.target` it is not taught again in the same words: further steps only push its weights away from all else.
     A write that ends with a higher loss, a non-finite number or a norm above the cap is rolled back: the slot is as
     before. `on_step(done, total)` reports progress. Jobs without pairs return zeros and leave their slot alone.
     Raises ValueError if a slot appears twice.
@@ -206,12 +207,14 @@ def _descend(
     Per slot: its loss in the first epoch, summed over its minibatches, of which it has `parts[slot]`; and how many tokens
     gradients were taken of.
     """
-    learning, turns = set(parts), config.turns
     first: dict[int, float] = {}
     tokens: Counter[int] = Counter()
-    for epoch in range(config.epochs if learning else 0):
+    enough: set[tuple[int, int]] = set()  # slots, and the turns in which they have learned enough
+    for epoch in range(config.epochs if parts else 0):
         losses: dict[int, float] = {}
-        for blocks in _only(made(epoch % turns), learning):
+        now = epoch % config.turns
+        learning = {slot for slot in parts if (slot, now) not in enough}
+        for blocks in _only(made(now), learning):
             with turn():
                 _accumulate(losses, _pass(model, bank, blocks, backward=True))
                 tenants.alive()
@@ -220,11 +223,11 @@ def _descend(
                 for slot, length in zip(block.slots, block.lengths):
                     tokens[slot] += length
         first = first or losses
-        if epoch + 1 >= turns:
-            learning = {slot for slot in learning if not losses[slot] / parts[slot] < config.target}
+        enough |= {(slot, now) for slot in learning if losses[slot] / parts[slot] < config.target}
+        done = len(enough) == len(parts) * config.turns
         if on_step is not None:
-            on_step(epoch + 1 if learning else config.epochs, config.epochs)
-        if not learning:
+            on_step(config.epochs if done else epoch + 1, config.epochs)
+        if done:
             break
     return first, tokens
 
