@@ -412,6 +412,9 @@ def test_a_write_says_what_it_did(tiny_one, monkeypatch, caplog):
     monkeypatch.setattr("tmem.agent.agent.learn", lambda *_: [Learned(1.0, 2.0, 3.0, False, "the loss rose")])
     assert str(write("Q: what?\nA: a dog")).endswith("wrote 1 pair: nothing was learned (rolled back: the loss rose)")
     assert memory.log[-1].learned.reason and [p.answer for p in memory.pairs] == ["a cat"]
+    memory.learn([("who?", "Ada"), ("where?", "Oslo")])
+    said = "pairs were not learned, and the memory is as before: the loss rose."
+    assert caplog.messages[1:] == [f"1 {said}", f"2 {said}"]
 
 
 def test_a_page_of_text_is_read_and_asked_about_when_it_is_gone():

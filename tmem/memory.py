@@ -207,6 +207,7 @@ class Memory:
             if learned.kept:
                 self._sure |= draft.written.sure
             del self._context[: len(due)]
+            _warn_of(draft.written.pairs, learned)
             self._changed(draft.written.pairs, learned, entry)
         return len(due)
 
@@ -221,6 +222,7 @@ class Memory:
         """
         told, new = functools.partial(progress or Lines(), "learn"), newest(told_pairs(pairs))
         (learned,) = self.agent.teach([self._row], [new], [self._lesson], told)
+        _warn_of(new, learned)
         self._changed(new, learned)
         return learned
 
@@ -273,6 +275,14 @@ class Memory:
         self.close()
         self.slot = load_adapter(self.agent.bank, path, files)
         self._lesson, self._context = Lesson(newest(pairs)), context
+
+
+def _warn_of(pairs: Sequence[Pair], learned: Learned) -> None:
+    """Say it where an update was rolled back: not every caller looks at what came back."""
+    if not learned.kept:
+        logging.getLogger("tmem").warning(
+            f"{len(pairs)} pairs were not learned, and the memory is as before: {learned.reason}."
+        )
 
 
 def made_by(agent: Agent) -> dict:

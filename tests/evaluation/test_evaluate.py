@@ -15,6 +15,7 @@ from tiny import Letters, model
 from tmem import cli, machine
 from tmem.agent.agent import Agent
 from tmem.agent.config import agent_config
+from tmem.agent.learn import Learned
 from tmem.cli import scores
 from tmem.evaluation import reading, record, runs
 from tmem.evaluation.compute import Sizes
@@ -89,6 +90,17 @@ def test_what_is_to_be_known_of_the_data_is_told(run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="errors.json names 'q7', and the data hold no question with that id"):
         run("longmemeval", ["none"], out="unknown", leave_out=str(tmp_path / "errors.json"))
     assert not (tmp_path / "unknown").exists()
+
+
+def test_writes_that_were_rolled_back_are_told_of(run, tmp_path, monkeypatch, capsys):
+    """What a score leaves out must not have to be looked for."""
+    monkeypatch.setattr("tmem.agent.agent.learn", lambda *_: [Learned(1.0, 2.0, 3.0, False, "the loss rose")] * len(_[2]))
+    found = run("stream", ["constant", "tmem"])
+    undone = found["methods"]["tmem"]["rolled_back"]
+    assert undone == found["methods"]["tmem"]["writes"] > 0
+    scores.show(found, tmp_path / "out")
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"tmem: {undone} of {undone} writes were rolled back, so nothing of them was learned" in said
 
 
 @pytest.mark.parametrize("task", tiny_eval.FILES)

@@ -87,6 +87,8 @@ def _warnings(results: Mapping) -> Iterator[str]:
         if lost := m.get("lost"):
             why = "their writes were rolled back" if name == "gold" else "a prompt has no room for them"
             yield f"{name}: {lost} pairs are left out, as {why}"
+        if undone := m.get("rolled_back"):
+            yield f"{name}: {undone} of {m['writes']} writes were rolled back, so nothing of them was learned"
     if left_out := results.get("left_out"):
         n = results["config"]["objectives"]
         yield f"{left_out} questions at the end of a file make no set of {n} and were left out"
@@ -105,7 +107,7 @@ def _written(methods: Mapping[str, Mapping]) -> str | None:
     if "precise" in m:
         low, high = m["precise_ci"]
         line += f"; {m['precise']:.2f} [{low:.2f}, {high:.2f}] of the pairs are facts, {m['facts']:.2f} of the facts written"
-    return f"{line}; rolled back: {m['rolled_back']}"
+    return line
 
 
 def _print_judge(found: Mapping) -> None:
