@@ -92,15 +92,13 @@ class PlainServer:
         self._select(memory)
         new = newest(given)
         pairs, before = chosen(memory.lesson.pairs, new, config), [b.detach().clone() for b in memory.b]
-        first, enough = 0.0, set()
+        first = 0.0
         for epoch in range(config.epochs):
-            if (turn := epoch % config.turns) in enough:
-                continue
             losses = [self._step(memory, batch) for batch in self._batches(pairs, epoch)]
             loss = sum(losses) / len(losses)
             first = first if epoch else loss
-            if loss < config.target:
-                enough.add(turn)
+            if epoch + 1 >= config.turns and loss < config.target:
+                break
         with torch.no_grad():
             after = [float(self.peft(**batch, use_cache=False).loss) for batch in self._batches(pairs, 0)]
         last = sum(after) / len(after)

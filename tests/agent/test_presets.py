@@ -197,7 +197,7 @@ DEFAULT = {
                 "train_a": False, "optimizer": "adamw"},
     "learn": {"lr": 0.06, "epochs": 12, "batch": 32, "every": 16, "rehearse": 64, "contrast": 0, "unknown": "unknown",
               "renderings": ["{question}", ASKED, "From what you remember: {question}"],
-              "reverse": "Which question has the answer: {answer}?", "target": 0.02,
+              "reverse": "Which question has the answer: {answer}?", "target": 0.0,
               "clip": 0.0, "weight_decay": 0.1, "norm_cap": 0.0, "max_pair_tokens": 512},
     "write": {"window": 448, "replies": 24, "max_new": 32, "max_pairs": 16, "starts": 3, "unknown": "unknown",
               "under_delta": False},
@@ -215,7 +215,7 @@ DEFAULT = {
 }  # fmt: skip
 # What was the default before it wrote from spans: the loop of the first presets.
 STREAM = {
-    "learn": {"lr": 0.043, "epochs": 12, "batch": 16, "every": 1, "reverse": "",
+    "learn": {"lr": 0.043, "epochs": 12, "batch": 16, "every": 1, "reverse": "", "target": 0.02,
               "weight_decay": 0.0},
     "write": {"window": 384, "replies": 1, "max_new": 160, "max_pairs": 32, "starts": 1, "under_delta": True},
     "answer": {"gain": 0.0},
@@ -233,7 +233,7 @@ def over(base: dict, **tables: dict) -> dict:
 
 DIFFERS = {
     "default": {},
-    "careful": {"learn": {"lr": 0.043, "epochs": 15, "contrast": 16, "reverse": ""},
+    "careful": {"learn": {"lr": 0.043, "epochs": 15, "contrast": 16, "reverse": "", "target": 0.02},
                 "answer": {"sure": 0.5, "gain": 0.0}},
     "stream": STREAM,
     "long": {"learn": {"lr": 0.02, "epochs": 8, "rehearse": 16, "target": 0.05, "weight_decay": 0.0, "reverse": ""},

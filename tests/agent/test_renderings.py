@@ -252,24 +252,6 @@ def test_no_slot_stops_before_it_was_taught_in_every_rendering():
     assert [int(agent.bank.step_count[s]) for s in slots] == [3, 9]  # minibatches of 4 pairs, so 1 and 3 steps an epoch
 
 
-def test_words_in_which_enough_was_learned_are_not_taught_again_and_the_others_are(monkeypatch):
-    agent, passes = agent_of(config=SEVERAL), []
-    slots = [agent.bank.alloc(), agent.bank.alloc()]
-    config = dataclasses.replace(SEVERAL.learn, epochs=8, target=0.02)
-    losses = {0: [0.01, 5.0, 5.0, 5.0, 0.01, 5.0], 1: [5.0, 0.0, 0.03, 5.0, 0.02, 5.0]}  # of each slot's epochs
-
-    def told(model, bank, blocks, *, backward):
-        if not backward:
-            return dict.fromkeys(slots, 0.0)
-        passes.append(sorted({slot for block in blocks for slot in block.slots}))
-        return {slot: losses[slot].pop(0) for slot in passes[-1]}
-
-    monkeypatch.setattr("tmem.agent.learn._pass", told)
-    learn(agent.model, agent.bank, [(slot, pairs(2)) for slot in slots], agent.chat, config)
-    assert passes == [[0, 1], [0, 1], [0, 1], [1], [0], [0, 1], [1], [0]]
-    assert losses == {0: [], 1: []}
-
-
 def test_in_several_renderings_a_slot_that_has_learned_enough_stops_and_the_others_go_on():
     agent, alone = agent_of(config=SEVERAL), agent_of(config=SEVERAL)
     slots = [agent.bank.alloc(), agent.bank.alloc(), agent.bank.alloc()]

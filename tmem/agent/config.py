@@ -75,8 +75,8 @@ class LearnConfig:
     reverse          the words in which a pair's question is taught from its answer, after the renderings in turns with them; a
                      text with {answer}, or an empty one: it is not
     unknown          the answer that abstains; `tmem eval` takes the task's words where a task has some
-    target           mean answer-token loss (nats) of an epoch below which a slot has learned enough in that epoch's words: an
-                     update teaches it in them no more; 0: never
+    target           mean answer-token loss (nats) of an epoch below which a slot has learned enough, if it was taught in
+                     every rendering, and stops; 0: never
     clip             gradient norm per slot; 0: off
     weight_decay     decoupled, per step
     norm_cap         ‖ΔW‖_F above which a write is rolled back; 0: off

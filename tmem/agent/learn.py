@@ -156,8 +156,8 @@ def learn(
 ) -> list[Learned]:
     """Teach slot `s` its pairs, for every job `(s, pairs)`: `epochs` passes in minibatches, one optimizer step each.
 
-    Every epoch teaches in one of `config.renderings` or in reverse, in turns. What a slot was taught with a loss below
-    `config.target` it is not taught again in the same words: further steps only push its weights away from all else.
+    Every epoch teaches in one of `config.renderings` or in reverse, in turns. A slot whose epoch had a loss below
+    `config.target` stops, once it was taught in all of them: further steps only push its weights away from all else.
     A write that ends with a higher loss, a non-finite number or a norm above the cap is rolled back: the slot is as
     before. `on_step(done, total)` reports progress. Jobs without pairs return zeros and leave their slot alone.
     Raises ValueError if a slot appears twice.
@@ -207,14 +207,12 @@ def _descend(
     Per slot: its loss in the first epoch, summed over its minibatches, of which it has `parts[slot]`; and how many tokens
     gradients were taken of.
     """
+    learning, turns = set(parts), config.turns
     first: dict[int, float] = {}
     tokens: Counter[int] = Counter()
-    enough: set[tuple[int, int]] = set()  # slots, and the turns in which they have learned enough
-    for epoch in range(config.epochs if parts else 0):
+    for epoch in range(config.epochs if learning else 0):
         losses: dict[int, float] = {}
-        now = epoch % config.turns
-        learning = {slot for slot in parts if (slot, now) not in enough}
-        for blocks in _only(made(now), learning):
+        for blocks in _only(made(epoch % turns), learning):
             with turn():
                 _accumulate(losses, _pass(model, bank, blocks, backward=True))
                 tenants.alive()
@@ -223,11 +221,11 @@ def _descend(
                 for slot, length in zip(block.slots, block.lengths):
                     tokens[slot] += length
         first = first or losses
-        enough |= {(slot, now) for slot in learning if losses[slot] / parts[slot] < config.target}
-        done = len(enough) == len(parts) * config.turns
+        if epoch + 1 >= turns:
+            learning = {slot for slot in learning if not losses[slot] / parts[slot] < config.target}
         if on_step is not None:
-            on_step(config.epochs if done else epoch + 1, config.epochs)
-        if done:
+            on_step(epoch + 1 if learning else config.epochs, config.epochs)
+        if not learning:
             break
     return first, tokens
 
