@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from ..adapters.bank import AdapterBank, Snapshot
 from ..agent.agent import Agent
 from ..agent.config import LOOP_PRESET, agent_config
+from ..agent.learn import computed
 from ..agent.loop import Action, Clock, Rollout, run
 from ..agent.renderings import rendered
 from ..agent.sampling import forced
@@ -130,9 +131,8 @@ class Ours:
         return rendered(pairs, epoch, config.renderings, config.unknown, config.reverse)
 
     def tokens(self, pairs: Sequence[Pair], epoch: int) -> int:
-        """Of all pairs, each a prompt and its answer: what an epoch passes through the model."""
-        chat = self.agent.chat
-        return sum(len(chat.prompt(p.question)) + len(chat.answer(p.answer)) for p in self.taught(pairs, epoch))
+        """What an epoch of these pairs passes through the model."""
+        return computed(self.agent.chat, self.taught(pairs, epoch), self.agent.config.learn)
 
     def _epochs(self, rollout: Rollout) -> int:
         """After how many of its epochs what a rollout learned was enough."""

@@ -291,6 +291,13 @@ def _minibatches(model, bank, jobs, chat, config, turn: int = 0) -> Minibatches:
     return out
 
 
+def computed(chat: Chat, pairs: Sequence[Pair], config: LearnConfig) -> int:
+    """Tokens that an epoch of one slot computes of these pairs, worded as it teaches them: padding does not count, and what
+    they begin with counts once a row."""
+    parts = (pairs[at : at + config.batch] for at in range(0, len(pairs), config.batch))
+    return sum(len(row.ids) for part in parts for row in packed(0, [_encoded(chat, pair, config) for pair in part]))
+
+
 def _encoded(chat: Chat, pair: Pair, config: LearnConfig) -> tuple[list[int], int]:
     """Token ids of a pair's question and answer, and how many of them are the question's."""
     prompt, answer = chat.prompt(pair.question), chat.answer(pair.answer)
