@@ -95,8 +95,7 @@ async def learn(request: Request) -> Response:
 
 
 async def ask(request: Request) -> Response:
-    """A short answer, as `Memory.ask` gives it: "unknown" where Δ does not know the question again,
-    unless text waits."""
+    """A short answer, as `Memory.ask` gives it: "unknown" where Δ does not know the question again, unless text waits."""
     body = await body_of(request)
     only(body, "question")
     server, question = server_of(request), text_field(body, "question")
