@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import FAMILIES, model
 from tiny_bank import ALL, IDS, bank_of, fill, logits
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tmem.adapters.bank import AdapterBank
 from tmem.adapters.peft import load_adapter, save_adapter
@@ -95,6 +96,49 @@ def test_slots_are_borrowed_for_a_block_and_given_back_whatever_happens_in_it():
         assert bank.used == [True, False, False]
     with bank.holding([None]) as slots:
         assert slots == [-1]
+
+
+class Calls(TorchDispatchMode):
+    """Counts what the dispatcher is asked within the block."""
+
+    def __enter__(self):
+        self.count = 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.count += 1
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("count", [1, 512])
+@pytest.mark.parametrize(
+    ("verb", "most"),
+    [("step", 8), ("zero_grad", 8), ("claim", 10), ("fork", 15)],
+)
+def test_a_verb_asks_the_dispatcher_as_often_for_512_slots_as_for_one(verb, most, count):
+    bank = bank_of(model(), slots=513, copy=True)
+    slots = bank.claim(count) if verb != "claim" else count
+    with Calls() as calls:
+        getattr(bank, verb)(slots[0] if verb == "fork" else slots)
+    assert calls.count <= most
+
+
+@pytest.mark.parametrize("train_a", [False, True])
+def test_many_slots_are_taken_and_cleared_as_one_is(train_a):
+    """Whatever their rows held before."""
+    bank = bank_of(model(), slots=7, train_a=train_a, copy=True)
+    for matrix in (bank.param, bank.grad, bank.m, bank.v, bank.copy):
+        matrix.fill_(torch.nan)
+    bank.step_count.fill_(9)
+    one = bank.alloc()
+    many = bank.claim(9)
+    assert many == [1, 2, 3, 4, 5, 6]
+    for slot in many:
+        for matrix in (bank.param, bank.m, bank.v, bank.copy, bank.step_count, bank.rank, bank.scale, bank.hyper):
+            assert torch.equal(matrix[slot], matrix[one])
+    assert torch.equal(bank.copy, bank.param.bfloat16())
+    assert not bank.grad.any() and not bank.step_count.any() and not bank.m.any()
+    assert bool(bank.param.any()) == train_a
 
 
 def test_slots_that_are_free_out_of_range_or_used_up_are_refused():

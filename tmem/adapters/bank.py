@@ -24,6 +24,7 @@ from .routes import serving
 MLP = ("gate_proj", "up_proj", "down_proj")
 OPTIMIZERS = ("adamw", "sgd")
 _DTYPES = {torch.float32: (torch.float32, torch.bfloat16), torch.float64: (torch.float64,)}  # the model's, by the bank's
+_HYPER = dict(zip(ops.HYPER, (1e-3, 0.9, 0.999, 1e-8, 0.0, 0.0)))  # of a slot that is given none
 _PAD = 64  # elements: every D stride, site offset and P are multiples of it
 
 
@@ -219,15 +220,23 @@ class AdapterBank:
             if all(self.used):
                 raise RuntimeError(f"alloc: all {self.slots} slots are in use; free one or build a larger bank.")
             slot = self.used.index(False)
+            self._occupy([slot], rank, 1.0 if alpha is None else alpha / rank, {**_HYPER, **hyper})
+        return slot
+
+    def _occupy(self, slots: list[int], rank: int, scale: float, hyper: dict[str, float]) -> None:
+        """Give these slots, all free, to new tenants with Δ = 0; one transfer for their indices and one for the settings."""
+        where = self._indices(slots)
+        for slot in slots:
             self.used[slot] = True
             self.tenancy[slot] += 1
-            self.rank[slot] = rank
-            self.scale[slot] = 1.0 if alpha is None else alpha / rank
-            self.hyper[slot] = torch.tensor([1e-3, 0.9, 0.999, 1e-8, 0.0, 0.0], dtype=torch.float64)
-            self.reset(slot)
-            if hyper:
-                self.configure(slot, **hyper)
-        return slot
+        self.rank.index_fill_(0, where, rank)
+        self.scale.index_fill_(0, where, scale)
+        row = torch.tensor([hyper[name] for name in ops.HYPER], dtype=self.hyper.dtype, device=self.device)
+        self.hyper.index_copy_(0, where, row.expand(len(slots), -1))
+        self._clear(slots)
+
+    def _indices(self, slots: Sequence[int]) -> Tensor:
+        return torch.tensor(slots, dtype=torch.int64, device=self.device)
 
     def claim(self, most: int, least: int = 1) -> list[int]:
         """As many slots as are free, at most `most`, as `alloc` gives them.
@@ -240,7 +249,10 @@ class AdapterBank:
                 raise RuntimeError(
                     f"claim: {free} of {self.slots} slots are free, expected {least} or more; free some or build a larger bank."
                 )
-            return [self.alloc() for _ in range(min(most, free))]
+            slots = [slot for slot, used in enumerate(self.used) if not used][:most]
+            if slots:
+                self._occupy(slots, self.max_rank, 1.0, _HYPER)
+            return slots
 
     @contextlib.contextmanager
     def borrowed(self, count: int, least: int | None = None) -> Iterator[list[int]]:
@@ -278,17 +290,28 @@ class AdapterBank:
     def reset(self, slot: int) -> None:
         """Δ = 0, moments = 0, step = 0; rank, scale and hyper-parameters stay."""
         self.check(slot, "reset")
-        self._copy_row(-1, slot)
-        if self.train_a:
-            for site, factor in zip(self.sites, self._factors):
-                site.a[slot].copy_(factor[0])
-        self.written(slot)
+        self._clear([slot])
 
-    def _copy_row(self, source: int, target: int) -> None:
-        """Everything that learning moves, from one row to another; -1: zero."""
-        matrices = [x for x in (self.param, self.grad, self.m, self.v, self.step_count) if x is not None]
-        rows = (torch.tensor([slot], dtype=torch.int32, device=self.device) for slot in (source, target))
-        ops.bank_copy_(matrices, *rows)
+    def _clear(self, slots: list[int]) -> None:
+        self._copy_rows([-1] * len(slots), slots, self.grad, *self._learned)
+        if self.train_a:
+            where = self._indices(slots)
+            for site, factor in zip(self.sites, self._factors):
+                for a in (site.a, site.a_copy):
+                    if a is not None:
+                        a.index_copy_(0, where, factor.to(a.dtype).expand(len(slots), -1, -1))
+        for slot in slots:
+            self.version[slot] += 1
+
+    @property
+    def _learned(self) -> tuple[Tensor | None, ...]:
+        """What learning moves."""
+        return self.param, self.m, self.v, self.step_count, self.copy
+
+    def _copy_rows(self, source: Sequence[int], target: Sequence[int], *matrices: Tensor | None) -> None:
+        """Rows of these matrices from one slot to another; source -1: zero."""
+        rows = torch.tensor([source, target], dtype=torch.int32, device=self.device)
+        ops.bank_copy_([x for x in matrices if x is not None], *rows.unbind())
 
     def written(self, slot: int) -> None:
         """To be called by whatever writes a row's parameters."""
@@ -325,11 +348,8 @@ class AdapterBank:
         with self.lock:
             self.check(slot, "fork")
             new = self.alloc()
-            self._copy_row(slot, new)
-            self.grad[new].zero_()
-            self.written(new)
-            for column in (self.hyper, self.rank, self.scale):
-                column[new] = column[slot]
+            self._copy_rows([slot], [new], *self._learned, self.hyper, self.rank, self.scale)
+            self.version[new] += 1
         return new
 
     def snapshot(self, slot: int, *, optimizer: bool = True) -> Snapshot:
@@ -419,21 +439,22 @@ class AdapterBank:
 
         A row whose gradient is not finite is left as it was; its norm says so.
         """
-        active = torch.zeros(self.slots, dtype=torch.bool, device=self.device)
         with self.lock:
             for slot in slots:
                 self.check(slot, "step")
+            where = self._indices(slots)
+            active = torch.zeros(self.slots, dtype=torch.bool, device=self.device).index_fill_(0, where, True)
             for slot in slots:
-                active[slot] = True
                 self.version[slot] += 1
             norms = ops.bank_step_(self.param, self.grad, self.m, self.v, self.step_count, self.hyper, active, self.copy)
-        return norms[list(slots)]
+        return norms.index_select(0, where)
 
     def zero_grad(self, slots: Sequence[int]) -> None:
         """Drop what backward has accumulated for these slots."""
         for slot in slots:
             self.check(slot, "zero_grad")
-            self.grad[slot].zero_()
+        once = sorted(set(slots))
+        self._copy_rows([-1] * len(once), once, self.grad)
 
     @torch.no_grad()
     def delta_norm(self, slot: int) -> float:
