@@ -44,7 +44,7 @@ def arguments(name, dtype=torch.float32, case=None):
 
 def test_all_ops_are_listed():
     declared = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("tmem::")}
-    assert {f"tmem::{name}" for name in (*ops.OPS, *ops.SVD_PARTS, "cpu_instructions")} == declared
+    assert {f"tmem::{name}" for name in (*ops.OPS, *ops.SVD_PARTS, *ops.LAYER_PARTS, "cpu_instructions")} == declared
     assert len(SERVED) == len(set(SERVED)) == 12 and set(SERVED) < set(ops.__all__)
     assert all(hasattr(ops, name) for name in ops.__all__)
 

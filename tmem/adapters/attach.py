@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import _checks
+from ..ops._layer import adapted_linear
 from ..ops._once import once_differentiable
 from ..ops.linear import autocast_linear
 from . import routes
@@ -102,6 +103,9 @@ class Bank(Protocol):
     freed: int  # how many slots were freed so far
     reads_once: bool  # one read of what several projections share
     decodes_rows: bool  # single rows by the decode kernel
+    max_rank: int
+    numbers: dict[str, int]  # of the sites' layers, under torch.compile
+    handle: Tensor  # a leaf that requires grad, for the same
 
     @property
     def lock(self) -> AbstractContextManager: ...
@@ -124,6 +128,7 @@ class Route:
         self.versions = [bank.version[s] for s in self.used]
         self.freed, self.tenancy = bank.freed, [bank.tenancy[s] for s in self.used]
         self._segments: dict[torch.Size, Segments] = {}
+        self.number: int | None = None  # by which a compiled backward finds it
         self._shrunk: tuple[Tensor, int | None, dict[Site, Tensor]] | None = None
         # A leaf that requires grad makes autograd visit the adapters although neither x nor the base weight need it.
         self.handle = torch.zeros((), requires_grad=True) if learn else None
@@ -202,7 +207,7 @@ _linear, _shrink, _shrink_multi, _expand_, _gram_, _backward_, _decode_ = (
 )  # fmt: skip
 
 
-def _adapted(site: Site, route: Route, z: Tensor | None, x: Tensor, w: Tensor, bias: Tensor | None, seg: Segments):
+def adapted(site: Site, route: Route, z: Tensor | None, x: Tensor, w: Tensor, bias: Tensor | None, seg: Segments):
     """y = x Wᵀ + b + scale·(x Aᵀ) B, and z = scale·x Aᵀ, which may be there already."""
     bank = route.bank
     if z is None:
@@ -210,6 +215,30 @@ def _adapted(site: Site, route: Route, z: Tensor | None, x: Tensor, w: Tensor, b
     y = F.linear(x, w, bias)
     _expand_(y.view(-1, y.shape[-1]), z, site.bt, seg.off, seg.slot, bank.rank, seg.plan)
     return y, z
+
+
+def gradients(
+    site: Site, route: Route, seg: Segments, learn: bool, dy: Tensor, x: Tensor | None, w: Tensor, z: Tensor, need_dx: bool
+) -> Tensor | None:
+    """Adds dB (and dA) to the bank's gradient rows, in place, and gives dx, if it is needed."""
+    bank, (off, slot, plan) = route.bank, seg
+    route.check()
+    rows = dy.reshape(-1, dy.shape[-1])
+    train_a = learn and bank.train_a
+    with bank.lock:  # two threads may add to the gradient of one slot
+        if learn and (need_dx or train_a):
+            dz = _backward_(site.bt_grad, z, rows, site.bt, off, slot, bank.rank, bank.scale, plan)
+        elif learn:
+            _gram_(site.bt_grad, z, rows, off, slot, bank.rank, plan)
+        elif need_dx:
+            dz = _shrink(rows, site.bt, off, slot, bank.rank, bank.scale, plan)
+        if train_a:
+            _gram_(site.a_grad, dz, x.reshape(-1, x.shape[-1]), off, slot, bank.rank, plan)
+    if not need_dx:
+        return None
+    dx = rows @ w
+    _expand_(dx, dz, site.a, off, slot, bank.rank, plan)
+    return dx.view(*dy.shape[:-1], w.shape[1])
 
 
 class _BankLinear(torch.autograd.Function):
@@ -222,7 +251,7 @@ class _BankLinear(torch.autograd.Function):
     def forward(ctx, x, w, bias, handle, site, route, z):
         seg = route.segments(x)
         with torch._C._AutoDispatchBelowAutograd():  # the op's own backward, in Python, would be prepared in vain
-            y, z = _adapted(site, route, z, x, w, bias, seg)
+            y, z = adapted(site, route, z, x, w, bias, seg)
         ctx.site, ctx.route, ctx.seg = site, route, seg
         ctx.learn = route.learn and handle is not None
         ctx.also = (handle,)  # the bank's rows, which are no leaf, in autograd's eyes
@@ -234,34 +263,18 @@ class _BankLinear(torch.autograd.Function):
     @once_differentiable("route")
     def backward(ctx, saved, dy):
         x, w, z = saved
-        site, route, bank = ctx.site, ctx.route, ctx.route.bank
-        off, slot, plan = ctx.seg
         need_dx, need_dw, need_db = ctx.needs_input_grad[:3]
-        route.check()
-        rows = dy.reshape(-1, dy.shape[-1])
-        train_a = ctx.learn and bank.train_a
-        with bank.lock:  # two threads may add to the gradient of one slot
-            if ctx.learn and (need_dx or train_a):
-                dz = _backward_(site.bt_grad, z, rows, site.bt, off, slot, bank.rank, bank.scale, plan)
-            elif ctx.learn:
-                _gram_(site.bt_grad, z, rows, off, slot, bank.rank, plan)
-            elif need_dx:
-                dz = _shrink(rows, site.bt, off, slot, bank.rank, bank.scale, plan)
-            if train_a:
-                _gram_(site.a_grad, dz, x.reshape(-1, x.shape[-1]), off, slot, bank.rank, plan)
-        dx = dw = None
-        if need_dx:
-            dx = rows @ w
-            _expand_(dx, dz, site.a, off, slot, bank.rank, plan)
-            dx = dx.view(*dy.shape[:-1], w.shape[1])
-        if need_dw:
-            dw = rows.T @ x.reshape(-1, x.shape[-1])
+        dx = gradients(ctx.site, ctx.route, ctx.seg, ctx.learn, dy, x, w, z, need_dx)
+        rows = dy.reshape(-1, dy.shape[-1]) if need_dw or need_db else None
+        dw = rows.T @ x.reshape(-1, x.shape[-1]) if need_dw else None
         return dx, dw, rows.sum(0) if need_db else None, None, None, None, None
 
 
 def _forward(bank: Bank, site: Site, x: Tensor) -> Tensor:
     parameters = site.module._parameters  # the attribute lookup of a module is slow
     w, bias = parameters["weight"], parameters["bias"]
+    if torch.compiler.is_compiling():
+        return adapted_linear(*autocast_linear(x, w, bias), bank.handle, bank.numbers[site.name])
     route = routes.current(bank) if routes.opened() else None
     if route is None:
         return F.linear(x, w, bias)
@@ -279,7 +292,9 @@ def _forward(bank: Bank, site: Site, x: Tensor) -> Tensor:
         a, bt = (site.a, site.bt) if site.bt_copy is None else (site.a_copy, site.bt_copy)
         _decode_(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a, bt, seg.slot, bank.rank, bank.scale)
         return y
-    return _adapted(site, route, route.shrink(site, x) if bank.reads_once else None, x, w, bias, seg)[0]
+    z = route.shrink(site, x) if bank.reads_once else None
+    with torch._C._AutoDispatchBelowAutograd():
+        return adapted(site, route, z, x, w, bias, seg)[0]
 
 
 def routed_checkpoints(bank: Bank, learn: bool) -> None:

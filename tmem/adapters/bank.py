@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .attach import Route, attach, detach, find_sites, routed_checkpoints
+from .compiled import Compiled
 from .init import make_a, record_inputs
 from .routes import serving
 
@@ -130,13 +131,21 @@ class AdapterBank:
         self.lock = threading.RLock()  # held for what several slots share, never while code of others runs
         self._lay_out(sizes)
         self.subspace = self._digest()
+        self.handle = torch.zeros((), requires_grad=True)
+        self._compiled()
         attach(self)
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in vars(self).items() if k != "lock"}
+        return {k: v for k, v in vars(self).items() if k not in ("lock", "compiled", "numbers")}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state, lock=threading.RLock())
+        self._compiled()
+
+    def _compiled(self) -> None:
+        """Make the layers known to torch.compile."""
+        self.compiled = Compiled(self)
+        self.numbers = self.compiled.numbers
 
     def _subspace(self, *, cache: bool) -> list[Tensor]:
         modules = [s.module for s in self.sites]

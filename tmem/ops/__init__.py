@@ -14,6 +14,7 @@ torch.float64. HYPER: the settings of `bank_step_`, by column. OPS and SVD_PARTS
 import importlib.util
 
 from tmem.ops import _triton
+from tmem.ops._layer import PARTS as LAYER_PARTS
 from tmem.ops._registry import defined, kernel_for, load_compiled, serve
 from tmem.ops.attend import attend
 from tmem.ops.backward import lora_backward_
@@ -28,7 +29,7 @@ from tmem.ops.shrink import lora_shrink, lora_shrink_multi
 from tmem.ops.step import HYPER, bank_step_
 
 SVD_PARTS = tuple(name for name in defined if name.startswith("svd_"))  # what batched_rsvd is made of
-OPS = tuple(name for name in defined if name not in SVD_PARTS)
+OPS = tuple(name for name in defined if name not in (*SVD_PARTS, *LAYER_PARTS))
 
 __all__ = [
     "HYPER",
