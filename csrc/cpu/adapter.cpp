@@ -37,19 +37,16 @@ static const Tensor& checked_scale(const char* op, const Tensor& scale, int64_t 
 static int64_t row_stride(const Tensor& x) { return x.dim() == 2 ? x.stride(0) : x.dim() ? x.size(x.dim() - 1) : 1; }
 
 // The kernels on checked tensors whose last dimension is contiguous; z [rows, ranks] is written in full.
-static Shrink shrink_of(const Segments& seg, const Tensor& v, const Tensor& f, const Tensor& scale, const Tensor& z) {
-  return {seg,       v.const_data_ptr(), row_stride(v),
-          factor(f), static_cast<const float*>(scale.const_data_ptr()),
-          z.mutable_data_ptr(),          f.size(1),
-          f.size(2)};
+static Shrink shrink_of(const Segments& seg, const Tensor& v, const Tensor& f, const Tensor& scale, void* z) {
+  return {seg, v.const_data_ptr(), row_stride(v), factor(f), static_cast<const float*>(scale.const_data_ptr()), z,
+          f.size(1), f.size(2)};
 }
 
 static Expand expand_of(const Segments& seg, const Tensor& o, const Tensor& z, const Tensor& f) {
   return {seg, o.mutable_data_ptr(), row_stride(o), z.const_data_ptr(), row_stride(z), factor(f), f.size(2)};
 }
 
-static void run_shrink(Pair pair, const Segments& seg, const Tensor& v, const Tensor& f, const Tensor& scale,
-                       const Tensor& z) {
+static void run_shrink(Pair pair, const Segments& seg, const Tensor& v, const Tensor& f, const Tensor& scale, void* z) {
   const Shrink a = shrink_of(seg, v, f, scale, z);
   const auto kernel = kernels().shrink[pair];
   share_rows(v.size(0), a.ranks * a.width, [&](int64_t first, int64_t end) { kernel(a, first, end); });
@@ -64,7 +61,7 @@ static void run_expand(Pair pair, const Segments& seg, const Tensor& o, const Te
 // Both, one after the other on each thread's rows: threads are woken once.
 static void run_adapter(Pair down, Pair up, const Segments& seg, const Tensor& x, const Tensor& a, const Tensor& scale,
                         const Tensor& z, const Tensor& y, const Tensor& bt) {
-  const Shrink shrink = shrink_of(seg, x, a, scale, z);
+  const Shrink shrink = shrink_of(seg, x, a, scale, z.mutable_data_ptr());
   const Expand expand = expand_of(seg, y, z, bt);
   const auto first_kernel = kernels().shrink[down];
   const auto second_kernel = kernels().expand[up];
@@ -108,9 +105,9 @@ static void check_z(const char* op, const Tensor& z, const Tensor& activation) {
   check_size(op, "z", z, 0, activation.size(0));
 }
 
-// z [factors, rows, ranks] of factors that read the same rows.
+// z [factors, rows, ranks] of factors that read the same rows; of `one` factor, z [rows, ranks].
 static Tensor shrink(const char* op, const Tensor& v, const std::vector<Tensor>& factors, const Tensor& seg_off,
-                     const Tensor& seg_slot, const Tensor& rank, const Tensor& scale) {
+                     const Tensor& seg_slot, const Tensor& rank, const Tensor& scale, bool one) {
   STD_TORCH_CHECK(!factors.empty(), op, ": f must hold at least one factor, got none");
   check_activation(op, "v", v);
   check_dim(op, "v", v, 2);
@@ -119,22 +116,22 @@ static Tensor shrink(const char* op, const Tensor& v, const std::vector<Tensor>&
   const Descriptor descriptor(op, seg_off, seg_slot, rank, rows, ranks);
   checked_scale(op, scale, descriptor.slots());
   for (const Tensor& f : factors) check_factor(op, "f", f, descriptor.slots(), ranks, v.size(1));
-  const Tensor z = torch::stable::new_empty(v, {count, rows, ranks}, accumulator(v));
+  const Tensor z = one ? empty({rows, ranks}, accumulator(v)) : empty({count, rows, ranks}, accumulator(v));
   const Tensor lines = readable(v), scales = readable(scale);
   for (int64_t i = 0; i < count; i++)
     run_shrink(pair_of(op, "f", v, factors[i]), descriptor.segments(), lines, readable(factors[i]), scales,
-               torch::stable::select(z, 0, i));
+               static_cast<char*>(z.mutable_data_ptr()) + i * rows * ranks * z.element_size());
   return z;
 }
 
 Tensor lora_shrink(const Tensor& v, const Tensor& f, const Tensor& seg_off, const Tensor& seg_slot, const Tensor& rank,
                    const Tensor& scale, std::optional<Tensor>) {
-  return torch::stable::select(shrink("lora_shrink", v, {f}, seg_off, seg_slot, rank, scale), 0, 0);
+  return shrink("lora_shrink", v, {f}, seg_off, seg_slot, rank, scale, true);
 }
 
 Tensor lora_shrink_multi(const Tensor& v, const std::vector<Tensor>& f, const Tensor& seg_off, const Tensor& seg_slot,
                          const Tensor& rank, const Tensor& scale, std::optional<Tensor>) {
-  return shrink("lora_shrink_multi", v, f, seg_off, seg_slot, rank, scale);
+  return shrink("lora_shrink_multi", v, f, seg_off, seg_slot, rank, scale, false);
 }
 
 void lora_expand_(const Tensor& o, const Tensor& z, const Tensor& f, const Tensor& seg_off, const Tensor& seg_slot,
@@ -194,8 +191,8 @@ Tensor lora_backward_(const Tensor& g, const Tensor& z, const Tensor& dy, const 
   check_size(op, "bt", bt, 0, descriptor.slots());
   const Pair pair = pair_of(op, "bt", dy, bt);
   checked_scale(op, scale, descriptor.slots());
-  const Tensor lines = readable(dy), dz = torch::stable::new_empty(z, {z.size(0), z.size(1)});
-  run_shrink(pair, descriptor.segments(), lines, readable(bt), readable(scale), dz);
+  const Tensor lines = readable(dy), dz = empty({z.size(0), z.size(1)}, z.scalar_type());
+  run_shrink(pair, descriptor.segments(), lines, readable(bt), readable(scale), dz.mutable_data_ptr());
   Written written(g);
   run_gram(descriptor, written.rows(), readable(z), lines);
   written.finish();
@@ -208,7 +205,8 @@ static Tensor linear(const char* op, const Tensor& x, const Tensor& w, const std
   std::array<StableIValue, 3> stack{torch::stable::detail::from(x), torch::stable::detail::from(w),
                                     torch::stable::detail::from(bias)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
-  const Tensor y = torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0]));
+  const Tensor made = torch::stable::detail::to<Tensor>(stack[0]);
+  const Tensor y = made.is_contiguous() ? made : torch::stable::contiguous(made);
   check_dtype(op, "the product x Wᵀ", y, x.scalar_type());
   check_dim(op, "the product x Wᵀ", y, x.dim());
   for (int64_t d = 0; d < x.dim(); d++)
@@ -242,7 +240,7 @@ std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& w, std::op
   checked_scale(op, scale, descriptor.slots());
 
   const Tensor y = linear(op, x, w, bias);
-  const Tensor z = torch::stable::new_empty(x, {rows, a.size(1)}, accumulator(x));
+  const Tensor z = empty({rows, a.size(1)}, accumulator(x));
   const Tensor lines = x.is_contiguous() ? x : readable(torch::stable::reshape(x, {rows, width}));
   run_adapter(down, up, descriptor.segments(), lines, readable(a), readable(scale), z, y, readable(bt));
   return {y, z};
@@ -261,7 +259,7 @@ void lora_decode_(const Tensor& y, const Tensor& x, const Tensor& a, const Tenso
   check_dim(op, "row_slot", row_slot, 1);
   check_size(op, "row_slot", row_slot, 0, rows);
   check_dim(op, "a", a, 3);
-  const Tensor offsets = torch::stable::new_empty(row_slot, {rows + 1}, ScalarType::Int);
+  const Tensor offsets = empty({rows + 1}, ScalarType::Int);
   for (int64_t i = 0; i <= rows; i++) static_cast<int32_t*>(offsets.mutable_data_ptr())[i] = i;
   const Descriptor descriptor(op, offsets, row_slot, rank, rows, a.size(1));
   check_factor(op, "a", a, descriptor.slots(), a.size(1), x.size(1));
@@ -269,7 +267,7 @@ void lora_decode_(const Tensor& y, const Tensor& x, const Tensor& a, const Tenso
   check_size(op, "bt", bt, 0, descriptor.slots());
   const Pair down = pair_of(op, "a", x, a), up = pair_of(op, "bt", x, bt);
   checked_scale(op, scale, descriptor.slots());
-  const Tensor z = torch::stable::new_empty(x, {rows, a.size(1)}, accumulator(x));
+  const Tensor z = empty({rows, a.size(1)}, accumulator(x));
   Written written(y);
   run_adapter(down, up, descriptor.segments(), readable(x), readable(a), readable(scale), z, written.rows(),
               readable(bt));

@@ -30,7 +30,7 @@ Tensor attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& m
   check_size(op, "mask", mask, 1, length);
 
   const Tensor query = readable(q), keys = readable(k), values = readable(v), seen = readable(mask);
-  const Tensor out = torch::stable::new_empty(q, {rows, q.size(1), width});
+  const Tensor out = empty({rows, q.size(1), width}, q.scalar_type());
   const bool* visible = static_cast<const bool*>(seen.const_data_ptr());
   std::vector<int32_t> columns(rows * length);
   std::vector<int64_t> count(rows);

@@ -160,6 +160,16 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
   return norms;
 }
 
+// Whether a row's elements lie next to each other, in order.
+static bool rows_are_lines(const Tensor& matrix) {
+  int64_t reach = 1;
+  for (int64_t d = matrix.dim() - 1; d > 0; d--) {
+    if (matrix.size(d) != 1 && matrix.stride(d) != reach) return false;
+    reach *= matrix.size(d);
+  }
+  return matrix.size(0) > 0;
+}
+
 void bank_copy_(const std::vector<Tensor>& matrices, const Tensor& source, const Tensor& target) {
   const char* op = "bank_copy_";
   STD_TORCH_CHECK(!matrices.empty(), op, ": matrices must hold at least one tensor, got none");
@@ -180,7 +190,17 @@ void bank_copy_(const std::vector<Tensor>& matrices, const Tensor& source, const
     check_cpu(op, "matrices", matrix);
     STD_TORCH_CHECK(matrix.dim() >= 1 && matrix.size(0) == rows, op, ": matrices must have ", rows, " rows each");
   }
-  for (const Tensor& matrix : matrices)
+  for (const Tensor& matrix : matrices) {
+    if (rows_are_lines(matrix)) {
+      char* first = static_cast<char*>(matrix.mutable_data_ptr());
+      const int64_t stride = matrix.stride(0) * matrix.element_size(), bytes = matrix.numel() / rows * matrix.element_size();
+      for (int64_t i = 0; i < count; i++)
+        if (read[i] >= 0)
+          memcpy(first + write[i] * stride, first + read[i] * stride, bytes);
+        else
+          memset(first + write[i] * stride, 0, bytes);
+      continue;
+    }
     for (int64_t i = 0; i < count; i++) {
       Tensor row = torch::stable::select(matrix, 0, write[i]);
       if (read[i] >= 0)
@@ -188,6 +208,7 @@ void bank_copy_(const std::vector<Tensor>& matrices, const Tensor& source, const
       else
         torch::stable::zero_(row);
     }
+  }
 }
 
 std::string cpu_instructions() { return kernels().instructions; }

@@ -33,10 +33,13 @@ def once_differentiable(what: str) -> Callable:
     def decorate(backward: Callable) -> Callable:
         def run(ctx, *grads):
             saved = ctx.saved_tensors
-            with torch.no_grad(), without_autocast():  # in the dtypes of forward
-                found = backward(ctx, saved, *grads)
             if not torch.is_grad_enabled():
-                return found
+                if not torch._C._is_any_autocast_enabled():
+                    return backward(ctx, saved, *grads)  # the usual case: two contexts less for every layer
+                with without_autocast():  # in the dtypes of forward
+                    return backward(ctx, saved, *grads)
+            with torch.no_grad(), without_autocast():
+                found = backward(ctx, saved, *grads)
             made = [x for x in found if x is not None]
             depends = [x for x in (*grads, *saved, *getattr(ctx, "also", ())) if isinstance(x, Tensor)]
             attached = iter(_Refusal.apply(what, len(made), *made, *depends))
