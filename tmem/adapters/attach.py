@@ -21,16 +21,20 @@ from ..ops import _checks
 from ..ops._layer import adapted_linear
 from ..ops._once import once_differentiable
 from ..ops.linear import autocast_linear
-from . import routes
+from . import bases, routes
 
 
 @dataclass(eq=False)
 class Site:
     """One adapted linear layer and its part of the bank: `a` [S or 1, R, K], `bt` [S, R, N], their gradients, and the bf16
-    copies that decode reads, if the bank keeps them. `together`: the sites that read the same input, itself included."""
+    copies that decode reads, if the bank keeps them. `together`: the sites that read the same input, itself included.
+    `plain`: the module is an `nn.Linear` with a weight of floats; else it is run as it is, for y and dx."""
 
     name: str
-    module: nn.Linear
+    module: nn.Module
+    plain: bool = field(init=False)
+    inputs: int = field(init=False)  # K
+    outputs: int = field(init=False)  # N
     a: Tensor = field(init=False, repr=False)
     bt: Tensor = field(init=False, repr=False)
     a_grad: Tensor | None = None
@@ -39,6 +43,10 @@ class Site:
     bt_copy: Tensor | None = None
     together: tuple[Site, ...] = field(default=(), repr=False)
 
+    def __post_init__(self):
+        self.plain = bases.plain_weight(self.module) is not None
+        self.inputs, self.outputs = self.module.in_features, self.module.out_features
+
 
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # projections of one input, by the module's name
 
@@ -46,8 +54,9 @@ _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # projec
 def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | None) -> list[Site]:
     """The linear layers named in `targets` (last part of the module's name) within the last `last_layers` layers.
 
-    Raises ValueError naming a target that no layer has, that is not a plain `nn.Linear` (quantised, convolution,
-    fused), or whose weight is tied to another module: adapting it would silently adapt both.
+    A layer is an `nn.Linear`, or a frozen module that computes like one and gives the gradient of its input, such as a
+    quantised one. Raises ValueError naming a target that no layer has, that is neither, or whose weight is tied to another
+    module: adapting it would silently adapt both.
     """
     modules = dict(model.named_modules())
     layer_of = {name: int(m.group(1)) for name in modules if (m := re.search(r"\.layers\.(\d+)\.", name))}
@@ -70,9 +79,11 @@ def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | No
             raise ValueError(f"targets: {type(model).__name__} has no module named {target!r}.{hint}")
         for name in found:
             module = modules[name]
-            if type(module) is not nn.Linear:
-                raise ValueError(f"targets: {name} is a {type(module).__name__}; tmem adapts plain nn.Linear only.")
-            others = [o for o in owners[id(module.weight)] if o != name]
+            if bases.plain_weight(module) is None:
+                why = bases.unfit(module, bases.dtype_of(model))
+                if why is not None:
+                    raise ValueError(f"targets: {name} is a {type(module).__name__}: {why}.")
+            others = [o for o in owners.get(id(getattr(module, "weight", None)), ()) if o != name]
             if others:
                 raise ValueError(f"targets: the weight of {name} is tied to {', '.join(others)}; leave it out.")
             if name not in layer_of:
@@ -218,9 +229,10 @@ def adapted(site: Site, route: Route, z: Tensor | None, x: Tensor, w: Tensor, bi
 
 
 def gradients(
-    site: Site, route: Route, seg: Segments, learn: bool, dy: Tensor, x: Tensor | None, w: Tensor, z: Tensor, need_dx: bool
-) -> Tensor | None:
-    """Adds dB (and dA) to the bank's gradient rows, in place, and gives dx, if it is needed."""
+    site: Site, route: Route, seg: Segments, learn: bool, dy: Tensor, x: Tensor | None, w: Tensor | None, z: Tensor,
+    need_dx: bool,
+) -> Tensor | None:  # fmt: skip
+    """Adds dB (and dA) to the bank's gradient rows, in place, and gives dx, if needed; w None: the adapter's part of dx."""
     bank, (off, slot, plan) = route.bank, seg
     route.check()
     rows = dy.reshape(-1, dy.shape[-1])
@@ -236,9 +248,9 @@ def gradients(
             _gram_(site.a_grad, dz, x.reshape(-1, x.shape[-1]), off, slot, bank.rank, plan)
     if not need_dx:
         return None
-    dx = rows @ w
+    dx = rows.new_zeros(rows.shape[0], site.a.shape[2]) if w is None else rows @ w
     _expand_(dx, dz, site.a, off, slot, bank.rank, plan)
-    return dx.view(*dy.shape[:-1], w.shape[1])
+    return dx.view(*dy.shape[:-1], dx.shape[1])
 
 
 class _BankLinear(torch.autograd.Function):
@@ -270,7 +282,60 @@ class _BankLinear(torch.autograd.Function):
         return dx, dw, rows.sum(0) if need_db else None, None, None, None, None
 
 
+class _Added(torch.autograd.Function):
+    """y + scale·(x Aᵀ) B, written over y, which the module gave; backward as that of _BankLinear, for the adapter's part."""
+
+    @staticmethod
+    def forward(ctx, y, x, handle, site, route, z):
+        ctx.seg = route.segments(x)
+        z = _add_(y, x, site, route, z, ctx.seg)
+        ctx.site, ctx.route, ctx.also = site, route, (handle,)
+        ctx.learn = route.learn and handle is not None
+        ctx.save_for_backward(x if ctx.learn and route.bank.train_a else None, z)
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    @once_differentiable("route")
+    def backward(ctx, saved, dy):
+        x, z = saved
+        dx = gradients(ctx.site, ctx.route, ctx.seg, ctx.learn, dy, x, None, z, ctx.needs_input_grad[1])
+        return dy, dx, None, None, None, None
+
+
+def _add_(y: Tensor, x: Tensor, site: Site, route: Route, z: Tensor | None, seg: Segments) -> Tensor:
+    """y += scale·(x Aᵀ) B; gives z."""
+    bank = route.bank
+    if z is None:
+        z = _shrink(x.reshape(-1, x.shape[-1]), site.a, seg.off, seg.slot, bank.rank, bank.scale, seg.plan)
+    _expand_(y.view(-1, y.shape[-1]), z, site.bt, seg.off, seg.slot, bank.rank, seg.plan)
+    return z
+
+
+def _over(bank: Bank, site: Site, x: Tensor) -> Tensor:
+    """The layer of a module that is run as it is."""
+    module = site.module
+    y = type(module).forward(module, x)
+    route = routes.current(bank) if routes.opened() else None
+    if route is None:
+        return y
+    _checks.followed("route", "the layer's input", x)
+    if y._is_view() or not y.is_contiguous():
+        y = y.clone(memory_format=torch.contiguous_format)
+    x = x.to(y.dtype)
+    z = None
+    if bank.reads_once:
+        with torch.no_grad():
+            z = route.shrink(site, x)
+    if torch.is_grad_enabled() and (route.learn or x.requires_grad):
+        return _Added.apply(y, x, route.handle, site, route, z)
+    _add_(y, x, site, route, z, route.segments(x))
+    return y
+
+
 def _forward(bank: Bank, site: Site, x: Tensor) -> Tensor:
+    if not site.plain:
+        return _over(bank, site, x)
     parameters = site.module._parameters  # the attribute lookup of a module is slow
     w, bias = parameters["weight"], parameters["bias"]
     if torch.compiler.is_compiling():

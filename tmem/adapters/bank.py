@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from .. import ops
 from .attach import Route, attach, detach, find_sites, routed_checkpoints
+from .bases import device_of, dtype_of, plain_weight, shape_of, weight_of
 from .compiled import Compiled
-from .init import make_a, record_inputs
+from .init import OF_WEIGHTS, make_a, record_inputs
 from .routes import serving
 
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -97,8 +98,9 @@ class AdapterBank:
         self.dtype, self.seed, self.texts = dtype, seed, tuple(texts)
         self.sites = find_sites(model, self.targets, last_layers)
         self.first_layer = int(self.sites[0].name.split(".layers.")[1].split(".")[0])
-        self.device = device = self.sites[0].module.weight.device
-        on_gpu, weights = device.type == "cuda", self.sites[0].module.weight.dtype
+        self.device = device = device_of(self.sites[0].module)
+        on_gpu = device.type == "cuda"
+        weights = weight.dtype if (weight := plain_weight(self.sites[0].module)) is not None else dtype_of(model)
         if weights not in _DTYPES.get(dtype, ()):
             have, got = (str(x).removeprefix("torch.") for x in (weights, dtype))
             raise ValueError(
@@ -113,7 +115,7 @@ class AdapterBank:
             copy = on_gpu and weights == torch.bfloat16
         self._factors = [f.to(dtype)[None] for f in self._subspace(cache=True)]  # [1, R, K] each
 
-        sizes = [(_padded(s.module.in_features) if train_a else 0, _padded(s.module.out_features)) for s in self.sites]
+        sizes = [(_padded(s.inputs) if train_a else 0, _padded(s.outputs)) for s in self.sites]
         width = sum(rank * (k + n) for k, n in sizes)
         self.param = torch.zeros(slots, width, dtype=dtype, device=device)
         self.grad = torch.zeros_like(self.param)
@@ -150,11 +152,19 @@ class AdapterBank:
     def _subspace(self, *, cache: bool) -> list[Tensor]:
         modules = [s.module for s in self.sites]
         inputs = record_inputs(self.model, modules, self.texts) if self.init == "activation" and self.texts else None
-        return make_a([m.weight for m in modules], self.max_rank, self.init, self.seed, inputs=inputs, cache=cache)
+        weights = [self._weight(m) for m in modules]
+        return make_a(weights, self.max_rank, self.init, self.seed, inputs=inputs, cache=cache)
+
+    def _weight(self, module: nn.Module) -> Tensor:
+        """W; of a module that does not hold it, where only its shape counts, that alone."""
+        held = plain_weight(module)
+        if held is not None:
+            return held
+        return weight_of(module, dtype_of(self.model)) if self.init in OF_WEIGHTS else shape_of(module)
 
     def _digest(self) -> str:
         """Names the layout and the shared A: rows of banks with the same one can be exchanged."""
-        sizes = [(s.name, s.module.in_features if self.train_a else 0, s.module.out_features) for s in self.sites]
+        sizes = [(s.name, s.inputs if self.train_a else 0, s.outputs) for s in self.sites]
         digest = hashlib.blake2b(repr((self.max_rank, sizes)).encode(), digest_size=16)
         for f in () if self.train_a else self._factors:
             digest.update(f.cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -201,14 +211,14 @@ class AdapterBank:
 
         for site, factor, (k, n) in zip(self.sites, self._factors, sizes):
             if self.train_a:
-                size = site.module.in_features
+                size = site.inputs
                 site.a, site.a_grad = view(self.param, k, size), view(self.grad, k, size)
                 site.a_copy = None if self.copy is None else view(self.copy, k, size)
                 offset += self.max_rank * k
             else:
                 site.a = factor
                 site.a_copy = None if self.copy is None else factor.to(torch.bfloat16)
-            size = site.module.out_features
+            size = site.outputs
             site.bt, site.bt_grad = view(self.param, n, size), view(self.grad, n, size)
             site.bt_copy = None if self.copy is None else view(self.copy, n, size)
             offset += self.max_rank * n

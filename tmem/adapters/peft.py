@@ -80,7 +80,7 @@ def _pairs(bank: AdapterBank, tensors: dict[str, Tensor], rank: int, file: Path)
             raise ValueError(f"load: {file} holds {have[0]} but no {lacks}; save the adapter again.")
         if have:
             a, b = (tensors.pop(k) for k in keys)
-            want = (rank, site.module.in_features), (site.module.out_features, rank)
+            want = (rank, site.inputs), (site.outputs, rank)
             if (tuple(a.shape), tuple(b.shape)) != want:
                 raise ValueError(f"load: {site.name}: expected A, B of {want}, got {tuple(a.shape)}, {tuple(b.shape)}.")
             shared = site.a[0, :rank].float().cpu()

@@ -49,7 +49,7 @@ class Sizes:
         layers = [sum(p.numel() for p in layer.parameters()) for layer in agent.model.model.layers]
         bank, adapters = agent.bank, 0
         for site in bank.sites:
-            k, n = site.module.in_features, site.module.out_features
+            k, n = site.inputs, site.outputs
             adapters += bank.max_rank * (4 * (k + n) + 2 * n + 2 * k * bank.train_a)
         head = agent.model.lm_head.weight.numel()
         return cls(sum(layers), sum(layers[bank.first_layer :]), head, adapters, agent.config.learn.epochs, embedder)
