@@ -73,22 +73,24 @@ class Memory:
 
     @classmethod
     def from_pretrained(
-        cls, model: str | None = None, *, adapter: str | None = "default", preset: str = DEFAULT_PRESET,
-        path: str | None = None, slots: int = 1,
+        cls, model: str | None = None, *, adapter: str | None = "default", bits: str | None = None,
+        preset: str = DEFAULT_PRESET, path: str | None = None, slots: int = 1,
     ) -> Memory:  # fmt: skip
         """A memory on `model` (None: the default model; else a folder, a .gguf file or a hub id), empty or from `path`.
 
             adapter the folder of a PEFT LoRA adapter that is merged into the weights; "default": the one that comes with tmem
                     for the default model, where there is one; None: the model as it is
+            bits    the model in few bits, "int8", "fp8" or "nf4", by `pip install 'tmem[bits]'`; None: as it is
             preset  the settings: a name or the path of a .toml file
             path    a folder that `save` wrote
             slots   how many memories the model has room for, this one included (see `another`)
 
         Raises tmem.models.loading.ModelError if the model cannot be had, ValueError for an unknown preset or a folder that
         is damaged, was made with another model or was taught in other words than the preset asks in, FileNotFoundError for a
-        missing one.
+        missing one, ImportError where `bits` needs a library that is not installed.
         """
-        return cls(Agent.build(*loading.load_model(model, adapter=adapter), agent_config(preset), slots=slots))._opened(path)
+        loaded = loading.load_model(model, adapter=adapter, bits=bits)
+        return cls(Agent.build(*loaded, agent_config(preset), slots=slots))._opened(path)
 
     @property
     def pairs(self) -> list[Pair]:

@@ -26,6 +26,8 @@ def unfit(module: nn.Module, dtype: torch.dtype) -> str | None:
     x = torch.zeros(1, sizes[0], device=device_of(module), dtype=dtype, requires_grad=True)
     try:
         with torch.enable_grad():
+            with torch.no_grad():
+                module(x)  # after which some libraries pack the weight anew, for inference alone
             y = module(x)
             (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
     except Exception as error:

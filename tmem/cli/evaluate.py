@@ -12,6 +12,7 @@ import click
 
 from .. import machine
 from ..agent.config import DEFAULT_PRESET
+from ..models.quantised import BITS
 from . import live
 from .group import refuse
 
@@ -84,6 +85,11 @@ OF_JUDGE = ("judge_model", "judge_concurrency", "judge_tokens", "judge_prices")
     show_default=True,
     help="The folder of a PEFT LoRA adapter, such as runs/writer/warm, that is merged into the model. Give the --preset that "
     "it was trained with. default: the one that comes with the default model, where there is one. none: the bare model.",
+)
+@click.option(
+    "--bits",
+    type=click.Choice(BITS),
+    help="The model's linear layers in few bits, by `pip install 'tmem[bits]'`. [default: as the model is]",
 )
 @click.option(
     "--preset",

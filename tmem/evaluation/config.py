@@ -64,13 +64,15 @@ class EvalConfig:
     of an answer at most; of a search: of a turn. known: each question is an episode of its own and stands in the prompts that
     write (the paper's protocol: the history is read once for every question). prompt: how the methods that show text are asked,
     "few-shot", or "instruction" for a model that was trained to read in those words, see tmem.methods.prompts. probe: ask
-    paraphrases after each write. adapter: over the model, see tmem.models.loading.apart.
+    paraphrases after each write. adapter: over the model, see tmem.models.loading.apart. bits: of its linear layers, see
+    tmem.models.quantised.
     Raises ValueError for a task, a prompt or a way to search that is not there, and for less than one seed.
     """
 
     task: str = _option("stream", recorded=False)
     model: str | None = _option(recorded=False, protocol=False)
     adapter: str | None = _option("default", recorded=False, protocol=False)
+    bits: str | None = _option(protocol=False)
     preset: str = _option(DEFAULT_PRESET, recorded=False, protocol=False)
     data: str | tuple[str, ...] | None = _option(recorded=False)
     leave_out: str | None = _option(recorded=False)

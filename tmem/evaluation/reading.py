@@ -55,7 +55,7 @@ class Reading(Work):
         settings = agent_config(config.preset)
         learn = dataclasses.replace(settings.learn, unknown=tasks.abstention(config.task))
         settings = dataclasses.replace(settings, learn=learn)
-        network, tokenizer = loading.load_model(config.model, adapter=config.adapter)
+        network, tokenizer = loading.load_model(config.model, adapter=config.adapter, bits=config.bits)
         asked = [q for several in episodes.values() for e in several for q in e.questions]
         positions = network.config.max_position_embeddings
         config, room = _with_room(config, settings.answer.max_new, positions, Chat(tokenizer), asked)

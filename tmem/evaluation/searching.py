@@ -58,7 +58,7 @@ class Searching(Work):
         drawn = _drawn(config, sets)
         documents = corpus.documents(*(config.corpus or files(config.data)))
         settings = agent_config(config.preset)
-        network, tokenizer = loading.load_model(config.model, adapter=config.adapter)
+        network, tokenizer = loading.load_model(config.model, adapter=config.adapter, bits=config.bits)
         config = _with_room(config, network.config.max_position_embeddings)
         remaining = len(hops) - config.objectives * len(sets)
         notes = left_out.notes(left)

@@ -35,6 +35,7 @@ def load_model(
     name: str | Path | None = None,
     *,
     adapter: str | Path | None = None,
+    bits: str | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -43,16 +44,20 @@ def load_model(
     name: None or DEFAULT, a Hugging Face folder, a `.gguf` file, a hub id such as `Qwen/Qwen3-0.6B`, or the folder of a PEFT
     LoRA adapter that names the model it is over.
     adapter: the folder of a PEFT LoRA adapter, "default" or "none", see `apart`; it is merged into the weights, W' = W + s·B A.
+    bits: the linear layers of the decoder layers in few bits, frozen: one of tmem.models.quantised.BITS; None: as they are.
     dtype: of the weights; None takes `default_dtype(device)`.
     device: None takes CUDA where there is a GPU, else the CPU.
     Raises ModelError when the model cannot be had, is incomplete or needs code of its own; ValueError or FileNotFoundError for
-    an adapter that is damaged, no plain LoRA or another model's.
+    an adapter that is damaged, no plain LoRA or another model's; ValueError or ImportError for `bits` that cannot be had.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     from .merge import merge_
+    from .quantised import quantise_, require
 
+    if bits is not None:
+        require(bits)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     base, over = apart(name, adapter)
     with _quiet():
@@ -90,10 +95,13 @@ def load_model(
     _agree(folder, model, tokenizer)
     if base is None or str(base) == DEFAULT:
         model.config._name_or_path = _HUB_ID
-    model.to(device).eval()
+    model.to(device if bits is None else "cpu").eval()  # whole weights need not fit where those in few bits do
     if over is not None:
         merge_(model, over)
         model.config._name_or_path += f" with the adapter {over}"  # no name of weights that could be had
+    if bits is not None:
+        quantise_(model, bits, device).to(device).requires_grad_(False)
+        model.config._name_or_path += f" in {bits}"
     return model, tokenizer
 
 

@@ -94,19 +94,19 @@ class MemoryStore:
 
     @classmethod
     def open(
-        cls, folder: str | Path, model: str | None = None, *, adapter: str | None = "default", preset: str = DEFAULT_PRESET,
-        slots: int = 8, relearn: bool = False,
+        cls, folder: str | Path, model: str | None = None, *, adapter: str | None = "default", bits: str | None = None,
+        preset: str = DEFAULT_PRESET, slots: int = 8, relearn: bool = False,
     ) -> MemoryStore:  # fmt: skip
         """The store in `folder`, new where there is none.
 
-            model, adapter, preset  as of `Memory.from_pretrained`; those that the store was made with. A preset may read, write
-                                    and answer otherwise than that one, but not learn otherwise
+            model, adapter, bits    as of `Memory.from_pretrained`; those that the store was made with
+            preset                  likewise; it may read, write and answer otherwise than that one, but not learn otherwise
             slots                   how many memories have room on the model at once
             relearn                 see MemoryStore
 
         Raises what `Memory.from_pretrained` and `MemoryStore` do.
         """
-        agent = Agent.build(*loading.load_model(model, adapter=adapter), agent_config(preset), slots=slots)
+        agent = Agent.build(*loading.load_model(model, adapter=adapter, bits=bits), agent_config(preset), slots=slots)
         return cls(agent, folder, relearn=relearn)
 
     def _database(self) -> Database:

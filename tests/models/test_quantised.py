@@ -1,0 +1,153 @@
+"""A base model in few bits: adapters over it are those over the weights it computes with, for one memory and for many."""
+
+from importlib.util import find_spec
+
+import pytest
+import tiny_memory
+import torch
+from tiny import Letters, model, pairs
+from tiny_agent import CONFIG
+from tiny_bank import ALL, IDS, bank_of, fill, logits
+from torch import nn
+
+from tmem import Memory
+from tmem.adapters.bases import weight_of
+from tmem.agent.agent import Agent
+from tmem.agent.teach import Lesson
+from tmem.files.objects import read_object
+from tmem.models import loading, quantised
+from tmem.models.lora import fingerprint
+from tmem.models.quantised import BITS, quantise_
+from tmem.testing import assert_close
+
+HERE = [bits for bits in BITS if find_spec(quantised._LIBRARY[bits])]
+TOLERANCE = {"int8": 1e-5}  # it multiplies by the scale after the product, the dense weight before
+BYTES = {"int8": 1.1, "fp8": 1.1, "nf4": 0.65}  # a weight with its scales, at most; nf4's are few numbers in fp32 here
+
+
+def dense(bits):
+    """The model whose weights are those that the one in `bits` computes with."""
+    network = quantise_(model(), bits, "cpu")
+    for layer in network.model.layers:
+        for name, module in list(layer.named_modules()):
+            if hasattr(module, "in_features"):
+                parent, _, last = name.rpartition(".")
+                plain = nn.Linear(module.in_features, module.out_features, bias=False).requires_grad_(False)
+                plain.weight.copy_(weight_of(module, torch.float32))
+                setattr(layer.get_submodule(parent), last, plain)
+    return network
+
+
+def test_nf4_is_tried_here():
+    assert "nf4" in HERE
+
+
+@pytest.mark.parametrize("bits", HERE)
+def test_values_and_gradients_are_those_over_the_weights_it_computes_with(bits):
+    found = []
+    for network in (dense(bits), quantise_(model(), bits, "cpu")):
+        bank = bank_of(network, targets=ALL, init="random")
+        a, b = bank.alloc(), bank.alloc(rank=2)
+        fill(bank, a, b)
+        with torch.no_grad(), bank.route([a, -1, b], learn=False):
+            still = logits(network, IDS)  # first without a gradient: libraries may pack weights anew then
+        first = network.get_input_embeddings().weight.requires_grad_(True)
+        with bank.route([a, -1, b]):
+            out = logits(network, IDS)
+            out.square().mean().backward()
+        found.append((still, out.detach(), bank.grad.clone(), first.grad))
+    assert not any(site.plain for site in bank.sites)
+    for name, want, got in zip(("logits", "logits under grad", "gradient", "dx"), *found):
+        assert want.any()
+        assert_close(name, got, want, TOLERANCE.get(bits, 3e-6))
+
+
+@pytest.mark.parametrize("bits", HERE)
+def test_a_memory_has_the_bits_of_a_memory_alone_whoever_learns_beside_it(bits):
+    rows, answers = [], []
+    for together in (False, True):
+        agent = Agent.build(quantise_(model(), bits, "cpu"), Letters(), CONFIG, slots=4)
+        slots = agent.bank.claim(3)
+        lessons = [pairs(n, tag) for n, tag in ((3, "a"), (5, "b"), (2, "c"))]
+        jobs = list(zip(slots, lessons))
+        for some in [jobs] if together else [[job] for job in jobs]:
+            agent.teach([slot for slot, _ in some], [new for _, new in some], [Lesson() for _ in some])
+        rows.append(agent.bank.param[slots].clone())
+        asked = [lesson[0].question for lesson in lessons]
+        answers.append(agent.answer(asked, slots) if together else [agent.answer([q], [s])[0] for q, s in zip(asked, slots)])
+    assert torch.equal(*rows) and rows[0].any(1).all()
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("bits", HERE)
+def test_a_memory_over_it_learns_and_is_kept_and_no_other_base_takes_it(bits, monkeypatch, tmp_path):
+    seen = []
+
+    def load(name=None, adapter=None, bits=None):
+        seen.append(bits)
+        return model() if bits is None else quantise_(model(), bits, "cpu"), Letters()
+
+    monkeypatch.setattr(loading, "load_model", load)
+    (tmp_path / "tiny.toml").write_text(tiny_memory.PRESET)
+    preset = str(tmp_path / "tiny.toml")
+    with Memory.from_pretrained(bits=bits, preset=preset) as memory:
+        learned = memory.learn(pairs(4, "a"))
+        assert learned.kept and learned.loss_after < learned.loss_before / 2
+        memory.save(tmp_path / "m")
+        told = [memory.ask(p.question) for p in pairs(4, "a")]
+    with Memory.from_pretrained(bits=bits, preset=preset, path=tmp_path / "m") as memory:
+        assert [memory.ask(p.question) for p in pairs(4, "a")] == told
+    with pytest.raises(ValueError, match="weights"):
+        Memory.from_pretrained(preset=preset, path=tmp_path / "m")
+    assert seen == [bits, bits, None]
+
+
+@pytest.mark.parametrize("bits", HERE)
+def test_it_takes_the_bytes_that_it_says_and_leaves_embeddings_norms_and_head(bits):
+    network, plain = quantise_(model(hidden_size=128, intermediate_size=256), bits, "cpu"), model()
+    layer = network.model.layers[1].mlp.down_proj
+    held = sum(t.numel() * t.element_size() for t in _tensors(layer))
+    assert held <= BYTES[bits] * 128 * 256
+    for part in ("model.embed_tokens", "model.norm", "model.layers.0.input_layernorm", "lm_head"):
+        assert type(network.get_submodule(part)) is type(plain.get_submodule(part))
+        assert network.get_submodule(part).weight.dtype == torch.float32
+    assert fingerprint(network) != fingerprint(model(hidden_size=128, intermediate_size=256))
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def _tensors(module):
+    from tmem.models.lora import _held
+
+    for parameter in module.parameters():
+        yield from _held(parameter)
+    state = getattr(module.weight, "quant_state", None)
+    if state is not None:
+        yield from (t for t in (state.absmax, *(() if state.state2 is None else (state.state2.absmax,))) if t is not None)
+
+
+def test_the_default_model_in_nf4_remembers_what_it_was_told():
+    with Memory.from_pretrained(bits="nf4") as memory:
+        assert "nf4" in memory.agent.model.config._name_or_path
+        memory.learn([("What is the name of my cat?", "Minka"), ("Where do I live?", "Ghent")])
+        assert memory.ask("Where do I live?").strip(".") == "Ghent"
+
+
+def test_what_is_not_known_or_not_installed_is_one_sentence(monkeypatch):
+    with pytest.raises(ValueError, match="bits: expected int8, fp8, nf4, got 'nf3'"):
+        loading.load_model(bits="nf3")
+    monkeypatch.setattr(quantised, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"bits nf4 needs bitsandbytes.*pip install 'tmem\[bits\]'"):
+        loading.load_model(bits="nf4")
+
+
+def test_eval_records_the_bits(tmem, tmp_path, monkeypatch):
+    seen = {}
+
+    def load(name=None, **wanted):
+        seen.update(wanted)
+        return quantise_(model(max_position_embeddings=2048), wanted["bits"], "cpu"), Letters()
+
+    monkeypatch.setattr(loading, "load_model", load)
+    done = tmem("eval", "--task", "stream", "--limit", "1", "--methods", "tmem", "--bits", "nf4", "--out", "OUT")
+    assert done.exit_code == 0, done.output
+    assert seen["bits"] == "nf4" and read_object(tmp_path / "OUT" / "results.json")["config"]["bits"] == "nf4"

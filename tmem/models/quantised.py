@@ -1,0 +1,90 @@
+"""A base model in few bits: the linear layers inside its decoder layers. Embeddings, norms and head stay as they are.
+
+| bits | weights | library |
+|---|---|---|
+| int8 | 8 bits and a scale a row | torchao |
+| fp8  | 8 bits (e4m3) and a scale a row | torchao |
+| nf4  | 4 bits and a scale for 64, in 8 bits itself (QLoRA, arXiv 2305.14314) | bitsandbytes |
+
+What is adapted stays in fp32 beside it. Activations are not rounded: a scale that is chosen over a batch would let a row depend
+on its neighbours, as the outlier columns of LLM.int8 do (arXiv 2208.07339).
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_LIBRARY = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
+BITS = tuple(_LIBRARY)
+
+
+def require(bits: str) -> None:
+    """Raises ValueError for a format that is not known, ImportError where its library is missing."""
+    if bits not in BITS:
+        raise ValueError(f"bits: expected {', '.join(BITS)}, got {bits!r}.")
+    if find_spec(_LIBRARY[bits]) is None:
+        raise ImportError(f"bits {bits} needs {_LIBRARY[bits]}, which is not installed; run `pip install 'tmem[bits]'`.")
+
+
+def quantise_(model: nn.Module, bits: str, device: torch.device | str) -> nn.Module:
+    """Replace the linear layers of a model's decoder layers, one after another, by frozen ones in `bits` on `device`.
+
+    model: with its weights, wherever they lie. What is not replaced stays where it is. Raises as `require` does.
+    """
+    import torch
+    from torch import nn
+
+    require(bits)
+    make = _nf4 if bits == "nf4" else _scaled_rows
+    with _quiet(), torch.no_grad():
+        for layer in model.base_model.layers:
+            for name, module in list(layer.named_modules()):
+                if type(module) is nn.Linear:
+                    parent, _, last = name.rpartition(".")
+                    setattr(layer.get_submodule(parent), last, make(module, bits, device).requires_grad_(False))
+    return model
+
+
+def _scaled_rows(linear: nn.Linear, bits: str, device: torch.device | str) -> nn.Module:
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+
+    quantize_(linear.to(device), Int8WeightOnlyConfig() if bits == "int8" else Float8WeightOnlyConfig())
+    return linear
+
+
+def _nf4(linear: nn.Linear, bits: str, device: torch.device | str) -> nn.Module:
+    import torch
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    weight, bias = linear.weight.detach(), linear.bias
+    with torch.device("meta"):
+        made = Linear4bit(
+            linear.in_features, linear.out_features, bias=bias is not None, compute_dtype=weight.dtype, quant_type=bits
+        )
+    made.weight = Params4bit(weight, requires_grad=False, quant_type=bits, module=made)
+    made.support_avx512bf16_for_cpu = False  # its packing for inference on a CPU rounds to bf16 and gives no gradient
+    if bias is not None:
+        made.bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
+    return made.to(device).train(linear.training)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the libraries say of kernels of their own that this machine lacks, and of torch's future."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
