@@ -1,7 +1,7 @@
-"""What the tests and the benchmarks share: random ragged inputs, and one way to compare with a tolerance."""
+"""Random ragged inputs, what may be done to them, and one way to compare with a tolerance."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -102,3 +102,17 @@ def make_case(
         torch.tensor(ranks, dtype=torch.int32, device=device),
         (0.5 + torch.rand(count, generator=generator)).to(device),
     )  # fmt: skip
+
+
+def alone(case: Case, g: int) -> Case:
+    """Segment g of a case, by itself."""
+    lo, hi = case.seg_off[g : g + 2].tolist()
+    off, _ = segments([hi - lo], [0], case.x.device)
+    return replace(case, x=case.x[lo:hi].clone(), seg_off=off, seg_slot=case.seg_slot[g : g + 1])
+
+
+def renamed(case: Case, new: Tensor) -> Case:
+    """The same rows with the same adapters under other numbers: slot s becomes new[s], int64 [S]. Every slot has its own a."""
+    old = new.argsort()
+    slots = torch.where(case.seg_slot < 0, -1, new[case.seg_slot.clamp(min=0).long()]).int()
+    return replace(case, a=case.a[old], bt=case.bt[old], seg_slot=slots, rank=case.rank[old], scale=case.scale[old])
