@@ -1,7 +1,10 @@
 """check_promises: the right implementations keep every promise, and of each wrong one it says which promise broke."""
 
+import ast
 import importlib
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from tmem import ops
-from tmem.testing import PROMISES, Case, alone, by_autograd, check_promises, dense, make_case, renamed
+from tmem.testing import PROMISES, Case, alone, by_autograd, check_promises, company_with_base, dense, make_case, renamed
 from tmem.testing.promises import NOT_GIVEN
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -245,6 +248,34 @@ def test_a_tolerance_is_of_y_and_twice_that_of_gradients():
     scaled = by_autograd(off(1.5e-3))
     assert check_promises(looped, scaled, tolerance=1e-3)["values"] == ""
     assert check_promises(looped, scaled, tolerance=5e-4)["values"].startswith("d")
+
+
+def test_company_of_the_whole_layer_is_tried_where_it_is_asked_for():
+    def by_segment(case):
+        """The base layer of every segment is a product of its own."""
+        return torch.cat([looped(alone(case, g)) for g in range(len(case.seg_slot))])
+
+    def in_crowds(case):
+        return looped(replace(case, bias=case.bias * (1 + 2**-22 * (len(case.x) > 100))))
+
+    asked = {"whole": company_with_base}
+    assert check_promises(*of(by_segment), promises=asked) == {"whole": ""}
+    assert check_promises(in_crowds, promises=asked)["whole"].startswith("y alone: other bits, ")
+    assert "whole" not in check_promises(looped)
+
+
+def test_the_example_of_the_document_runs_and_says_what_the_document_says(capsys):
+    text = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
+    example = text.split("```python\n")[1].split("```")[0]
+
+    def printed(example):
+        exec(compile(example, "kernels.md", "exec"), {})
+        return ast.literal_eval(capsys.readouterr().out)
+
+    right, wrong = printed(example), printed(example.replace("slot[slot >= 0]", "slot"))
+    named = ("values", "ranks", "empty", "base", "idle", "isolation")
+    assert right.keys() == PROMISES.keys() and not any(right[name] for name in named), right
+    assert wrong["base"] == " ".join(re.search(r"`base` says `(.*?)`", text, re.S)[1].split())
 
 
 # its parts -----------------------------------------------------------------------------------------------------------

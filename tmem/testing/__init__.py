@@ -6,9 +6,9 @@
 
 from .cases import TOLERANCES, Case, alone, assert_close, make_case, rel_rms, renamed, segments
 from .formula import by_autograd, dense
-from .promises import PROMISES, check_promises
+from .promises import PROMISES, check_promises, company_with_base
 
 __all__ = [
-    "check_promises", "PROMISES", "by_autograd", "dense", "Case", "make_case", "segments", "alone", "renamed",
-    "assert_close", "rel_rms", "TOLERANCES",
+    "check_promises", "PROMISES", "company_with_base", "by_autograd", "dense", "Case", "make_case", "segments",
+    "alone", "renamed", "assert_close", "rel_rms", "TOLERANCES",
 ]  # fmt: skip

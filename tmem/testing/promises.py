@@ -1,6 +1,6 @@
 """What tmem.ops promises of many adapters in one batch, tried on any implementation that is given as two functions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +11,7 @@ from .formula import by_autograd, dense
 
 Forward = Callable[[Case], Tensor]
 Gradients = Callable[[Case, Tensor], dict[str, Tensor | None]]
+Promise = Callable[["_Tried"], "str | None"]
 
 NAN = float("nan")
 NOT_GIVEN = "not given"
@@ -123,7 +124,15 @@ def company(tried: _Tried) -> None:
     """A segment's y and dx, and its slot's da and dbt, have the same bits alone and in any batch. Of the adapter's part
     alone, w = 0: the bits of a base product may change with the number of rows."""
     case = tried.plain()
-    case = replace(case, w=torch.zeros_like(case.w), bias=None)
+    _accompanied(tried, replace(case, w=torch.zeros_like(case.w), bias=None))
+
+
+def company_with_base(tried: _Tried) -> None:
+    """The same of the whole layer. tmem.ops does not promise it, as the base is torch's product: it is not in PROMISES."""
+    _accompanied(tried, tried.plain())
+
+
+def _accompanied(tried: _Tried, case: Case) -> None:
     dy = tried.dy(case)
     together = tried.run(case, dy)
     for g, rows, slot in _owned(case):
@@ -175,7 +184,7 @@ def isolation(tried: _Tried) -> None:
                 _same(f"{name}, NaN in another's {what}", out[kept], clean[name][kept])
 
 
-PROMISES: dict[str, Callable[[_Tried], str | None]] = {
+PROMISES: dict[str, Promise] = {
     "values": values,
     "ranks": ranks,
     "empty": empty,
@@ -196,21 +205,23 @@ def check_promises(
     dtype: torch.dtype = torch.float32,
     tolerance: float | None = None,
     device: str = "cpu",
+    promises: Mapping[str, Promise] = PROMISES,
 ) -> dict[str, str]:
-    """Try every promise of PROMISES on an implementation: "" where it holds, else one sentence that says what broke.
+    """Try every promise on an implementation: by name "" where it holds, else one sentence that says what broke.
 
     forward    of a Case to y [M,N]; the base layer and every segment's own adapter, as tmem.ops.lora_linear has it
     gradients  of a Case and dy [M,N] to {"dx": [M,K], "da": [S,R,K], "dbt": [S,R,N]}; what is missing or None is not
                looked at, and "not given" stands where nothing else was to be looked at. None: forward alone
     dtype      of x, w and bias: fp32, bf16 or fp64; the factors are fp32, or fp64 with fp64
     tolerance  relative RMS that y may be off the dense formula in fp64, gradients twice that; None: TOLERANCES[dtype]
+    promises   what to try, by name
     An exception of the implementation becomes the sentence, its type and first line. Raises KeyError for another dtype.
     """
     tried = _Tried(forward, gradients, dtype, TOLERANCES[dtype] if tolerance is None else tolerance, device)
-    return {name: _broken(promise, tried) for name, promise in PROMISES.items()}
+    return {name: _broken(promise, tried) for name, promise in promises.items()}
 
 
-def _broken(promise: Callable[[_Tried], str | None], tried: _Tried) -> str:
+def _broken(promise: Promise, tried: _Tried) -> str:
     try:
         return promise(tried) or ""
     except Exception as error:
