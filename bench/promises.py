@@ -17,11 +17,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ..ops import lora_linear
-from ..testing import PROMISES, Case, by_autograd, check_promises, company_with_base
+from ..testing import PROMISES, Case, by_autograd, check_promises
+from ..testing.promises import company_with_base
 from .measure import SPLIT
 
-TRIED = {**PROMISES, "the same, with the base": company_with_base}
-"""What the table has. The last is no promise of tmem's: company of the whole layer."""
+TRIED = {**PROMISES, "any company, with base": company_with_base}
+"""What the table has. The last is no promise of tmem.ops: company of the whole layer."""
 
 
 def ways(device: str) -> dict[str, tuple[Callable, Callable | None]]:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from tmem import ops
-from tmem.testing import PROMISES, Case, alone, by_autograd, check_promises, company_with_base, dense, make_case, renamed
-from tmem.testing.promises import NOT_GIVEN
+from tmem.testing import PROMISES, Case, alone, by_autograd, check_promises, dense, make_case, renamed
+from tmem.testing.promises import NOT_GIVEN, company_with_base
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 KEPT = dict.fromkeys(PROMISES, "")

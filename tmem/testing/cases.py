@@ -27,7 +27,11 @@ def assert_close(name: str, out: Tensor, ref: Tensor, tol: float) -> None:
 
 @dataclass
 class Case:
-    """Arguments of lora_linear (see tmem.ops), from which those of the other ops are taken."""
+    """Arguments of lora_linear (see tmem.ops), from which those of the other ops are taken.
+
+    x [M,K], w [N,K], bias [N] or None: one dtype, fp32, bf16 or fp64. a [S,R,K] or [1,R,K], bt [S,R,N]: fp32 or bf16, any
+    strides. seg_off int32 [G+1], seg_slot int32 [G], rank int32 [S], scale fp32 [S]. What lies beyond a slot's rank is not used.
+    """
 
     x: Tensor
     w: Tensor
@@ -46,14 +50,18 @@ class Case:
 
     @property
     def seg(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What every op takes of the segments: seg_off, seg_slot and rank."""
         return self.seg_off, self.seg_slot, self.rank
 
     @property
     def linear(self) -> tuple:
+        """What lora_linear takes."""
         return self.x, self.w, self.bias, self.a, self.bt, *self.seg, self.scale
 
 
-def segments(lengths: Sequence[int], slots: Sequence[int], device="cpu") -> tuple[Tensor, Tensor]:
+def segments(
+    lengths: Sequence[int], slots: Sequence[int], device: str | torch.device = "cpu"
+) -> tuple[Tensor, Tensor]:
     """seg_off int32 [G+1] and seg_slot int32 [G] of segments with these lengths and slots."""
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     return offsets.to(device, torch.int32), torch.tensor(slots, dtype=torch.int32, device=device)
@@ -72,7 +80,7 @@ def make_case(
     shared_a: bool = False,
     bias: bool = True,
     seed: int = 0,
-    device="cpu",
+    device: str | torch.device = "cpu",
 ) -> Case:
     """Random inputs: segment i has lengths[i] rows of slot slots[i] (-1 = none), slot s has rank ranks[s] of `stored`.
 

@@ -9,8 +9,12 @@ from torch import Tensor
 from .cases import Case
 
 
-def dense(case: Case, dtype=torch.float64) -> dict[str, Tensor]:
-    """All ops by one dense formula in fp64, a factor gathered for every row: z, expand's sum, y, gram."""
+def dense(case: Case, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """All ops by one dense formula, a factor gathered for every row. Differentiable in every tensor of floats.
+
+    Returns in dtype: "z" [M,R] of lora_shrink; "up" [M,N], what lora_expand_ adds of it; "y" [M,N] of lora_linear; "gram"
+    [S,R,K] of z and x.
+    """
     slot = torch.repeat_interleave(case.seg_slot.long(), case.seg_off.long().diff())
     named = slot.clamp(min=0)
     used = (torch.arange(case.bt.shape[1], device=case.x.device) < case.rank[named, None]) & (slot >= 0)[:, None]

@@ -128,7 +128,7 @@ def company(tried: _Tried) -> None:
 
 
 def company_with_base(tried: _Tried) -> None:
-    """The same of the whole layer. tmem.ops does not promise it, as the base is torch's product: it is not in PROMISES."""
+    """The bits of the whole layer, alone and in a batch. Not in PROMISES: tmem.ops leaves the base to torch's product."""
     _accompanied(tried, tried.plain())
 
 
