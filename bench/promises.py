@@ -6,7 +6,7 @@ case of it is left out. A way that raises breaks the promise it was asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,6 @@ def tmem(case: Case) -> Tensor:
 # PEFT ----------------------------------------------------------------------------------------------------------------
 
 
-def _parts(case: Case) -> Iterator[tuple[slice, int]]:
-    """Rows and slot of every segment."""
-    offsets = case.seg_off.tolist()
-    for g, slot in enumerate(case.seg_slot.tolist()):
-        yield slice(offsets[g], offsets[g + 1]), slot
-
-
 def _peft(case: Case) -> Any:
     """PEFT's layer on the base layer, an adapter of its own rank for every slot, named by its number."""
     from peft import LoraConfig
@@ -113,14 +106,14 @@ def peft_one_by_one(case: Case) -> Tensor:
     """One segment after another, each a tensor of its own, the base layer included."""
     layer = _peft(case)
     none = case.x.new_empty(0, case.w.shape[0])
-    return torch.cat([none, *(_one(layer, case.x[rows].clone(), slot) for rows, slot in _parts(case))])
+    return torch.cat([none, *(_one(layer, case.x[rows].clone(), slot) for rows, slot in case.parts)])
 
 
 def peft_gradients(case: Case, dy: Tensor) -> dict[str, Tensor | None]:
     """Forward and backward of one segment after another; an adapter that got no gradient counts as one of zeros."""
     layer = _peft(case)
     found = {"dx": torch.empty_like(case.x), "da": torch.zeros_like(case.a), "dbt": torch.zeros_like(case.bt)}
-    for rows, slot in _parts(case):
+    for rows, slot in case.parts:
         x = case.x[rows].clone().requires_grad_()
         _one(layer, x, slot).backward(dy[rows])
         found["dx"][rows] = x.grad
@@ -133,9 +126,7 @@ def peft_gradients(case: Case, dy: Tensor) -> dict[str, Tensor | None]:
 
 def peft_mixed(case: Case) -> Tensor:
     """One call for the batch, every row with the name of its adapter: forward only, as PEFT says."""
-    names = [
-        name for rows, slot in _parts(case) for name in [str(slot) if slot >= 0 else "__base__"] * (rows.stop - rows.start)
-    ]
+    names = [name for rows, slot in case.parts for name in [str(slot) if slot >= 0 else "__base__"] * (rows.stop - rows.start)]
     with torch.no_grad():
         return _peft(case).eval()(case.x, adapter_names=names)
 

@@ -208,8 +208,7 @@ def invariance(ops) -> None:
         finally:
             torch.set_num_threads(threads)
 
-        for i, slot in enumerate(slots):
-            rows = slice(int(case.seg_off[i]), int(case.seg_off[i + 1]))
+        for i, (rows, slot) in enumerate(case.parts):
             z1, o1, g1, dz1, db1 = run(alone(case, i), o[rows])
             assert torch.equal(z1, z[rows]), "z of a segment depends on the batch"
             assert torch.equal(o1, out[rows]), "o of a segment depends on the batch"

@@ -19,17 +19,11 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 KEPT = dict.fromkeys(PROMISES, "")
 
 
-def parts(case):
-    """Rows and slot of every segment."""
-    for g, slot in enumerate(case.seg_slot.tolist()):
-        yield slice(int(case.seg_off[g]), int(case.seg_off[g + 1])), slot
-
-
 def looped(case):
     """One segment after another in fp64."""
     y = F.linear(case.x.double(), case.w.double(), None if case.bias is None else case.bias.double())
     out = [y[:0]]
-    for rows, slot in parts(case):
+    for rows, slot in case.parts:
         out.append(y[rows])
         if slot >= 0:
             a, bt = (f[slot, : case.rank[slot]].double() for f in (case.a, case.bt))
@@ -100,13 +94,13 @@ def of(forward):
 def short_gradient(case, dy):
     """One row of every segment is forgotten in backward."""
     found = engine()[1](replace(case, x=case.x.clone()), dy)
-    for rows, _ in parts(case):
+    for rows, _ in case.parts:
         found["dx"][rows][:1] = 0
     return found
 
 
 def refuses_empty(case):
-    assert all(rows.stop > rows.start for rows, _ in parts(case))
+    assert all(rows.stop > rows.start for rows, _ in case.parts)
     return looped(case)
 
 
@@ -123,7 +117,7 @@ def wraps_around(case):
 def masks_with_scale(case):
     """Rows without a slot go through slot 0 at a scale of 0, and 0 · NaN is NaN."""
     out = looped(case)
-    for rows, slot in parts(case):
+    for rows, slot in case.parts:
         if slot < 0:
             out[rows] += (case.x[rows] @ case.a[0].nan_to_num().T * case.scale[0] * 0 @ case.bt[0].nan_to_num()).to(out.dtype)
     return out
@@ -150,7 +144,7 @@ def rounds_by_number(case):
 def any_order(case, dy):
     """Rows are added up in the order in which they come, as atomics do: every segment's are shuffled."""
     order = torch.arange(len(dy))
-    for rows, _ in parts(case):
+    for rows, _ in case.parts:
         order[rows] = order[rows][torch.randperm(rows.stop - rows.start)]
     return {"dbt": engine(wide=False)[1](replace(case, x=case.x[order]), dy[order])["dbt"]}
 
@@ -164,6 +158,18 @@ def alternates():
         return {"dbt": engine()[1](case, dy)["dbt"] * (1 + 2**-23 * (len(calls) % 2))}
 
     return engine()[0], gradients
+
+
+def reuses_its_output():
+    """Every second call rounds otherwise, into the tensor that the call before gave."""
+    buffers, calls = {}, []
+
+    def forward(case):
+        calls.append(1)
+        y = looped(case) * (1 + 2**-22 * (len(calls) % 2))
+        return buffers.setdefault(y.shape, torch.empty_like(y)).copy_(y)
+
+    return forward, None
 
 
 def writes_its_input(case):
@@ -192,6 +198,7 @@ WRONG = {
     "rounds_by_number": (of(rounds_by_number), {"slot numbers"}),
     "any_order": ((looped, any_order), BITS),
     "alternates": (alternates(), BITS),
+    "reuses_its_output": (reuses_its_output(), BITS),
     "writes_its_input": ((writes_its_input, None), BITS),
     "nan_leak": (kept_in("nan_leak"), {"isolation"}),
     "masks_with_scale": (of(masks_with_scale), {"isolation"}),
@@ -293,8 +300,13 @@ def test_a_segment_alone_and_slots_renamed_are_the_same_rows_and_adapters():
     y, new = looped(case), torch.tensor([2, 0, 1])
     assert torch.equal(looped(renamed(case, new)), y)
     assert renamed(case, new).seg_slot.tolist() == [1, 2, -1, 2, 0] and renamed(case, new).rank.tolist() == [8, 5, 3]
-    for g, (rows, _) in enumerate(parts(case)):
+    for g, (rows, _) in enumerate(case.parts):
         assert torch.allclose(looped(alone(case, g)), y[rows], rtol=1e-13) and isinstance(alone(case, g), Case)
+
+
+def test_parts_are_the_rows_and_slot_of_every_segment():
+    case = make_case([5, 0, 3], [1, 0, -1], [4, 4])
+    assert case.parts == [(slice(0, 5), 1), (slice(5, 5), 0), (slice(5, 8), -1)] and make_case([], [], [4]).parts == []
 
 
 def test_autograd_gives_zeros_where_y_depends_on_nothing():

@@ -30,7 +30,8 @@ class Case:
     """Arguments of lora_linear (see tmem.ops), from which those of the other ops are taken.
 
     x [M,K], w [N,K], bias [N] or None: one dtype, fp32, bf16 or fp64. a [S,R,K] or [1,R,K], bt [S,R,N]: fp32 or bf16, any
-    strides. seg_off int32 [G+1], seg_slot int32 [G], rank int32 [S], scale fp32 [S]. What lies beyond a slot's rank is not used.
+    strides. seg_off int32 [G+1], seg_slot int32 [G], rank int32 [S], scale fp32 [S]. What lies beyond a slot's rank is not
+    used.
     """
 
     x: Tensor
@@ -54,14 +55,18 @@ class Case:
         return self.seg_off, self.seg_slot, self.rank
 
     @property
+    def parts(self) -> list[tuple[slice, int]]:
+        """Rows and slot of every segment."""
+        offsets = self.seg_off.tolist()
+        return [(slice(*pair), slot) for *pair, slot in zip(offsets, offsets[1:], self.seg_slot.tolist())]
+
+    @property
     def linear(self) -> tuple:
         """What lora_linear takes."""
         return self.x, self.w, self.bias, self.a, self.bt, *self.seg, self.scale
 
 
-def segments(
-    lengths: Sequence[int], slots: Sequence[int], device: str | torch.device = "cpu"
-) -> tuple[Tensor, Tensor]:
+def segments(lengths: Sequence[int], slots: Sequence[int], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
     """seg_off int32 [G+1] and seg_slot int32 [G] of segments with these lengths and slots."""
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     return offsets.to(device, torch.int32), torch.tensor(slots, dtype=torch.int32, device=device)

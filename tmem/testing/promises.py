@@ -1,6 +1,6 @@
 """What tmem.ops promises of many adapters in one batch, tried on any implementation that is given as two functions."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,13 +45,13 @@ class _Tried:
         return torch.randn(case.x.shape[0], case.w.shape[0], generator=generator).to(case.x)
 
     def run(self, case: Case, dy: Tensor) -> dict[str, Tensor]:
-        """y and the gradients that are given, of shapes that are held."""
+        """Copies of y and the gradients that are given, of shapes that are held."""
         shapes = {"y": [*dy.shape], "dx": [*case.x.shape], "da": [*case.a.shape], "dbt": [*case.bt.shape]}
-        found = {"y": self.forward(case).detach()}
+        found = {"y": self.forward(case).detach().clone()}
         for name, gradient in (self.gradients(case, dy) if self.gradients else {}).items():
             assert name in GRADIENTS, f"gradients gives {name!r}, expected dx, da or dbt"
             if gradient is not None:
-                found[name] = gradient.detach()
+                found[name] = gradient.detach().clone()
         for name, out in found.items():
             assert [*out.shape] == shapes[name], f"{name}: shape {[*out.shape]}, expected {shapes[name]}"
         return found
@@ -68,13 +68,6 @@ class _Tried:
 
 def _same(what: str, out: Tensor, ref: Tensor) -> None:
     assert torch.equal(out, ref), f"{what}: other bits, {rel_rms(out, ref):.1g} off"
-
-
-def _owned(case: Case) -> Iterator[tuple[int, slice, int]]:
-    """Number, rows and slot of every segment."""
-    offsets = case.seg_off.tolist()
-    for g, slot in enumerate(case.seg_slot.tolist()):
-        yield g, slice(offsets[g], offsets[g + 1]), slot
 
 
 def values(tried: _Tried) -> None:
@@ -135,7 +128,7 @@ def company_with_base(tried: _Tried) -> None:
 def _accompanied(tried: _Tried, case: Case) -> None:
     dy = tried.dy(case)
     together = tried.run(case, dy)
-    for g, rows, slot in _owned(case):
+    for g, (rows, slot) in enumerate(case.parts):
         for name, out in tried.run(alone(case, g), dy[rows]).items():
             if name in ("y", "dx"):
                 _same(f"{name} alone", out, together[name][rows])
@@ -169,7 +162,7 @@ def isolation(tried: _Tried) -> None:
         for slot in (0, 6):  # one of the batch, and one that is idle; -1 read as an index is one of them as well
             ill = replace(case, x=case.x.clone(), a=case.a.clone(), bt=case.bt.clone(), scale=case.scale.clone())
             dy, well = tried.dy(case), torch.ones(len(case.x), dtype=torch.bool, device=tried.device)
-            for _, rows, owner in _owned(case):
+            for rows, owner in case.parts:
                 if owner == slot:
                     well[rows] = False
             if what == "rows":
