@@ -17,7 +17,7 @@ from .. import machine
 from ..files import objects
 from ..files.objects import read_object
 from ..study import init, soak
-from . import attend, decode, episodes, idle, loop, lora, model, rsvd, serving, step, train, update
+from . import attend, decode, episodes, idle, loop, lora, model, promises, rsvd, serving, step, train, update
 from .measure import Settings, ceilings, measured
 
 BENCHES = {
@@ -34,6 +34,7 @@ STUDIES = {
     "eval": episodes.time_episodes,
     "serve": serving.time_serving,
     "soak": soak.compare_settings,
+    "promises": promises.compare_promises,
 }
 """What `tmem bench NAME` runs one at a time, with rows of its own: see `run_study`."""
 ON_GPU = ("lora", "step", "idle", "decode", "loop")  # those of the whole decoder are for the CPU, where launches cost nothing

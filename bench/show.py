@@ -17,7 +17,7 @@ from ..files.objects import write_json
 from ..study import soak
 from ..terminal.plain import Terminal
 from ..terminal.progress import lines_for, printed
-from . import STUDIES, episodes, plots, run, run_study, serving, studies, targets, train
+from . import STUDIES, episodes, plots, promises, run, run_study, serving, studies, targets, train
 
 TITLES = {
     "lora": "one linear layer K→N, adapters x tokens, forward and backward: ms, ratio to base (grouped: torch._grouped_mm)",
@@ -64,7 +64,7 @@ def _study(name: str, json: Path | None, *, quick: bool, threads: int | None, **
     held = locked(json.parent, f".{json.name}.lock") if json else nullcontext()
     with held, _progress(console) as watch:
         found = run_study(name, quick=quick, threads=threads, watch=watch, partial=partial, **options)
-    own = {"train": train, "eval": episodes, "serve": serving, "soak": soak}.get(name)  # these show themselves
+    own = {"train": train, "eval": episodes, "serve": serving, "soak": soak, "promises": promises}.get(name)  # show themselves
     for table in own.tables(found) if own else studies.tables(name, found):
         console.print(table)
     _print_aims(console, found.get("aims", []), quick)

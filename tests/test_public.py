@@ -24,6 +24,7 @@ def things():
         else:
             members = [(member, value) for member, value in vars(thing).items() if not member.startswith("_")]
             yield name, thing
+        members += [(f"{c}.{m}", v) for c, cls in members if isinstance(cls, type) for m, v in vars(cls).items() if m[0] != "_"]
         for member, value in members:
             value = getattr(value, "__func__", value)
             if callable(value) or isinstance(value, property):

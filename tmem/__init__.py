@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import ops
+    from . import ops, testing
     from .adapters.bank import AdapterBank
     from .agent.agent import Agent
     from .episode import Episode, Pair, Question
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Memory", "MemoryStore", "Agent", "AdapterBank", "Episode", "Question", "Pair", "Task", "EvalConfig", "evaluate", "ops",
+    "testing",
 ]  # fmt: skip
 
 _MODULES = {
@@ -40,8 +41,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ops":
-        return importlib.import_module("tmem.ops")
+    if name in ("ops", "testing"):
+        return importlib.import_module(f"tmem.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module 'tmem' has no attribute {name!r}")
     found = globals()[name] = getattr(importlib.import_module(f"tmem.{_MODULES[name]}"), name)

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "docs" / "kernels.md", ROOT / "docs" / "rsvd.md")
 RSVD = ROOT / "bench" / "results" / "rsvd-cpu-2-threads.json"
 INIT = ROOT / "bench" / "results" / "init-cpu-2-threads.json"
+PROMISES = ROOT / "bench" / "results" / "promises-cpu.json"
 CPU = ROOT / "bench" / "results" / "cpu-2-threads.json"
 LAYER = "576→1536 r=8"
 
@@ -132,9 +133,20 @@ def init_() -> list[str]:
     return [*lines, "", f"{note} {_source(found, INIT)}"]
 
 
+def promises() -> list[str]:
+    """What each way keeps of the promises of a call."""
+    found = json.loads(PROMISES.read_text(encoding="utf-8"))
+    broke = {(row["promise"], row["way"]): row["broke"] for row in found["rows"]}
+    names, ways = (list(dict.fromkeys(keys)) for keys in zip(*broke))
+    lines = ["| promise | " + " | ".join(ways) + " |", "|---|" + "---|" * len(ways)]
+    lines += [f"| {name} | " + " | ".join(broke[name, way] or "holds" for way in ways) + " |" for name in names]
+    return [*lines, "", _source(found, PROMISES)]
+
+
 def filled(text: str) -> str:
     """The document with every table made anew."""
     tables = {"aims": aims, "layer": layer, "gpu": gpu, "rsvd": rsvd_, "rsvd_gpu": rsvd_gpu, "init": init_}
+    tables["promises"] = promises
 
     def made(match: re.Match) -> str:
         return f"<!-- table {match[1]} -->\n" + "\n".join(tables[match[1]]()) + "\n<!-- end -->"

@@ -10,9 +10,10 @@ import torch
 from click.testing import CliRunner
 
 from tmem import bench, cli
-from tmem.bench import episodes, lora, measure, plots, show, step, studies, targets
+from tmem.bench import episodes, lora, measure, plots, promises, show, step, studies, targets
 from tmem.bench.measure import Provider, Settings, WrongNumbers
 from tmem.study import init, soak
+from tmem.testing import PROMISES
 
 PROVIDERS = {
     "lora": ({"base", "tmem", "peft loop", "padded bmm", "grouped stacked", "grouped bank"}, "base"),
@@ -72,7 +73,8 @@ def test_a_study_leaves_its_rows_and_pictures(name, tmp_path):
     found = json.loads(file.read_text())
     assert found["settings"] == {"quick": True, "threads": 1} and found["rows"] and "commit" in found
     pictures = sorted(tmp_path.glob("found-*.png"))
-    assert pictures and all(picture.read_bytes().startswith(b"\x89PNG") and picture.name in said for picture in pictures)
+    assert bool(pictures) == (name != "promises")
+    assert all(picture.read_bytes().startswith(b"\x89PNG") and picture.name in said for picture in pictures)
     if name == "rsvd":
         assert {"tmem", "svd_lowrank loop", "svd_lowrank batched", "pissa", "linalg.svd loop", "Gram and eigh loop",
                 "scikit-learn loop"} == {r["way"] for r in found["rows"]}  # fmt: skip
@@ -105,6 +107,13 @@ def test_a_study_leaves_its_rows_and_pictures(name, tmp_path):
         assert all(0 < b["step"] < b["write"] and b["writes"] > 0 for b in found["beside"])
         assert all(s["resident"] > 0 and s["steps"] > 0 for s in found["work"]["servers"].values())
         assert found["work"]["alike"] >= 0.8
+    elif name == "promises":
+        broke = {(r["way"], r["promise"]): r["broke"] for r in found["rows"]}
+        names = ["tmem", "PEFT, one by one", "PEFT, mixed batch", "grouped_mm", "padded bmm"]
+        assert list(broke) == [(way, promise) for way in names for promise in promises.TRIED] and "holds" in said
+        assert not any(broke["tmem", promise] for promise in PROMISES)
+        assert broke["PEFT, mixed batch", "idle"] == "not given"
+        assert not any(broke[way, promise] for way in names for promise in ("values", "ranks", "base"))
     elif name == "soak":
         names = ["default", "rehearse 0", "rehearse 16", "lr 0.03", "lr 0.015"]
         assert list(found["work"]["settings"]) == names and found["work"]["settings"]["rehearse 16"]["rehearse"] == 16
@@ -148,7 +157,7 @@ def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
 
 
 def test_a_study_runs_by_itself():
-    with pytest.raises(ValueError, match="rsvd, init, train, eval, serve, soak run by themselves, got lora, rsvd"):
+    with pytest.raises(ValueError, match="rsvd, init, train, eval, serve, soak, promises run by themselves, got lora, rsvd"):
         show.bench(("lora", "rsvd"), None, quick=True, threads=1)
 
 

@@ -2,10 +2,9 @@
 reference, or one with a fault put in) and raises AssertionError where the promise is broken."""
 
 import torch
-from torch import Tensor
 
 from tmem import reference
-from tmem.testing import TOLERANCES, Case, assert_close, make_case
+from tmem.testing import TOLERANCES, Case, alone, assert_close, by_autograd, dense, make_case, renamed
 
 NAN = float("nan")
 DTYPES = [
@@ -29,25 +28,6 @@ def cases(dtype=torch.float32, factor_dtype=None):
     yield make_case([2, 2], [-1, -1], [4], seed=3, **kinds)
     yield make_case([0, 0], [0, -1], [4, 4], seed=4, **kinds)
     yield make_case([], [], [4], seed=5, **kinds)
-
-
-def dense(case: Case, dtype=torch.float64) -> dict[str, Tensor]:
-    """All ops by one dense formula in fp64, a factor gathered for every row: z, expand's sum, y, gram."""
-    slot = torch.repeat_interleave(case.seg_slot.long(), case.seg_off.long().diff())
-    named = slot.clamp(min=0)
-    used = (torch.arange(case.bt.shape[1]) < case.rank[named, None]) & (slot >= 0)[:, None]
-
-    def rows_of(f):
-        f = f.to(dtype)[named if f.shape[0] > 1 else torch.zeros_like(named)]
-        return torch.where(used[:, :, None], f, 0.0)
-
-    x, a, bt = case.x.to(dtype), rows_of(case.a), rows_of(case.bt)
-    z = torch.einsum("mk,mjk->mj", x, a) * case.scale.to(dtype)[named, None]
-    up = torch.einsum("mj,mjn->mn", z, bt)
-    base = torch.nn.functional.linear(x, case.w.to(dtype), None if case.bias is None else case.bias.to(dtype))
-    owner = torch.nn.functional.one_hot(named, case.rank.shape[0]).to(dtype)
-    gram = torch.einsum("ms,mj,mk->sjk", owner, torch.where(used, z, 0.0), x)
-    return {"z": z, "up": up, "y": base + up, "gram": gram}
 
 
 def values(ops) -> None:
@@ -195,23 +175,12 @@ def gradients(ops) -> None:
             names = [name for name in names if getattr(case, name) is not None]
             dy = torch.randn(case.x.shape[0], case.w.shape[0]).to(dtype)
 
-            def grads(function, promote, case=case, names=names, dy=dy):
-                leaves = {name: promote(getattr(case, name).detach()).requires_grad_() for name in names}
-                function(Case(**{**vars(case), **leaves})).backward(promote(dy))
-                return {name: leaf.grad for name, leaf in leaves.items()}
-
-            got = grads(lambda c: ops.lora_linear(*c.linear), lambda t: t.clone())
-            want = grads(lambda c: dense(c)["y"], lambda t: t.double())
+            wide = Case(**{name: t.double() if name in names else t for name, t in vars(case).items()})
+            got = by_autograd(lambda c: ops.lora_linear(*c.linear), names)(case, dy)
+            want = by_autograd(lambda c: dense(c)["y"], names)(wide, dy.double())
             for name in names:
-                assert got[name].dtype == getattr(case, name).dtype
-                assert_close(f"d{name}", got[name], want[name], 2 * TOLERANCES[getattr(case, name).dtype])
-
-
-def _alone(case: Case, g: int) -> Case:
-    """Segment g of a case, by itself."""
-    rows = slice(int(case.seg_off[g]), int(case.seg_off[g + 1]))
-    seg_off = torch.tensor([0, rows.stop - rows.start], dtype=torch.int32)
-    return Case(**{**vars(case), "x": case.x[rows].clone(), "seg_off": seg_off, "seg_slot": case.seg_slot[g : g + 1]})
+                assert got[f"d{name}"].dtype == getattr(case, name).dtype
+                assert_close(f"d{name}", got[f"d{name}"], want[f"d{name}"], 2 * TOLERANCES[getattr(case, name).dtype])
 
 
 def invariance(ops) -> None:
@@ -239,23 +208,16 @@ def invariance(ops) -> None:
         finally:
             torch.set_num_threads(threads)
 
-        for i, slot in enumerate(slots):
-            rows = slice(int(case.seg_off[i]), int(case.seg_off[i + 1]))
-            z1, o1, g1, dz1, db1 = run(_alone(case, i), o[rows])
+        for i, (rows, slot) in enumerate(case.parts):
+            z1, o1, g1, dz1, db1 = run(alone(case, i), o[rows])
             assert torch.equal(z1, z[rows]), "z of a segment depends on the batch"
             assert torch.equal(o1, out[rows]), "o of a segment depends on the batch"
             assert torch.equal(dz1, dz[rows]), "dz of a segment depends on the batch"
             assert slot < 0 or torch.equal(g1[slot], g[slot]), "g of a segment depends on the batch"
             assert slot < 0 or torch.equal(db1[slot], db[slot]), "db of a segment depends on the batch"
 
-        new = torch.tensor([3, 1, 0, 2])  # slot s becomes new[s]
-        old = new.argsort()
-        renamed = Case(
-            case.x, case.w, case.bias, case.a[old], case.bt[old], case.seg_off,
-            torch.where(case.seg_slot < 0, -1, new[case.seg_slot.clamp(min=0).long()]).int(),
-            case.rank[old], case.scale[old],
-        )  # fmt: skip
-        z2, o2, g2, dz2, db2 = run(renamed, o)
+        new = torch.tensor([3, 1, 0, 2])
+        z2, o2, g2, dz2, db2 = run(renamed(case, new), o)
         same = torch.equal(z2, z), torch.equal(o2, out), torch.equal(g2[new], g), torch.equal(dz2, dz)
         assert all(same) and torch.equal(db2[new], db), "bits depend on a slot's number"
 
@@ -282,7 +244,7 @@ def accumulation(ops) -> None:
         once, each = start.clone(), start.clone()
         ops.lora_gram_(once, z, case.x, *case.seg)
         for g in range(4):
-            part = _alone(case, g)
+            part = alone(case, g)
             ops.lora_gram_(each, z[case.seg_off[g] : case.seg_off[g + 1]], part.x, *part.seg)
         assert torch.equal(once, each), "g depends on how its segments are shared out to calls"
 

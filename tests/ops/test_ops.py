@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tmem import ops, reference
-from tmem.testing import TOLERANCES, Case, assert_close, make_case, rel_rms, segments
+from tmem.testing import TOLERANCES, Case, assert_close, dense, make_case, rel_rms, segments
 
 pytestmark = pytest.mark.usefixtures("poison")
 NAMES = ops.OPS
@@ -100,10 +100,10 @@ def ragged(draw):
 @given(case=ragged())
 def test_any_shape(case):
     """Errors are held against the sums of the terms' magnitudes, as few terms may cancel."""
-    want, tol = checks.dense(case), TOLERANCES[case.x.dtype]
+    want, tol = dense(case), TOLERANCES[case.x.dtype]
     acc = TOLERANCES[torch.float64 if case.x.dtype == torch.float64 else torch.float32]
     inputs = {k: t.abs() if t is not None and t.is_floating_point() else t for k, t in vars(case).items()}
-    terms = checks.dense(Case(**inputs))
+    terms = dense(Case(**inputs))
     y, z = torch.ops.tmem.lora_linear(*case.linear)
     for name, out, allowed in (("z", z, acc), ("y", y, tol), ("gram", ops.lora_gram(z, case.x, *case.seg), acc)):
         assert out.shape == want[name].shape

@@ -10,7 +10,7 @@ from ..agent.config import DEFAULT_PRESET
 from .group import refuse
 
 OPS = ("lora", "step", "decode")
-ALONE = ("rsvd", "init", "train", "eval", "serve", "soak")
+ALONE = ("rsvd", "init", "train", "eval", "serve", "soak", "promises")
 OF = {"soak": ("preset", "settings", "chains", "writes"), "serve": ("users", "requests", "seed", "slots")}  # whose an option is
 
 
@@ -72,12 +72,13 @@ def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: 
 
     \b
     Each of these runs by itself:
-      rsvd    about 5 minutes
-      init    about 45 minutes
-      train   about 10 minutes
-      eval    about 10 minutes
-      serve   about 15 minutes
-      soak    hours
+      rsvd      about 5 minutes
+      init      about 45 minutes
+      train     about 10 minutes
+      eval      about 10 minutes
+      serve     about 15 minutes
+      soak      hours
+      promises  half a minute
 
     All ways are first compared with an oracle. Then they are timed in turns in one process, on the GPU where there is one.
 
@@ -102,6 +103,9 @@ def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: 
     without memories. It says requests a second with all users busy, and times under Poisson arrivals (docs/serving.md).
 
     soak: many writes into one memory: what is forgotten, and when.
+
+    promises: what a call of the ops promises, tried on tmem and on other ways to do the same. Nothing is timed
+    (docs/kernels.md).
 
     \b
     Compare two versions of the code:

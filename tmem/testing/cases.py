@@ -1,7 +1,7 @@
-"""What the tests and the benchmarks share: random ragged inputs, and one way to compare with a tolerance."""
+"""Random ragged inputs, what may be done to them, and one way to compare with a tolerance."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +27,12 @@ def assert_close(name: str, out: Tensor, ref: Tensor, tol: float) -> None:
 
 @dataclass
 class Case:
-    """Arguments of lora_linear (see tmem.ops), from which those of the other ops are taken."""
+    """Arguments of lora_linear (see tmem.ops), from which those of the other ops are taken.
+
+    x [M,K], w [N,K], bias [N] or None: one dtype, fp32, bf16 or fp64. a [S,R,K] or [1,R,K], bt [S,R,N]: fp32 or bf16, any
+    strides. seg_off int32 [G+1], seg_slot int32 [G], rank int32 [S], scale fp32 [S]. What lies beyond a slot's rank is not
+    used.
+    """
 
     x: Tensor
     w: Tensor
@@ -46,14 +51,22 @@ class Case:
 
     @property
     def seg(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What every op takes of the segments: seg_off, seg_slot and rank."""
         return self.seg_off, self.seg_slot, self.rank
 
     @property
+    def parts(self) -> list[tuple[slice, int]]:
+        """Rows and slot of every segment."""
+        offsets = self.seg_off.tolist()
+        return [(slice(*pair), slot) for *pair, slot in zip(offsets, offsets[1:], self.seg_slot.tolist())]
+
+    @property
     def linear(self) -> tuple:
+        """What lora_linear takes."""
         return self.x, self.w, self.bias, self.a, self.bt, *self.seg, self.scale
 
 
-def segments(lengths: Sequence[int], slots: Sequence[int], device="cpu") -> tuple[Tensor, Tensor]:
+def segments(lengths: Sequence[int], slots: Sequence[int], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
     """seg_off int32 [G+1] and seg_slot int32 [G] of segments with these lengths and slots."""
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     return offsets.to(device, torch.int32), torch.tensor(slots, dtype=torch.int32, device=device)
@@ -72,7 +85,7 @@ def make_case(
     shared_a: bool = False,
     bias: bool = True,
     seed: int = 0,
-    device="cpu",
+    device: str | torch.device = "cpu",
 ) -> Case:
     """Random inputs: segment i has lengths[i] rows of slot slots[i] (-1 = none), slot s has rank ranks[s] of `stored`.
 
@@ -102,3 +115,17 @@ def make_case(
         torch.tensor(ranks, dtype=torch.int32, device=device),
         (0.5 + torch.rand(count, generator=generator)).to(device),
     )  # fmt: skip
+
+
+def alone(case: Case, g: int) -> Case:
+    """Segment g of a case, by itself."""
+    lo, hi = case.seg_off[g : g + 2].tolist()
+    off, _ = segments([hi - lo], [0], case.x.device)
+    return replace(case, x=case.x[lo:hi].clone(), seg_off=off, seg_slot=case.seg_slot[g : g + 1])
+
+
+def renamed(case: Case, new: Tensor) -> Case:
+    """The same rows with the same adapters under other numbers: slot s becomes new[s], int64 [S]. Every slot has its own a."""
+    old = new.argsort()
+    slots = torch.where(case.seg_slot < 0, -1, new[case.seg_slot.clamp(min=0).long()]).int()
+    return replace(case, a=case.a[old], bt=case.bt[old], seg_slot=slots, rank=case.rank[old], scale=case.scale[old])
