@@ -76,7 +76,7 @@ def providers(case: LoraCase, device: str) -> dict[str, Provider]:
     data = inputs(case, device)
     return {
         "base": _base(data),
-        "tmem": _tmem(case, data),
+        "tmem": adapted(case, data, frozen_layer(data)),
         "peft loop": _peft_loop(data),
         "padded bmm": _padded_bmm(case, data),
         "grouped stacked": _grouped_mm(case, data, stacked=True),
@@ -114,12 +114,28 @@ class _Ragged(Route):
         return self.given
 
 
-def _tmem(case: LoraCase, data: Inputs) -> Provider:
-    """What an attached bank runs, dB accumulated into the bank's gradient rows."""
-    linear = nn.Linear(case.k, case.n, bias=False, device="meta")
+def frozen_layer(data: Inputs) -> nn.Linear:
+    """The layer itself, with w as its weight."""
+    linear = nn.Linear(*data.w.T.shape, bias=False, device="meta")
     linear.weight = nn.Parameter(data.w, requires_grad=False)
-    layer = nn.ModuleDict({"proj": linear})
-    model = nn.ModuleDict({"model": nn.ModuleDict({"layers": nn.ModuleList([layer])})})
+    return linear
+
+
+class _Decoder(nn.Module):
+    """A decoder of one layer with one projection, as far as a bank looks at it."""
+
+    def __init__(self, projection: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.model = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"proj": projection})])})
+        self.embeddings = nn.Embedding(1, 1, dtype=dtype)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings
+
+
+def adapted(case: LoraCase, data: Inputs, linear: nn.Module) -> Provider:
+    """What an attached bank runs over `linear`, dB accumulated into the bank's gradient rows."""
+    model = _Decoder(linear, data.x.dtype)
     bank = AdapterBank(model, len(case.lengths), case.rank, targets=("proj",), init="random")
     for _ in case.lengths:
         bank.alloc(alpha=SCALE * case.rank)

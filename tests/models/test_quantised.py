@@ -20,7 +20,7 @@ from tmem.models.lora import fingerprint
 from tmem.models.quantised import BITS, quantise_
 from tmem.testing import assert_close
 
-HERE = [bits for bits in BITS if find_spec(quantised._LIBRARY[bits])]
+HERE = [bits for bits in BITS if find_spec(quantised.LIBRARY[bits])]
 TOLERANCE = {"int8": 1e-5}  # it multiplies by the scale after the product, the dense weight before
 BYTES = {"int8": 1.1, "fp8": 1.1, "nf4": 0.65}  # a weight with its scales, at most; nf4's are few numbers in fp32 here
 

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_LIBRARY = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
-BITS = tuple(_LIBRARY)
+LIBRARY = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
+BITS = tuple(LIBRARY)
 
 
 def require(bits: str) -> None:
     """Raises ValueError for a format that is not known, ImportError where its library is missing."""
     if bits not in BITS:
         raise ValueError(f"bits: expected {', '.join(BITS)}, got {bits!r}.")
-    if find_spec(_LIBRARY[bits]) is None:
-        raise ImportError(f"bits {bits} needs {_LIBRARY[bits]}, which is not installed; run `pip install 'tmem[bits]'`.")
+    if find_spec(LIBRARY[bits]) is None:
+        raise ImportError(f"bits {bits} needs {LIBRARY[bits]}, which is not installed; run `pip install 'tmem[bits]'`.")
 
 
 def quantise_(model: nn.Module, bits: str, device: torch.device | str) -> nn.Module:
@@ -40,18 +40,24 @@ def quantise_(model: nn.Module, bits: str, device: torch.device | str) -> nn.Mod
 
     model: with its weights, wherever they lie. What is not replaced stays where it is. Raises as `require` does.
     """
-    import torch
     from torch import nn
 
     require(bits)
+    for layer in model.base_model.layers:
+        for name, module in list(layer.named_modules()):
+            if type(module) is nn.Linear:
+                parent, _, last = name.rpartition(".")
+                setattr(layer.get_submodule(parent), last, in_bits(module, bits, device))
+    return model
+
+
+def in_bits(linear: nn.Linear, bits: str, device: torch.device | str) -> nn.Module:
+    """A layer in `bits` on `device`, frozen, in place of `linear`, which may be used up."""
+    import torch
+
     make = _nf4 if bits == "nf4" else _scaled_rows
     with _quiet(), torch.no_grad():
-        for layer in model.base_model.layers:
-            for name, module in list(layer.named_modules()):
-                if type(module) is nn.Linear:
-                    parent, _, last = name.rpartition(".")
-                    setattr(layer.get_submodule(parent), last, make(module, bits, device).requires_grad_(False))
-    return model
+        return make(linear, bits, device).requires_grad_(False)
 
 
 def _scaled_rows(linear: nn.Linear, bits: str, device: torch.device | str) -> nn.Module:
