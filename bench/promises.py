@@ -25,8 +25,8 @@ TRIED = {**PROMISES, "any company, with base": company_with_base}
 """What the table has. The last is no promise of tmem.ops: company of the whole layer."""
 
 
-def ways(device: str) -> dict[str, tuple[Callable, Callable | None]]:
-    """By name, forward and gradients as check_promises takes them; None: it has no gradients."""
+def ways() -> dict[str, tuple[Callable, Callable | None]]:
+    """By name, forward and gradients as check_promises takes them; None: PEFT has a mixed batch for inference alone."""
     return {
         "tmem": (tmem, by_autograd(tmem)),
         "PEFT, one by one": (peft_one_by_one, peft_gradients),
@@ -40,7 +40,7 @@ def compare_promises(quick: bool, watch: Callable[[str, int, int], None], kept: 
     """{"rows"}: one row for every promise and way, `broke` as check_promises says it, "" where the promise holds. fp32;
     quick is the same, and nothing is `kept`, as all of it takes seconds."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows, every = [], ways(device)
+    rows, every = [], ways()
     for done, (name, (forward, gradients)) in enumerate(every.items()):
         watch(name, done, len(every))
         found = check_promises(forward, gradients, device=device, tolerance=SPLIT if device == "cuda" else None, promises=TRIED)
@@ -125,7 +125,7 @@ def peft_gradients(case: Case, dy: Tensor) -> dict[str, Tensor | None]:
 
 
 def peft_mixed(case: Case) -> Tensor:
-    """One call for the batch, every row with the name of its adapter: forward only, as PEFT says."""
+    """One call for the batch, every row with the name of its adapter."""
     names = [name for rows, slot in case.parts for name in [str(slot) if slot >= 0 else "__base__"] * (rows.stop - rows.start)]
     with torch.no_grad():
         return _peft(case).eval()(case.x, adapter_names=names)
