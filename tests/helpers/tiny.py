@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import (
     GemmaConfig,
     GemmaForCausalLM,
@@ -40,13 +41,36 @@ FAMILIES = {
     "mistral": (MistralForCausalLM, MistralConfig, {"head_dim": 16, "sliding_window": None}),
     "gemma": (GemmaForCausalLM, GemmaConfig, {"head_dim": 32}),  # heads together wider than the model, as in Gemma 7B
 }
+_ENDS = {"bos_token_id": 1, "eos_token_id": 2}
+MORE = {  # what of a computation lies outside of the layers, or inside of them alone
+    "granite": ("Granite", {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.7,
+                            "logits_scaling": 4.0}),
+    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2, **_ENDS}),
+    "olmo2": ("Olmo2", _ENDS),
+    "glm": ("Glm", {"head_dim": 16, **_ENDS}),
+    "glm4": ("Glm4", {"head_dim": 16, **_ENDS}),
+    "mistral+window": ("Mistral", {"head_dim": 16, "sliding_window": 24}),
+    "qwen3+windows": ("Qwen3", {"head_dim": 16, "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2}),
+    "smollm3+windows": ("SmolLM3", {"use_sliding_window": True, "sliding_window": 24, "no_rope_layer_interval": 2, **_ENDS}),
+    "gemma3_text": ("Gemma3", {
+        "head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 24,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+                            "sliding_attention": {"rope_type": "default", "rope_theta": 1e3}}}),
+}  # fmt: skip
 
 
 def model(family="llama", seed=0, dtype=torch.float32, **sizes):
     """A frozen decoder with random weights; `sizes` override the config."""
     torch.manual_seed(seed)
-    network, config, extra = FAMILIES[family]
+    network, config, extra = FAMILIES[family] if family in FAMILIES else _more(family)
     return network(config(**{**_SIZES, **extra, **sizes})).to(dtype).eval().requires_grad_(False)
+
+
+def _more(family):
+    name, extra = MORE[family]
+    config = {"Gemma3": "Gemma3Text"}.get(name, name)
+    return getattr(transformers, f"{name}ForCausalLM"), getattr(transformers, f"{config}Config"), extra
 
 
 class Letters:

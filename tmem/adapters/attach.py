@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.families import joined
 from ..ops import _checks
 from ..ops._once import once_differentiable
 from ..ops.linear import autocast_linear
@@ -43,10 +44,11 @@ _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # projec
 
 
 def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | None) -> list[Site]:
-    """The linear layers named in `targets` (last part of the module's name) within the last `last_layers` layers.
+    """The linear layers named in `targets` (last part of the module's name) within the last `last_layers` layers. Where a
+    model has projections as one linear layer, that one is meant by all of them together.
 
-    Raises ValueError naming a target that no layer has, that is not a plain `nn.Linear` (quantised, convolution,
-    fused), or whose weight is tied to another module: adapting it would silently adapt both.
+    Raises ValueError naming a target that no layer has, that is a part of a fused layer, that is not a plain `nn.Linear`
+    (quantised, convolution), or whose weight is tied to another module: adapting it would silently adapt both.
     """
     modules = dict(model.named_modules())
     layer_of = {name: int(m.group(1)) for name in modules if (m := re.search(r"\.layers\.(\d+)\.", name))}
@@ -61,12 +63,10 @@ def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | No
         for _, parameter in module.named_parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(name)
     sites = []
-    for target in targets:
+    for target in joined(targets, {name.rsplit(".", 1)[-1] for name in modules}):
         found = [n for n in modules if n.rsplit(".", 1)[-1] == target]
         if not found:
-            fused = sorted({n.rsplit(".", 1)[-1] for n in modules if target.split("_")[0] in n.rsplit(".", 1)[-1]})
-            hint = f" It looks fused into {', '.join(fused)}, which tmem cannot adapt." if fused else ""
-            raise ValueError(f"targets: {type(model).__name__} has no module named {target!r}.{hint}")
+            raise ValueError(f"targets: {type(model).__name__} has no module named {target!r}.")
         for name in found:
             module = modules[name]
             if type(module) is not nn.Linear:
