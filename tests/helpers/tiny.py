@@ -57,6 +57,8 @@ MORE = {  # what of a computation lies outside of the layers, or inside of them 
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
                             "sliding_attention": {"rope_type": "default", "rope_theta": 1e3}}}),
+    "phi3": ("Phi3", {"partial_rotary_factor": 0.75, **_ENDS}),
+    "phi3+window": ("Phi3", {"sliding_window": 24, **_ENDS}),
 }  # fmt: skip
 
 

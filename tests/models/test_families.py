@@ -12,12 +12,13 @@ from tiny_agent import CONFIG, agent_of
 from tiny_chat import tokenizer
 from wrong import window_of_columns
 
+from tmem.adapters.bank import AdapterBank
 from tmem.adapters.peft import load_adapter, save_adapter
 from tmem.agent.decode import decode
 from tmem.agent.learn import learn
 from tmem.models import forward as fw
 from tmem.models import loading
-from tmem.models.families import FAMILIES
+from tmem.models.families import FAMILIES, FUSED
 from tmem.testing import assert_close
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
@@ -184,6 +185,35 @@ def test_what_was_learned_is_a_peft_adapter(family, tmp_path):
     loaded = peft.PeftModel.from_pretrained(tiny.model(family), tmp_path / "m")
     assert_close("logits in PEFT", got, loaded(input_ids=ids).logits, 1e-5)
     assert (got - theirs(agent.model, ids[0].tolist())).norm() > 1e-2 * got.norm()
+
+
+EVERY_LAYER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize("family", ["glm4", "phi3"])
+def test_projections_that_are_one_layer_are_adapted_as_one(family, tmp_path):
+    """Names of the parts and names of the layers mean the same, and gradients are those of the layers themselves."""
+    network, (ids,) = model(family, torch.float64), texts((40,))
+    banks = []
+    fused = tuple(name for name in FUSED if name in FAMILIES[family].fused)
+    plain = tuple(name for name in EVERY_LAYER if not any(name in FUSED[one] for one in fused))
+    for targets in (EVERY_LAYER, (*fused, *plain)):
+        bank = AdapterBank(network, 1, 4, targets=targets, train_a=True, dtype=torch.float64)
+        slot = bank.alloc()
+        bank.param[slot] += 0.05 * torch.randn(bank.param.shape[1], generator=torch.Generator().manual_seed(0))
+        with bank.route([slot], learn=True):
+            ours(network, [ids])[0].logsumexp(-1).sum().backward()
+        bank.detach()
+        banks.append(bank)
+    assert [site.name for site in banks[0].sites] == [site.name for site in banks[1].sites]
+    assert torch.equal(banks[0].grad, banks[1].grad)
+    save_adapter(banks[0], 0, tmp_path / "m")
+    loaded = peft.PeftModel.from_pretrained(model(family, torch.float64), tmp_path / "m", is_trainable=True)
+    loaded(input_ids=torch.tensor([ids])).logits[0].logsumexp(-1).sum().backward()
+    named = dict(loaded.named_parameters())
+    for site in banks[0].sites:
+        b = named[f"base_model.model.{site.name}.lora_B.default.weight"].grad
+        assert_close(site.name, site.bt_grad[0].T, b, 1e-5)
 
 
 @pytest.mark.parametrize("family", MORE)

@@ -61,6 +61,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "olmo2": Family(),
         "glm": Family(fused=("gate_up_proj",), reads=_PARTIAL),
         "glm4": Family(fused=("gate_up_proj",), reads=_PARTIAL),
+        "phi3": Family(windows="all", fused=("qkv_proj", "gate_up_proj"), reads=_PARTIAL),
     }
 )
 # Keys of configurations that change what is computed; families whose code does not read them pass over them without a word.
