@@ -182,6 +182,14 @@ def test_info_says_what_a_family_has_of_its_own(family, window, targets, says, t
     assert max(map(len, text.splitlines())) <= 80 and says in " ".join(text.split())
 
 
+def test_info_says_that_a_preset_adapts_nothing_of_a_mixture(tmp_path):
+    loading.save_model(model("qwen3_moe", vocab_size=400), tokenizer(), tmp_path / "m")
+    facts = json.loads(CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "m"), "--json"]).output)
+    assert facts["family_settings"]["num_experts"] == 8 and "'gate_proj' is no linear layer" in facts["adapted"]["refused"]
+    text = CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "m")]).output
+    assert "nothing, preset default is refused: targets" in " ".join(text.split())
+
+
 def test_info_without_a_model_points_to_it():
     assert "tmem info --model" in CliRunner().invoke(cli.main, ["info"]).output
 

@@ -18,6 +18,7 @@ from transformers import (
 )  # fmt: skip
 
 from tmem.episode import Pair
+from tmem.models.experts import prepare
 
 PLAIN = Path(__file__).with_name("plain.toml")  # the preset that those of tests extend
 
@@ -57,6 +58,10 @@ MORE = {  # what of a computation lies outside of the layers, or inside of them 
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
                             "sliding_attention": {"rope_type": "default", "rope_theta": 1e3}}}),
+    "qwen3_moe": ("Qwen3Moe", {"head_dim": 16, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48,
+                               "norm_topk_prob": True}),
+    "qwen3_moe+dense": ("Qwen3Moe", {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
+                                     "mlp_only_layers": [1]}),
     "phi3": ("Phi3", {"partial_rotary_factor": 0.75, **_ENDS}),
     "phi3+window": ("Phi3", {"sliding_window": 24, **_ENDS}),
 }  # fmt: skip
@@ -66,7 +71,9 @@ def model(family="llama", seed=0, dtype=torch.float32, **sizes):
     """A frozen decoder with random weights; `sizes` override the config."""
     torch.manual_seed(seed)
     network, config, extra = FAMILIES[family] if family in FAMILIES else _more(family)
-    return network(config(**{**_SIZES, **extra, **sizes})).to(dtype).eval().requires_grad_(False)
+    made = network(config(**{**_SIZES, **extra, **sizes})).to(dtype).eval().requires_grad_(False)
+    prepare(made)
+    return made
 
 
 def _more(family):

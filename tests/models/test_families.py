@@ -3,26 +3,35 @@
 Norms, biases and router weights are random as well: fresh ones are all ones or zeros, and would hide one that is left out.
 """
 
+import contextlib
+
 import peft
 import pytest
 import tiny
 import torch
-from tiny import MORE, pairs
-from tiny_agent import CONFIG, agent_of
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+from tiny import MORE, Letters, pairs
+from tiny_agent import CONFIG, agent_of, config_of
 from tiny_chat import tokenizer
-from wrong import window_of_columns
+from wrong import experts_unfilled, window_of_columns
 
+from tmem import cli
 from tmem.adapters.bank import AdapterBank
 from tmem.adapters.peft import load_adapter, save_adapter
+from tmem.agent.agent import Agent
 from tmem.agent.decode import decode
 from tmem.agent.learn import learn
 from tmem.models import forward as fw
 from tmem.models import loading
-from tmem.models.families import FAMILIES, FUSED
+from tmem.models.experts import prepare
+from tmem.models.families import APART, FAMILIES, FUSED, passed, trainable
 from tmem.testing import assert_close
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
 WINDOWED = [family for family in MORE if getattr(tiny.model(family).config, "sliding_window", None)]
+EVERY = [(family, torch.float32) for family in MORE]
+EVERY += [(family, torch.bfloat16) for family in ("gemma3_text", "qwen3_moe", "phi3", "mistral+window")]
 LENGTHS = (7, 23, 24, 25, 61, 130)  # below a window of 24 tokens, at it, and well above
 
 
@@ -40,9 +49,18 @@ def texts(lengths=LENGTHS):
     return [torch.randint(3, 160, (n,), generator=generator).tolist() for n in lengths]
 
 
+@contextlib.contextmanager
+def theirs_alone(network):
+    """Nothing of tmem's inside of transformers' model."""
+    network.set_experts_implementation("eager")
+    yield
+    prepare(network)
+
+
 def theirs(network, ids):
     """transformers' own logits [T, V] of one text."""
-    return network(input_ids=torch.tensor([ids])).logits[0]
+    with theirs_alone(network):
+        return network(input_ids=torch.tensor([ids])).logits[0]
 
 
 def ours(network, rows, cut=None):
@@ -88,6 +106,9 @@ def test_a_full_pass_is_the_model_whatever_the_padding(family, dtype):
     for cut in (None, 2):
         for row, got in zip(rows, ours(network, rows, cut)):
             assert_close(f"{len(row)} tokens", got[: len(row)], theirs(network, row), TOLERANCE[dtype])
+    want = torch.stack([theirs(network, rows[5])[129], theirs(network, rows[2])[23]])
+    some = fw.token_logits(network, fw.pad(rows, 130, dummies=False), [5, 2], [129, 23])
+    assert_close("at positions", some, want, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -143,6 +164,65 @@ def test_a_row_has_the_bits_it_has_alone(family):
         assert torch.equal(ours(network, [row])[0], together[i]), i
 
 
+def test_an_experts_products_have_rows_that_do_not_depend_on_neighbours():
+    """At sizes where a product of a few rows is rounded by how many there are."""
+    network = tiny.model("qwen3_moe", hidden_size=256, moe_intermediate_size=192, num_hidden_layers=1)
+    experts, generator = network.model.layers[0].mlp.experts, torch.Generator().manual_seed(0)
+    hidden = torch.randn(64, 256, generator=generator)
+    index = torch.rand(64, 8, generator=generator).topk(3).indices
+    weights = torch.rand(64, 3, generator=generator)
+    want = experts(hidden, index, weights)
+
+    def apart():
+        return all(
+            torch.equal(experts(hidden[i : i + n], index[i : i + n], weights[i : i + n]), want[i : i + n])
+            for n in (1, 4, 7, 20)
+            for i in range(0, 64, n)
+        )
+
+    assert apart() and not experts_unfilled.compute(apart)
+    with theirs_alone(network):
+        assert_close("experts", want, experts(hidden, index, weights), 1e-6)
+
+
+def test_experts_are_run_frozen_and_nothing_else_is_said_of_them(tmp_path):
+    network = tiny.model("qwen3_moe+dense")
+    for target in ("gate_proj", "down_proj"):
+        with pytest.raises(ValueError, match=f"{target}' would leave out model.layers.0.mlp.experts of .*; name some of q_"):
+            AdapterBank(network, 1, 4, targets=("q_proj", target))
+    network.set_experts_implementation("grouped_mm")
+    with pytest.raises(ValueError, match="experts by 'grouped_mm', whose rounding depends on a row's neighbours; call tmem"):
+        decode(network, [[3, 4, 5]], end=0, max_new=2)
+    agent = Agent.build(network, Letters(), config_of("qwen3_moe"), 1)
+    assert agent.model.config._experts_implementation == APART
+    sparse, dense = network.model.layers[0], network.model.layers[1]
+    own = sum(weight.numel() for weight in sparse.mlp.experts.parameters())
+    assert passed(sparse, network.config) == sum(weight.numel() for weight in sparse.parameters()) - own * 2 // 4
+    assert passed(dense, network.config) == sum(weight.numel() for weight in dense.parameters())
+    with pytest.raises(ValueError, match="train: the model is of family 'qwen3_moe', a mixture of experts, which tmem runs fr"):
+        trainable(network.config)
+    trainable(tiny.model().config)
+
+
+@pytest.mark.parametrize("name", ["0.mlp.experts.3.up_proj", "2.mlp.experts.7.down_proj"])
+def test_a_mixture_that_lacks_a_weight_of_one_expert_is_refused(name, tmp_path):
+    """transformers joins those of all experts when it loads."""
+    loading.save_model(tiny.model("qwen3_moe", vocab_size=400), tokenizer(), tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    del weights[f"model.layers.{name}.weight"]
+    save_file(weights, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(loading.ModelError, match="does not load as a causal language model|config.json asks for"):
+        loading.load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize("verb", ["train", "plan"])
+def test_a_mixture_is_not_trained(verb, tmp_path):
+    loading.save_model(tiny.model("qwen3_moe", vocab_size=400), tokenizer(), tmp_path / "m")
+    out = ["--out", str(tmp_path / "out"), "--preset", "stream"] if verb == "train" else []
+    done = CliRunner().invoke(cli.main, [verb, "--model", str(tmp_path / "m"), *out])
+    assert done.exit_code == 2 and "a mixture of experts, which tmem runs frozen" in done.output
+
+
 @pytest.mark.parametrize("family", MORE)
 def test_greedy_decoding_is_that_of_transformers(family):
     network, prompts = model(family), texts((3, 11, 30, 61))
@@ -155,16 +235,16 @@ def test_greedy_decoding_is_that_of_transformers(family):
         assert torch.tensor(generation.logprobs).allclose(logits.amax(-1), atol=1e-4)
 
 
-@pytest.mark.parametrize("family", MORE)
-def test_an_episode_learns_and_decodes_the_same_bits_alone_and_among_others(family):
+@pytest.mark.parametrize("family, dtype", EVERY)
+def test_an_episode_learns_and_decodes_the_same_bits_alone_and_among_others(family, dtype):
     jobs = [pairs(6, "a"), pairs(3, "bb"), pairs(9, "c")]
-    together = agent_of(family=family, config=config_of(family))
+    together = agent_of(family=family, dtype=dtype, config=config_of(family))
     slots = [together.bank.alloc() for _ in jobs]
     learned = learn(together.model, together.bank, [*zip(slots, jobs)], together.chat, CONFIG.learn)
     prompts, options = texts((5, 40, 65)), {"end": -1, "max_new": 12}
     said = decode(together.model, prompts, bank=together.bank, slots=slots, **options)
     for slot, job, result, prompt, generation in zip(slots, jobs, learned, prompts, said):
-        alone = agent_of(family=family, config=config_of(family))
+        alone = agent_of(family=family, dtype=dtype, config=config_of(family))
         own = alone.bank.alloc()
         assert learn(alone.model, alone.bank, [(own, job)], alone.chat, CONFIG.learn) == [result]
         assert torch.equal(alone.bank.param[own], together.bank.param[slot])
@@ -224,7 +304,3 @@ def test_a_folder_of_the_family_loads(family, tmp_path):
     assert torch.equal(ours(again, [ids]), ours(network, [ids]))
     named = {name for name, _ in loading.outline(tmp_path / "m")[0].named_parameters()}
     assert named == {name for name, _ in network.named_parameters()}
-
-
-def config_of(family):
-    return CONFIG

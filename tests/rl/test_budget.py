@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from tiny import FAMILIES, MORE, Letters, model
-from tiny_agent import CONFIG, TRAIN
+from tiny_agent import CONFIG, TRAIN, config_of
 
 from tmem.agent.config import agent_config
 from tmem.agent.learn import learn
@@ -51,7 +51,8 @@ def test_the_linear_layers_of_every_family_are_known(family):
     layers = {n.rsplit(".", 1)[-1]: m for n, m in network.model.layers[0].named_modules() if type(m) is torch.nn.Linear}
     shape = budget.Shape.of(network.config)
     assert shape.sizes() == {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
-    assert budget.row(shape, CONFIG) == Agent.build(network, Letters(), CONFIG, 1).bank.param.shape[1]
+    config = config_of(family)
+    assert budget.row(shape, config) == Agent.build(network, Letters(), config, 1).bank.param.shape[1]
 
 
 def test_the_papers_setting_is_as_small_as_it_says():

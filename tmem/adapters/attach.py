@@ -41,14 +41,15 @@ class Site:
 
 
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # projections of one input, by the module's name
+_ATTENTION = (*_TOGETHER[0], "o_proj")
 
 
 def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | None) -> list[Site]:
     """The linear layers named in `targets` (last part of the module's name) within the last `last_layers` layers. Where a
     model has projections as one linear layer, that one is meant by all of them together.
 
-    Raises ValueError naming a target that no layer has, that is a part of a fused layer, that is not a plain `nn.Linear`
-    (quantised, convolution), or whose weight is tied to another module: adapting it would silently adapt both.
+    Raises ValueError naming a target that no layer has, that is a part of a fused layer, that leaves out experts, that is not
+    a plain `nn.Linear` (quantised, convolution), or whose weight is tied to another module: both would be adapted.
     """
     modules = dict(model.named_modules())
     layer_of = {name: int(m.group(1)) for name in modules if (m := re.search(r"\.layers\.(\d+)\.", name))}
@@ -62,8 +63,14 @@ def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | No
     for name, module in modules.items():
         for _, parameter in module.named_parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(name)
+    experts = [name for name in modules if name.endswith(".experts")]
     sites = []
     for target in joined(targets, {name.rsplit(".", 1)[-1] for name in modules}):
+        if experts and target not in _ATTENTION:
+            raise ValueError(
+                f"targets: {target!r} would leave out {experts[0]} of {type(model).__name__}, and experts are not adapted; "
+                f"name some of {', '.join(_ATTENTION)} alone."
+            )
         found = [n for n in modules if n.rsplit(".", 1)[-1] == target]
         if not found:
             raise ValueError(f"targets: {type(model).__name__} has no module named {target!r}.")

@@ -124,8 +124,12 @@ def _template(chat: Chat) -> dict | None:
 
 
 def _adapted(shape: Shape, preset: str) -> dict:
+    """What a preset adapts, or why it is refused."""
     adapter = agent_config(preset).adapter
-    last, sizes = min(adapter.last_layers, shape.layers), shape.adapted(adapter.targets)
+    try:
+        last, sizes = min(adapter.last_layers, shape.layers), shape.adapted(adapter.targets)
+    except ValueError as error:
+        return {"preset": preset, "refused": str(error)}
     width = sum(outer + inner * adapter.train_a for inner, outer in sizes.values())
     return {
         "preset": preset, "targets": list(sizes), "layers": [shape.layers - last, shape.layers - 1],
@@ -158,7 +162,6 @@ def _lines(facts: dict) -> list[tuple[str, str]]:
     window, settings = facts["window"], ", ".join(f"{key} {value}" for key, value in facts["family_settings"].items())
     sight = "no window" if window is None else f"{window['layers']} layers see the last {window['tokens']:,} tokens"
     size = sum(facts["weights"].values()) / 2**20
-    first, last = adapted["layers"]
     biases = f", biases on {', '.join(facts['biases'])}" if facts["biases"] else ""
     unused = facts["embeddings"] - facts["vocabulary"]
     spare = f", {unused} unused" if unused else ""
@@ -189,6 +192,9 @@ def _lines(facts: dict) -> list[tuple[str, str]]:
             ("system turn", _SYSTEM[template["system"]]),
             ("thoughts", _THOUGHT[template["thought"]]),
         ]
+    if "refused" in adapted:
+        return [*lines, ("adapted", f"nothing, preset {adapted['preset']} is refused: {adapted['refused']}")]
+    first, last = adapted["layers"]
     return lines + [
         ("adapted", f"{', '.join(adapted['targets'])} of layers {first} to {last} (preset {adapted['preset']})"),
         ("a slot", f"{adapted['matrices']} matrices of rank {adapted['rank']}, {adapted['parameters_per_slot']:,} parameters"),

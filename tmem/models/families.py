@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+APART = "rows_apart"  # how experts are computed, see `experts`; the name that transformers knows it by
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers names them
 ROPES = ("default", "linear", "yarn", "llama3")  # positions whose frequencies do not depend on what is in the batch
 
@@ -27,6 +28,7 @@ class Family:
              those that `layer_types` names
     ropes    whether each kind of layer has positions of its own
     fused    projections that are one linear layer, some of FUSED
+    experts  whether layers choose among experts, which are neither adapted nor trained
     reads    keys that the modules read, and other families' pass over
     """
 
@@ -35,6 +37,7 @@ class Family:
     windows: str = "none"
     ropes: bool = False
     fused: tuple[str, ...] = ()
+    experts: bool = False
     reads: frozenset[str] = frozenset()
 
     @property
@@ -50,6 +53,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "mistral": Family(windows="all"),
         "qwen2": Family(windows="some"),
         "qwen3": Family(windows="some"),
+        "qwen3_moe": Family(windows="all", experts=True, reads=frozenset({"num_experts", "num_local_experts"})),
         "gemma": Family(),
         "gemma3_text": Family(windows="some", ropes=True),
         "granite": Family(
@@ -86,6 +90,22 @@ def joined(targets: Sequence[str], layers: Collection[str]) -> tuple[str, ...]:
                 f"name {' and '.join(lacks)} as well, or {of[target]}."
             )
     return tuple(dict.fromkeys(of.get(target, target) for target in targets))
+
+
+def trainable(config) -> None:
+    """Raises ValueError for a family whose weights are not trained. config: of one of FAMILIES."""
+    if FAMILIES[config.model_type].experts:
+        raise ValueError(
+            f"train: the model is of family {config.model_type!r}, a mixture of experts, which tmem runs frozen; "
+            f"train another model."
+        )
+
+
+def passed(layer, config) -> int:
+    """How many weights of a decoder's layer (a torch module) a token passes: of experts, those that it chooses."""
+    sizes = {name: weight.numel() for name, weight in layer.named_parameters()}
+    chosen = sum(size for name, size in sizes.items() if ".experts." in name)
+    return sum(sizes.values()) - (chosen - chosen * config.num_experts_per_tok // config.num_experts if chosen else 0)
 
 
 def kinds(config) -> list[str]:

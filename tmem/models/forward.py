@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import choose
-from .families import FAMILIES, SLIDING, kinds, unlike
+from .families import APART, FAMILIES, SLIDING, kinds, unlike
 
 # One minibatch holds sequences of one bucket only, right-padded to it: a row's bits depend on its own bucket, never on
 # the other rows. Buckets finer than powers of two waste fewer padded tokens.
@@ -74,8 +74,8 @@ def windowed(mask: Tensor, window: int) -> Tensor:
     """`mask` bool [..., columns] with the last `window` True columns of every query alone."""
     if mask.shape[-1] <= window:
         return mask
-    left = mask.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1)  # from a column on
-    return mask & (left <= window)
+    seen = mask.cumsum(-1, dtype=torch.int32)  # up to a column
+    return mask & (seen > seen[..., -1:] - window)
 
 
 def layers(
@@ -100,9 +100,14 @@ def layers(
             f"forward: the model computes attention by {implementation!r}, which reads masks otherwise; expected 'sdpa', "
             f"call model.set_attn_implementation('sdpa')."
         )
+    family, of = FAMILIES[config.model_type], kinds(config)[start:stop]
+    if family.experts and config._experts_implementation != APART:
+        raise ValueError(
+            f"forward: the model computes experts by {config._experts_implementation!r}, whose rounding depends on a row's "
+            f"neighbours; call tmem.models.experts.prepare(model)."
+        )
     attend_by = choose(hidden, cache is not None)
-    of, ropes = kinds(config)[start:stop], FAMILIES[config.model_type].ropes
-    rotaries = {kind: decoder.rotary_emb(hidden, positions, *((kind,) if ropes else ())) for kind in dict.fromkeys(of)}
+    rotaries = {kind: decoder.rotary_emb(hidden, positions, *((kind,) if family.ropes else ())) for kind in dict.fromkeys(of)}
     masks = {kind: windowed(mask, config.sliding_window) if kind == SLIDING else mask for kind in rotaries}
     for layer, kind in zip(decoder.layers[start:stop], of):
         hidden = layer(

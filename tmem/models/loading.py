@@ -52,6 +52,7 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    from .experts import prepare
     from .merge import merge_
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -89,6 +90,7 @@ def load_model(
         _generation(folder, model)
         tokenizer = load_tokenizer(folder)
     _agree(folder, model, tokenizer)
+    prepare(model)
     if base is None or str(base) == DEFAULT:
         model.config._name_or_path = _HUB_ID
     model.to(device).eval()

@@ -16,7 +16,7 @@ ASKED = 48  # tokens of a question as it is asked, with the chat template, about
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder's sizes. kv: key and value heads' width together, heads_kv · head_dim. fused: see families.Family."""
+    """A decoder's sizes. kv: key and value heads' width together, heads_kv · head_dim. fused, experts: see families.Family."""
 
     hidden: int
     ffn: int
@@ -26,6 +26,7 @@ class Shape:
     vocab: int
     tied: bool
     fused: tuple[str, ...] = ()
+    experts: bool = False
 
     @classmethod
     def of(cls, config) -> Shape:
@@ -34,11 +35,11 @@ class Shape:
         return cls(
             config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads * head,
             config.num_key_value_heads * head, config.vocab_size, config.tie_word_embeddings,
-            FAMILIES[config.model_type].fused,
+            FAMILIES[config.model_type].fused, FAMILIES[config.model_type].experts,
         )  # fmt: skip
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """(in, out) of the linear layers of one decoder layer."""
+        """(in, out) of the linear layers of one decoder layer, experts left out."""
         h, f = self.hidden, self.ffn
         sizes = {
             "q_proj": (h, self.q), "k_proj": (h, self.kv), "v_proj": (h, self.kv), "o_proj": (self.q, h),
@@ -47,6 +48,8 @@ class Shape:
         for name in self.fused:
             parts = [sizes.pop(part) for part in FUSED[name]]
             sizes[name] = h, sum(outer for _, outer in parts)
+        if self.experts:
+            del sizes["gate_proj"], sizes["up_proj"], sizes["down_proj"]
         return sizes
 
     def adapted(self, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
