@@ -25,7 +25,7 @@ from tmem.agent.learn import learn
 from tmem.models import forward as fw
 from tmem.models import loading
 from tmem.models.experts import prepare
-from tmem.models.families import APART, FAMILIES, FUSED, passed, trainable
+from tmem.models.families import APART, FAMILIES, FUSED, kinds, passed, trainable
 from tmem.testing import assert_close
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
@@ -109,6 +109,32 @@ def test_a_full_pass_is_the_model_whatever_the_padding(family, dtype):
     want = torch.stack([theirs(network, rows[5])[129], theirs(network, rows[2])[23]])
     some = fw.token_logits(network, fw.pad(rows, 130, dummies=False), [5, 2], [129, 23])
     assert_close("at positions", some, want, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("cut", [None, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", MORE)
+def test_with_the_same_masks_it_is_the_model_to_the_bit(family, dtype, cut):
+    """transformers takes masks as they are given, and would leave out or cut its own."""
+    network, rows = model(family, dtype), texts()
+    at = torch.arange(130)
+    full = fw.causal_mask(130).expand(len(rows), -1, -1, -1)
+    masks = {"full_attention": full, "sliding_attention": full & (at[:, None] - at < 24)}
+    if FAMILIES[network.config.model_type].windows != "some":
+        masks = masks[kinds(network.config)[0]]
+    with torch.no_grad():
+        want = network(input_ids=fw.pad(rows, 130, fill=5, dummies=False), attention_mask=masks).logits
+        assert torch.equal(ours(network, rows, cut), want.float())
+
+
+@pytest.mark.parametrize("family", [family for family in MORE if "moe" not in family])  # a near tie sends a token elsewhere
+def test_a_pass_with_gradients_in_bf16_is_as_near_as_the_model(family):
+    """Short sequences have an attention of their own there, which takes masks and scales as well."""
+    network, rows = model(family, torch.bfloat16), texts()
+    with torch.enable_grad():
+        got = ours(network, rows)
+    for row, logits in zip(rows, got):
+        assert_close(f"{len(row)} tokens", logits[: len(row)], theirs(network, row), 0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -139,10 +139,11 @@ def unlike(config) -> str | None:
     for rope in apart.values() if family.ropes else (ropes,):
         if (but := _rope(rope)) is not None:
             return but
-    for key in UNREAD:
-        value = getattr(config, key, None) or next(filter(None, (rope.get(key) for rope in every)), None)
-        if key not in family.read and (value is True or value and value != 1):
-            return f" with {key} {value}, which its family's code does not read"
+    for said in (vars(config), *every):
+        for key in UNREAD:
+            value = said.get(key)
+            if (value is True or value and value != 1) and key not in family.read:
+                return f" with {key} {value}, which its family's code does not read"
     return None
 
 
