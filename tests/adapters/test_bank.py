@@ -176,9 +176,8 @@ def test_modules_that_cannot_be_adapted_are_refused_by_name():
         AdapterBank(network, 1, 2, targets=("gate",))
     with pytest.raises(ValueError, match="lm_head is tied to model.embed_tokens"):
         AdapterBank(network, 1, 2, targets=("lm_head",))
-    network.model.layers[0].mlp.qkv_proj = torch.nn.Linear(4, 4)
-    with pytest.raises(ValueError, match="fused into qkv_proj"):
-        AdapterBank(network, 1, 2, targets=("qkv",))
+    with pytest.raises(ValueError, match="'up_proj' is a part of gate_up_proj, .*; name gate_proj as well, or gate_up_proj"):
+        AdapterBank(model("glm4"), 1, 2, targets=("down_proj", "up_proj"))
     network.model.layers[1].self_attn.q_proj = torch.nn.Conv1d(64, 64, 1)
     with pytest.raises(ValueError, match="layers.1.self_attn.q_proj is a Conv1d"):
         AdapterBank(network, 1, 2, targets=("q_proj",))

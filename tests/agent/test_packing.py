@@ -49,7 +49,7 @@ def alone(agent, taught, slot=0):
     return agent.bank.grad[slot].clone()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", (*FAMILIES, "mistral+window", "gemma3_text"))
 def test_pairs_on_one_row_teach_what_each_teaches_alone(family):
     want = alone(begun(family), RAGGED)
     assert_close("gradient", gradient(begun(family), RAGGED), want, TOLERANCE)
@@ -57,7 +57,7 @@ def test_pairs_on_one_row_teach_what_each_teaches_alone(family):
         assert_close("gradient", pairs_in_sight.gradient(gradient, begun(family), RAGGED), want, TOLERANCE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", (*FAMILIES, "mistral+window", "gemma3_text"))
 def test_what_pairs_begin_with_is_computed_once_and_teaches_all(family):
     taught = [Pair("Answer in a few words:\n" + p.question, p.answer) for p in RAGGED]
     rows = learning.packed(0, [learning._encoded(begun(family).chat, p, LEARN) for p in taught])

@@ -27,7 +27,7 @@ def logp(agent, found: Ranked, span: Span) -> list[float]:
     return [float(rows[k - 1, ids[k]]) for k in range(len(found.prompt), len(ids))]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", (*FAMILIES, "gemma3_text"))
 def test_a_span_is_as_probable_as_the_model_says(family):
     agent = agent_of(family=family)
     found = spans_of(agent)

@@ -163,6 +163,33 @@ def test_info_says_what_was_understood_of_a_model(name, tmp_path):
     assert max(map(len, text.splitlines())) <= 80 and end in text and "theta 50000" in text
 
 
+@pytest.mark.parametrize(
+    "family, window, targets, says",
+    [("gemma3_text", {"tokens": 24, "layers": 2}, ["gate_proj", "up_proj", "down_proj"], "2 layers see the last 24 tokens"),
+     ("glm4", None, ["gate_up_proj", "down_proj"], "partial_rotary_factor 0.5"),
+     ("granite", None, ["gate_proj", "up_proj", "down_proj"], "logits_scaling 4.0")],
+)  # fmt: skip
+def test_info_says_what_a_family_has_of_its_own(family, window, targets, says, tmp_path):
+    network = model(family, vocab_size=400)
+    loading.save_model(network, tokenizer(), tmp_path / "m")
+    facts = json.loads(CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "m"), "--json"]).output)
+    assert (facts["window"], facts["adapted"]["targets"]) == (window, targets)
+    assert facts["family_settings"].keys() <= {*network.config.to_dict(), *network.config.rope_parameters}
+    agent = Agent.build(network, tokenizer(), agent_config("default"), slots=1)
+    factors = sum(site.module.out_features * agent.config.adapter.rank for site in agent.bank.sites)
+    assert (facts["adapted"]["matrices"], facts["adapted"]["parameters_per_slot"]) == (len(agent.bank.sites), factors)
+    text = CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "m")], env={"COLUMNS": "80"}).output
+    assert max(map(len, text.splitlines())) <= 80 and says in " ".join(text.split())
+
+
+def test_info_says_that_a_preset_adapts_nothing_of_a_mixture(tmp_path):
+    loading.save_model(model("qwen3_moe", vocab_size=400), tokenizer(), tmp_path / "m")
+    facts = json.loads(CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "m"), "--json"]).output)
+    assert facts["family_settings"]["num_experts"] == 8 and "'gate_proj' is no linear layer" in facts["adapted"]["refused"]
+    text = CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "m")]).output
+    assert "nothing, preset default is refused: targets" in " ".join(text.split())
+
+
 def test_info_without_a_model_points_to_it():
     assert "tmem info --model" in CliRunner().invoke(cli.main, ["info"]).output
 

@@ -3,8 +3,9 @@
 import dataclasses
 
 import pytest
-from tiny import FAMILIES, Letters, model
-from tiny_agent import CONFIG, TRAIN
+import torch
+from tiny import FAMILIES, MORE, Letters, model
+from tiny_agent import CONFIG, TRAIN, config_of
 
 from tmem.agent.config import agent_config
 from tmem.agent.learn import learn
@@ -42,6 +43,16 @@ def test_rows_snapshots_and_parameters_are_counted_right(family, train_a):
     assert sum(p.nbytes for p in adapter.frozen) == asked["weights without the adapter"]
     log = dataclasses.replace(train, replay="log")
     assert {i.name: i.bytes for i in budget.per_rank(shape, config, log)}["snapshots of Δ"] == 0
+
+
+@pytest.mark.parametrize("family", MORE)
+def test_the_linear_layers_of_every_family_are_known(family):
+    network = model(family)
+    layers = {n.rsplit(".", 1)[-1]: m for n, m in network.model.layers[0].named_modules() if type(m) is torch.nn.Linear}
+    shape = budget.Shape.of(network.config)
+    assert shape.sizes() == {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
+    config = config_of(family)
+    assert budget.row(shape, config) == Agent.build(network, Letters(), config, 1).bank.param.shape[1]
 
 
 def test_the_papers_setting_is_as_small_as_it_says():

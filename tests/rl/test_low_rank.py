@@ -109,13 +109,16 @@ def test_it_begins_as_the_model_and_the_reference_is_what_was_remembered():
     assert torch.equal(logits(network, IDS), after)
 
 
-def test_what_is_saved_is_what_was_trained_for_load_model_and_for_peft(tmp_path):
-    base = folder_of(tmp_path / "base")
+@pytest.mark.parametrize("family", ["llama", "glm4", "gemma3_text", "phi3"])
+def test_what_is_saved_is_what_was_trained_for_load_model_and_for_peft(family, tmp_path):
+    base = folder_of(tmp_path / "base", family=family)
     network, tokenizer = loading.load_model(base, dtype=torch.bfloat16, device="cpu")
     policy = trained(network)
     policy.save(tokenizer, tmp_path / "rl", None)
     again, _ = loading.load_model(tmp_path / "rl", dtype=torch.bfloat16, device="cpu")
     assert all(torch.equal(x, y) for x, y in zip(network.parameters(), again.parameters()))
+    adapted = {name for name, module in network.model.layers.named_modules() if type(module) is torch.nn.Linear}
+    assert {name.removeprefix("model.layers.") for name in policy.layers} == adapted
     wide, _ = loading.load_model(base, dtype=torch.float32, device="cpu")
     theirs = peft.PeftModel.from_pretrained(wide, tmp_path / "rl").eval()
     mine, _ = loading.load_model(tmp_path / "rl", dtype=torch.float32, device="cpu")

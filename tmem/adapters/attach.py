@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models.families import joined
 from ..ops import _checks
 from ..ops._layer import adapted_linear
 from ..ops._once import once_differentiable
@@ -49,14 +50,16 @@ class Site:
 
 
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # projections of one input, by the module's name
+_ATTENTION = (*_TOGETHER[0], "o_proj")
 
 
 def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | None) -> list[Site]:
-    """The linear layers named in `targets` (last part of the module's name) within the last `last_layers` layers.
+    """The linear layers named in `targets` (last part of the module's name) within the last `last_layers` layers. Where a
+    model has projections as one linear layer, that one is meant by all of them together.
 
     A layer is an `nn.Linear`, or a frozen module that computes like one and gives the gradient of its input, such as a
-    quantised one. Raises ValueError naming a target that no layer has, that is neither, or whose weight is tied to another
-    module: adapting it would silently adapt both.
+    quantised one. Raises ValueError naming a target that no layer has, that is a part of a fused layer, that leaves out
+    experts, that is neither, or whose weight is tied to another module: both would be adapted.
     """
     modules = dict(model.named_modules())
     layer_of = {name: int(m.group(1)) for name in modules if (m := re.search(r"\.layers\.(\d+)\.", name))}
@@ -70,13 +73,17 @@ def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | No
     for name, module in modules.items():
         for _, parameter in module.named_parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(name)
+    experts = [name for name in modules if name.endswith(".experts")]
     sites = []
-    for target in targets:
+    for target in joined(targets, {name.rsplit(".", 1)[-1] for name in modules}):
+        if experts and target not in _ATTENTION:
+            raise ValueError(
+                f"targets: {target!r} would leave out {experts[0]} of {type(model).__name__}, and experts are not adapted; "
+                f"name some of {', '.join(_ATTENTION)} alone."
+            )
         found = [n for n in modules if n.rsplit(".", 1)[-1] == target]
         if not found:
-            fused = sorted({n.rsplit(".", 1)[-1] for n in modules if target.split("_")[0] in n.rsplit(".", 1)[-1]})
-            hint = f" It looks fused into {', '.join(fused)}, which tmem cannot adapt." if fused else ""
-            raise ValueError(f"targets: {type(model).__name__} has no module named {target!r}.{hint}")
+            raise ValueError(f"targets: {type(model).__name__} has no module named {target!r}.")
         for name in found:
             module = modules[name]
             if bases.plain_weight(module) is None:

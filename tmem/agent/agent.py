@@ -13,6 +13,7 @@ from ..adapters.calibration import TEXTS
 from ..episode import Pair
 from ..models import forward as fw
 from ..models.chat import Chat
+from ..models.experts import prepare
 from .config import AgentConfig
 from .decode import Decoding, Generation, decode
 from .learn import Learned, learn
@@ -113,6 +114,7 @@ class Agent:
         Raises ValueError for a model that tmem.models.forward cannot run.
         """
         fw.parts(model)
+        prepare(model)
         model.requires_grad_(False)
         adapter, chat = config.adapter, Chat(tokenizer, model)
         bank = AdapterBank(

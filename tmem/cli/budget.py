@@ -30,13 +30,16 @@ def budget(preset: str, model: str | None, ranks: int, writes: int, layout: str 
     """
     from ..agent.config import agent_config
     from ..models import loading
+    from ..models.families import trainable
     from ..rl import budget as budgets
     from ..rl.config import train_config
 
     if model in budgets.SHAPES:
         shape = budgets.SHAPES[model]
     else:
-        shape = budgets.Shape.of(loading.config(model))
+        known = loading.config(model)
+        trainable(known)
+        shape = budgets.Shape.of(known)
     agent = agent_config(preset)
     train = train_config(preset)
     train = dataclasses.replace(train, layout=layout or train.layout)

@@ -9,6 +9,7 @@ from ..agent.config import agent_config
 from ..files.objects import object_in
 from ..models import loading
 from ..models.chat import Chat
+from ..models.families import FAMILIES, SLIDING, kinds
 from ..models.gguf.file import parts
 from ..models.lora import CONFIG, WEIGHTS, plain_lora, read_folder
 from ..rl.budget import Shape
@@ -33,7 +34,8 @@ def understood(name: str, preset: str) -> dict:
     network, tokenizer = loading.outline(name)
     folder, config, chat = loading.resolve(name), network.config, Chat(tokenizer, network)
     shape = Shape.of(config)
-    rope = {k: v for k, v in config.rope_parameters.items() if k not in ("type", "rope_type", "rope_theta")}
+    family, ropes = FAMILIES[config.model_type], config.rope_parameters
+    window, of = getattr(config, "sliding_window", None), kinds(config)
     gguf = Path(name).expanduser()
     return {
         "model": name,
@@ -44,11 +46,12 @@ def understood(name: str, preset: str) -> dict:
         "parameters": sum(p.numel() for p in network.parameters()),
         "layers": shape.layers, "hidden": shape.hidden, "intermediate": shape.ffn, "heads": config.num_attention_heads,
         "kv_heads": config.num_key_value_heads, "head_dim": shape.q // config.num_attention_heads,
-        "activation": config.hidden_act,
+        "activation": getattr(config, "hidden_activation", None) or config.hidden_act,
         "biases": sorted({n.rsplit(".", 2)[-2] for n, _ in network.named_parameters() if n.endswith(".bias")}),
         "context": config.max_position_embeddings,
-        "window": None,  # models with one are refused
-        "rope": {"type": config.rope_parameters["rope_type"], "theta": config.rope_parameters["rope_theta"], **rope},
+        "window": {"tokens": window, "layers": of.count(SLIDING)} if SLIDING in of else None,
+        "rope": {kind: _rope(ropes[kind]) for kind in dict.fromkeys(of)} if family.ropes else _rope(ropes),
+        "family_settings": {key: getattr(config, key, ropes.get(key)) for key in sorted(family.read)},
         "dtype_on_disk": _dtypes(folder), "dtype_at_load": str(loading.default_dtype()).removeprefix("torch."),
         "tied": shape.tied,
         "vocabulary": len(tokenizer), "embeddings": shape.vocab,
@@ -59,6 +62,12 @@ def understood(name: str, preset: str) -> dict:
         "adapter": adapter_over(name),
         "adapted": _adapted(shape, preset),
     }  # fmt: skip
+
+
+def _rope(said: dict) -> dict:
+    """Positions of one kind of layer."""
+    others = {k: v for k, v in said.items() if k not in ("type", "rope_type", "rope_theta")}
+    return {"type": said["rope_type"], "theta": said["rope_theta"], **others}
 
 
 def adapter_over(name: str | None) -> dict | None:
@@ -115,12 +124,16 @@ def _template(chat: Chat) -> dict | None:
 
 
 def _adapted(shape: Shape, preset: str) -> dict:
+    """What a preset adapts, or why it is refused."""
     adapter = agent_config(preset).adapter
-    last, sizes = min(adapter.last_layers, shape.layers), [shape.size(target) for target in adapter.targets]
-    width = sum(outer + inner * adapter.train_a for inner, outer in sizes)
+    try:
+        last, sizes = min(adapter.last_layers, shape.layers), shape.adapted(adapter.targets)
+    except ValueError as error:
+        return {"preset": preset, "refused": str(error)}
+    width = sum(outer + inner * adapter.train_a for inner, outer in sizes.values())
     return {
-        "preset": preset, "targets": list(adapter.targets), "layers": [shape.layers - last, shape.layers - 1],
-        "matrices": last * len(adapter.targets), "rank": adapter.rank, "parameters_per_slot": last * adapter.rank * width,
+        "preset": preset, "targets": list(sizes), "layers": [shape.layers - last, shape.layers - 1],
+        "matrices": last * len(sizes), "rank": adapter.rank, "parameters_per_slot": last * adapter.rank * width,
     }  # fmt: skip
 
 
@@ -138,11 +151,17 @@ def show(facts: dict) -> None:
     Terminal().print(grid, highlight=False)
 
 
+def _positions(kind: str, rope: dict) -> str:
+    scaling = "".join(f", {k} {v}" for k, v in rope.items() if k not in ("type", "theta"))
+    return f"{rope['type']}, theta {rope['theta']:g}{scaling}" + (f" ({kind})" if kind else "")
+
+
 def _lines(facts: dict) -> list[tuple[str, str]]:
     rope, adapted, template = facts["rope"], facts["adapted"], facts["template"]
-    scaling = ", ".join(f"{k} {v}" for k, v in rope.items() if k not in ("type", "theta"))
+    ropes = {"": rope} if "type" in rope else rope
+    window, settings = facts["window"], ", ".join(f"{key} {value}" for key, value in facts["family_settings"].items())
+    sight = "no window" if window is None else f"{window['layers']} layers see the last {window['tokens']:,} tokens"
     size = sum(facts["weights"].values()) / 2**20
-    first, last = adapted["layers"]
     biases = f", biases on {', '.join(facts['biases'])}" if facts["biases"] else ""
     unused = facts["embeddings"] - facts["vocabulary"]
     spare = f", {unused} unused" if unused else ""
@@ -154,9 +173,10 @@ def _lines(facts: dict) -> list[tuple[str, str]]:
         ("weights", f"{', '.join(facts['weights'])}: {size:,.0f} MiB, {facts['parameters']:,} parameters"),
         ("family", f"{facts['family']}, {facts['activation']}{biases}"),
         ("sizes", f"{facts['layers']} layers, hidden {facts['hidden']}, intermediate {facts['intermediate']}"),
-        ("attention", f"{facts['heads']} heads of {facts['head_dim']}, {facts['kv_heads']} of keys and values, no window"),
+        ("attention", f"{facts['heads']} heads of {facts['head_dim']}, {facts['kv_heads']} of keys and values, {sight}"),
         ("context", f"{facts['context']:,} tokens"),
-        ("rope", f"{rope['type']}, theta {rope['theta']:g}" + (f", {scaling}" if scaling else "")),
+        *(("rope", _positions(kind, said)) for kind, said in ropes.items()),
+        *([("settings", settings)] if settings else []),
         ("dtype", f"on disk {formats}; at load {facts['dtype_at_load']}"),
         ("vocabulary", f"{facts['vocabulary']:,} tokens, {facts['embeddings']:,} embeddings{spare}"),
         ("embeddings", "tied to the head" if facts["tied"] else "apart from the head"),
@@ -172,6 +192,9 @@ def _lines(facts: dict) -> list[tuple[str, str]]:
             ("system turn", _SYSTEM[template["system"]]),
             ("thoughts", _THOUGHT[template["thought"]]),
         ]
+    if "refused" in adapted:
+        return [*lines, ("adapted", f"nothing, preset {adapted['preset']} is refused: {adapted['refused']}")]
+    first, last = adapted["layers"]
     return lines + [
         ("adapted", f"{', '.join(adapted['targets'])} of layers {first} to {last} (preset {adapted['preset']})"),
         ("a slot", f"{adapted['matrices']} matrices of rank {adapted['rank']}, {adapted['parameters_per_slot']:,} parameters"),

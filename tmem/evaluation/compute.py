@@ -23,6 +23,8 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..models.families import passed
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -46,7 +48,7 @@ class Sizes:
         A layer [n, k] with rank r adds 2r(k + n) forward (shrink by A, expand by B), as much backward (dZ, dX), 2rn for dB
         and 2rk for dA where A is trained.
         """
-        layers = [sum(p.numel() for p in layer.parameters()) for layer in agent.model.model.layers]
+        layers = [passed(layer, agent.model.config) for layer in agent.model.model.layers]
         bank, adapters = agent.bank, 0
         for site in bank.sites:
             k, n = site.inputs, site.outputs

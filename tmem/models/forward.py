@@ -1,10 +1,10 @@
 """Run a Hugging Face decoder in pieces.
 
-Llama, Mistral, Qwen2, Qwen3 and Gemma share one shape: embed -> layers -> norm -> head. What sets Gemma apart, embeddings
-times sqrt(D) and norms that scale by 1 + w, is inside transformers' own modules, which run here as well. Running the pieces
-ourselves allows three things that `model(...)` does not: the frozen trunk below the adapted layers runs once per online
-update, logits are computed only where there is a label, and the 4-D mask is always explicit, so that a row's bits do not
-depend on its neighbours (transformers drops a mask that is all ones, which changes bits).
+All families share one shape: embed -> layers -> norm -> head. transformers' own modules run here as well, and what they leave
+to their caller is in the table of `families`. Running the pieces ourselves allows three things that `model(...)` does not: the
+frozen trunk below the adapted layers runs once per online update, logits are computed only where there is a label, and the 4-D
+mask is always explicit, so that a row's bits do not depend on its neighbours (transformers drops a mask that is all ones, which
+changes bits).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import choose
+from .families import APART, FAMILIES, SLIDING, kinds, unlike
 
 # One minibatch holds sequences of one bucket only, right-padded to it: a row's bits depend on its own bucket, never on
 # the other rows. Buckets finer than powers of two waste fewer padded tokens.
@@ -25,59 +26,12 @@ ROWS = 4
 GROUP = 16  # columns of keys and values that attention sees together, see KVCache
 
 
-# Families whose forward pass is what `embed`, `layers` and `logits` do; others scale logits or residuals (Gemma 2, Granite) or
-# have layers of several kinds (Gemma 3).
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
-ROPES = ("default", "linear", "yarn", "llama3")  # positions whose frequencies do not depend on what is in the batch
-# Keys of relatives' configurations that change what is computed; the families' own code passes over them without a word.
-_UNREAD = (
-    "attn_logit_softcapping", "final_logit_softcapping", "logits_soft_cap", "partial_rotary_factor", "attention_multiplier",
-    "embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale", "scale_emb", "scale_depth", "clip_qkv",
-    "num_local_experts", "num_experts", "attention_chunk_size", "no_rope_layer_interval", "attn_temperature_tuning",
-    "use_qk_norm", "use_parallel_residual", "alibi", "rope_interleaved",
-)  # fmt: skip
-
-
 def bucket(length: int) -> int:
     """The padded length, in tokens, of a sequence of `length` tokens: 16, 32, 48, 64, 96, 128, 192, 256, 320, ..."""
     for size in _BUCKETS:
         if length <= size:
             return size
     return -(-length // 64) * 64
-
-
-def unlike(config) -> str | None:
-    """What a configuration asks for that the functions here do not compute, "" for another family; None: nothing."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    kind, window = rope.get("rope_type", "default"), getattr(config, "sliding_window", None)
-    for key in ("quantization_config", "compression_config"):
-        if (packed := getattr(config, key, None)) is not None:
-            method = packed.get("quant_method") if isinstance(packed, dict) else getattr(packed, "quant_method", None)
-            return f" with quantised weights ({key}: {method})"
-    if window is not None:
-        return f" with a sliding window of {window} tokens"
-    if getattr(config, "use_bidirectional_attention", None):
-        return " with bidirectional attention"
-    if kind in ("dynamic", "longrope"):  # frequencies follow from the longest row: rows would not stand apart
-        return f" with positions that depend on the batch's length (rope_type {kind!r})"
-    if config.model_type not in FAMILIES:
-        return ""
-    if kind not in ROPES:
-        return f" with positions by a rule that is not known (rope_type {kind!r})"
-    for key in ("rope_theta", "factor"):
-        if not (isinstance(rope.get(key, 1), (int, float)) and 0 < rope.get(key, 1) < float("inf")):
-            return f" with {key} {rope[key]!r}, expected a number above 0"
-    if apart := sorted(key for key, value in rope.items() if isinstance(value, dict)):
-        return f" with positions by kind of layer (rope_parameters {apart[0]!r})"
-    if kind == "default" and rope.get("factor", 1) != 1:
-        return f" with positions scaled by {rope['factor']} and no rope_type that says how"
-    if others := set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
-        return f" with layers of another kind (layer_types {sorted(others)[0]!r})"
-    for key in _UNREAD:
-        value = getattr(config, key, None) or rope.get(key)
-        if value is True or value and value != 1:
-            return f" with {key} {value}, which its family's code does not read"
-    return None
 
 
 def parts(model: nn.Module) -> nn.Module:
@@ -87,7 +41,7 @@ def parts(model: nn.Module) -> nn.Module:
     """
     if (but := unlike(model.config)) is not None:
         raise ValueError(
-            f"tmem runs models of the families {', '.join(FAMILIES)} without sliding windows; "
+            f"tmem runs models of the families {', '.join(FAMILIES)}; "
             f"{type(model).__name__} is of family {model.config.model_type!r}{but}; choose another model."
         )
     decoder = getattr(model, "model", None)
@@ -116,6 +70,14 @@ def continued_mask(before: Tensor, padded: int, length: int, columns: int) -> Te
     return ((column < before)[:, None] | ((column >= padded) & (column <= new)))[:, None]
 
 
+def windowed(mask: Tensor, window: int) -> Tensor:
+    """`mask` bool [..., columns] with the last `window` True columns of every query alone."""
+    if mask.shape[-1] <= window:
+        return mask
+    seen = mask.cumsum(-1, dtype=torch.int32)  # up to a column
+    return mask & (seen > seen[..., -1:] - window)
+
+
 def layers(
     model: nn.Module,
     hidden: Tensor,
@@ -126,24 +88,35 @@ def layers(
     stop: int | None = None,
     cache: KVCache | None = None,
 ) -> Tensor:
-    """Pass `hidden` [B, T, D] through decoder layers `start:stop`; `positions` int64 [1 or B, T], `mask` bool 4-D."""
-    decoder = parts(model)
-    implementation = model.config._attn_implementation
+    """Pass `hidden` [B, T, D] through decoder layers `start:stop`; `positions` int64 [1 or B, T], `mask` bool 4-D.
+
+    A mask shows every token the columns of its own text, which stand there in their order, itself last. Layers with a sliding
+    window see the last of these alone.
+    """
+    decoder, config = parts(model), model.config
+    implementation = config._attn_implementation
     if implementation != "sdpa":
         raise ValueError(
             f"forward: the model computes attention by {implementation!r}, which reads masks otherwise; expected 'sdpa', "
             f"call model.set_attn_implementation('sdpa')."
         )
-    rotary = decoder.rotary_emb(hidden, position_ids=positions)
+    family, of = FAMILIES[config.model_type], kinds(config)[start:stop]
+    if family.experts and config._experts_implementation != APART:
+        raise ValueError(
+            f"forward: the model computes experts by {config._experts_implementation!r}, whose rounding depends on a row's "
+            f"neighbours; call tmem.models.experts.prepare(model)."
+        )
     attend_by = choose(hidden, cache is not None)
-    for layer in decoder.layers[start:stop]:
+    rotaries = {kind: decoder.rotary_emb(hidden, positions, *((kind,) if family.ropes else ())) for kind in dict.fromkeys(of)}
+    masks = {kind: windowed(mask, config.sliding_window) if kind == SLIDING else mask for kind in rotaries}
+    for layer, kind in zip(decoder.layers[start:stop], of):
         hidden = layer(
             hidden,
-            attention_mask=mask,
+            attention_mask=masks[kind],
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
-            position_embeddings=rotary,
+            position_embeddings=rotaries[kind],
             attend_by=attend_by,
         )
     return hidden
@@ -151,7 +124,8 @@ def layers(
 
 def embed(model: nn.Module, ids: Tensor) -> Tensor:
     """Token ids int64 [B, T] -> embeddings [B, T, D]."""
-    return parts(model).embed_tokens(ids)
+    hidden, times = parts(model).embed_tokens(ids), FAMILIES[model.config.model_type].embeds
+    return hidden if times is None else hidden * getattr(model.config, times)
 
 
 def logits(model: nn.Module, hidden: Tensor) -> Tensor:
@@ -162,7 +136,8 @@ def logits(model: nn.Module, hidden: Tensor) -> Tensor:
 
 def head(model: nn.Module, hidden: Tensor) -> Tensor:
     """Last-layer states [..., D] -> logits [..., V] in the model's dtype."""
-    return model.lm_head(parts(model).norm(hidden))
+    out, over = model.lm_head(parts(model).norm(hidden)), FAMILIES[model.config.model_type].divides
+    return out if over is None else out / getattr(model.config, over)
 
 
 def branch_mask(branches: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..files.folders import atomic_folder, standing
 from ..machine import cpu_bf16
+from .families import FAMILIES, unlike
 from .gguf.convert import converted, folder_of
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    from .experts import prepare
     from .merge import merge_
     from .quantised import quantise_, require
 
@@ -93,6 +95,7 @@ def load_model(
         _generation(folder, model)
         tokenizer = load_tokenizer(folder)
     _agree(folder, model, tokenizer)
+    prepare(model)
     if base is None or str(base) == DEFAULT:
         model.config._name_or_path = _HUB_ID
     model.to(device if bits is None else "cpu").eval()  # whole weights need not fit where those in few bits do
@@ -109,8 +112,6 @@ def config(name: str | Path | None = None) -> PreTrainedConfig:
     """The configuration of the model that `name` means (see `load_model`). Raises ModelError for one that tmem cannot run."""
     from transformers import AutoConfig
 
-    from .forward import FAMILIES, unlike
-
     folder = resolve(name)
     try:
         with _quiet():
@@ -119,8 +120,7 @@ def config(name: str | Path | None = None) -> PreTrainedConfig:
         raise ModelError(f"{folder / 'config.json'} is not that of a known model: {_sentence(error)}") from error
     if (but := unlike(found)) is not None:
         raise ModelError(
-            f"{folder} is a model of family {found.model_type!r}{but}; "
-            f"tmem runs {', '.join(FAMILIES)} without sliding windows, choose another model."
+            f"{folder} is a model of family {found.model_type!r}{but}; tmem runs {', '.join(FAMILIES)}; choose another model."
         )
     return found
 

@@ -3,9 +3,11 @@ formula that stands beside the number."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..agent.config import AgentConfig
+from ..models.families import FAMILIES, FUSED, joined
 from .config import TrainConfig
 
 PAD = 64  # elements; rows of the bank (see bank.py)
@@ -14,7 +16,7 @@ ASKED = 48  # tokens of a question as it is asked, with the chat template, about
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder's sizes. kv: key and value heads' width together, heads_kv · head_dim."""
+    """A decoder's sizes. kv: key and value heads' width together, heads_kv · head_dim. fused, experts: see families.Family."""
 
     hidden: int
     ffn: int
@@ -23,6 +25,8 @@ class Shape:
     kv: int
     vocab: int
     tied: bool
+    fused: tuple[str, ...] = ()
+    experts: bool = False
 
     @classmethod
     def of(cls, config) -> Shape:
@@ -31,22 +35,30 @@ class Shape:
         return cls(
             config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads * head,
             config.num_key_value_heads * head, config.vocab_size, config.tie_word_embeddings,
+            FAMILIES[config.model_type].fused, FAMILIES[config.model_type].experts,
         )  # fmt: skip
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """(in, out) of the linear layers of one decoder layer."""
+        """(in, out) of the linear layers of one decoder layer, experts left out."""
         h, f = self.hidden, self.ffn
-        return {
+        sizes = {
             "q_proj": (h, self.q), "k_proj": (h, self.kv), "v_proj": (h, self.kv), "o_proj": (self.q, h),
             "gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h),
         }  # fmt: skip
+        for name in self.fused:
+            parts = [sizes.pop(part) for part in FUSED[name]]
+            sizes[name] = h, sum(outer for _, outer in parts)
+        if self.experts:
+            del sizes["gate_proj"], sizes["up_proj"], sizes["down_proj"]
+        return sizes
 
-    def size(self, target: str) -> tuple[int, int]:
-        """That of one linear layer, as a preset's targets name it. Raises ValueError for one that a decoder does not have."""
+    def adapted(self, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Of `sizes`, the layers that a preset's targets mean. Raises ValueError for one that this decoder does not have."""
         sizes = self.sizes()
-        if target not in sizes:
-            raise ValueError(f"targets: {target!r} is no linear layer of a decoder; expected some of {', '.join(sizes)}.")
-        return sizes[target]
+        names = joined(targets, sizes)
+        if others := [name for name in names if name not in sizes]:
+            raise ValueError(f"targets: {others[0]!r} is no linear layer of a decoder; expected some of {', '.join(sizes)}.")
+        return {name: sizes[name] for name in names}
 
     @property
     def linear(self) -> int:
@@ -77,8 +89,7 @@ class Item:
 def row(shape: Shape, agent: AgentConfig) -> int:
     """P: fp32 elements of one slot, padded as the bank pads them."""
     adapter, width = agent.adapter, 0
-    for name in adapter.targets:
-        inner, outer = shape.size(name)
+    for inner, outer in shape.adapted(adapter.targets).values():
         for size in ((inner,) if adapter.train_a else ()) + (outer,):
             width += -(-size // PAD) * PAD
     return min(adapter.last_layers, shape.layers) * adapter.rank * width

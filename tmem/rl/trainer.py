@@ -48,6 +48,7 @@ from ..files.objects import read_object, write_json
 from ..machine import give_memory_back
 from ..models import loading
 from ..models.chat import Chat
+from ..models.families import trainable
 from ..tasks.passages import Passages
 from . import checkpoint, grpo, halves, held_out, keep, supervised
 from .config import BEFORE, IDLE, train_config
@@ -359,6 +360,7 @@ class Trainer:
         What it is to keep is said by the model as it came, without an adapter where that is what is trained.
         """
         config, device = self.config, self.world.device
+        trainable(loading.config(self.model_name))
         if config.policy == "full":
             wanted = {"dtype": torch.float32} if config.layout == "fsdp" else {}
             model, self.tokenizer = loading.load_model(self.model_name, adapter=self.adapter, device=device, **wanted)
