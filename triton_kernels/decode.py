@@ -1,7 +1,7 @@
 """decode: y[m,d] += Σ_{j<rank[slot]} z[m,j]·bt[slot,j,d] with z[m,j] = scale[slot]·Σ_k x[m,k]·a[slot,j,k], slot = row_slot[m].
 
 One row at a time through its own adapter, bound by the bytes of the factors. Two launches: `down` sums slices of the width
-into planes, `up` adds the planes in order and expands. The slices depend on the stored rank alone. x and y lie where the
+into planes, `up` adds the planes in order and expands. The slices depend on width and stored rank alone. x and y lie where the
 batch puts them, so their alignment decides no layout: a row's bits do not depend on its neighbours.
 """
 
@@ -9,10 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .configs import FACTOR, padded_rank
+from .configs import FACTOR, PLANES, padded_rank
 from .plan import known_rank, row_stride, slot_stride
-
-PLANES = 16  # added at once
 
 
 @triton.jit(do_not_specialize=["rows", "slots"], do_not_specialize_on_alignment=["x", "row_slot", "rank"])

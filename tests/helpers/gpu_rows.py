@@ -38,16 +38,30 @@ def sick_rows(ops) -> None:
     infinite = torch.full((5, 60), float("inf"))
     ops.lora_decode_(infinite, case.x, *case.decode)
     assert infinite.isposinf().all()
+    one = make_case([1], [0], [1], stored=4, k=50, n=60)
+    large = torch.zeros(1, 60)
+    ops.lora_decode_(large, one.x, one.a, one.bt, *one.decode[2:4], torch.tensor([float("inf")]))
+    assert large.isinf().all(), "a rank that is not used took part in a product"
+
+
+def wide_rows(ops) -> None:
+    """A width of more slices than are added at once, not a multiple of anything."""
+    for stored in (5, 64):
+        case = make_case([1] * 3, [1, 0, 1], [5, stored], stored=stored, k=9001, n=1031)
+        y, want = torch.zeros(3, 1031), torch.zeros(3, 1031).double()
+        ops.lora_decode_(y, case.x, *case.decode)
+        reference.lora_decode_(want, *(t.double() for t in (case.x, case.a, case.bt)), *case.decode[2:])
+        assert_close("y", y, want, 1e-6)
 
 
 def bad_pairs(ops) -> None:
-    """bank_copy_ leaves rows out of range alone, and does what it can do."""
-    bank = torch.arange(12.0).reshape(3, 4)
-    want = bank.clone()
-    want[2] = want[1]
-    source, target = (torch.tensor(t, dtype=torch.int32) for t in ([1, -2, 3, 0, -1], [2, 0, 0, 3, -1]))
-    ops.bank_copy_([bank], source, target)
-    assert torch.equal(bank, want)
+    """bank_copy_ leaves rows out of range alone, those of others around the bank too, and does what it can do."""
+    whole = torch.arange(20.0).reshape(5, 4)
+    want = whole.clone()
+    want[3] = want[2]
+    source, target = (torch.tensor(t, dtype=torch.int32) for t in ([1, -2, 3, 0, -1, -1], [2, 0, 0, 3, -1, 3]))
+    ops.bank_copy_([whole[1:4]], source, target)
+    assert torch.equal(whole, want)
 
 
 def long_rows(ops) -> None:
@@ -64,19 +78,23 @@ def long_rows(ops) -> None:
 
 
 def settings(ops) -> None:
-    """hyper in fp32 as in fp64; a step count that is high; no rows and no columns at all."""
+    """hyper in fp32 as in fp64; many steps of slow averages; a norm near 1e-6; no rows and no columns at all."""
     active = torch.ones(4, dtype=torch.bool)
-    double, single = checks._bank(), checks._bank()
-    double[5], single[5] = double[5].double(), single[5].float()
-    for bank in (double, single):
-        bank[4].fill_(100_000)
-        ops.bank_step_(*bank, active)
-    want = checks._bank()
-    want[4].fill_(100_000)
-    reference.bank_step_(*want, active)
-    for got in (double, single):
-        assert_close("param", got[0], want[0], 1e-6)
-        assert got[4].tolist() == [100_001] * 4
+    for adam in (True, False):
+        double, single, want = (checks._bank(adam=adam) for _ in range(3))
+        for bank in (double, single, want):
+            bank[4].fill_(5_000)
+            bank[5][:, 1:3] = torch.tensor([1 - 2**-13, 1 - 2**-14])
+            bank[5][1, 5] = 2**-20
+            bank[1][1] *= 1e-7
+            bank[0][1] *= 1e-7
+        double[5] = double[5].double()
+        for bank, step in ((double, ops.bank_step_), (single, ops.bank_step_), (want, reference.bank_step_)):
+            step(*bank, active)
+        for got in (double, single):
+            for s in range(4):
+                assert_close("param", got[0][s], want[0][s], 1e-6)
+            assert got[4].tolist() == [5_001] * 4
     for rows, width in ((0, 5), (4, 0)):
         bank = [torch.zeros(rows, width) for _ in range(4)]
         rest = torch.zeros(rows, dtype=torch.int32), torch.zeros(rows, 6), torch.ones(rows, dtype=torch.bool)
@@ -95,4 +113,4 @@ def rounds_once(ops, dtype=torch.bfloat16) -> None:
         assert (y != exact.to(dtype)).float().mean() < 0.01
 
 
-ALL = [lost_rows, sick_rows, bad_pairs, long_rows, settings]
+ALL = [lost_rows, sick_rows, wide_rows, bad_pairs, long_rows, settings]

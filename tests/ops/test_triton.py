@@ -155,6 +155,17 @@ def test_no_recompilation_of_rows():
     assert {kernel.hash for _, kernel in launches} == first, "a batch compiled a kernel anew"
 
 
+def test_where_a_row_lies_decides_nothing_in_decode():
+    """Alignment chooses layouts, and so the order of sums: x and y, which the batch places, have no part in it."""
+    case = make_case([1] * 4, [0, 1, -1, 0], [4, 9], k=256, n=192)
+    x, y = torch.zeros(4 * 256 + 1), torch.zeros(4 * 192 + 1)
+    with sm90.compiling() as launches:
+        for start in (0, 1):
+            rows = x[start:][: 4 * 256].view(4, 256), y[start:][: 4 * 192].view(4, 192)
+            _triton.lora_decode_(rows[1], rows[0], *case.decode)
+    assert len(launches) == 4 and len({kernel.hash for _, kernel in launches}) == 2
+
+
 def test_the_counter_sees_a_recompilation():
     """Another width is another layer, and another kernel: the test above would notice one."""
     with sm90.compiling() as launches:
