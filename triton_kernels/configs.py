@@ -50,6 +50,14 @@ TABLE = {
     },
 }
 
+# Of kernels without a matrix product, of 4 warps each.
+FACTOR = 8192  # elements of a factor that a program of decode holds: 64 of 32 bits a thread
+PLANES = 16  # sums of slices that a program of decode adds at once
+LINE = 1024  # columns whose squares a program takes at once
+STRETCH = 8 * LINE  # columns whose squares one program sums
+PIECE = 2048  # columns that one program moves
+BYTES = 8192  # that one program copies
+
 
 def padded_rank(ranks: int) -> int:
     """The smallest of RANKS that holds `ranks`. Raises ValueError above the largest."""

@@ -193,10 +193,11 @@ __global__ void __launch_bounds__(THREADS, 3) walk(const Step a) {
 int64_t stretches(int64_t width) { return (width + STRETCH - 1) / STRETCH; }
 
 cudaError_t step(const Step& a, cudaStream_t stream) {
-  if (a.rows == 0 || a.width == 0) return cudaSuccess;
+  if (a.rows == 0) return cudaSuccess;
+  const int64_t pieces = a.rows * ((a.width + PIECE - 1) / PIECE);
   const bool wide = aligned(a.param, a.param_stride) && aligned(a.grad, a.grad_stride) && aligned(a.m, a.m_stride) &&
                     aligned(a.v, a.v_stride) && aligned(a.copy, a.copy_stride);
-  return run_together(wide ? walk<true> : walk<false>, a.rows * ((a.width + PIECE - 1) / PIECE), THREADS, stream, a);
+  return run_together(wide ? walk<true> : walk<false>, pieces > 0 ? pieces : 1, THREADS, stream, a);
 }
 
 }  // namespace tmem::cuda

@@ -129,6 +129,30 @@ def test_info_tells_versions_devices_model_and_kernels():
     assert all(op in shown for op in ops.OPS + ops.SVD_PARTS)
 
 
+def test_info_says_what_a_gpu_computes_as_plain_pytorch(monkeypatch):
+    """With what to do about it; nothing without a GPU, or where every op has a kernel."""
+    from tmem import ops
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for without, words in (
+        (set(ops.SVD_PARTS), "install the CUDA toolkit, which has nvcc, and then tmem again with TMEM_CUDA=ON."),
+        ({"lora_shrink", *ops.SVD_PARTS}, "install Triton and the CUDA toolkit and then tmem again with TMEM_CUDA=ON."),
+        ({"attend"}, None),
+    ):
+
+        def kernel(op, device, without=without):
+            return "PyTorch reference" if op in without else "Triton"
+
+        monkeypatch.setattr(ops, "kernel_for", kernel)
+        shown = " ".join(CliRunner().invoke(cli.main, ["info"], catch_exceptions=False).output.split())
+        assert ("Plain PyTorch serves" in shown) == (words is not None)
+        if words:
+            named = ", ".join(op for op in ops.OPS + ops.SVD_PARTS if op in without)
+            assert f"Plain PyTorch serves {named} on the GPU" in shown and words in shown
+    monkeypatch.undo()
+    assert torch.cuda.is_available() or "Plain PyTorch" not in CliRunner().invoke(cli.main, ["info"]).output
+
+
 def test_info_works_without_the_default_model(monkeypatch):
     monkeypatch.setattr(loading, "_PACKAGE", "no_such_package")
     result = CliRunner().invoke(cli.main, ["info"], catch_exceptions=False)

@@ -16,7 +16,7 @@ from triton import knobs
 
 from tmem.files.layout import laid_out
 from tmem.testing import make_case
-from tmem.triton_kernels import configs, expand, gram, plan, shrink
+from tmem.triton_kernels import configs, copy, decode, expand, gram, plan, shrink, step
 
 FILE = Path(__file__).with_suffix(".json")
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -35,17 +35,31 @@ def launches(dtype: torch.dtype, factor_dtype: torch.dtype, ranks: int, width: i
         expand.expand(case.x.clone(), z, case.a, *seg, p)
         gram.gram(torch.zeros(configs.FEW + 1, ranks, width), z, case.x, *seg[:2], torch.full((configs.FEW + 1,), ranks), p)
         gram.gram(g, z, case.x, *seg, p)
-    names = "plan", "shrink", "shrink of 2", "shrink of 3", "expand", "gram", "gram of few slots"
+        decode.decode(case.x.clone(), case.x, case.a, case.a, torch.zeros(64, dtype=torch.int32), case.rank, case.scale)
+    names = "plan", "shrink", "shrink of 2", "shrink of 3", "expand", "gram", "gram of few slots", "decode down", "decode up"
     return list(zip(names, (kernel for _, kernel in found), strict=True))
 
 
+def bank_launches(width: int = 4096) -> list[tuple[str, object]]:
+    """Every kernel that goes over rows of a bank: (name, what was compiled)."""
+    param, grad, m, v = (torch.zeros(2, width) for _ in range(4))
+    count, active, hyper = torch.zeros(2, dtype=torch.int32), torch.ones(2, dtype=torch.bool), torch.zeros(2, 6).double()
+    with sm90.compiling() as found:
+        step.step(param, grad, m, v, count, hyper, active, param.bfloat16())
+        step.step(param, grad, None, None, count, hyper, active, None)
+        copy.copy(param.view(torch.uint8), count, count)
+        copy.copy(torch.zeros(2, 3, dtype=torch.uint8), count, count)
+    parts = [f"step {part} {kind}" for kind in ("AdamW copy", "SGD") for part in ("squares", "scalars", "move")]
+    return list(zip([*parts, "copy", "copy of odd rows"], (kernel for _, kernel in found), strict=True))
+
+
 def triton() -> dict[str, sm90.Compiled]:
-    """ "kernel activation factor rank" -> what it takes, for every row of the tuning table."""
+    """ "kernel activation factor rank" -> what it takes, for every row of the tuning table; and the kernels over a bank."""
     found = {}
     for dtype, factor_dtype, ranks in itertools.product(TYPES, TYPES, configs.RANKS):
         for name, kernel in launches(dtype, factor_dtype, ranks):
             found[f"{name} {TYPES[dtype]} {TYPES[factor_dtype]} {ranks}"] = sm90.resources(name, kernel)
-    return found
+    return found | {name: sm90.resources(name, kernel) for name, kernel in bank_launches()}
 
 
 def _dump(tool, *arguments: object) -> str:

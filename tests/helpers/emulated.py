@@ -5,6 +5,7 @@ import json
 import sys
 
 import checks
+import gpu_rows
 import torch
 
 from tmem import ops
@@ -14,7 +15,8 @@ def main():
     torch.ops.load_library(sys.argv[1])
     checks.DTYPES = [d for d in checks.DTYPES if torch.float64 not in d]  # the CUDA kernels refuse fp64
     checks.BANK_DTYPES = [torch.float32]
-    print(json.dumps(checks.report(ops, [checks.decode, *checks.BANK])))
+    found = checks.report(ops, [checks.decode, *checks.BANK])
+    print(json.dumps(found | checks.report(torch.ops.tmem, gpu_rows.ALL)))
 
 
 if __name__ == "__main__":

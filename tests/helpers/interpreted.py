@@ -2,22 +2,24 @@
 the C++ kernels, and the promises of checks.py are held against them through the dispatcher. Prints one JSON object:
 check -> what went wrong ("" if nothing).
 
-The interpreter multiplies bf16 wrongly, so 16-bit kernels are tried with fp16 by their launchers.
+The interpreter multiplies and rounds bf16 wrongly, so 16-bit kernels are tried with fp16 by their launchers.
 """
 
 import json
 import os
 import warnings
+from types import SimpleNamespace
 
 os.environ["TRITON_INTERPRET"] = "1"
 
 import checks
+import gpu_rows
 import torch
 
 from tmem import ops, reference
 from tmem.ops import _registry, _triton
 from tmem.testing import assert_close, make_case
-from tmem.triton_kernels import expand, gram, plan, shrink
+from tmem.triton_kernels import decode, expand, gram, plan, shrink, step
 
 NAN = float("nan")
 
@@ -91,6 +93,22 @@ def lost_slots():
         assert dz[:4].isnan().all() and not dz[4:].isnan().any() and not g[0].isnan().any()
 
 
+def half_copy():
+    """What step_copy asks of a bf16 copy, which the interpreter would cut off instead of rounding, asked of one in fp16."""
+    for adam in (True, False):
+        bank, copy = checks._bank(adam=adam), torch.full((4, 1003), 7.0, dtype=torch.half)
+        bank[1][3, 11] = NAN
+        param, grad, m, v, count, hyper = bank
+        step.step(param, grad, m, v, count, hyper, torch.tensor([True, False, True, True]), copy)
+        assert torch.equal(copy[[0, 2]], param[[0, 2]].half()), "the copy is not the parameters"
+        assert (copy[[1, 3]] == 7).all(), "the copy of a row that did not move changed"
+
+
+def rounds_once():
+    """decode rounds to 16 bits once."""
+    gpu_rows.rounds_once(SimpleNamespace(lora_decode_=decode.decode), torch.half)
+
+
 def bad_offsets():
     """Offsets that do not run from 0 to the last row without decreasing make every kernel write NaN, and no other memory."""
     case = make_case([20, 32], [1, 0], [4, 4], k=50, n=60)
@@ -132,12 +150,14 @@ def stale_plan():
 
 def main():
     warnings.simplefilter("ignore")  # the C++ kernels are overridden: that is the purpose
-    for name in _registry._in_python:
-        _registry._LIBRARY.impl(name, getattr(_triton, name), "CPU", allow_override=True)
+    for launcher in _triton.LAUNCHERS:
+        _registry._LIBRARY.impl(launcher.__name__, launcher, "CPU", allow_override=True)
     checks.DTYPES = [(torch.float32, torch.float32)]
     torch.set_num_threads(1)
-    chosen = [c for c in checks.ADAPTERS if c is not checks.decode]
-    print(json.dumps(checks.report(ops, [*chosen, plans, sixteen_bits, lost_slots, bad_offsets, stale_plan])))
+    bank = [c for c in checks.BANK if c is not checks.step_copy]
+    own = plans, sixteen_bits, half_copy, rounds_once, lost_slots, bad_offsets, stale_plan
+    found = checks.report(ops, [*checks.ADAPTERS, *bank, *own])
+    print(json.dumps(found | checks.report(torch.ops.tmem, gpu_rows.ALL)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import budgets
 import checks
+import gpu_rows
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from tmem import ops
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 SOURCES = sorted(f for f in (HELPERS.parents[1] / "csrc/cuda").iterdir() if f.suffix in (".cu", ".cpp"))
-EMULATED = [c.__name__ for c in (checks.decode, *checks.BANK)]
+EMULATED = [c.__name__ for c in (checks.decode, *checks.BANK, *gpu_rows.ALL)]
 OPS = ("lora_decode_", "bank_step_", "bank_copy_", *ops.SVD_PARTS)
 LIBRARY = HELPERS.parents[1] / "tmem/libtmem_cuda.so"
 needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="the CUDA library was not built: no nvcc was found")
@@ -58,22 +59,23 @@ def test_the_emulation_sees_a_missing_barrier(emulated, tmp_path):
 
 @needs_library
 def test_registered_for_cuda():
-    """The library loads where torch has no CUDA, and takes over its ops for key CUDA and no other."""
+    """The library loads where torch has no CUDA, and takes over its ops for key CUDA and no other; Triton serves the rest."""
     key = "torch._C._dispatch_has_kernel_for_dispatch_key(f'tmem::{op}', '%s')"
     code = f"""import torch
+torch.version.cuda = "13.0"  # as on the machine that the library is for
 from tmem import ops
 both = ops.OPS + ops.SVD_PARTS
-cpu = [ops.kernel_for(op, "cpu") for op in both]
-torch.ops.load_library({str(LIBRARY)!r})
-assert cpu == [ops.kernel_for(op, "cpu") for op in both]
+print(*[ops.kernel_for(op, "cpu") for op in both], sep=",")
 print(*sorted(op for op in both if {key % "CUDA"}))
-print(*[ops.kernel_for(op, "cuda") for op in {OPS}], sep=",")"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    registered, served = done.stdout.splitlines()
+print(*[ops.kernel_for(op, "cuda") for op in {OPS}], sep=",")
+print(ops.kernel_for("lora_shrink", "cuda"))"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr  # an op that two kernels serve is warned of
+    cpu, registered, served, triton = done.stdout.splitlines()
+    assert cpu.split(",") == [ops.kernel_for(op, "cpu") for op in ops.OPS + ops.SVD_PARTS]
     own = set(ops.OPS + ops.SVD_PARTS) - {"attend"}  # a CPU decode step's alone: attention on a GPU is torch's
     assert registered.split() == sorted(own), "an op has no kernel of its own on a GPU"
-    assert set(served.split(",")) == {"CUDA C++"}
+    assert set(served.split(",")) == {"CUDA C++"} and triton == "Triton"
 
 
 @needs_library

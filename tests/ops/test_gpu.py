@@ -4,14 +4,16 @@ twice, a decode loop captured once. Run by `make gpu`."""
 import random
 
 import checks
+import gpu_rows
 import pytest
 import spectra
 import svd_parts
 import torch
 
-from tmem import ops
+from tmem import ops, reference
 from tmem.adapters.bank import AdapterBank
-from tmem.testing import make_case
+from tmem.ops import _triton
+from tmem.testing import assert_close, make_case
 
 pytestmark = pytest.mark.gpu
 
@@ -28,10 +30,13 @@ def moved(x, device):
 class OnGpu:
     """tmem.ops with its arguments moved to the GPU and its results, and what it wrote in place, moved back."""
 
+    def kernel(self, name):
+        return getattr(ops, name)
+
     def __getattr__(self, name):
         def call(*arguments):
             there = moved(arguments, "cuda")
-            found = getattr(ops, name)(*there)
+            found = self.kernel(name)(*there)
             if name.endswith("_"):
                 flat = [t for a in arguments for t in (a if isinstance(a, list) else [a])]
                 back = [t for a in there for t in (a if isinstance(a, list) else [a])]
@@ -41,6 +46,16 @@ class OnGpu:
             return moved(found, "cpu") if found is not None else None
 
         return call
+
+
+LAUNCHERS = {launcher.__name__: launcher for launcher in _triton.LAUNCHERS}
+
+
+class ByTriton(OnGpu):
+    """The same by Triton's launchers, where CUDA C++ serves too."""
+
+    def kernel(self, name):
+        return LAUNCHERS[name]
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +69,21 @@ def as_on_a_gpu(monkeypatch, poison):
 @pytest.mark.parametrize("check", [c for c in checks.ALL if c is not checks.attend], ids=lambda check: check.__name__)
 def test_promises(check):
     check(OnGpu())
+
+
+@pytest.mark.parametrize("check", [checks.decode, *checks.BANK], ids=lambda check: check.__name__)
+def test_promises_of_triton_without_nvcc(check):
+    check(ByTriton())
+
+
+@pytest.mark.parametrize("check", gpu_rows.ALL, ids=lambda check: check.__name__)
+def test_rows_of_triton(check):
+    check(ByTriton())
+
+
+@pytest.mark.parametrize("kind", [OnGpu, ByTriton])
+def test_decode_rounds_once(kind):
+    gpu_rows.rounds_once(kind())
 
 
 @pytest.mark.parametrize("name", ops.OPS + ops.SVD_PARTS)
@@ -142,7 +172,53 @@ def layer(case, plan):
     raw.lora_expand_(torch.zeros_like(case.x), z, case.a, *case.seg, plan)
 
 
+class Rows:
+    """A decode of 6 rows and a step and copies in a bank of 4, by Triton, at addresses that stay."""
+
+    def __init__(self):
+        self.case = make_case([1] * 6, [2, 0, -1, 1, 2, 0], [4, 8, 16], stored=16, k=300, n=130, device="cuda")
+        self.y, self.bank = torch.zeros(6, 130, device="cuda"), moved(checks._bank(), "cuda")
+        self.copy = torch.zeros(4, 1003, dtype=torch.bfloat16, device="cuda")
+        self.active = torch.ones(4, dtype=torch.bool, device="cuda")
+        self.pairs = [torch.tensor(rows, dtype=torch.int32, device="cuda") for rows in ([0], [3])]
+
+    def run(self, kernel=LAUNCHERS.__getitem__):
+        kernel("lora_decode_")(self.y, self.case.x, *self.case.decode)
+        kernel("bank_step_")(*self.bank, self.active, self.copy)
+        kernel("bank_copy_")(self.bank, *self.pairs)
+
+
+def test_rows_of_triton_are_captured():
+    """One capture serves whatever slots, flags and pairs its tensors hold when it is replayed, as the reference does."""
+    torch.use_deterministic_algorithms(False)
+    ours, plain = Rows(), Rows()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        ours.run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ours.run()
+    plain.run(lambda name: getattr(reference, name))
+    draw = random.Random(0)
+    for _ in range(5):
+        slots, flags = [draw.randint(-1, 2) for _ in range(6)], [draw.random() < 0.5 for _ in range(4)]
+        source, target = draw.sample(range(4), 2)
+        grad = torch.randn(4, 1003, device="cuda")
+        for one in (ours, plain):
+            one.case.seg_slot.copy_(torch.tensor(slots))
+            one.active.copy_(torch.tensor(flags))
+            one.pairs[0].fill_(source), one.pairs[1].fill_(target)
+            one.bank[1].copy_(grad)
+        graph.replay()
+        plain.run(lambda name: getattr(reference, name))
+        for got, want in zip((ours.y, *ours.bank[:5]), (plain.y, *plain.bank[:5])):
+            assert_close("captured", got, want, 1e-5)
+
+
 def test_the_host_never_waits_for_the_device():
+    rows = Rows()
+    rows.run()
     case = make_case([70, 1, 33, 128], [1, 0, -1, 2], [4, 8, 16], stored=16, dtype=torch.bfloat16, device="cuda")
     layer(case, ops.lora_plan(*case.seg, 232))
     torch.cuda.synchronize()
@@ -153,6 +229,7 @@ def test_the_host_never_waits_for_the_device():
         hyper = torch.ones(3, 6, device="cuda", dtype=torch.float64)
         step, active = torch.zeros(3, dtype=torch.int32, device="cuda"), torch.ones(3, dtype=torch.bool, device="cuda")
         ops.bank_step_(*bank, step, hyper, active)
+        rows.run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -170,12 +247,18 @@ def test_no_recompilation_over_200_batches():
         case = make_case(lengths, slots, ranks, stored=16, k=64, n=192, dtype=torch.bfloat16, device="cuda")
         layer(case, ops.lora_plan(*case.seg, rows))
 
+    def by_rows(rows):
+        case = make_case([1] * rows, [draw.randint(-1, 15) for _ in range(rows)], [16] * 16, k=64, n=192, device="cuda")
+        LAUNCHERS["lora_decode_"](torch.zeros(rows, 192, device="cuda"), case.x, *case.decode)
+
     batch(64)
+    by_rows(64)
     before = knobs.runtime.jit_post_compile_hook
     knobs.runtime.jit_post_compile_hook = lambda **_: compiled.append(1)
     try:
         for _ in range(200):
             batch(draw.choice([1, 2, 3, 15, 16, 17, 31, 64, 100, 511, 512]))
+            by_rows(draw.choice([1, 2, 3, 15, 16, 17, 31, 64, 100, 511, 512]))
     finally:
         knobs.runtime.jit_post_compile_hook = before
     assert not compiled

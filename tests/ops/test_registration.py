@@ -1,5 +1,6 @@
 """The ops as PyTorch sees them: which kernel serves them, schemas, fake tensors, torch.compile, import costs."""
 
+import ast
 import subprocess
 import sys
 
@@ -56,6 +57,20 @@ def test_cpu_is_served_by_cpp(name):
     # No kernel of the CPU reads a plan.
     assert ops.kernel_for(name, "cpu") in (["PyTorch reference"] if name == "lora_plan" else compiled)
     assert ops.kernel_for(name, "mps") == "PyTorch reference"
+
+
+def test_gpu_without_nvcc_is_served_by_triton():
+    """Where the CUDA library was not built, the reference serves no op of training or decoding: it would read the device."""
+    pytest.importorskip("triton", reason="Triton is for Linux on x86-64 and arm64")
+    code = (
+        "import torch; torch.version.cuda = None\n"  # as if the library were not there: it is not loaded
+        "from tmem import ops; print({op: ops.kernel_for(op, 'cuda') for op in ops.OPS + ops.SVD_PARTS})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    served = ast.literal_eval(done.stdout)
+    without = {op for op, kernel in served.items() if kernel == "PyTorch reference"}
+    assert without == {"attend", *ops.SVD_PARTS}
+    assert {kernel for op, kernel in served.items() if op not in without} == {"Triton"}
 
 
 def test_kernel_for_an_unknown_op():

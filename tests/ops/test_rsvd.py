@@ -11,7 +11,7 @@ import svd_parts
 import torch
 from spectra import RANK
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,6 +21,21 @@ from tmem.ops import _svd, rsvd
 U32 = 2.0**-24
 MATRICES = spectra.matrices()
 FAST = ("2^-i", "10^-i", "i^-2", "rank 16", "rank 3", "rank 1", "one entry", "condition 1e12", "full rank", "7 x 7")
+
+
+@pytest.mark.parametrize("kernel, times", [("PyTorch reference", 1), ("CUDA C++", 0)])
+def test_a_gpu_without_kernels_is_told_once(kernel, times, monkeypatch, caplog):
+    """On a GPU, and nowhere else; fake tensors have no values, upon which the call itself ends."""
+    monkeypatch.setattr(_svd, "kernel_for", lambda name, device: kernel)
+    _svd.tell_if_slow_on_gpu.cache_clear()
+    ops.batched_rsvd([torch.randn(20, 9)], 2)
+    assert not caplog.records
+    for _ in range(2):
+        with FakeTensorMode(), pytest.raises(DataDependentOutputException):
+            ops.batched_rsvd([torch.empty(20, 9, device="cuda")], 2)
+    assert [record.name for record in caplog.records] == ["tmem"] * times
+    assert all("built without nvcc" in record.message for record in caplog.records)
+    _svd.tell_if_slow_on_gpu.cache_clear()
 
 
 def exact(a: Tensor) -> Tensor:

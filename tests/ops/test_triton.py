@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +15,15 @@ triton = pytest.importorskip("triton", reason="Triton is for Linux on x86-64 and
 
 import budgets  # noqa: E402
 import checks  # noqa: E402
+import gpu_rows  # noqa: E402
 import sm90  # noqa: E402
 
 from tmem.ops import _triton  # noqa: E402
 from tmem.testing import make_case  # noqa: E402
 from tmem.triton_kernels import configs  # noqa: E402
 
-INTERPRETED = [c.__name__ for c in checks.ADAPTERS if c is not checks.decode]
-INTERPRETED += ["plans", "sixteen_bits", "lost_slots", "bad_offsets", "stale_plan"]
+INTERPRETED = [c.__name__ for c in (*checks.ADAPTERS, *checks.BANK, *gpu_rows.ALL) if c is not checks.step_copy]
+INTERPRETED += ["plans", "sixteen_bits", "half_copy", "rounds_once", "lost_slots", "bad_offsets", "stale_plan"]
 
 
 @pytest.fixture(scope="session")
@@ -66,9 +68,9 @@ def test_products_are_made_by_matrix_units_from_memory_loaded_ahead(compiled):
     """wgmma where a product has its 64 rows: a tile's, and gram's at rank 64. Elsewhere mma.sync. cp.async where a loop streams
     rows."""
     for name, kernel in compiled.items():
-        kind, _, _, rank = name.rsplit(" ", 3)
-        if kind == "plan":
+        if not name.startswith(("shrink", "expand", "gram")):
             continue
+        kind, _, _, rank = name.rsplit(" ", 3)
         small = kind.startswith("gram") and rank != "64"
         assert ("wgmma.mma_async" in kernel.ptx) != small and ("mma.sync" in kernel.ptx) == small, name
         assert ("cp.async" in kernel.ptx) == (kind != "expand"), name
@@ -77,8 +79,16 @@ def test_products_are_made_by_matrix_units_from_memory_loaded_ahead(compiled):
 def test_every_configuration_is_compiled(compiled):
     rows = {(kernel, bits) for kernel, table in configs.TABLE.items() for bits in table}
     assert all(len(configs.TABLE[kernel][bits]) == len(configs.RANKS) for kernel, bits in rows)
-    tried = {name.split(" ")[0] for name in compiled} - {"plan"}
+    tried = {name.split(" ")[0] for name in compiled} - {"plan", "decode", "step", "copy"}
     assert {kernel.split(" ")[0] for kernel in configs.TABLE} == tried
+
+
+def test_rows_are_read_16_bytes_at_a_time(compiled):
+    """Where they are aligned: factors of decode, and all that goes over a bank."""
+    for name, kernel in compiled.items():
+        if name.startswith(("decode", "step squares", "step move", "copy")):
+            wide = len(re.findall(r"ld\.global\.v4\.b32", kernel.ptx))
+            assert (wide > 0) == (name != "copy of odd rows"), name
 
 
 def test_a_rank_above_the_largest_is_refused():
@@ -119,6 +129,41 @@ def test_no_recompilation_over_200_batches(dtype):
             run_layer(batch(draw.choice([1, 2, 3, 15, 16, 17, 31, 64, 100, 511, 512])))
     assert len(launches) == 201 * 8 and len(first) <= 8
     assert {kernel.hash for _, kernel in launches} == first, "a batch compiled a kernel anew"
+
+
+def run_rows(rows, draw):
+    """A decode of so many rows, and a step and copies in a bank of 16, by the launchers: any slots, flags and pairs."""
+    slots, ranks = [draw.randint(-1, 15) for _ in range(rows)], [draw.randint(1, 16) for _ in range(16)]
+    case = make_case([1] * rows, slots, ranks, stored=16, k=64)
+    _triton.lora_decode_(torch.zeros(rows, case.bt.shape[2]), case.x, *case.decode)
+    bank = [torch.zeros(16, 640) for _ in range(4)]
+    step, active = torch.tensor([draw.randint(0, 99) for _ in range(16)]).int(), torch.rand(16) < draw.random()
+    _triton.bank_step_(*bank, step, torch.zeros(16, 6).double(), active, bank[0].bfloat16())
+    source = torch.tensor([draw.randint(-1, 15) for _ in range(rows % 16 + 1)]).int()
+    _triton.bank_copy_([*bank, step], source, source)
+
+
+def test_no_recompilation_of_rows():
+    """From one row to 512, whatever steps and whatever is copied."""
+    draw = random.Random(0)
+    with sm90.compiling() as launches:
+        run_rows(64, draw)
+        first = {kernel.hash for _, kernel in launches}
+        for _ in range(50):
+            run_rows(draw.choice([1, 2, 3, 15, 16, 17, 31, 64, 100, 511, 512]), draw)
+    assert len(launches) == 51 * (2 + 3 + 5)
+    assert {kernel.hash for _, kernel in launches} == first, "a batch compiled a kernel anew"
+
+
+def test_where_a_row_lies_decides_nothing_in_decode():
+    """Alignment chooses layouts, and so the order of sums: x and y, which the batch places, have no part in it."""
+    case = make_case([1] * 4, [0, 1, -1, 0], [4, 9], k=256, n=192)
+    x, y = torch.zeros(4 * 256 + 1), torch.zeros(4 * 192 + 1)
+    with sm90.compiling() as launches:
+        for start in (0, 1):
+            rows = x[start:][: 4 * 256].view(4, 256), y[start:][: 4 * 192].view(4, 192)
+            _triton.lora_decode_(rows[1], rows[0], *case.decode)
+    assert len(launches) == 4 and len({kernel.hash for _, kernel in launches}) == 2
 
 
 def test_the_counter_sees_a_recompilation():

@@ -38,6 +38,21 @@ def info(model: str | None, preset: str, as_json: bool) -> None:
         show(facts)
 
 
+CPU_ALONE = {"attend"}  # a step of decoding on a CPU: on a GPU attention is torch's
+
+
+def slow_on_gpu(kernels: dict[str, dict[str, str]]) -> str:
+    """One sentence on the ops that plain PyTorch serves on the GPU; "" where there is no GPU or no such op."""
+    slow = [op for op, kernel in kernels.get("cuda", {}).items() if kernel == "PyTorch reference" and op not in CPU_ALONE]
+    if not slow:
+        return ""
+    needs = "the CUDA toolkit, which has nvcc," if all(op.startswith("svd_") for op in slow) else "Triton and the CUDA toolkit"
+    return (
+        f"Plain PyTorch serves {', '.join(slow)} on the GPU, which is slower than a kernel;"
+        f" install {needs} and then tmem again with TMEM_CUDA=ON."
+    )
+
+
 def _facts() -> dict:
     """{"versions", "machine", "model": {"name", "folder", "cached", "adapter"}, "kernels": {device: {op: kernel}}}."""
     import torch
@@ -85,3 +100,5 @@ def _print(facts: dict) -> None:
     for op in kernels["cpu"]:
         table.add_row(op, *(kernels[device][op] for device in kernels))
     console.print(table)
+    if sentence := slow_on_gpu(kernels):
+        console.print(f"\n{sentence}", highlight=False)

@@ -1,7 +1,7 @@
 """The one place that talks to torch.library: schemas, the kernels, and which of them serves an op where.
 
-Each op's plain-PyTorch reference is registered for every backend; C++ then takes over the CPU, Triton and CUDA C++ take
-over the GPU. The dispatcher is the only switch.
+Each op's plain-PyTorch reference is registered for every backend. C++ then takes over the CPU. CUDA C++, where it was
+built, and Triton for the other ops take over the GPU. The dispatcher is the only switch.
 """
 
 import functools
@@ -71,9 +71,10 @@ def differentiable(name: str, setup_context: Callable, backward: Callable) -> No
 
 
 def serve(name: str, kernel: Callable) -> None:
-    """Serve tmem::<name> on GPUs by a Triton launcher."""
-    _LIBRARY.impl(name, kernel, "CUDA")
-    _in_python.add(name)
+    """Serve tmem::<name> on GPUs by a Triton launcher, where no compiled kernel does."""
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"tmem::{name}", "CUDA"):
+        _LIBRARY.impl(name, kernel, "CUDA")
+        _in_python.add(name)
 
 
 def load_compiled() -> None:

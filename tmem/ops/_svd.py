@@ -1,9 +1,12 @@
 """What batched_rsvd is made of, as ops of the dispatcher. For tmem.ops.rsvd alone, which checks the arguments."""
 
+import functools
+import logging
+
 import torch
 
 from tmem import reference
-from tmem.ops._registry import define
+from tmem.ops._registry import define, kernel_for
 
 
 def _accumulator(x):
@@ -83,3 +86,13 @@ gram = _kernel("svd_gram(Tensor[] w, Tensor x, Tensor scale) -> Tensor", referen
 factor = _kernel("svd_factor(Tensor g, float shift=0.0) -> (Tensor, Tensor)", reference.svd_factor, _fake_factor, _first, 128)
 eigh = _kernel("svd_eigh(Tensor t, int count) -> (Tensor, Tensor)", reference.svd_eigh, _fake_eigh, _first, 160)
 small = _kernel("svd_small(Tensor r) -> (Tensor, Tensor, Tensor)", reference.svd_small, _fake_small, _first, 64)
+
+
+@functools.cache
+def tell_if_slow_on_gpu() -> None:
+    """Say once, in the log, that a GPU is served by the formulas: these are the only kernels that Triton does not replace."""
+    if kernel_for("svd_gram", "cuda") == "PyTorch reference":
+        logging.getLogger("tmem").warning(
+            "batched_rsvd runs on the GPU as plain PyTorch, which is slower, as tmem was built without nvcc;"
+            " install the CUDA toolkit and then tmem again with TMEM_CUDA=ON."
+        )

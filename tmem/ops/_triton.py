@@ -28,15 +28,25 @@ def _lines(x: Tensor) -> Tensor:
     return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
 
 
+def _on_one_device(op, like, *others) -> None:
+    for x in others:
+        if x.device != like.device:
+            raise ValueError(f"{op}: all tensors must be on {like.device} as the first argument is, got {x.device}")
+
+
+def _column(op, name, x, dtype, size) -> Tensor:
+    _checks.dtype(op, name, x, dtype)
+    _checks.shape(op, name, x, size)
+    return x.contiguous()
+
+
 def _segments(op, rows, ranks, seg_off, seg_slot, rank, plan, like, *others):
     """The descriptor with its plan, all of one device, contiguous; `ranks` within what the kernels hold."""
     for name, x in (("seg_off", seg_off), ("seg_slot", seg_slot), ("rank", rank)):
         _checks.dtype(op, name, x, torch.int32)
         _checks.shape(op, name, x, None)
     _checks.shape(op, "seg_off", seg_off, seg_slot.shape[0] + 1)
-    for x in (seg_off, seg_slot, rank, *others):
-        if x.device != like.device:
-            raise ValueError(f"{op}: all tensors must be on {like.device} as the first argument is, got {x.device}")
+    _on_one_device(op, like, seg_off, seg_slot, rank, *others)
     if ranks:
         _kernels("configs").padded_rank(ranks)
     seg = seg_off.contiguous(), seg_slot.contiguous(), rank.contiguous()
@@ -47,9 +57,7 @@ def _segments(op, rows, ranks, seg_off, seg_slot, rank, plan, like, *others):
 
 
 def _scale(op, scale, rank) -> Tensor:
-    _checks.dtype(op, "scale", scale, torch.float32)
-    _checks.shape(op, "scale", scale, rank.shape[0])
-    return scale.contiguous()
+    return _column(op, "scale", scale, torch.float32, rank.shape[0])
 
 
 def lora_plan(seg_off, seg_slot, rank, rows):
@@ -142,22 +150,93 @@ def lora_linear(x, w, bias, a, bt, seg_off, seg_slot, rank, scale, plan=None):
     return y, z
 
 
+def lora_decode_(y, x, a, bt, row_slot, rank, scale):
+    op = "lora_decode_"
+    if y.dtype == torch.float64:
+        return reference.lora_decode_(y, x, a, bt, row_slot, rank, scale)
+    _checks.shape(op, "y", y, None, None)
+    _checks.dtype(op, "y", y, *_checks.FACTOR)
+    _checks.shape(op, "x", x, y.shape[0], None)
+    _checks.dtype(op, "x", x, y.dtype)
+    _checks.shape(op, "rank", rank, None)
+    slots = rank.shape[0]
+    _checks.factor(op, "a", a, y, slots, None, x.shape[1])
+    _checks.shape(op, "bt", bt, slots, a.shape[1], y.shape[1])
+    _checks.factor(op, "bt", bt, y, slots, a.shape[1], y.shape[1])
+    _on_one_device(op, y, x, a, bt, row_slot, rank, scale)
+    named = _column(op, "row_slot", row_slot, torch.int32, y.shape[0]), _column(op, "rank", rank, torch.int32, slots)
+    out = _lines(y)
+    _kernels("decode").decode(out, _lines(x), _lines(a), _lines(bt), *named, _scale(op, scale, rank))
+    if out is not y:
+        y.copy_(out)
+
+
+def bank_step_(param, grad, m, v, step, hyper, active, copy=None):
+    op = "bank_step_"
+    if param.dtype == torch.float64:
+        return reference.bank_step_(param, grad, m, v, step, hyper, active, copy)
+    if (m is None) != (v is None):
+        raise ValueError(f"{op}: give both m and v (AdamW) or neither (SGD), got only {'v' if m is None else 'm'}")
+    _checks.shape(op, "param", param, None, None)
+    rows = param.shape[0]
+    matrices = {"param": param, "grad": grad, "m": m, "v": v, "copy": copy}
+    for name, x in matrices.items():
+        if x is not None:
+            _checks.dtype(op, name, x, torch.bfloat16 if name == "copy" else torch.float32)
+            _checks.shape(op, name, x, *param.shape)
+    _checks.dtype(op, "hyper", hyper, torch.float32, torch.float64)
+    _checks.shape(op, "hyper", hyper, rows, len(reference.HYPER))
+    _on_one_device(op, param, *(x for x in (*matrices.values(), step, hyper, active) if x is not None))
+    count, flags = _column(op, "step", step, torch.int32, rows), _column(op, "active", active, torch.bool, rows)
+    lines = {name: None if x is None else _lines(x) for name, x in matrices.items()}
+    norms = _kernels("step").step(**lines, count=count, hyper=_lines(hyper), active=flags)
+    for given, written in ((step, count), *zip(matrices.values(), lines.values())):
+        if written is not given:
+            given.copy_(written)
+    return norms
+
+
+def bank_copy_(matrices, source, target):
+    op = "bank_copy_"
+    if not matrices:
+        raise ValueError(f"{op}: matrices must hold at least one tensor, got none")
+    rows = matrices[0].shape[0] if matrices[0].dim() else None
+    for i, matrix in enumerate(matrices):
+        if matrix.dim() < 1 or matrix.shape[0] != rows:
+            raise ValueError(f"{op}: matrices[{i}] must have the rows of the first, got shape {list(matrix.shape)}")
+    _checks.shape(op, "source", source, None)
+    pairs = [_column(op, n, x, torch.int32, source.shape[0]) for n, x in (("source", source), ("target", target))]
+    _on_one_device(op, matrices[0], *matrices, *pairs)
+    for matrix in matrices:
+        if matrix.numel():
+            dense = matrix if matrix[0].is_contiguous() else matrix.contiguous()
+            line = dense.as_strided((rows, dense[0].numel()), (dense.stride(0), 1))
+            _kernels("copy").copy(line.view(torch.uint8), *pairs)
+            if dense is not matrix:
+                matrix.copy_(dense)
+
+
 def _on_its_device(kernel: Callable) -> Callable:
-    """Triton launches on the current device: make that the one of the first argument."""
+    """Triton launches on the current device: make that the one of the first argument, or of the first in it."""
 
     @functools.wraps(kernel)
     def launch(first, *rest):
-        if first.get_device() == torch.cuda.current_device():
+        one = first if isinstance(first, Tensor) else first[0]
+        if one.get_device() == torch.cuda.current_device():
             return kernel(first, *rest)
-        with torch.cuda.device(first.device):
+        with torch.cuda.device(one.device):
             return kernel(first, *rest)
 
     return launch
 
 
+LAUNCHERS = (
+    lora_plan, lora_shrink, lora_shrink_multi, lora_expand_, lora_gram_, lora_gram, lora_backward_, lora_linear,
+    lora_decode_, bank_step_, bank_copy_,
+)  # fmt: skip
+
+
 def register(serve: Callable[[str, Callable], None]) -> None:
     """Hand every launcher to `serve`, with its op's name. No kernel is imported or run until a tensor on a GPU comes."""
-    for kernel in (
-        lora_plan, lora_shrink, lora_shrink_multi, lora_expand_, lora_gram_, lora_gram, lora_backward_, lora_linear,
-    ):  # fmt: skip
+    for kernel in LAUNCHERS:
         serve(kernel.__name__, _on_its_device(kernel))

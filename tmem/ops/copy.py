@@ -22,8 +22,8 @@ def bank_copy_(matrices: Sequence[Tensor], source: Tensor, target: Tensor) -> No
     """Row target[i] of every matrix becomes its row source[i], or zero where source[i] is -1: fork, copy and reset.
 
     matrices: one or more tensors [S,...] of any dtypes; source and target int32 [n]; no row is written twice, or both
-    written and read. One launch on a GPU, where the values of source and target are not read: rows out of range are left
-    alone there. Raises ValueError or TypeError before anything is written.
+    written and read. One launch on a GPU, or one a matrix where tmem was built without nvcc. The values of source and target
+    are not read there: rows out of range are left alone. Raises ValueError or TypeError before anything is written.
     """
     op = "bank_copy_"
     if not matrices:

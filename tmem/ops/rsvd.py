@@ -84,6 +84,8 @@ def batched_rsvd(
     oversample, iters = _settings(op, method, oversample, iters, compute, out_dtype, on_error, workspace, seed)
     for i, matrix in enumerate(matrices):
         _check(op, i, matrix, rank)
+    if any(matrix.is_cuda for matrix in matrices):
+        _svd.tell_if_slow_on_gpu()
     results: dict[int, _Found] = {}
     groups: dict[tuple, list[int]] = {}
     for i, matrix in enumerate(matrices):
