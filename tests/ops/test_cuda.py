@@ -103,7 +103,7 @@ def library():
 
 @needs_library
 def test_budgets_of_the_library(library):
-    """After a change that is meant: python tests/budgets.py, and look at the diff."""
+    """After a change that is meant: python tests/helpers/budgets.py, and look at the diff."""
     allowed = {name: row for name, row in json.loads(budgets.FILE.read_text()).items() if name.startswith("nvcc ")}
     assert library.keys() == allowed.keys()
     assert {name: row for name, row in library.items() if row["local"]} == {}
