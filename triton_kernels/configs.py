@@ -1,10 +1,14 @@
 """Tile sizes, warps and pipeline stages of every kernel: the only place that tunes. Chosen by what keeps its value over a
-run (dtypes, stored rank, slots of the bank), never by a batch: no recompilation, and no bit of a slot depends on its
-neighbours."""
+run (architecture, dtypes, stored rank, slots of the bank), never by a batch: no recompilation, and no bit of a slot depends
+on its neighbours."""
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 
 import torch
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
 
 FEW = 4  # slots whose programs, each of a slot and 128 columns, would leave most of a GPU without work
 RANKS = (16, 32, 64)  # stored ranks are padded to one of these: a matrix unit's smallest operand has 16 columns
@@ -19,8 +23,8 @@ class Config:
     stages: int = 4
 
 
-# kernel -> (bits of the activation, bits of the factor) -> one configuration for each of RANKS. As wide as the registers
-# allow without spilling, so that many bytes are in flight.
+# kernel -> (bits of the activation, bits of the factor) -> one configuration for each of RANKS. As wide as the registers of
+# sm_90 allow without spilling, so that many bytes are in flight.
 TABLE = {
     "shrink": {
         (16, 16): (Config(128), Config(128), Config(64)),
@@ -58,6 +62,48 @@ STRETCH = 8 * LINE  # columns whose squares one program sums
 PIECE = 2048  # columns that one program moves
 BYTES = 8192  # that one program copies
 
+# Where an architecture takes another, as it would spill or has less shared memory: (kernel, activation, factor, rank) -> it.
+_MMA_SYNC = {  # operands of a product take registers, which wgmma and tcgen05 leave in shared memory
+    ("shrink of several factors", 16, 16, 32): Config(64),
+    ("shrink of several factors", 32, 32, 64): Config(16, 8, stages=1),
+    ("expand", 16, 16, 64): Config(64, stages=1),
+    ("expand", 16, 32, 64): Config(64, stages=1),
+    ("gram", 16, 32, 64): Config(64, stages=3),
+    ("gram", 32, 32, 64): Config(32, stages=3),
+}
+OVERRIDES = {
+    "sm_80": _MMA_SYNC,
+    "sm_89": _MMA_SYNC,
+    "sm_90": {},
+    "sm_100": {("gram", 32, 32, 64): Config(64, 8, stages=2)},
+    "sm_120": {
+        **_MMA_SYNC,
+        ("shrink of several factors", 16, 16, 64): Config(32),
+        ("shrink of several factors", 32, 32, 32): Config(16, 8),
+        ("shrink of several factors", 32, 32, 64): Config(16, 8),
+    },
+    "gfx9": {},
+    "gfx11": {
+        ("shrink of several factors", 32, 32, 64): Config(16, 16, stages=2),
+        ("gram", 16, 32, 64): Config(32, 16, stages=2),
+        ("gram of few slots", 16, 32, 64): Config(16, 16, stages=2),
+    },
+}
+# From which compute capability on a row holds. sm_86 and what is not known have 99 KiB, as sm_89.
+_SINCE = ((120, "sm_120"), (100, "sm_100"), (90, "sm_90"), (81, "sm_89"), (80, "sm_80"), (0, "sm_89"))
+
+
+def architecture(target: GPUTarget) -> str:
+    """The name in OVERRIDES whose configurations a GPU takes: its own, or the nearest one that asks for no more than it has."""
+    if target.backend == "hip":
+        return "gfx9" if target.warp_size == 64 else "gfx11"
+    return next(name for since, name in _SINCE if target.arch >= since)
+
+
+@functools.cache
+def _architecture(active, device: int) -> str:
+    return architecture(active.get_current_target())
+
 
 def padded_rank(ranks: int) -> int:
     """The smallest of RANKS that holds `ranks`. Raises ValueError above the largest."""
@@ -67,6 +113,21 @@ def padded_rank(ranks: int) -> int:
     raise ValueError(f"the Triton kernels hold stored ranks up to {RANKS[-1]}, got {ranks}; use a smaller rank")
 
 
+@functools.cache
+def chosen(architecture: str, kernel: str, activation: int, factor: int, rank: int) -> Config:
+    """The configuration of `kernel` for elements of these many bits, and one of RANKS."""
+    own = OVERRIDES[architecture].get((kernel, activation, factor, rank))
+    if own:
+        return own
+    c = TABLE[kernel][activation, factor][RANKS.index(rank)]
+    if architecture.startswith("gfx"):
+        c = replace(c, stages=min(c.stages, 2))  # of 64 KiB of shared memory
+    if architecture == "gfx11":
+        c = replace(c, bd=max(16, c.bd // 4), warps=4 if rank == 16 else 8)  # of 256 registers, sums among them
+    return c
+
+
 def config(kernel: str, activation: torch.dtype, factor: torch.dtype, ranks: int) -> Config:
-    """The configuration of `kernel` for these element types and this many stored ranks."""
-    return TABLE[kernel][8 * activation.itemsize, 8 * factor.itemsize][RANKS.index(padded_rank(ranks))]
+    """The configuration of `kernel` on the current GPU for these element types and this many stored ranks."""
+    where = "sm_90" if knobs.runtime.interpret else _architecture(driver.active, driver.active.get_current_device())
+    return chosen(where, kernel, 8 * activation.itemsize, 8 * factor.itemsize, padded_rank(ranks))

@@ -8,9 +8,14 @@
 
 namespace tmem::svd {
 
+constexpr float LARGEST = 0x1.fep127f;  // finite number of bf16
+
+// The larger part of x: finite, so that what is infinite is in the smaller part alone, and their sum is x again.
+__device__ __forceinline__ __nv_bfloat16 larger(float x) { return __float2bfloat16_rn(fminf(fmaxf(x, -LARGEST), LARGEST)); }
+
 // Two neighbours x and y, a word of each part.
 __device__ __forceinline__ void split(float x, float y, uint32_t& high, uint32_t& low) {
-  const __nv_bfloat16 p = __float2bfloat16_rn(x), q = __float2bfloat16_rn(y);
+  const __nv_bfloat16 p = larger(x), q = larger(y);
   const __nv_bfloat16 r = __float2bfloat16_rn(x - __bfloat162float(p)), s = __float2bfloat16_rn(y - __bfloat162float(q));
   high = __bfloat16_as_ushort(p) | static_cast<uint32_t>(__bfloat16_as_ushort(q)) << 16;
   low = __bfloat16_as_ushort(r) | static_cast<uint32_t>(__bfloat16_as_ushort(s)) << 16;

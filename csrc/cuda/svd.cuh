@@ -72,7 +72,10 @@ struct Gram {
   int64_t columns;
 };
 
-bool reads_once(Element, int64_t n);  // whether gram takes these matrices on the current GPU; else two products
+// Whether gram takes these matrices on a GPU of this compute capability, a block of which may ask for `shared` bytes; else two
+// products do. By the order that takes most bytes, so that a matrix's bits do not depend on how it lies.
+bool fits(Element, int64_t n, int64_t columns, int major, int64_t shared);
+bool reads_once(Element, int64_t n, int64_t columns);  // the same, of the current GPU
 int64_t ranges(int64_t m, int64_t n);
 cudaError_t gram(const Gram&, cudaStream_t);
 

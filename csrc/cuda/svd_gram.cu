@@ -45,6 +45,8 @@ template <int L>
 constexpr int SPLIT = ROWS / 2 * (L + 8);
 template <int O, int L>
 constexpr int WORDS = 2 * SLAB<O> + (WARPS + 2) * PARTS<L> + 2 * SPLIT<L>;
+template <int L>
+constexpr int MOST_WORDS = WORDS<BY_COLUMNS, L> > WORDS<BY_ROWS, L> ? WORDS<BY_COLUMNS, L> : WORDS<BY_ROWS, L>;
 
 #if defined(TMEM_EMULATED) || __CUDA_ARCH__ >= 900
 
@@ -261,10 +263,17 @@ cudaError_t run_order(const Gram& a, cudaStream_t stream) {
 
 }  // namespace
 
-bool reads_once(Element type, int64_t n) {
-  int device, major;
-  return type != E_F32 && n <= MOST_BLOCKS * WIDEST && cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+bool fits(Element type, int64_t n, int64_t columns, int major, int64_t shared) {
+  const int64_t words = columns > 16 ? MOST_WORDS<32> : MOST_WORDS<16>;
+  return type != E_F32 && n <= MOST_BLOCKS * WIDEST && major >= 9 && 4 * words <= shared;
+}
+
+bool reads_once(Element type, int64_t n, int64_t columns) {
+  int device, major, shared;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess &&
+         fits(type, n, columns, major, shared);
 }
 
 int64_t ranges(int64_t m, int64_t n) { return shares(m, n).ranges; }

@@ -127,7 +127,7 @@ Tensor svd_gram(const std::vector<Tensor>& w, const Tensor& x, const Tensor& sca
   const List list(op, w);
   const OnDevice device(op, w[0]);
   const Tensor right = columns(op, "x", x, w[0], list.b, list.n), by = scales(op, scale, w[0], list.b);
-  if (svd::reads_once(list.type, list.n)) {
+  if (svd::reads_once(list.type, list.n, x.size(2))) {
     const int64_t n = list.n, l = x.size(2), parts = svd::ranges(list.m, n);
     const int64_t some = list.b < svd::MOST_GRAMS ? list.b : svd::MOST_GRAMS;
     const Tensor y = torch::stable::new_empty(right, {list.b, n, l});

@@ -1,16 +1,19 @@
-"""What every kernel may take on sm_90, and what it takes. `python tests/budgets.py` measures all and writes budgets.json.
+"""What every kernel may take, and what it takes. `python tests/helpers/budgets.py` measures all and writes budgets.json.
 
 A row of budgets.json: registers of a thread, bytes of shared memory of a program or block. Local memory, where spilled
-registers go, is 0 everywhere. Triton's rows are for a layer of width 4096 and hold for Triton 3.6, whose assembler counts
-registers otherwise than its successors'; rows named "nvcc ..." are the CUDA library's, by nvcc 13.0.
+registers go, is 0 everywhere. Triton's rows begin with an architecture, are for a layer of width 4096 and hold for Triton 3.6,
+whose assembler counts registers otherwise than its successors'; rows named "nvcc ..." are the CUDA library's for sm_90, by
+nvcc 13.0.
 """
 
+import functools
 import itertools
 import re
 import subprocess
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import sm90
+import targets
 import torch
 from triton import knobs
 
@@ -22,44 +25,71 @@ FILE = Path(__file__).with_suffix(".json")
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
-def launches(dtype: torch.dtype, factor_dtype: torch.dtype, ranks: int, width: int = 4096) -> list[tuple[str, object]]:
-    """Every kernel as a layer of this width launches it: (name, what was compiled)."""
-    case = make_case([20, 44], [0, 1], [ranks, ranks], k=width, n=width, dtype=dtype, factor_dtype=factor_dtype, bias=False)
-    p = torch.zeros(plan.size(64, 2, 2), dtype=torch.int32)
-    seg, z, g = case.seg, torch.zeros(64, ranks), torch.zeros(2, ranks, width)
-    with sm90.compiling() as found:
-        plan.plan(*seg, 64)
-        shrink.shrink(case.x, [case.a], *seg, case.scale, p)
-        shrink.shrink(case.x, [case.a] * 2, *seg, case.scale, p)
-        shrink.shrink(case.x, [case.a] * 3, *seg, case.scale, p)
-        expand.expand(case.x.clone(), z, case.a, *seg, p)
-        gram.gram(torch.zeros(configs.FEW + 1, ranks, width), z, case.x, *seg[:2], torch.full((configs.FEW + 1,), ranks), p)
-        gram.gram(g, z, case.x, *seg, p)
-        decode.decode(case.x.clone(), case.x, case.a, case.a, torch.zeros(64, dtype=torch.int32), case.rank, case.scale)
-    names = "plan", "shrink", "shrink of 2", "shrink of 3", "expand", "gram", "gram of few slots", "decode down", "decode up"
-    return list(zip(names, (kernel for _, kernel in found), strict=True))
+@functools.cache
+def launches(width: int = 4096) -> dict[str, tuple]:
+    """ "kernel activation factor rank" -> launcher, arguments, and which of its kernels it is: in a layer of this width, all of
+    the tuning table; and the kernels over a bank of this width."""
+    p, found = torch.zeros(plan.size(64, 2, 2), dtype=torch.int32), {}
+    many = torch.ones(configs.FEW + 1, dtype=torch.int32)  # slots
+    named = torch.zeros(64, dtype=torch.int32)
+    for dtype, factor_dtype, ranks in itertools.product(TYPES, TYPES, configs.RANKS):
+        case = make_case([20, 44], [0, 1], [ranks] * 2, k=width, n=width, dtype=dtype, factor_dtype=factor_dtype, bias=False)
+        x, a, seg, z = case.x, case.a, case.seg, torch.zeros(64, ranks)
+        down_and_up = decode.decode, (x, x, a, a, named, case.rank, case.scale)
+        own = {"plan": (plan.plan, (*seg, 64), 0)} if not found else {}
+        own |= {
+            "shrink": (shrink.shrink, (x, [a], *seg, case.scale, p), 0),
+            "shrink of 2": (shrink.shrink, (x, [a] * 2, *seg, case.scale, p), 0),
+            "shrink of 3": (shrink.shrink, (x, [a] * 3, *seg, case.scale, p), 0),
+            "expand": (expand.expand, (x, z, a, *seg, p), 0),
+            "decode down": (*down_and_up, 0),
+            "decode up": (*down_and_up, 1),
+        }
+        if factor_dtype == torch.float32:  # as the gradient is
+            own |= {
+                "gram": (gram.gram, (torch.zeros(len(many), ranks, width), z, x, *seg[:2], many, p), 0),
+                "gram of few slots": (gram.gram, (torch.zeros(2, ranks, width), z, x, *seg, p), 0),
+            }
+        for name, launch in own.items():
+            found[f"{name} {TYPES[dtype]} {TYPES[factor_dtype]} {ranks}"] = launch
+    return found | _over_a_bank(width)
 
 
-def bank_launches(width: int = 4096) -> list[tuple[str, object]]:
-    """Every kernel that goes over rows of a bank: (name, what was compiled)."""
+def _over_a_bank(width: int) -> dict[str, tuple]:
     param, grad, m, v = (torch.zeros(2, width) for _ in range(4))
     count, active, hyper = torch.zeros(2, dtype=torch.int32), torch.ones(2, dtype=torch.bool), torch.zeros(2, 6).double()
-    with sm90.compiling() as found:
-        step.step(param, grad, m, v, count, hyper, active, param.bfloat16())
-        step.step(param, grad, None, None, count, hyper, active, None)
-        copy.copy(param.view(torch.uint8), count, count)
-        copy.copy(torch.zeros(2, 3, dtype=torch.uint8), count, count)
-    parts = [f"step {part} {kind}" for kind in ("AdamW copy", "SGD") for part in ("squares", "scalars", "move")]
-    return list(zip([*parts, "copy", "copy of odd rows"], (kernel for _, kernel in found), strict=True))
+    kinds = {"AdamW copy": (param, grad, m, v, count, hyper, active, param.bfloat16()),
+             "SGD": (param, grad, None, None, count, hyper, active, None)}  # fmt: skip
+    parts = ("squares", "scalars", "move")
+    found = {f"step {part} {kind}": (step.step, x, i) for kind, x in kinds.items() for i, part in enumerate(parts)}
+    for name, matrix in (("copy", param.view(torch.uint8)), ("copy of odd rows", torch.zeros(2, 3, dtype=torch.uint8))):
+        found[name] = copy.copy, (matrix, count, count), 0
+    return found
 
 
-def triton() -> dict[str, sm90.Compiled]:
-    """ "kernel activation factor rank" -> what it takes, for every row of the tuning table; and the kernels over a bank."""
-    found = {}
-    for dtype, factor_dtype, ranks in itertools.product(TYPES, TYPES, configs.RANKS):
-        for name, kernel in launches(dtype, factor_dtype, ranks):
-            found[f"{name} {TYPES[dtype]} {TYPES[factor_dtype]} {ranks}"] = sm90.resources(name, kernel)
-    return found | {name: sm90.resources(name, kernel) for name, kernel in bank_launches()}
+def triton(architecture: str, names: Iterable[str] | None = None) -> dict[str, targets.Compiled]:
+    """What kernels of these names (none given: all) take there, by name."""
+    every = launches()
+    names = list(every if names is None else names)
+    taken = {}
+    with targets.compiling(architecture) as found:
+        for name in names:
+            launch, arguments, which = every[name]
+            before = len(found)
+            launch(*arguments)
+            taken[name] = targets.resources(found[before + which][1])
+    return taken
+
+
+def of_triton(rows: dict[str, dict], architecture: str) -> dict[str, dict]:
+    """Of the rows of budgets.json, those of Triton's kernels on an architecture, by name."""
+    return {name.partition(" ")[2]: row for name, row in rows.items() if name.startswith(architecture + " ")}
+
+
+def tightest(rows: dict[str, dict], kind: Callable[[str], str]) -> list[str]:
+    """Of every kind of kernel, the one that takes most registers: the first to spill."""
+    order = sorted(rows, key=lambda name: (-rows[name]["registers"], name))
+    return list({kind(name): name for name in reversed(order)}.values())
 
 
 def _dump(tool, *arguments: object) -> str:
@@ -90,7 +120,11 @@ def machine_code(path: Path) -> dict[str, str]:
 
 
 def main():
-    rows = {name: {"registers": k.registers, "shared": k.shared} for name, k in triton().items()}
+    rows = {}
+    for architecture in targets.SHARED:
+        for name, k in triton(architecture).items():
+            assert not k.local, f"{architecture} {name}: {k.local} bytes of spills"
+            rows[f"{architecture} {name}"] = {"registers": k.registers, "shared": k.shared}
     for name, row in library(Path(__file__).parents[2] / "tmem/libtmem_cuda.so").items():
         rows[name] = {"registers": row["registers"], "shared": row["shared"]}
     FILE.write_text(laid_out(dict(sorted(rows.items()))) + "\n")

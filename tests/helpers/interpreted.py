@@ -75,6 +75,38 @@ def sixteen_bits():
         assert_close("dz", dz, want, 2e-6)
 
 
+def infinite_operands():
+    """An fp32 operand that is infinite, or rounds to infinity in the 16 bits of its parts, gives what the reference gives."""
+    half, full = torch.float16, torch.float32
+    for large in (NAN, float("inf"), -float("inf"), 70000.0, -65520.0):
+        for dtype, factor_dtype in ((full, half), (half, full)):
+            case = make_case([4, 33], [1, 0], [16, 20], k=70, n=40, dtype=dtype, factor_dtype=factor_dtype)
+            seg, p = case.seg, plan.plan(*case.seg, 37)
+            x, a, z = case.x, case.a, torch.randn(37, 20)
+            (x if dtype == full else a[1])[0, 7] = large
+            z[1, 2] = large
+            like("z", shrink.shrink(x, [a], *seg, case.scale, p)[0], reference.lora_shrink(x, a, *seg, case.scale), 2e-6)
+            bt, o = case.bt * 2**-6, torch.randn(37, 40).to(dtype)
+            expected = o.double()
+            reference.lora_expand_(expected, z.double(), bt.double(), *seg)
+            expand.expand(o, z, bt, *seg, p)
+            like("o", o, expected, 4e-4 if dtype == half else 2e-6)
+            g, expected = torch.ones(2, 20, 70), torch.ones(2, 20, 70).double()
+            v = torch.randn(37, 70).to(dtype)
+            reference.lora_gram_(expected, z.double(), v.double(), *seg)
+            gram.gram(g, z, v, *seg, p)
+            like("g", g, expected, 2e-6)
+
+
+def like(name, got, want, tolerance):
+    """The same infinities and NaN, and what is finite within this relative RMS."""
+    got, want = got.double(), want.double()
+    finite = want.isfinite()
+    assert torch.equal(got.isfinite(), finite) and torch.equal(got.isnan(), want.isnan()), name
+    assert torch.equal(got[got.isinf()], want[want.isinf()]), name
+    assert_close(name, got[finite], want[finite], tolerance)
+
+
 def lost_slots():
     """A slot that is named though it is freed, out of range or above the stored rank shows as NaN, and only there."""
     case = make_case([4, 5, 3, 40], [1, 0, 2, 0], [4, 4, 4], k=50, n=60)
@@ -155,7 +187,7 @@ def main():
     checks.DTYPES = [(torch.float32, torch.float32)]
     torch.set_num_threads(1)
     bank = [c for c in checks.BANK if c is not checks.step_copy]
-    own = plans, sixteen_bits, half_copy, rounds_once, lost_slots, bad_offsets, stale_plan
+    own = plans, sixteen_bits, infinite_operands, half_copy, rounds_once, lost_slots, bad_offsets, stale_plan
     found = checks.report(ops, [*checks.ADAPTERS, *bank, *own])
     print(json.dumps(found | checks.report(torch.ops.tmem, gpu_rows.ALL)))
 

@@ -110,6 +110,12 @@ def not_finite(parts, device="cpu") -> None:
             most = parts.svd_scan(list(spoilt))
             assert most[1].isnan() if bad == "nan" else most[1].isinf(), most
             equal("scan of neighbours", most[::2], w.float().abs().amax((1, 2))[::2])
+        for large in (float("inf"), torch.finfo(torch.float32).max):  # the latter rounds to infinity in bf16
+            spoilt, small = x.clone(), w * 2**-6
+            spoilt[1, 7, 3] = large
+            got, want = parts.svd_product([small], spoilt).double(), small.double() @ spoilt.double()
+            assert torch.equal(got.isposinf(), want.isposinf()) and torch.equal(got.isneginf(), want.isneginf()), large
+            close(f"{dtype}, {large:.0e} in x", got[want.isfinite()], want[want.isfinite()], 1e-4)
 
 
 def scans(parts, device="cpu") -> None:

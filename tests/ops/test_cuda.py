@@ -1,6 +1,7 @@
 """The CUDA kernels without a GPU: emulated on the CPU, compiled by nvcc, held to their budgets, registered."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -25,6 +26,11 @@ needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="the CUDA librar
 
 def emulate(folder: Path, *flags: str, script: tuple[str, ...] = ("emulated.py",)) -> dict[str, str]:
     """What a script, with further arguments, says of the kernels, compiled for the CPU with these flags."""
+    return told(build_emulated(folder, *flags), *script)
+
+
+def build_emulated(folder: Path, *flags: str) -> Path:
+    """The kernels' library, compiled for the CPU with these flags."""
     torch_folder, library = Path(torch.__file__).parent, folder / "emulated.so"
     build = [
         "g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-pthread", "-DTMEM_EMULATED", *flags,
@@ -32,8 +38,14 @@ def emulate(folder: Path, *flags: str, script: tuple[str, ...] = ("emulated.py",
         "-x", "c++", *map(str, SOURCES), f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-o", str(library),
     ]  # fmt: skip
     subprocess.run(build, check=True, capture_output=True)
-    name, *arguments = script
-    done = subprocess.run([sys.executable, str(HELPERS / name), str(library), *arguments], capture_output=True, text=True)
+    return library
+
+
+def told(library: Path, name: str, *arguments: str, gpu: tuple[int, int] = (9, 232448)) -> dict[str, str]:
+    """What a script says of an emulated library, on a GPU of this compute capability and shared memory of a block."""
+    command = [sys.executable, str(HELPERS / name), str(library), *arguments]
+    env = {**os.environ, "TMEM_EMULATED_GPU": "{} {}".format(*gpu)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -93,7 +105,7 @@ def library():
 
 @needs_library
 def test_budgets_of_the_library(library):
-    """After a change that is meant: python tests/budgets.py, and look at the diff."""
+    """After a change that is meant: python tests/helpers/budgets.py, and look at the diff."""
     allowed = {name: row for name, row in json.loads(budgets.FILE.read_text()).items() if name.startswith("nvcc ")}
     assert library.keys() == allowed.keys()
     assert {name: row for name, row in library.items() if row["local"]} == {}

@@ -4,22 +4,40 @@ import shutil
 
 import pytest
 import svd_parts
-from test_cuda import emulate
+from test_cuda import build_emulated, emulate, told
 
 CHECKS = [check.__name__ for check in svd_parts.ALL] + ["whole"]
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
+def library(tmp_path_factory):
     if not shutil.which("g++"):
         pytest.skip("the emulation of CUDA is compiled by g++")
-    return emulate(tmp_path_factory.mktemp("emulated"), script=("emulated_svd.py",))
+    return build_emulated(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(scope="session")
+def emulated(library):
+    return told(library, "emulated_svd.py")
 
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_emulated(emulated, check):
     assert not emulated[check], emulated[check]
     assert len(emulated) == len(CHECKS)
+
+
+@pytest.mark.parametrize(
+    "gpu, once",
+    [
+        ((9, 232448), "70x5 530x16 530x33"),  # H100
+        ((9, 110000), "70x5 530x16"),
+        ((12, 101376), ""),  # RTX 5090
+        ((8, 166912), ""),  # A100, which has no clusters
+    ],
+)
+def test_a_gram_step_reads_once_where_a_block_has_the_room(library, gpu, once):
+    assert told(library, "emulated_svd.py", "ways", gpu=gpu)["ways"] == once
 
 
 def test_the_emulation_sees_a_missing_barrier(emulated, tmp_path):

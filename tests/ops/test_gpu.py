@@ -86,6 +86,28 @@ def test_decode_rounds_once(kind):
     gpu_rows.rounds_once(kind())
 
 
+@pytest.mark.parametrize("large", [float("inf"), 3.4e38], ids=str)  # the latter rounds to infinity in bf16
+def test_a_large_fp32_operand_is_no_nan(large):
+    """Beside a bf16 operand, or for a bf16 result, an fp32 one is split in two: it gives what the formula gives."""
+    gpu, shape = OnGpu(), {"lengths": [4, 33], "slots": [1, 0], "ranks": [16, 20], "k": 70, "n": 40}
+    case = make_case(**shape, dtype=torch.float32, factor_dtype=torch.bfloat16)
+    seg, x, a = case.seg, case.x, case.a * 2**-10
+    x[0, 7] = large
+    shrunk = gpu.lora_shrink(x, a, *seg, case.scale), reference.lora_shrink(x.double(), a.double(), *seg, case.scale)
+    case = make_case(**shape, dtype=torch.bfloat16, factor_dtype=torch.float32)
+    z, bt, v = torch.randn(37, 20), case.bt * 2**-10, case.x * 2**-10
+    z[1, 2] = large
+    o = torch.randn(37, 40).bfloat16()
+    expected = o.double()
+    reference.lora_expand_(expected, z.double(), bt.double(), *seg)
+    gpu.lora_expand_(o, z, bt, *seg)
+    summed = gpu.lora_gram(z, v, *seg), reference.lora_gram(z.double(), v.double(), *seg)
+    for name, got, want, tolerance in (("z", *shrunk, 2e-5), ("o", o, expected, 4e-3), ("g", *summed, 2e-5)):
+        finite = want.isfinite()
+        assert torch.equal(got.isfinite(), finite) and torch.equal(got[got.isinf()].double(), want[want.isinf()].double()), name
+        assert_close(name, got[finite], want[finite], tolerance)
+
+
 @pytest.mark.parametrize("name", ops.OPS + ops.SVD_PARTS)
 def test_served_by_a_kernel_of_its_own(name):
     kernel = "CUDA C++" if name in ("lora_decode_", "bank_step_", "bank_copy_", *ops.SVD_PARTS) else "Triton"

@@ -41,14 +41,32 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 typedef void* cudaStream_t;
-enum cudaError_t { cudaSuccess };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
+inline const char* cudaGetErrorString(cudaError_t error) { return error ? "invalid argument" : "no error"; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-// Three processors of a GPU that has clusters.
+
+namespace emulation {
+
+// A GPU of three processors: an H100, or of the compute capability and the bytes a block may ask for in TMEM_EMULATED_GPU.
+struct Gpu {
+  int major = 9, shared = 232448;
+  Gpu() {
+    if (const char* given = std::getenv("TMEM_EMULATED_GPU")) std::sscanf(given, "%d %d", &major, &shared);
+  }
+};
+inline const Gpu gpu;
+
+}  // namespace emulation
+
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
-  return *value = what == cudaDevAttrMultiProcessorCount ? 3 : 9, cudaSuccess;
+  const int values[] = {3, emulation::gpu.major, emulation::gpu.shared};
+  return *value = values[what], cudaSuccess;
 }
 template <class K>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, K, int, size_t) {
@@ -56,8 +74,8 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, K, int, s
 }
 
 template <class K>
-cudaError_t cudaFuncSetAttribute(K, cudaFuncAttribute, int) {
-  return cudaSuccess;
+cudaError_t cudaFuncSetAttribute(K, cudaFuncAttribute, int bytes) {
+  return bytes <= emulation::gpu.shared ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 namespace emulation {
