@@ -9,6 +9,7 @@ from tiny import Letters, model, pairs
 from tiny_agent import CONFIG
 from tiny_bank import ALL, IDS, bank_of, fill, logits
 from torch import nn
+from transformers import BitsAndBytesConfig
 
 from tmem import Memory
 from tmem.adapters.bases import weight_of
@@ -16,6 +17,7 @@ from tmem.agent.agent import Agent
 from tmem.agent.teach import Lesson
 from tmem.files.objects import read_object
 from tmem.models import loading, quantised
+from tmem.models.families import passed, trainable
 from tmem.models.lora import fingerprint
 from tmem.models.quantised import BITS, quantise_
 from tmem.testing import assert_close
@@ -130,6 +132,50 @@ def test_the_default_model_in_nf4_remembers_what_it_was_told():
         assert "nf4" in memory.agent.model.config._name_or_path
         memory.learn([("What is the name of my cat?", "Minka"), ("Where do I live?", "Ghent")])
         assert memory.ask("Where do I live?").strip(".") == "Ghent"
+
+
+@pytest.fixture(scope="module")
+def in_nf4(tmp_path_factory):
+    """The folder of a model that transformers wrote in nf4, and that of the same one whole."""
+    folder, tokenizer = tmp_path_factory.mktemp("nf4"), loading.load_tokenizer()
+    whole = model(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32, bnb_4bit_use_double_quant=True
+    )
+    whole.save_pretrained(folder / "whole")
+    packed = type(whole).from_pretrained(folder / "whole", quantization_config=settings)
+    packed.save_pretrained(folder / "packed")
+    for name in ("whole", "packed"):
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+def test_a_folder_in_nf4_is_the_whole_one_put_into_nf4(in_nf4):
+    packed, _ = loading.load_model(in_nf4 / "packed", dtype=torch.float32, device="cpu")
+    made, _ = loading.load_model(in_nf4 / "whole", bits="nf4", dtype=torch.float32, device="cpu")
+    with torch.no_grad():
+        assert torch.equal(logits(packed, IDS), logits(made, IDS))
+    bank = bank_of(packed, targets=ALL, init="random")
+    slot = bank.alloc()
+    fill(bank, slot)
+    with bank.route([slot] * 3):
+        logits(packed, IDS).square().mean().backward()
+    assert bank.grad[slot].any() and not any(site.plain for site in bank.sites)
+
+
+def test_a_folder_in_nf4_is_taken_as_it_is_and_not_trained(in_nf4, tmp_path):
+    with pytest.raises(loading.ModelError, match="in nf4 already; leave out bits"):
+        loading.load_model(in_nf4 / "packed", bits="nf4")
+    with pytest.raises(loading.ModelError, match="an adapter is merged into whole ones"):
+        loading.load_model(in_nf4 / "packed", adapter=tmp_path)
+    with pytest.raises(ValueError, match="few bits, which are not trained"):
+        trainable(loading.config(in_nf4 / "packed"))
+
+
+def test_a_token_passes_as_many_weights_in_few_bits_as_in_many():
+    whole, packed = model(), quantise_(model(), "nf4", "cpu")
+    for mine, theirs in zip(whole.model.layers, packed.model.layers):
+        assert passed(mine, whole.config) == passed(theirs, packed.config)
 
 
 def test_what_is_not_known_or_not_installed_is_one_sentence(monkeypatch):

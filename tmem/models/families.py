@@ -94,6 +94,8 @@ def joined(targets: Sequence[str], layers: Collection[str]) -> tuple[str, ...]:
 
 def trainable(config) -> None:
     """Raises ValueError for a family whose weights are not trained. config: of one of FAMILIES."""
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError("train: the model's weights are in few bits, which are not trained; train the whole ones.")
     if FAMILIES[config.model_type].experts:
         raise ValueError(
             f"train: the model is of family {config.model_type!r}, a mixture of experts, which tmem runs frozen; "
@@ -104,6 +106,9 @@ def trainable(config) -> None:
 def passed(layer, config) -> int:
     """How many weights of a decoder's layer (a torch module) a token passes: of experts, those that it chooses."""
     sizes = {name: weight.numel() for name, weight in layer.named_parameters()}
+    for name, module in layer.named_modules():
+        if hasattr(module, "in_features"):  # a weight in few bits has fewer elements than it stands for
+            sizes[f"{name}.weight"] = module.in_features * module.out_features
     chosen = sum(size for name, size in sizes.items() if ".experts." in name)
     return sum(sizes.values()) - (chosen - chosen * config.num_experts_per_tok // config.num_experts if chosen else 0)
 
@@ -116,12 +121,19 @@ def kinds(config) -> list[str]:
     return [SLIDING if windows == "all" and config.sliding_window else FULL] * config.num_hidden_layers
 
 
+def is_nf4(said: Mapping) -> bool:
+    """Whether a `quantization_config` says that the weights are in 4 bits by bitsandbytes, of the kind nf4."""
+    kind = said.get("quant_method"), said.get("bnb_4bit_quant_type"), said.get("load_in_4bit")
+    return kind == ("bitsandbytes", "nf4", True)
+
+
 def unlike(config) -> str | None:
     """What a configuration asks for that `forward` does not compute, "" for another family; None: nothing."""
     for key in ("quantization_config", "compression_config"):
         if (packed := getattr(config, key, None)) is not None:
-            method = packed.get("quant_method") if isinstance(packed, dict) else getattr(packed, "quant_method", None)
-            return f" with quantised weights ({key}: {method})"
+            said = packed if isinstance(packed, dict) else packed.to_dict()
+            if key != "quantization_config" or not is_nf4(said):
+                return f" with quantised weights ({key}: {said.get('quant_method')})"
     if getattr(config, "use_bidirectional_attention", None):
         return " with bidirectional attention"
     ropes, family = getattr(config, "rope_parameters", None) or {}, FAMILIES.get(config.model_type)

@@ -45,7 +45,8 @@ def load_model(
     name: None or DEFAULT, a Hugging Face folder, a `.gguf` file, a hub id such as `Qwen/Qwen3-0.6B`, or the folder of a PEFT
     LoRA adapter that names the model it is over.
     adapter: the folder of a PEFT LoRA adapter, "default" or "none", see `apart`; it is merged into the weights, W' = W + s·B A.
-    bits: the linear layers of the decoder layers in few bits, frozen: one of tmem.models.quantised.BITS; None: as they are.
+    bits: the linear layers of the decoder layers in few bits, frozen: one of tmem.models.quantised.BITS; None: as they are,
+    which may be nf4 by bitsandbytes.
     dtype: of the weights; None takes `default_dtype(device)`.
     device: None takes CUDA where there is a GPU, else the CPU.
     Raises ModelError when the model cannot be had, is incomplete or needs code of its own; ValueError or FileNotFoundError for
@@ -56,7 +57,7 @@ def load_model(
 
     from .experts import prepare
     from .merge import merge_
-    from .quantised import quantise_, require
+    from .quantised import quantise_, require, settle_
 
     if bits is not None:
         require(bits)
@@ -65,6 +66,9 @@ def load_model(
     with _quiet():
         folder = resolve(base)
         settings = config(folder)
+        packed = getattr(settings, "quantization_config", None) is not None
+        if packed:
+            _alone(folder, bits, over)
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -102,10 +106,25 @@ def load_model(
     if over is not None:
         merge_(model, over)
         model.config._name_or_path += f" with the adapter {over}"  # no name of weights that could be had
+    if packed:
+        settle_(model)
     if bits is not None:
         quantise_(model, bits, device).to(device).requires_grad_(False)
         model.config._name_or_path += f" in {bits}"
     return model, tokenizer
+
+
+def _alone(folder: Path, bits: str | None, adapter: Path | None) -> None:
+    """Raise unless a model whose weights are in nf4 already can be loaded, and is to be taken as it is."""
+    from .quantised import require
+
+    require("nf4")
+    if bits is not None:
+        raise ModelError(f"{folder} holds weights in nf4 already; leave out bits, or get the whole weights.")
+    if adapter is not None:
+        raise ModelError(
+            f"{folder} holds weights in nf4, and an adapter is merged into whole ones; give those, and ask for nf4 by bits."
+        )
 
 
 def config(name: str | Path | None = None) -> PreTrainedConfig:

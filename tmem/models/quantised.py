@@ -51,6 +51,14 @@ def quantise_(model: nn.Module, bits: str, device: torch.device | str) -> nn.Mod
     return model
 
 
+def settle_(model: nn.Module) -> nn.Module:
+    """Keep bitsandbytes from packing 4-bit weights anew for inference on a CPU, which rounds to bf16 and gives no gradient."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model.requires_grad_(False)
+
+
 def in_bits(linear: nn.Linear, bits: str, device: torch.device | str) -> nn.Module:
     """A layer in `bits` on `device`, frozen, in place of `linear`, which may be used up."""
     import torch
@@ -77,10 +85,9 @@ def _nf4(linear: nn.Linear, bits: str, device: torch.device | str) -> nn.Module:
             linear.in_features, linear.out_features, bias=bias is not None, compute_dtype=weight.dtype, quant_type=bits
         )
     made.weight = Params4bit(weight, requires_grad=False, quant_type=bits, module=made)
-    made.support_avx512bf16_for_cpu = False  # its packing for inference on a CPU rounds to bf16 and gives no gradient
     if bias is not None:
         made.bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
-    return made.to(device).train(linear.training)
+    return settle_(made.to(device).train(linear.training))
 
 
 @contextmanager
