@@ -66,7 +66,7 @@ RIGHT = [(looped, torch.float32), (looped, torch.bfloat16), *((linear, dtype) fo
 
 
 @pytest.mark.usefixtures("poison")
-@pytest.mark.parametrize("forward, dtype", RIGHT, ids=str)
+@pytest.mark.parametrize("forward, dtype", RIGHT, ids=lambda value: getattr(value, "__name__", str(value)))
 def test_the_right_implementations_keep_every_promise(forward, dtype):
     found = check_promises(forward, by_autograd(forward), dtype=dtype)
     assert found == KEPT and list(found) == list(PROMISES)
