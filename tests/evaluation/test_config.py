@@ -15,9 +15,9 @@ from tmem.methods.methods import METHODS, SEARCHED, methods_of
 
 OF_A_RUN = {"methods", "slots", "out", "resume", *(f"judge_{of}" for of in ("url", "model", "prices", "tokens", "concurrency"))}
 INPUTS = Inputs("m", "default", {"learn": {}}, "d.json", "aa", "bb", "cc", None, None, None)
-# What results.json holds since it was first written: runs of before are gone on with, and compared with new ones.
+# What results.json holds: runs of before are gone on with, and compared with new ones. What they lack is None.
 BEGIN = ["model", "preset", "settings", "data", "data_blake2b", "weights_blake2b", "tokenizer_blake2b", "leave_out",
-         "leave_out_blake2b", "adapter"]  # fmt: skip
+         "leave_out_blake2b", "adapter", "bits"]  # fmt: skip
 KEYS = {
     "stream": [*BEGIN, "limit", "seed", "seeds", "split", "difficulty", "adversarial", "context", "answer_tokens", "known",
                "prompt", "probe", "episodes", "dated", "called"],

@@ -130,7 +130,7 @@ def _tensors(module):
 def test_the_default_model_in_nf4_remembers_what_it_was_told():
     with Memory.from_pretrained(bits="nf4") as memory:
         assert "nf4" in memory.agent.model.config._name_or_path
-        memory.learn([("What is the name of my cat?", "Minka"), ("Where do I live?", "Ghent")])
+        memory.learn([("Where do I live?", "Ghent")])
         assert memory.ask("Where do I live?").strip(".") == "Ghent"
 
 
