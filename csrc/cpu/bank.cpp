@@ -167,7 +167,7 @@ static bool rows_are_lines(const Tensor& matrix) {
     if (matrix.size(d) != 1 && matrix.stride(d) != reach) return false;
     reach *= matrix.size(d);
   }
-  return matrix.size(0) > 0;
+  return true;
 }
 
 void bank_copy_(const std::vector<Tensor>& matrices, const Tensor& source, const Tensor& target) {
@@ -191,6 +191,7 @@ void bank_copy_(const std::vector<Tensor>& matrices, const Tensor& source, const
     STD_TORCH_CHECK(matrix.dim() >= 1 && matrix.size(0) == rows, op, ": matrices must have ", rows, " rows each");
   }
   for (const Tensor& matrix : matrices) {
+    if (matrix.numel() == 0) continue;
     if (rows_are_lines(matrix)) {
       char* first = static_cast<char*>(matrix.mutable_data_ptr());
       const int64_t stride = matrix.stride(0) * matrix.element_size(), bytes = matrix.numel() / rows * matrix.element_size();

@@ -34,7 +34,7 @@ def main() -> int:
         start = time.perf_counter()
         done = child(runtime, instructions, *sys.argv[1:])
         if done.returncode:
-            print(f"sanitize: {instructions} failed:\n{done.stdout[-2000:]}{done.stderr[-6000:]}")
+            print(f"sanitize: {instructions} failed:\n{done.stdout[-2000:]}{done.stderr[:6000]}")  # which begins with the fault
             return 1
         print(f"sanitize: {instructions}: {done.stdout.strip()} in {time.perf_counter() - start:.0f} s, no fault")
     return 0
