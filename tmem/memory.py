@@ -87,7 +87,7 @@ class Memory:
 
         Raises tmem.models.loading.ModelError if the model cannot be had, ValueError for an unknown preset or a folder that
         is damaged, was made with another model or was taught in other words than the preset asks in, FileNotFoundError for a
-        missing one, ImportError where `bits` needs a library that is not installed.
+        missing one. ValueError also where `bits` needs a library that is not installed.
         """
         loaded = loading.load_model(model, adapter=adapter, bits=bits)
         return cls(Agent.build(*loaded, agent_config(preset), slots=slots))._opened(path)

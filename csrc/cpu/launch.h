@@ -2,6 +2,7 @@
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <vector>
 

@@ -182,7 +182,7 @@ def test_what_is_not_known_or_not_installed_is_one_sentence(monkeypatch):
     with pytest.raises(ValueError, match="bits: expected int8, fp8, nf4, got 'nf3'"):
         loading.load_model(bits="nf3")
     monkeypatch.setattr(quantised, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"bits nf4 needs bitsandbytes.*pip install 'tmem\[bits\]'"):
+    with pytest.raises(ValueError, match=r"bits nf4 needs bitsandbytes.*pip install 'tmem\[bits\]'"):
         loading.load_model(bits="nf4")
 
 

@@ -50,7 +50,7 @@ def load_model(
     dtype: of the weights; None takes `default_dtype(device)`.
     device: None takes CUDA where there is a GPU, else the CPU.
     Raises ModelError when the model cannot be had, is incomplete or needs code of its own; ValueError or FileNotFoundError for
-    an adapter that is damaged, no plain LoRA or another model's; ValueError or ImportError for `bits` that cannot be had.
+    an adapter that is damaged, no plain LoRA or another model's; ValueError for `bits` that cannot be had.
     """
     import torch
     from transformers import AutoModelForCausalLM

@@ -28,11 +28,11 @@ BITS = tuple(LIBRARY)
 
 
 def require(bits: str) -> None:
-    """Raises ValueError for a format that is not known, ImportError where its library is missing."""
+    """Raises ValueError for a format that is not known, or whose library is missing."""
     if bits not in BITS:
         raise ValueError(f"bits: expected {', '.join(BITS)}, got {bits!r}.")
     if find_spec(LIBRARY[bits]) is None:
-        raise ImportError(f"bits {bits} needs {LIBRARY[bits]}, which is not installed; run `pip install 'tmem[bits]'`.")
+        raise ValueError(f"bits {bits} needs {LIBRARY[bits]}, which is not installed; run `pip install 'tmem[bits]'`.")
 
 
 def quantise_(model: nn.Module, bits: str, device: torch.device | str) -> nn.Module:
