@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adapters.attach import Route, Segments
+from ..adapters.attach import Route, Segments, bits
 from ..adapters.bank import AdapterBank
 from ..adapters.routes import serving
 from ..ops import lora_plan
@@ -108,7 +108,7 @@ class _Ragged(Route):
         super().__init__(bank, list(range(len(lengths))), learn=True)
         off, slot = segments(lengths, self.slots, device)
         plan = lora_plan(off, slot, bank.rank, sum(lengths)) if device == "cuda" else None
-        self.given = Segments(off, slot, plan)
+        self.given = Segments(off, slot, plan, bits(range(len(lengths))))
 
     def segments(self, x: Tensor) -> Segments:
         return self.given
@@ -137,11 +137,11 @@ def adapted(case: LoraCase, data: Inputs, linear: nn.Module) -> Provider:
     """What an attached bank runs over `linear`, dB accumulated into the bank's gradient rows."""
     model = _Decoder(linear, data.x.dtype)
     bank = AdapterBank(model, len(case.lengths), case.rank, targets=("proj",), init="random")
-    for _ in case.lengths:
-        bank.alloc(alpha=SCALE * case.rank)
-    site = bank.sites[0]
-    site.a.copy_(data.a)
+    bank.take([data.a])
+    slots, site = [bank.alloc(alpha=SCALE * case.rank) for _ in case.lengths], bank.sites[0]
     site.bt.copy_(data.b)
+    for slot in slots:
+        bank.written(slot)
     route = _Ragged(bank, case.lengths, data.x.device.type)
     x = data.x.clone().requires_grad_()
 
@@ -151,10 +151,14 @@ def adapted(case: LoraCase, data: Inputs, linear: nn.Module) -> Provider:
         return y, *torch.autograd.grad(y, x, data.dy)
 
     def results():
-        bank.grad.zero_()
+        clear()
         return dict(zip(("y", "dx", "db"), (*call(), site.bt_grad.clone())))
 
-    return Provider(call, results, data.oracle, prepare=bank.grad.zero_)
+    def clear():
+        bank.zero_grad(slots)
+
+    tolerance = None if bank.copy is None else _low(data)[1]  # of factors in the activations' dtype, as in the baselines
+    return Provider(call, results, data.oracle, prepare=clear, tolerance=tolerance)
 
 
 def _peft_loop(data: Inputs) -> Provider:

@@ -21,6 +21,8 @@ Plan. What kernels on a GPU need to know about the segments, made once per batch
 Every op builds it by itself where it is not given; the CPU's kernels and these formulas do without.
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -36,24 +38,28 @@ TILE = 64
 def lora_plan(seg_off: Tensor, seg_slot: Tensor, rank: Tensor, rows: int) -> Tensor:
     """The tiles of all segments and the segments of all slots, in one int32 tensor:
 
-    count [1] | mark [1] | tile_seg [T] | tile_row [T] | slot_ptr [S+1] | seg_order [G],  T = ceil(rows/TILE) + G.
-    Tile t < count covers TILE rows from tile_row[t] on, as far as its segment tile_seg[t] reaches. Slot s owns the segments
-    seg_order[slot_ptr[s] : slot_ptr[s+1]], in the order of the batch, empty ones left out. The rest is zero.
-    mark: see mark_of.
+    count [1] | mark [1] | sizes [1] | 0 | tiles [T,4] | slot_ptr [S+1] | spans [G,2],  T = ceil(rows/TILE) + G.
+    Tile t < count is (slot, first row, its segment's end, what): it covers TILE rows as far as its segment reaches. What: 1 if
+    the segment is the only one of its slot, + 2·min(2, the tile's place in its segment) + 8·the segment. Slot s owns the
+    segments spans[slot_ptr[s] : slot_ptr[s+1]], (first row, end) each, in the order of the batch, empty ones left out. The
+    rest is zero, and the slot of tiles from `count` on -1. mark: see mark_of; sizes: the same of rows, G and S alone.
     """
     offsets, ranks, slots = seg_off.tolist(), rank.tolist(), seg_slot.tolist()
-    tiles = [(g, row) for g in range(len(slots)) for row in range(offsets[g], offsets[g + 1], TILE)]
-    most = -(-rows // TILE) + len(slots)
     owned = [
         [g for g, owner in enumerate(slots) if owner == s and r > 0 and offsets[g + 1] > offsets[g]]
         for s, r in enumerate(ranks)
     ]
-    plan = [len(tiles), mark_of(offsets, slots, ranks, rows)]
-    for part in zip(*tiles) if tiles else ((), ()):
-        plan += [*part] + [0] * (most - len(tiles))
-    ends = [sum(map(len, owned[:s])) for s in range(len(ranks) + 1)]
-    order = sum(owned, [])
-    plan += ends + order + [0] * (len(slots) - len(order))
+    only = {segs[0] for segs in owned if len(segs) == 1}
+    tiles = [
+        (slots[g], row, offsets[g + 1], (g in only) + 2 * min(2, (row - offsets[g]) // TILE) + 8 * g)
+        for g in range(len(slots))
+        for row in range(offsets[g], offsets[g + 1], TILE)
+    ]
+    empty = -(-rows // TILE) + len(slots) - len(tiles)
+    sizes = _signed(_mix(_mix(_mix(rows + 1) + len(slots) & _MASK) + len(ranks) & _MASK))
+    plan = [len(tiles), mark_of(offsets, slots, ranks, rows), sizes, 0, *itertools.chain(*tiles, *[(-1, 0, 0, 0)] * empty)]
+    order = [edge for g in itertools.chain(*owned) for edge in (offsets[g], offsets[g + 1])]
+    plan += [sum(map(len, owned[:s])) for s in range(len(ranks) + 1)] + order + [0] * (2 * len(slots) - len(order))
     return torch.tensor(plan, dtype=torch.int32, device=seg_off.device)
 
 
@@ -72,7 +78,10 @@ def mark_of(offsets: list[int], slots: list[int], ranks: list[int], rows: int) -
         for value in (offsets[g], offsets[g + 1], slot, int(0 <= slot < len(ranks) and ranks[slot] > 0)):
             x = _mix(x) + value & _MASK
         total += _mix(x)
-    x = _mix(_mix(total + rows & _MASK) + len(ranks) & _MASK)
+    return _signed(_mix(_mix(total + rows & _MASK) + len(ranks) & _MASK))
+
+
+def _signed(x: int) -> int:
     return x - (x >> 31 << 32)
 
 
@@ -127,11 +136,18 @@ def lora_expand_(
 
 
 def lora_gram_(
-    g: Tensor, z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None
-) -> None:
-    """g[slot,j,d] += Σ_{m in slot} z[m,j]·v[m,d] for j < rank[slot], in place.  z [M,R], v [M,D], g [S,R,D]."""
+    g: Tensor, z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None,
+    fresh: bool = False,
+) -> None:  # fmt: skip
+    """g[slot,j,d] += Σ_{m in slot} z[m,j]·v[m,d] for j < rank[slot], in place.  z [M,R], v [M,D], g [S,R,D].
+
+    fresh: what g holds of slots that have rows counts as zero, whatever it is.
+    """
+    begun: set[int] = set()
     for lo, hi, slot, r in _segments(seg_off, seg_slot, rank):
-        g[slot, :r] += z[lo:hi, :r].T @ v[lo:hi].to(z.dtype)
+        product = z[lo:hi, :r].T @ v[lo:hi].to(z.dtype)
+        g[slot, :r] = product if fresh and slot not in begun else g[slot, :r] + product
+        begun.add(slot)
 
 
 def lora_gram(z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None) -> Tensor:
@@ -143,10 +159,10 @@ def lora_gram(z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Ten
 
 def lora_backward_(
     g: Tensor, z: Tensor, dy: Tensor, bt: Tensor,
-    seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor, plan: Tensor | None = None,
+    seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor, plan: Tensor | None = None, fresh: bool = False,
 ) -> Tensor:  # fmt: skip
     """What needs dy: g += gram(z, dy) in place, and dz = shrink(dy, bt).  dy [M,N], bt [S,R,N] -> dz [M,R]."""
-    lora_gram_(g, z, dy, seg_off, seg_slot, rank)
+    lora_gram_(g, z, dy, seg_off, seg_slot, rank, plan, fresh)
     return lora_shrink(dy, bt, seg_off, seg_slot, rank, scale)
 
 
@@ -170,15 +186,15 @@ def lora_decode_(y: Tensor, x: Tensor, a: Tensor, bt: Tensor, row_slot: Tensor, 
 
 def bank_step_(
     param: Tensor, grad: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor, hyper: Tensor, active: Tensor,
-    copy: Tensor | None = None,
+    copy: Tensor | None = None, clear: bool = True,
 ) -> Tensor:  # fmt: skip
     """One optimizer step of the active rows. param, grad, m, v [S,P]; step, active [S]; hyper [S,6] -> norms fp32 [S].
 
-    n = ‖grad‖;  g = grad·min(1, clip/(n + 1e-6)) if clip > 0;  grad = 0;  t = step + 1
+    n = ‖grad‖;  g = grad·min(1, clip/(n + 1e-6)) if clip > 0;  grad = 0 if clear;  t = step + 1
     SGD   (m, v None):  param = param·(1 - lr·wd) - lr·g
     AdamW             :  m = m + (1-β1)(g - m);  v = β2·v + (1-β2)·g²
                          param = param·(1 - lr·wd) - lr/(1-β1ᵗ) · m / (√v/√(1-β2ᵗ) + eps)
-    A row whose norm is not finite in fp32 loses its gradient and keeps everything else, step included.
+    A row whose norm is not finite in fp32 keeps everything else, step included.
     copy bf16 [S,P], if given, receives the new parameters of the rows that moved, rounded to nearest even.
     """
     norms = torch.zeros(param.shape[0], dtype=torch.float32, device=param.device)
@@ -186,7 +202,8 @@ def bank_step_(
         g, p = grad[s].clone(), param[s]
         norm = g.double().square().sum().sqrt()
         norms[s] = norm
-        grad[s].zero_()
+        if clear:
+            grad[s].zero_()
         if not norms[s].isfinite():
             continue
         step[s] += 1

@@ -16,11 +16,15 @@ RANKS = (16, 32, 64)  # stored ranks are padded to one of these: a matrix unit's
 
 @dataclass(frozen=True)
 class Config:
-    """BD columns a step or a program, warps of a program, stages of the loop over global memory."""
+    """BD columns a step or a program, warps of a program, stages of the loop over global memory; rows of a step of gram, and
+    as many of backward's larger tile, so that both sum in one order; `few`: with how many rows a segment of no more
+    computes, as the smallest product has."""
 
     bd: int
     warps: int = 4
     stages: int = 4
+    rows: int = 64
+    few: int = 16
 
 
 # kernel -> (bits of the activation, bits of the factor) -> one configuration for each of RANKS. As wide as the registers of
@@ -44,12 +48,16 @@ TABLE = {
         (32, 16): (Config(64, stages=1), Config(64, stages=1), Config(64, stages=1)),
         (32, 32): (Config(64, stages=1), Config(64, stages=1), Config(32, stages=1)),
     },
+    "backward": {
+        (16, 16): (Config(128, stages=3, rows=128), Config(128, stages=3), Config(64)),
+        (16, 32): (Config(64, rows=128), Config(64), Config(64, 8, 3)),
+    },
     "gram": {
-        (16, 32): (Config(128, stages=3), Config(128, stages=2), Config(128, stages=2)),
+        (16, 32): (Config(128, 8, 3, 128), Config(128, stages=2), Config(128, stages=2)),
         (32, 32): (Config(64), Config(64, stages=3), Config(64, stages=2)),
     },
     "gram of few slots": {
-        (16, 32): (Config(32), Config(32), Config(32)),
+        (16, 32): (Config(32, rows=128), Config(32), Config(32)),
         (32, 32): (Config(32), Config(32), Config(32)),
     },
 }
@@ -65,25 +73,30 @@ BYTES = 8192  # that one program copies
 # Where an architecture takes another, as it would spill or has less shared memory: (kernel, activation, factor, rank) -> it.
 _MMA_SYNC = {  # operands of a product take registers, which wgmma and tcgen05 leave in shared memory
     ("shrink of several factors", 16, 16, 32): Config(64),
+    ("shrink of several factors", 16, 16, 64): Config(32),
+    ("shrink of several factors", 32, 16, 64): Config(16),
     ("shrink of several factors", 32, 32, 64): Config(16, 8, stages=1),
     ("expand", 16, 16, 64): Config(64, stages=1),
     ("expand", 16, 32, 64): Config(64, stages=1),
     ("gram", 16, 32, 64): Config(64, stages=3),
     ("gram", 32, 32, 64): Config(32, stages=3),
+    ("gram of few slots", 16, 32, 64): Config(16),
 }
 OVERRIDES = {
     "sm_80": _MMA_SYNC,
     "sm_89": _MMA_SYNC,
     "sm_90": {},
-    "sm_100": {("gram", 32, 32, 64): Config(64, 8, stages=2)},
+    "sm_100": {("gram", 32, 32, 64): Config(32, 8, 2), ("gram of few slots", 32, 32, 64): Config(16, 8, 2)},
     "sm_120": {
         **_MMA_SYNC,
-        ("shrink of several factors", 16, 16, 64): Config(32),
         ("shrink of several factors", 32, 32, 32): Config(16, 8),
         ("shrink of several factors", 32, 32, 64): Config(16, 8),
     },
     "gfx9": {},
     "gfx11": {
+        ("backward", 16, 16, 64): Config(16, 16, 2, few=64),
+        ("backward", 16, 32, 64): Config(16, 16, 2, few=64),
+        ("gram", 16, 32, 16): Config(16, 4, 2),
         ("shrink of several factors", 32, 32, 64): Config(16, 16, stages=2),
         ("gram", 16, 32, 64): Config(32, 16, stages=2),
         ("gram of few slots", 16, 32, 64): Config(16, 16, stages=2),
@@ -123,7 +136,7 @@ def chosen(architecture: str, kernel: str, activation: int, factor: int, rank: i
     if architecture.startswith("gfx"):
         c = replace(c, stages=min(c.stages, 2))  # of 64 KiB of shared memory
     if architecture == "gfx11":
-        c = replace(c, bd=max(16, c.bd // 4), warps=4 if rank == 16 else 8)  # of 256 registers, sums among them
+        c = replace(c, bd=max(16, c.bd // 4), warps=4 if rank == 16 else 8, rows=64, few=64)  # of 256 registers, sums among them
     return c
 
 

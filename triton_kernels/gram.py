@@ -2,29 +2,34 @@
 
 A slot's segments are summed one by one, from zero, then added to g in the order of the batch: one program owns
 (slot, BD columns). It adds where g lies, in the second-level cache, instead of waiting for g: a thread's additions to one
-address happen in its order, and nobody else adds there.
+address happen in its order, and nobody else adds there. Where g is fresh, the first segment is stored instead.
 """
 
 import triton
 import triton.language as tl
 
 from .configs import FEW, config, padded_rank
-from .dot import dot
-from .plan import TILE, is_lost, known_rank, row_stride, slot_stride, tiles
+from .dot import gram_dot, gram_of, gram_zeros
+from .plan import HEAD, is_lost, known_rank, row_stride, rows_of_z, slot_stride, tiles
 
 
-@triton.jit(do_not_specialize=["rows", "slots", "capacity"])
+@triton.jit(do_not_specialize=["rows", "slots", "segments", "capacity"])
 def gram_kernel(
     g, g_slot_stride, g_rank_stride, z, z_stride, v, v_stride,
-    plan, seg_off, seg_slot, rank, rows, slots, capacity,
+    plan, seg_off, seg_slot, rank, rows, slots, segments, capacity,
+    FRESH: tl.constexpr, SHORT: tl.constexpr,
     D: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """One program: (slot, BD columns). Idle slots and ranks beyond the slot's keep every bit."""
+    """One program: (slot, BD columns). Idle slots and ranks beyond the slot's keep every bit. What backward.py has done is
+    left out: slots of a single segment of at most SHORT rows."""
     slot = tl.program_id(0)
-    slot_ptr, seg_order = plan + 2 + 2 * capacity, plan + 3 + 2 * capacity + slots
-    lost = is_lost(plan, seg_off, seg_slot, rank, rows, capacity - (rows + BM - 1) // BM, slots)
-    first, last = tl.load(slot_ptr + slot, lost == 0, other=0), tl.load(slot_ptr + slot + 1, lost == 0, other=-1)
-    if first == last:
+    slot_ptr = plan + HEAD + 4 * capacity
+    spans = slot_ptr + slots + 1
+    first, last = tl.maximum(tl.load(slot_ptr + slot), 0), tl.minimum(tl.load(slot_ptr + slot + 1), segments)
+    some = first < last
+    lo, hi = tl.load(spans + 2 * first, some, other=0), tl.load(spans + 2 * first + 1, some, other=0)
+    idle = (some == 0) | ((last - first == 1) & (hi - lo <= SHORT))
+    if idle & (tl.program_id(1) > 0):
         return
     r = known_rank(slot, rank, slots, R)
     j = tl.arange(0, RP)
@@ -32,30 +37,38 @@ def gram_kernel(
     used, inside = j < r, d < D
     at = g + slot.to(tl.int64) * g_slot_stride + j[:, None] * g_rank_stride + d[None, :]
     mask = used[:, None] & inside[None, :]
-    for i in range(first, last):
-        segment = tl.load(seg_order + i)
-        lo, hi = tl.load(seg_off + segment), tl.load(seg_off + segment + 1)
-        acc = tl.zeros([RP, BD], tl.float32)
+    for i in range(first, tl.where(idle, first, last)):
+        lo, hi = tl.maximum(lo, 0), tl.minimum(hi, rows)
+        acc = gram_zeros(v.dtype.element_ty, RP, BD)
         for row in range(lo, hi, BM):
             m = row + tl.arange(0, BM)
-            live = m < hi
-            x = tl.load(v + m.to(tl.int64)[:, None] * v_stride + d[None, :], live[:, None] & inside[None, :], other=0.0)
-            zt = tl.load(z + m.to(tl.int64)[None, :] * z_stride + j[:, None], live[None, :] & used[:, None], other=0.0)
-            acc = dot(zt, x, acc)
-        tl.atomic_add(at, acc, mask, sem="relaxed")
-    if last < 0:  # the plan is lost; said so without another register over the loops
-        tl.store(at, tl.full([RP, BD], float("nan"), tl.float32), mask)
+            live = (m < hi)[:, None]
+            x = tl.load(v + m.to(tl.int64)[:, None] * v_stride + d[None, :], live & inside[None, :], other=0.0)
+            y = rows_of_z(z, z_stride, m, live, R, RP)
+            acc = gram_dot(y, x, acc)
+        if FRESH and i == first:
+            tl.store(at, gram_of(acc, v.dtype.element_ty), mask)
+        else:
+            tl.atomic_add(at, gram_of(acc, v.dtype.element_ty), mask, sem="relaxed")
+        more = i + 1 < last
+        lo, hi = tl.load(spans + 2 * i + 2, more, other=0), tl.load(spans + 2 * i + 3, more, other=0)
+    if is_lost(plan, seg_off, seg_slot, rank, rows, segments, slots):
+        nan = tl.full([RP, BD], float("nan"), tl.float32)
+        for start in range(0, tl.where(idle, D, BD), BD):  # an idle slot's other programs did not look
+            tl.store(at + start, nan, used[:, None] & (start + d < D)[None, :])
 
 
-def gram(g, z, v, seg_off, seg_slot, rank, plan):
-    """g fp32 [S,R,D] += z fp32 [M,R] and v [M,D], summed per slot. Last dimensions contiguous; plan: see plan.py."""
-    (rows, width), ranks, slots = v.shape, z.shape[1], rank.shape[0]
+def gram(g, z, v, seg_off, seg_slot, rank, plan, fresh=False, short=0):
+    """g fp32 [S,R,D] += z fp32 [M,R] and v [M,D], summed per slot. Last dimensions contiguous; plan: see plan.py.
+
+    fresh: what g holds of the batch's slots is nothing. short: slots whose only segment has at most as many rows are done.
+    """
+    (rows, width), ranks, slots, segments = v.shape, z.shape[1], rank.shape[0], seg_slot.shape[0]
     if rows == 0 or width == 0 or ranks == 0:
         return
     c = config("gram of few slots" if slots <= FEW else "gram", v.dtype, g.dtype, ranks)
     gram_kernel[(slots, triton.cdiv(width, c.bd))](
         g, slot_stride(g), g.stride(1), z, row_stride(z), v, row_stride(v),
-        plan, seg_off, seg_slot, rank, rows, slots, tiles(rows, seg_slot.shape[0]),
-        D=width, R=ranks, RP=padded_rank(ranks), BM=TILE, BD=c.bd,
-        num_warps=c.warps, num_stages=c.stages,
+        plan, seg_off, seg_slot, rank, rows, slots, segments, tiles(rows, segments), FRESH=fresh, SHORT=short,
+        D=width, R=ranks, RP=padded_rank(ranks), BM=c.rows, BD=c.bd, num_warps=c.warps, num_stages=c.stages,
     )  # fmt: skip

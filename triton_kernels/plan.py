@@ -3,13 +3,18 @@
 Tiles of TILE rows start at a segment's first row and never straddle a segment, so what a tile computes depends on its own
 segment alone. Slots own their segments: a slot's segments in the order of the batch, for sums that one program owns.
 
-Memory, int32, one tensor: count [1] (tiles in use) | mark [1] | tile_seg [T] | tile_row [T] | slot_ptr [S+1] | seg_order [G],
-where T = ceil(M/TILE) + G bounds the tiles of any batch with M rows and G segments: grids are fixed, programs beyond `count`
-have nothing to do. Segments without rows, or whose slot is -1, out of range or freed, are in no slot's list.
+Memory, int32, one tensor: count [1] (tiles in use) | mark [1] | sizes [1] | 0 | tiles [T,4] | slot_ptr [S+1] | spans [G,2],
+where T = ceil(M/TILE) + G bounds the tiles of any batch with M rows and G segments: grids are fixed, and tiles from `count`
+on are empty. A tile is (slot, its first row, its segment's end, what it is), so that its rows are loaded after one load.
+What: ONLY, if its slot has no other segment, + PLACE · min(2, its place in its segment) + SEGMENT · its segment. A span is
+(first row, end) of a segment, in the order of slots and then of the batch; segments without rows, or whose slot is -1, out of
+range or freed, are in no slot's list.
 
 The values live on the device and reading them would wait for it, so no error is raised for them: offsets that do not run
-from 0 to M without decreasing give count = -1, upon which every kernel writes NaN. So does a plan of another batch: every
-program marks the descriptor it was given, as `mark_of` does, and compares that with the mark in the plan.
+from 0 to M without decreasing give count = -1 and tiles of a slot that nobody has, upon which every kernel writes NaN. A plan
+of another batch is found out, too. Each tile is held against its segment after its sums, so that nothing waits for it: rows
+of tiles that do not agree become NaN, and as tiles cover all rows once, the others are right. For a gradient, a segment
+that no tile names would matter, so that `mark_of` the whole descriptor is held against the mark.
 """
 
 import torch
@@ -18,6 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 64  # rows of the smallest product that Hopper's matrix units take from shared memory
+HEAD = tl.constexpr(4)  # elements before the tiles
+ONLY, PLACE, SEGMENT = tl.constexpr(1), tl.constexpr(2), tl.constexpr(8)  # what a tile is
 
 
 def tiles(rows: int, segments: int) -> int:
@@ -27,7 +34,7 @@ def tiles(rows: int, segments: int) -> int:
 
 def size(rows: int, segments: int, slots: int) -> int:
     """Elements of the plan of such a batch."""
-    return 3 + 2 * tiles(rows, segments) + slots + segments
+    return 5 + 4 * tiles(rows, segments) + slots + 2 * segments
 
 
 def slot_stride(f: Tensor) -> int:
@@ -74,41 +81,79 @@ def mark_of(seg_off, seg_slot, rank, rows, segments, slots, BLOCK: tl.constexpr)
 
 
 @triton.jit
-def is_lost(plan, seg_off, seg_slot, rank, rows, segments, slots):
-    """Whether a plan says "bad" or is that of another batch."""
-    mark = mark_of(seg_off, seg_slot, rank, rows, segments, slots, 128)
-    return (tl.load(plan) < 0) | (tl.load(plan + 1) != mark)
+def sizes_of(rows, segments, slots):
+    """What tells a batch of other sizes, and memory that is no plan."""
+    x = _mix(_mix(rows.to(tl.uint32) + 1) + segments.to(tl.uint32))
+    return _mix(x + slots.to(tl.uint32)).to(tl.int32, bitcast=True)
 
 
 @triton.jit
-def tile_of(plan, seg_off, seg_slot, rank, rows, slots, capacity, R: tl.constexpr, BM: tl.constexpr):
-    """Of the tile of program 0-axis t: its rows m [BM] and which of them are live, its slot, the slot's rank.
+def is_lost(plan, seg_off, seg_slot, rank, rows, segments, slots):
+    """Whether a plan says "bad" or is that of another batch."""
+    mark = mark_of(seg_off, seg_slot, rank, rows, segments, slots, 128)
+    return (tl.load(plan) < 0) | (tl.load(plan + 1) != mark) | (tl.load(plan + 2) != sizes_of(rows, segments, slots))
 
-    Beyond the last tile no row is live. Under a plan that is lost, tiles cover all rows, with a slot that is not known.
+
+@triton.jit
+def tile_of(plan, rank, rows, segments, slots, R: tl.constexpr, BM: tl.constexpr):
+    """Tile t of program 0-axis t: its slot, the slot's rank, its first row, the rows that are left of its segment, what it is.
+
+    Under a plan of other sizes tiles cover all rows, of a slot that nobody has.
     """
-    t, count = tl.program_id(0), tl.load(plan)
-    bad = is_lost(plan, seg_off, seg_slot, rank, rows, capacity - (rows + BM - 1) // BM, slots)
-    here = (t < count) & (bad == 0)
-    segment = tl.load(plan + 2 + t, here, other=0)
-    first = tl.load(plan + 2 + capacity + t, here, other=0)
-    end = tl.load(seg_off + segment + 1, here, other=0)
-    slot = tl.load(seg_slot + segment, here, other=-1)
-    m = tl.where(bad, t * BM, first) + tl.arange(0, BM)
-    live = m < tl.where(bad, rows, end)
-    slot = tl.where(bad, -2, slot)
-    return m, live, slot, known_rank(slot, rank, slots, R)
+    t = tl.program_id(0)
+    at, own = plan + HEAD + 4 * t, tl.load(plan + 2) == sizes_of(rows, segments, slots)
+    slot, first, end, what = tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
+    slot = tl.where(own, slot, -2)
+    first = tl.minimum(tl.where(own, tl.maximum(first, 0), t * BM), rows)
+    left = tl.where(own, tl.minimum(end, rows), rows) - first
+    return slot, known_rank(slot, rank, slots, R), first, left, what
+
+
+@triton.jit
+def rows_of_z(z, z_stride, m, live, R: tl.constexpr, RP: tl.constexpr):
+    """z[m, j] as [BM, RP], all stored ranks of it, as a mask by a slot's own would split 16 bytes into single numbers."""
+    j = tl.arange(0, RP)
+    at = z + m.to(tl.int64)[:, None] * z_stride + j[None, :]
+    if R == RP:
+        return tl.load(at, live, other=0.0)
+    else:
+        return tl.load(at, live & (j < R)[None, :], other=0.0)
+
+
+@triton.jit
+def place_of(what):
+    """Whether a tile comes first in its segment (0), second (1), or later (2)."""
+    return what // PLACE % (SEGMENT // PLACE)
+
+
+@triton.jit
+def is_few(what, left, FEW: tl.constexpr):
+    """Whether a tile is all of a segment of few rows: the segment alone decides with how many rows its tiles compute."""
+    return (place_of(what) == 0) & (left <= FEW)
+
+
+@triton.jit
+def is_stale(seg_off, seg_slot, segments, slot, first, left, what, BM: tl.constexpr):
+    """Whether a tile is not of its segment, as the descriptor has it."""
+    g = what // SEGMENT
+    there = (g >= 0) & (g < segments)
+    lo, hi = tl.load(seg_off + g, there, other=0), tl.load(seg_off + g + 1, there, other=-1)
+    before = first - lo
+    same = (hi == first + left) & (before >= 0) & (before % BM == 0) & (tl.load(seg_slot + g, there, other=-1) == slot)
+    return same == 0
 
 
 @triton.jit(do_not_specialize=["rows", "segments", "slots", "capacity"])
 def plan_kernel(plan, seg_off, seg_slot, rank, rows, segments, slots, capacity, BLOCK: tl.constexpr, BM: tl.constexpr):
     """Program i counts the tiles before segment i and the segments of lower slots: a prefix sum by every program."""
     i = tl.program_id(0)
-    tile_seg, tile_row = plan + 2, plan + 2 + capacity
-    slot_ptr, seg_order = plan + 2 + 2 * capacity, plan + 3 + 2 * capacity + slots
+    tile, slot_ptr = plan + HEAD, plan + HEAD + 4 * capacity
+    spans = slot_ptr + slots + 1
     mine = tl.load(seg_slot + i, i < segments, other=-1)
     before = tl.zeros([BLOCK], tl.int32)  # tiles of earlier segments
-    place = tl.zeros([BLOCK], tl.int32)  # owned segments that come before mine in seg_order
+    place = tl.zeros([BLOCK], tl.int32)  # owned segments that come before mine among the spans
     lower = tl.zeros([BLOCK], tl.int32)  # owned segments of slots below i
+    same = tl.zeros([BLOCK], tl.int32)  # owned segments of my slot
     bad = tl.zeros([BLOCK], tl.int32)
     for first in range(0, segments, BLOCK):
         g = first + tl.arange(0, BLOCK)
@@ -121,6 +166,7 @@ def plan_kernel(plan, seg_off, seg_slot, rank, rows, segments, slots, capacity, 
         own = own & (tl.load(rank + slot, own, other=0) > 0) & (hi > lo)
         place += (own & ((slot < mine) | ((slot == mine) & (g < i)))).to(tl.int32)
         lower += (own & (slot < i)).to(tl.int32)
+        same += (own & (slot == mine)).to(tl.int32)
     valid = (tl.sum(bad) == 0) & (tl.load(seg_off + segments) == rows)
     start = tl.sum(before)
     if i <= slots:
@@ -128,19 +174,33 @@ def plan_kernel(plan, seg_off, seg_slot, rank, rows, segments, slots, capacity, 
     if i == segments:
         tl.store(plan, tl.where(valid, start, -1))
         tl.store(plan + 1, mark_of(seg_off, seg_slot, rank, rows, segments, slots, BLOCK))
+        tl.store(plan + 2, sizes_of(rows, segments, slots))
+        tl.store(plan + 3, 0)
+        # Without a descriptor that holds, tiles cover all rows, of a slot that nobody has.
+        for t in range(tl.where(valid, start, 0), capacity):
+            lost = (t * BM < rows) & (valid == 0)
+            tl.store(tile + 4 * t, tl.where(lost, -2, -1))
+            tl.store(tile + 4 * t + 1, tl.where(lost, t * BM, 0))
+            tl.store(tile + 4 * t + 2, tl.where(lost, rows, 0))
+            tl.store(tile + 4 * t + 3, 0)
     if valid & (i < segments):
         lo, hi = tl.load(seg_off + i), tl.load(seg_off + i + 1)
         owned = (mine >= 0) & (mine < slots)
         owned = owned & (tl.load(rank + mine, owned, other=0) > 0)
         if owned & (hi > lo):
-            tl.store(seg_order + tl.sum(place), i)
+            tl.store(spans + 2 * tl.sum(place), lo)
+            tl.store(spans + 2 * tl.sum(place) + 1, hi)
+        only = owned & (tl.sum(same) == 1)
         for k in range(0, (hi - lo + BM - 1) // BM):
-            tl.store(tile_seg + start + k, i)
-            tl.store(tile_row + start + k, lo + k * BM)
+            at = tile + 4 * (start + k)
+            tl.store(at, mine)
+            tl.store(at + 1, lo + k * BM)
+            tl.store(at + 2, hi)
+            tl.store(at + 3, tl.where(only, ONLY, 0) + tl.minimum(k, 2) * PLACE + i * SEGMENT)
 
 
 def plan(seg_off: Tensor, seg_slot: Tensor, rank: Tensor, rows: int) -> Tensor:
-    """seg_off int32 [G+1], seg_slot int32 [G], rank int32 [S], contiguous -> int32 [3 + 2T + S + G], laid out as above."""
+    """seg_off int32 [G+1], seg_slot int32 [G], rank int32 [S], contiguous -> int32 [5 + 4T + S + 2G], laid out as above."""
     segments, slots = seg_slot.shape[0], rank.shape[0]
     out = torch.empty(size(rows, segments, slots), dtype=torch.int32, device=seg_off.device)
     plan_kernel[(max(segments, slots) + 1,)](

@@ -83,9 +83,9 @@ def _setting(at, column: tl.constexpr):
 @triton.jit
 def move_kernel(
     param, param_stride, grad, grad_stride, m, m_stride, v, v_stride, copy, copy_stride, norms, scalars, active, pieces, width,
-    ADAM: tl.constexpr, COPY: tl.constexpr, COUNT: tl.constexpr, PIECE: tl.constexpr,
+    ADAM: tl.constexpr, COPY: tl.constexpr, CLEAR: tl.constexpr, COUNT: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
-    """One program: PIECE columns of a row. The gradient of a row whose norm is not finite is zeroed, and that is all."""
+    """One program: PIECE columns of a row. Of a row whose norm is not finite only the gradient may be zeroed."""
     row, piece = (tl.program_id(0) // pieces).to(tl.int64), tl.program_id(0) % pieces
     if tl.load(active + row):
         d = piece.to(tl.int64) * PIECE + tl.arange(0, PIECE)
@@ -106,10 +106,11 @@ def move_kernel(
             tl.store(at, p, inside)
             if COPY:
                 tl.store(copy + row * copy_stride + d, p.to(copy.dtype.element_ty), inside)
-        tl.store(of_grad, tl.zeros([PIECE], tl.float32), inside)
+        if CLEAR:
+            tl.store(of_grad, tl.zeros([PIECE], tl.float32), inside)
 
 
-def step(param, grad, m, v, count, hyper, active, copy):
+def step(param, grad, m, v, count, hyper, active, copy, clear=True):
     """param, grad, m, v fp32 [S,P], m and v both or neither; count int32 and active bool [S]; hyper fp32 or fp64 [S,6];
     copy bf16 [S,P] or None -> norms fp32 [S]. Last dimensions contiguous; all but hyper and active are written."""
     rows, width = param.shape
@@ -132,6 +133,6 @@ def step(param, grad, m, v, count, hyper, active, copy):
     if width:
         move_kernel[(rows * pieces,)](
             param, row_stride(param), grad, row_stride(grad), m, row_stride(m), v, row_stride(v), copy, row_stride(copy),
-            norms, scalars, active, pieces, width, ADAM=adam, COPY=copied, COUNT=SCALARS, PIECE=PIECE, num_warps=4,
+            norms, scalars, active, pieces, width, ADAM=adam, COPY=copied, CLEAR=clear, COUNT=SCALARS, PIECE=PIECE, num_warps=4,
         )  # fmt: skip
     return norms

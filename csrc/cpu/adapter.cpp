@@ -72,7 +72,8 @@ static void run_adapter(Pair down, Pair up, const Segments& seg, const Tensor& x
 }
 
 // One owner per (slot, stretch of columns): it walks the slot's segments in order.
-static void run_gram(const Descriptor& descriptor, const Tensor& g, const Tensor& z, const Tensor& v) {
+static void run_gram(const Descriptor& descriptor, const Tensor& g, const Tensor& z, const Tensor& v,
+                     bool fresh = false) {
   const Segments& seg = descriptor.segments();
   std::vector<int64_t> start(descriptor.slots() + 1, 0), segments, busy;
   for (int64_t i = 0; i < seg.count; i++)
@@ -88,7 +89,7 @@ static void run_gram(const Descriptor& descriptor, const Tensor& g, const Tensor
 
   const int64_t width = v.size(1), tiles = (width + COLUMNS - 1) / COLUMNS, slots = busy.size();
   const Gram a = {seg,         g.mutable_data_ptr(), g.stride(0), g.stride(1), z.const_data_ptr(),
-                  z.stride(0), v.const_data_ptr(),   v.stride(0)};
+                  z.stride(0), v.const_data_ptr(),   v.stride(0),  fresh};
   const auto kernel = kernels().gram[element_of(v)];
   const int64_t cost = slots ? v.size(0) / slots * z.size(1) * COLUMNS : 1;
   parallel_for(0, tiles * slots, grain(cost), [&](int64_t first, int64_t end) {
@@ -165,12 +166,12 @@ static void check_gradient(const char* op, const Tensor& g, const Tensor& z, con
 }
 
 void lora_gram_(const Tensor& g, const Tensor& z, const Tensor& v, const Tensor& seg_off, const Tensor& seg_slot,
-                const Tensor& rank, std::optional<Tensor>) {
+                const Tensor& rank, std::optional<Tensor>, bool fresh) {
   const char* op = "lora_gram_";
   const Descriptor descriptor = check_gram(op, z, v, seg_off, seg_slot, rank);
   check_gradient(op, g, z, v, descriptor.slots());
   Written written(g);
-  run_gram(descriptor, written.rows(), readable(z), readable(v));
+  run_gram(descriptor, written.rows(), readable(z), readable(v), fresh);
   written.finish();
 }
 
@@ -183,7 +184,8 @@ Tensor lora_gram(const Tensor& z, const Tensor& v, const Tensor& seg_off, const 
 }
 
 Tensor lora_backward_(const Tensor& g, const Tensor& z, const Tensor& dy, const Tensor& bt, const Tensor& seg_off,
-                      const Tensor& seg_slot, const Tensor& rank, const Tensor& scale, std::optional<Tensor>) {
+                      const Tensor& seg_slot, const Tensor& rank, const Tensor& scale, std::optional<Tensor>,
+                      bool fresh) {
   const char* op = "lora_backward_";
   const Descriptor descriptor = check_gram(op, z, dy, seg_off, seg_slot, rank);
   check_gradient(op, g, z, dy, descriptor.slots());
@@ -194,7 +196,7 @@ Tensor lora_backward_(const Tensor& g, const Tensor& z, const Tensor& dy, const 
   const Tensor lines = readable(dy), dz = empty({z.size(0), z.size(1)}, z.scalar_type());
   run_shrink(pair, descriptor.segments(), lines, readable(bt), readable(scale), dz.mutable_data_ptr());
   Written written(g);
-  run_gram(descriptor, written.rows(), readable(z), lines);
+  run_gram(descriptor, written.rows(), readable(z), lines, fresh);
   written.finish();
   return dz;
 }

@@ -62,7 +62,7 @@ static Update adam_scalars(const Hyper& h, double norm, int32_t t) {
 }
 
 Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor> m, std::optional<Tensor> v,
-                  const Tensor& step, const Tensor& hyper, const Tensor& active, std::optional<Tensor> copy) {
+                  const Tensor& step, const Tensor& hyper, const Tensor& active, std::optional<Tensor> copy, bool clear) {
   const char* op = "bank_step_";
   check_cpu(op, "param", param);
   STD_TORCH_CHECK(param.scalar_type() == ScalarType::Float || param.scalar_type() == ScalarType::Double, op,
@@ -128,9 +128,10 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
     u.m = m ? at(first.rows(), s, column) : nullptr;
     u.v = v ? at(second.rows(), s, column) : nullptr;
     u.copy = copy ? at(third.rows(), s, column) : nullptr;
+    u.clear = clear;
     if (std::isfinite(norm[s]))
       kernels().update[element](u);
-    else
+    else if (clear)
       memset(u.grad, 0, u.count * grad.element_size());
   };
 

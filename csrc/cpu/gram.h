@@ -1,5 +1,5 @@
-// gram: each element of g is summed over the rows of one segment in order, from zero, then added to g; segments follow
-// one another in order.
+// gram: each element of g is summed over the rows of one segment in order, from zero, then added to g, or stored where g is
+// fresh; segments follow one another in order.
 #pragma once
 #include "kernels.h"
 #include "vec.h"
@@ -8,7 +8,8 @@ namespace {
 
 template <int J, int N, class V>
 TMEM_INLINE void gram_block(typename Compute<V>::scalar* g, int64_t g_stride, const typename Compute<V>::scalar* z,
-                            int64_t z_stride, const V* v, int64_t v_stride, int64_t rows, int64_t columns) {
+                            int64_t z_stride, const V* v, int64_t v_stride, int64_t rows, int64_t columns,
+                            bool fresh) {
   using vec = typename Compute<V>::vec;
   constexpr int L = Compute<V>::lanes;
   const bool whole = columns >= N * L;  // a block with absent lanes has N = 1
@@ -30,14 +31,14 @@ TMEM_INLINE void gram_block(typename Compute<V>::scalar* g, int64_t g_stride, co
     for (int n = 0; n < N; n++) {
       auto* at = g + j * g_stride + n * L;
       if (whole)
-        store(at, load(at) + acc[j][n]);
+        store(at, fresh ? acc[j][n] : load(at) + acc[j][n]);
       else
-        store_first(at, load_first(at, columns) + acc[j][n], columns);
+        store_first(at, fresh ? acc[j][n] : load_first(at, columns) + acc[j][n], columns);
     }
 }
 
 template <int N, class V>
-TMEM_INLINE void gram_columns(const tmem::Gram& a, int64_t segment, int64_t d, int64_t columns) {
+TMEM_INLINE void gram_columns(const tmem::Gram& a, int64_t segment, int64_t d, int64_t columns, bool fresh) {
   using scalar = typename Compute<V>::scalar;
   const int64_t lo = a.seg.off[segment], rows = a.seg.off[segment + 1] - lo, slot = a.seg.slot[segment];
   const int64_t rank = a.seg.rank[slot];
@@ -46,18 +47,19 @@ TMEM_INLINE void gram_columns(const tmem::Gram& a, int64_t segment, int64_t d, i
   const V* v = static_cast<const V*>(a.v) + lo * a.v_stride + d;
   int64_t j = 0;
   for (; j + 4 <= rank; j += 4)
-    gram_block<4, N>(g + j * a.g_rank_stride, a.g_rank_stride, z + j, a.z_stride, v, a.v_stride, rows, columns);
+    gram_block<4, N>(g + j * a.g_rank_stride, a.g_rank_stride, z + j, a.z_stride, v, a.v_stride, rows, columns, fresh);
   for (; j < rank; j++)
-    gram_block<1, N>(g + j * a.g_rank_stride, a.g_rank_stride, z + j, a.z_stride, v, a.v_stride, rows, columns);
+    gram_block<1, N>(g + j * a.g_rank_stride, a.g_rank_stride, z + j, a.z_stride, v, a.v_stride, rows, columns, fresh);
 }
 
 template <class V>
 void gram(const tmem::Gram& a, const int64_t* segments, int64_t count, int64_t first, int64_t end) {
   constexpr int L = Compute<V>::lanes;
   for (int64_t i = 0; i < count; i++) {
+    const bool fresh = a.fresh && i == 0;
     int64_t d = first;
-    for (; d + 4 * L <= end; d += 4 * L) gram_columns<4, V>(a, segments[i], d, 4 * L);
-    for (; d < end; d += L) gram_columns<1, V>(a, segments[i], d, end - d);
+    for (; d + 4 * L <= end; d += 4 * L) gram_columns<4, V>(a, segments[i], d, 4 * L, fresh);
+    for (; d < end; d += L) gram_columns<1, V>(a, segments[i], d, end - d, fresh);
   }
 }
 

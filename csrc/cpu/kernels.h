@@ -46,12 +46,14 @@ struct Gram {  // g[slot,j,d] += sum over one slot's rows of z[m,j] * v[m,d]
   int64_t z_stride;
   const void* v;
   int64_t v_stride;
+  bool fresh;  // what g holds counts as zero
 };
 
 struct Update {  // one stretch of one row of the bank; scalars ready to use, m and v null for SGD, copy (bf16) if kept
   void *param, *grad, *m, *v, *copy;
   int64_t count;
   double clip, keep, rate, one_minus_beta1, beta2, one_minus_beta2, root_correction2, eps;
+  bool clear;  // the gradient is zeroed
 };
 
 // c [rows, columns] = a x, or += if `add`; x [depth, columns] and c contiguous, columns a multiple of 16. Element (i, k) of a

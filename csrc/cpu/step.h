@@ -27,7 +27,8 @@ struct Scalars {
 
 // BLOCK elements at once through local arrays, so that the last elements of a row go through the same instructions.
 template <class T, bool ADAM>
-TMEM_INLINE void update_block(const Scalars<T>& c, T* param, T* grad, T* m, T* v, int64_t count) {
+TMEM_INLINE void update_block(const Scalars<T>& c, T* param, T* grad, T* m, T* v, int64_t count,
+                              bool clear) {
   constexpr int BLOCK = 64 / sizeof(T);
   T p[BLOCK] = {}, g[BLOCK] = {}, mm[BLOCK] = {}, vv[BLOCK] = {};
   memcpy(p, param, count * sizeof(T));
@@ -44,7 +45,7 @@ TMEM_INLINE void update_block(const Scalars<T>& c, T* param, T* grad, T* m, T* v
   }
   for (int i = 0; i < BLOCK; i++) p[i] = p[i] * c.keep - c.rate * g[i];
   memcpy(param, p, count * sizeof(T));
-  memset(grad, 0, count * sizeof(T));
+  if (clear) memset(grad, 0, count * sizeof(T));
 }
 
 template <class T, bool ADAM>
@@ -56,9 +57,9 @@ TMEM_INLINE void update_all(const tmem::Update& a) {
   T *m = static_cast<T*>(a.m), *v = static_cast<T*>(a.v);
   int64_t i = 0;
   for (; i + BLOCK <= a.count; i += BLOCK)
-    update_block<T, ADAM>(c, param + i, grad + i, ADAM ? m + i : nullptr, ADAM ? v + i : nullptr, BLOCK);
+    update_block<T, ADAM>(c, param + i, grad + i, ADAM ? m + i : nullptr, ADAM ? v + i : nullptr, BLOCK, a.clear);
   if (i < a.count)
-    update_block<T, ADAM>(c, param + i, grad + i, ADAM ? m + i : nullptr, ADAM ? v + i : nullptr, a.count - i);
+    update_block<T, ADAM>(c, param + i, grad + i, ADAM ? m + i : nullptr, ADAM ? v + i : nullptr, a.count - i, a.clear);
 }
 
 // to = from, rounded to nearest even.

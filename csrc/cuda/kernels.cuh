@@ -37,7 +37,7 @@ cudaError_t decode(const Decode&, cudaStream_t);
 // Scalars of one row's step, rounded once from fp64.
 struct Scalars {
   float clip, keep, rate, one_minus_beta1, beta2, one_minus_beta2, root_correction2, eps;
-  int32_t live;  // 0: the gradient's norm is not finite, the row only loses its gradient
+  int32_t live;  // 0: the gradient's norm is not finite, the row stays
 };
 
 // One optimizer step of the active rows; m and v null: SGD; copy null: no bf16 copy is kept.
@@ -46,7 +46,7 @@ struct Step {
   __nv_bfloat16* copy;
   int32_t* step;
   const void* hyper;
-  bool hyper_double;
+  bool hyper_double, clear;  // clear: gradients of active rows are zeroed
   const bool* active;
   float* norm;       // [rows]
   double* partial;   // [rows, stretches(width)]

@@ -69,7 +69,7 @@ void lora_decode_(const Tensor& y, const Tensor& x, const Tensor& a, const Tenso
 }
 
 Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor> m, std::optional<Tensor> v,
-                  const Tensor& step, const Tensor& hyper, const Tensor& active, std::optional<Tensor> copy) {
+                  const Tensor& step, const Tensor& hyper, const Tensor& active, std::optional<Tensor> copy, bool clear) {
   const char* op = "bank_step_";
   check_tensor(op, "param", param, param, 2);
   const int64_t rows = param.size(0), width = param.size(1);
@@ -111,6 +111,7 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
     s.copy = static_cast<__nv_bfloat16*>(third.rows().mutable_data_ptr()), s.copy_stride = third.rows().stride(0);
   s.step = static_cast<int32_t*>(count.mutable_data_ptr());
   s.hyper = settings.const_data_ptr(), s.hyper_stride = settings.stride(0), s.hyper_double = in_double;
+  s.clear = clear;
   s.active = read<bool>(flags);
   s.norm = static_cast<float*>(norms.mutable_data_ptr());
   s.partial = static_cast<double*>(partial.mutable_data_ptr());

@@ -101,7 +101,7 @@ __device__ __forceinline__ double squares(const Step& a, int64_t row, int64_t st
   return sum;
 }
 
-// g = clip·grad; grad = 0; SGD: p = keep·p - rate·g;
+// g = clip·grad; grad = 0 if clear; SGD: p = keep·p - rate·g;
 // AdamW: m += (1-β1)(g - m); v = β2·v + (1-β2)g²; p = keep·p - rate·m / (√v/root_correction2 + eps)
 template <bool WIDE>
 __device__ __forceinline__ void move(const Step& a, const Scalars& s, int64_t row, int64_t piece) {
@@ -133,7 +133,7 @@ __device__ __forceinline__ void move(const Step& a, const Scalars& s, int64_t ro
     store8<WIDE>(at, n, p);
     if (a.copy) store8<WIDE>(a.copy + row * a.copy_stride + d, n, p);
   }
-  store8<WIDE>(grad, n, zero);
+  if (a.clear) store8<WIDE>(grad, n, zero);
 }
 
 // Written by another block.

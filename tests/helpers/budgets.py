@@ -19,7 +19,7 @@ from triton import knobs
 
 from tmem.files.layout import laid_out
 from tmem.testing import make_case
-from tmem.triton_kernels import configs, copy, decode, expand, gram, plan, shrink, step
+from tmem.triton_kernels import backward, configs, copy, decode, expand, gram, plan, shrink, step
 
 FILE = Path(__file__).with_suffix(".json")
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -50,6 +50,9 @@ def launches(width: int = 4096) -> dict[str, tuple]:
                 "gram": (gram.gram, (torch.zeros(len(many), ranks, width), z, x, *seg[:2], many, p), 0),
                 "gram of few slots": (gram.gram, (torch.zeros(2, ranks, width), z, x, *seg, p), 0),
             }
+        if dtype == torch.bfloat16:
+            g = torch.zeros(2, ranks, width)
+            own |= {"backward": (backward.backward, (g, z, x, a, *seg, case.scale, p), 0)}
         for name, launch in own.items():
             found[f"{name} {TYPES[dtype]} {TYPES[factor_dtype]} {ranks}"] = launch
     return found | _over_a_bank(width)

@@ -249,6 +249,26 @@ def accumulation(ops) -> None:
         assert torch.equal(once, each), "g depends on how its segments are shared out to calls"
 
 
+def fresh(ops) -> None:
+    """A fresh gradient is what it is after zeros, whatever was there; what is not the batch's keeps its bits."""
+    for dtype, factor_dtype in DTYPES:
+        for case in cases(dtype, factor_dtype):
+            dy = torch.randn(case.x.shape[0], case.w.shape[0]).to(dtype)
+            z = reference.lora_shrink(case.x, case.a, *case.seg, case.scale)
+            mine = reference.lora_gram(torch.ones_like(z), torch.ones_like(dy), *case.seg) != 0
+            zero = torch.randn(*case.bt.shape[:2], dy.shape[1]).to(z.dtype)
+            poisoned = zero.masked_fill(mine, NAN)
+            zero = zero.masked_fill(mine, 0)
+            for run in (
+                lambda g, fresh: ops.lora_gram_(g, z, dy, *case.seg, None, fresh),
+                lambda g, fresh: ops.lora_backward_(g, z, dy, case.bt, *case.seg, case.scale, None, fresh),
+            ):
+                got, want = poisoned.clone(), zero.clone()
+                run(got, True)
+                run(want, False)
+                assert torch.equal(got, want), "a fresh gradient is not what it would be after zeros"
+
+
 def isolation(ops) -> None:
     """A NaN in one slot's rows, factors or scale reaches no other slot's output or gradient, in any bit."""
     lengths, slots, ranks = [6, 3, 11, 4], [0, -1, 1, 2], [4, 8, 6]
@@ -340,6 +360,21 @@ def idle(ops) -> None:
     assert not torch.equal(bank[0][[0, 2]], before[0][[0, 2]])
 
 
+def step_keeps(ops) -> None:
+    """A step that does not clear leaves every gradient as it was, finite or not, and moves all else as one that does."""
+    for adam in (True, False):
+        cleared, kept = _bank(adam=adam), _bank(adam=adam)
+        for bank in (cleared, kept):
+            bank[1][2, 5] = NAN
+        before, active = kept[1].clone(), torch.tensor([True, False, True, True])
+        norms = ops.bank_step_(*cleared, active, None, True), ops.bank_step_(*kept, active, None, False)
+        assert torch.equal(kept[1].nan_to_num(7), before.nan_to_num(7)), "a gradient that was to stay changed"
+        assert not cleared[1][[0, 2, 3]].any() and torch.equal(cleared[1][1], before[1])
+        assert torch.equal(*(n.nan_to_num(7) for n in norms))
+        for name, one, other in zip(["param", "m", "v", "step"], (*cleared[:1], *cleared[2:5]), (*kept[:1], *kept[2:5])):
+            assert one is None or torch.equal(one, other), f"{name} moved otherwise"
+
+
 def step_alone(ops) -> None:
     """A row's step has the same bits whichever other rows step with it, and where in the bank it lies."""
     everyone = torch.ones(4, dtype=torch.bool)
@@ -421,8 +456,8 @@ def copy(ops) -> None:
 
 
 ATTENTION = [attend]
-ADAPTERS = [values, several, backward, decode, strided, gradients, invariance, accumulation, isolation]
-BANK = [step, step_strided, idle, step_alone, not_finite, step_copy, copy]
+ADAPTERS = [values, several, backward, decode, strided, gradients, invariance, accumulation, fresh, isolation]
+BANK = [step, step_strided, step_keeps, idle, step_alone, not_finite, step_copy, copy]
 ALL = ADAPTERS + ATTENTION + BANK
 
 

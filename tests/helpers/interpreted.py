@@ -19,16 +19,9 @@ import torch
 from tmem import ops, reference
 from tmem.ops import _registry, _triton
 from tmem.testing import assert_close, make_case
-from tmem.triton_kernels import decode, expand, gram, plan, shrink, step
+from tmem.triton_kernels import backward, decode, expand, gram, plan, shrink, step
 
 NAN = float("nan")
-
-
-def backward(g, z, v, f, *rest):
-    """What lora_backward_ launches, past its checks, which refuse fp16."""
-    *seg, scale, p = rest
-    gram.gram(g, z, v, *seg, p)
-    return shrink.shrink(v, [f], *seg, scale, p)[0]
 
 
 def plans():
@@ -39,13 +32,12 @@ def plans():
         rank = torch.tensor([3, 8, 5, 1, 0], dtype=torch.int32)
         case = make_case(lengths, slots, [3, 8, 5, 1])
         got, want = (f(*case.seg[:2], rank, sum(lengths)) for f in (plan.plan, reference.lora_plan))
-        assert got.shape == want.shape and torch.equal(got[:2], want[:2])
-        capacity, count = plan.tiles(sum(lengths), len(lengths)), int(want[0])
-        assert plan.TILE == reference.TILE
-        for start, used in ((2, count), (2 + capacity, count), (2 + 2 * capacity, 6)):
-            assert torch.equal(got[start : start + used], want[start : start + used])
-        start = 8 + 2 * capacity
-        assert torch.equal(got[start:][: want[start - 1]], want[start:][: want[start - 1]])
+        capacity, segments = plan.tiles(sum(lengths), len(lengths)), len(lengths)
+        assert plan.TILE == reference.TILE and got.shape == want.shape == (plan.size(sum(lengths), segments, 5),)
+        used = plan.HEAD.value + 4 * capacity + 6
+        assert torch.equal(got[:used], want[:used])
+        spans = 2 * int(want[used - 1])
+        assert torch.equal(got[used:][:spans], want[used:][:spans])
 
 
 def sixteen_bits():
@@ -69,7 +61,7 @@ def sixteen_bits():
         h = g.clone()
         reference.lora_gram_(expected, want, x, *seg)
         gram.gram(g, z[0], case.x, *seg, p)
-        dz = backward(h, z[0], case.x, case.a, *seg, case.scale, p)
+        dz = backward.backward(h, z[0], case.x, case.a, *seg, case.scale, p)
         assert_close("g", g, expected, 2e-6)
         assert_close("g of backward", h, expected, 2e-6)
         assert_close("dz", dz, want, 2e-6)
@@ -121,7 +113,7 @@ def lost_slots():
         assert bad[:4].isnan().all() and torch.equal(bad[4:], z[4:])
         assert out[:4].isnan().all() and torch.equal(out[4:], o[4:])
         g = torch.zeros(3, 4, 60)
-        dz = backward(g, bad, o, case.bt, *seg, case.scale, p)
+        dz = backward.backward(g, bad, o, case.bt, *seg, case.scale, p)
         assert dz[:4].isnan().all() and not dz[4:].isnan().any() and not g[0].isnan().any()
 
 
@@ -152,32 +144,57 @@ def bad_offsets():
         o, g = torch.zeros(70, 60)[:52], torch.zeros(3, 4, 60)[:2]
         assert shrink.shrink(case.x, [case.a, case.a], *seg, case.scale, p).isnan().all()
         expand.expand(o, z, case.bt, *seg, p)
-        dz = backward(g, z, o.nan_to_num(), case.bt, *seg, case.scale, p)
+        dz = backward.backward(g, z, o.nan_to_num(), case.bt, *seg, case.scale, p)
         assert o.isnan().all() and g.isnan().all() and dz.isnan().all()
         assert not o._base[52:].any() and not g._base[2:].any()
 
 
 def stale_plan():
-    """The plan of another batch of the same sizes makes every kernel write NaN to all that is its own, and nothing else."""
+    """The plan of another batch of the same sizes makes every kernel write NaN to rows that are not as it says, what is right
+    to the others, and NaN to all gradients; what is no plan makes it write NaN everywhere. And nothing else."""
     case = make_case([20, 32, 0, 12], [1, 0, 2, 0], [4, 4, 4], k=50, n=60)
-    z = ops.lora_shrink(case.x, case.a, *case.seg, case.scale)
+    p = plan.plan(*case.seg, 64)
+    z, up = shrink.shrink(case.x, [case.a] * 2, *case.seg, case.scale, p), torch.zeros(64, 60)
+    expand.expand(up, z[0], case.bt, *case.seg, p)
+    v = torch.randn(64, 60)
+    back = shrink.shrink(v, [case.bt], *case.seg, case.scale, p)[0]
     rank = case.rank.tolist()
-    for lengths, slots, ranks in (
-        ([32, 20, 0, 12], [1, 0, 2, 0], rank), ([0, 0, 64, 0], [1, 0, 2, 0], rank), ([1, 63, 0, 0], [1, 0, 2, 0], rank),
-        ([20, 32, 0, 12], [0, 1, 2, 0], rank), ([20, 32, 0, 12], [1, 0, 2, -1], rank), ([20, 32, 12, 0], [1, 0, 2, 0], rank),
-        ([20, 32, 0, 12], [1, 0, 2, 0], [4, 0, 4]),
+    for lengths, slots, ranks, right in (
+        ([32, 20, 0, 12], [1, 0, 2, 0], rank, 12), ([0, 0, 64, 0], [1, 0, 2, 0], rank, 0),
+        ([1, 63, 0, 0], [1, 0, 2, 0], rank, 0), ([20, 32, 0, 12], [0, 1, 2, 0], rank, 12),
+        ([20, 32, 0, 12], [1, 0, 2, -1], rank, 52), ([20, 32, 12, 0], [1, 0, 2, 0], rank, 52),
+        ([20, 32, 0, 12], [1, 0, 2, 0], [4, 0, 4], 64),
     ):  # fmt: skip
         other = make_case(lengths, slots, ranks, stored=4, k=50, n=60)
-        for p in (plan.plan(*other.seg, 64), torch.zeros_like(plan.plan(*other.seg, 64))):
+        for p, right in ((plan.plan(*other.seg, 64), right), (torch.zeros_like(p), 0)):
             o, g = torch.zeros(80, 60)[:64], torch.zeros(4, 4, 60)[:3]
-            assert shrink.shrink(case.x, [case.a, case.a], *case.seg, case.scale, p).isnan().all()
-            expand.expand(o, z, case.bt, *case.seg, p)
-            dz = backward(g, z, o.nan_to_num(), case.bt, *case.seg, case.scale, p)
-            assert o.isnan().all() and g.isnan().all() and dz.isnan().all()
-            assert not o._base[64:].any() and not g._base[3:].any()
+            found = shrink.shrink(case.x, [case.a] * 2, *case.seg, case.scale, p)
+            expand.expand(o, z[0], case.bt, *case.seg, p)
+            dz = backward.backward(g, z[0], v, case.bt, *case.seg, case.scale, p)
+            for got, want in ((found[0], z[0]), (found[1], z[1]), (o, up), (dz, back)):
+                assert ((got == want).all(1) | got.isnan().all(1)).all() and (got == want).all(1).sum() == right
+            assert g.isnan().all() and not o._base[64:].any() and not g._base[3:].any()
     p = plan.plan(*case.seg, 64)
     seg = *case.seg[:2], torch.tensor([3, 1, 4], dtype=torch.int32)  # another rank of a slot in use: the plan is the same
     assert not shrink.shrink(case.x, [case.a], *seg, case.scale, p).isnan().any()
+
+
+def one_read():
+    """Whether a segment's gradient and dz are made from one read of dy, as those of a slot without another segment, or from
+    two: the same bits. Lengths on either side of every limit."""
+    half = torch.float16
+    for factor_dtype in (half, torch.float32):
+        lengths = [16, 17, 64, 65, 128, 129, 3]
+        case = make_case(lengths, range(7), [5] * 7, stored=20, n=130, dtype=half, factor_dtype=factor_dtype)
+        m, dy, start = sum(lengths), torch.randn(sum(lengths), 130).to(half), torch.randn(7, 20, 130)
+        z, g = torch.randn(m, 20), start.clone()
+        dz = backward.backward(g, z, dy, case.bt, *case.seg, case.scale, plan.plan(*case.seg, m))
+        for i, (rows, _) in enumerate(case.parts):
+            twice = torch.tensor([0, rows.stop - rows.start, rows.stop - rows.start + 1], dtype=torch.int32)
+            seg, part = (twice, torch.tensor([i, i], dtype=torch.int32), case.rank), slice(rows.start, rows.stop)
+            h, both = start.clone(), [torch.cat([x[part], 0 * x[:1]]) for x in (z, dy)]
+            dz2 = backward.backward(h, *both, case.bt, *seg, case.scale, plan.plan(*seg, len(both[0])))
+            assert torch.equal(dz2[:-1], dz[part]) and torch.equal(h[i], g[i]), lengths[i]
 
 
 def main():
@@ -187,7 +204,7 @@ def main():
     checks.DTYPES = [(torch.float32, torch.float32)]
     torch.set_num_threads(1)
     bank = [c for c in checks.BANK if c is not checks.step_copy]
-    own = plans, sixteen_bits, infinite_operands, half_copy, rounds_once, lost_slots, bad_offsets, stale_plan
+    own = plans, sixteen_bits, infinite_operands, half_copy, rounds_once, lost_slots, bad_offsets, stale_plan, one_read
     found = checks.report(ops, [*checks.ADAPTERS, *bank, *own])
     print(json.dumps(found | checks.report(torch.ops.tmem, gpu_rows.ALL)))
 

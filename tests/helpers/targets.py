@@ -57,6 +57,7 @@ class Compiled:
     registers: int
     local: int
     shared: int
+    ir: str  # what Triton made of the source
 
 
 @contextlib.contextmanager
@@ -81,7 +82,7 @@ def resources(kernel) -> Compiled:
     if "amdgcn" in kernel.asm:
         text = kernel.asm["amdgcn"]
         parts = (re.search(rf"\.{key}:\s*(\d+)", text) for key in ("vgpr_count", "private_segment_fixed_size"))
-        return Compiled(text, *(int(part.group(1)) for part in parts), kernel.metadata.shared)
+        return Compiled(text, *(int(part.group(1)) for part in parts), kernel.metadata.shared, kernel.asm["ttir"])
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -89,4 +90,4 @@ def resources(kernel) -> Compiled:
             [knobs.nvidia.cuobjdump.path, "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", dump).groups())
-    return Compiled(kernel.asm["ptx"], registers, stack + local, kernel.metadata.shared)
+    return Compiled(kernel.asm["ptx"], registers, stack + local, kernel.metadata.shared, kernel.asm["ttir"])

@@ -41,6 +41,7 @@ WRONG = {
     "stored_rank": checks.values,
     "unwritten_rank": checks.values,
     "gram_overwrites": checks.values,
+    "fresh_of_all_segments": checks.fresh,
     "scale_twice_backward": checks.gradients,
     "batch_split": checks.invariance,
     "gram_sums_slot_first": checks.accumulation,

@@ -16,6 +16,7 @@ triton = pytest.importorskip("triton", reason="Triton is for Linux on x86-64 and
 import budgets  # noqa: E402
 import checks  # noqa: E402
 import gpu_rows  # noqa: E402
+import loads  # noqa: E402
 import targets  # noqa: E402
 
 from tmem.ops import _triton  # noqa: E402
@@ -32,6 +33,7 @@ INTERPRETED += [
     "lost_slots",
     "bad_offsets",
     "stale_plan",
+    "one_read",
 ]
 ROWS = json.loads(budgets.FILE.read_text())
 OTHERS = [name for name in targets.CUDA if name != "sm_90"]
@@ -101,15 +103,45 @@ def test_every_row_is_measured_and_fits_the_card(architecture):
 
 
 def test_products_are_made_by_matrix_units_from_memory_loaded_ahead(compiled):
-    """wgmma where a product has its 64 rows: a tile's, and gram's at rank 64. Elsewhere mma.sync. cp.async where a loop streams
-    rows."""
+    """wgmma where a product has its 64 rows: a tile's, and of gram the columns of 16-bit rows or the ranks of fp32 ones.
+    mma.sync elsewhere, and for a segment of few rows. cp.async where a loop streams rows."""
     for name, kernel in compiled.items():
-        if not name.startswith(("shrink", "expand", "gram")):
+        if not name.startswith(("shrink", "expand", "gram", "backward")):
             continue
-        kind, _, _, rank = name.rsplit(" ", 3)
-        small = kind.startswith("gram") and rank != "64"
-        assert ("wgmma.mma_async" in kernel.text) != small and ("mma.sync" in kernel.text) == small, name
+        kind, dtype, _, rank = name.rsplit(" ", 3)
+        small = kind == "gram of few slots" if dtype == "bf16" else kind.startswith("gram") and rank != "64"
+        assert ("wgmma.mma_async" in kernel.text) != small, name
+        assert ("mma.sync" in kernel.text) == (small or not kind.startswith("gram")), name
         assert ("cp.async" in kernel.text) == (kind != "expand"), name
+
+
+def test_what_is_loaded_ahead_comes_16_bytes_at_a_time(compiled):
+    """For 16-bit rows. tf32 products want fp32 rows turned over, which only single numbers can be."""
+    for name, kernel in compiled.items():
+        kind, dtype, factor = name.split(" ")[0], *name.split(" ")[-3:-1]
+        if kind in ("gram", "backward") and dtype == "bf16" or kind == "shrink" and (dtype, factor) == ("bf16", "bf16"):
+            sizes = set(re.findall(r"cp\.async\.c\w\.shared\.global [^;]*?, (0x\w+),", kernel.text))
+            assert sizes == {"0x10"}, (name, sizes)
+
+
+def test_rows_are_loaded_after_two_loads(compiled):
+    """Descriptor and rank, or slot and span: no more stands between a program's start and its first rows."""
+    for name, kernel in compiled.items():
+        kind = name.split(" ")[0]
+        if kind in ("shrink", "expand", "gram", "backward"):
+            first = loads.depths(kernel.ir)["o" if kind == "expand" else "v"]
+            assert min(first) - 1 <= 2, (name, first)
+
+
+def test_a_layer_moves_what_it_must():
+    """MB beside the frozen layer: each activation six times, B in bf16 twice, its gradient once. Within 0.1 % of the model's."""
+    script = Path(__file__).parents[1] / "helpers" / "traffic.py"
+    done = subprocess.run(
+        [sys.executable, str(script)], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == {
+        name: pytest.approx(aim, rel=1e-3) for name, aim in (("r=16 64x128", 439), ("r=16 256x16", 337), ("r=64 256x16", 744))
+    }
 
 
 def test_every_configuration_is_compiled():

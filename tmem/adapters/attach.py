@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -42,7 +43,15 @@ class Site:
     bt_grad: Tensor = field(init=False, repr=False)
     a_copy: Tensor | None = None
     bt_copy: Tensor | None = None
+    fresh: int = -1  # a bit for every slot: its gradient here counts as zero, whatever is in its memory
     together: tuple[Site, ...] = field(default=(), repr=False)
+
+    def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A and B as activations of this dtype meet them: the copies, where they have it, which are half the bytes and what
+        decode reads, so that training sees the weights that act."""
+        if self.bt_copy is not None and self.a_copy is not None and self.bt_copy.dtype == dtype:
+            return self.a_copy, self.bt_copy
+        return self.a, self.bt
 
     def __post_init__(self):
         self.plain = bases.plain_weight(self.module) is not None
@@ -129,12 +138,23 @@ class Bank(Protocol):
     def lock(self) -> AbstractContextManager: ...
 
 
+def bits(slots: Iterable[int]) -> int:
+    """A whole number with a bit for every slot."""
+    return functools.reduce(lambda found, slot: found | 1 << slot, slots, 0)
+
+
+def slots_of(found: int) -> list[int]:
+    """The slots whose bit is set."""
+    return [slot for slot in range(found.bit_length()) if found >> slot & 1]
+
+
 class Segments(NamedTuple):
     """A route's batch as the ops take it: see tmem.reference. `plan` on a GPU only, where all layers share it."""
 
     off: Tensor
     slot: Tensor
     plan: Tensor | None
+    filled: int  # a bit for every slot that has rows
 
 
 class Route:
@@ -178,7 +198,7 @@ class Route:
         slot = torch.tensor(slots, dtype=torch.int32, device=device)
         on_gpu = device.type == "cuda"
         plan = torch.ops.tmem.lora_plan(off, slot, self.bank.rank, rows * length) if on_gpu else None
-        return Segments(off, slot, plan)
+        return Segments(off, slot, plan, bits(s for s, n in zip(slots, lengths) if s >= 0 and n))
 
     def shrink(self, site: Site, x: Tensor) -> Tensor | None:
         """z of a site whose neighbours read the same x: all of theirs are made at its first use. None: make your own."""
@@ -189,7 +209,7 @@ class Route:
         z = kept[2].pop(site, None) if kept is not None and kept[0] is x and kept[1] == version else None
         if z is None:
             seg, bank = self.segments(x), self.bank
-            factors, rows = [s.a for s in site.together], x.reshape(-1, x.shape[-1])
+            factors, rows = [s.factors(x.dtype)[0] for s in site.together], x.reshape(-1, x.shape[-1])
             made = _shrink_multi(rows, factors, seg.off, seg.slot, bank.rank, bank.scale, seg.plan)
             kept = self._shrunk = x, version, dict(zip(site.together, made))
             z = kept[2].pop(site)
@@ -227,12 +247,21 @@ _linear, _shrink, _shrink_multi, _expand_, _gram_, _backward_, _decode_ = (
 
 def adapted(site: Site, route: Route, z: Tensor | None, x: Tensor, w: Tensor, bias: Tensor | None, seg: Segments):
     """y = x Wᵀ + b + scale·(x Aᵀ) B, and z = scale·x Aᵀ, which may be there already."""
-    bank = route.bank
+    bank, (a, bt) = route.bank, site.factors(x.dtype)
     if z is None:
-        return _linear(x, w, bias, site.a, site.bt, seg.off, seg.slot, bank.rank, bank.scale, seg.plan)
+        return _linear(x, w, bias, a, bt, seg.off, seg.slot, bank.rank, bank.scale, seg.plan)
     y = F.linear(x, w, bias)
-    _expand_(y.view(-1, y.shape[-1]), z, site.bt, seg.off, seg.slot, bank.rank, seg.plan)
+    _expand_(y.view(-1, y.shape[-1]), z, bt, seg.off, seg.slot, bank.rank, seg.plan)
     return y, z
+
+
+def clear(site: Site, slots: int) -> None:
+    """Zero what counts as zero of these slots' gradients."""
+    for slot in slots_of(site.fresh & slots):
+        site.bt_grad[slot].zero_()
+        if site.a_grad is not None:
+            site.a_grad[slot].zero_()
+    site.fresh &= ~slots
 
 
 def gradients(
@@ -240,23 +269,28 @@ def gradients(
     need_dx: bool,
 ) -> Tensor | None:  # fmt: skip
     """Adds dB (and dA) to the bank's gradient rows, in place, and gives dx, if needed; w None: the adapter's part of dx."""
-    bank, (off, slot, plan) = route.bank, seg
+    bank, (off, slot, plan, filled) = route.bank, seg
     route.check()
-    rows = dy.reshape(-1, dy.shape[-1])
+    rows, (a, bt) = dy.reshape(-1, dy.shape[-1]), site.factors(dy.dtype)
     train_a = learn and bank.train_a
     with bank.lock:  # two threads may add to the gradient of one slot
+        fresh = learn and filled & site.fresh == filled
+        if learn and not fresh:
+            clear(site, filled)
         if learn and (need_dx or train_a):
-            dz = _backward_(site.bt_grad, z, rows, site.bt, off, slot, bank.rank, bank.scale, plan)
+            dz = _backward_(site.bt_grad, z, rows, bt, off, slot, bank.rank, bank.scale, plan, fresh)
         elif learn:
-            _gram_(site.bt_grad, z, rows, off, slot, bank.rank, plan)
+            _gram_(site.bt_grad, z, rows, off, slot, bank.rank, plan, fresh)
         elif need_dx:
-            dz = _shrink(rows, site.bt, off, slot, bank.rank, bank.scale, plan)
+            dz = _shrink(rows, bt, off, slot, bank.rank, bank.scale, plan)
         if train_a:
-            _gram_(site.a_grad, dz, x.reshape(-1, x.shape[-1]), off, slot, bank.rank, plan)
+            _gram_(site.a_grad, dz, x.reshape(-1, x.shape[-1]), off, slot, bank.rank, plan, fresh)
+        if learn:
+            site.fresh &= ~filled
     if not need_dx:
         return None
-    dx = rows.new_zeros(rows.shape[0], site.a.shape[2]) if w is None else rows @ w
-    _expand_(dx, dz, site.a, off, slot, bank.rank, plan)
+    dx = rows.new_zeros(rows.shape[0], a.shape[2]) if w is None else rows @ w
+    _expand_(dx, dz, a, off, slot, bank.rank, plan)
     return dx.view(*dy.shape[:-1], dx.shape[1])
 
 
@@ -312,10 +346,10 @@ class _Added(torch.autograd.Function):
 
 def _add_(y: Tensor, x: Tensor, site: Site, route: Route, z: Tensor | None, seg: Segments) -> Tensor:
     """y += scale·(x Aᵀ) B; gives z."""
-    bank = route.bank
+    bank, (a, bt) = route.bank, site.factors(y.dtype)
     if z is None:
-        z = _shrink(x.reshape(-1, x.shape[-1]), site.a, seg.off, seg.slot, bank.rank, bank.scale, seg.plan)
-    _expand_(y.view(-1, y.shape[-1]), z, site.bt, seg.off, seg.slot, bank.rank, seg.plan)
+        z = _shrink(x.reshape(-1, x.shape[-1]), a, seg.off, seg.slot, bank.rank, bank.scale, seg.plan)
+    _expand_(y.view(-1, y.shape[-1]), z, bt, seg.off, seg.slot, bank.rank, seg.plan)
     return z
 
 

@@ -8,7 +8,9 @@ is one row norm, and one optimizer launch serves all rows with their own learnin
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import operator
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .attach import Route, attach, detach, find_sites, routed_checkpoints
+from .attach import Route, attach, bits, clear, detach, find_sites, routed_checkpoints, slots_of
 from .bases import device_of, dtype_of, plain_weight, shape_of, weight_of
 from .compiled import Compiled
 from .init import OF_WEIGHTS, make_a, record_inputs
@@ -118,7 +120,7 @@ class AdapterBank:
         sizes = [(_padded(s.inputs) if train_a else 0, _padded(s.outputs)) for s in self.sites]
         width = sum(rank * (k + n) for k, n in sizes)
         self.param = torch.zeros(slots, width, dtype=dtype, device=device)
-        self.grad = torch.zeros_like(self.param)
+        self._grad = torch.zeros_like(self.param)
         self.m = torch.zeros_like(self.param) if optimizer == "adamw" else None
         self.v = torch.zeros_like(self.param) if optimizer == "adamw" else None
         self.copy = torch.zeros_like(self.param, dtype=torch.bfloat16) if copy else None
@@ -212,14 +214,14 @@ class AdapterBank:
         for site, factor, (k, n) in zip(self.sites, self._factors, sizes):
             if self.train_a:
                 size = site.inputs
-                site.a, site.a_grad = view(self.param, k, size), view(self.grad, k, size)
+                site.a, site.a_grad = view(self.param, k, size), view(self._grad, k, size)
                 site.a_copy = None if self.copy is None else view(self.copy, k, size)
                 offset += self.max_rank * k
             else:
                 site.a = factor
                 site.a_copy = None if self.copy is None else factor.to(torch.bfloat16)
             size = site.outputs
-            site.bt, site.bt_grad = view(self.param, n, size), view(self.grad, n, size)
+            site.bt, site.bt_grad = view(self.param, n, size), view(self._grad, n, size)
             site.bt_copy = None if self.copy is None else view(self.copy, n, size)
             offset += self.max_rank * n
 
@@ -312,7 +314,8 @@ class AdapterBank:
         self._clear([slot])
 
     def _clear(self, slots: list[int]) -> None:
-        self._copy_rows([-1] * len(slots), slots, self.grad, *self._learned)
+        self._copy_rows([-1] * len(slots), slots, self._grad, *self._learned)
+        self._refresh(slots)
         if self.train_a:
             where = self._indices(slots)
             for site, factor in zip(self.sites, self._factors):
@@ -321,6 +324,29 @@ class AdapterBank:
                         a.index_copy_(0, where, factor.to(a.dtype).expand(len(slots), -1, -1))
         for slot in slots:
             self.version[slot] += 1
+
+    def _refresh(self, slots: Sequence[int]) -> None:
+        """From now on the gradients of these slots count as zero."""
+        mine = bits(slots)
+        for site in self.sites:
+            site.fresh |= mine
+
+    @property
+    def grad(self) -> Tensor:
+        """Accumulated gradients [slots, P], as `param` is laid out. What counts as zero is zeroed first: the first backward
+        after a step writes over what it finds, so that nothing needs to be cleared or read."""
+        with self.lock:
+            self._settle((1 << self.slots) - 1)
+        return self._grad
+
+    def _settle(self, mine: int) -> None:
+        """Zero what counts as zero of these slots' gradients: where no layer has any, whole rows at once."""
+        nowhere = functools.reduce(operator.and_, (site.fresh for site in self.sites), mine)
+        if rows := slots_of(nowhere):
+            self._copy_rows([-1] * len(rows), rows, self._grad)
+        for site in self.sites:
+            site.fresh &= ~nowhere
+            clear(site, mine)
 
     @property
     def _learned(self) -> tuple[Tensor | None, ...]:
@@ -394,7 +420,8 @@ class AdapterBank:
                 f"use a bank with the same model, targets, rank and init."
             )
         self.param[slot].copy_(snapshot.param)
-        self.grad[slot].zero_()
+        self._grad[slot].zero_()
+        self._refresh([slot])
         for mine, theirs in ((self.m, snapshot.m), (self.v, snapshot.v)):
             if mine is not None:
                 mine[slot].zero_() if theirs is None else mine[slot].copy_(theirs)
@@ -465,15 +492,19 @@ class AdapterBank:
             active = torch.zeros(self.slots, dtype=torch.bool, device=self.device).index_fill_(0, where, True)
             for slot in slots:
                 self.version[slot] += 1
-            norms = ops.bank_step_(self.param, self.grad, self.m, self.v, self.step_count, self.hyper, active, self.copy)
+            self._settle(bits(slots))  # where no backward came
+            norms = ops.bank_step_(
+                self.param, self._grad, self.m, self.v, self.step_count, self.hyper, active, self.copy, clear=False
+            )
+            self._refresh(slots)
         return norms.index_select(0, where)
 
     def zero_grad(self, slots: Sequence[int]) -> None:
         """Drop what backward has accumulated for these slots."""
         for slot in slots:
             self.check(slot, "zero_grad")
-        once = sorted(set(slots))
-        self._copy_rows([-1] * len(once), once, self.grad)
+        with self.lock:
+            self._refresh(slots)
 
     @torch.no_grad()
     def delta_norm(self, slot: int) -> float:

@@ -77,6 +77,11 @@ def _whole(op: str, name: str, value: object) -> None:
         raise TypeError(f"{op}: {name} must be a whole number, got {_shown(value)}")
 
 
+def _flag(op: str, name: str, value: object) -> None:
+    if not isinstance(value, (bool, torch.SymBool)):
+        raise TypeError(f"{op}: {name} must be True or False, got {_shown(value)}")
+
+
 def _number(op: str, name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{op}: {name} must be a number, got {_shown(value)}")
@@ -86,7 +91,7 @@ def _shown(value: object) -> str:
     return repr(value) if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
 
 
-_KINDS = {Tensor: tensor, int: _whole, float: _number}
+_KINDS = {Tensor: tensor, bool: _flag, int: _whole, float: _number}
 
 
 def shape(op: str, name: str, x: Tensor, *expected: int | None) -> None:
@@ -170,8 +175,8 @@ def plan(op: str, given: Tensor | None, seg_slot: Tensor, rank: Tensor, rows: in
 
 
 def plan_size(rows: int, segments: int, slots: int) -> int:
-    """Elements of a plan: count, mark, tiles twice, slot_ptr, seg_order. See tmem.reference.lora_plan."""
-    return 3 + 2 * (-(-rows // reference.TILE) + segments) + slots + segments
+    """Elements of a plan: count, mark, sizes, tiles, slot_ptr, spans. See tmem.reference.lora_plan."""
+    return 5 + 4 * (-(-rows // reference.TILE) + segments) + slots + 2 * segments
 
 
 def segments(op: str, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, rows: int, stored: int) -> None:

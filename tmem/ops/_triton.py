@@ -96,36 +96,35 @@ def lora_expand_(o, z, f, seg_off, seg_slot, rank, plan=None):
         o.copy_(out)
 
 
-def lora_backward_(g, z, dy, bt, seg_off, seg_slot, rank, scale, plan=None):
+def lora_backward_(g, z, dy, bt, seg_off, seg_slot, rank, scale, plan=None, fresh=False):
     op = "lora_backward_"
     if dy.dtype == torch.float64:
-        return reference.lora_backward_(g, z, dy, bt, seg_off, seg_slot, rank, scale)
+        return reference.lora_backward_(g, z, dy, bt, seg_off, seg_slot, rank, scale, plan, fresh)
     _gradient(op, g, z, dy, rank)
     _checks.shape(op, "bt", bt, rank.shape[0], z.shape[1], dy.shape[1])
     _checks.factor(op, "bt", bt, dy, rank.shape[0], z.shape[1], dy.shape[1])
     seg, plan = _segments(op, *z.shape, seg_off, seg_slot, rank, plan, g, z, dy, bt, scale)
-    # dy is read twice. One kernel that reads it once leaves dz in parts, one a stretch of columns, whose bytes cost more.
-    out, dy = _lines(g), _lines(dy)
-    _kernels("gram").gram(out, _lines(z), dy, *seg, plan)
+    out = _lines(g)
+    dz = _kernels("backward").backward(out, _lines(z), _lines(dy), _lines(bt), *seg, _scale(op, scale, rank), plan, fresh)
     if out is not g:
         g.copy_(out)
-    return _kernels("shrink").shrink(dy, [_lines(bt)], *seg, _scale(op, scale, rank), plan)[0]
+    return dz
 
 
-def lora_gram_(g, z, v, seg_off, seg_slot, rank, plan=None, op="lora_gram_"):
+def lora_gram_(g, z, v, seg_off, seg_slot, rank, plan=None, fresh=False, op="lora_gram_"):
     if v.dtype == torch.float64:
-        return reference.lora_gram_(g, z, v, seg_off, seg_slot, rank)
+        return reference.lora_gram_(g, z, v, seg_off, seg_slot, rank, plan, fresh)
     _gradient(op, g, z, v, rank)
     seg, plan = _segments(op, *z.shape, seg_off, seg_slot, rank, plan, g, z, v)
     out = _lines(g)
-    _kernels("gram").gram(out, _lines(z), _lines(v), *seg, plan)
+    _kernels("gram").gram(out, _lines(z), _lines(v), *seg, plan, fresh)
     if out is not g:
         g.copy_(out)
 
 
 def lora_gram(z, v, seg_off, seg_slot, rank, plan=None):
     g = z.new_zeros(rank.shape[0], z.shape[1], v.shape[1])
-    lora_gram_(g, z, v, seg_off, seg_slot, rank, plan, "lora_gram")
+    lora_gram_(g, z, v, seg_off, seg_slot, rank, plan, op="lora_gram")
     return g
 
 
@@ -171,10 +170,10 @@ def lora_decode_(y, x, a, bt, row_slot, rank, scale):
         y.copy_(out)
 
 
-def bank_step_(param, grad, m, v, step, hyper, active, copy=None):
+def bank_step_(param, grad, m, v, step, hyper, active, copy=None, clear=True):
     op = "bank_step_"
     if param.dtype == torch.float64:
-        return reference.bank_step_(param, grad, m, v, step, hyper, active, copy)
+        return reference.bank_step_(param, grad, m, v, step, hyper, active, copy, clear)
     if (m is None) != (v is None):
         raise ValueError(f"{op}: give both m and v (AdamW) or neither (SGD), got only {'v' if m is None else 'm'}")
     _checks.shape(op, "param", param, None, None)
@@ -189,7 +188,7 @@ def bank_step_(param, grad, m, v, step, hyper, active, copy=None):
     _on_one_device(op, param, *(x for x in (*matrices.values(), step, hyper, active) if x is not None))
     count, flags = _column(op, "step", step, torch.int32, rows), _column(op, "active", active, torch.bool, rows)
     lines = {name: None if x is None else _lines(x) for name, x in matrices.items()}
-    norms = _kernels("step").step(**lines, count=count, hyper=_lines(hyper), active=flags)
+    norms = _kernels("step").step(**lines, count=count, hyper=_lines(hyper), active=flags, clear=clear)
     for given, written in ((step, count), *zip(matrices.values(), lines.values())):
         if written is not given:
             given.copy_(written)

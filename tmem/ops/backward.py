@@ -8,13 +8,13 @@ from tmem.ops import _checks
 from tmem.ops._registry import define
 
 
-def _fake(g, z, dy, bt, seg_off, seg_slot, rank, scale, plan=None):
+def _fake(g, z, dy, bt, seg_off, seg_slot, rank, scale, plan=None, fresh=False):
     return torch.empty_like(z, memory_format=torch.contiguous_format)
 
 
 _op = define(
     "lora_backward_(Tensor(a!) g, Tensor z, Tensor dy, Tensor bt, Tensor seg_off, Tensor seg_slot, Tensor rank,"
-    " Tensor scale, Tensor? plan=None) -> Tensor",
+    " Tensor scale, Tensor? plan=None, bool fresh=False) -> Tensor",
     reference.lora_backward_,
     _fake,
 )
@@ -24,11 +24,13 @@ _op = define(
 def lora_backward_(
     g: Tensor, z: Tensor, dy: Tensor, bt: Tensor,
     seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor, plan: Tensor | None = None,
+    fresh: bool = False,
 ) -> Tensor:  # fmt: skip
     """g += gram(z, dy), in place, and dz = shrink(dy, bt): the gradient of bt, and what dx and the gradient of a need.
 
     g [S,R,N] fp32, any strides; z [M,R] fp32; dy [M,N] fp32 or bf16; bt [S,R,N] fp32 or bf16; or all fp64. seg_off,
-    seg_slot, rank, plan: see tmem.reference; scale fp32 [S]. Returns dz [M,R] in z's dtype. Not differentiable.
+    seg_slot, rank, plan: see tmem.reference; scale fp32 [S]. fresh: what g holds of slots with rows counts as zero, so that it
+    need not be cleared before. Returns dz [M,R] in z's dtype. Not differentiable.
     Raises ValueError or TypeError before anything is written.
     """
     op = "lora_backward_"
@@ -51,6 +53,6 @@ def lora_backward_(
     _checks.shape(op, "scale", scale, slots)
     inputs = {"z": z, "dy": dy, "bt": bt, "scale": scale, "plan": plan}
     _checks.written(op, {"g": g}, {**inputs, "seg_off": seg_off, "seg_slot": seg_slot, "rank": rank})
-    dz = _op(g, z, dy, bt, seg_off, seg_slot, rank, scale, plan)
+    dz = _op(g, z, dy, bt, seg_off, seg_slot, rank, scale, plan, fresh)
     _checks.changed(g)
     return dz

@@ -8,7 +8,7 @@ from tmem.ops import _checks
 from tmem.ops._registry import define
 
 
-def _fake_(g, z, v, seg_off, seg_slot, rank, plan=None):
+def _fake_(g, z, v, seg_off, seg_slot, rank, plan=None, fresh=False):
     return None
 
 
@@ -17,7 +17,8 @@ def _fake(z, v, seg_off, seg_slot, rank, plan=None):
 
 
 _op_ = define(
-    "lora_gram_(Tensor(a!) g, Tensor z, Tensor v, Tensor seg_off, Tensor seg_slot, Tensor rank, Tensor? plan=None) -> ()",
+    "lora_gram_(Tensor(a!) g, Tensor z, Tensor v, Tensor seg_off, Tensor seg_slot, Tensor rank, Tensor? plan=None,"
+    " bool fresh=False) -> ()",
     reference.lora_gram_,
     _fake_,
 )
@@ -40,12 +41,14 @@ def _check(op, z, v, seg_off, seg_slot, rank, plan) -> None:
 
 @_checks.public
 def lora_gram_(
-    g: Tensor, z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None
-) -> None:
+    g: Tensor, z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None,
+    fresh: bool = False,
+) -> None:  # fmt: skip
     """g[slot,j,d] += Σ_{m in slot} z[m,j]·v[m,d] for j < rank[slot], in place. Not differentiable.
 
     Each segment is summed by itself and then added to g, in order: the bits are the same whether a slot's segments come
-    in one call or in several. Slots without rows and rows j >= rank[slot] keep every bit.
+    in one call or in several. Slots without rows and rows j >= rank[slot] keep every bit. fresh: what g holds of slots with
+    rows, up to their rank, counts as zero, so that it need not be cleared before.
     g [S,R,D] fp32, any strides; z [M,R] fp32; v [M,D] fp32 or bf16; or all fp64. seg_off, seg_slot, rank, plan:
     see tmem.reference. Raises ValueError or TypeError before anything is written.
     """
@@ -55,7 +58,7 @@ def lora_gram_(
     _checks.shape(op, "g", g, rank.shape[0], z.shape[1], v.shape[1])
     _checks.same_device(op, z, g=g)
     _checks.written(op, {"g": g}, {"z": z, "v": v, "seg_off": seg_off, "seg_slot": seg_slot, "rank": rank, "plan": plan})
-    _op_(g, z, v, seg_off, seg_slot, rank, plan)
+    _op_(g, z, v, seg_off, seg_slot, rank, plan, fresh)
     _checks.changed(g)
 
 

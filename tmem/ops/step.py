@@ -10,13 +10,13 @@ from tmem.ops._registry import define
 HYPER = reference.HYPER
 
 
-def _fake(param, grad, m, v, step, hyper, active, copy=None):
+def _fake(param, grad, m, v, step, hyper, active, copy=None, clear=True):
     return param.new_empty(param.shape[0], dtype=torch.float32)
 
 
 _op = define(
     "bank_step_(Tensor(a!) param, Tensor(b!) grad, Tensor(c!)? m, Tensor(d!)? v, Tensor(e!) step, Tensor hyper,"
-    " Tensor active, Tensor(f!)? copy=None) -> Tensor",
+    " Tensor active, Tensor(f!)? copy=None, bool clear=True) -> Tensor",
     reference.bank_step_,
     _fake,
 )
@@ -25,7 +25,7 @@ _op = define(
 @_checks.public
 def bank_step_(
     param: Tensor, grad: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor, hyper: Tensor, active: Tensor,
-    copy: Tensor | None = None,
+    copy: Tensor | None = None, clear: bool = True,
 ) -> Tensor:  # fmt: skip
     """One optimizer step of the active rows, in place: AdamW with decoupled decay if m and v are given, SGD if not.
 
@@ -33,8 +33,8 @@ def bank_step_(
     the rows that are stepped. hyper fp32 or fp64 [S,6], columns HYPER = (lr, beta1, beta2, eps, weight_decay, clip);
     clip > 0 limits the row's gradient norm as torch.nn.utils.clip_grad_norm_ does, 0 = off. active bool [S].
     copy bf16 [S,P], if given, receives the new parameters of the rows that moved.
-    Returns the norm of each active row's gradient before clipping, fp32 [S], 0 for the others. The gradients of active
-    rows are zeroed. A row whose norm is not finite is otherwise left alone: its norm is the report. Inactive rows keep
+    Returns the norm of each active row's gradient before clipping, fp32 [S], 0 for the others. clear: the gradients of
+    active rows are zeroed; else they stay, for the next ones to be `fresh` (see lora_backward_). A row whose norm is not finite is otherwise left alone: its norm is the report. Inactive rows keep
     every bit. Formula: Loshchilov & Hutter 2019 (arXiv 1711.05101), as in tmem.reference.bank_step_. Raises ValueError or
     TypeError before anything is written.
     """
@@ -60,6 +60,6 @@ def bank_step_(
         _checks.shape(op, "copy", copy, rows, width)
     outputs = {"param": param, "grad": grad, "m": m, "v": v, "step": step, "copy": copy}
     _checks.written(op, outputs, {"hyper": hyper, "active": active})
-    norms = _op(param, grad, m, v, step, hyper, active, copy)
+    norms = _op(param, grad, m, v, step, hyper, active, copy, clear)
     _checks.changed(*outputs.values())
     return norms

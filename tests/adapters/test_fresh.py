@@ -1,0 +1,74 @@
+"""Gradients that count as zero though their memory holds what a step has used: nobody ever sees what was there."""
+
+import torch
+from tiny import model
+from tiny_bank import IDS, bank_of, fill, logits
+
+NAN = float("nan")
+
+
+def backward(network, bank, slots, **options):
+    with bank.route(slots, **options):
+        logits(network, IDS).square().mean().backward()
+
+
+def used(train_a=False):
+    """A bank whose gradients are NaN in memory and zero in truth, as after a step; its model and two slots."""
+    network = model()
+    bank = bank_of(network, train_a=train_a)
+    a, b = bank.alloc(rank=3), bank.alloc()
+    fill(bank, a, b)
+    for site in bank.sites:
+        site.bt_grad[a, :3], site.bt_grad[b] = NAN, NAN
+        if train_a:
+            site.a_grad[a, :3], site.a_grad[b] = NAN, NAN
+    bank.zero_grad([a, b])
+    return network, bank, a, b
+
+
+def test_the_first_backward_writes_and_the_next_adds():
+    for train_a in (False, True):
+        network, bank, a, b = used(train_a)
+        backward(network, bank, [a, -1, b])
+        once = bank.grad.clone()
+        backward(network, bank, [a, -1, b])
+        assert once.isfinite().all() and once.any() and torch.equal(bank.grad, 2 * once)
+
+
+def test_slots_that_some_layers_or_batches_reach_alone():
+    """One slot after another, then both: the second batch finds one with a gradient and one without."""
+    network, bank, a, b = used()
+    backward(network, bank, [a, a, a])
+    backward(network, bank, [a, b, b])
+    mixed = bank.grad.clone()
+    network, bank, a, b = used()
+    bank.grad.zero_()
+    for slots in ([a, a, a], [a, b, b]):
+        backward(network, bank, slots)
+    assert mixed.isfinite().all() and torch.equal(mixed, bank.grad)
+
+
+def test_a_row_without_tokens_keeps_its_zero():
+    network, bank, a, b = used()
+    backward(network, bank, [a, b, -1], lengths=[IDS.shape[1], 0, IDS.shape[1]])
+    assert bank.grad[a].any() and bank.grad.isfinite().all() and not bank.grad[b].any()
+
+
+def test_a_step_takes_what_no_backward_reached_as_zero():
+    network, bank, a, b = used()
+    before = bank.param[b].clone()
+    assert not bank.step([b]).any() and torch.equal(bank.param[b], before)
+    backward(network, bank, [a, -1, -1])
+    norms = bank.step([a])
+    assert norms.isfinite().all() and norms.all() and not bank.grad.any()
+
+
+def test_a_new_tenant_finds_nothing():
+    network, bank, a, b = used()
+    backward(network, bank, [a, -1, b])
+    bank.step([a, b])
+    kept = bank.snapshot(b)
+    bank.free(a)
+    c = bank.alloc()  # of a larger rank than the one before
+    bank.restore(b, kept)
+    assert not bank.grad[c].any() and not bank.grad[b].any()
