@@ -5,8 +5,10 @@ answers. Its advantage is the reward less the group's mean, divided by the group
 multiplies it.
 
 What is not:
-  1. One update a batch. The ratio is 1 apart from rounding and the clip hardly acts: REINFORCE with the group as baseline.
-  2. The loss is a mean over the tokens of the whole batch (DAPO), not over the tokens of each rollout first.
+  1. One update a batch, unless `rl_updates` says more. The ratio is 1 apart from rounding and the clip hardly acts: REINFORCE
+     with the group as baseline.
+  2. The loss is a mean over the tokens of the whole batch (DAPO), not over the tokens of each rollout first. `rl_average` says
+     otherwise. docs/training.md has a table of all options of the loss.
   3. A rollout is an episode of many actions, its writes and its answers. Each action gets the rollout's advantage; actions are
      no members of the group. With `rl_credit = "action"` each has its own (tmem.rl.credit).
   4. Every action is scored under the Δ that it was sampled with. That Δ is a constant: no gradient goes through learning.
