@@ -142,8 +142,8 @@ def _supervised(trainer: Trainer, phase: str, first: int, steps: int, budget: fl
         else:  # how many they will be is not known: seconds
             trainer.progress.phase(phase, round(min(1.0, done) * budget), round(budget), note)
 
-    done = fraction()
-    tell(done, "")
+    if (done := fraction()) < 1:
+        tell(done, "")
     while done < 1:
         trainer.pause_if_asked()
         note = _supervised_step(trainer, phase, first + state["step"], 1 - done)
