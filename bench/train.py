@@ -48,7 +48,7 @@ from ..report.figure import figure
 from ..rl import replay
 from ..rl.budget import Shape
 from ..rl.config import train_config
-from ..rl.loss import policy_loss
+from ..rl.loss import Objective, policy_loss
 from ..rl.policy import Policy, Replicated
 from ..rl.rollout import scores
 from ..tasks.stream import Stream
@@ -160,7 +160,7 @@ class Ours:
     def backward(self, rollouts: Sequence[Rollout]) -> None:
         replay.backward(
             self.agent, self.policy, rollouts, [[a] * len(r.actions) for a, r in zip(self.advantages, rollouts)], self.total,
-            clip=self.config.rl_clip, tokens=self.config.micro_tokens,
+            Objective(self.config.rl_clip), tokens=self.config.micro_tokens,
         )  # fmt: skip
 
 
@@ -273,7 +273,7 @@ class Plain:
                 new = self.logp(action)
                 old = torch.tensor(action.generation.logprobs, device=self.device)
                 advantages, weight = (torch.full_like(new, x).detach() for x in (advantage, 1 / self.ours.total))
-                policy_loss(new, old, advantages, weight, self.ours.config.rl_clip).loss.backward()
+                policy_loss(new, old, advantages, weight, Objective(self.ours.config.rl_clip)).loss.backward()
 
     def update(self) -> None:
         if self.masters is not self.base:

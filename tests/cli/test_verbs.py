@@ -187,6 +187,16 @@ def test_train_prints_the_four_models_and_leaves_its_files(tmem, tmp_path):
     assert "--resume" in tmem("train", "--out", "OUT").output
 
 
+def test_train_without_a_terminal_says_a_line_for_each_step_and_quiet_says_the_result_alone(tmem, tmp_path):
+    said = tmem("train", "--out", "OUT", "--rl-steps", "2").output.splitlines()
+    for start in ("warm: 1 of 2, loss", "warm: 2 of 2, loss", "rl: 1 of 2, reward", "rl: 2 of 2, reward", "sft: 1 of 1, loss"):
+        assert [line.startswith(start) and " gone" in line for line in said].count(True) == 1, start
+    assert any(line.startswith("rl: 1 of 2") and line.endswith(" left") for line in said)
+    quiet = tmem("train", "--out", "OUT2", "--rl-steps", "2", "--quiet").output.splitlines()
+    assert not any(" gone" in line for line in quiet) and any("held-out episodes" in line for line in quiet)
+    assert "rl: 2 of 2, reward" in (tmp_path / "OUT2/log.txt").read_text()
+
+
 def test_train_without_rl_names_the_models_that_there_are(tmem, tmp_path):
     preset = tmp_path / "tiny.toml"
     preset.write_text(preset.read_text().replace("control_steps = 1", "control_steps = 0"))

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from tmem.rl.loss import _TokenLogp, advantages, dead, k3, policy_loss, token_logp
+from tmem.rl.loss import Objective, _TokenLogp, advantages, dead, k3, policy_loss, token_logp
 from tmem.testing import assert_close
+
+KL = Objective(beta=0.1)
 
 
 def test_advantages_are_centred_in_their_group_and_zero_in_a_dead_one():
@@ -44,7 +46,7 @@ def test_the_kl_term_is_k3_and_its_gradient_vanishes_at_the_reference():
     new = torch.tensor([-1.0, -2.0, -0.7], requires_grad=True)
     reference = torch.tensor([-1.0, -1.5, -1.7])
     weight = torch.full((3,), 1 / 3)
-    found = policy_loss(new, new.detach(), torch.zeros(3), weight, reference=reference, beta=0.5)
+    found = policy_loss(new, new.detach(), torch.zeros(3), weight, Objective(beta=0.5), reference=reference)
     found.loss.backward()
     by_hand = [0.0, math.exp(0.5) - 0.5 - 1, math.exp(-1.0) + 1.0 - 1]
     assert found.kl.tolist() == pytest.approx(by_hand, abs=1e-6)
@@ -63,13 +65,13 @@ def test_a_batch_may_be_split_and_permuted_and_padded_with_weight_zero():
     generator = torch.Generator().manual_seed(1)
     new, old, adv, ref = torch.randn(4, 12, generator=generator)
     weight = torch.full((12,), 1 / 12)
-    whole = float(policy_loss(new, old, adv, weight, reference=ref, beta=0.1).loss)
+    whole = float(policy_loss(new, old, adv, weight, KL, reference=ref).loss)
     order = torch.randperm(12, generator=generator)
     parts = [order[:5], order[5:]]
-    split = [policy_loss(new[i], old[i], adv[i], weight[i], reference=ref[i], beta=0.1).loss for i in parts]
+    split = [policy_loss(new[i], old[i], adv[i], weight[i], KL, reference=ref[i]).loss for i in parts]
     assert float(sum(split)) == pytest.approx(whole, rel=1e-5)
     padded = [torch.cat([t, torch.full((3,), v)]) for t, v in ((new, -9.0), (old, -2.0), (adv, 5.0), (weight, 0.0), (ref, 0.0))]
-    assert float(policy_loss(*padded[:4], reference=padded[4], beta=0.1).loss) == pytest.approx(whole, rel=1e-5)
+    assert float(policy_loss(*padded[:4], KL, reference=padded[4]).loss) == pytest.approx(whole, rel=1e-5)
 
 
 def test_entropy_of_known_distributions():
@@ -107,4 +109,4 @@ def test_bad_shapes_and_a_missing_reference_are_named():
     with pytest.raises(ValueError, match=r"one shape, got new \(4,\), old \(2,\)"):
         policy_loss(new, new[:2], new, new)
     with pytest.raises(ValueError, match="beta is 0.1 but there is no reference"):
-        policy_loss(new, new, new, new, beta=0.1)
+        policy_loss(new, new, new, new, KL)

@@ -26,6 +26,7 @@ from tmem.episode import Episode, Pair, Question
 from tmem.rl import grpo, replay, supervised
 from tmem.rl import rollout as ro
 from tmem.rl import rows as of_rows
+from tmem.rl.loss import Objective
 from tmem.rl.policy import Replicated
 from tmem.tasks import Task, stream
 from tmem.testing import assert_close
@@ -121,7 +122,7 @@ def test_the_policy_gradient_does_not_depend_on_micro_batches_slots_order_or_che
     policy.remember()
     policy.params[3].data.mul_(1.1)  # away from the reference, or its term has no gradient
     policy.publish()
-    options = {"beta": 0.1}
+    options = {"objective": Objective(beta=0.1)}
     first, one = replayed(agent, rollouts, tokens=64, **options)
     assert one.any() and first.kl > 0
     _, large = replayed(agent, rollouts, tokens=4096, **options)
@@ -130,7 +131,7 @@ def test_the_policy_gradient_does_not_depend_on_micro_batches_slots_order_or_che
     _, again = replayed(agent, rollouts, tokens=4096, **options)
     assert_close("checkpointing", again, large, 1e-5)
     policy.checkpointing = False
-    reverse = replay.backward(agent, policy, rollouts[::-1], each(rollouts)[::-1], 100, tokens=256, beta=0.1)
+    reverse = replay.backward(agent, policy, rollouts[::-1], each(rollouts)[::-1], 100, Objective(beta=0.1), tokens=256)
     assert reverse.loss == pytest.approx(first.loss, rel=1e-4)
     policy.drop()
     for _ in range(7):  # one free slot, so one Δ at a time
@@ -178,7 +179,7 @@ def kl_of_memory(agent, rollouts, backward):
     """The divergence from a reference that is θ0 itself: zero, unless the memory is counted as a difference."""
     policy = policy_of(agent)
     policy.remember()
-    return backward(agent, policy, rollouts, each(rollouts), 100, beta=0.1).kl
+    return backward(agent, policy, rollouts, each(rollouts), 100, Objective(beta=0.1)).kl
 
 
 def test_the_reference_has_the_same_memory_as_the_policy(monkeypatch):

@@ -189,7 +189,10 @@ def test_a_run_whose_settings_have_the_names_of_before_is_gone_on_with(tmp_path)
         start(out, resume=True)
 
 
-@pytest.mark.parametrize("name, other", [("rl_decay", 0.5), ("rl_credit", "action")])
+@pytest.mark.parametrize("name, other", [
+    ("rl_decay", 0.5), ("rl_credit", "action"), ("rl_average", "actions"), ("rl_updates", 2), ("rl_ratio", "sequence"),
+    ("rl_clip_high", 0.3), ("rl_truncate", 2.0), ("rl_dead", "dropped"),
+])  # fmt: skip
 def test_a_run_of_before_there_was_a_setting_of_rl_goes_on_as_it_was(tmp_path, name, other):
     out = tmp_path / "run"
     first = start(out)
@@ -245,6 +248,24 @@ def test_a_stop_within_an_evaluation_is_not_waited_for_and_the_run_goes_on_the_s
     assert at[-1] == ("evaluate warm", 1, 2, "sampled learn")
     start(out, resume=True).run()
     assert_same_run(out, undisturbed)
+
+
+OTHER_LOSS = {
+    "rl_average": "actions", "rl_updates": 2, "rl_ratio": "sequence", "rl_clip": 0.01, "rl_clip_high": 0.02, "rl_truncate": 2.0,
+    "rl_dead": "dropped", "normalise": False,
+}  # fmt: skip
+
+
+def test_a_run_of_several_updates_a_batch_and_another_loss_resumes_to_the_same_bits(tmp_path):
+    for name in ("whole", "stopped"):
+        out = tmp_path / name
+        if name == "stopped":
+            run_until(out, "rl", 0, **OTHER_LOSS)
+        start(out, resume=name == "stopped", **OTHER_LOSS).run()
+    assert_same_run(tmp_path / "stopped", (tmp_path / "whole", None))
+    rows = [r for r in lines(tmp_path / "whole") if r["phase"] == "rl"]
+    assert all(0 < r["dlogp_worst_segment"] < 1e-4 for r in rows) and any(r["clipped"] > 0 for r in rows)
+    assert any(abs(r["ratio"] - 1) > 1e-4 for r in rows)
 
 
 def test_recomputing_delta_from_the_log_trains_the_same(tmp_path, undisturbed):

@@ -60,6 +60,27 @@ def test_work_that_goes_on_after_a_stop_is_timed_from_there():
     assert said == ["rl: 91 of 100, 10 s gone, 90 s left"]
 
 
+def test_a_line_comes_for_each_step_where_that_is_asked_for():
+    said, clock = [], Clock()
+    lines = Lines(said.append, clock, each=True)
+    lines("rl", 2, 5, "write")  # a resume
+    for done in (3, 4, 5):
+        clock.now += 1.0
+        lines("rl", done - 1, 5, "write")
+        lines("rl", done, 5, f"reward 0.{done}")
+        lines("rl", done, 5, "write")
+    assert said == [
+        "rl: 3 of 5, reward 0.3, 1 s gone, 2 s left",
+        "rl: 4 of 5, reward 0.4, 2 s gone, 1 s left",
+        "rl: 5 of 5, reward 0.5, 3 s gone",
+    ]
+    clock.now += 60.0
+    lines("evaluate rl", 0, 2, "greedy write")
+    clock.now += 6.0
+    lines.again()
+    assert said[3:] == ["evaluate rl: 0 of 2, greedy write, 6 s gone"]  # a long step is told of as before
+
+
 @pytest.fixture
 def piped(monkeypatch):
     """What a pipe gets, every line at once."""
@@ -75,12 +96,15 @@ def lines_of(file):
     return text.splitlines()
 
 
-def test_an_evaluation_in_a_pipe_says_how_far_it_is(piped, tmp_path):
+def test_an_evaluation_in_a_pipe_says_how_far_it_is_unless_it_is_quiet(piped, tmp_path):
     def work(out, watch):
         for done in range(2):
             watch("tmem", "write", done, 3)
         raise InterruptedError
 
+    with pytest.raises(InterruptedError):
+        evaluate.watched(work, tmp_path, quiet=True)
+    assert lines_of(piped) == []
     with pytest.raises(InterruptedError):
         evaluate.watched(work, tmp_path)
     assert lines_of(piped)[0] == "tmem: 0 of 3, write, 0 s gone"
@@ -92,6 +116,14 @@ def test_training_and_a_study_in_a_pipe_say_how_far_they_are(piped, tmp_path):
         tell("warm", 1, 32, "loss 2.1")
         bar("0: rl", 0, 3, "")
     assert lines_of(piped) == ["warm: 1 of 32, loss 2.1, 0 s gone", "0: rl: 0 of 3, 0 s gone"]
+
+
+def test_quiet_work_says_nothing_but_warnings_and_its_lines_are_in_the_log(piped, tmp_path):
+    with live.bars(tmp_path, live.Steps(), each=True, quiet=True) as tell:
+        tell("warm", 1, 32, "loss 2.1")
+        live.warn("the gradient is not finite")
+    assert lines_of(piped) == ["warning: the gradient is not finite"]
+    assert "warm: 1 of 32, loss 2.1" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_bench_in_a_pipe_says_how_far_it_is(piped):

@@ -3,7 +3,7 @@
 from tmem.rl import replay
 
 
-def backward(agent, policy, rollouts, advantages, total, **options):
+def backward(agent, policy, rollouts, advantages, total, objective):
     score = replay._score
 
     def without(policy, bank, part, *, reference=False):
@@ -14,6 +14,6 @@ def backward(agent, policy, rollouts, advantages, total, **options):
 
     replay._score = without
     try:
-        return replay.backward(agent, policy, rollouts, advantages, total, **options)
+        return replay.backward(agent, policy, rollouts, advantages, total, objective)
     finally:
         replay._score = score

@@ -173,7 +173,8 @@ OF_JUDGE = ("judge_model", "judge_concurrency", "judge_tokens", "judge_prices")
     help="Folder for the results.",
 )
 @click.option("--resume", is_flag=True, help="Keep the answers that are in --out, and ask the other questions.")
-def evaluate(methods: str | None, out: Path, **options) -> None:
+@live.quiet
+def evaluate(methods: str | None, out: Path, quiet: bool, **options) -> None:
     """Compare ways of remembering.
 
     \b
@@ -245,7 +246,8 @@ def evaluate(methods: str | None, out: Path, **options) -> None:
     if names == ["all"]:
         names = methods_of(config.task)
     judging = _judging(**options)
-    watched(partial(run, config, methods=names, judging=judging, slots=options["slots"], resume=options["resume"]), out)
+    work = partial(run, config, methods=names, judging=judging, slots=options["slots"], resume=options["resume"])
+    watched(work, out, quiet=quiet)
 
 
 Work = Callable[..., dict]  # work(out=..., watch=...): what results.json holds
@@ -262,13 +264,13 @@ def _judging(judge_url: str | None, judge_model: str, judge_concurrency: int, ju
     return Judging(judge_url, judge_model, config)
 
 
-def watched(work: Work, out: Path) -> None:
+def watched(work: Work, out: Path, *, quiet: bool = False) -> None:
     """Run an evaluation under a progress bar, print its tables and write the chart."""
     from . import scores
 
     machine.keep_memory()
     start = time.perf_counter()
-    with live.bars(out) as tell:
+    with live.bars(out, quiet=quiet) as tell:
 
         def watch(method: str, phase: str, done: int, total: int) -> None:
             tell(method, done, max(total, 1), "" if done >= total else phase)

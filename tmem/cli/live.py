@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
 from rich import box
 from rich.console import Group
 from rich.live import Live
@@ -21,6 +22,8 @@ LOG = "log.txt"  # in --out: the lines that a pipe would show, with the time
 Tell = Callable[[str, int, int | None, str], None]  # phase, done, total, note
 
 console = Terminal()
+
+quiet = click.option("--quiet", is_flag=True, help="Show no progress, only warnings and the result; log.txt has it.")
 
 # What a live view of training shows, by field of metrics.jsonl.
 WATCHED = {
@@ -58,18 +61,19 @@ class Steps:
 
 
 @contextmanager
-def bars(out: Path, *under) -> Iterator[Tell]:
-    """A bar for each phase, and below them `under`, which redraws itself. Without a terminal: lines, now and then.
+def bars(out: Path, *under, each: bool = False, quiet: bool = False) -> Iterator[Tell]:
+    """A bar for each phase, and below them `under`, which redraws itself. Without a terminal: lines, now and then, or if `each`
+    for every step. If `quiet`: neither.
 
     The lines also go into out/log.txt.
     """
     log = Log(out / LOG)
-    if not console.is_terminal:
-        with lines_for(printed(console), log) as tell:
+    if quiet or not console.is_terminal:
+        with lines_for(*([] if quiet else [printed(console)]), log, each=each) as tell:
             yield tell
         return
     progress = Progress(*_columns(), console=console)
-    with lines_for(log) as lines, Live(Group(progress, *under), console=console, refresh_per_second=4):
+    with lines_for(log, each=each) as lines, Live(Group(progress, *under), console=console, refresh_per_second=4):
         show = _bars(progress)
 
         def tell(phase: str, done: int, total: int | None, note: str) -> None:

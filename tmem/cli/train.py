@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -11,6 +14,7 @@ from rich.table import Table
 
 from .. import machine
 from ..agent.config import DEFAULT_PRESET
+from ..rl.track import TRACKERS, library, tracked
 from . import live
 
 
@@ -52,7 +56,16 @@ from . import live
 @click.option("--warm-steps", type=click.IntRange(0), help="Supervised steps before RL. [default: the preset's]")
 @click.option("--rl-steps", type=click.IntRange(0), help="GRPO steps. [default: the preset's]")
 @click.option("--eval-episodes", type=click.IntRange(1), help="Held-out episodes of each evaluation. [default: the preset's]")
-def train(preset: str, model: str | None, adapter: str | None, out: Path, resume: bool, **overrides) -> None:
+@click.option(
+    "--track",
+    type=click.Choice(list(TRACKERS)),
+    help="Also send the fields of metrics.jsonl and sample episodes to this tracker, an extra: pip install 'tmem[NAME]'. "
+    "tensorboard writes into --out; trackio keeps its runs on this machine; wandb works offline with WANDB_MODE=offline.",
+)
+@live.quiet
+def train(
+    preset: str, model: str | None, adapter: str | None, out: Path, resume: bool, track: str | None, quiet: bool, **overrides
+) -> None:
     """Train the model to write the facts that later questions ask for.
 
     \b
@@ -83,17 +96,28 @@ def train(preset: str, model: str | None, adapter: str | None, out: Path, resume
     from ..rl.trainer import Trainer
     from ..rl.world import World
 
+    if track:
+        library(track)
     machine.keep_memory()
     made_on = machine.provenance()  # at the start: the commit that runs, not the one checked out when it ends
     world = World.join()
     live.console.quiet = not world.first  # under torchrun rank 0 alone shows and writes
     overrides = {k: v for k, v in overrides.items() if v is not None and v != ()}
     trainer = Trainer(preset, out, model=model, adapter=adapter, resume=resume, world=world, **overrides)
-    said = {"preset": preset, "out": out, "model": model, "adapter": adapter, **overrides}
-    summary = _watched(trainer, shlex.join(["tmem", "train", *_said(said), "--resume"]))
+    said = {"preset": preset, "out": out, "model": model, "adapter": adapter, "track": track, **overrides}
+    again = shlex.join(["tmem", "train", *_said(said), "--resume"])
+    sends = track and world.first
+    with tracked(track, out, _settings(trainer), live.warn) if sends else nullcontext(lambda row: None) as send:
+        summary = _watched(trainer, again, send, quiet)
     world.leave()
     if world.first:
         _leave(trainer, summary | {"machine": {**made_on, "ranks": world.size}})
+
+
+def _settings(trainer) -> dict:
+    """What a tracker shows of how the run was started."""
+    configs = {"train": trainer.config, "agent": trainer.agent_config}
+    return {"preset": trainer.preset, "model": trainer.model_name, **{k: dataclasses.asdict(v) for k, v in configs.items()}}
 
 
 def _said(options: dict) -> list[str]:
@@ -102,14 +126,16 @@ def _said(options: dict) -> list[str]:
     return [word for name, several in values.items() for v in several for word in (f"--{name.replace('_', '-')}", str(v))]
 
 
-def _watched(trainer, again: str) -> dict:
-    """Run the trainer under bars and a live table of RL's steps; `again`: the command that goes on after a stop."""
+def _watched(trainer, again: str, send: Callable[[dict], None], quiet: bool) -> dict:
+    """Run the trainer under bars and a live table of RL's steps; `again`: the command that goes on after a stop; `send`: what
+    gets every line of metrics.jsonl."""
     from ..rl.trainer import Interrupted, Progress
 
     steps = live.Steps()
-    with live.stop_on_ctrl_c() as asked, live.bars(trainer.out, steps) as tell:
+    with live.stop_on_ctrl_c() as asked, live.bars(trainer.out, steps, each=True, quiet=quiet) as tell:
 
         def row(values: dict) -> None:
+            send(values)
             if values["phase"] == "rl":
                 steps.rows.append(values)
 

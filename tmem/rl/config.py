@@ -10,7 +10,8 @@ from ..agent.config import DEFAULT_PRESET, build, read
 CHOICES = {
     "eval_split": ("dev", "test"), "difficulty": (1, 2, 3), "replay": ("snapshot", "log"), "layout": ("ddp", "fsdp"),
     "rl_answers": ("sampled", "greedy", "scored", "logp"), "policy": ("full", "lora"),
-    "rl_credit": ("rollout", "action"),
+    "rl_credit": ("rollout", "action"), "rl_average": ("tokens", "actions", "constant"), "rl_ratio": ("token", "sequence"),
+    "rl_dead": ("counted", "dropped"),
 }  # fmt: skip
 OF_PASSAGES = ("data", "join", "cut_words", "swap_names", "resolve_dates")
 # Settings that came later, and what was done without them; then those that mean nothing to a run from before.
@@ -22,6 +23,12 @@ BEFORE = {
     "warm_decay": 0.0,
     "rl_credit": "rollout",
     "rl_decay": 0.0,
+    "rl_average": "tokens",
+    "rl_updates": 1,
+    "rl_ratio": "token",
+    "rl_clip_high": 0.0,
+    "rl_truncate": 0.0,
+    "rl_dead": "counted",
 }
 IDLE = ("policy_rank", "join", "cut_words", "swap_names", "resolve_dates")
 
@@ -58,7 +65,7 @@ class TrainConfig:
     warm_decay       share of the supervised steps, the last ones, in which it falls to 0; 0: it stays
 
     GRPO (arXiv 2402.03300; the Δ of each action is a constant, arXiv 2606.04536):
-    rl_steps         steps, one update each
+    rl_steps         steps, a batch of rollouts each
     rl_episodes      episodes per step, of all ranks together
     rl_group         rollouts per episode, 2 or more
     rl_questions     of stream and passages: asked after a training episode at most; more make the reward less noisy; 0: its own
@@ -71,10 +78,19 @@ class TrainConfig:
     rl_lr            learning rate
     rl_warmup        steps in which the learning rate rises to rl_lr
     rl_decay         share of the RL steps, the last ones, in which it falls to 0; 0: it stays
+    rl_average       how the loss averages the batch's tokens: "tokens", all alike (DAPO); "actions", first those of each action
+                     (GRPO, GSPO); "constant", by the actions times the most tokens that one may have (Dr. GRPO)
+    rl_updates       updates on each batch; from the second on the ratio is not 1
+    rl_ratio         "token", or "sequence": of an action, the geometric mean over its tokens (GSPO)
     rl_clip          ε of the clipped ratio
+    rl_clip_high     ε of its upper bound (DAPO's clip-higher); 0: rl_clip
+    rl_truncate      C of each token's weight min(π_trainer / π_sampler, C), which makes up for a sampler that computes
+                     otherwise than the trainer (TIS); the ratio is then to the trainer's own probability. 0: it is to the
+                     sampler's
     rl_kl            β of the k3 divergence from θ0 at RL's start, under the same Δ; 0: none
-    rl_resample      how often an episode whose group has no variance is replaced by another one
-    normalise        divide advantages by the group's standard deviation
+    rl_resample      how often an episode whose group has no variance is replaced by another one (DAPO's dynamic sampling)
+    rl_dead          whether the groups that are left without variance count in the average: "counted", or "dropped" (DAPO)
+    normalise        divide advantages by the group's standard deviation; Dr. GRPO does not
     reward           mean over an episode's questions of this score of the task
     length_cost      taken from the reward for each hundred tokens written
     format_cost      taken from the reward for each line or pair that the parser dropped
@@ -126,9 +142,15 @@ class TrainConfig:
     rl_lr: float
     rl_warmup: int
     rl_decay: float
+    rl_average: str
+    rl_updates: int
+    rl_ratio: str
     rl_clip: float
+    rl_clip_high: float
+    rl_truncate: float
     rl_kl: float
     rl_resample: int
+    rl_dead: str
     normalise: bool
     reward: str
     length_cost: float
@@ -166,6 +188,8 @@ class TrainConfig:
             raise ValueError('preset: [train] policy: "lora" needs layout "ddp"; every rank has room for an adapter.')
         if self.layout == "fsdp" and self.replay == "log":
             raise ValueError('preset: [train] replay: "log" needs layout "ddp": under fsdp all ranks must go in step.')
+        if self.rl_updates > 1 and self.replay == "log":
+            raise ValueError('preset: [train] rl_updates: above 1 it needs replay "snapshot"; a moved θ0 learns another Δ.')
 
 
 def train_config(name: str | Path = DEFAULT_PRESET) -> TrainConfig:

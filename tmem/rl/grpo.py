@@ -15,7 +15,7 @@ from ..tasks import Task
 from . import credit, neutral, replay
 from .config import TrainConfig
 from .halves import Halves, correlation, halves
-from .loss import advantages, dead
+from .loss import Objective, advantages, dead
 from .policy import Policy, falling
 from .rollout import Scores, means, out_of_memory, reward, rewarded, sample, scores
 from .world import largest
@@ -72,27 +72,56 @@ def step(
         _watch_neutral_text(agent, config, zip(places, groups))
     everyone = world.gathered([_told(group, config, f"{config.seed}/halves/{number}/{p}") for p, group in zip(places, groups)])
     full = [group for group in everyone if group.rewards]
-    total = sum(group.tokens for group in full)
     with clock("credit"):
         advantage = _advantages(agent, config, [g for g in groups if g.rewards])
     note("update")
-    with clock("update"):
-        replayed = replay.backward(
-            agent, policy, [r for g in groups for r in g.rollouts], advantage, max(1, total),
-            clip=config.rl_clip, beta=config.rl_kl, tokens=config.micro_tokens, mode=config.replay,
-        )  # fmt: skip
-    compared = _compared(policy, replayed)
-    live = compared["live_tokens"]
-    with clock("optimizer"):
-        rate = _rate(config, number)
-        norm = policy.step(rate, config.grad_clip) if live else 0.0
-        policy.drop()
+    rate = _rate(config, number)
+    compared, norm, skipped, actions = _updated(agent, policy, config, groups, advantage, rate, clock)
     row = {
-        **_of_rewards(everyone), "loss": compared.pop("loss"), "tokens": total, "live_tokens": compared.pop("live_tokens"),
-        "grad_norm": norm, "lr": rate, "update_skipped": int(bool(live) and not norm < float("inf")), **compared,
+        **_of_rewards(everyone), "loss": compared.pop("loss"), "tokens": sum(group.tokens for group in full),
+        "live_tokens": compared.pop("live_tokens"), "grad_norm": norm, "lr": rate, "update_skipped": skipped, **compared,
         "neutral_nll": neutral_nll, **means([v for group in full for v in group.values]),
     }  # fmt: skip
-    return row, [[kind, writes, n, mean, most] for _, kind, writes, n, mean, most in replayed.actions]
+    return row, [[kind, writes, n, mean, most] for _, kind, writes, n, mean, most in actions]
+
+
+def _updated(agent, policy, config, groups, advantage, rate, clock) -> tuple[dict, float, int, list]:
+    """`rl_updates` updates on one batch: what the trainer found, the largest gradient norm, how many were skipped, and the
+    actions. Loss, KL, entropy, ratio and clipping are means over the updates; |Δ log p| is the first's, before θ0 moved."""
+    rollouts, objective = [r for g in groups for r in g.rollouts], objective_of(config, agent)
+    (total,) = policy.world.total(_counted(config, groups, advantage))
+    replayed, found, norms = None, [], []
+    for _ in range(config.rl_updates):
+        with clock("update"):
+            replayed = replay.backward(
+                agent, policy, rollouts, advantage, max(1, total), objective,
+                tokens=config.micro_tokens, mode=config.replay, before=replayed,
+            )  # fmt: skip
+        found.append(_compared(policy, replayed))
+        with clock("optimizer"):
+            norms += [policy.step(rate, config.grad_clip)] if found[-1]["live_tokens"] else []
+            policy.drop()
+    moving = ("loss", "kl", "entropy", "ratio", "clipped")
+    compared = {**found[0], **{name: sum(f[name] for f in found) / len(found) for name in moving}}
+    return compared, largest(norms), sum(not norm < float("inf") for norm in norms), replayed.actions
+
+
+def objective_of(config: TrainConfig, agent: Agent) -> Objective:
+    """The policy loss of a configuration."""
+    limits = agent.config.write.max_new, agent.config.answer.max_new
+    return Objective(
+        config.rl_clip, config.rl_clip_high, config.rl_ratio, config.rl_truncate, config.rl_kl, config.rl_average, max(limits)
+    )
+
+
+def _counted(config: TrainConfig, groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> int:
+    """What this rank adds to the divisor of the loss: tokens, or actions; of groups without an advantage where these count."""
+    said, own = [], iter(advantages)
+    for group in groups:
+        theirs = [next(own) for _ in group.rollouts]
+        if config.rl_dead == "counted" or any(map(any, theirs)):
+            said += [len(a.generation.ids) for r in group.rollouts for a in r.actions]
+    return sum(said) if config.rl_average == "tokens" else sum(n > 0 for n in said)
 
 
 def _told(group: Group, config: TrainConfig, key: str) -> Told:

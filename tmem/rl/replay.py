@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -22,60 +22,65 @@ from ..agent.agent import Agent
 from ..agent.loop import Action, Rollout
 from ..agent.teach import Lesson
 from ..episode import Pair
-from .loss import policy_loss, token_logp
+from .loss import PLAIN, Objective, policy_loss, token_logp
 from .policy import Policy
 from .rows import Row, grouped, logits_of
 
 
 @dataclass
 class Sample:
-    """One action of a rollout in an update: its advantage, and per token what was found; `reference` if there is one."""
+    """One action of a rollout in the updates of a batch: its advantage, and per token what the first update found."""
 
     rollout: int
     action: Action
     advantage: float
-    reference: Tensor | None = None
+    reference: Tensor | None = None  # log-probability of the reference, if there is one
+    own: Tensor | None = None  # of the trainer before the first update
     off: Tensor | None = None  # |log-probability of the trainer - of the sampler|
 
 
 @dataclass
 class Replayed:
-    """An update's totals over the tokens of its samples, before division by their number.
+    """An update's totals over the tokens of its samples, before division by their number."""
 
-    `actions`: per sample (rollout, kind, writes before it, tokens, mean and largest |Δ log p|).
-    """
-
+    samples: list[Sample]
     loss: float = 0.0
-    tokens: int = 0
     kl: float = 0.0
     entropy: float = 0.0
     ratio: float = 0.0
     clipped: float = 0.0
-    actions: list[tuple[int, str, int, int, float, float]] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Those that have an advantage."""
+        return sum(len(s.action.generation.ids) for s in self.samples)
+
+    @property
+    def actions(self) -> list[tuple[int, str, int, int, float, float]]:
+        """Per sample (rollout, kind, writes before it, tokens, mean and largest |Δ log p|), as the first update found."""
+        return [
+            (s.rollout, s.action.kind, s.action.writes, len(s.off), float(s.off.mean()), float(s.off.max()))
+            for s in self.samples
+        ]
 
 
 def backward(
-    agent: Agent, policy: Policy, rollouts: Sequence[Rollout], advantages: Sequence[Sequence[float]], total: float, *,
-    clip: float = 0.2, beta: float = 0.0, tokens: int = 4096, mode: str = "snapshot",
+    agent: Agent, policy: Policy, rollouts: Sequence[Rollout], advantages: Sequence[Sequence[float]], total: float,
+    objective: Objective = PLAIN, *, tokens: int = 4096, mode: str = "snapshot", before: Replayed | None = None,
 ) -> Replayed:  # fmt: skip
     """Accumulate the gradient of the policy loss over all actions of `rollouts` into θ0.
 
     advantages[i][k]  of action k of rollout i
-    total   Σ|o|: the tokens that all rollouts of all ranks generated, with those of dead groups
+    total   what all rollouts of all ranks generated: tokens Σ|o|, or actions, see Objective.weight
     tokens  padded tokens in one forward and backward pass
     mode    where an action's Δ comes from: "snapshot" or "log"
+    before  what the update before this one found on the same batch; None: this is the batch's first
     Actions whose advantage is 0 contribute nothing and are skipped. All ranks must call this together.
     """
-    samples = [
-        Sample(i, action, advantage)
-        for i, (rollout, own) in enumerate(zip(rollouts, advantages))
-        for action, advantage in zip(rollout.actions, own, strict=True)
-        if advantage != 0.0 and action.generation.ids
-    ]
-    out = Replayed(tokens=sum(len(s.action.generation.ids) for s in samples))
+    out = Replayed(_samples(rollouts, advantages) if before is None else before.samples)
     rounds = _from_logs if mode == "log" else _from_snapshots
-    for passes in rounds(agent, rollouts, samples, tokens):
-        if beta:
+    for passes in rounds(agent, rollouts, out.samples, tokens):
+        if objective.beta and before is None:
             with policy.referring(), torch.no_grad():
                 for part, holding in passes:
                     with holding() as slots, agent.bank.route(slots, learn=False):
@@ -83,11 +88,17 @@ def backward(
         with policy.updating(len(passes)):
             for part, holding in passes:
                 with holding() as slots, agent.bank.route(slots, learn=False):
-                    _accumulate(policy, agent.bank, part, total, clip, beta, out)
-    out.actions = [
-        (s.rollout, s.action.kind, s.action.writes, len(s.off), float(s.off.mean()), float(s.off.max())) for s in samples
-    ]
+                    _accumulate(policy, agent.bank, part, total, objective, out)
     return out
+
+
+def _samples(rollouts: Sequence[Rollout], advantages: Sequence[Sequence[float]]) -> list[Sample]:
+    return [
+        Sample(i, action, advantage)
+        for i, (rollout, own) in enumerate(zip(rollouts, advantages))
+        for action, advantage in zip(rollout.actions, own, strict=True)
+        if advantage != 0.0 and action.generation.ids
+    ]
 
 
 def _score(
@@ -104,22 +115,26 @@ def _score(
     return logp, entropy
 
 
-def _accumulate(policy, bank, part, total, clip, beta, out: Replayed) -> None:
+def _accumulate(policy, bank, part, total, objective: Objective, out: Replayed) -> None:
     new, entropy = _score(policy, bank, part)
     part = [s for row in part for s in row]
+    sizes = [len(s.action.generation.ids) for s in part]
+    for sample, own in zip(part, new.detach().split(sizes)):
+        sample.own = own if sample.own is None else sample.own
 
     def per_token(values) -> Tensor:
         return torch.tensor(values, device=bank.device, dtype=new.dtype)
 
-    sizes = [len(s.action.generation.ids) for s in part]
+    sampled = per_token([lp for s in part for lp in s.action.generation.logprobs])
     found = policy_loss(
         new,
-        per_token([lp for s in part for lp in s.action.generation.logprobs]),
+        torch.cat([s.own for s in part]) if objective.truncate else sampled,
         per_token([s.advantage for s, n in zip(part, sizes) for _ in range(n)]),
-        torch.full_like(new, 1.0 / total).detach(),
-        clip,
-        reference=torch.cat([s.reference for s in part]) if beta else None,
-        beta=beta,
+        per_token([objective.weight(n, total) for n in sizes for _ in range(n)]),
+        objective,
+        sizes=sizes,
+        sampled=sampled,
+        reference=torch.cat([s.reference for s in part]) if objective.beta else None,
     )
     found.loss.backward()
     out.loss += float(found.loss.detach())
@@ -128,7 +143,7 @@ def _accumulate(policy, bank, part, total, clip, beta, out: Replayed) -> None:
     out.clipped += float(found.clipped.sum())
     out.entropy += float(entropy.sum())
     for sample, off in zip(part, found.off.split(sizes)):
-        sample.off = off.cpu()
+        sample.off = off.cpu() if sample.off is None else sample.off
 
 
 # which Δ -----------------------------------------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ answers. Its advantage is the reward less the group's mean, divided by the group
 multiplies it.
 
 What is not:
-  1. One update a batch. The ratio is 1 apart from rounding and the clip hardly acts: REINFORCE with the group as baseline.
-  2. The loss is a mean over the tokens of the whole batch (DAPO), not over the tokens of each rollout first.
+  1. One update a batch, unless `rl_updates` says more. The ratio is 1 apart from rounding and the clip hardly acts: REINFORCE
+     with the group as baseline.
+  2. The loss is a mean over the tokens of the whole batch (DAPO), not over the tokens of each rollout first. `rl_average` says
+     otherwise. docs/training.md has a table of all options of the loss.
   3. A rollout is an episode of many actions, its writes and its answers. Each action gets the rollout's advantage; actions are
      no members of the group. With `rl_credit = "action"` each has its own (tmem.rl.credit).
   4. Every action is scored under the Δ that it was sampled with. That Δ is a constant: no gradient goes through learning.
@@ -93,8 +95,7 @@ def base(trainer: Trainer) -> None:
 
 def warm(trainer: Trainer) -> None:
     """Supervised steps on the gold pairs of training episodes."""
-    total = trainer.config.warm_steps
-    _supervised(trainer, "warm", 0, lambda step, _: step / total if total else 1.0)
+    _supervised(trainer, "warm", 0, trainer.config.warm_steps)
 
 
 def rl(trainer: Trainer) -> None:
@@ -119,26 +120,35 @@ def sft(trainer: Trainer) -> None:
     if state["step"] == 0:
         trainer.read(trainer.out / "checkpoints" / "warm")
     steps, budget = config.control_steps, state["seconds"].get("rl", 0.0)
-    if steps:
-        _supervised(trainer, "sft", config.warm_steps, lambda step, _: step / steps)
-    else:
-        _supervised(trainer, "sft", config.warm_steps, lambda _, seconds: seconds / budget if budget else 1.0)
+    _supervised(trainer, "sft", config.warm_steps, steps, budget)
 
 
 PHASES: dict[str, Callable[[Trainer], None]] = {"base": base, "warm": warm, "rl": rl, "sft": sft}
 """In the order in which they run."""
 
 
-def _supervised(trainer: Trainer, phase: str, first: int, done: Callable[[int, float], float]) -> None:
-    """Supervised steps `first`, `first + 1`, ... until `done(steps, seconds)` reaches 1."""
+def _supervised(trainer: Trainer, phase: str, first: int, steps: int, budget: float = 0.0) -> None:
+    """Supervised steps `first`, `first + 1`, ...: so many, or if that is 0 for `budget` seconds."""
+    state = trainer.state
 
     def fraction() -> float:
-        return trainer.world.most(done(trainer.state["step"], trainer.state["seconds"].get(phase, 0.0)))[0]
+        seconds = state["seconds"].get(phase, 0.0)
+        done = state["step"] / steps if steps else seconds / budget if budget else 1.0
+        return trainer.world.most(done)[0]
 
-    while fraction() < 1:
+    def tell(done: float, note: str) -> None:
+        if steps:
+            trainer.progress.phase(phase, state["step"], steps, note)
+        else:  # how many they will be is not known: seconds
+            trainer.progress.phase(phase, round(min(1.0, done) * budget), round(budget), note)
+
+    if (done := fraction()) < 1:
+        tell(done, "")
+    while done < 1:
         trainer.pause_if_asked()
-        note = _supervised_step(trainer, phase, first + trainer.state["step"], 1 - fraction())
-        trainer.progress.phase(phase, round(1000 * min(1.0, fraction())), 1000, note)
+        note = _supervised_step(trainer, phase, first + state["step"], 1 - done)
+        done = fraction()
+        tell(done, note)
 
 
 def _supervised_step(trainer: Trainer, phase: str, number: int, left: float) -> str:
@@ -340,6 +350,8 @@ class Trainer:
         return self.summary()
 
     def _build(self) -> None:
+        name = self.model_name or loading.DEFAULT
+        self.progress.phase("load", 0, 1, name)
         model, policy = self._loaded()
         dtype = loading.default_dtype(next(model.parameters()).device)
         share = -(-self.config.rl_episodes // self.world.size)
@@ -353,6 +365,7 @@ class Trainer:
             self.remember()
         if self.state["weights"]:
             self.read(self.taken)
+        self.progress.phase("load", 1, 1, name)
 
     def _loaded(self) -> tuple[PreTrainedModel, LowRank | None]:
         """The model as training begins, and the policy where it is an adapter, which goes on from the one over the model.

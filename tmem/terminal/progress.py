@@ -54,11 +54,13 @@ class Lines:
     """Tells how far each phase is: `write: 12 of 999, 3 pairs, 10 s gone, 14 min left`.
 
     A phase is first told of after FIRST seconds, or as soon as it begins with LONG and more to do, then every EVERY, and at
-    its end if it was told of before.
+    its end if it was told of before. If `each`, whenever more of it is done as well.
     """
 
-    def __init__(self, say: Callable[[str], None] = tell, clock: Callable[[], float] = time.monotonic):
-        self.say, self.clock = say, clock
+    def __init__(
+        self, say: Callable[[str], None] = tell, clock: Callable[[], float] = time.monotonic, *, each: bool = False
+    ):  # fmt: skip
+        self.say, self.clock, self.each = say, clock, each
         self._phases: dict[str, _Phase] = {}
         self._last: str | None = None
         self._lock = threading.Lock()
@@ -83,9 +85,10 @@ class Lines:
     def _line(self, phase: str, now: float) -> str | None:
         p = self._phases[phase]
         ended = p.total is not None and p.done >= p.total
-        if p.told == p.done if ended else now < p.due:
+        stepped = self.each and p.done > (p.first if p.told is None else p.told)
+        if not stepped and (p.told == p.done if ended else now < p.due):
             return None
-        if ended and p.told is None:
+        if not stepped and ended and p.told is None:
             return None
         p.due, p.told = now + EVERY, p.done
         gone, made = now - p.began, p.done - p.first
@@ -118,10 +121,10 @@ def printed(console: Console) -> Callable[[str], None]:
 
 
 @contextmanager
-def lines_for(*say: Callable[[str], None]) -> Iterator[Lines]:
+def lines_for(*say: Callable[[str], None], each: bool = False) -> Iterator[Lines]:
     """Lines for a log, or a console that is a pipe or a file: they come when they are due, however long the work itself says
-    nothing."""
-    lines = Lines(lambda line: [one(line) for one in say])
+    nothing; if `each`, for every step as well."""
+    lines = Lines(lambda line: [one(line) for one in say], each=each)
     left = threading.Event()
 
     def tick() -> None:
