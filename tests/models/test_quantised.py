@@ -12,13 +12,14 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from tmem import Memory
-from tmem.adapters.bases import weight_of
 from tmem.agent.agent import Agent
 from tmem.agent.teach import Lesson
 from tmem.files.objects import read_object
 from tmem.models import loading, quantised
+from tmem.models.bases import weight_of
 from tmem.models.families import passed, trainable
 from tmem.models.lora import fingerprint
+from tmem.models.merge import Lora, save_lora
 from tmem.models.quantised import BITS, quantise_
 from tmem.testing import assert_close
 
@@ -163,12 +164,13 @@ def test_a_folder_in_nf4_is_the_whole_one_put_into_nf4(in_nf4):
     assert bank.grad[slot].any() and not any(site.plain for site in bank.sites)
 
 
-def test_a_folder_in_nf4_is_taken_as_it_is_and_not_trained(in_nf4, tmp_path):
+def test_a_folder_in_nf4_is_taken_as_it_is_and_its_weights_are_not_trained(in_nf4, tmp_path):
     with pytest.raises(loading.ModelError, match="in nf4 already; leave out bits"):
         loading.load_model(in_nf4 / "packed", bits="nf4")
-    with pytest.raises(loading.ModelError, match="an adapter is merged into whole ones"):
+    save_lora(tmp_path, Lora({"model.layers.0.mlp.up_proj": (torch.ones(2, 64), torch.ones(80, 2))}, 2, 1.0), None)
+    with pytest.raises(loading.ModelError, match="an adapter over whole ones is merged into these"):
         loading.load_model(in_nf4 / "packed", adapter=tmp_path)
-    with pytest.raises(ValueError, match="few bits, which are not trained"):
+    with pytest.raises(ValueError, match="few bits are not trained"):
         trainable(loading.config(in_nf4 / "packed"))
 
 

@@ -40,7 +40,7 @@ def test_rows_snapshots_and_parameters_are_counted_right(family, train_a):
     adapter.remember()
     assert 4 * sum(p.nbytes for p in adapter.params) == asked["θ0, gradients, moments in fp32"]
     assert sum(p.nbytes for p in adapter.reference) == asked["frozen reference"]
-    assert sum(p.nbytes for p in adapter.frozen) == asked["weights without the adapter"]
+    assert sum(place.frozen.nbytes for place in adapter.places) == asked["weights without the adapter"]
     log = dataclasses.replace(train, replay="log")
     assert {i.name: i.bytes for i in budget.per_rank(shape, config, log)}["snapshots of Δ"] == 0
 
