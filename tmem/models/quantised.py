@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LIBRARY = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
 BITS = tuple(LIBRARY)
+_BLOCK, _SCALES, _TABLES = 64, 256, 4 * (16 + 256 + 1)  # nf4: weights a scale, scales a scale of theirs, bytes beside
 
 
 def require(bits: str) -> None:
@@ -33,6 +34,16 @@ def require(bits: str) -> None:
         raise ValueError(f"bits: expected {', '.join(BITS)}, got {bits!r}.")
     if find_spec(LIBRARY[bits]) is None:
         raise ValueError(f"bits {bits} needs {LIBRARY[bits]}, which is not installed; run `pip install 'tmem[bits]'`.")
+
+
+def weight_bytes(bits: str | None, outputs: int, inputs: int, dtype_bytes: int) -> int:
+    """Of a linear layer's weight [outputs, inputs] in `bits`, with its scales; None: whole, `dtype_bytes` a number."""
+    if bits is None:
+        return dtype_bytes * outputs * inputs
+    if bits == "nf4":
+        scales = -(-outputs * inputs // _BLOCK)
+        return -(-outputs * inputs // 2) + scales + 4 * -(-scales // _SCALES) + _TABLES
+    return outputs * inputs + (dtype_bytes if bits == "int8" else 4) * outputs
 
 
 def quantise_(model: nn.Module, bits: str, device: torch.device | str) -> nn.Module:
