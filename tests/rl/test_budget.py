@@ -20,8 +20,7 @@ from tmem.agent.loop import Agent
 from tmem.episode import Pair
 from tmem.models import forward as fw
 from tmem.models import quantised
-from tmem.models.bases import is_linear
-from tmem.models.lora import _held
+from tmem.models.bases import is_linear, tensors_of
 from tmem.models.merge import Beside
 from tmem.rl import budget
 from tmem.rl.low_rank import LowRank
@@ -95,14 +94,6 @@ def bytes_of(items):
     return {item.name: item.bytes for item in items}
 
 
-def held(module):
-    """All bytes of a layer in few bits: its codes, their scales, and what these are made of."""
-    tensors = [tensor for parameter in module.parameters() for tensor in _held(parameter)]
-    if (state := getattr(module.weight, "quant_state", None)) is not None:
-        tensors += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
-    return sum(tensor.nbytes for tensor in tensors)
-
-
 HERE = [bits for bits in quantised.BITS if find_spec(quantised.LIBRARY[bits])]
 
 
@@ -113,7 +104,8 @@ def test_weights_in_few_bits_and_the_adapter_beside_them_are_counted_right(bits,
     shape = budget.Shape.of(network.config)
     found = bytes_of(budget.weights(shape, bits, 4))
     layers = [module for module in network.model.layers.modules() if is_linear(module)]
-    assert sum(map(held, layers)) == found[f"linear layers in {bits}"] < 4 * shape.linear
+    held = sum(tensor.nbytes for layer in layers for tensor in tensors_of(layer))
+    assert held == found[f"linear layers in {bits}"] < 4 * shape.linear
     others = sum(p.nbytes for name, p in network.named_parameters() if "proj" not in name)
     assert others == found["embeddings, norms and head"]
     assert found["one layer as it computes"] == 4 * max(m.in_features * m.out_features for m in layers)

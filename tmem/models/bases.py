@@ -4,9 +4,11 @@ quantised ones, which are known by what they can do and not by their type."""
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def plain_weight(module: nn.Module) -> Tensor | None:
@@ -41,6 +43,24 @@ def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer, be its weight of floats or in few bits."""
     sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
     return all(isinstance(size, int) for size in sizes)
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """All that a module's parameters and buffers consist of: of one in few bits its codes, their scales, and what these are
+    made of."""
+    for parameter in itertools.chain(module.parameters(), module.buffers()):
+        yield from pieces(parameter)
+        state = getattr(parameter, "quant_state", None)  # of bitsandbytes
+        for part in (state, getattr(state, "state2", None)):
+            if part is not None:
+                yield from (t for t in (part.absmax, part.code, getattr(part, "offset", None)) if isinstance(t, Tensor))
+
+
+def pieces(parameter: Tensor) -> list[Tensor]:
+    """The tensors that a parameter consists of: itself, or codes and scales of one in few bits."""
+    if is_traceable_wrapper_subclass(parameter):
+        return [getattr(parameter, name) for name in parameter.__tensor_flatten__()[0]]
+    return [parameter]
 
 
 def device_of(module: nn.Module) -> torch.device:

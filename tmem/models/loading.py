@@ -55,15 +55,17 @@ def load_model(
     was not trained over.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     from .experts import prepare
     from .merge import bits_under, merge_
     from .quantised import quantise_, require, settle_
+    from .shards import common_dtype, stored
 
     if bits is not None:
         require(bits)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or default_dtype(device)
     base, over = apart(name, adapter)
     with _quiet():
         folder = resolve(base)
@@ -75,17 +77,21 @@ def load_model(
         if packed:
             _alone(folder, bits, over if under is None else None)
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
+            weights = stored(folder)
+            # What goes into few bits stays in its file till then, as it stands there.
+            kept = bits is not None and (over is None or under is not None)
+            model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)].from_pretrained(
+                None,
                 config=settings,
-                dtype=dtype or default_dtype(device),
+                state_dict=weights,
+                dtype=(kept and common_dtype(weights)) or dtype,
                 attn_implementation="sdpa",
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # refused below, by their names
-                local_files_only=True,
                 output_loading_info=True,
                 trust_remote_code=False,
             )
+            model.config._name_or_path = str(folder)
         except Exception as error:
             raise ModelError(f"{folder} does not load as a causal language model: {_sentence(error)}") from error
         if absent := sorted(report["missing_keys"]):
@@ -114,7 +120,7 @@ def load_model(
     if packed:
         settle_(model)
     if bits is not None:
-        quantise_(model, bits, device).to(device).requires_grad_(False)
+        quantise_(model, bits, device, dtype).to(device).requires_grad_(False)
         model.config._name_or_path += f" in {bits}"
     if under is not None:
         merge_(model, over)

@@ -46,19 +46,28 @@ def weight_bytes(bits: str | None, outputs: int, inputs: int, dtype_bytes: int) 
     return outputs * inputs + (dtype_bytes if bits == "int8" else 4) * outputs
 
 
-def quantise_(model: nn.Module, bits: str, device: torch.device | str) -> nn.Module:
+def quantise_(
+    model: nn.Module, bits: str, device: torch.device | str, dtype: torch.dtype | None = None
+) -> nn.Module:  # fmt: skip
     """Replace the linear layers of a model's decoder layers, one after another, by frozen ones in `bits` on `device`.
 
-    model: with its weights, wherever they lie. What is not replaced stays where it is. Raises as `require` does.
+    model: with its weights, wherever they lie. What is not replaced stays where it is.
+    dtype: in which the model shall compute, and to which every weight is rounded first; None: its own.
+    Raises as `require` does.
     """
     from torch import nn
 
     require(bits)
+    dtype = dtype or model.dtype
     for layer in model.base_model.layers:
-        for name, module in list(layer.named_modules()):
-            if type(module) is nn.Linear:
-                parent, _, last = name.rpartition(".")
-                setattr(layer.get_submodule(parent), last, in_bits(module, bits, device))
+        for name in [name for name, module in layer.named_modules() if type(module) is nn.Linear]:
+            parent, _, last = name.rpartition(".")
+            owner = layer.get_submodule(parent)
+            setattr(owner, last, in_bits(getattr(owner, last).to(dtype), bits, device))
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
     return model
 
 
