@@ -39,7 +39,7 @@ Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
 before = resident("VmRSS")
 model, _ = loading.load_model(big, **wanted)
 held = {tensor.data_ptr(): tensor for tensor in tensors_of(model)}
-sum(float(tensor.view(-1)[::512].sum()) for tensor in held.values())  # every page of what is mapped
+sum(float(tensor.view(-1)[::512].float().sum()) for tensor in held.values())  # every page of what is mapped
 print(json.dumps([resident("VmHWM") - before, sum(tensor.nbytes for tensor in held.values())]))
 """
 

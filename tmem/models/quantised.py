@@ -43,7 +43,7 @@ def weight_bytes(bits: str | None, outputs: int, inputs: int, dtype_bytes: int) 
     if bits == "nf4":
         scales = -(-outputs * inputs // _BLOCK)
         return -(-outputs * inputs // 2) + scales + 4 * -(-scales // _SCALES) + _TABLES
-    return outputs * inputs + (dtype_bytes if bits == "int8" else 4) * outputs
+    return outputs * inputs + (5 if bits == "int8" else 4) * outputs  # a scale in fp32 a row, of int8 a zero point too
 
 
 def quantise_(
