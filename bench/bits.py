@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import torch
 
-from ..adapters.bases import weight_of
+from ..models.bases import weight_of
 from ..models.quantised import BITS, LIBRARY, in_bits
 from . import lora
 from .cases import LoraCase

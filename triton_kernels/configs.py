@@ -136,7 +136,8 @@ def chosen(architecture: str, kernel: str, activation: int, factor: int, rank: i
     if architecture.startswith("gfx"):
         c = replace(c, stages=min(c.stages, 2))  # of 64 KiB of shared memory
     if architecture == "gfx11":
-        c = replace(c, bd=max(16, c.bd // 4), warps=4 if rank == 16 else 8, rows=64, few=64)  # of 256 registers, sums among them
+        # Of 256 registers, sums among them.
+        c = replace(c, bd=max(16, c.bd // 4), warps=4 if rank == 16 else 8, rows=64, few=64)
     return c
 
 

@@ -8,7 +8,7 @@ from tiny_bank import IDS, bank_of, fill, logits
 from torch import nn
 
 from tmem.adapters.attach import find_sites
-from tmem.adapters.bases import weight_of
+from tmem.models.bases import weight_of
 from tmem.testing import assert_close
 
 

@@ -259,14 +259,11 @@ def fresh(ops) -> None:
             zero = torch.randn(*case.bt.shape[:2], dy.shape[1]).to(z.dtype)
             poisoned = zero.masked_fill(mine, NAN)
             zero = zero.masked_fill(mine, 0)
-            for run in (
-                lambda g, fresh: ops.lora_gram_(g, z, dy, *case.seg, None, fresh),
-                lambda g, fresh: ops.lora_backward_(g, z, dy, case.bt, *case.seg, case.scale, None, fresh),
-            ):
-                got, want = poisoned.clone(), zero.clone()
-                run(got, True)
-                run(want, False)
-                assert torch.equal(got, want), "a fresh gradient is not what it would be after zeros"
+            got, want = [poisoned.clone(), poisoned.clone()], [zero.clone(), zero.clone()]
+            for (gram, backward), is_fresh in ((got, True), (want, False)):
+                ops.lora_gram_(gram, z, dy, *case.seg, None, is_fresh)
+                ops.lora_backward_(backward, z, dy, case.bt, *case.seg, case.scale, None, is_fresh)
+            assert all(map(torch.equal, got, want)), "a fresh gradient is not what it would be after zeros"
 
 
 def isolation(ops) -> None:

@@ -166,13 +166,13 @@ def stale_plan():
         ([20, 32, 0, 12], [1, 0, 2, 0], [4, 0, 4], 64),
     ):  # fmt: skip
         other = make_case(lengths, slots, ranks, stored=4, k=50, n=60)
-        for p, right in ((plan.plan(*other.seg, 64), right), (torch.zeros_like(p), 0)):
+        for stale, wanted in ((plan.plan(*other.seg, 64), right), (torch.zeros_like(p), 0)):
             o, g = torch.zeros(80, 60)[:64], torch.zeros(4, 4, 60)[:3]
-            found = shrink.shrink(case.x, [case.a] * 2, *case.seg, case.scale, p)
-            expand.expand(o, z[0], case.bt, *case.seg, p)
-            dz = backward.backward(g, z[0], v, case.bt, *case.seg, case.scale, p)
+            found = shrink.shrink(case.x, [case.a] * 2, *case.seg, case.scale, stale)
+            expand.expand(o, z[0], case.bt, *case.seg, stale)
+            dz = backward.backward(g, z[0], v, case.bt, *case.seg, case.scale, stale)
             for got, want in ((found[0], z[0]), (found[1], z[1]), (o, up), (dz, back)):
-                assert ((got == want).all(1) | got.isnan().all(1)).all() and (got == want).all(1).sum() == right
+                assert ((got == want).all(1) | got.isnan().all(1)).all() and (got == want).all(1).sum() == wanted
             assert g.isnan().all() and not o._base[64:].any() and not g._base[3:].any()
     p = plan.plan(*case.seg, 64)
     seg = *case.seg[:2], torch.tensor([3, 1, 4], dtype=torch.int32)  # another rank of a slot in use: the plan is the same

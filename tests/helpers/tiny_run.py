@@ -17,6 +17,7 @@ from tmem.agent import agent
 from tmem.files import folders
 from tmem.files.folders import atomic_file
 from tmem.models import loading
+from tmem.models.quantised import quantise_
 from tmem.rl import grpo, trainer
 from tmem.rl.world import ALONE, World
 
@@ -62,14 +63,17 @@ def prepare(out: Path, extra: str = "", dtype: torch.dtype = torch.float32) -> P
     file = out.parent / f"{out.name}.toml"
     with atomic_file(file) as work:  # every rank writes it, and none may read another's half
         work.write_text(PRESET.replace('reward = "shout"', f'reward = "shout"\ntask = "{Path(__file__)}:Shouts"') + extra)
-    loading.load_model = lambda name=None, **wanted: (model(dtype=wanted.get("dtype", dtype)), Letters())
     loading.default_dtype = lambda device="cpu": dtype
+
+    def load(name=None, bits=None, **wanted):
+        network = model(dtype=wanted.get("dtype", dtype))
+        return network if bits is None else quantise_(network, bits, "cpu"), Letters()
 
     def save(network, tokenizer, path, weights=None):
         path.mkdir(parents=True, exist_ok=True)
         torch.save(weights or network.state_dict(), path / "weights.pt")
 
-    loading.save_model = save
+    loading.load_model, loading.save_model = load, save
     return file
 
 
@@ -145,6 +149,7 @@ if __name__ == "__main__":
     parser.add_argument("--kill", nargs=2)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--extra", default="")
+    parser.add_argument("--bits")
     parser.add_argument("--long", action="store_true", help="sixty RL steps instead of three")
     parser.add_argument("--short", action="store_true", help="one")
     parser.add_argument("--dtype", default="float32", help="what the model computes in")
@@ -155,5 +160,5 @@ if __name__ == "__main__":
         die_at(options.kill[0], int(options.kill[1]))
     length = {"rl_steps": 60, "warm_steps": 10} if options.long else SHORT if options.short else {}
     dtype = getattr(torch, options.dtype)
-    start(options.out, resume=options.resume, extra=options.extra, dtype=dtype, world=world, **length).run()
+    start(options.out, resume=options.resume, extra=options.extra, dtype=dtype, world=world, bits=options.bits, **length).run()
     world.leave()

@@ -249,7 +249,7 @@ def test_a_mixture_is_not_trained(verb, tmp_path):
     assert done.exit_code == 2 and "a mixture of experts, which tmem runs frozen" in done.output
 
 
-@pytest.mark.parametrize("family", MORE)
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, *MORE])
 def test_greedy_decoding_is_that_of_transformers(family):
     network, prompts = model(family), texts((3, 11, 30, 61))
     got = decode(network, prompts, end=-1, max_new=40)
@@ -278,7 +278,7 @@ def test_an_episode_learns_and_decodes_the_same_bits_alone_and_among_others(fami
         assert result.loss_after < result.loss_before
 
 
-@pytest.mark.parametrize("family", MORE)
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, *MORE])
 def test_what_was_learned_is_a_peft_adapter(family, tmp_path):
     agent, ids = agent_of(family=family, config=config_of(family)), torch.tensor(texts((40,)))
     slot = agent.bank.alloc()

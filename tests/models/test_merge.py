@@ -113,7 +113,7 @@ def test_the_packaged_adapter_is_that_of_the_default_model_alone(tmp_path, monke
 
 OTHERS = [
     (lambda f: edit(f, use_dora=True), "sets use_dora .*only plain LoRA is read"),
-    (lambda f: edit(f, r=4), r"expected A, B of \(\(4, 64\)"),
+    (lambda f: edit(f, r=4), r"layers\.0\.mlp\.down_proj: expected A, B of \(\(4, 80\)"),
     (lambda f: rewrite(f, lambda t: {k: v[:, :60] if k.endswith("q_proj.lora_A.weight") else v for k, v in t.items()}),
      "expected A, B of .*made for"),
     (lambda f: rewrite(f, lambda t: {k: v for k, v in t.items() if "2.mlp.up_proj.lora_B" not in k}), "only lora_A of"),

@@ -12,13 +12,14 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from tmem import Memory
-from tmem.adapters.bases import weight_of
 from tmem.agent.agent import Agent
 from tmem.agent.teach import Lesson
 from tmem.files.objects import read_object
 from tmem.models import loading, quantised
+from tmem.models.bases import tensors_of, weight_of
 from tmem.models.families import passed, trainable
 from tmem.models.lora import fingerprint
+from tmem.models.merge import Lora, save_lora
 from tmem.models.quantised import BITS, quantise_
 from tmem.testing import assert_close
 
@@ -108,23 +109,13 @@ def test_a_memory_over_it_learns_and_is_kept_and_no_other_base_takes_it(bits, mo
 def test_it_takes_the_bytes_that_it_says_and_leaves_embeddings_norms_and_head(bits):
     network, plain = quantise_(model(hidden_size=128, intermediate_size=256), bits, "cpu"), model()
     layer = network.model.layers[1].mlp.down_proj
-    held = sum(t.numel() * t.element_size() for t in _tensors(layer))
+    held = sum(tensor.nbytes for tensor in tensors_of(layer))
     assert held <= BYTES[bits] * 128 * 256
     for part in ("model.embed_tokens", "model.norm", "model.layers.0.input_layernorm", "lm_head"):
         assert type(network.get_submodule(part)) is type(plain.get_submodule(part))
         assert network.get_submodule(part).weight.dtype == torch.float32
     assert fingerprint(network) != fingerprint(model(hidden_size=128, intermediate_size=256))
     assert not any(p.requires_grad for p in network.parameters())
-
-
-def _tensors(module):
-    from tmem.models.lora import _held
-
-    for parameter in module.parameters():
-        yield from _held(parameter)
-    state = getattr(module.weight, "quant_state", None)
-    if state is not None:
-        yield from (t for t in (state.absmax, *(() if state.state2 is None else (state.state2.absmax,))) if t is not None)
 
 
 def test_the_default_model_in_nf4_remembers_what_it_was_told():
@@ -163,12 +154,13 @@ def test_a_folder_in_nf4_is_the_whole_one_put_into_nf4(in_nf4):
     assert bank.grad[slot].any() and not any(site.plain for site in bank.sites)
 
 
-def test_a_folder_in_nf4_is_taken_as_it_is_and_not_trained(in_nf4, tmp_path):
+def test_a_folder_in_nf4_is_taken_as_it_is_and_its_weights_are_not_trained(in_nf4, tmp_path):
     with pytest.raises(loading.ModelError, match="in nf4 already; leave out bits"):
         loading.load_model(in_nf4 / "packed", bits="nf4")
-    with pytest.raises(loading.ModelError, match="an adapter is merged into whole ones"):
+    save_lora(tmp_path, Lora({"model.layers.0.mlp.up_proj": (torch.ones(2, 64), torch.ones(80, 2))}, 2, 1.0), None)
+    with pytest.raises(loading.ModelError, match="an adapter over whole ones is merged into these"):
         loading.load_model(in_nf4 / "packed", adapter=tmp_path)
-    with pytest.raises(ValueError, match="few bits, which are not trained"):
+    with pytest.raises(ValueError, match="few bits are not trained"):
         trainable(loading.config(in_nf4 / "packed"))
 
 

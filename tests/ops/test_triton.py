@@ -134,7 +134,7 @@ def test_rows_are_loaded_after_two_loads(compiled):
 
 
 def test_a_layer_moves_what_it_must():
-    """MB beside the frozen layer: each activation six times, B in bf16 twice, its gradient once. Within 0.1 % of the model's."""
+    """MB beside the frozen layer: each activation six times, B in bf16 twice, its gradient once. Within 0.1 %."""
     script = Path(__file__).parents[1] / "helpers" / "traffic.py"
     done = subprocess.run(
         [sys.executable, str(script)], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=True

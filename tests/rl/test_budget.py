@@ -1,16 +1,27 @@
 """The budget against what is really allocated."""
 
 import dataclasses
+from contextlib import nullcontext
+from importlib.util import find_spec
 
 import pytest
 import torch
+from click.testing import CliRunner
 from tiny import FAMILIES, MORE, Letters, model
 from tiny_agent import CONFIG, TRAIN, config_of
+from tiny_bank import bank_of
 
+from tmem import cli
+from tmem.adapters.bank import MLP
+from tmem.agent import decode, prefill, steps
 from tmem.agent.config import agent_config
 from tmem.agent.learn import learn
 from tmem.agent.loop import Agent
 from tmem.episode import Pair
+from tmem.models import forward as fw
+from tmem.models import quantised
+from tmem.models.bases import is_linear, tensors_of
+from tmem.models.merge import Beside
 from tmem.rl import budget
 from tmem.rl.low_rank import LowRank
 from tmem.rl.policy import Replicated
@@ -40,7 +51,7 @@ def test_rows_snapshots_and_parameters_are_counted_right(family, train_a):
     adapter.remember()
     assert 4 * sum(p.nbytes for p in adapter.params) == asked["θ0, gradients, moments in fp32"]
     assert sum(p.nbytes for p in adapter.reference) == asked["frozen reference"]
-    assert sum(p.nbytes for p in adapter.frozen) == asked["weights without the adapter"]
+    assert sum(place.frozen.nbytes for place in adapter.places) == asked["weights without the adapter"]
     log = dataclasses.replace(train, replay="log")
     assert {i.name: i.bytes for i in budget.per_rank(shape, config, log)}["snapshots of Δ"] == 0
 
@@ -77,3 +88,129 @@ def test_a_target_that_no_decoder_has_is_one_sentence():
     config = dataclasses.replace(CONFIG, adapter=dataclasses.replace(CONFIG.adapter, targets=("up_proj", "nope_proj")))
     with pytest.raises(ValueError, match="'nope_proj' is no linear layer of a decoder; expected some of q_proj"):
         budget.row(budget.SHAPES["qwen3-4b"], config)
+
+
+def bytes_of(items):
+    return {item.name: item.bytes for item in items}
+
+
+HERE = [bits for bits in quantised.BITS if find_spec(quantised.LIBRARY[bits])]
+
+
+@pytest.mark.parametrize("bits", HERE)
+@pytest.mark.parametrize("ffn", [80, 256], ids=["ragged", "whole"])
+def test_weights_in_few_bits_and_the_adapter_beside_them_are_counted_right(bits, ffn):
+    network = quantised.quantise_(model(intermediate_size=ffn), bits, "cpu")
+    shape = budget.Shape.of(network.config)
+    found = bytes_of(budget.weights(shape, bits, 4))
+    layers = [module for module in network.model.layers.modules() if is_linear(module)]
+    held = sum(tensor.nbytes for layer in layers for tensor in tensors_of(layer))
+    assert held == found[f"linear layers in {bits}"] < 4 * shape.linear
+    others = sum(p.nbytes for name, p in network.named_parameters() if "proj" not in name)
+    assert others == found["embeddings, norms and head"]
+    assert found["one layer as it computes"] == 4 * max(m.in_features * m.out_features for m in layers)
+    train = dataclasses.replace(TRAIN, policy="lora", policy_rank=3)
+    policy, asked = LowRank(network, 3, 0, bits=bits), bytes_of(budget.per_rank(shape, CONFIG, train, bf16=False, bits=bits))
+    beside = sum(p.nbytes for m in network.modules() if isinstance(m, Beside) for p in m.parameters())
+    assert beside == asked["adapter beside the weights"] and "weights without the adapter" not in asked
+    assert 4 * sum(p.nbytes for p in policy.params) == asked["θ0, gradients, moments in fp32"]
+    assert {**asked, **found} == asked
+
+
+@pytest.mark.parametrize(
+    "rows, prompt, most, begin", [(5, 100, 20, 0), (3, 500, 40, 0), (9, 30, 300, 0), (6, 100, 20, 70), (5, 500, 40, 450)]
+)
+def test_keys_and_values_are_those_that_decoding_allocates(monkeypatch, rows, prompt, most, begin):
+    """Of prompts while all of them are read, and of the steps, which take whole powers of two; two prompts begin alike."""
+    network, seen = model(max_position_embeddings=2048), []
+    shape, put = budget.Shape.of(network.config), steps.Lent.put
+
+    def spied(self, places, parts):
+        read = {id(cache): cache for cache in [*(cache for cache, _ in parts), *kept()]}.values()
+        seen.append(sum(held.nbytes for cache in read for layer in range(shape.layers) for held in cache.layer(layer)))
+        put(self, places, parts)
+
+    def kept():
+        return [found.cache for key, found in (prefill._kept.get() or {}).items() if len(key) == 2 + begin]
+
+    monkeypatch.setattr(steps.Lent, "put", spied)
+    prompts = [[3 + max(i, 1), *([5] * (prompt - 2)), 6 + i] for i in range(rows)]
+    with prefill.keeping() if begin else nullcontext():
+        said = decode.decode(network, prompts, end=999, max_new=most, begins=[begin] * rows, fixed=True)
+    assert {len(generation.ids) for generation in said} == {most}
+    beginnings = rows - 1 if begin else 0
+    found = budget.keys_and_values(shape, 4, rows=rows, prompt=prompt, most=most, begin=begin, beginnings=beginnings)
+    found = bytes_of(found)
+    assert seen == [found["keys and values of prompts"]]
+    largest = max(vars(network)["_decode_steps"].values(), key=lambda kept: kept.cache.memory.nbytes)
+    assert largest.cache.memory.nbytes == found["keys and values of steps"]
+
+
+def kept_by_a_layer(dtype, frozen, **sizes):
+    """Bytes that autograd keeps of one more layer, a token."""
+    network = model(dtype=dtype, **sizes)
+    bank = bank_of(network, slots=2, targets=MLP, init="random")
+    slots, hidden = [bank.alloc(), bank.alloc()], torch.randn(2, 64, network.config.hidden_size).to(dtype)
+    if not frozen:
+        network.requires_grad_(True)
+    own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers(), bank.param, *bank.factors)}
+    found = []
+    for layers in (2, 3):
+        kept = {}
+
+        def keep(tensor, kept=kept):
+            if (at := tensor.untyped_storage().data_ptr()) not in own:
+                kept[at] = tensor  # alive, so that no other gets its place
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), bank.route(slots, learn=frozen):
+            fw.layers(network, hidden, torch.arange(64)[None], fw.causal_mask(64), stop=layers)
+        found.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+    return (found[1] - found[0]) / 128
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_are_counted_right_to_a_tenth(monkeypatch, dtype, frozen):
+    """By attention that keeps no probabilities, as that of a GPU."""
+    monkeypatch.setattr(fw, "choose", lambda *_: None)
+    for sizes in (
+        {"hidden_size": 256, "num_attention_heads": 16, "num_key_value_heads": 4, "intermediate_size": 512},
+        {"hidden_size": 512, "num_attention_heads": 16, "num_key_value_heads": 16, "intermediate_size": 384},
+    ):
+        shape = budget.Shape.of(model(**sizes).config)
+        want = kept_by_a_layer(dtype, frozen, **sizes)
+        assert budget.activations(shape, 1, 1, dtype.itemsize, frozen=frozen).bytes == pytest.approx(want, rel=0.1)
+
+
+@pytest.mark.parametrize("train_a", [False, True])
+def test_memories_are_counted_right(train_a):
+    config = dataclasses.replace(CONFIG, adapter=dataclasses.replace(CONFIG.adapter, train_a=train_a))
+    bank = Agent.build(model(), Letters(), config, 4).bank
+    found = bytes_of(budget.of_memories(budget.Shape.of(model().config), config, memories=4, bf16=False))
+    assert sum(m.nbytes for m in (bank.param, bank.grad, bank.m, bank.v)) == found["memories"]
+    assert found["A"] == (0 if train_a else sum(a.nbytes for a in bank.factors))
+
+
+def test_64_memories_over_7b_in_nf4_fit_12_gib():
+    """As the preset `stream` teaches and asks, one memory at a time."""
+    config = agent_config("stream")
+    config = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, rank=16, last_layers=12))
+    shape = budget.SHAPES["llama-2-7b"]
+    assert shape.parameters == 6_738_415_616
+    few, whole = (sum(bytes_of(budget.of_memories(shape, config, memories=64, bits=b)).values()) for b in ("nf4", None))
+    assert few <= 12 * 2**30 < whole
+
+
+def test_the_command_counts_bits_and_memories():
+    def said(*words):
+        found = CliRunner().invoke(cli.main, ["budget", "--model", "llama-2-7b", *words], env={"COLUMNS": "160"})
+        assert found.exit_code == 0, found.output
+        return found.output
+
+    training, memories = said("--preset", "stream", "--bits", "nf4"), said("--bits", "nf4", "--memories", "64")
+    for text in (training, memories):
+        assert "linear layers in nf4" in text and "together" in text
+    assert "adapter beside the weights" in training and "operations of a step" in training
+    assert "64 · 4 matrices in fp32 + one in bf16" in memories and "operations" not in memories
+    assert "weights that compute" in said("--memories", "2", "--at-once", "2")

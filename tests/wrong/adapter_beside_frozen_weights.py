@@ -13,8 +13,8 @@ class Beside(LowRank):
             return y + (SCALE * (given[0] @ a.to(y.dtype).T) @ b.to(y.dtype).T)
 
         with torch.no_grad():
-            for module, weight in zip(self.layers.values(), self.frozen):
-                module.weight.copy_(weight)
+            for place in self.places:
+                place.weight.copy_(place.frozen)
         pairs = zip(self.layers.values(), self.pairs)
         self.hooks = tuple(module.register_forward_hook(partial(add, a, b)) for module, (a, b) in pairs)
 

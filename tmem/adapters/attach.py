@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..models import bases
 from ..models.families import joined
 from ..ops import _checks
 from ..ops._layer import adapted_linear
 from ..ops._once import once_differentiable
 from ..ops.linear import autocast_linear
-from . import bases, routes
+from . import routes
 
 
 @dataclass(eq=False)

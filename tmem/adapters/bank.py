@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..models.bases import device_of, dtype_of, plain_weight, shape_of, weight_of
 from .attach import Route, attach, bits, clear, detach, find_sites, routed_checkpoints, slots_of
-from .bases import device_of, dtype_of, plain_weight, shape_of, weight_of
 from .compiled import Compiled
 from .init import OF_WEIGHTS, make_a, record_inputs
 from .routes import serving

@@ -36,6 +36,11 @@ def bucket(rows: int) -> int:
     return max(fw.ROWS, 1 << (rows - 1).bit_length())
 
 
+def extent(rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of the `Steps` that so many rows of so many columns run in."""
+    return bucket(rows), max(512, 1 << (columns - 1).bit_length())
+
+
 def outdate(model) -> None:
     """To be called when the model's weights are about to lie elsewhere: nothing captured before is replayed again."""
     model._weights_published = object()
@@ -144,7 +149,7 @@ class Steps:
         Of a GPU's memory those kept hold ROOM at most, or one of them more than that: those longest unused make room, and are
         captured anew when asked for again.
         """
-        key = (bucket(rows), max(512, 1 << (columns - 1).bit_length()))
+        key = extent(rows, columns)
         kept = vars(model if bank is None else bank).setdefault("_decode_steps", {})
         steps = kept.pop(key, None)
         if steps is None or steps.addresses != _addresses(model, bank):

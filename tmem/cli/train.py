@@ -14,6 +14,7 @@ from rich.table import Table
 
 from .. import machine
 from ..agent.config import DEFAULT_PRESET
+from ..models.quantised import BITS
 from ..rl.track import TRACKERS, library, tracked
 from . import live
 
@@ -31,6 +32,11 @@ from . import live
 @click.option(
     "--adapter",
     help="A PEFT LoRA folder over the model to start from. default: the one that comes with the default model. [default: none]",
+)
+@click.option(
+    "--bits",
+    type=click.Choice(BITS),
+    help="The model's linear layers in few bits, frozen, and an adapter over them trained. [default: as the preset says]",
 )
 @click.option(
     "--out",
@@ -64,8 +70,9 @@ from . import live
 )
 @live.quiet
 def train(
-    preset: str, model: str | None, adapter: str | None, out: Path, resume: bool, track: str | None, quiet: bool, **overrides
-) -> None:
+    preset: str, model: str | None, adapter: str | None, bits: str | None, out: Path, resume: bool, track: str | None,
+    quiet: bool, **overrides,
+) -> None:  # fmt: skip
     """Train the model to write the facts that later questions ask for.
 
     \b
@@ -90,8 +97,8 @@ def train(
     Ctrl-C or SIGTERM stops with a checkpoint. --resume goes on.
 
     The output folder holds summary.json, metrics.jsonl, curve.png and readable episodes. It also holds the trained models
-    (warm/, rl/, sft/), which --model takes, and log.txt, which shows the progress. Where the preset says policy = "lora", the
-    models are adapters in PEFT's format, which --adapter takes as well.
+    (warm/, rl/, sft/), which --model takes, and log.txt, which shows the progress. Where the preset says policy = "lora", and
+    with --bits, the models are adapters in PEFT's format, which --adapter takes as well.
     """
     from ..rl.trainer import Trainer
     from ..rl.world import World
@@ -103,8 +110,10 @@ def train(
     world = World.join()
     live.console.quiet = not world.first  # under torchrun rank 0 alone shows and writes
     overrides = {k: v for k, v in overrides.items() if v is not None and v != ()}
-    trainer = Trainer(preset, out, model=model, adapter=adapter, resume=resume, world=world, **overrides)
-    said = {"preset": preset, "out": out, "model": model, "adapter": adapter, "track": track, **overrides}
+    said = {"preset": preset, "out": out, "model": model, "adapter": adapter, "bits": bits, "track": track, **overrides}
+    if bits is not None:
+        overrides["policy"] = "lora"
+    trainer = Trainer(preset, out, model=model, adapter=adapter, bits=bits, resume=resume, world=world, **overrides)
     again = shlex.join(["tmem", "train", *_said(said), "--resume"])
     sends = track and world.first
     with tracked(track, out, _settings(trainer), live.warn) if sends else nullcontext(lambda row: None) as send:
@@ -159,15 +168,16 @@ def _leave(trainer, summary: dict) -> None:
     _print_phases(summary, record.after_warm(config.rl_steps, config.control_steps))
     live.console.print(
         f"{summary['wall_seconds']:.0f} s. Files in {out}: summary.json, metrics.jsonl, timings.jsonl, curve.png, episodes/, "
-        f"{_models(out, list(summary['evaluations']))}; see it all with: tmem report {out}"
+        f"{_models(out, list(summary['evaluations']), trainer.bits)}; see it all with: tmem report {out}"
     )
 
 
-def _models(out: Path, phases: list[str]) -> str:
+def _models(out: Path, phases: list[str], bits: str | None) -> str:
     """The folders of trained models, and how to evaluate the one that matters: RL's, or else the last."""
     *before, last = [f"{phase}/" for phase in phases if phase != "base"]
     names = f"models {', '.join(before)} and {last}" if before else f"the model {last}"
-    return f"{names} (tmem eval --model {out}/{'rl' if 'rl' in phases else phases[-1]})"
+    which = f"{out}/{'rl' if 'rl' in phases else phases[-1]}" + (f" --bits {bits}" if bits else "")
+    return f"{names} (tmem eval --model {which})"
 
 
 _PHASES = {"base": "base", "warm": "warm start", "rl": "RL", "sft": "control"}

@@ -92,15 +92,24 @@ def joined(targets: Sequence[str], layers: Collection[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(of.get(target, target) for target in targets))
 
 
-def trainable(config) -> None:
-    """Raises ValueError for a family whose weights are not trained. config: of one of FAMILIES."""
-    if getattr(config, "quantization_config", None) is not None:
-        raise ValueError("train: the model's weights are in few bits, which are not trained; train the whole ones.")
+def trainable(config, bits: str | None = None, *, adapter: bool = False) -> str | None:
+    """The bits in which a model's weights lie beneath θ0; None: they are whole. config: of one of FAMILIES.
+
+    bits: asked for. adapter: θ0 is an adapter, which alone is trained over few bits. Raises ValueError for a model that is not
+    trained so.
+    """
+    bits = "nf4" if getattr(config, "quantization_config", None) is not None else bits
+    if bits is not None and not adapter:
+        raise ValueError(
+            f'train: the model\'s weights are in {bits}, and few bits are not trained; set policy = "lora" in [train], which '
+            f"trains an adapter over them, or train the whole ones."
+        )
     if FAMILIES[config.model_type].experts:
         raise ValueError(
             f"train: the model is of family {config.model_type!r}, a mixture of experts, which tmem runs frozen; "
             f"train another model."
         )
+    return bits
 
 
 def passed(layer, config) -> int:

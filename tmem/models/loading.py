@@ -44,43 +44,54 @@ def load_model(
 
     name: None or DEFAULT, a Hugging Face folder, a `.gguf` file, a hub id such as `Qwen/Qwen3-0.6B`, or the folder of a PEFT
     LoRA adapter that names the model it is over.
-    adapter: the folder of a PEFT LoRA adapter, "default" or "none", see `apart`; it is merged into the weights, W' = W + s·B A.
+    adapter: the folder of a PEFT LoRA adapter, "default" or "none", see `apart`; it is merged into the weights, W' = W + s·B A,
+    or put beside them where it was trained over these `bits`.
     bits: the linear layers of the decoder layers in few bits, frozen: one of tmem.models.quantised.BITS; None: as they are,
     which may be nf4 by bitsandbytes.
     dtype: of the weights; None takes `default_dtype(device)`.
     device: None takes CUDA where there is a GPU, else the CPU.
     Raises ModelError when the model cannot be had, is incomplete or needs code of its own; ValueError or FileNotFoundError for
-    an adapter that is damaged, no plain LoRA or another model's; ValueError for `bits` that cannot be had.
+    an adapter that is damaged, no plain LoRA or another model's; ValueError for `bits` that cannot be had or that the adapter
+    was not trained over.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     from .experts import prepare
-    from .merge import merge_
+    from .merge import bits_under, merge_
     from .quantised import quantise_, require, settle_
+    from .shards import common_dtype, stored
 
     if bits is not None:
         require(bits)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or default_dtype(device)
     base, over = apart(name, adapter)
     with _quiet():
         folder = resolve(base)
         settings = config(folder)
         packed = getattr(settings, "quantization_config", None) is not None
+        under = None if over is None else bits_under(over)
+        if under not in (None, "nf4" if packed else bits):
+            raise ModelError(f"{over} was trained over weights in {under}; ask for these bits, with the model as it was then.")
         if packed:
-            _alone(folder, bits, over)
+            _alone(folder, bits, over if under is None else None)
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
+            weights = stored(folder)
+            # What goes into few bits stays in its file till then, as it stands there.
+            kept = bits is not None and (over is None or under is not None)
+            model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)].from_pretrained(
+                None,
                 config=settings,
-                dtype=dtype or default_dtype(device),
+                state_dict=weights,
+                dtype=(kept and common_dtype(weights)) or dtype,
                 attn_implementation="sdpa",
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # refused below, by their names
-                local_files_only=True,
                 output_loading_info=True,
                 trust_remote_code=False,
             )
+            model.config._name_or_path = str(folder)
         except Exception as error:
             raise ModelError(f"{folder} does not load as a causal language model: {_sentence(error)}") from error
         if absent := sorted(report["missing_keys"]):
@@ -103,14 +114,17 @@ def load_model(
     if base is None or str(base) == DEFAULT:
         model.config._name_or_path = _HUB_ID
     model.to(device if bits is None else "cpu").eval()  # whole weights need not fit where those in few bits do
-    if over is not None:
+    if over is not None and under is None:
         merge_(model, over)
         model.config._name_or_path += f" with the adapter {over}"  # no name of weights that could be had
     if packed:
         settle_(model)
     if bits is not None:
-        quantise_(model, bits, device).to(device).requires_grad_(False)
+        quantise_(model, bits, device, dtype).to(device).requires_grad_(False)
         model.config._name_or_path += f" in {bits}"
+    if under is not None:
+        merge_(model, over)
+        model.config._name_or_path += f" with the adapter {over}"
     return model, tokenizer
 
 
@@ -123,7 +137,8 @@ def _alone(folder: Path, bits: str | None, adapter: Path | None) -> None:
         raise ModelError(f"{folder} holds weights in nf4 already; leave out bits, or get the whole weights.")
     if adapter is not None:
         raise ModelError(
-            f"{folder} holds weights in nf4, and an adapter is merged into whole ones; give those, and ask for nf4 by bits."
+            f"{folder} holds weights in nf4, and an adapter over whole ones is merged into these; give those, and ask for nf4 "
+            f"by bits."
         )
 
 

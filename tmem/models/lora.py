@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..files.folders import atomic_folder, standing, whole
+from .bases import pieces
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -155,16 +155,9 @@ def tensors_in(content: bytes, file: Path) -> dict[str, Tensor]:
 def fingerprint(model: torch.nn.Module) -> str:
     """A hash of the first value of every row of every weight, in bf16: trained weights differ from those they began as."""
     digest = blake2b(digest_size=8)
-    held = (tensor for parameter in model.parameters() for tensor in _held(parameter))
+    held = (tensor for parameter in model.parameters() for tensor in pieces(parameter))
     for weight in filter(torch.Tensor.numel, held):
         rows = weight.shape[0] if weight.dim() else 1
         first = weight.detach().reshape(rows, -1)[:, 0].to(torch.bfloat16)
         digest.update(first.view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _held(parameter: Tensor) -> list[Tensor]:
-    """The tensors that a parameter consists of: itself, or codes and scales of one in few bits."""
-    if is_traceable_wrapper_subclass(parameter):
-        return [getattr(parameter, name) for name in parameter.__tensor_flatten__()[0]]
-    return [parameter]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LIBRARY = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
 BITS = tuple(LIBRARY)
+_BLOCK, _SCALES, _TABLES = 64, 256, 4 * (16 + 256 + 1)  # nf4: weights a scale, scales a scale of theirs, bytes beside
 
 
 def require(bits: str) -> None:
@@ -35,19 +36,38 @@ def require(bits: str) -> None:
         raise ValueError(f"bits {bits} needs {LIBRARY[bits]}, which is not installed; run `pip install 'tmem[bits]'`.")
 
 
-def quantise_(model: nn.Module, bits: str, device: torch.device | str) -> nn.Module:
+def weight_bytes(bits: str | None, outputs: int, inputs: int, dtype_bytes: int) -> int:
+    """Of a linear layer's weight [outputs, inputs] in `bits`, with its scales; None: whole, `dtype_bytes` a number."""
+    if bits is None:
+        return dtype_bytes * outputs * inputs
+    if bits == "nf4":
+        scales = -(-outputs * inputs // _BLOCK)
+        return -(-outputs * inputs // 2) + scales + 4 * -(-scales // _SCALES) + _TABLES
+    return outputs * inputs + (5 if bits == "int8" else 4) * outputs  # a scale in fp32 a row, of int8 a zero point too
+
+
+def quantise_(
+    model: nn.Module, bits: str, device: torch.device | str, dtype: torch.dtype | None = None
+) -> nn.Module:  # fmt: skip
     """Replace the linear layers of a model's decoder layers, one after another, by frozen ones in `bits` on `device`.
 
-    model: with its weights, wherever they lie. What is not replaced stays where it is. Raises as `require` does.
+    model: with its weights, wherever they lie. What is not replaced stays where it is.
+    dtype: in which the model shall compute, and to which every weight is rounded first; None: its own.
+    Raises as `require` does.
     """
     from torch import nn
 
     require(bits)
+    dtype = dtype or model.dtype
     for layer in model.base_model.layers:
-        for name, module in list(layer.named_modules()):
-            if type(module) is nn.Linear:
-                parent, _, last = name.rpartition(".")
-                setattr(layer.get_submodule(parent), last, in_bits(module, bits, device))
+        for name in [name for name, module in layer.named_modules() if type(module) is nn.Linear]:
+            parent, _, last = name.rpartition(".")
+            owner = layer.get_submodule(parent)
+            setattr(owner, last, in_bits(getattr(owner, last).to(dtype), bits, device))
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
     return model
 
 

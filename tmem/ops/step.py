@@ -34,8 +34,8 @@ def bank_step_(
     clip > 0 limits the row's gradient norm as torch.nn.utils.clip_grad_norm_ does, 0 = off. active bool [S].
     copy bf16 [S,P], if given, receives the new parameters of the rows that moved.
     Returns the norm of each active row's gradient before clipping, fp32 [S], 0 for the others. clear: the gradients of
-    active rows are zeroed; else they stay, for the next ones to be `fresh` (see lora_backward_). A row whose norm is not finite is otherwise left alone: its norm is the report. Inactive rows keep
-    every bit. Formula: Loshchilov & Hutter 2019 (arXiv 1711.05101), as in tmem.reference.bank_step_. Raises ValueError or
+    active rows are zeroed; else they stay, for the next ones to be `fresh` (see lora_backward_). A row whose norm is not
+    finite is otherwise left alone: its norm is the report. Inactive rows keep every bit. Formula: Loshchilov & Hutter 2019 (arXiv 1711.05101), as in tmem.reference.bank_step_. Raises ValueError or
     TypeError before anything is written.
     """
     op = "bank_step_"

@@ -1,5 +1,7 @@
-"""The budget of a training run on each rank: bytes held, bytes sent and operations. Counted where that is possible, else by the
-formula that stands beside the number."""
+"""The budget of a training run on each rank: bytes held, bytes sent and operations; and what memories over a model take.
+
+Counted where that is possible, else by the formula that stands beside the number.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..agent.config import AgentConfig
+from ..agent.decode import MAX_ROWS, ROOM
+from ..agent.learn import MAX_TOKENS
+from ..agent.prefill import widths
+from ..agent.steps import extent
 from ..models.families import FAMILIES, FUSED, joined
+from ..models.forward import shown
+from ..models.quantised import weight_bytes
 from .config import TrainConfig
 
 PAD = 64  # elements; rows of the bank (see bank.py)
 ASKED = 48  # tokens of a question as it is asked, with the chat template, about
+TAUGHT = 48  # of a pair as it is learned, about
+WORDS = 64  # around a passage that is written, at most
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ class Shape:
 
 # From the models' published config.json.
 SHAPES = {
+    "llama-2-7b": Shape(4096, 11008, 32, 4096, 4096, 32000, False),
     "qwen3-4b": Shape(2560, 9728, 36, 4096, 1024, 151936, True),
     "qwen3-8b": Shape(4096, 12288, 36, 4096, 1024, 151936, False),
 }
@@ -102,11 +113,97 @@ def trained(shape: Shape, train: TrainConfig) -> int:
     return shape.layers * train.policy_rank * sum(i + o for i, o in shape.sizes().values())
 
 
-def per_rank(
-    shape: Shape, agent: AgentConfig, train: TrainConfig, *, ranks: int = 1, writes: int = 6, bf16: bool = True
+def weights(shape: Shape, bits: str | None, compute: int) -> list[Item]:
+    """Those that compute, in `compute` bytes a number; bits: of the decoder's linear layers."""
+    if bits is None:
+        return [Item("weights that compute", compute * shape.parameters, f"{compute} · {shape.parameters:,} parameters")]
+    layer = [weight_bytes(bits, outer, inner, compute) for inner, outer in shape.sizes().values()]
+    others, largest = shape.parameters - shape.linear, max(inner * outer for inner, outer in shape.sizes().values())
+    few = shape.layers * sum(layer)
+    return [
+        Item(f"linear layers in {bits}", few, f"{8 * few / shape.linear:.2f} bits · {shape.linear:,} weights"),
+        Item("embeddings, norms and head", compute * others, f"{compute} · {others:,} parameters"),
+        Item("one layer as it computes", compute * largest, f"{compute} · {largest:,}, made anew each time"),
+    ]
+
+
+def keys_and_values(
+    shape: Shape, compute: int, *, rows: int, prompt: int, most: int, begin: int = 0, beginnings: int = 0
 ) -> list[Item]:
-    """The memory of one rank through a GRPO step. writes: per episode; bf16: weights compute in it, else in fp32."""
-    n, p, learned = shape.parameters, row(shape, agent), trained(shape, train)
+    """Those of prompts while they are read, and of the steps after them, at fixed addresses as on a GPU.
+
+    rows        prompts at once
+    prompt      tokens of each, all different
+    most        tokens generated after each
+    begin       of the tokens of each, how many are read first; `beginnings`, those that differ, are kept
+    """
+    token = shape.layers * 2 * shape.kv * compute
+    first, then = widths(range(prompt), begin)
+    read, kept = shown(first + then), beginnings * shown(first)
+    places, columns = extent(rows, -(-(first + then + max(min(most, ROOM), most - 1)) // ROOM) * ROOM)
+    each = f"{shape.layers} layers · 2 · {shape.kv} · {compute}"
+    said = f"({rows} rows · {read} tokens + {beginnings} · {shown(first)})" if kept else f"{rows} rows · {read} tokens"
+    return [
+        Item("keys and values of prompts", (rows * read + kept) * token, f"{said} · {each}"),
+        Item("keys and values of steps", places * columns * token, f"{places} rows · {columns} tokens · {each}"),
+    ]
+
+
+def _writing(shape: Shape, compute: int, agent: AgentConfig, rollouts: int) -> list[Item]:
+    """Keys and values of writes: of one reply each, or of many to a passage that is read first."""
+    passage, replies = agent.write.window + WORDS, agent.write.replies
+    most, rows = agent.write.max_new, min(rollouts * replies, MAX_ROWS)
+    if replies == 1:
+        return keys_and_values(shape, compute, rows=rows, prompt=passage, most=most)
+    return keys_and_values(
+        shape, compute, rows=rows, prompt=passage + ASKED, most=most, begin=passage, beginnings=rollouts
+    )  # fmt: skip
+
+
+def activations(shape: Shape, tokens: int, layers: int, compute: int, *, again: bool = False, frozen: bool = False) -> Item:
+    """What a pass over `tokens` keeps in `layers` layers for its backward.
+
+    again: they are computed again there. frozen: no weight is trained, so that what one multiplies need not be kept.
+    Norms keep what they read and what they make, in fp32. Attention keeps queries, keys and values of every head, and what it
+    makes.
+    """
+    wide = 4 * shape.q + (3 if frozen else 4) * shape.ffn
+    whole = (2 if compute == 4 else 4) * shape.hidden + (0 if frozen else 4 * shape.hidden) + wide
+    kept = shape.hidden if again else whole
+    return Item(
+        "activations of a pass (estimate)", (layers * kept + whole * again) * tokens * compute,
+        f"{tokens} tokens · {layers} layers · {kept:,} elements" + (" + one layer again" * again),
+    )  # fmt: skip
+
+
+def of_memories(
+    shape: Shape, agent: AgentConfig, *, memories: int, at_once: int = 1, bits: str | None = None, bf16: bool = True
+) -> list[Item]:
+    """The memory of a GPU that holds memories over one model. at_once: how many are taught, or asked, together."""
+    compute, p = 2 if bf16 else 4, row(shape, agent)
+    layers = min(agent.adapter.last_layers, shape.layers)
+    matrices = 2 + 2 * (agent.adapter.optimizer == "adamw")
+    each, copy = 4 * matrices + 2 * bf16, " + one in bf16" * bf16
+    shared = 0 if agent.adapter.train_a else sum(inner for inner, _ in shape.adapted(agent.adapter.targets).values())
+    tokens = min(MAX_TOKENS, at_once * agent.learn.batch * TAUGHT)
+    return [
+        *weights(shape, bits, compute),
+        Item("memories", memories * each * p, f"{memories} · {matrices} matrices in fp32{copy}, P = {p:,} each"),
+        Item("A", layers * agent.adapter.rank * shared * (4 + 2 * bf16), "shared by all"),
+        *keys_and_values(shape, compute, rows=at_once, prompt=ASKED, most=agent.answer.max_new),
+        activations(shape, tokens, layers, compute, frozen=True),
+        Item("logits of a pass", 2 * 4 * (tokens // 4) * shape.vocab,
+             f"with gradient 2 · 4 · {tokens // 4} labels · {shape.vocab:,}"),
+    ]  # fmt: skip
+
+
+def per_rank(
+    shape: Shape, agent: AgentConfig, train: TrainConfig, *, ranks: int = 1, writes: int = 6, bf16: bool = True,
+    bits: str | None = None,
+) -> list[Item]:  # fmt: skip
+    """The memory of one rank through a GRPO step. writes: per episode; bf16: weights compute in it, else in fp32; bits: of the
+    decoder's linear layers, which θ0, an adapter, then lies beside."""
+    p, learned = row(shape, agent), trained(shape, train)
     compute = 2 if bf16 else 4
     rollouts = -(-train.rl_episodes // ranks) * train.rl_group
     sharded = train.layout == "fsdp"
@@ -114,15 +211,15 @@ def per_rank(
     matrices = 2 + 2 * (agent.adapter.optimizer == "adamw")
     tokens = train.micro_tokens
     context = agent.write.window + agent.write.max_new
-    kept = shape.hidden if train.checkpointing else 8 * shape.hidden + 3 * shape.q + 4 * shape.kv + 4 * shape.ffn
-    one_layer = (8 * shape.hidden + 3 * shape.q + 4 * shape.kv + 4 * shape.ffn) * tokens * compute
     generated = min(tokens, tokens * agent.write.max_new // context)
     out = [
-        Item("weights that compute", compute * n, f"{compute} · {n:,} parameters"),
+        *weights(shape, bits, compute),
         Item("θ0, gradients, moments in fp32", 16 * learned / share,
              f"16 · {learned:,}" + (f" / {ranks} ranks" if sharded else "")),
     ]  # fmt: skip
-    if train.policy == "lora":
+    if bits is not None:
+        out.append(Item("adapter beside the weights", compute * learned, f"{compute} · {learned:,}"))
+    elif train.policy == "lora":
         out.append(Item("weights without the adapter", compute * shape.linear, f"{compute} · {shape.linear:,}"))
     if not sharded and ranks > 1:
         out.append(Item("DDP's buckets", 4 * learned, f"4 · {learned:,}"))
@@ -133,10 +230,8 @@ def per_rank(
         Item("bank", rollouts * matrices * p * 4, f"{rollouts} slots · {matrices} matrices · P = {p:,} · 4"),
         Item("snapshots of Δ", rollouts * writes * p * 4 * (train.replay == "snapshot"),
              f"{rollouts} rollouts · {writes} writes · P · 4" if train.replay == "snapshot" else "none: learned again"),
-        Item("keys and values", min(rollouts, 96) * context * shape.layers * 2 * shape.kv * compute,
-             f"{min(rollouts, 96)} rows · {context} tokens · {shape.layers} layers · 2 · {shape.kv} · {compute}"),
-        Item("activations of a pass (estimate)", shape.layers * kept * tokens * compute + one_layer * train.checkpointing,
-             f"{tokens} tokens · {shape.layers} layers · {kept:,} elements" + (" + one layer again" * train.checkpointing)),
+        *_writing(shape, compute, agent, rollouts),
+        activations(shape, tokens, shape.layers, compute, again=train.checkpointing),
         Item("logits of a pass", 2 * compute * generated * shape.vocab,
              f"with gradient 2 · {compute} · {generated} generated tokens · {shape.vocab:,}"),
     ]  # fmt: skip

@@ -1,8 +1,9 @@
 """θ0 as W + s · B A under training: the model is frozen, and an adapter on all linear layers of its decoder is trained.
 
 The model holds the sum, rounded to its dtype. So rollouts, online updates, the policy's update and a model that is loaded
-later compute with one θ0, bit for bit, and none of them pays for the adapter. With dy the gradient of a layer's output, that of
-W would be dyᵀ x, and so
+later compute with one θ0, bit for bit, and none of them pays for the adapter. Weights in few bits cannot hold the sum: the
+adapter lies beside them, in all of these (QLoRA, arXiv 2305.14314). With dy the gradient of a layer's output, that of W
+would be dyᵀ x, and so
 
     dB = s · dyᵀ (x Aᵀ),   dA = s · (dy B)ᵀ x,
 
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.attach import find_sites
+from ..models.bases import device_of
 from ..models.lora import fingerprint
-from ..models.merge import Lora, merged, read_lora, save_lora
+from ..models.merge import Lora, place, read_lora, save_lora
 from .policy import Averaged
 from .world import ALONE, World
 
@@ -34,19 +36,22 @@ class LowRank(Averaged):
     """A [rank, K] ~ N(0, 1/K) and B [N, rank] = 0 of every linear layer, in fp32, over a model in bf16 or fp32.
 
     4 (model and W) bytes a parameter in bf16, 16 of the adapter's. start: the folder of an adapter to go on from, of at most
-    this rank. Raises ValueError for one that does not fit.
+    this rank. bits: those of the model, where they are few. Raises ValueError for an adapter that does not fit.
     """
 
     hooks: tuple = ()  # while gradients are wanted
 
-    def __init__(self, model: nn.Module, rank: int, seed: int, world: World = ALONE, start: Path | None = None):
-        self.base, self.name, self.rank = fingerprint(model), model.config._name_or_path, rank
+    def __init__(
+        self, model: nn.Module, rank: int, seed: int, world: World = ALONE, start: Path | None = None, bits: str | None = None
+    ):
+        self.base, self.rank, self.bits = fingerprint(model), rank, bits
+        self.name = model.config._name_or_path.removesuffix(f" in {bits}")
         sites = find_sites(model, TARGETS, None)
         self.layers = {site.name: site.module for site in sites}
-        self.frozen = [module.weight.detach().clone() for module in self.layers.values()]
         factors = _begun(self.layers, rank, seed)
         if start is not None:
             _go_on_from(read_lora(start, model), factors, rank, start)
+        self.places = [place(model, module, rank) for module in self.layers.values()]
         self.pairs = [(nn.Parameter(a), nn.Parameter(b)) for a, b in factors.values()]
         names = [f"{name}.lora_{kind}.weight" for name in self.layers for kind in "AB"]
         super().__init__(model, names, [p for pair in self.pairs for p in pair], world)
@@ -69,8 +74,8 @@ class LowRank(Averaged):
         self._put(self.params)
 
     def _put(self, params: list[Tensor]) -> None:
-        for module, weight, a, b in zip(self.layers.values(), self.frozen, params[::2], params[1::2]):
-            module.weight.copy_(merged(weight, a, b, SCALE))
+        for held, a, b in zip(self.places, params[::2], params[1::2]):
+            held.put(a, b, SCALE)
 
     def remember(self) -> None:
         self.reference = [p.detach().clone() for p in self.params]
@@ -86,15 +91,15 @@ class LowRank(Averaged):
 
     def save(self, tokenizer, path: Path, weights: dict[str, Tensor] | None) -> None:
         pairs = {name: (a.detach(), b.detach()) for name, (a, b) in zip(self.layers, self.pairs)}
-        save_lora(path, Lora(pairs, self.rank, SCALE, self.base), self.name or None)
+        save_lora(path, Lora(pairs, self.rank, SCALE, self.base, self.bits), self.name or None)
 
 
-def _begun(layers: dict[str, nn.Linear], rank: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+def _begun(layers: dict[str, nn.Module], rank: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
     """A and B of every layer at the start, the same on every machine."""
     generator, out = torch.Generator().manual_seed(seed), {}
     for name, module in layers.items():
         a = torch.randn(rank, module.in_features, generator=generator) * module.in_features**-0.5
-        device = module.weight.device
+        device = device_of(module)
         out[name] = a.to(device), torch.zeros(module.out_features, rank, device=device)
     return out
 
@@ -110,7 +115,7 @@ def _go_on_from(lora: Lora, factors: dict[str, tuple[Tensor, Tensor]], rank: int
         factors[name][1][:, : lora.rank] = b * (lora.scale / SCALE)
 
 
-def _trained(a: Tensor, b: Tensor, _module: nn.Linear, given: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
+def _trained(a: Tensor, b: Tensor, _module: nn.Module, given: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
     """A forward hook: y as it is, and a path for the gradients of A and B, whatever Δ the layer had beside W."""
     return _Trained.apply(y, given[0].detach(), a, b) if torch.is_grad_enabled() else None
 

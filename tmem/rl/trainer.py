@@ -216,10 +216,10 @@ class Trainer:
     """
 
     def __init__(
-        self, preset: str, out: Path, *, model: str | None = None, adapter: str | None = None, resume: bool = False,
-        world: World = ALONE, **overrides,
+        self, preset: str, out: Path, *, model: str | None = None, adapter: str | None = None, bits: str | None = None,
+        resume: bool = False, world: World = ALONE, **overrides,
     ):  # fmt: skip
-        self.config = dataclasses.replace(train_config(preset), **overrides)
+        self.config, self.bits = dataclasses.replace(train_config(preset), **overrides), bits
         self.agent_config = agent_config(preset)
         self.preset, self.out, self.model_name, self.adapter, self.world = str(preset), out, model, adapter, world
         self.task = task_of(self.config)
@@ -292,6 +292,8 @@ class Trainer:
         settings = {"preset": self.preset, "model": self.model_name or loading.DEFAULT}
         if self.adapter not in (None, loading.NO_ADAPTER):
             settings["adapter"] = self.adapter
+        if self.bits is not None:
+            settings["bits"] = self.bits
         for config in (self.config, self.agent_config):
             settings[type(config).__name__] = dataclasses.asdict(config)
         for name in ("save_every", "layout", "micro_tokens", "checkpointing"):
@@ -373,16 +375,16 @@ class Trainer:
         What it is to keep is said by the model as it came, without an adapter where that is what is trained.
         """
         config, device = self.config, self.world.device
-        trainable(loading.config(self.model_name))
+        under = trainable(loading.config(self.model_name), self.bits, adapter=config.policy == "lora")
         if config.policy == "full":
             wanted = {"dtype": torch.float32} if config.layout == "fsdp" else {}
             model, self.tokenizer = loading.load_model(self.model_name, adapter=self.adapter, device=device, **wanted)
             self.kept = self._to_keep(model)
             return model, None
         base, start = loading.apart(self.model_name, self.adapter)
-        model, self.tokenizer = loading.load_model(base, device=device)
+        model, self.tokenizer = loading.load_model(base, bits=self.bits, device=device)
         self.kept = self._to_keep(model)
-        return model, LowRank(model, config.policy_rank, config.seed, self.world, start)
+        return model, LowRank(model, config.policy_rank, config.seed, self.world, start, under)
 
     def _to_keep(self, model: PreTrainedModel) -> list[supervised.Example]:
         return keep.kept(model, Chat(self.tokenizer, model)) if self.config.warm_keep else []

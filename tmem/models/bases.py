@@ -4,9 +4,11 @@ quantised ones, which are known by what they can do and not by their type."""
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def plain_weight(module: nn.Module) -> Tensor | None:
@@ -18,12 +20,12 @@ def plain_weight(module: nn.Module) -> Tensor | None:
 def unfit(module: nn.Module, dtype: torch.dtype) -> str | None:
     """Why a module that is not plain cannot be adapted; None: it can. It must be frozen, and compute rows of `out_features`
     from rows of `in_features` in `dtype`, and the gradient of its input."""
-    sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    if not all(isinstance(size, int) for size in sizes):
+    if not is_linear(module):
         return "tmem adapts linear layers, and frozen modules with in_features and out_features that compute like one"
     if any(parameter.requires_grad for parameter in module.parameters()):
         return "a layer that is no plain nn.Linear must be frozen; call requires_grad_(False)"
-    x = torch.zeros(1, sizes[0], device=device_of(module), dtype=dtype, requires_grad=True)
+    inner, outer = module.in_features, module.out_features
+    x = torch.zeros(1, inner, device=device_of(module), dtype=dtype, requires_grad=True)
     try:
         with torch.enable_grad():
             with torch.no_grad():
@@ -32,9 +34,33 @@ def unfit(module: nn.Module, dtype: torch.dtype) -> str | None:
             (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
     except Exception as error:
         return f"its output, or the gradient of its input, cannot be had ({' '.join(str(error).split())[:200]})"
-    if y.shape == (1, sizes[1]) and dx.shape == x.shape:
+    if y.shape == (1, outer) and dx.shape == x.shape:
         return None
-    return f"of one row with {sizes[0]} numbers it made {list(y.shape)}, expected [1, {sizes[1]}]"
+    return f"of one row with {inner} numbers it made {list(y.shape)}, expected [1, {outer}]"
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, be its weight of floats or in few bits."""
+    sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return all(isinstance(size, int) for size in sizes)
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """All that a module's parameters and buffers consist of: of one in few bits its codes, their scales, and what these are
+    made of."""
+    for parameter in itertools.chain(module.parameters(), module.buffers()):
+        yield from pieces(parameter)
+        state = getattr(parameter, "quant_state", None)  # of bitsandbytes
+        for part in (state, getattr(state, "state2", None)):
+            if part is not None:
+                yield from (t for t in (part.absmax, part.code, getattr(part, "offset", None)) if isinstance(t, Tensor))
+
+
+def pieces(parameter: Tensor) -> list[Tensor]:
+    """The tensors that a parameter consists of: itself, or codes and scales of one in few bits."""
+    if is_traceable_wrapper_subclass(parameter):
+        return [getattr(parameter, name) for name in parameter.__tensor_flatten__()[0]]
+    return [parameter]
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -1,0 +1,140 @@
+"""What every family can: trained, decoded at fixed addresses, in few bits; and what is refused. `tools/families.py` makes the
+table of docs/models.md from the names of these tests."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import FAMILIES, MORE, model
+from tiny_bank import ALL, IDS, bank_of, fill, logits
+from tiny_gguf import write
+from torch import nn
+
+from tmem.agent.decode import Decoding, decode
+from tmem.models import families, quantised
+from tmem.models.bases import is_linear, weight_of
+from tmem.models.gguf.convert import converted
+from tmem.models.quantised import quantise_
+from tmem.rl.policy import Replicated
+from tmem.testing import assert_close
+
+ROOT = Path(__file__).parents[2]
+EVERY = [*FAMILIES, *MORE]
+MIXTURES = [family for family in EVERY if families.FAMILIES[family.partition("+")[0]].experts]
+DENSE = [family for family in EVERY if family not in MIXTURES]
+TOLERANCE = {"int8": 1e-5}  # it multiplies by the scale after the product, the dense weight before
+IN_FILES = ("llama", "mistral", "qwen2", "qwen3", "gemma")  # what converts from GGUF, see tests/models/test_gguf.py
+
+
+def targets_of(family):
+    return ALL[:4] if family in MIXTURES else ALL
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_trained(family):
+    """The gradient of all weights is the one of transformers' own pass."""
+    network = model(family)
+    policy = Replicated(network)
+    with policy.updating(1):
+        policy.logits(IDS, [0, 1, 2], [5, 5, 6]).log_softmax(-1)[:, 3].sum().backward()
+    theirs = model(family).requires_grad_(True)
+    logits(theirs, IDS)[[0, 1, 2], [5, 5, 6]].log_softmax(-1)[:, 3].sum().backward()
+    for name, mine, want in zip(policy.names, policy.params, theirs.parameters()):
+        assert want.grad.any()
+        assert_close(name, mine.grad, want.grad, 2e-5)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_trained_is_refused(family):
+    with pytest.raises(ValueError, match="mixture of experts, which tmem runs frozen"):
+        families.trainable(model(family).config)
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_captured(family):
+    """The steps that a GPU captures as a graph, here run one by one, say what the others say."""
+    network, prompts = model(family), [[5, 9, 33] * 9, [7] * 30, [60, 2, 11]]
+    bank = bank_of(network, init="random", targets=targets_of(family))
+    slots = [bank.alloc(), -1, bank.alloc()]
+    fill(bank, slots[0], slots[2])
+    found = [
+        decode(network, prompts, bank=bank, slots=slots, end=999, max_new=12, fixed=fixed) for fixed in (False, True)
+    ]  # fmt: skip
+    assert [said.ids for said in found[0]] == [said.ids for said in found[1]]
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_captured_is_refused(family):
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    network = SimpleNamespace(training=False, parameters=lambda: iter([on_gpu]), config=model(family).config)
+    with pytest.raises(ValueError, match="steps of a mixture of experts cannot be captured"):
+        Decoding(network, None, set(), fixed=True)
+
+
+def in_few_bits(family, bits):
+    """Logits and gradients of memories over a model in few bits, against those over the weights that it computes with."""
+    if find_spec(quantised.LIBRARY[bits]) is None:
+        pytest.skip(f"needs {quantised.LIBRARY[bits]}")
+    found = []
+    for dense in (True, False):
+        network = quantise_(model(family), bits, "cpu")
+        for layer in network.model.layers if dense else ():
+            for name in [name for name, module in layer.named_modules() if is_linear(module)]:
+                parent, _, last = name.rpartition(".")
+                module = layer.get_submodule(name)
+                plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None).requires_grad_(False)
+                plain.weight.copy_(weight_of(module, torch.float32))
+                if module.bias is not None:
+                    plain.bias.copy_(module.bias)
+                setattr(layer.get_submodule(parent), last, plain)
+        bank = bank_of(network, targets=targets_of(family), init="random")
+        slots = [bank.alloc(), -1, bank.alloc(rank=2)]
+        fill(bank, slots[0], slots[2])
+        with bank.route(slots):
+            out = logits(network, IDS)
+            out.square().mean().backward()
+        found.append((out.detach(), bank.grad.clone()))
+    for name, want, got in zip(("logits", "gradient"), *found):
+        assert want.any()
+        assert_close(name, got, want, TOLERANCE.get(bits, 3e-6))
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_nf4(family):
+    in_few_bits(family, "nf4")
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_int8(family):
+    in_few_bits(family, "int8")
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_fp8(family):
+    in_few_bits(family, "fp8")
+
+
+@pytest.mark.parametrize("family", sorted(families.FAMILIES.keys() - set(IN_FILES)))
+def test_gguf_is_refused(family, tmp_path, monkeypatch):
+    """By the name of the architecture; a window in a file of a family that is read is refused in test_gguf."""
+    monkeypatch.setenv("TMEM_CACHE", str(tmp_path / "cache"))
+    file, network = tmp_path / "m.gguf", model()
+    network.config.model_type = family
+    with pytest.raises(ValueError, match=f"architecture is '{family}'"):
+        converted(write(file, network))
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_experts_adapted_is_refused(family):
+    with pytest.raises(ValueError, match="experts are not adapted"):
+        bank_of(model(family), targets=("down_proj",))
+
+
+def test_the_table_of_the_document_is_that_of_the_tests():
+    """After a new family or test: python tools/families.py"""
+    done = subprocess.run([sys.executable, ROOT / "tools" / "families.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
