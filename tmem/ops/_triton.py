@@ -131,7 +131,7 @@ def lora_gram(z, v, seg_off, seg_slot, rank, plan=None):
 
 def _gradient(op, g, z, v, rank) -> None:
     _checks.shape(op, "v", v, None, None)
-    _checks.dtype(op, "v", v, torch.float32, torch.bfloat16)
+    _checks.dtype(op, "v", v, *_checks.FACTOR)
     _checks.shape(op, "z", z, v.shape[0], None)
     _checks.dtype(op, "z", z, torch.float32)
     _checks.shape(op, "g", g, rank.shape[0], z.shape[1], v.shape[1])
@@ -182,7 +182,7 @@ def bank_step_(param, grad, m, v, step, hyper, active, copy=None):
     matrices = {"param": param, "grad": grad, "m": m, "v": v, "copy": copy}
     for name, x in matrices.items():
         if x is not None:
-            _checks.dtype(op, name, x, torch.bfloat16 if name == "copy" else torch.float32)
+            _checks.dtype(op, name, x, *((torch.bfloat16, torch.float16) if name == "copy" else (torch.float32,)))
             _checks.shape(op, name, x, *param.shape)
     _checks.dtype(op, "hyper", hyper, torch.float32, torch.float64)
     _checks.shape(op, "hyper", hyper, rows, len(reference.HYPER))
