@@ -32,7 +32,7 @@ def expand_kernel(
         if (o.dtype.element_ty == tl.float32) or (f.dtype.element_ty != tl.float32):
             sum = dot(x, y, sum)
         else:
-            sum = dot_in(x, y, sum, o.dtype.element_ty)
+            sum = dot_in(x, y, sum)
         if RP >= 64:
             before = tl.load(at, mask, other=0.0)
         tl.store(at, (before.to(tl.float32) + sum).to(o.dtype.element_ty), mask)

@@ -17,12 +17,13 @@ COPY_DTYPES = [torch.bfloat16, torch.float16]
 
 
 def cases(dtype=torch.float32, factor_dtype=None):
-    """Ragged, empty, base-only and repeated segments, mixed ranks, odd widths, one row, no rows, slots without rows."""
+    """Ragged, empty, base-only and repeated segments, mixed ranks to 128, odd widths, one row, no rows, slots without rows."""
     kinds = {"dtype": dtype, "factor_dtype": factor_dtype}
     yield make_case([5, 0, 3, 9, 1, 17], [2, 0, -1, 0, 1, 2], [3, 8, 5, 1], stored=8, **kinds)
     yield make_case([5, 0, 3, 9, 1, 17], [2, 0, -1, 0, 1, 2], [3, 8, 5, 1], stored=8, shared_a=True, **kinds)
     yield make_case([1], [1], [1, 2], k=1, n=1, bias=False, seed=1, **kinds)
     yield make_case([4, 33], [1, 0], [16, 13], k=257, n=130, seed=2, **kinds)
+    yield make_case([6, 41], [1, 0], [128, 65], k=50, n=70, seed=6, **kinds)
     yield make_case([2, 2], [-1, -1], [4], seed=3, **kinds)
     yield make_case([0, 0], [0, -1], [4, 4], seed=4, **kinds)
     yield make_case([], [], [4], seed=5, **kinds)

@@ -53,7 +53,7 @@ class AdapterBank:
 
         model        a Hugging Face decoder; the bank attaches itself to it
         slots        S, how many episodes there is room for
-        rank         stored rows R of every factor; a slot may use fewer (`alloc(rank=...)`)
+        rank         stored rows R of every factor, at most 128 on a GPU; a slot may use fewer (`alloc(rank=...)`)
         targets      names of the linear layers that are adapted
         last_layers  only those of the last so many decoder layers; None: of all
         init         subspace of A, one of tmem.adapters.init.INITS (see make_a there); B = 0, so Δ = 0 exactly at the start
@@ -228,6 +228,7 @@ class AdapterBank:
 
     def alloc(self, rank: int | None = None, *, alpha: float | None = None, **hyper: float) -> int:
         """Take a free slot with Δ = 0, of `rank` (default the bank's) and scale alpha/rank (default 1); returns its index.
+        The scale of rsLoRA, alpha/√rank, is that of alpha·√rank.
 
         hyper: as of `configure`; the others are lr 1e-3, beta1 0.9, beta2 0.999, eps 1e-8, no decay and no clipping.
         Raises ValueError for a bad rank or an unknown setting, RuntimeError when no slot is free.

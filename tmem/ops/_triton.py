@@ -72,7 +72,7 @@ def lora_shrink_multi(v, f, seg_off, seg_slot, rank, scale, plan=None, op="lora_
     for one in f:
         _checks.factor(op, "f", one, v, rank.shape[0], f[0].shape[1], v.shape[1])
     v, f, scale = _lines(v), [_lines(one) for one in f], _scale(op, scale, rank)
-    shrink, most = _kernels("shrink").shrink, _kernels("shrink").MOST
+    shrink, most = _kernels("shrink").shrink, _kernels("shrink").most(f[0].shape[1] or 1)
     parts = [shrink(v, f[i : i + most], *seg, scale, plan) for i in range(0, len(f), most)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
