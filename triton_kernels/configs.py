@@ -90,7 +90,11 @@ OVERRIDES = {
         ("shrink of several factors", 16, 16, 64): Config(32),
         ("shrink of several factors", 32, 32, 64): Config(16, 8),
     },
-    "gfx9": {("gram of few slots", 16, 32, 128): Config(64, 8, stages=2)},
+    "gfx9": {
+        ("expand", 32, 32, 128): Config(16, 8, stages=1),
+        ("gram of few slots", 16, 32, 128): Config(64, 8, stages=2),
+        ("gram of few slots", 32, 32, 128): Config(64, 8, stages=2),
+    },
     "gfx11": {
         ("expand", 16, 16, 128): Config(16, 16, stages=1),
         ("expand", 16, 32, 128): Config(16, 16, stages=1),

@@ -1,7 +1,7 @@
 """What every kernel may take, and what it takes. `python tests/helpers/budgets.py` measures all and writes budgets.json.
 
 A row of budgets.json: registers of a thread, bytes of shared memory of a program or block. Local memory, where spilled
-registers go, is 0 everywhere. Triton's rows begin with an architecture, are for a layer of width 4096 and hold for Triton 3.6,
+registers go, is 0 but for the rows that name it: some of fp16 beside fp32 and of rank 128 on gfx1100. Triton's rows begin with an architecture, are for a layer of width 4096 and hold for Triton 3.6,
 whose assembler counts registers otherwise than its successors'; rows named "nvcc ..." are the CUDA library's for sm_90, by
 nvcc 13.0.
 """
@@ -127,8 +127,10 @@ def main():
     rows = {}
     for architecture in targets.SHARED:
         for name, k in triton(architecture).items():
-            assert not k.local, f"{architecture} {name}: {k.local} bytes of spills"
-            rows[f"{architecture} {name}"] = {"registers": k.registers, "shared": k.shared}
+            assert not k.local or architecture == "gfx1100", f"{architecture} {name}: {k.local} bytes of spills"
+            rows[f"{architecture} {name}"] = {"registers": k.registers, "shared": k.shared} | (
+                {"local": k.local} if k.local else {}
+            )
     for name, row in library(Path(__file__).parents[2] / "tmem/libtmem_cuda.so").items():
         rows[name] = {"registers": row["registers"], "shared": row["shared"]}
     FILE.write_text(laid_out(dict(sorted(rows.items()))) + "\n")
