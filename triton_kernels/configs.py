@@ -93,7 +93,7 @@ OVERRIDES = {
     "gfx9": {
         ("expand", 32, 32, 128): Config(16, 8, stages=1),
         ("gram of few slots", 16, 32, 128): Config(64, 8, stages=2),
-        ("gram of few slots", 32, 32, 128): Config(64, 8, stages=2),
+        ("gram of few slots", 32, 32, 128): Config(16, 8, stages=2),
     },
     "gfx11": {
         ("expand", 16, 16, 128): Config(16, 16, stages=1),

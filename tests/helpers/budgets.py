@@ -1,9 +1,9 @@
 """What every kernel may take, and what it takes. `python tests/helpers/budgets.py` measures all and writes budgets.json.
 
 A row of budgets.json: registers of a thread, bytes of shared memory of a program or block. Local memory, where spilled
-registers go, is 0 but for the rows that name it: some of fp16 beside fp32 and of rank 128 on gfx1100. Triton's rows begin with an architecture, are for a layer of width 4096 and hold for Triton 3.6,
-whose assembler counts registers otherwise than its successors'; rows named "nvcc ..." are the CUDA library's for sm_90, by
-nvcc 13.0.
+registers go, is 0 but for the rows that name it: some of fp16 beside fp32 and of rank 128 on gfx1100. Triton's rows begin
+with an architecture, are for a layer of width 4096 and hold for Triton 3.6, whose assembler counts registers otherwise than
+its successors'; rows named "nvcc ..." are the CUDA library's for sm_90, by nvcc 13.0.
 """
 
 import functools
