@@ -5,10 +5,10 @@ Notation. M rows are cut into G contiguous segments, `seg_off` int32 [G+1] from 
 the R stored rows of its factor `f[slot]` [R, D], last dimension contiguous; `f` [1, R, D] is shared by all slots.
 
 Rounding.
-  activations fp32 or bf16, factors fp32 or bf16 (independently): every operand is widened to fp32 (exact), products
+  activations and factors fp32, bf16 or fp16 (independently): every operand is widened to fp32 (exact), products
   are summed in fp32, `scale` multiplies the finished fp32 sum, and z and all gradients g stay fp32.
   expand adds its finished fp32 sum to o widened to fp32 and rounds once, to nearest even, to o's dtype.
-  lora_linear in bf16 therefore rounds twice: the base product with its bias, then the sum with the adapter's part.
+  lora_linear in 16 bits therefore rounds twice: the base product with its bias, then the sum with the adapter's part.
   all fp64: the same with fp64 in place of fp32; `scale` stays fp32 and is widened.
   bank_step_: scalars (1 - lr·wd, 1 - beta, bias corrections, clip coefficient) are computed in fp64 and rounded once to
   the dtype of the row; the elementwise part runs in that dtype; the squares of the norm are summed in fp64.
@@ -195,7 +195,7 @@ def bank_step_(
     AdamW             :  m = m + (1-β1)(g - m);  v = β2·v + (1-β2)·g²
                          param = param·(1 - lr·wd) - lr/(1-β1ᵗ) · m / (√v/√(1-β2ᵗ) + eps)
     A row whose norm is not finite in fp32 keeps everything else, step included.
-    copy bf16 [S,P], if given, receives the new parameters of the rows that moved, rounded to nearest even.
+    copy bf16 or fp16 [S,P], if given, receives the new parameters of the rows that moved, rounded to nearest even.
     """
     norms = torch.zeros(param.shape[0], dtype=torch.float32, device=param.device)
     for s in active.nonzero().flatten().tolist():

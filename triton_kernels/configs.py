@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 FEW = 4  # slots whose programs, each of a slot and 128 columns, would leave most of a GPU without work
-RANKS = (16, 32, 64)  # stored ranks are padded to one of these: a matrix unit's smallest operand has 16 columns
+RANKS = (16, 32, 64, 128)  # stored ranks are padded to one of these: a matrix unit's smallest operand has 16 columns
 
 
 @dataclass(frozen=True)
@@ -31,34 +31,34 @@ class Config:
 # sm_90 allow without spilling, so that many bytes are in flight.
 TABLE = {
     "shrink": {
-        (16, 16): (Config(128), Config(128), Config(64)),
-        (16, 32): (Config(128), Config(128, stages=3), Config(64)),
-        (32, 16): (Config(64), Config(64), Config(32)),
-        (32, 32): (Config(64), Config(32), Config(32)),
+        (16, 16): (Config(128), Config(128), Config(64), Config(64, stages=3)),
+        (16, 32): (Config(128), Config(128, stages=3), Config(64), Config(64, stages=3)),
+        (32, 16): (Config(64), Config(64), Config(32), Config(64, stages=3)),
+        (32, 32): (Config(64), Config(32), Config(32), Config(32)),
     },
-    "shrink of several factors": {
+    "shrink of several factors": {  # which share a launch up to rank 64
         (16, 16): (Config(128), Config(128), Config(64)),
         (16, 32): (Config(64), Config(32), Config(32, 8)),
         (32, 16): (Config(64), Config(64), Config(32)),
         (32, 32): (Config(32), Config(32, 8), Config(32, 8)),
     },
     "expand": {
-        (16, 16): (Config(128, stages=1), Config(128, stages=1), Config(128, stages=1)),
-        (16, 32): (Config(128, stages=1), Config(128, stages=1), Config(128, stages=1)),
-        (32, 16): (Config(64, stages=1), Config(64, stages=1), Config(64, stages=1)),
-        (32, 32): (Config(64, stages=1), Config(64, stages=1), Config(32, stages=1)),
+        (16, 16): (Config(128, stages=1), Config(128, stages=1), Config(128, stages=1), Config(64, stages=1)),
+        (16, 32): (Config(128, stages=1), Config(128, stages=1), Config(128, stages=1), Config(64, stages=1)),
+        (32, 16): (Config(64, stages=1), Config(64, stages=1), Config(64, stages=1), Config(32, stages=1)),
+        (32, 32): (Config(64, stages=1), Config(64, stages=1), Config(32, stages=1), Config(32, 8, stages=1)),
     },
     "backward": {
-        (16, 16): (Config(128, stages=3, rows=128), Config(128, stages=3), Config(64)),
-        (16, 32): (Config(64, rows=128), Config(64), Config(64, 8, 3)),
+        (16, 16): (Config(128, stages=3, rows=128), Config(128, stages=3), Config(64), Config(64, 8, 3)),
+        (16, 32): (Config(64, rows=128), Config(64), Config(64, 8, 3), Config(32, 8, 3)),
     },
     "gram": {
-        (16, 32): (Config(128, 8, 3, 128), Config(128, stages=2), Config(128, stages=2)),
-        (32, 32): (Config(64), Config(64, stages=3), Config(64, stages=2)),
+        (16, 32): (Config(128, 8, 3, 128), Config(128, stages=2), Config(128, stages=2), Config(64, 8, 2)),
+        (32, 32): (Config(64), Config(64, stages=3), Config(64, stages=2), Config(64, 8, 2)),
     },
     "gram of few slots": {
-        (16, 32): (Config(32, rows=128), Config(32), Config(32)),
-        (32, 32): (Config(32), Config(32), Config(32)),
+        (16, 32): (Config(32, rows=128), Config(32), Config(32), Config(32, 8, 3)),
+        (32, 32): (Config(32), Config(32), Config(32), Config(32, 8, 3)),
     },
 }
 
@@ -75,28 +75,45 @@ _MMA_SYNC = {  # operands of a product take registers, which wgmma and tcgen05 l
     ("shrink of several factors", 16, 16, 32): Config(64),
     ("shrink of several factors", 16, 16, 64): Config(32),
     ("shrink of several factors", 32, 16, 64): Config(16),
+    ("shrink of several factors", 32, 32, 32): Config(16, 8),
     ("shrink of several factors", 32, 32, 64): Config(16, 8, stages=1),
     ("expand", 16, 16, 64): Config(64, stages=1),
     ("expand", 16, 32, 64): Config(64, stages=1),
     ("gram", 16, 32, 64): Config(64, stages=3),
     ("gram", 32, 32, 64): Config(32, stages=3),
     ("gram of few slots", 16, 32, 64): Config(16),
+    ("shrink", 32, 32, 64): Config(32, 8),
+    ("shrink", 16, 32, 128): Config(64, 8, stages=3),
+    ("shrink", 32, 16, 128): Config(32, 8, stages=3),
+    ("shrink", 32, 32, 128): Config(32, 8, stages=3),
+    ("expand", 16, 16, 128): Config(32, 8, stages=1),
+    ("expand", 16, 32, 128): Config(32, 8, stages=1),
+    ("expand", 32, 32, 128): Config(16, 8, stages=1),
+    ("gram", 32, 32, 128): Config(32, 8, stages=2),
 }
 OVERRIDES = {
-    "sm_80": _MMA_SYNC,
+    "sm_80": {**_MMA_SYNC, ("expand", 32, 32, 128): Config(16, stages=1)},
     "sm_89": _MMA_SYNC,
     "sm_90": {},
     "sm_100": {("gram", 32, 32, 64): Config(32, 8, 2), ("gram of few slots", 32, 32, 64): Config(16, 8, 2)},
     "sm_120": {
         **_MMA_SYNC,
-        ("shrink of several factors", 32, 32, 32): Config(16, 8),
+        ("shrink of several factors", 16, 16, 64): Config(32),
         ("shrink of several factors", 32, 32, 64): Config(16, 8),
     },
-    "gfx9": {},
+    "gfx9": {
+        ("expand", 32, 32, 128): Config(16, 8, stages=1),
+        ("gram of few slots", 16, 32, 128): Config(64, 8, stages=2),
+        ("gram of few slots", 32, 32, 128): Config(16, 8, stages=2),
+    },
     "gfx11": {
         ("backward", 16, 16, 64): Config(16, 16, 2, few=64),
         ("backward", 16, 32, 64): Config(16, 16, 2, few=64),
         ("gram", 16, 32, 16): Config(16, 4, 2),
+        ("expand", 16, 16, 128): Config(16, 16, stages=1),
+        ("expand", 16, 32, 128): Config(16, 16, stages=1),
+        ("expand", 32, 16, 128): Config(16, 16, stages=1),
+        ("expand", 32, 32, 128): Config(16, 16, stages=1),
         ("shrink of several factors", 32, 32, 64): Config(16, 16, stages=2),
         ("gram", 16, 32, 64): Config(32, 16, stages=2),
         ("gram of few slots", 16, 32, 64): Config(16, 16, stages=2),
@@ -141,7 +158,12 @@ def chosen(architecture: str, kernel: str, activation: int, factor: int, rank: i
     return c
 
 
+def _bits(dtype: torch.dtype, other: torch.dtype) -> int:
+    """Of an element beside one of another dtype: fp16 is split there, as fp32 is."""
+    return 16 if dtype == torch.bfloat16 or dtype == other == torch.float16 else 32
+
+
 def config(kernel: str, activation: torch.dtype, factor: torch.dtype, ranks: int) -> Config:
     """The configuration of `kernel` on the current GPU for these element types and this many stored ranks."""
     where = "sm_90" if knobs.runtime.interpret else _architecture(driver.active, driver.active.get_current_device())
-    return chosen(where, kernel, 8 * activation.itemsize, 8 * factor.itemsize, padded_rank(ranks))
+    return chosen(where, kernel, _bits(activation, factor), _bits(factor, activation), padded_rank(ranks))

@@ -27,7 +27,7 @@ def _expand_rows(
     if (o.dtype.element_ty == tl.float32) or (f.dtype.element_ty != tl.float32):
         sum = dot(x, y, sum)
     else:
-        sum = dot_in(x, y, sum, o.dtype.element_ty)
+        sum = dot_in(x, y, sum)
     stale = is_stale(seg_off, seg_slot, segments, slot, first, left, what, TILE)
     if RP >= 64:
         before = tl.load(at, mask & (r > 0), other=0.0)

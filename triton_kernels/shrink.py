@@ -11,6 +11,11 @@ from .plan import TILE, is_few, is_stale, row_stride, slot_stride, tile_of, tile
 MOST = 3  # factors that share one read of v: q, k and v
 
 
+def most(ranks: int) -> int:
+    """How many factors of so many stored ranks share a launch: the sums of several of rank 128 do not fit into registers."""
+    return MOST if padded_rank(ranks) <= 64 else 1
+
+
 @triton.jit
 def factor_of(f, slot, slot_stride, rank_stride, j, d, r, D: tl.constexpr):
     """f[slot, j, d] as [BD, RP]: the live ranks alone are read."""
@@ -79,7 +84,7 @@ def shrink_kernel(
 
 
 def shrink(v, factors, seg_off, seg_slot, rank, scale, plan):
-    """v [M,D], 1 to 3 factors [S or 1,R,D] -> z fp32 [P,M,R]. Last dimensions contiguous; plan: see plan.py."""
+    """v [M,D], 1 to most(R) factors [S or 1,R,D] -> z fp32 [P,M,R]. Last dimensions contiguous; plan: see plan.py."""
     (rows, width), ranks, count = v.shape, factors[0].shape[1], len(factors)
     z = torch.empty(count, rows, ranks, dtype=torch.float32, device=v.device)
     if rows == 0 or ranks == 0:

@@ -112,7 +112,7 @@ def move_kernel(
 
 def step(param, grad, m, v, count, hyper, active, copy, clear=True):
     """param, grad, m, v fp32 [S,P], m and v both or neither; count int32 and active bool [S]; hyper fp32 or fp64 [S,6];
-    copy bf16 [S,P] or None -> norms fp32 [S]. Last dimensions contiguous; all but hyper and active are written."""
+    copy bf16 or fp16 [S,P] or None -> norms fp32 [S]. Last dimensions contiguous; all but hyper and active are written."""
     rows, width = param.shape
     norms = torch.empty(rows, dtype=torch.float32, device=param.device)
     if rows == 0:

@@ -48,13 +48,13 @@ static Expand expand_of(const Segments& seg, const Tensor& o, const Tensor& z, c
 
 static void run_shrink(Pair pair, const Segments& seg, const Tensor& v, const Tensor& f, const Tensor& scale, void* z) {
   const Shrink a = shrink_of(seg, v, f, scale, z);
-  const auto kernel = kernels().shrink[pair];
+  const auto kernel = kernels().shrink[pair.activation][pair.factor];
   share_rows(v.size(0), a.ranks * a.width, [&](int64_t first, int64_t end) { kernel(a, first, end); });
 }
 
 static void run_expand(Pair pair, const Segments& seg, const Tensor& o, const Tensor& z, const Tensor& f) {
   const Expand a = expand_of(seg, o, z, f);
-  const auto kernel = kernels().expand[pair];
+  const auto kernel = kernels().expand[pair.activation][pair.factor];
   share_rows(o.size(0), f.size(1) * a.width, [&](int64_t first, int64_t end) { kernel(a, first, end); });
 }
 
@@ -63,8 +63,8 @@ static void run_adapter(Pair down, Pair up, const Segments& seg, const Tensor& x
                         const Tensor& z, const Tensor& y, const Tensor& bt) {
   const Shrink shrink = shrink_of(seg, x, a, scale, z.mutable_data_ptr());
   const Expand expand = expand_of(seg, y, z, bt);
-  const auto first_kernel = kernels().shrink[down];
-  const auto second_kernel = kernels().expand[up];
+  const auto first_kernel = kernels().shrink[down.activation][down.factor];
+  const auto second_kernel = kernels().expand[up.activation][up.factor];
   share_rows(z.size(0), shrink.ranks * (shrink.width + expand.width), [&](int64_t first, int64_t end) {
     first_kernel(shrink, first, end);
     second_kernel(expand, first, end);

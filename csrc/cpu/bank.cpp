@@ -77,7 +77,8 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
   }
   const int64_t rows = param.size(0), width = param.size(1);
   if (copy) {
-    check_dtype(op, "copy", *copy, ScalarType::BFloat16);
+    const bool half = copy->scalar_type() == ScalarType::Half;
+    check_dtype(op, "copy", *copy, half ? ScalarType::Half : ScalarType::BFloat16);
     check_dim(op, "copy", *copy, 2);
     check_size(op, "copy", *copy, 0, rows);
     check_size(op, "copy", *copy, 1, width);
@@ -129,6 +130,7 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
     u.v = v ? at(second.rows(), s, column) : nullptr;
     u.copy = copy ? at(third.rows(), s, column) : nullptr;
     u.clear = clear;
+    u.copy_type = copy ? element_of(*copy) : BF16;
     if (std::isfinite(norm[s]))
       kernels().update[element](u);
     else if (clear)

@@ -12,18 +12,25 @@
 #define TMEM_JOIN(a, b) TMEM_JOIN2(a, b)
 #define TMEM_TEXT2(a) #a
 #define TMEM_TEXT(a) TMEM_TEXT2(a)
+#define TMEM_FACTORS(kernel, T) {kernel<T, float>, kernel<T, bf16>, kernel<T, f16>, nullptr}
+#define TMEM_PAIRS(kernel)                                                                          \
+  {                                                                                                 \
+    TMEM_FACTORS(kernel, float), TMEM_FACTORS(kernel, bf16), TMEM_FACTORS(kernel, f16), {           \
+      nullptr, nullptr, nullptr, kernel<double, double>                                             \
+    }                                                                                               \
+  }
 
 namespace tmem {
 
 extern const Kernels TMEM_JOIN(kernels_, TMEM_ISA);
 const Kernels TMEM_JOIN(kernels_, TMEM_ISA) = {
     TMEM_TEXT(TMEM_ISA),
-    {shrink<float, float>, shrink<float, bf16>, shrink<bf16, float>, shrink<bf16, bf16>, shrink<double, double>},
-    {expand<float, float>, expand<float, bf16>, expand<bf16, float>, expand<bf16, bf16>, expand<double, double>},
-    {gram<float>, gram<bf16>, gram<double>},
-    {sum_of_squares<float>, nullptr, sum_of_squares<double>},
-    {update<float>, nullptr, update<double>},
-    {attend<float>, attend<bf16>, attend<double>},
+    TMEM_PAIRS(shrink),
+    TMEM_PAIRS(expand),
+    {gram<float>, gram<bf16>, gram<f16>, gram<double>},
+    {sum_of_squares<float>, nullptr, nullptr, sum_of_squares<double>},
+    {update<float>, nullptr, nullptr, update<double>},
+    {attend<float>, attend<bf16>, attend<f16>, attend<double>},
     skinny,
     {widen<float>, widen<bf16>, widen<f16>},
     {magnitude<float, uint32_t>, magnitude<bf16, uint16_t>, magnitude<f16, uint16_t>},

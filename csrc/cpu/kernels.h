@@ -49,8 +49,16 @@ struct Gram {  // g[slot,j,d] += sum over one slot's rows of z[m,j] * v[m,d]
   bool fresh;  // what g holds counts as zero
 };
 
-struct Update {  // one stretch of one row of the bank; scalars ready to use, m and v null for SGD, copy (bf16) if kept
+// Element types. A kernel of a pair takes an activation and a factor: double comes with double alone.
+enum Element { F32, BF16, F16, F64, ELEMENTS };
+
+struct Pair {
+  Element activation, factor;
+};
+
+struct Update {  // one stretch of one row of the bank; scalars ready to use, m and v null for SGD, copy null if none is kept
   void *param, *grad, *m, *v, *copy;
+  Element copy_type;  // BF16 or F16
   int64_t count;
   double clip, keep, rate, one_minus_beta1, beta2, one_minus_beta2, root_correction2, eps;
   bool clear;  // the gradient is zeroed
@@ -80,17 +88,14 @@ struct Attend {
 
 constexpr int64_t DEPTH = 128;  // terms that are summed before the sum goes to memory
 
-// Pairs of (activation, factor) element types, and single element types.
-enum Pair { F32_F32, F32_BF16, BF16_F32, BF16_BF16, F64_F64, PAIRS };
-enum Element { F32, BF16, F64, ELEMENTS };
 enum Weight { W_F32, W_BF16, W_F16, WEIGHTS };
 
 // One set of kernels, compiled for one instruction set. Rows, and columns of g, are the caller's to share out: the bits
 // of an output do not depend on how.
 struct Kernels {
   const char* instructions;
-  void (*shrink[PAIRS])(const Shrink&, int64_t first_row, int64_t end_row);
-  void (*expand[PAIRS])(const Expand&, int64_t first_row, int64_t end_row);
+  void (*shrink[ELEMENTS][ELEMENTS])(const Shrink&, int64_t first_row, int64_t end_row);
+  void (*expand[ELEMENTS][ELEMENTS])(const Expand&, int64_t first_row, int64_t end_row);
   void (*gram[ELEMENTS])(const Gram&, const int64_t* segments, int64_t count, int64_t first_column, int64_t end_column);
   double (*sum_of_squares[ELEMENTS])(const void* x, int64_t count);
   void (*update[ELEMENTS])(const Update&);

@@ -43,25 +43,27 @@ inline void check_dtype(const char* op, const char* name, const Tensor& x, Scala
 inline void check_activation(const char* op, const char* name, const Tensor& x) {
   check_cpu(op, name, x);
   const ScalarType t = x.scalar_type();
-  STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::BFloat16 || t == ScalarType::Double, op, ": ", name,
-                  " must be Float, BFloat16 or Double, got ", torch::headeronly::toString(t));
+  STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::BFloat16 || t == ScalarType::Half || t == ScalarType::Double,
+                  op, ": ", name, " must be Float, BFloat16, Half or Double, got ", torch::headeronly::toString(t));
+}
+
+inline Element element_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Double: return F64;
+    case ScalarType::BFloat16: return BF16;
+    case ScalarType::Half: return F16;
+    default: return F32;
+  }
 }
 
 inline Pair pair_of(const char* op, const char* name, const Tensor& activation, const Tensor& factor) {
   check_activation(op, name, factor);
-  const ScalarType a = activation.scalar_type(), f = factor.scalar_type();
-  STD_TORCH_CHECK((a == ScalarType::Double) == (f == ScalarType::Double), op, ": ", name,
-                  " must be Double exactly when the activation is, got ", torch::headeronly::toString(f), " and ",
-                  torch::headeronly::toString(a));
-  if (a == ScalarType::Double) return F64_F64;
-  const bool bf16 = f == ScalarType::BFloat16;
-  if (a == ScalarType::BFloat16) return bf16 ? BF16_BF16 : BF16_F32;
-  return bf16 ? F32_BF16 : F32_F32;
-}
-
-inline Element element_of(const Tensor& x) {
-  if (x.scalar_type() == ScalarType::Double) return F64;
-  return x.scalar_type() == ScalarType::BFloat16 ? BF16 : F32;
+  const Pair pair = {element_of(activation), element_of(factor)};
+  STD_TORCH_CHECK((pair.activation == F64) == (pair.factor == F64), op, ": ", name,
+                  " must be Double exactly when the activation is, got ",
+                  torch::headeronly::toString(factor.scalar_type()), " and ",
+                  torch::headeronly::toString(activation.scalar_type()));
+  return pair;
 }
 
 inline Factor factor(const Tensor& f) {

@@ -18,6 +18,7 @@ static const Kernels& choose() {
   const char* asked = std::getenv("TMEM_CPU");
   const auto wanted = [asked](const Kernels& k) { return !asked || !*asked || std::string(asked) == k.instructions; };
 #ifdef TMEM_X86
+  // Processors with both have F16C too: together they are the third level of x86-64.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

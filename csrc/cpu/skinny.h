@@ -67,23 +67,6 @@ void skinny(const tmem::Skinny& s, int64_t row, int64_t end_row) {
   }
 }
 
-struct f16 {
-  uint16_t bits;
-};
-
-TMEM_INLINE f32v load(const f16* p) {
-  u16h half;
-  memcpy(&half, p, sizeof half);
-  const u32v bits = __builtin_convertvector(half, u32v), size = bits & 0x7fffu, special = (u32v)(size >= 0x7c00u);
-  const f32v scaled = (f32v)(size << 13) * 0x1p112f;  // subnormals too
-  const u32v infinite = (size << 13) | 0x7f800000u;
-  return (f32v)((special & infinite) | (~special & (u32v)scaled) | (bits & 0x8000u) << 16);
-}
-
-TMEM_INLINE f32v wide(const float* p) { return load(p); }
-TMEM_INLINE f32v wide(const bf16* p) { return load(p); }
-TMEM_INLINE f32v wide(const f16* p) { return load(p); }
-
 // out [rows, columns], contiguous, from strides in elements.
 template <class W>
 void widen(const void* from, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns, float* out) {
@@ -93,11 +76,11 @@ void widen(const void* from, int64_t row_stride, int64_t column_stride, int64_t 
     W few[16] = {};
     int64_t j = 0;
     if (column_stride == 1)
-      for (; j + 16 <= columns; j += 16) store(to + j, wide(p + j));
+      for (; j + 16 <= columns; j += 16) store(to + j, load(p + j));
     for (; j < columns; j += 16) {
       const int64_t n = least(16, columns - j);
       for (int64_t k = 0; k < n; k++) few[k] = p[(j + k) * column_stride];
-      store_first(to + j, wide(few), n);
+      store_first(to + j, load(few), n);
     }
   }
 }
@@ -116,7 +99,7 @@ float magnitude(const void* from, int64_t row_stride, int64_t column_stride, int
   }
   W few[16] = {};
   memcpy(few, &most, sizeof most);
-  return wide(few)[0];
+  return load(few)[0];
 }
 
 }  // namespace

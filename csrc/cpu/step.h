@@ -63,8 +63,8 @@ TMEM_INLINE void update_all(const tmem::Update& a) {
 }
 
 // to = from, rounded to nearest even.
-template <class T>
-void narrow(const T* from, bf16* to, int64_t count) {
+template <class T, class H>
+void narrow(const T* from, H* to, int64_t count) {
   for (int64_t i = 0; i < count; i += 16) {
     const int64_t n = least(count - i, 16);
     float x[16] = {};
@@ -79,7 +79,10 @@ void update(const tmem::Update& a) {
     update_all<T, true>(a);
   else
     update_all<T, false>(a);
-  if (a.copy) narrow(static_cast<const T*>(a.param), static_cast<bf16*>(a.copy), a.count);
+  if (a.copy && a.copy_type == tmem::F16)
+    narrow(static_cast<const T*>(a.param), static_cast<f16*>(a.copy), a.count);
+  else if (a.copy)
+    narrow(static_cast<const T*>(a.param), static_cast<bf16*>(a.copy), a.count);
 }
 
 }  // namespace

@@ -3,12 +3,18 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 
 #define TMEM_INLINE static inline __attribute__((always_inline))
 
 namespace {
 
 struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
   uint16_t bits;
 };
 
@@ -19,7 +25,7 @@ typedef int64_t i64v __attribute__((vector_size(64)));
 typedef uint32_t u32v __attribute__((vector_size(64)));
 typedef uint16_t u16h __attribute__((vector_size(32)));
 
-// How an element is computed with: bf16 and float in float, double in double.
+// How an element is computed with: bf16, f16 and float in float, double in double.
 template <class T>
 struct Compute {
   using scalar = float;
@@ -48,6 +54,27 @@ TMEM_INLINE f32v load(const bf16* p) {
   memcpy(&half, p, sizeof half);
   return (f32v)(__builtin_convertvector(half, u32v) << 16);
 }
+#ifdef __AVX512F__
+constexpr __mmask16 ALL = 0xffff;  // of the plain intrinsics GCC 12 warns that they begin with what is not initialised
+#endif
+TMEM_INLINE f32v load(const f16* p) {
+#if defined(__AVX512F__)
+  return (f32v)_mm512_maskz_cvtph_ps(ALL, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  const __m256 part[2] = {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+                          _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + 1))};
+  f32v x;
+  memcpy(&x, part, sizeof x);
+  return x;
+#else
+  u16h half;
+  memcpy(&half, p, sizeof half);
+  const u32v bits = __builtin_convertvector(half, u32v), size = bits & 0x7fffu, special = (u32v)(size >= 0x7c00u);
+  const f32v scaled = (f32v)(size << 13) * 0x1p112f;  // subnormals too
+  const u32v infinite = (size << 13) | 0x7f800000u;
+  return (f32v)((special & infinite) | (~special & (u32v)scaled) | (bits & 0x8000u) << 16);
+#endif
+}
 
 TMEM_INLINE void store(float* p, f32v x) { memcpy(p, &x, sizeof x); }
 TMEM_INLINE void store(double* p, f64v x) { memcpy(p, &x, sizeof x); }
@@ -58,6 +85,26 @@ TMEM_INLINE void store(bf16* p, f32v x) {
   const u32v nan = (u32v)(x != x);
   const u16h half = __builtin_convertvector((nan & 0x7fc0u) | (~nan & rounded), u16h);
   memcpy(p, &half, sizeof half);
+}
+// To nearest, ties to even; from 65520 on infinity.
+TMEM_INLINE void store(f16* p, f32v x) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(ALL, (__m512)x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  __m256 part[2];
+  memcpy(part, &x, sizeof x);
+  for (int i = 0; i < 2; i++)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p) + i, _mm256_cvtps_ph(part[i], _MM_FROUND_TO_NEAREST_INT));
+#else
+  const u32v bits = (u32v)x, size = bits & 0x7fffffffu;
+  const u32v normal = (size + 0xfffu + ((size >> 13) & 1u) - (112u << 23)) >> 13;
+  const u32v small = (u32v)((f32v)size + 0.5f) - 0x3f000000u;  // the last bit of numbers from 0.5 on is the least subnormal
+  const u32v below = (u32v)(size < 0x38800000u), above = (u32v)(size >= 0x47800000u), nan = (u32v)(size > 0x7f800000u);
+  const u32v finite = (below & small) | (~below & normal);
+  const u32v rounded = (nan & 0x7e00u) | (~nan & ((above & 0x7c00u) | (~above & finite)));
+  const u16h half = __builtin_convertvector(rounded | (bits >> 16 & 0x8000u), u16h);
+  memcpy(p, &half, sizeof half);
+#endif
 }
 
 // The last n < lanes elements of a row: absent lanes are zero and are not stored.

@@ -10,6 +10,7 @@ namespace tmem::cuda {
 namespace {
 
 constexpr int THREADS = 128;
+static_assert(MOST_RANKS <= THREADS, "`up` sums one rank a thread");
 constexpr int64_t SLICE = THREADS * 8;  // elements one block covers, eight a thread
 constexpr int GROUP = 8;                // ranks whose loads are in flight together
 
@@ -161,11 +162,23 @@ cudaError_t run_up(const Decode& a, cudaStream_t stream) {
   return run(wide ? up<X, F, true> : up<X, F, false>, dim3(a.rows, slices(a.outputs)), THREADS, stream, a);
 }
 
+template <class T>
+struct Of {
+  using type = T;
+};
+
+// work(Of<T>) with the element type that `type` names.
+template <class Work>
+cudaError_t with(Type type, const Work& work) {
+  if (type == BF16) return work(Of<__nv_bfloat16>());
+  return type == F16 ? work(Of<__half>()) : work(Of<float>());
+}
+
 template <class X>
 cudaError_t run_both(const Decode& a, cudaStream_t stream) {
-  const cudaError_t status = a.a.type == BF16 ? run_down<X, __nv_bfloat16>(a, stream) : run_down<X, float>(a, stream);
+  const cudaError_t status = with(a.a.type, [&](auto f) { return run_down<X, typename decltype(f)::type>(a, stream); });
   if (status != cudaSuccess) return status;
-  return a.bt.type == BF16 ? run_up<X, __nv_bfloat16>(a, stream) : run_up<X, float>(a, stream);
+  return with(a.bt.type, [&](auto f) { return run_up<X, typename decltype(f)::type>(a, stream); });
 }
 
 }  // namespace
@@ -174,7 +187,7 @@ int64_t slices(int64_t width) { return (width + SLICE - 1) / SLICE; }
 
 cudaError_t decode(const Decode& a, cudaStream_t stream) {
   if (a.rows == 0 || a.outputs == 0 || a.ranks == 0 || a.width == 0) return cudaSuccess;
-  return a.type == BF16 ? run_both<__nv_bfloat16>(a, stream) : run_both<float>(a, stream);
+  return with(a.type, [&](auto x) { return run_both<typename decltype(x)::type>(a, stream); });
 }
 
 }  // namespace tmem::cuda

@@ -1,13 +1,12 @@
 // What the launchers and the CUDA kernels agree on: plain pointers, sizes and strides (in elements), a stream; no torch.
 #pragma once
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
 namespace tmem::cuda {
 
-enum Type { F32, BF16 };
+enum Type { F32, BF16, F16 };
 
 // Last dimension contiguous. A shared factor has slot_stride 0.
 struct Factor {
@@ -16,7 +15,7 @@ struct Factor {
   int64_t slot_stride, rank_stride;
 };
 
-constexpr int64_t MOST_RANKS = 64;  // stored ranks of a factor that decode takes
+constexpr int64_t MOST_RANKS = 128;  // stored ranks of a factor that decode takes
 
 // y[m,:] += (scale[slot]·x[m] A[slot]ᵀ) Bt[slot], slot = row_slot[m]; -1 leaves the row alone.
 struct Decode {
@@ -40,10 +39,11 @@ struct Scalars {
   int32_t live;  // 0: the gradient's norm is not finite, the row stays
 };
 
-// One optimizer step of the active rows; m and v null: SGD; copy null: no bf16 copy is kept.
+// One optimizer step of the active rows; m and v null: SGD; copy null: no copy in 16 bits is kept.
 struct Step {
   float *param, *grad, *m, *v;
-  __nv_bfloat16* copy;
+  void* copy;
+  Type copy_type;  // BF16 or F16
   int32_t* step;
   const void* hyper;
   bool hyper_double, clear;  // clear: gradients of active rows are zeroed

@@ -17,9 +17,9 @@ static void check_column(const char* op, const char* name, const Tensor& x, cons
 
 static cuda::Type type_of(const char* op, const char* name, const Tensor& x) {
   const ScalarType t = x.scalar_type();
-  STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::BFloat16, op, ": ", name,
-                  " must be Float or BFloat16 on a GPU, got ", torch::headeronly::toString(t));
-  return t == ScalarType::BFloat16 ? cuda::BF16 : cuda::F32;
+  STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::BFloat16 || t == ScalarType::Half, op, ": ", name,
+                  " must be Float, BFloat16 or Half on a GPU, got ", torch::headeronly::toString(t));
+  return t == ScalarType::BFloat16 ? cuda::BF16 : t == ScalarType::Half ? cuda::F16 : cuda::F32;
 }
 
 static void check_factor(const char* op, const char* name, const Tensor& f, const Tensor& like, int64_t slots,
@@ -29,9 +29,8 @@ static void check_factor(const char* op, const char* name, const Tensor& f, cons
   type_of(op, name, f);
 }
 
-static cuda::Factor factor(const Tensor& f) {
-  return {f.const_data_ptr(), f.scalar_type() == ScalarType::BFloat16 ? cuda::BF16 : cuda::F32,
-          f.size(0) == 1 ? 0 : f.stride(0), f.stride(1)};
+static cuda::Factor factor(const char* op, const char* name, const Tensor& f) {
+  return {f.const_data_ptr(), type_of(op, name, f), f.size(0) == 1 ? 0 : f.stride(0), f.stride(1)};
 }
 
 void lora_decode_(const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& bt, const Tensor& row_slot,
@@ -60,7 +59,7 @@ void lora_decode_(const Tensor& y, const Tensor& x, const Tensor& a, const Tenso
   cuda::Decode d = {};
   d.x = lines.const_data_ptr(), d.x_stride = lines.stride(0);
   d.y = written.rows().mutable_data_ptr(), d.y_stride = written.rows().stride(0);
-  d.type = type_of(op, "y", y), d.a = factor(down), d.bt = factor(up);
+  d.type = type_of(op, "y", y), d.a = factor(op, "a", down), d.bt = factor(op, "bt", up);
   d.row_slot = read<int32_t>(names), d.rank = read<int32_t>(ranks_of), d.scale = read<float>(scales);
   d.planes = static_cast<float*>(planes.mutable_data_ptr());
   d.rows = rows, d.slots = slots, d.ranks = ranks, d.width = width, d.outputs = outputs;
@@ -84,7 +83,8 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
   check_bank("param", param, ScalarType::Float);
   check_bank("grad", grad, ScalarType::Float);
   if (m) check_bank("m", *m, ScalarType::Float), check_bank("v", *v, ScalarType::Float);
-  if (copy) check_bank("copy", *copy, ScalarType::BFloat16);
+  const bool half = copy && copy->scalar_type() == ScalarType::Half;
+  if (copy) check_bank("copy", *copy, half ? ScalarType::Half : ScalarType::BFloat16);
   check_column(op, "step", step, param, ScalarType::Int, rows);
   check_column(op, "active", active, param, ScalarType::Bool, rows);
   check_tensor(op, "hyper", hyper, param, 2);
@@ -108,7 +108,8 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
   s.grad = at(g), s.grad_stride = g.rows().stride(0);
   if (m) s.m = at(first), s.m_stride = first.rows().stride(0), s.v = at(second), s.v_stride = second.rows().stride(0);
   if (copy)
-    s.copy = static_cast<__nv_bfloat16*>(third.rows().mutable_data_ptr()), s.copy_stride = third.rows().stride(0);
+    s.copy = third.rows().mutable_data_ptr(), s.copy_stride = third.rows().stride(0);
+  s.copy_type = half ? cuda::F16 : cuda::BF16;
   s.step = static_cast<int32_t*>(count.mutable_data_ptr());
   s.hyper = settings.const_data_ptr(), s.hyper_stride = settings.stride(0), s.hyper_double = in_double;
   s.clear = clear;

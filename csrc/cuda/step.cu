@@ -131,7 +131,11 @@ __device__ __forceinline__ void move(const Step& a, const Scalars& s, int64_t ro
       for (int i = 0; i < 8; i++) p[i] = s.keep * p[i] - s.rate * (s.clip * g[i]);
     }
     store8<WIDE>(at, n, p);
-    if (a.copy) store8<WIDE>(a.copy + row * a.copy_stride + d, n, p);
+    const int64_t to = row * a.copy_stride + d;
+    if (a.copy && a.copy_type == F16)
+      store8<WIDE>(static_cast<__half*>(a.copy) + to, n, p);
+    else if (a.copy)
+      store8<WIDE>(static_cast<__nv_bfloat16*>(a.copy) + to, n, p);
   }
   if (a.clear) store8<WIDE>(grad, n, zero);
 }
@@ -196,7 +200,7 @@ cudaError_t step(const Step& a, cudaStream_t stream) {
   if (a.rows == 0) return cudaSuccess;
   const int64_t pieces = a.rows * ((a.width + PIECE - 1) / PIECE);
   const bool wide = aligned(a.param, a.param_stride) && aligned(a.grad, a.grad_stride) && aligned(a.m, a.m_stride) &&
-                    aligned(a.v, a.v_stride) && aligned(a.copy, a.copy_stride);
+                    aligned(a.v, a.v_stride) && aligned(static_cast<const __half*>(a.copy), a.copy_stride);
   return run_together(wide ? walk<true> : walk<false>, pieces > 0 ? pieces : 1, THREADS, stream, a);
 }
 

@@ -3,6 +3,7 @@
 // together. A branch around a load and its use, as in load8, would wait for each in turn.
 #pragma once
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cstdint>
 
@@ -10,6 +11,11 @@ namespace tmem::cuda {
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+
+// To nearest, ties to even.
+__device__ __forceinline__ void narrow(float x, __nv_bfloat16& out) { out = __float2bfloat16_rn(x); }
+__device__ __forceinline__ void narrow(float x, __half& out) { out = __float2half_rn(x); }
 
 template <class F>
 struct Whole;
@@ -24,6 +30,20 @@ struct Whole<__nv_bfloat16> {
     for (int i = 0; i < 4; i++) {
       out[2 * i] = __uint_as_float(word[i] << 16);
       out[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
+    }
+  }
+};
+
+template <>
+struct Whole<__half> {
+  uint4 words;
+  __device__ __forceinline__ void load(const __half* p) { words = *reinterpret_cast<const uint4*>(p); }
+  __device__ __forceinline__ void widen(float (&out)[8]) const {
+    const uint32_t word[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      out[2 * i] = __half2float(__ushort_as_half(static_cast<uint16_t>(word[i])));
+      out[2 * i + 1] = __half2float(__ushort_as_half(static_cast<uint16_t>(word[i] >> 16)));
     }
   }
 };
@@ -52,17 +72,17 @@ __device__ __forceinline__ void load8(const F* p, int64_t n, float (&out)[8]) {
   }
 }
 
-template <bool WIDE>
-__device__ __forceinline__ void store8(__nv_bfloat16* p, int64_t n, const float (&x)[8]) {
+template <bool WIDE, class H>
+__device__ __forceinline__ void store8(H* p, int64_t n, const float (&x)[8]) {
   if (WIDE && n >= 8) {
-    alignas(16) __nv_bfloat16 out[8];
+    alignas(16) H out[8];
 #pragma unroll
-    for (int i = 0; i < 8; i++) out[i] = __float2bfloat16_rn(x[i]);
+    for (int i = 0; i < 8; i++) narrow(x[i], out[i]);
     *reinterpret_cast<uint4*>(p) = *reinterpret_cast<const uint4*>(out);
   } else {
 #pragma unroll
     for (int i = 0; i < 8; i++)
-      if (i < n) p[i] = __float2bfloat16_rn(x[i]);
+      if (i < n) narrow(x[i], p[i]);
   }
 }
 

@@ -1,9 +1,9 @@
 """What every kernel may take, and what it takes. `python tests/helpers/budgets.py` measures all and writes budgets.json.
 
 A row of budgets.json: registers of a thread, bytes of shared memory of a program or block. Local memory, where spilled
-registers go, is 0 everywhere. Triton's rows begin with an architecture, are for a layer of width 4096 and hold for Triton 3.6,
-whose assembler counts registers otherwise than its successors'; rows named "nvcc ..." are the CUDA library's for sm_90, by
-nvcc 13.0.
+registers go, is 0 but for the rows that name it: some of fp16 beside fp32 and of rank 128 on gfx1100. Triton's rows begin
+with an architecture, are for a layer of width 4096 and hold for Triton 3.6, whose assembler counts registers otherwise than
+its successors'; rows named "nvcc ..." are the CUDA library's for sm_90, by nvcc 13.0.
 """
 
 import functools
@@ -22,7 +22,7 @@ from tmem.testing import make_case
 from tmem.triton_kernels import backward, configs, copy, decode, expand, gram, plan, shrink, step
 
 FILE = Path(__file__).with_suffix(".json")
-TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 @functools.cache
@@ -33,14 +33,18 @@ def launches(width: int = 4096) -> dict[str, tuple]:
     many = torch.ones(configs.FEW + 1, dtype=torch.int32)  # slots
     named = torch.zeros(64, dtype=torch.int32)
     for dtype, factor_dtype, ranks in itertools.product(TYPES, TYPES, configs.RANKS):
+        if {dtype, factor_dtype} == {torch.bfloat16, torch.float16}:
+            continue
         case = make_case([20, 44], [0, 1], [ranks] * 2, k=width, n=width, dtype=dtype, factor_dtype=factor_dtype, bias=False)
         x, a, seg, z = case.x, case.a, case.seg, torch.zeros(64, ranks)
         down_and_up = decode.decode, (x, x, a, a, named, case.rank, case.scale)
         own = {"plan": (plan.plan, (*seg, 64), 0)} if not found else {}
         own |= {
             "shrink": (shrink.shrink, (x, [a], *seg, case.scale, p), 0),
-            "shrink of 2": (shrink.shrink, (x, [a] * 2, *seg, case.scale, p), 0),
-            "shrink of 3": (shrink.shrink, (x, [a] * 3, *seg, case.scale, p), 0),
+            **{
+                f"shrink of {n}": (shrink.shrink, (x, [a] * n, *seg, case.scale, p), 0)
+                for n in range(2, shrink.most(ranks) + 1)
+            },
             "expand": (expand.expand, (x, z, a, *seg, p), 0),
             "decode down": (*down_and_up, 0),
             "decode up": (*down_and_up, 1),
@@ -126,8 +130,10 @@ def main():
     rows = {}
     for architecture in targets.SHARED:
         for name, k in triton(architecture).items():
-            assert not k.local, f"{architecture} {name}: {k.local} bytes of spills"
-            rows[f"{architecture} {name}"] = {"registers": k.registers, "shared": k.shared}
+            assert not k.local or architecture == "gfx1100", f"{architecture} {name}: {k.local} bytes of spills"
+            rows[f"{architecture} {name}"] = {"registers": k.registers, "shared": k.shared} | (
+                {"local": k.local} if k.local else {}
+            )
     for name, row in library(Path(__file__).parents[2] / "tmem/libtmem_cuda.so").items():
         rows[name] = {"registers": row["registers"], "shared": row["shared"]}
     FILE.write_text(laid_out(dict(sorted(rows.items()))) + "\n")

@@ -1,30 +1,29 @@
 """What must hold of any implementation of the ops. Each check takes an object with the ops as attributes (tmem.ops, the
 reference, or one with a fault put in) and raises AssertionError where the promise is broken."""
 
+import itertools
+
 import torch
 
 from tmem import reference
 from tmem.testing import TOLERANCES, Case, alone, assert_close, by_autograd, dense, make_case, renamed
 
 NAN = float("nan")
-DTYPES = [
-    (torch.float32, torch.float32),
-    (torch.float32, torch.bfloat16),
-    (torch.bfloat16, torch.float32),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float64, torch.float64),
-]
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = [*itertools.product(FLOATS, FLOATS), (torch.float64, torch.float64)]
 
 BANK_DTYPES = [torch.float32, torch.float64]
+COPY_DTYPES = [torch.bfloat16, torch.float16]
 
 
 def cases(dtype=torch.float32, factor_dtype=None):
-    """Ragged, empty, base-only and repeated segments, mixed ranks, odd widths, one row, no rows, slots without rows."""
+    """Ragged, empty, base-only and repeated segments, mixed ranks to 128, odd widths, one row, no rows, slots without rows."""
     kinds = {"dtype": dtype, "factor_dtype": factor_dtype}
     yield make_case([5, 0, 3, 9, 1, 17], [2, 0, -1, 0, 1, 2], [3, 8, 5, 1], stored=8, **kinds)
     yield make_case([5, 0, 3, 9, 1, 17], [2, 0, -1, 0, 1, 2], [3, 8, 5, 1], stored=8, shared_a=True, **kinds)
     yield make_case([1], [1], [1, 2], k=1, n=1, bias=False, seed=1, **kinds)
     yield make_case([4, 33], [1, 0], [16, 13], k=257, n=130, seed=2, **kinds)
+    yield make_case([6, 41], [1, 0], [128, 65], k=50, n=70, seed=6, **kinds)
     yield make_case([2, 2], [-1, -1], [4], seed=3, **kinds)
     yield make_case([0, 0], [0, -1], [4, 4], seed=4, **kinds)
     yield make_case([], [], [4], seed=5, **kinds)
@@ -237,7 +236,7 @@ def rows_alone(ops) -> None:
 
 def accumulation(ops) -> None:
     """Segments of one slot in one lora_gram_ call, or in one call after another: the same bits."""
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in FLOATS:
         case = make_case([9, 4, 21, 2], [1, 0, 1, 1], [4, 6], k=100, dtype=dtype)
         z = ops.lora_shrink(case.x, case.a, *case.seg, case.scale)
         start = torch.randn(2, 6, 100)
@@ -405,18 +404,19 @@ def not_finite(ops) -> None:
 
 
 def step_copy(ops) -> None:
-    """The bf16 copy of a row follows its parameters, rounded to nearest even; a row that does not move keeps its copy."""
-    for dtype in BANK_DTYPES:
+    """The 16-bit copy of a row follows its parameters, rounded to nearest even; a row that does not move keeps its copy."""
+    for dtype, half in itertools.product(BANK_DTYPES, COPY_DTYPES):
         for adam in (True, False):
             bank, plain = _bank(dtype, adam=adam), _bank(dtype, adam=adam)
             for b in (bank, plain):
                 b[1][3, 11] = NAN
-            copy = torch.full((4, 1003), 7.0, dtype=torch.bfloat16)
+            bank[0][0, :4] = plain[0][0, :4] = torch.tensor([1e-7, 65519.0, 7e4, -(2.0**-25)])  # fp16: beyond its range
+            copy = torch.full((4, 1003), 7.0, dtype=half)
             active = torch.tensor([True, False, True, True])
             norms = ops.bank_step_(*bank, active, copy)
             assert torch.equal(norms.nan_to_num(), ops.bank_step_(*plain, active).nan_to_num())
             assert all(torch.equal(a, b) for a, b in zip(bank, plain) if a is not None), "the copy changes the step"
-            assert torch.equal(copy[[0, 2]], bank[0][[0, 2]].to(torch.bfloat16)), "the copy is not the parameters"
+            assert torch.equal(copy[[0, 2]], bank[0][[0, 2]].to(half)), "the copy is not the parameters"
             assert (copy[[1, 3]] == 7).all(), "the copy of a row that did not move changed"
 
 

@@ -20,6 +20,10 @@ OUTPUTS = {
     "lora_expand_": ["o"], "lora_gram_": ["g"], "lora_backward_": ["g"], "lora_decode_": ["y"], "bank_copy_": ["matrices"],
     "bank_step_": ["param", "grad", "m", "v", "step", "copy"],
 }  # fmt: skip
+LOWERED = {  # what torch.autocast casts
+    "lora_linear": ("x", "w", "bias"), "lora_shrink": ("v",), "lora_shrink_multi": ("v",), "lora_gram_": ("v",),
+    "lora_gram": ("v",), "lora_backward_": ("dy",),
+}  # fmt: skip
 OPTIONAL = {"bias", "plan", "m", "v", "copy"}
 
 
@@ -30,10 +34,10 @@ class Call:
     op: str
     arguments: dict
     bases: list[Tensor] = field(default_factory=list)
-    autocast: bool = False
+    autocast: torch.dtype | None = None
 
     def run(self, ops) -> object:
-        context = torch.autocast("cpu", torch.bfloat16) if self.autocast else nullcontext()
+        context = torch.autocast("cpu", self.autocast) if self.autocast else nullcontext()
         with context:
             return getattr(ops, self.op)(**self.arguments)
 
@@ -66,7 +70,7 @@ class Call:
 
 
 VIEWS = ("plain", "plain", "strided", "turned", "inside", "loose")
-DTYPES_OF_ROWS = (torch.float32, torch.bfloat16, torch.int32)
+DTYPES_OF_ROWS = (*checks.FLOATS, torch.int32)
 
 
 class Draw(random.Random):
@@ -170,7 +174,7 @@ def valid(seed: int, op: str) -> Call:
         arguments = {
             "param": param, "grad": grad, "m": m if adam else None, "v": v.abs() if adam else None,
             "step": torch.tensor([0, 3, 1, 9], dtype=torch.int32), "hyper": hyper, "active": active,
-            "copy": draw.numbers(4, k, dtype=torch.bfloat16) if draw.random() < 0.5 else None,
+            "copy": draw.numbers(4, k, dtype=draw.choice(checks.COPY_DTYPES)) if draw.random() < 0.5 else None,
         }  # fmt: skip
     else:
         count = draw.randint(0, 2)
@@ -188,7 +192,7 @@ def valid(seed: int, op: str) -> Call:
             arguments[name] = [draw.view(one, name in outputs) for one in x]
         elif isinstance(x, Tensor):
             arguments[name] = draw.view(x, name in outputs)
-    return Call(op, arguments, draw.bases, autocast=draw.random() < 0.25)
+    return Call(op, arguments, draw.bases, autocast=draw.choice((None,) * 6 + (torch.bfloat16, torch.float16)))
 
 
 def _same(one: list[Tensor], other: list[Tensor]) -> bool:
@@ -224,10 +228,10 @@ def check_valid(ops, seed: int, op: str) -> None:
     """The call gives what the reference gives in fp64; what it does not write keeps its bits, between the elements too."""
     call = valid(seed, op)
     arguments = call.wide()
-    if call.autocast and op == "lora_linear" and call.arguments["x"].dtype != torch.float64:
-        for name in ("x", "w", "bias"):
-            if arguments[name] is not None:
-                arguments[name] = arguments[name].to(torch.bfloat16).double()
+    if call.autocast:
+        for name in LOWERED.get(op, ()):
+            if arguments[name] is not None and call.arguments[name].dtype != torch.float64:
+                arguments[name] = arguments[name].to(call.autocast).double()
     want = _formula(call, {name: _copied(x) for name, x in arguments.items()})
     exact = op in ("lora_plan", "bank_copy_", "bank_step_")
     terms = want if exact else _formula(call, {name: _copied(x) for name, x in _magnitudes(op, arguments).items()})
@@ -324,8 +328,7 @@ def _spoil(draw: Draw, kind: str, op: str, name: str, x) -> object:
     if kind == "other dtype":
         if op == "bank_copy_" and name == "matrices":
             return x
-        others = (torch.int64, torch.complex64, torch.uint8, *(() if name in ("x", "w", "bias") else (torch.float16,)))
-        return x.resolve_neg().to(draw.choice(others))  # fp16 is one that autocast takes
+        return x.resolve_neg().to(draw.choice((torch.int64, torch.complex64, torch.uint8, torch.float8_e5m2)))
     if kind == "more dimensions":
         return x if op == "bank_copy_" and name == "matrices" else x if (op, name) == ("lora_linear", "x") else x[None]
     if kind == "other size":  # of what has one size alone, given the other arguments

@@ -46,7 +46,7 @@ def sick_rows(ops) -> None:
 
 def wide_rows(ops) -> None:
     """A width of more slices than are added at once, not a multiple of anything."""
-    for stored in (5, 64):
+    for stored in (5, 64, 128):
         case = make_case([1] * 3, [1, 0, 1], [5, stored], stored=stored, k=9001, n=1031)
         y, want = torch.zeros(3, 1031), torch.zeros(3, 1031).double()
         ops.lora_decode_(y, case.x, *case.decode)

@@ -24,6 +24,7 @@ from tmem.testing import TOLERANCES, assert_close, make_case
 
 pytestmark = pytest.mark.usefixtures("poison")
 BF16 = torch.bfloat16
+HALVES = (BF16, torch.float16)
 
 
 def copies(given):
@@ -37,67 +38,92 @@ def ints(*values):
 # --- autocast --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("half", HALVES, ids=str)
 @pytest.mark.parametrize("public", [True, False], ids=["public", "raw"])
-def test_linear_under_autocast_is_that_of_bf16(public):
-    """As torch.nn.Linear under autocast: y in bf16, and gradients in the dtypes of the leaves. Nested and disabled too."""
+def test_linear_under_autocast_is_that_of_16_bits(public, half):
+    """As torch.nn.Linear under autocast: y in 16 bits, and gradients in the dtypes of the leaves. Nested and disabled too."""
     case = make_case([40, 24], [1, 0], [8, 5], k=64, n=2048)
     leaves = [t.requires_grad_() for t in (case.x, case.w, case.bias, case.a, case.bt)]
-    low = [t.detach().to(BF16).requires_grad_() if i < 3 else t.detach().clone().requires_grad_() for i, t in enumerate(leaves)]
+    low = [t.detach().to(half).requires_grad_() if i < 3 else t.detach().clone().requires_grad_() for i, t in enumerate(leaves)]
     call = ops.lora_linear if public else lambda *given: torch.ops.tmem.lora_linear(*given)[0]
     plain, want = call(*case.linear), call(*low, *case.seg, case.scale)
-    with torch.autocast("cpu", BF16):
+    with torch.autocast("cpu", half):
         got = call(*case.linear)
         with torch.autocast("cpu", enabled=False):
             assert torch.equal(call(*case.linear), plain)
-            with torch.autocast("cpu", BF16):
+            with torch.autocast("cpu", half):
                 assert torch.equal(call(*case.linear), want)
-        got.square().sum().backward()  # backward inside, which torch.autocast would turn to bf16 as well
-    want.square().sum().backward()
-    assert got.dtype == BF16 and torch.equal(got, want)
-    assert_close("y", got, plain, 2 * TOLERANCES[BF16])
+        got.square().mean().backward()  # backward inside, which torch.autocast would turn to 16 bits as well
+    want.square().mean().backward()
+    assert got.dtype == half and torch.equal(got, want)
+    assert_close("y", got, plain, 2 * TOLERANCES[half])
     for leaf, same in zip(leaves, low):
         assert leaf.grad.dtype == leaf.dtype and torch.equal(leaf.grad, same.grad.to(leaf.dtype))
     double = make_case([4], [0], [2], dtype=torch.float64)
     wide = call(*double.linear)
-    with torch.autocast("cpu", BF16):
+    with torch.autocast("cpu", half):
         assert torch.equal(call(*double.linear), wide) and wide.dtype == torch.float64
 
 
-def test_backward_under_autocast_keeps_the_dtypes_of_forward():
+@pytest.mark.parametrize("half", HALVES, ids=str)
+def test_backward_under_autocast_keeps_the_dtypes_of_forward(half):
     case = make_case([5, 7], [1, 0], [8, 5], k=64, n=200)
     leaves = [t.requires_grad_() for t in (case.x, case.w, case.a, case.bt)]
     y = ops.lora_linear(*case.linear)
     want = torch.autograd.grad(y.sum(), leaves, retain_graph=True)
-    with torch.autocast("cpu", BF16):
+    with torch.autocast("cpu", half):
         got = torch.autograd.grad(y.sum(), leaves)
     assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, BF16, torch.float64], ids=str)
+ROWS = {"lora_shrink": 0, "lora_shrink_multi": 0, "lora_gram_": 2, "lora_gram": 1, "lora_backward_": 2}  # where activations are
+
+
+@pytest.mark.parametrize("half", HALVES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, BF16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", sorted(set(SERVED) - {"lora_linear"}))
-def test_other_ops_do_not_see_autocast(name, dtype):
-    one = copies(arguments(name, dtype))
-    other = copies(one)
-    want = getattr(ops, name)(*one)
-    for cast in (BF16, torch.float16):
-        again = copies(other)
-        with torch.autocast("cpu", cast):
-            got = getattr(ops, name)(*again)
+def test_other_ops_under_autocast(name, dtype, half):
+    """Activations whose sums are fp32 are cast, as those of a linear layer are; all else, and what is fp64, stays."""
+    for call in (getattr(ops, name), getattr(torch.ops.tmem, name)):
+        given = copies(arguments(name, dtype))
+        again = copies(given)
+        if name in ROWS and dtype != torch.float64:
+            given[ROWS[name]] = given[ROWS[name]].to(half)
+        want = call(*given)
+        with torch.autocast("cpu", half):
+            got = call(*again)
         assert (got is None) == (want is None) and (got is None or (got.dtype == want.dtype and torch.equal(got, want)))
-        assert all(torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in zip(again, one) if isinstance(a, torch.Tensor))
+        written = [(a, b) for a, b in zip(again, given) if isinstance(a, torch.Tensor) and a.dtype == b.dtype]
+        assert all(torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in written)
 
 
-def test_autocast_to_fp16_is_refused():
-    with torch.autocast("cpu", torch.float16), pytest.raises(TypeError, match="lora_linear: torch.autocast must be to bf"):
-        ops.lora_linear(*make_case([4], [0], [2]).linear)
+@pytest.mark.parametrize("half", HALVES, ids=str)
+def test_a_layer_made_of_ops_under_autocast(half):
+    """y comes from torch in 16 bits and x does not: the ops between take both, and give what lora_linear gives."""
+    case = make_case([1, 1, 1], [1, 0, -1], [8, 5], k=64, n=200)
+    with torch.autocast("cpu", half):
+        want = ops.lora_linear(*case.linear)
+        y, decoded = (torch.nn.functional.linear(case.x, case.w, case.bias) for _ in range(2))
+        z = ops.lora_shrink(case.x, case.a, *case.seg, case.scale)
+        ops.lora_expand_(y, z, case.bt, *case.seg)
+        for call in (ops.lora_decode_, torch.ops.tmem.lora_decode_):
+            again = decoded.clone()
+            call(again, case.x, *case.decode)
+            assert torch.equal(again, want)
+    assert torch.equal(y, want) and y.dtype == half
+    with pytest.raises(TypeError, match="lora_decode_: x must be bfloat16, got float32"):
+        ops.lora_decode_(decoded.bfloat16(), case.x, *case.decode)
+    with torch.autocast("cpu", half), pytest.raises(TypeError, match="lora_decode_: x must be float64, got float32"):
+        ops.lora_decode_(decoded.double(), case.x, *case.decode)
 
 
-def test_compiled_under_autocast():
+@pytest.mark.parametrize("half", HALVES, ids=str)
+def test_compiled_under_autocast(half):
     case = make_case([5, 0, 3, 9], [2, 0, -1, 1], [3, 8, 5])
     case.bt.requires_grad_()
 
     def loss(*given):
-        with torch.autocast("cpu", BF16):
+        with torch.autocast("cpu", half):
             return ops.lora_linear(*given).float().square().mean()
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
@@ -227,16 +253,17 @@ def test_a_routed_model_under_autocast(fast):
 
 
 MODES = {
-    "autocast": lambda: torch.autocast("cpu", BF16), "no cache": lambda: torch.autocast("cpu", BF16, cache_enabled=False),
+    "autocast": lambda: torch.autocast("cpu", BF16), "fp16": lambda: torch.autocast("cpu", torch.float16),
+    "no cache": lambda: torch.autocast("cpu", BF16, cache_enabled=False),
     "inference": torch.inference_mode, "no_grad": torch.no_grad, "anomaly": torch.autograd.detect_anomaly,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("fixed", [False, True])
 def test_learning_and_decoding_in_any_mode(mode, dtype, fixed):
-    """As in none, under autocast to bf16's roundings: a caller's mode does not take the gradients away."""
+    """As in none, under autocast to its roundings: a caller's mode does not take the gradients away."""
 
     def told(context):
         network = model(dtype=dtype)
@@ -249,7 +276,7 @@ def test_learning_and_decoding_in_any_mode(mode, dtype, fixed):
 
     (want, logprobs), (got, others) = told(nullcontext()), told(MODES[mode]())
     assert got.kept and got.loss_after < 0.7 * got.loss_before
-    if dtype == torch.float32 and mode in ("autocast", "no cache"):
+    if mode in ("autocast", "no cache", "fp16") and dtype != MODES[mode]().fast_dtype:
         assert got != want and abs(got.loss_after - want.loss_after) < 0.02 * want.loss_after
         assert abs(others[1][0] - logprobs[1][0]) < 0.05
     else:
@@ -272,7 +299,7 @@ def test_the_default_dtype_is_not_what_is_computed_in():
 
 
 @pytest.mark.parametrize(
-    "weights, dtype", [(torch.float64, torch.float32), (torch.float32, torch.float64), (torch.float16, torch.float32)], ids=str
+    "weights, dtype", [(torch.float64, torch.float32), (torch.float32, torch.float64), (torch.float16, torch.float64)], ids=str
 )
 def test_a_bank_that_its_model_cannot_use_is_refused(weights, dtype):
     network = model(dtype=weights)

@@ -211,8 +211,8 @@ BAD = {
     "rank_dtype": ({"rank": torch.ones(2)}, TypeError, "rank must be int32, got float32"),
     "scale_dtype": ({"scale": torch.ones(2).double()}, TypeError, "scale must be float32, got float64"),
     "scale_length": ({"scale": torch.ones(3)}, ValueError, r"scale must have shape \[2\], got \[3\]"),
-    "x_dtype": ({"x": torch.ones(12, 40).half()}, TypeError, "must be float32 or bfloat16 or float64, got float16"),
-    "a_dtype": ({"a": torch.ones(2, 3, 40).double()}, TypeError, "must be float32 or bfloat16, got float64"),
+    "x_dtype": ({"x": torch.ones(12, 40).int()}, TypeError, "must be float32 or bfloat16 or float16 or float64, got int32"),
+    "a_dtype": ({"a": torch.ones(2, 3, 40).double()}, TypeError, "must be float32 or bfloat16 or float16, got float64"),
     "a_width": ({"a": torch.ones(2, 3, 41)}, ValueError, r"must have shape \[any, (any|3), 40\], got \[2, 3, 41\]"),
     "a_slots": ({"a": torch.ones(3, 3, 40)}, ValueError, r"must have shape \[1 or 2, ranks, 40\], got \[3, 3, 40\]"),
     "a_flat": (

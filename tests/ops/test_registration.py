@@ -78,7 +78,7 @@ def test_kernel_for_an_unknown_op():
         ops.kernel_for("lora_shrunk", "cpu")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", SERVED)
 def test_opcheck(name, dtype):
     case = make_case([5, 0, 3, 9], [2, 0, -1, 1], [8, 8, 8], dtype=dtype)
@@ -124,7 +124,7 @@ def test_compiled_ops_in_place():
 @pytest.mark.parametrize("name", SERVED)
 def test_contract_on_cuda(name):
     """Shapes, dtypes and devices of the results on a GPU, by fake tensors: no GPU needed."""
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         real = arguments(name, dtype)
 
         def each(arguments, change):

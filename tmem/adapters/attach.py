@@ -20,18 +20,17 @@ from torch import Tensor, nn
 
 from ..models import bases
 from ..models.families import joined
-from ..ops import _checks
+from ..ops import _autocast, _checks
 from ..ops._layer import adapted_linear
 from ..ops._once import once_differentiable
-from ..ops.linear import autocast_linear
 from . import routes
 
 
 @dataclass(eq=False)
 class Site:
-    """One adapted linear layer and its part of the bank: `a` [S or 1, R, K], `bt` [S, R, N], their gradients, and the bf16
-    copies that decode reads, if the bank keeps them. `together`: the sites that read the same input, itself included.
-    `plain`: the module is an `nn.Linear` with a weight of floats; else it is run as it is, for y and dx."""
+    """One adapted linear layer and its part of the bank: `a` [S or 1, R, K], `bt` [S, R, N], their gradients, and the
+    copies in 16 bits that decode reads, if the bank keeps them. `together`: the sites that read the same input, itself
+    included. `plain`: the module is an `nn.Linear` with a weight of floats; else it is run as it is, for y and dx."""
 
     name: str
     module: nn.Module
@@ -381,17 +380,18 @@ def _forward(bank: Bank, site: Site, x: Tensor) -> Tensor:
     parameters = site.module._parameters  # the attribute lookup of a module is slow
     w, bias = parameters["weight"], parameters["bias"]
     if torch.compiler.is_compiling():
-        return adapted_linear(*autocast_linear(x, w, bias), bank.handle, bank.numbers[site.name])
+        return adapted_linear(*_autocast.linear(x, w, bias), bank.handle, bank.numbers[site.name])
     route = routes.current(bank) if routes.opened() else None
     if route is None:
         return F.linear(x, w, bias)
     _checks.followed("route", "the layer's input", x)
-    x, w, bias = autocast_linear(x, w, bias)
+    given = x  # which projections share, where each has a cast of its own
+    x, w, bias = _autocast.linear(x, w, bias)
     if torch.is_grad_enabled() and (route.learn or x.requires_grad or w.requires_grad):
         z = None
         if bank.reads_once:
             with torch.no_grad():
-                z = route.shrink(site, x)
+                z = route.shrink(site, given)
         return _BankLinear.apply(x, w, bias, route.handle, site, route, z)
     seg = route.segments(x)
     if bank.decodes_rows and x.shape[1:-1].numel() == 1 and route.lengths is None:
@@ -399,7 +399,7 @@ def _forward(bank: Bank, site: Site, x: Tensor) -> Tensor:
         a, bt = (site.a, site.bt) if site.bt_copy is None else (site.a_copy, site.bt_copy)
         _decode_(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a, bt, seg.slot, bank.rank, bank.scale)
         return y
-    z = route.shrink(site, x) if bank.reads_once else None
+    z = route.shrink(site, given) if bank.reads_once else None
     with torch._C._AutoDispatchBelowAutograd():
         return adapted(site, route, z, x, w, bias, seg)[0]
 

@@ -27,7 +27,8 @@ from .routes import serving
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 OPTIMIZERS = ("adamw", "sgd")
-_DTYPES = {torch.float32: (torch.float32, torch.bfloat16), torch.float64: (torch.float64,)}  # the model's, by the bank's
+_HALF = (torch.bfloat16, torch.float16)
+_DTYPES = {torch.float32: (torch.float32, *_HALF), torch.float64: (torch.float64,)}  # the model's, by the bank's
 _HYPER = dict(zip(ops.HYPER, (1e-3, 0.9, 0.999, 1e-8, 0.0, 0.0)))  # of a slot that is given none
 _PAD = 64  # elements: every D stride, site offset and P are multiples of it
 
@@ -54,7 +55,7 @@ class AdapterBank:
 
         model        a Hugging Face decoder; the bank attaches itself to it
         slots        S, how many episodes there is room for
-        rank         stored rows R of every factor; a slot may use fewer (`alloc(rank=...)`)
+        rank         stored rows R of every factor, at most 128 on a GPU; a slot may use fewer (`alloc(rank=...)`)
         targets      names of the linear layers that are adapted
         last_layers  only those of the last so many decoder layers; None: of all
         init         subspace of A, one of tmem.adapters.init.INITS (see make_a there); B = 0, so Δ = 0 exactly at the start
@@ -64,8 +65,8 @@ class AdapterBank:
                      True: every slot owns and trains A [S, R, K], starting from the same init.
         optimizer    `adamw` or `sgd`; hyper-parameters per row through `configure`
         dtype        fp32 (default) or fp64 (on the CPU), of parameters, gradients and moments
-        copy         keep a bf16 copy of the parameters, which decode then reads instead: half the bytes, another rounding.
-                     None: where the model is in bf16 on a GPU
+        copy         keep a copy of the parameters in 16 bits (fp16 under a model in fp16, else bf16), which decode then reads
+                     instead: half the bytes, another rounding. None: where the model is in bf16 or fp16 on a GPU
 
     What it holds: `param`, `grad` and, for AdamW, `m` and `v` [S, P] in `dtype`; `rank` and `step_count` int32 [S]; `scale`
     fp32 [S]; `hyper` fp64 [S, 6], its columns tmem.ops.HYPER.
@@ -106,15 +107,15 @@ class AdapterBank:
         if weights not in _DTYPES.get(dtype, ()):
             have, got = (str(x).removeprefix("torch.") for x in (weights, dtype))
             raise ValueError(
-                f"AdapterBank: dtype: expected float32 under a model in float32 or bfloat16, float64 under one in float64, got "
-                f"{got} under {have}; convert the model."
+                f"AdapterBank: dtype: expected float32 under a model in float32, bfloat16 or float16, float64 under one in "
+                f"float64, got {got} under {have}; convert the model."
             )
         if on_gpu and dtype != torch.float32:
             raise ValueError(f"AdapterBank: dtype: expected float32 on a GPU, got {str(dtype).removeprefix('torch.')}.")
         # What pays on a GPU: one read of what several projections share, and single rows by the decode kernel.
         self.reads_once = self.decodes_rows = on_gpu
         if copy is None:
-            copy = on_gpu and weights == torch.bfloat16
+            copy = on_gpu and weights in _HALF
         self._factors = [f.to(dtype)[None] for f in self._subspace(cache=True)]  # [1, R, K] each
 
         sizes = [(_padded(s.inputs) if train_a else 0, _padded(s.outputs)) for s in self.sites]
@@ -123,7 +124,7 @@ class AdapterBank:
         self._grad = torch.zeros_like(self.param)
         self.m = torch.zeros_like(self.param) if optimizer == "adamw" else None
         self.v = torch.zeros_like(self.param) if optimizer == "adamw" else None
-        self.copy = torch.zeros_like(self.param, dtype=torch.bfloat16) if copy else None
+        self.copy = torch.zeros_like(self.param, dtype=weights if weights in _HALF else torch.bfloat16) if copy else None
         self.step_count = torch.zeros(slots, dtype=torch.int32, device=device)
         self.rank = torch.zeros(slots, dtype=torch.int32, device=device)
         self.scale = torch.ones(slots, dtype=torch.float32, device=device)
@@ -219,7 +220,7 @@ class AdapterBank:
                 offset += self.max_rank * k
             else:
                 site.a = factor
-                site.a_copy = None if self.copy is None else factor.to(torch.bfloat16)
+                site.a_copy = None if self.copy is None else factor.to(self.copy.dtype)
             size = site.outputs
             site.bt, site.bt_grad = view(self.param, n, size), view(self._grad, n, size)
             site.bt_copy = None if self.copy is None else view(self.copy, n, size)
@@ -229,6 +230,7 @@ class AdapterBank:
 
     def alloc(self, rank: int | None = None, *, alpha: float | None = None, **hyper: float) -> int:
         """Take a free slot with Δ = 0, of `rank` (default the bank's) and scale alpha/rank (default 1); returns its index.
+        The scale of rsLoRA, alpha/√rank, is that of alpha·√rank.
 
         hyper: as of `configure`; the others are lr 1e-3, beta1 0.9, beta2 0.999, eps 1e-8, no decay and no clipping.
         Raises ValueError for a bad rank or an unknown setting, RuntimeError when no slot is free.

@@ -41,7 +41,7 @@ def _one_token(module, query, key, value, attention_mask, scaling=None, **_kwarg
     batch, heads, _, size = query.shape
     if query.device.type == "cpu":
         scaling = size**-0.5 if scaling is None else scaling
-        query, key = query.to(value.dtype), key.to(value.dtype)  # torch.autocast leaves them wider, after the rotation
+        query, key = query.to(value.dtype), key.to(value.dtype)  # see _short
         return attend(query[:, :, 0], key, value, attention_mask[:, 0, 0].expand(batch, -1), scaling)[:, None], None
     folded = query.view(batch, key.shape[1], heads // key.shape[1], size)
     out = F.scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
@@ -51,6 +51,7 @@ def _one_token(module, query, key, value, attention_mask, scaling=None, **_kwarg
 def _short(module, query, key, value, attention_mask, scaling=None, **_kwargs) -> tuple[Tensor, None]:
     """query [B, H, T, D], key and value [B, H/g, T, D], mask bool [1 or B, 1, T, T] -> [B, T, H, D]."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key = query.to(value.dtype), key.to(value.dtype)  # torch.autocast leaves them wider, after the rotation
     return _Short.apply(query, key, value, attention_mask, scaling).transpose(1, 2), None
 
 

@@ -7,8 +7,9 @@ there also returns z).
 LoRA: Hu et al. 2021 (arXiv 2106.09685). Rows of one batch cut into segments of different adapters: Chen et al. 2023 (Punica,
 arXiv 2310.18547).
 
-S slots, R stored rows of a factor, M rows of a batch, G segments; fp32, bf16 and fp64 are torch.float32, torch.bfloat16 and
-torch.float64. HYPER: the settings of `bank_step_`, by column. OPS and SVD_PARTS: the names that `kernel_for` knows.
+S slots, R stored rows of a factor, M rows of a batch, G segments; fp32, bf16, fp16 and fp64 are torch.float32,
+torch.bfloat16, torch.float16 and torch.float64. HYPER: the settings of `bank_step_`, by column. OPS and SVD_PARTS: the
+names that `kernel_for` knows.
 """
 
 import importlib.util

@@ -17,7 +17,8 @@ from torch.autograd import forward_ad
 from tmem import reference
 from tmem.ops import _memory
 
-FACTOR = (torch.float32, torch.bfloat16)
+FACTOR = (torch.float32, torch.bfloat16, torch.float16)
+ACTIVATION = (*FACTOR, torch.float64)
 
 
 def public(function: Callable) -> Callable:
@@ -155,7 +156,7 @@ def changed(*tensors: Tensor | None) -> None:
 
 
 def factor(op: str, name: str, f: Tensor, activation: Tensor, slots: int, ranks: int | None, width: int) -> None:
-    """A factor [slots or 1, ranks, width]: fp32 or bf16, fp64 exactly when the activation is."""
+    """A factor [slots or 1, ranks, width]: fp32, bf16 or fp16, fp64 exactly when the activation is."""
     dtype(op, name, f, *((torch.float64,) if activation.dtype == torch.float64 else FACTOR))
     if f.dim() != 3 or f.shape[0] not in (1, slots):
         raise ValueError(f"{op}: {name} must have shape [1 or {slots}, ranks, {width}], got {list(f.shape)}")

@@ -58,14 +58,6 @@ _AUTOCAST_KEYS = functools.reduce(
 )
 
 
-def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """What torch.autocast, where it is on for x's device, casts to."""
-    device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
-
-
 def differentiable(name: str, setup_context: Callable, backward: Callable) -> None:
     torch.library.register_autograd(f"tmem::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
 

@@ -72,7 +72,7 @@ def lora_shrink_multi(v, f, seg_off, seg_slot, rank, scale, plan=None, op="lora_
     for one in f:
         _checks.factor(op, "f", one, v, rank.shape[0], f[0].shape[1], v.shape[1])
     v, f, scale = _lines(v), [_lines(one) for one in f], _scale(op, scale, rank)
-    shrink, most = _kernels("shrink").shrink, _kernels("shrink").MOST
+    shrink, most = _kernels("shrink").shrink, _kernels("shrink").most(f[0].shape[1] or 1)
     parts = [shrink(v, f[i : i + most], *seg, scale, plan) for i in range(0, len(f), most)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -130,7 +130,7 @@ def lora_gram(z, v, seg_off, seg_slot, rank, plan=None):
 
 def _gradient(op, g, z, v, rank) -> None:
     _checks.shape(op, "v", v, None, None)
-    _checks.dtype(op, "v", v, torch.float32, torch.bfloat16)
+    _checks.dtype(op, "v", v, *_checks.FACTOR)
     _checks.shape(op, "z", z, v.shape[0], None)
     _checks.dtype(op, "z", z, torch.float32)
     _checks.shape(op, "g", g, rank.shape[0], z.shape[1], v.shape[1])
@@ -181,7 +181,7 @@ def bank_step_(param, grad, m, v, step, hyper, active, copy=None, clear=True):
     matrices = {"param": param, "grad": grad, "m": m, "v": v, "copy": copy}
     for name, x in matrices.items():
         if x is not None:
-            _checks.dtype(op, name, x, torch.bfloat16 if name == "copy" else torch.float32)
+            _checks.dtype(op, name, x, *((torch.bfloat16, torch.float16) if name == "copy" else (torch.float32,)))
             _checks.shape(op, name, x, *param.shape)
     _checks.dtype(op, "hyper", hyper, torch.float32, torch.float64)
     _checks.shape(op, "hyper", hyper, rows, len(reference.HYPER))

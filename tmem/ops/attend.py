@@ -20,14 +20,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
     """o[b,h] = Σ_c softmax_c(scale·q[b,h]·k[b,g,c]) v[b,g,c] over the columns c with mask[b,c]; head h reads key head
     g = h // (H/G). Zeros for a row that sees none. Not differentiable.
 
-    q [B,H,D]; k and v [B,G,L,D], any strides, G a divisor of H; mask bool [B,L]; all fp32, bf16 (sums in fp32, rounded once
-    at the end) or fp64. What a row does not see has no influence, NaN or not, and on the CPU is not read; there a row's bits
-    depend on what it sees alone, neither on L nor on its neighbours. Raises ValueError or TypeError before anything is
-    computed.
+    q [B,H,D]; k and v [B,G,L,D], any strides, G a divisor of H; mask bool [B,L]; all fp32, bf16 or fp16 (sums in fp32,
+    rounded once at the end), or fp64. What a row does not see has no influence, NaN or not, and on the CPU is not read;
+    there a row's bits depend on what it sees alone, neither on L nor on its neighbours. Raises ValueError or TypeError
+    before anything is computed.
     """
     op = "attend"
     _checks.shape(op, "q", q, None, None, None)
-    _checks.dtype(op, "q", q, torch.float32, torch.bfloat16, torch.float64)
+    _checks.dtype(op, "q", q, *_checks.ACTIVATION)
     _checks.shape(op, "k", k, q.shape[0], None, None, q.shape[2])
     _checks.shape(op, "v", v, *k.shape)
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:

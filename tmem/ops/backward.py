@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tmem import reference
-from tmem.ops import _checks
+from tmem.ops import _autocast, _checks
 from tmem.ops._registry import define
 
 
@@ -17,6 +17,7 @@ _op = define(
     " Tensor scale, Tensor? plan=None, bool fresh=False) -> Tensor",
     reference.lora_backward_,
     _fake,
+    autocast=_autocast.rows("lora_backward_", 2),
 )
 
 
@@ -28,14 +29,14 @@ def lora_backward_(
 ) -> Tensor:  # fmt: skip
     """g += gram(z, dy), in place, and dz = shrink(dy, bt): the gradient of bt, and what dx and the gradient of a need.
 
-    g [S,R,N] fp32, any strides; z [M,R] fp32; dy [M,N] fp32 or bf16; bt [S,R,N] fp32 or bf16; or all fp64. seg_off,
+    g [S,R,N] fp32, any strides; z [M,R] fp32; dy [M,N] and bt [S,R,N] fp32, bf16 or fp16; or all fp64. seg_off,
     seg_slot, rank, plan: see tmem.reference; scale fp32 [S]. fresh: what g holds of slots with rows counts as zero, so that it
-    need not be cleared before. Returns dz [M,R] in z's dtype. Not differentiable.
-    Raises ValueError or TypeError before anything is written.
+    need not be cleared before. Under torch.autocast dy is first cast to its dtype, fp64 excepted. Returns dz [M,R] in z's
+    dtype. Not differentiable. Raises ValueError or TypeError before anything is written.
     """
     op = "lora_backward_"
     _checks.shape(op, "dy", dy, None, None)
-    _checks.dtype(op, "dy", dy, torch.float32, torch.bfloat16, torch.float64)
+    _checks.dtype(op, "dy", dy, *_checks.ACTIVATION)
     _checks.same_device(
         op, g, z=z, dy=dy, bt=bt, seg_off=seg_off, seg_slot=seg_slot, rank=rank, scale=scale, plan=plan
     )  # fmt: skip

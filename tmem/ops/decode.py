@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tmem import reference
-from tmem.ops import _checks
+from tmem.ops import _autocast, _checks
 from tmem.ops._registry import define
 
 
@@ -16,6 +16,7 @@ _op = define(
     "lora_decode_(Tensor(a!) y, Tensor x, Tensor a, Tensor bt, Tensor row_slot, Tensor rank, Tensor scale) -> ()",
     reference.lora_decode_,
     _fake,
+    autocast=lambda y, x, *rest: (y, _autocast.like("lora_decode_", x, y), *rest),
 )
 
 
@@ -24,17 +25,19 @@ def lora_decode_(y: Tensor, x: Tensor, a: Tensor, bt: Tensor, row_slot: Tensor, 
     """y[m] += (scale[slot]·x[m] a[slot]ᵀ) bt[slot] with slot = row_slot[m], in place; -1 leaves the row alone.
 
     For one or a few rows per slot, where a row's bits must not depend on its neighbours and the factors' bytes are what
-    costs. y [M,N] and x [M,K], both fp32 or both bf16; a [S,R,K], or [1,R,K] shared by all slots; bt [S,R,N]; a and bt fp32
-    or bf16; or all fp64; any strides. row_slot int32 [M], rank int32 [S], scale fp32 [S]. y is rounded once, from the fp32
-    sum. Not differentiable. Raises ValueError or TypeError before anything is written; on a GPU the values of row_slot are
-    not read: there a slot that is out of range or freed shows as NaN.
+    costs. y [M,N] and x [M,K] of one dtype, fp32, bf16 or fp16; a [S,R,K], or [1,R,K] shared by all slots; bt [S,R,N]; a and
+    bt fp32, bf16 or fp16; or all fp64; any strides. row_slot int32 [M], rank int32 [S], scale fp32 [S]. y is rounded once,
+    from the fp32 sum. Under torch.autocast, which gave y its dtype, x is first cast to it, fp64 excepted. Not differentiable.
+    Raises ValueError or TypeError before anything is written; on a GPU the values of row_slot are not read: there a slot that
+    is out of range or freed shows as NaN.
     """
     op = "lora_decode_"
     _checks.shape(op, "y", y, None, None)
-    _checks.dtype(op, "y", y, torch.float32, torch.bfloat16, torch.float64)
+    _checks.dtype(op, "y", y, *_checks.ACTIVATION)
     _checks.same_device(op, y, x=x, a=a, bt=bt, row_slot=row_slot, rank=rank, scale=scale)
     _checks.shape(op, "rank", rank, None)
     (rows, n), slots = y.shape, rank.shape[0]
+    x = _autocast.like(op, x, y)
     _checks.dtype(op, "x", x, y.dtype)
     _checks.shape(op, "x", x, rows, None)
     _checks.shape(op, "a", a, None, None, x.shape[1])

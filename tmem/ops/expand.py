@@ -25,13 +25,14 @@ def lora_expand_(
 ) -> None:
     """o[m,d] += Σ_{j<rank[slot]} z[m,j]·f[slot,j,d], in place; rows of slot -1 keep every bit. Not differentiable.
 
-    o [M,D] fp32 or bf16 (rounded once, from the fp32 sum), any strides; z [M,R] fp32; f [S,R,D], or [1,R,D] shared by
-    all slots, fp32 or bf16, any strides; or all fp64. seg_off, seg_slot, rank, plan: see tmem.reference.
+    o [M,D] fp32, bf16 or fp16 (rounded once, from the fp32 sum), any strides; z [M,R] fp32; f [S,R,D], or [1,R,D]
+    shared by all slots, fp32, bf16 or fp16, any strides; or all fp64. seg_off, seg_slot, rank, plan: see tmem.reference.
+    torch.autocast changes nothing: o has its dtype already.
     Raises ValueError or TypeError before anything is written.
     """
     op = "lora_expand_"
     _checks.shape(op, "o", o, None, None)
-    _checks.dtype(op, "o", o, torch.float32, torch.bfloat16, torch.float64)
+    _checks.dtype(op, "o", o, *_checks.ACTIVATION)
     _checks.same_device(op, o, z=z, f=f, seg_off=seg_off, seg_slot=seg_slot, rank=rank, plan=plan)
     _checks.shape(op, "z", z, o.shape[0], None)
     _checks.dtype(op, "z", z, torch.float64 if o.dtype == torch.float64 else torch.float32)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tmem import reference
-from tmem.ops import _checks
+from tmem.ops import _autocast, _checks
 from tmem.ops._registry import define
 
 
@@ -21,17 +21,19 @@ _op_ = define(
     " bool fresh=False) -> ()",
     reference.lora_gram_,
     _fake_,
+    autocast=_autocast.rows("lora_gram_", 2),
 )
 _op = define(
     "lora_gram(Tensor z, Tensor v, Tensor seg_off, Tensor seg_slot, Tensor rank, Tensor? plan=None) -> Tensor",
     reference.lora_gram,
     _fake,
+    autocast=_autocast.rows("lora_gram", 1),
 )
 
 
 def _check(op, z, v, seg_off, seg_slot, rank, plan) -> None:
     _checks.shape(op, "v", v, None, None)
-    _checks.dtype(op, "v", v, torch.float32, torch.bfloat16, torch.float64)
+    _checks.dtype(op, "v", v, *_checks.ACTIVATION)
     _checks.same_device(op, z, v=v, seg_off=seg_off, seg_slot=seg_slot, rank=rank, plan=plan)
     _checks.shape(op, "z", z, v.shape[0], None)
     _checks.dtype(op, "z", z, torch.float64 if v.dtype == torch.float64 else torch.float32)
@@ -49,8 +51,9 @@ def lora_gram_(
     Each segment is summed by itself and then added to g, in order: the bits are the same whether a slot's segments come
     in one call or in several. Slots without rows and rows j >= rank[slot] keep every bit. fresh: what g holds of slots with
     rows, up to their rank, counts as zero, so that it need not be cleared before.
-    g [S,R,D] fp32, any strides; z [M,R] fp32; v [M,D] fp32 or bf16; or all fp64. seg_off, seg_slot, rank, plan:
-    see tmem.reference. Raises ValueError or TypeError before anything is written.
+    g [S,R,D] fp32, any strides; z [M,R] fp32; v [M,D] fp32, bf16 or fp16; or all fp64. seg_off, seg_slot, rank,
+    plan: see tmem.reference. Under torch.autocast v is first cast to its dtype, fp64 excepted.
+    Raises ValueError or TypeError before anything is written.
     """
     op = "lora_gram_"
     _check(op, z, v, seg_off, seg_slot, rank, plan)
@@ -66,7 +69,8 @@ def lora_gram_(
 def lora_gram(z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None) -> Tensor:
     """g[slot,j,d] = Σ_{m in slot} z[m,j]·v[m,d] for j < rank[slot], else 0. Not differentiable.
 
-    z [M,R] fp32; v [M,D] fp32 or bf16; or both fp64. seg_off, seg_slot, rank [S], plan: see tmem.reference.
+    z [M,R] fp32; v [M,D] fp32, bf16 or fp16; or both fp64. seg_off, seg_slot, rank [S], plan: see tmem.reference.
+    Under torch.autocast v is first cast to its dtype, fp64 excepted.
     Returns g [S,R,D] in z's dtype. Raises ValueError or TypeError before anything is computed.
     """
     _check("lora_gram", z, v, seg_off, seg_slot, rank, plan)

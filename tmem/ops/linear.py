@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from tmem import reference
-from tmem.ops import _checks
+from tmem.ops import _autocast, _checks
 from tmem.ops._once import once_differentiable
-from tmem.ops._registry import autocast_dtype, define, differentiable
+from tmem.ops._registry import define, differentiable
 
 
 def _fake(x, w, bias, a, bt, seg_off, seg_slot, rank, scale, plan=None):
@@ -15,32 +15,12 @@ def _fake(x, w, bias, a, bt, seg_off, seg_slot, rank, scale, plan=None):
     return y, x.new_empty(rows, a.shape[1], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
-def autocast_linear(x: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x, w and bias in the dtype that torch.autocast, where it is on, gives those of torch.nn.Linear; fp64 stays fp64."""
-    dtype = autocast_dtype(x)
-    if dtype is None or x.dtype == torch.float64:
-        return x, w, bias
-    if dtype not in _checks.FACTOR:
-        raise TypeError(
-            f"lora_linear: torch.autocast must be to bfloat16, got {str(dtype).removeprefix('torch.')}; ask for bfloat16, or"
-            " leave autocast around this layer"
-        )
-
-    def cast(t: Tensor) -> Tensor:
-        return t.to(dtype) if t.dtype in _CAST else t
-
-    return cast(x), cast(w), None if bias is None else cast(bias)
-
-
-_CAST = (torch.float32, torch.bfloat16, torch.float16)  # what torch.autocast casts; other dtypes stay, and are refused
-
-
 _op = define(
     "lora_linear(Tensor x, Tensor w, Tensor? bias, Tensor a, Tensor bt,"
     " Tensor seg_off, Tensor seg_slot, Tensor rank, Tensor scale, Tensor? plan=None) -> (Tensor, Tensor)",
     reference.lora_linear,
     _fake,
-    autocast=lambda x, w, bias, *rest: (*autocast_linear(x, w, bias), *rest),
+    autocast=lambda x, w, bias, *rest: (*_autocast.linear(x, w, bias), *rest),
 )
 
 
@@ -103,17 +83,17 @@ def lora_linear(
 ) -> Tensor:  # fmt: skip
     """y = x Wᵀ + bias + (scale[slot]·x a[slot]ᵀ) bt[slot], slot = that of the row's segment; -1: the base alone.
 
-    x [..., K], flattened to M rows; w [N,K] and bias [N] in x's dtype, fp32 or bf16; a [S,R,K], or [1,R,K] shared by
-    all slots; bt [S,R,N]; a and bt fp32 or bf16, any strides; or all fp64. seg_off, seg_slot, rank, plan: see tmem.reference;
-    scale fp32 [S]. Returns y [..., N] in x's dtype. Under torch.autocast x, w and bias are first cast to its dtype, as those of
-    torch.nn.Linear are: bf16 (fp16 is refused); the factors stay, all fp64 stays, and backward runs in the dtypes of forward.
+    x [..., K], flattened to M rows; w [N,K] and bias [N] in x's dtype, fp32, bf16 or fp16; a [S,R,K], or [1,R,K] shared by
+    all slots; bt [S,R,N]; a and bt fp32, bf16 or fp16, any strides; or all fp64. seg_off, seg_slot, rank, plan: see
+    tmem.reference; scale fp32 [S]. Returns y [..., N] in x's dtype. Under torch.autocast x, w and bias are first cast to its
+    dtype, as those of torch.nn.Linear are; the factors stay, all fp64 stays, and backward runs in the dtypes of forward.
     Differentiable in x, w, bias, a and bt; with z = shrink(x, a, scale) and dz = shrink(dy, bt, scale):
     dx = dy w + expand(dz, a), dbt = gram(z, dy), da = gram(dz, x), the last two in their factor's dtype.
     Raises ValueError or TypeError before anything is computed; a shared `a` that requires grad is refused.
     """
     op = "lora_linear"
-    x, w, bias = autocast_linear(x, w, bias)
-    _checks.dtype(op, "x", x, torch.float32, torch.bfloat16, torch.float64)
+    x, w, bias = _autocast.linear(x, w, bias)
+    _checks.dtype(op, "x", x, *_checks.ACTIVATION)
     if x.dim() < 1 or w.dim() != 2 or x.shape[-1] != w.shape[1]:
         raise ValueError(f"{op}: x [..., K] and w [N, K] must agree in K, got {list(x.shape)} and {list(w.shape)}")
     n, k = w.shape

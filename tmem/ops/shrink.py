@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tmem import reference
-from tmem.ops import _checks
+from tmem.ops import _autocast, _checks
 from tmem.ops._registry import define
 
 
@@ -21,12 +21,14 @@ _op = define(
     "lora_shrink(Tensor v, Tensor f, Tensor seg_off, Tensor seg_slot, Tensor rank, Tensor scale, Tensor? plan=None) -> Tensor",
     reference.lora_shrink,
     _fake,
+    autocast=_autocast.rows("lora_shrink", 0),
 )
 _op_multi = define(
     "lora_shrink_multi(Tensor v, Tensor[] f, Tensor seg_off, Tensor seg_slot, Tensor rank, Tensor scale,"
     " Tensor? plan=None) -> Tensor",
     reference.lora_shrink_multi,
     _fake_multi,
+    autocast=_autocast.rows("lora_shrink_multi", 0),
 )
 
 
@@ -36,9 +38,10 @@ def lora_shrink(
 ) -> Tensor:
     """z[m,j] = scale[slot]·Σ_d v[m,d]·f[slot,j,d] for j < rank[slot], else 0; slot -1 gives 0. Not differentiable.
 
-    v [M,D] fp32 or bf16; f [S,R,D], or [1,R,D] shared by all slots, fp32 or bf16, any strides; or both fp64.
+    v [M,D] fp32, bf16 or fp16; f [S,R,D], or [1,R,D] shared by all slots, of the same three, any strides; or both fp64.
     seg_off int32 [G+1], seg_slot int32 [G], rank int32 [S], plan: see tmem.reference. scale fp32 [S].
-    Returns z [M,R] fp32, fp64 for fp64. Raises ValueError or TypeError before anything is computed.
+    Under torch.autocast v is first cast to its dtype, fp64 excepted. Returns z [M,R] fp32, fp64 for
+    fp64. Raises ValueError or TypeError before anything is computed.
     """
     _check("lora_shrink", v, {"f": f}, seg_off, seg_slot, rank, scale, plan)
     return _op(v, f, seg_off, seg_slot, rank, scale, plan)
@@ -66,7 +69,7 @@ def lora_shrink_multi(
 
 def _check(op, v, factors, seg_off, seg_slot, rank, scale, plan) -> None:
     _checks.shape(op, "v", v, None, None)
-    _checks.dtype(op, "v", v, torch.float32, torch.bfloat16, torch.float64)
+    _checks.dtype(op, "v", v, *_checks.ACTIVATION)
     _checks.same_device(op, v, **factors, seg_off=seg_off, seg_slot=seg_slot, rank=rank, scale=scale, plan=plan)
     for name, f in factors.items():
         _checks.shape(op, name, f, None, None, v.shape[1])

@@ -32,10 +32,11 @@ def bank_step_(
     param, grad, m, v [S,P], all fp32 or all fp64, any strides. step int32 [S]: steps taken so far, counted up here for
     the rows that are stepped. hyper fp32 or fp64 [S,6], columns HYPER = (lr, beta1, beta2, eps, weight_decay, clip);
     clip > 0 limits the row's gradient norm as torch.nn.utils.clip_grad_norm_ does, 0 = off. active bool [S].
-    copy bf16 [S,P], if given, receives the new parameters of the rows that moved.
+    copy bf16 or fp16 [S,P], if given, receives the new parameters of the rows that moved.
     Returns the norm of each active row's gradient before clipping, fp32 [S], 0 for the others. clear: the gradients of
     active rows are zeroed; else they stay, for the next ones to be `fresh` (see lora_backward_). A row whose norm is not
-    finite is otherwise left alone: its norm is the report. Inactive rows keep every bit. Formula: Loshchilov & Hutter 2019 (arXiv 1711.05101), as in tmem.reference.bank_step_. Raises ValueError or
+    finite is otherwise left alone: its norm is the report. Inactive rows keep every bit. Formula: Loshchilov & Hutter 2019
+    (arXiv 1711.05101), as in tmem.reference.bank_step_. Raises ValueError or
     TypeError before anything is written.
     """
     op = "bank_step_"
@@ -56,7 +57,7 @@ def bank_step_(
     _checks.dtype(op, "active", active, torch.bool)
     _checks.shape(op, "active", active, rows)
     if copy is not None:
-        _checks.dtype(op, "copy", copy, torch.bfloat16)
+        _checks.dtype(op, "copy", copy, torch.bfloat16, torch.float16)
         _checks.shape(op, "copy", copy, rows, width)
     outputs = {"param": param, "grad": grad, "m": m, "v": v, "step": step, "copy": copy}
     _checks.written(op, outputs, {"hyper": hyper, "active": active})
