@@ -54,7 +54,7 @@ def launches(width: int = 4096) -> dict[str, tuple]:
                 "gram": (gram.gram, (torch.zeros(len(many), ranks, width), z, x, *seg[:2], many, p), 0),
                 "gram of few slots": (gram.gram, (torch.zeros(2, ranks, width), z, x, *seg, p), 0),
             }
-        if dtype == torch.bfloat16:
+        if dtype.itemsize == 2:
             g = torch.zeros(2, ranks, width)
             own |= {"backward": (backward.backward, (g, z, x, a, *seg, case.scale, p), 0)}
         for name, launch in own.items():
