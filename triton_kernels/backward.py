@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .configs import config, padded_rank
-from .dot import dot, gram_dot, gram_of, gram_zeros
+from .dot import dot
 from .gram import gram
 from .plan import ONLY, TILE, is_few, is_stale, place_of, row_stride, rows_of_z, slot_stride, tile_of, tiles
 from .shrink import factor_of, shrink, shrink_rows, z_of
@@ -31,7 +31,7 @@ def _both(
         d = start + tl.arange(0, BD)
         x = tl.load(v + m.to(tl.int64)[:, None] * v_stride + d[None, :], live & (d < D)[None, :], other=0.0)
         acc = dot(x, factor_of(f, slot, f_slot_stride, f_rank_stride, j, d, r, D), acc)
-        block = gram_of(gram_dot(y, x, gram_zeros(v.dtype.element_ty, RP, BD)), v.dtype.element_ty)
+        block = tl.trans(dot(tl.trans(x), y, tl.zeros([BD, RP], tl.float32)))
         mask = used[:, None] & (d < D)[None, :]
         if FRESH:
             tl.store(to + d[None, :], block, mask)
@@ -78,7 +78,8 @@ def backward(g, z, dy, bt, seg_off, seg_slot, rank, scale, plan, fresh=False):
     """g fp32 [S,R,D] += gram(z fp32 [M,R], dy [M,D]); returns dz fp32 [M,R] = shrink(dy, bt [S,R,D]). Last dimensions
     contiguous; fresh: what g holds of the batch's slots is nothing; plan: see plan.py."""
     (rows, width), ranks, segments, short = dy.shape, z.shape[1], seg_slot.shape[0], 0
-    c = config("backward", dy.dtype, bt.dtype, ranks) if dy.dtype.itemsize == 2 else None
+    # The products of fp32 and of fp16 leave no registers for both; of bf16 alone they do.
+    c = config("backward", dy.dtype, bt.dtype, ranks) if dy.dtype == torch.bfloat16 else None
     if c is None or rows == 0 or ranks == 0:
         dz = shrink(dy, [bt], seg_off, seg_slot, rank, scale, plan)[0]
     else:

@@ -47,34 +47,6 @@ def dot(a, b, acc):
 
 
 @triton.jit
-def gram_zeros(dtype: tl.constexpr, RP: tl.constexpr, BD: tl.constexpr):
-    """What `gram_dot` sums onto for rows of this dtype."""
-    if dtype == tl.float32:
-        return tl.zeros([RP, BD], tl.float32)
-    else:
-        return tl.zeros([BD, RP], tl.float32)
-
-
-@triton.jit
-def gram_dot(z, x, acc):
-    """acc + zᵀ @ x, as `dot`; for 16-bit rows its transpose, acc + xᵀ @ z. Matrix units take 16-bit memory either way, so that
-    there z need not be turned over, and x, which is wide, has the 64 rows that wgmma wants."""
-    if x.dtype == tl.float32:
-        return dot(tl.trans(z), x, acc)
-    else:
-        return dot(tl.trans(x), z, acc)
-
-
-@triton.jit
-def gram_of(acc, dtype: tl.constexpr):
-    """[RP, BD] of what `gram_dot` has summed."""
-    if dtype == tl.float32:
-        return acc
-    else:
-        return tl.trans(acc)
-
-
-@triton.jit
 def dot_in(a, b, acc):
     """acc + a @ b with both operands split into two bf16 parts, three products of parts (relative error 2^-16): for a
     result that is rounded to 16 bits, and for fp16 beside fp32. tf32 would take six times the time of one product, this takes

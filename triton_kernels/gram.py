@@ -5,12 +5,43 @@ A slot's segments are summed one by one, from zero, then added to g in the order
 address happen in its order, and nobody else adds there. Where g is fresh, the first segment is stored instead.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from .configs import FEW, config, padded_rank
-from .dot import gram_dot, gram_of, gram_zeros
+from .dot import dot
 from .plan import HEAD, is_lost, known_rank, row_stride, rows_of_z, slot_stride, tiles
+
+
+@triton.jit
+def gram_zeros(dtype: tl.constexpr, RP: tl.constexpr, BD: tl.constexpr):
+    """What `gram_rows` adds to for rows of this dtype."""
+    if dtype == tl.float32:
+        return tl.zeros([RP, BD], tl.float32)
+    else:
+        return tl.zeros([BD, RP], tl.float32)
+
+
+@triton.jit
+def gram_rows(z, z_stride, m, live, x, acc, R: tl.constexpr, RP: tl.constexpr):
+    """acc + zᵀ @ x of rows m; for 16-bit x its transpose, acc + xᵀ @ z. Matrix units take 16-bit memory either way, so that
+    there z is loaded as it lies, 16 bytes at a time, and x, which is wide, has the 64 rows that wgmma wants."""
+    if x.dtype == tl.float32:
+        j = tl.arange(0, RP)
+        at = z + m.to(tl.int64)[None, :] * z_stride + j[:, None]
+        return dot(tl.load(at, live[None, :] & (j < R)[:, None], other=0.0), x, acc)
+    else:
+        return dot(tl.trans(x), rows_of_z(z, z_stride, m, live[:, None], R, RP), acc)
+
+
+@triton.jit
+def gram_of(acc, dtype: tl.constexpr):
+    """[RP, BD] of what `gram_rows` has summed."""
+    if dtype == tl.float32:
+        return acc
+    else:
+        return tl.trans(acc)
 
 
 @triton.jit(do_not_specialize=["rows", "slots", "segments", "capacity"])
@@ -42,10 +73,9 @@ def gram_kernel(
         acc = gram_zeros(v.dtype.element_ty, RP, BD)
         for row in range(lo, hi, BM):
             m = row + tl.arange(0, BM)
-            live = (m < hi)[:, None]
-            x = tl.load(v + m.to(tl.int64)[:, None] * v_stride + d[None, :], live & inside[None, :], other=0.0)
-            y = rows_of_z(z, z_stride, m, live, R, RP)
-            acc = gram_dot(y, x, acc)
+            live = m < hi
+            x = tl.load(v + m.to(tl.int64)[:, None] * v_stride + d[None, :], live[:, None] & inside[None, :], other=0.0)
+            acc = gram_rows(z, z_stride, m, live, x, acc, R, RP)
         if FRESH and i == first:
             tl.store(at, gram_of(acc, v.dtype.element_ty), mask)
         else:
@@ -66,7 +96,8 @@ def gram(g, z, v, seg_off, seg_slot, rank, plan, fresh=False, short=0):
     (rows, width), ranks, slots, segments = v.shape, z.shape[1], rank.shape[0], seg_slot.shape[0]
     if rows == 0 or width == 0 or ranks == 0:
         return
-    c = config("gram of few slots" if slots <= FEW else "gram", v.dtype, g.dtype, ranks)
+    kernel = "gram of fp16" if v.dtype == torch.float16 else "gram of few slots" if slots <= FEW else "gram"
+    c = config(kernel, v.dtype, g.dtype, ranks)
     gram_kernel[(slots, triton.cdiv(width, c.bd))](
         g, slot_stride(g), g.stride(1), z, row_stride(z), v, row_stride(v),
         plan, seg_off, seg_slot, rank, rows, slots, segments, tiles(rows, segments), FRESH=fresh, SHORT=short,
