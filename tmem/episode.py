@@ -1,4 +1,4 @@
-"""An episode: a stream of text in chunks, a scene in which the agent acts, and questions asked afterwards. Most have no scene."""
+"""An episode: a stream of text in chunks, perhaps a scene in which the agent acts, and questions asked afterwards."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,10 +58,10 @@ class Question:
 class Observation:
     """What an agent is shown before it acts.
 
-        text     the user turn: all that it sees beside its Δ
-        opened   what its action begins with; the agent says the rest
-        kind     of action, for the log
-        max_new  tokens of the action, without what opened it
+    text     the user turn: all that it sees beside its Δ
+    opened   what its action begins with; the agent says the rest
+    kind     of action, for the log
+    max_new  tokens of the action, without what opened it
     """
 
     text: str
@@ -74,11 +74,11 @@ class Observation:
 class Outcome:
     """What an action led to.
 
-        passage  text that leaves the context now: it is written down and learned before the next observation; "": none
-        asked    what is known to be asked of the passage; it stands in the prompts that write
-        pairs    gold pairs of the passage, for supervised steps
-        reward   on the way; all of them are added to the reward at the end
-        called   "" where no tool was called, "fine", or how the call failed: "timeout", "error" or "garbage"
+    passage  text that leaves the context now: it is written down and learned before the next observation; "": none
+    asked    what is known to be asked of the passage; it stands in the prompts that write
+    pairs    gold pairs of the passage, for supervised steps
+    reward   on the way; all of them are added to the reward at the end
+    called   "" where no tool was called, "fine", or how the call failed: "timeout", "error" or "garbage"
     """
 
     passage: str = ""

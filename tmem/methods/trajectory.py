@@ -43,9 +43,9 @@ class Trajectory:
     """One set of questions as it was worked on.
 
     notes: the lines of text that its state keeps, by what tells them apart. slot: of its Δ, while it is worked on, if its state
-    has one. scene: its turns, while it is worked on. lesson, log: what that was taught, its writes. sure: of known questions how
-    sure the answer is that was written. state: bytes, the most that was kept from one turn to the next: the
-    notes, the turns that are seen again, and Δ. seconds: an equal share of what its batch took.
+    has one. scene: its turns, likewise. lesson, log: what that was taught, its writes. sure: of known questions how sure the
+    answer is that was written. state: bytes, the most that was kept from one turn to the next: the notes, the turns that are
+    seen again, and Δ. seconds: an equal share of what its batch took.
     """
 
     task: task.Objectives

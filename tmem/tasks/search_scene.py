@@ -108,8 +108,8 @@ class SearchScene(Scene):
         return _LEARNED, Outcome(text, self.questions if self.known else (), self._pairs(new), called=how)
 
     def scores(self) -> list[dict[str, float]]:
-        """f1 and em of every question, all 0 where there are not as many answers; of the whole, `counted` and `found`, the share
-        of the evidence that was found."""
+        """f1 and em of every question, all 0 where there are not as many answers; `counted`, whether there are; `found`, the
+        share of all evidence that was found."""
         parts = [p.strip() for p in (self.answer or "").split(";")]
         counted = float(len(parts) == len(self.task.hops) and self.answer is not None)
         found = search.recall(self.task, list(self.met)) or 0.0
