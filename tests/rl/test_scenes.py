@@ -17,6 +17,7 @@ from tiny_search import CORPUS, QUESTIONS, files
 from wrong import stale_snapshot
 
 import tmem.agent.agent as agent_module
+from tmem.agent.agent import Draft
 from tmem.agent.log import readable, record
 from tmem.agent.loop import opened_prompt, run
 from tmem.agent.write import Written
@@ -136,6 +137,17 @@ def test_every_action_is_replayed_under_its_own_delta(pairs_always):
     assert worst(again) < 1e-5
     assert_close("gradient", other, one, 1e-5)
     assert worst(replayed(agent, traced(agent, stale_snapshot.run))[0]) > 1e-2
+
+
+def test_what_a_scene_leaves_open_is_not_learned_as_unknown(monkeypatch):
+    """A later turn may find it. After a stream there is none."""
+
+    def write(self, passages, *_, **__):
+        return [Draft(p, [], Written(silent=["who?"])) for p in passages]
+
+    monkeypatch.setattr(agent_module.Agent, "write", write)
+    far, text = run(agent_of(slots=2), EPISODES[:2], KEYS[:2])
+    assert far.log[0].written.pairs == [] and text.log[0].written.pairs == [Pair("who?", "unknown")]
 
 
 def test_a_scene_is_scored_and_what_was_earned_on_the_way_is_added(pairs_always):

@@ -247,7 +247,8 @@ class _Batch:
                 self.tell("write", j, rounds)
                 drafts = self._write(streams, [spot for spots in due.values() for spot in spots], asked, at)
             self.tell("learn", j, rounds)
-            self._learn({i: Draft.joined([drafts.pop(spot) for spot in spots]) for i, spots in due.items()})
+            joined = {i: Draft.joined([drafts.pop(spot) for spot in spots]) for i, spots in due.items()}
+            self._learn(joined, "" if at else agent.config.learn.unknown)
             if mine := [i for i in due if i in self.probed]:
                 with self.clock("probe"):
                     asked_back(agent, [self.rollouts[i].log[-1] for i in mine], [self.slots[i] for i in mine])
@@ -276,13 +277,10 @@ class _Batch:
             )
         return dict(zip(spots, drafts))
 
-    def _learn(self, drafts: dict[int, Draft]) -> None:
-        """Learn a draft each of some rollouts, and log it."""
+    def _learn(self, drafts: dict[int, Draft], unknown: str) -> None:
+        """Learn a draft each of some rollouts, and log it. unknown: see `surest`; in a scene a later turn may answer yet."""
         slots, rollouts = [self.slots[i] for i in drafts], [self.rollouts[i] for i in drafts]
-        drafts = {
-            i: replace(d, written=surest(d.written, self.rollouts[i].sure, self.agent.config.learn.unknown))
-            for i, d in drafts.items()
-        }
+        drafts = {i: replace(d, written=surest(d.written, self.rollouts[i].sure, unknown)) for i, d in drafts.items()}
         with self.clock("learn"):
             learned = self.agent.teach(slots, [d.written.pairs for d in drafts.values()], [r.lesson for r in rollouts])
         for slot, rollout, draft, result in zip(slots, rollouts, drafts.values(), learned):

@@ -24,15 +24,14 @@ Keep = Callable[[Agent, Found, SearchConfig, str], None]
 def written(agent: Agent, found: Found, config: SearchConfig, name: str) -> None:
     """Pairs, written by tmem's prompt: learned into the row's Δ, or, where it has none, kept as text, a question a line.
 
-    Of a known question the surest answer is kept.
+    Of a known question the surest answer is kept; one without an answer may yet be answered, so nothing is learned of it.
     """
     for j, due in _rounds(agent, found):
         rows, passages = zip(*due)
         slots = None if rows[0].slot is None else [row.slot for row in rows]
         known = [row.scene.questions for row in rows] if config.known else None
         drafts = agent.write(passages, slots, known, temperature=config.temperature, keys=_keys(rows, name, j))
-        unknown = agent.config.learn.unknown
-        drafts = [replace(d, written=surest(d.written, row.sure, unknown)) for row, d in zip(rows, drafts)]
+        drafts = [replace(d, written=surest(d.written, row.sure)) for row, d in zip(rows, drafts)]
         if slots is not None:
             learned = agent.teach(slots, [d.written.pairs for d in drafts], [row.lesson for row in rows])
             for row, draft, result in zip(rows, drafts, learned):
