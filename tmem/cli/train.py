@@ -19,7 +19,8 @@ from . import live
     "--preset",
     default=DEFAULT_PRESET,
     show_default=True,
-    help="Settings: default, a writer from --data; stream, a first look; study, paper, or the path of a .toml file.",
+    help="Settings: default, a writer from --data; stream, a first look; search, with a tool; study, paper, or the path of a "
+    ".toml file.",
 )
 @click.option(
     "--model", help="The model to train: a Hugging Face folder, a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]"
@@ -66,7 +67,7 @@ def train(preset: str, model: str | None, adapter: str | None, out: Path, resume
     \b
       tmem train --data train-v1.1.json --data mine.json:0.5   # a writer
       tmem train --preset stream                               # a look
-      tmem train --preset search --data hotpot.json --corpus hotpot_corpus.json   # a tool
+      tmem train --preset search --data q.json --corpus docs.json   # a tool
 
     A file is SQuAD's, or a list of {title, context, questions: [{question, answer}]}. Nine documents of ten are trained on,
     the others are held out for the evaluations. The preset stream needs no file: its conversations are generated.
