@@ -1,8 +1,12 @@
-"""An episode: a stream of text in chunks, and questions asked after it was read."""
+"""An episode: a stream of text in chunks, perhaps a scene in which the agent acts, and questions asked afterwards."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Episode", "Evidence", "Pair", "Question"]
+__all__ = ["Clip", "Episode", "Evidence", "Observation", "Outcome", "Pair", "Question", "Scene"]
+
+Clip = Callable[[str, int], str]
+"""The beginning of a text, in so many of the model's tokens at most."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,72 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Observation:
+    """What an agent is shown before it acts.
+
+    text     the user turn: all that it sees beside its Δ
+    opened   what its action begins with; the agent says the rest
+    kind     of action, for the log
+    max_new  tokens of the action, without what opened it
+    """
+
+    text: str
+    opened: str = ""
+    kind: str = "turn"
+    max_new: int = 128
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an action led to.
+
+    passage  text that leaves the context now: it is written down and learned before the next observation; "": none
+    asked    what is known to be asked of the passage; it stands in the prompts that write
+    pairs    gold pairs of the passage, for supervised steps
+    reward   on the way; all of them are added to the reward at the end
+    called   "" where no tool was called, "fine", or how the call failed: "timeout", "error" or "garbage"
+    """
+
+    passage: str = ""
+    asked: tuple[str, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    reward: float = 0.0
+    called: str = ""
+
+
+class Scene:
+    """An episode's turns, under way: observe, act, observe, ... A class of one's own derives from it."""
+
+    def observe(self) -> Observation | None:
+        """What the agent is shown next; None: the scene is over. Asking twice changes nothing."""
+        raise NotImplementedError
+
+    def act(self, said: str) -> Outcome:
+        """Take an action, with what opened it, and call what tools it asks for (tmem.tasks.tool).
+
+        Whatever was said is an action: one that cannot be understood costs the agent its turn, and raises nothing.
+        """
+        raise NotImplementedError
+
+    def scores(self) -> list[dict[str, float]]:
+        """When it is over: scores by name, one dict with the same names for each objective."""
+        raise NotImplementedError
+
+    def right(self) -> str | None:
+        """What supervised steps teach to do now, with what opens it; None where that is not known."""
+        return None
+
+
+@dataclass(frozen=True)
 class Episode:
-    """A stream of text and the questions that are asked after it.
+    """A stream of text, a scene if there is one, and the questions that are asked at the end.
 
         id         one of its own among the task's episodes
         chunks     the stream, in order
         pairs      pairs[i]: the gold pairs of chunk i, empty where the task has none
         questions  asked when all was read
         note       what a reader of its scores should know
+        begin      makes the scene, anew for every rollout, after the stream was read
 
     A chunk is one conversation session with a date header.
     """
@@ -68,3 +130,4 @@ class Episode:
     pairs: tuple[tuple[Pair, ...], ...]
     questions: tuple[Question, ...]
     note: str = ""
+    begin: Callable[[Clip], Scene] | None = None

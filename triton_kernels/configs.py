@@ -54,10 +54,7 @@ TABLE = {
     },
     "gram": {
         (16, 32): (Config(128, 8, 3, 128), Config(128, stages=2), Config(128, stages=2), Config(64, 8, 2)),
-        (32, 32): (Config(64), Config(32, stages=3), Config(32, stages=2), Config(32, 8, 2)),
-    },
-    "gram of fp16": {  # whose product with fp32 z is three, of parts
-        (16, 32): (Config(64, 8, 3), Config(32, 8, 3), Config(32, 8, 3), Config(16, 8, 2)),
+        (32, 32): (Config(64), Config(32, stages=3), Config(32, 8, 2), Config(16, 8, 2)),
     },
     "gram of few slots": {
         (16, 32): (Config(32, rows=128), Config(32), Config(32), Config(32, 8, 3)),
@@ -84,7 +81,6 @@ _MMA_SYNC = {  # operands of a product take registers, which wgmma and tcgen05 l
     ("expand", 16, 32, 64): Config(32, stages=1),
     ("gram", 16, 32, 64): Config(64, 8, 3),
     ("gram of few slots", 16, 32, 64): Config(16),
-    ("gram", 32, 32, 64): Config(32, stages=3),
     ("shrink", 32, 32, 64): Config(32, 8),
     ("shrink", 16, 32, 128): Config(64, 8, stages=3),
     ("shrink", 32, 16, 128): Config(32, 8, stages=3),
@@ -98,7 +94,10 @@ OVERRIDES = {
     "sm_80": {**_MMA_SYNC, ("expand", 32, 32, 128): Config(16, stages=1)},
     "sm_89": _MMA_SYNC,
     "sm_90": {},
-    "sm_100": {("gram", 32, 32, 64): Config(32, 8, 2), ("gram of few slots", 32, 32, 64): Config(16, 8, 2)},
+    "sm_100": {
+        ("gram of few slots", 16, 32, 16): Config(64, rows=128),
+        ("gram of few slots", 32, 32, 64): Config(16, 8, 2),
+    },
     "sm_120": {
         **_MMA_SYNC,
         ("shrink of several factors", 16, 16, 64): Config(32),

@@ -5,7 +5,6 @@ A slot's segments are summed one by one, from zero, then added to g in the order
 address happen in its order, and nobody else adds there. Where g is fresh, the first segment is stored instead.
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -96,8 +95,7 @@ def gram(g, z, v, seg_off, seg_slot, rank, plan, fresh=False, short=0):
     (rows, width), ranks, slots, segments = v.shape, z.shape[1], rank.shape[0], seg_slot.shape[0]
     if rows == 0 or width == 0 or ranks == 0:
         return
-    kernel = "gram of fp16" if v.dtype == torch.float16 else "gram of few slots" if slots <= FEW else "gram"
-    c = config(kernel, v.dtype, g.dtype, ranks)
+    c = config("gram of few slots" if slots <= FEW else "gram", v.dtype, g.dtype, ranks)
     gram_kernel[(slots, triton.cdiv(width, c.bd))](
         g, slot_stride(g), g.stride(1), z, row_stride(z), v, row_stride(v),
         plan, seg_off, seg_slot, rank, rows, slots, segments, tiles(rows, segments), FRESH=fresh, SHORT=short,

@@ -92,7 +92,7 @@ def test_an_expected_error_is_one_sentence(verb, error, sentence):
         (["--task", "locomo", "--split", "dev"], "--split has no meaning for --task locomo; leave it out."),
         (["--task", "stream", "--adversarial", "choice"], "--adversarial has no meaning for --task stream; leave it out."),
         (["--judge-model", "x"], "--judge-model has no meaning for answers that nobody grades (no --judge-url); leave it out."),
-        (["--task", "search", "--known"], "--known has no meaning for --task search; leave it out."),
+        (["--task", "search", "--probe"], "--probe has no meaning for --task search; leave it out."),
         (["--methods", ""], "got none."),
     ],
 )

@@ -5,6 +5,7 @@ import json
 import pytest
 from tiny_cli import rows
 from tiny_eval import asking
+from tiny_search import QUESTIONS, files
 
 from tmem.cli.train import _said
 from tmem.evaluation import reading
@@ -163,7 +164,7 @@ def test_search_is_resumed_with_the_sets_that_are_left(tmem, tmp_path, monkeypat
         (["eval", "--resume", "--out", "OUT"], "holds no results.json"),
         (["eval", "--task", "search", "--out", "OUT"], "search: no data file given"),
         (["eval", "--task", "search", "--data", "x.json", "--methods", "dense"], "methods of search: expected some of none"),
-        (["eval", "--task", "search", "--data", "x.json", "--known"], "--known has no meaning for --task search"),
+        (["eval", "--task", "search", "--data", "x.json", "--probe"], "--probe has no meaning for --task search"),
         (["eval", "--task", "clbench", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
 )
@@ -195,6 +196,21 @@ def test_train_without_a_terminal_says_a_line_for_each_step_and_quiet_says_the_r
     quiet = tmem("train", "--out", "OUT2", "--rl-steps", "2", "--quiet").output.splitlines()
     assert not any(" gone" in line for line in quiet) and any("held-out episodes" in line for line in quiet)
     assert "rl: 2 of 2, reward" in (tmp_path / "OUT2/log.txt").read_text()
+
+
+def test_train_learns_to_search(tmem, tmp_path):
+    data, corpus = files(tmp_path)
+    words = ["train", "--task", "search", "--data", data, "--corpus", corpus, "--objectives", "2", "--warm-steps", "1"]
+    found = tmem(*words, "--rl-steps", "1", "--eval-episodes", "1", "--out", "OUT")
+    assert found.exit_code == 0, found.output
+    summary = json.loads((tmp_path / "OUT/summary.json").read_text())
+    assert list(summary["evaluations"]) == ["base", "warm", "rl", "sft"]
+    assert {"f1", "em", "counted", "found", "turns", "failed"} <= summary["evaluations"]["rl"]["greedy"].keys()
+    asked = json.loads((tmp_path / "OUT/trained.json").read_text())
+    assert 0 < len(asked) < len(QUESTIONS) and set(asked) <= {q["_id"] for q in QUESTIONS}
+    assert "turn 1" in (tmp_path / "OUT/episodes/rl-greedy.md").read_text()
+    (tmp_path / "corpus.json").write_text("{}")
+    assert "has no document with text" in tmem(*words, "--out", "OUT2").output
 
 
 def test_train_without_rl_names_the_models_that_there_are(tmem, tmp_path):

@@ -54,7 +54,7 @@ def test_a_configuration_that_cannot_be_is_refused_in_a_sentence(options):
 
 
 def test_options_of_other_tasks_are_told():
-    assert set(EvalConfig("search").foreign) == {"split", "difficulty", "adversarial", "known", "prompt", "probe"}
+    assert set(EvalConfig("search").foreign) == {"split", "difficulty", "adversarial", "prompt", "probe"}
     search = {"corpus", "search_by", "objectives", "turns"}
     assert set(EvalConfig("stream").foreign) == {*search, "adversarial"}
     assert set(EvalConfig("passages").foreign) == {*search, "adversarial", "difficulty"}

@@ -52,9 +52,8 @@ def launches(width: int = 4096) -> dict[str, tuple]:
         if factor_dtype == torch.float32:  # as the gradient is
             own |= {
                 "gram": (gram.gram, (torch.zeros(len(many), ranks, width), z, x, *seg[:2], many, p), 0),
+                "gram of few slots": (gram.gram, (torch.zeros(2, ranks, width), z, x, *seg, p), 0),
             }
-            if dtype != torch.float16:
-                own["gram of few slots"] = gram.gram, (torch.zeros(2, ranks, width), z, x, *seg, p), 0
         if dtype == torch.bfloat16:
             g = torch.zeros(2, ranks, width)
             own |= {"backward": (backward.backward, (g, z, x, a, *seg, case.scale, p), 0)}

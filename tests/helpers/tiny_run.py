@@ -50,6 +50,10 @@ save_every = 0.0
 """
 
 SHORT = {"rl_steps": 1, "eval_episodes": 1}
+SEARCHED = {
+    "task": f"{Path(__file__).with_name('tiny_search.py')}:Sought", "warm_steps": 1, "warm_plain": 0, "warm_episodes": 1,
+    "rl_steps": 2, "rl_kl": 0.0, "eval_episodes": 1,
+}  # fmt: skip
 
 
 def shout(question, answer):
@@ -66,7 +70,7 @@ def prepare(out: Path, extra: str = "", dtype: torch.dtype = torch.float32) -> P
     loading.default_dtype = lambda device="cpu": dtype
 
     def load(name=None, bits=None, **wanted):
-        network = model(dtype=wanted.get("dtype", dtype))
+        network = model(dtype=wanted.get("dtype", dtype), max_position_embeddings=4096)
         return network if bits is None else quantise_(network, bits, "cpu"), Letters()
 
     def save(network, tokenizer, path, weights=None):
@@ -151,6 +155,7 @@ if __name__ == "__main__":
     parser.add_argument("--extra", default="")
     parser.add_argument("--bits")
     parser.add_argument("--long", action="store_true", help="sixty RL steps instead of three")
+    parser.add_argument("--search", action="store_true", help="searches instead of streams")
     parser.add_argument("--short", action="store_true", help="one")
     parser.add_argument("--dtype", default="float32", help="what the model computes in")
     options = parser.parse_args()
@@ -158,7 +163,8 @@ if __name__ == "__main__":
     world = World.join()
     if options.kill and world.rank == world.size - 1:
         die_at(options.kill[0], int(options.kill[1]))
-    length = {"rl_steps": 60, "warm_steps": 10} if options.long else SHORT if options.short else {}
+    lengths = {"long": {"rl_steps": 60, "warm_steps": 10}, "short": SHORT, "search": SEARCHED}
+    length = next((given for name, given in lengths.items() if getattr(options, name)), {})
     dtype = getattr(torch, options.dtype)
     start(options.out, resume=options.resume, extra=options.extra, dtype=dtype, world=world, bits=options.bits, **length).run()
     world.leave()

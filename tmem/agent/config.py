@@ -32,7 +32,7 @@ ZERO = (
     "seed", "rehearse", "contrast", "warm_steps", "warm_plain", "warm_pairs", "rl_steps", "rl_questions", "rl_warmup",
     "rl_resample", "refresh_a", "probe", "control_steps", "cut_words",
 )  # fmt: skip
-EMPTY = ("data",)  # lists that may be empty
+EMPTY = ("data", "corpus")  # lists that may be empty
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string",
          tuple: 'a list of strings such as ["gate_proj", "up_proj"]'}  # fmt: skip
 

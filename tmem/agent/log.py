@@ -10,12 +10,16 @@ from .write import DROPPED
 
 
 def record(rollout: Rollout) -> dict:
-    """One episode as plain data: what was read, written, learned, asked and answered."""
+    """One episode as plain data: what was read, written, learned, seen and done in its scene, asked and answered."""
     questions = [
         {"text": q.text, "answers": list(q.answers), "said": said}
         for q, said in zip(rollout.episode.questions, rollout.answers)
     ]
-    return {"id": rollout.episode.id, "writes": writes(rollout.log), "questions": questions}
+    turns = [
+        {"seen": t.seen.text, "said": t.said, "called": t.outcome.called, "reward": t.outcome.reward} for t in rollout.turns
+    ]
+    out = {"id": rollout.episode.id, "writes": writes(rollout.log), "questions": questions}
+    return out | {"turns": turns} if turns else out
 
 
 def writes(log: Sequence[LogEntry]) -> list[dict]:
@@ -60,6 +64,11 @@ def readable(record: dict) -> str:
             f"‖ΔW‖ {write['norm']:.2f}, {in_markdown(kept)}",
             "",
         ]
+    for i, turn in enumerate(record.get("turns", ())):
+        lines += [f"## turn {i + 1}", ""]
+        for name in ("seen", "said"):
+            lines += [f"{name}:", *(f"> {in_markdown(line)}" for line in turn[name].split("\n")), ""]
+        lines += [f"tool: {turn['called'] or 'none'}; reward {turn['reward']:g}", ""]
     lines.append("## questions")
     for q in record["questions"]:
         line = f"{q['text']} -> {q['said']!r} (right: {' | '.join(q['answers'])})"

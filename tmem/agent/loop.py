@@ -1,7 +1,9 @@
 """The episode loop: observe -> write -> learn -> clear the context -> ... -> answer, for many episodes at once.
 
 When a passage of the stream is due depends on token counts alone, so it is cut beforehand. In round j every episode that
-still has a j-th passage writes and learns, all in the same batches, each in its own slot.
+still has a j-th passage writes and learns, all in the same batches, each in its own slot. Then come the turns of those episodes
+that have a scene. In turn t every scene that is not over acts once; what leaves its context then is written and learned as a
+stream of its own, before turn t + 1.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from ..adapters.bank import Snapshot
-from ..episode import Episode, Pair
+from ..episode import Episode, Observation, Outcome, Pair, Scene
 from .agent import Agent, Draft
 from .decode import Generation
 from .learn import Learned
@@ -29,12 +31,12 @@ WRITES = 64  # made at once where they depend on no Δ
 class Action:
     """One generation of a rollout, kept for the policy gradient: what was seen, what was said, under which Δ."""
 
-    kind: str  # "write" or "answer"
+    kind: str  # "write", "answer", or in a scene the observation's
     prompt: list[int]
     generation: Generation
     delta: Snapshot | None  # the Δ that produced it; None: Δ = 0, or not kept
     writes: int = 0  # how many writes its Δ had learned
-    place: int = 0  # the entry of the rollout's log that it is part of, or the question that it answers
+    place: int = 0  # the entry of the rollout's log that it is part of, the question that it answers, or the turn of its scene
 
 
 class Clock(dict):
@@ -86,6 +88,15 @@ class LogEntry:
         return f"{wrote}: {did}" + (f"; dropped: {kinds}" if kinds else "") + ended
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a scene: what was seen, what was said, with what opened it, and what that led to."""
+
+    seen: Observation
+    said: str
+    outcome: Outcome
+
+
 @dataclass
 class Rollout:
     """What an agent did in one episode: its log, its answers in question order, and its actions when traced."""
@@ -95,6 +106,8 @@ class Rollout:
     log: list[LogEntry] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
     likely: list[Likelihood] = field(default_factory=list)  # where answers were scored: of the right ones, per question
+    scene: Scene | None = None
+    turns: list[Turn] = field(default_factory=list)  # of the scene
     actions: list[Action] = field(default_factory=list)
     delta: Snapshot | None = None  # Δ at the end, when traced with snapshots or when nothing was asked
     seconds: float = 0.0  # an equal share of what its batch took
@@ -111,7 +124,7 @@ class Rollout:
 class RunOptions:
     """How episodes are run.
 
-    temperature  of writing, and of answers that are sampled
+    temperature  of writing, of a scene's actions, and of answers that are sampled
     answering    "sampled"; "greedy": the likeliest answers, which are then no actions of the policy; "scored": nothing is said,
                  how likely the right answers are is computed (`Rollout.likely`); "none": nothing is asked, `Rollout.delta`
                  is what was learned
@@ -141,8 +154,8 @@ def run(
 ) -> list[Rollout]:
     """Run every episode once; `keys[i]` seeds episode i's noise. As many run at once as the bank has free slots.
 
-    on_event  told (phase, done, total) while writing, learning and answering
-    clock     is told the seconds of "write", "learn" and "answer"
+    on_event  told (phase, done, total) while writing, learning, acting and answering
+    clock     is told the seconds of "write", "learn" and "answer", of scenes also "act" and "tool"
     options   fields of `RunOptions`
     """
     rollouts, how, at = [Rollout(e, k) for e, k in zip(episodes, keys)], RunOptions(**options), 0
@@ -154,11 +167,17 @@ def run(
             part = rollouts[at : at + len(slots)]
             batch = _Batch(agent, part, slots, how, {i - at for i in probed}, on_event, clock)
             batch.read()
+            batch.play()
             batch.ask()
         at += len(part)
         for rollout in part:
             rollout.seconds = (time.perf_counter() - start) / len(part)
     return rollouts
+
+
+def opened_prompt(agent: Agent, seen: Observation) -> list[int]:
+    """Token ids of what is seen, and of what the action begins with."""
+    return agent.chat.prompt(seen.text) + (agent.chat.said(seen.opened) if seen.opened else [])
 
 
 @dataclass
@@ -174,54 +193,94 @@ class _Batch:
     clock: Clock
 
     def read(self) -> None:
-        """Write and learn every passage."""
+        """Write and learn every passage of the streams."""
+        asked = [[q.text for q in r.episode.questions] if self.how.known else [] for r in self.rollouts]
+        self._absorb([r.episode.chunks for r in self.rollouts], asked)
+
+    def play(self) -> None:
+        """Take the turns of all scenes; what leaves a context is written and learned before the next turn."""
+        for rollout in self.rollouts:
+            if rollout.episode.begin is not None:
+                rollout.scene = rollout.episode.begin(self.agent.chat.beginning)
+        scenes, turn = {i: r.scene for i, r in enumerate(self.rollouts) if r.scene is not None}, 0
+        while seen := {i: found for i, scene in scenes.items() if (found := scene.observe()) is not None}:
+            self.tell("act", turn, turn)
+            for i, said in self._act(seen).items():
+                with self.clock("tool"):
+                    outcome = scenes[i].act(said)
+                self.rollouts[i].turns.append(Turn(seen[i], said, outcome))
+            left = {i: self.rollouts[i].turns[-1].outcome for i in seen}
+            streams = [[left[i].passage] if i in left and left[i].passage else [] for i in range(len(self.rollouts))]
+            self._absorb(streams, [left[i].asked if i in left else () for i in range(len(streams))], f"/turn{turn}")
+            turn += 1
+
+    def _act(self, seen: dict[int, Observation]) -> dict[int, str]:
+        """What some rollouts say to what they see, with what opened it. Those who may say as much speak in one batch."""
+        out: dict[int, str] = {}
+        for most in sorted({s.max_new for s in seen.values()}):
+            mine = [i for i in seen if seen[i].max_new == most]
+            with self.clock("act"):
+                replies = self.agent.say(
+                    [opened_prompt(self.agent, seen[i]) for i in mine],
+                    [self.slots[i] for i in mine],
+                    max_new=most,
+                    temperature=self.how.temperature,
+                    keys=[f"{self.rollouts[i].key}/act{len(self.rollouts[i].turns)}" for i in mine],
+                )
+            for i, reply in zip(mine, replies):
+                rollout = self.rollouts[i]
+                if self.how.trace:
+                    under = rollout.delta, len(rollout.log)
+                    rollout.actions.append(Action(seen[i].kind, reply.prompt, reply.generation, *under, len(rollout.turns)))
+                out[i] = seen[i].opened + reply.text
+        return out
+
+    def _absorb(self, texts: Sequence[Sequence[str]], asked: Sequence[Sequence[str]], at: str = "") -> None:
+        """Write and learn each rollout's texts, passage by passage. asked: what is known to be asked; at: names their noise."""
         agent, under_delta = self.agent, self.agent.config.write.under_delta
-        streams = [cut(agent.chat, r.episode.chunks, agent.config.write.window) for r in self.rollouts]
+        streams = [cut(agent.chat, own, agent.config.write.window) for own in texts]
         rounds, every = max(map(len, streams), default=0), agent.config.learn.every
-        drafts = {} if under_delta else self._written_at_once(streams)
+        drafts = {} if under_delta else self._written_at_once(streams, asked, at)
         for j in range(0, rounds, every):
             due = {i: [(i, k) for k in range(j, min(j + every, len(p)))] for i, p in enumerate(streams) if j < len(p)}
             if under_delta:
                 self.tell("write", j, rounds)
-                drafts = self._write(streams, [spot for spots in due.values() for spot in spots])
+                drafts = self._write(streams, [spot for spots in due.values() for spot in spots], asked, at)
             self.tell("learn", j, rounds)
-            self._learn({i: Draft.joined([drafts.pop(spot) for spot in spots]) for i, spots in due.items()})
+            joined = {i: Draft.joined([drafts.pop(spot) for spot in spots]) for i, spots in due.items()}
+            self._learn(joined, "" if at else agent.config.learn.unknown)
             if mine := [i for i in due if i in self.probed]:
                 with self.clock("probe"):
                     asked_back(agent, [self.rollouts[i].log[-1] for i in mine], [self.slots[i] for i in mine])
 
-    def _written_at_once(self, streams: list[list[str]]) -> dict[tuple[int, int], Draft]:
+    def _written_at_once(self, streams: list[list[str]], asked, at: str) -> dict[tuple[int, int], Draft]:
         """Every passage of every rollout: what is written depends on no Δ.
 
         Rollouts of one text, such as those of known questions, are at the same passage then, which is read once for all.
         """
         rounds, drafts = max(map(len, streams), default=0), {}
         spots = [(i, j) for j in range(rounds) for i, passages in enumerate(streams) if j < len(passages)]
-        for at in range(0, len(spots), WRITES):
-            self.tell("write", at, len(spots))
-            drafts |= self._write(streams, spots[at : at + WRITES])
+        for start in range(0, len(spots), WRITES):
+            self.tell("write", start, len(spots))
+            drafts |= self._write(streams, spots[start : start + WRITES], asked, at)
         return drafts
 
-    def _write(self, streams: list[list[str]], spots: list[tuple[int, int]]) -> dict[tuple[int, int], Draft]:
+    def _write(self, streams: list[list[str]], spots: list[tuple[int, int]], asked, at: str) -> dict[tuple[int, int], Draft]:
         """The drafts of (rollout, passage)."""
-        asked = [[q.text for q in r.episode.questions] if self.how.known else [] for r in self.rollouts]
         with self.clock("write"):
             drafts = self.agent.write(
                 [streams[i][j] for i, j in spots],
                 [self.slots[i] for i, _ in spots],
                 [asked[i] for i, _ in spots],
                 temperature=self.how.temperature,
-                keys=[f"{self.rollouts[i].key}/write{j}" for i, j in spots],
+                keys=[f"{self.rollouts[i].key}{at}/write{j}" for i, j in spots],
             )
         return dict(zip(spots, drafts))
 
-    def _learn(self, drafts: dict[int, Draft]) -> None:
-        """Learn a draft each of some rollouts, and log it."""
+    def _learn(self, drafts: dict[int, Draft], unknown: str) -> None:
+        """Learn a draft each of some rollouts, and log it. unknown: see `surest`; in a scene a later turn may answer yet."""
         slots, rollouts = [self.slots[i] for i in drafts], [self.rollouts[i] for i in drafts]
-        drafts = {
-            i: replace(d, written=surest(d.written, self.rollouts[i].sure, self.agent.config.learn.unknown))
-            for i, d in drafts.items()
-        }
+        drafts = {i: replace(d, written=surest(d.written, self.rollouts[i].sure, unknown)) for i, d in drafts.items()}
         with self.clock("learn"):
             learned = self.agent.teach(slots, [d.written.pairs for d in drafts.values()], [r.lesson for r in rollouts])
         for slot, rollout, draft, result in zip(slots, rollouts, drafts.values(), learned):
@@ -242,6 +301,8 @@ class _Batch:
         rounds = max((len(r.log) for r in self.rollouts), default=0)
         self.tell("answer", rounds, rounds)
         agent, asked = self.agent, [(r, slot, q) for r, slot in zip(self.rollouts, self.slots) for q in r.episode.questions]
+        if not asked:
+            return
         with self.clock("answer"):
             if self.how.answering == "scored":
                 found = likelihoods(agent, [q for *_, q in asked], [slot for _, slot, _ in asked])

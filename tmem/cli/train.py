@@ -24,7 +24,8 @@ from . import live
     "--preset",
     default=DEFAULT_PRESET,
     show_default=True,
-    help="Settings: default, a writer from --data; stream, a first look; study, paper, or the path of a .toml file.",
+    help="Settings: default, a writer from --data; stream, a first look; search, with a tool; study, paper, or the path of a "
+    ".toml file.",
 )
 @click.option(
     "--model", help="The model to train: a Hugging Face folder, a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]"
@@ -48,16 +49,24 @@ from . import live
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option(
     "--task",
-    help="stream (generated talks), passages (real text with questions, see --data), or file.py:Class, a task of your own. "
-    "[default: the preset's]",
+    help="stream (generated talks), passages (real text with questions, see --data), search (questions and a search engine, "
+    "see --data and --corpus), or file.py:Class, a task of your own. [default: the preset's]",
 )
 @click.option(
     "--data",
     multiple=True,
     metavar="FILE[:WEIGHT]",
-    help="passages: a file of passages with questions. Give it several times to mix files: a.json:3 is drawn from three "
-    "times as often as b.json. [default: the preset's]",
+    help="passages: a file of passages with questions; search: of questions. Give it several times to mix files: a.json:3 "
+    "is drawn from three times as often as b.json. [default: the preset's]",
 )
+@click.option(
+    "--corpus",
+    multiple=True,
+    metavar="FILE",
+    help="search: a file of documents to search in. Give it several times for several. [default: the preset's, or the "
+    "questions' own contexts]",
+)
+@click.option("--objectives", type=click.IntRange(1), help="search: questions of an episode at most. [default: the preset's]")
 @click.option("--seed", type=int, help="Seed of episodes, sampling noise and batches. [default: the preset's]")
 @click.option("--warm-steps", type=click.IntRange(0), help="Supervised steps before RL. [default: the preset's]")
 @click.option("--rl-steps", type=click.IntRange(0), help="GRPO steps. [default: the preset's]")
@@ -78,6 +87,7 @@ def train(
     \b
       tmem train --data train-v1.1.json --data mine.json:0.5   # a writer
       tmem train --preset stream                               # a look
+      tmem train --preset search --data q.json --corpus docs.json   # a tool
 
     A file is SQuAD's, or a list of {title, context, questions: [{question, answer}]}. Nine documents of ten are trained on,
     the others are held out for the evaluations. The preset stream needs no file: its conversations are generated.
@@ -199,11 +209,11 @@ def _print_phases(summary: dict, after_warm: str) -> None:
             table.add_row(
                 name if mode == "greedy" else "",
                 {"greedy": "greedy", "sampled": "T=1"}[mode],
-                _interval(cells["f1"]),
-                f"{cells['em']['mean']:.2f}",
-                _interval(cells["intrusion"]),
-                f"{cells['recall']['mean']:.2f}",
-                f"{cells['pairs_per_write']['mean']:.1f}",
+                _interval(cells.get("f1")),
+                _mean(cells.get("em"), 2),
+                _interval(cells.get("intrusion")),
+                _mean(cells["recall"], 2),
+                _mean(cells["pairs_per_write"], 1),
             )
     live.console.print(table)
     live.console.print(
@@ -212,5 +222,10 @@ def _print_phases(summary: dict, after_warm: str) -> None:
     )
 
 
-def _interval(cell: dict) -> str:
-    return f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]"
+def _mean(cell: dict | None, digits: int) -> str:
+    return "" if cell is None else f"{cell['mean']:.{digits}f}"
+
+
+def _interval(cell: dict | None) -> str:
+    """ "" for a score that the task does not have."""
+    return "" if cell is None else f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]"

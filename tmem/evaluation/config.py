@@ -62,10 +62,10 @@ class EvalConfig:
     corpus: files of documents; without any, the questions' own contexts. search_by: bm25 or dense. objectives: questions at
     once. turns: before the answer is asked for. context: tokens of text in a prompt; of a search: of a prompt. answer_tokens:
     of an answer at most; of a search: of a turn. known: each question is an episode of its own and stands in the prompts that
-    write (the paper's protocol: the history is read once for every question). prompt: how the methods that show text are asked,
-    "few-shot", or "instruction" for a model that was trained to read in those words, see tmem.methods.prompts. probe: ask
-    paraphrases after each write. adapter: over the model, see tmem.models.loading.apart. bits: of its linear layers, see
-    tmem.models.quantised.
+    write (the paper's protocol: the history is read once for every question); in a search all of a set stand there. prompt:
+    how the methods that show text are asked, "few-shot", or "instruction" for a model that was trained to read in those words,
+    see tmem.methods.prompts. probe: ask paraphrases after each write. adapter: over the model, see tmem.models.loading.apart.
+    bits: of its linear layers, see tmem.models.quantised.
     Raises ValueError for a task, a prompt or a way to search that is not there, and for less than one seed.
     """
 
@@ -88,7 +88,7 @@ class EvalConfig:
     adversarial: str = _option("open", of=("locomo",), words="adversarial {}", place=4)
     context: int | None = _option(words="{} tokens of text in a prompt", place=8)
     answer_tokens: int | None = _option(scales=True, words="answers of {} tokens at most", place=9)
-    known: bool = _option(False, of=READ, always=True)
+    known: bool = _option(False)
     prompt: str = _option(FEW_SHOT, of=COMPARED, words="text asked about by {}", place=10)
     probe: bool = _option(False, of=READ, protocol=False)
 

@@ -93,7 +93,7 @@ class Searching(Work):
         if not left:
             return
         tell(f"search {len(self.documents)} documents", 0)
-        limits = SearchConfig(self.config.turns, self.config.answer_tokens, self.config.context)
+        limits = SearchConfig(self.config.turns, self.config.answer_tokens, self.config.context, known=self.config.known)
         trajectories = run(
             agent, left, self.index, METHODS[method].search, config=limits, keys=[f"{seed}/{t.id}" for t in left],
             on_event=lambda phase, *_: tell(phase, 0),

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from ..agent.agent import Agent
 from ..tasks import search as task
 from ..tasks.corpus import Index
+from ..tasks.search_scene import SearchScene, engine
 from .states import State
 from .trajectory import SearchConfig, Trajectory
 
-_LEARNED = "The documents were read and are remembered."
-_NOTHING = "Nothing was found."
-_UNREADABLE = "Nothing was searched: end your turn with <search> or <answer>."
 _LEFT_OUT = "(Earlier turns are left out.)"
 USUAL = SearchConfig()
 _NOTES = "What is known so far:\n{text}"
@@ -53,7 +51,7 @@ def run(
             _Batch(agent, rows, index, state, config, on_event or (lambda *_: None)).work()
         seconds = (time.perf_counter() - start) / len(rows)
         for row in rows:
-            row.slot, row.seconds = None, seconds
+            row.slot, row.scene, row.seconds = None, None, seconds
     return out
 
 
@@ -75,15 +73,13 @@ class _Batch:
             if not self._open:
                 break
             self.tell("search", turn, turns)
-            if found := self._search(turn):
+            if found := self._act(self._open, f"turn{turn}"):
                 self.tell("write", turn, turns)
                 for keep in self.state.keep:
                     keep(self.agent, found, self.config, f"turn{turn}")
         if rows := self._open:
             self.tell("answer", turns, turns)
-            for row, step in zip(rows, self._say(rows, "answer", task.OPEN_ANSWER)):
-                row.steps.append(task.Step("answer", **step))
-                row.answer = task.read(step["text"]).answer
+            self._act(rows, "answer")
 
     @property
     def _open(self) -> list[Trajectory]:
@@ -91,34 +87,29 @@ class _Batch:
         return [row for row in self.rows if row.answer is None]
 
     def _begin(self) -> None:
+        config, state = self.config, self.state
+        find = None if self.index is None else engine(self.index, config.documents)
         for row in self.rows:
-            if self.state.fixed is not None:
-                row.answer = "; ".join([self.state.fixed] * len(row.task.hops))
-            if self.state.given:
+            row.scene = SearchScene(
+                row.task, find, self.agent.chat.beginning, turns=config.turns if state.searches else 0,
+                observation=config.observation, known=config.known, stays=state.stays,
+            )  # fmt: skip
+            if state.fixed is not None:
+                row.answer = "; ".join([state.fixed] * len(row.task.hops))
+            if state.given:
                 row.notes = {line: line for line in task.listing(task.evidence(row.task)).splitlines()}
 
-    def _search(self, turn: int) -> list[tuple[Trajectory, str]]:
-        """A turn of every row that has no answer; what leaves the context, of the rows that found something."""
-        found, rows = [], self._open
-        for row, step in zip(rows, self._say(rows, f"turn{turn}", task.OPEN_TURN)):
-            said = task.read(step["text"])
-            shown, titles, row.answer = str(said), (), said.answer
-            if said.answer is None:
-                reply, titles = self._reply(said)
-                if titles and not self.state.stays:
-                    found.append((row, reply))
-                    reply = _LEARNED
-                shown += "\n" + task.information(reply, self.config.turns - turn - 1)
-            row.steps.append(task.Step("turn", **step, shown=shown, query=said.query, titles=titles))
+    def _act(self, rows: Sequence[Trajectory], name: str) -> list[tuple[Trajectory, str]]:
+        """An action of each row; what leaves the context, of the rows that found something."""
+        found = []
+        for row, step in zip(rows, self._say(rows, name, rows[0].scene.opened)):
+            scene = row.scene
+            passage, row.answer = scene.act(step["text"]).passage, scene.answer
+            if passage:
+                found.append((row, passage))
+            more = {} if name == "answer" else {"shown": scene.shown, "query": scene.said.query, "titles": scene.titles}
+            row.steps.append(task.Step("answer" if name == "answer" else "turn", **step, **more))
         return found
-
-    def _reply(self, said: task.Said) -> tuple[str, tuple[str, ...]]:
-        """What a turn is answered with, and the titles of the documents in it."""
-        if said.query is None:
-            return _UNREADABLE, ()
-        documents = self.index.find(said.query, self.config.documents)
-        text = self.agent.chat.clip(task.listing(documents), self.config.observation, keep="start")
-        return text or _NOTHING, tuple(d.title for d in documents)
 
     def _say(self, rows: Sequence[Trajectory], name: str, opened: str) -> list[dict]:
         """One generation for each row, which starts with `opened`: the fields of a Step that every kind has."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..agent.agent import Agent, Draft, Reply
 from ..agent.loop import LogEntry
 from ..agent.passages import cut
+from ..agent.write import surest
 from ..episode import Question
 from ..tasks import search as task
 from ..words import normalise
@@ -21,11 +22,16 @@ Keep = Callable[[Agent, Found, SearchConfig, str], None]
 
 
 def written(agent: Agent, found: Found, config: SearchConfig, name: str) -> None:
-    """Pairs, written by tmem's prompt: learned into the row's Δ, or, where it has none, kept as text, a question a line."""
+    """Pairs, written by tmem's prompt: learned into the row's Δ, or, where it has none, kept as text, a question a line.
+
+    Of a known question the surest answer is kept; one without an answer may yet be answered, so nothing is learned of it.
+    """
     for j, due in _rounds(agent, found):
         rows, passages = zip(*due)
         slots = None if rows[0].slot is None else [row.slot for row in rows]
-        drafts = agent.write(passages, slots, temperature=config.temperature, keys=_keys(rows, name, j))
+        known = [row.scene.questions for row in rows] if config.known else None
+        drafts = agent.write(passages, slots, known, temperature=config.temperature, keys=_keys(rows, name, j))
+        drafts = [replace(d, written=surest(d.written, row.sure)) for row, d in zip(rows, drafts)]
         if slots is not None:
             learned = agent.teach(slots, [d.written.pairs for d in drafts], [row.lesson for row in rows])
             for row, draft, result in zip(rows, drafts, learned):
@@ -35,6 +41,8 @@ def written(agent: Agent, found: Found, config: SearchConfig, name: str) -> None
             row.steps.append(_step(draft, tuple((p.question, p.answer) for p in pairs)))
             if slots is None:
                 _add(row, ((p.question, f"{p.question} {p.answer}") for p in pairs), anew=True)
+            if slots is None or row.log[-1].learned.kept:
+                row.sure |= draft.written.sure
 
 
 def summarised(agent: Agent, found: Found, config: SearchConfig, name: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from ..agent.loop import LogEntry
 from ..agent.teach import Lesson
 from ..tasks import search as task
+from ..tasks.search_scene import DOCUMENTS, OBSERVATION, SearchScene
 
 
 @dataclass(frozen=True)
@@ -14,18 +15,20 @@ class SearchConfig:
     """Limits of a search; all but turns, documents and temperature in tokens. Raises ValueError for one below 1.
 
     turns: generations before the answer is asked for, once. max_new: of one turn. context: of a prompt. observation: of what
-    one reply shows of documents. documents: how many a search finds. temperature: 0 is greedy.
+    one reply shows of documents. documents: how many a search finds. temperature: 0 is greedy. known: the questions stand in
+    the prompts that write pairs (the paper's protocol).
     """
 
     turns: int = 6
     max_new: int = 160
     context: int = 4096
-    observation: int = 1000
-    documents: int = 3
+    observation: int = OBSERVATION
+    documents: int = DOCUMENTS
     temperature: float = 0.0
+    known: bool = False
 
     def __post_init__(self):
-        for f in fields(self)[:-1]:
+        for f in fields(self)[:-2]:
             if (value := getattr(self, f.name)) < 1:
                 raise ValueError(f"search: {f.name} is {value}, expected at least 1.")
 
@@ -40,8 +43,9 @@ class Trajectory:
     """One set of questions as it was worked on.
 
     notes: the lines of text that its state keeps, by what tells them apart. slot: of its Δ, while it is worked on, if its state
-    has one. lesson, log: what that was taught, its writes. state: bytes, the most that was kept from one turn to the next: the
-    notes, the turns that are seen again, and Δ. seconds: an equal share of what its batch took.
+    has one. scene: its turns, likewise. lesson, log: what that was taught, its writes. sure: of known questions how sure the
+    answer is that was written. state: bytes, the most that was kept from one turn to the next: the notes, the turns that are
+    seen again, and Δ. seconds: an equal share of what its batch took.
     """
 
     task: task.Objectives
@@ -51,6 +55,8 @@ class Trajectory:
     lesson: Lesson = field(default_factory=Lesson)
     notes: dict[str, str] = field(default_factory=dict)
     slot: int | None = None
+    scene: SearchScene | None = None
+    sure: dict[str, float] = field(default_factory=dict)
     answer: str | None = None
     state: int = 0
     seconds: float = 0.0

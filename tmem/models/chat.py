@@ -192,6 +192,10 @@ class Chat:
             return text
         return self._decoded(ids[len(ids) - tokens :] if keep == "end" else ids[:tokens])
 
+    def beginning(self, text: str, tokens: int) -> str:
+        """The first `tokens` tokens of `text`; the text itself if it is shorter."""
+        return self.clip(text, tokens, keep="start")
+
     def count(self, text: str) -> int:
         """Length of `text` in tokens."""
         return len(self.plain(text))

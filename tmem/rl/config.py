@@ -30,7 +30,10 @@ BEFORE = {
     "rl_truncate": 0.0,
     "rl_dead": "counted",
 }
-IDLE = ("policy_rank", "join", "cut_words", "swap_names", "resolve_dates")
+IDLE = (
+    "policy_rank", "join", "cut_words", "swap_names", "resolve_dates", "corpus", "objectives", "turns", "turn_tokens",
+)  # fmt: skip
+READ = ("passages", "search")  # tasks that are made from files
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,25 @@ class TrainConfig:
     """A supervised warm start, then GRPO, then the control: more supervised training instead of RL.
 
     seed             of episodes, noise and batches
-    task             "stream", "passages", or "file.py:Class", a tmem.tasks.Task of one's own
+    task             "stream", "passages", "search", or "file.py:Class", a tmem.tasks.Task or Environment of one's own
     difficulty       of stream: 1, 2 or 3
     policy           what of θ0 is trained: "full", all weights, or "lora", an adapter on all linear layers of the decoder
     policy_rank      of that adapter; its alpha is twice the rank
 
-    Of passages, see tmem.tasks.passages:
-    data             files, "FILE" or "FILE:WEIGHT"; a passage is drawn from one in proportion to its weight, 1 unless said
+    Of passages and searches, see tmem.tasks.passages and tmem.tasks.searches:
+    data             files, "FILE" or "FILE:WEIGHT"; what is asked is drawn from one in proportion to its weight, 1 unless said
+
+    Of passages:
     join             1 to so many passages make a stream, drawn at random
     cut_words        a longer passage is cut at lines and sentences, each part with its questions; 0: none is
     swap_names       share of the training passages whose people get other first names
     resolve_dates    an answer such as "yesterday" becomes the date, where the passage begins with its session's
+
+    Of searches:
+    corpus           files of documents to search in; none: the questions' own contexts
+    objectives       an episode asks 1 to so many questions at once, drawn at random
+    turns            before the answer is asked for
+    turn_tokens      that a turn may say
 
     The warm start:
     warm_steps       supervised steps
@@ -124,6 +135,10 @@ class TrainConfig:
     cut_words: int
     swap_names: float
     resolve_dates: bool
+    corpus: tuple[str, ...]
+    objectives: int
+    turns: int
+    turn_tokens: int
     warm_steps: int
     warm_plain: int
     warm_episodes: int
@@ -178,11 +193,13 @@ class TrainConfig:
         for name in ("swap_names", "warm_decay", "rl_decay"):
             if getattr(self, name) > 1:
                 raise ValueError(f"preset: [train] {name}: expected a share of 0 to 1, got {getattr(self, name):g}.")
-        if self.data and self.task != "passages":
+        if self.data and self.task not in READ:
             raise ValueError(
                 f'preset: [train] data: task {self.task!r} reads no files; set task = "passages" or leave data out.'
             )
-        if self.task in ("stream", "passages") and self.reward not in ("f1", "em"):
+        if self.corpus and self.task != "search":
+            raise ValueError(f'preset: [train] corpus: task {self.task!r} has no search; set task = "search" or leave it out.')
+        if self.task in ("stream", *READ) and self.reward not in ("f1", "em"):
             raise ValueError(f"preset: [train] reward: expected f1 or em, got {self.reward!r}.")
         if self.layout == "fsdp" and self.policy == "lora":
             raise ValueError('preset: [train] policy: "lora" needs layout "ddp"; every rank has room for an adapter.')

@@ -11,7 +11,7 @@ import torch
 
 from ..agent.agent import Agent
 from ..agent.loop import Clock, Rollout
-from ..tasks import Task
+from ..tasks.task import Environment
 from . import credit, neutral, replay
 from .config import TrainConfig
 from .halves import Halves, correlation, halves
@@ -56,7 +56,7 @@ class Told(NamedTuple):
 
 
 def step(
-    agent: Agent, policy: Policy, task: Task, config: TrainConfig, number: int, *,
+    agent: Agent, policy: Policy, task: Environment, config: TrainConfig, number: int, *,
     note: Callable[[str], None] = lambda _: None, clock: Clock,
 ) -> tuple[dict, list]:  # fmt: skip
     """Step `number` on all ranks together: a function of θ0, the optimizer's state and the configuration.

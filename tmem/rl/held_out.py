@@ -13,7 +13,7 @@ from ..agent.loop import Clock, run
 from ..files.folders import atomic_file
 from ..files.objects import encoded, write_json
 from ..stats import bootstrap
-from ..tasks.task import Task
+from ..tasks.task import Environment
 from .config import TrainConfig
 from .log import finite
 from .rollout import means, scores
@@ -27,7 +27,7 @@ class Run(Protocol):
     """What an evaluation asks of the training that it belongs to: see Trainer."""
 
     config: TrainConfig
-    task: Task
+    task: Environment
     agent: Agent
     world: World
     out: Path

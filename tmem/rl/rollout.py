@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ from ..agent.agent import Agent
 from ..agent.loop import Clock, Rollout, run
 from ..agent.probe import names
 from ..episode import Episode, Pair
-from ..tasks import Task
+from ..tasks.task import Environment
+from ..tasks.tool import FAILURES
 from ..words import normalise
 from .config import TrainConfig
 
@@ -27,7 +29,7 @@ class Scores:
     answer is nowhere in the text, questions of the task copied with a guessed answer, a Δ that grows without bound.
     """
 
-    questions: list[dict[str, float]]  # the task's scores, or of scored answers how likely the right ones are
+    questions: list[dict[str, float]]  # the task's scores and the scene's, or of scored answers how likely the right ones are
     scores: dict[str, float]  # means over the questions
     pairs_per_write: float
     written: int  # tokens
@@ -42,6 +44,13 @@ class Scores:
     own: float  # mean answer-token loss of the pairs just learned, nats
     held: float | None  # share of the written pairs whose answer came back to other words, where this was asked
     leaked: float | None  # share of them that were also given for another person
+    turns: int | None = None  # of the scene, where there is one; so the next ones
+    calls: int | None = None  # of tools
+    failed: int | None = None  # of these; then those that took too long, raised, returned what no such tool may return
+    timeout: int | None = None
+    error: int | None = None
+    garbage: int | None = None
+    earned: float | None = None  # the rewards on the way
 
     @property
     def values(self) -> dict[str, float]:
@@ -70,11 +79,12 @@ def sample(
     )  # fmt: skip
 
 
-def scores(task: Task, rollout: Rollout) -> Scores:
-    """Score one rollout's answers and writes."""
+def scores(task: Environment, rollout: Rollout) -> Scores:
+    """Score one rollout's answers, scene and writes."""
     episode, log = rollout.episode, rollout.log
     rows = [likely._asdict() for likely in rollout.likely]
     rows = rows or [task.score(q, a) for q, a in zip(episode.questions, rollout.answers)]
+    rows = [*(rollout.scene.scores() if rollout.scene else []), *rows]
     written = [(p, e.passage) for e in log for p in e.written.pairs]
     grounded = [is_in(p.answer, passage) for p, passage in written]
     asked = {normalise(q.text) for q in episode.questions}
@@ -83,7 +93,7 @@ def scores(task: Task, rollout: Rollout) -> Scores:
     others = [s["leaked"] for s in stuck if s["other"] is not None]
     return Scores(
         rows,
-        {k: _mean([r[k] for r in rows]) for k in (rows[0] if rows else {})},
+        means(rows),
         pairs_per_write=len(written) / max(1, len(log)),
         written=sum(e.tokens for e in log),
         dropped=sum(e.written.dropped for e in log),
@@ -97,13 +107,28 @@ def scores(task: Task, rollout: Rollout) -> Scores:
         own=_mean([e.learned.loss_after for e in log]),
         held=_mean([s["recalled"] for s in stuck]) if stuck else None,
         leaked=_mean(others) if others else None,
+        **(_of_scene(rollout) if rollout.scene else {}),
     )
 
 
+def _of_scene(rollout: Rollout) -> dict[str, float]:
+    """What is measured on a scene, by the names of `Scores`."""
+    outcomes = [turn.outcome for turn in rollout.turns]
+    called = [o.called for o in outcomes if o.called]
+    return {
+        "turns": len(outcomes),
+        "calls": len(called),
+        "failed": sum(how in FAILURES for how in called),
+        **{how: called.count(how) for how in FAILURES},
+        "earned": math.fsum(o.reward for o in outcomes),
+    }
+
+
 def reward(found: Scores, config: TrainConfig) -> float:
-    """The score that is trained for, less the length and format terms."""
+    """The score that is trained for, with what was earned on the way, less the length and format terms."""
     return (
         found.scores[rewarded(config)]
+        + (found.earned or 0.0)
         - config.length_cost * found.written / 100
         - config.format_cost * found.dropped
     )  # fmt: skip

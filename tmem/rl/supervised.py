@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ import torch
 
 from ..adapters.bank import Snapshot
 from ..agent.agent import Agent
+from ..agent.loop import opened_prompt
+from ..agent.passages import cut
 from ..agent.teach import Lesson, rehearsal
 from ..agent.write import ONE, beside, list_prompt, render, render_one
-from ..episode import Episode, Pair, Question
+from ..episode import Episode, Outcome, Pair, Question
 from ..words import normalise
 from .config import TrainConfig
 from .loss import token_logp
@@ -91,8 +94,8 @@ def _some(pairs: Sequence[Pair], count: int, draw: random.Random) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Examples:
-    """Of one step: passages to be written down, questions to be answered beside a passage and under Δ alone, and what is to
-    be answered as before."""
+    """Of one step: passages to be written down and actions to be taken in scenes, questions to be answered beside a passage and
+    under Δ alone, and what is to be answered as before."""
 
     writing: list[Example]
     reading: list[Example]
@@ -115,14 +118,14 @@ def examples(
     Questions are to be answered under the Δ of all gold pairs, with `unknown` where the episode does not say.
     With `warm_pairs` what is written is only a sample of a passage's gold pairs.
     In the first `warm_plain` steps Δ = 0 and no questions: how to write comes first, and costs half as much to teach.
+    The turns of scenes are taken as `Scene.right` says, after the stream was learned; see `_acting`.
     """
     streams = [passages(agent, e) for e in episodes]
     read = [(*passage, never(episode)) for episode, stream in zip(episodes, streams) for passage in stream]
     reading = _reading(agent, config, step, read) if config.warm_read else []
     if step < config.warm_plain:
-        return Examples(
-            [w for stream in streams for p in stream for w in _writing(agent, config, *p, None)], reading, [], [*keeping]
-        )
+        writing = [w for stream in streams for p in stream for w in _writing(agent, config, *p, None)]
+        return Examples([*writing, *_acting(agent, config, episodes, None)], reading, [], [*keeping])
     writing: list[Example] = []
     deltas: list[Snapshot | None] = [None] * len(episodes)
     lessons, under_delta = [Lesson() for _ in episodes], agent.config.write.under_delta
@@ -134,6 +137,7 @@ def examples(
             agent.teach([slots[i] for i in due], [streams[i][j][1] for i in due], [lessons[i] for i in due])
             for i in due:
                 deltas[i] = agent.bank.snapshot(slots[i], optimizer=False)
+        writing += _acting(agent, config, episodes, Taught(slots, lessons, deltas))
     recalling = [
         Example(agent.chat.prompt(agent.asked(q.text)), agent.chat.answer(_right(agent, q)), delta)
         for delta, episode in zip(deltas, episodes)
@@ -151,6 +155,91 @@ def _writing(agent: Agent, config: TrainConfig, text: str, pairs: list[Pair], de
     prompt = chat.prompt(beside(text, ONE))
     begin = agent.begin(text, prompt)
     return [Example(prompt, chat.answer(render_one(pair)), delta, begin) for pair in few]
+
+
+@dataclass
+class Taught:
+    """What episodes were taught so far: their slots, their lessons, and the Δ that came of it."""
+
+    slots: Sequence[int]
+    lessons: Sequence[Lesson]
+    deltas: list[Snapshot | None]
+
+    def teach(self, agent: Agent, new: dict[int, Sequence[Pair]]) -> None:
+        """Teach some episodes their new pairs."""
+        slots = [self.slots[i] for i in new]
+        agent.teach(slots, [*new.values()], [self.lessons[i] for i in new])
+        for i, slot in zip(new, slots):
+            self.deltas[i] = agent.bank.snapshot(slot, optimizer=False)
+
+
+def _acting(agent: Agent, config: TrainConfig, episodes: Sequence[Episode], taught: Taught | None) -> list[Example]:
+    """What is right in every turn of the scenes, under the Δ of the gold pairs of what left the context before, and what is to
+    be written of that. A scene ends where it does not know what is right; without `taught` where something is learned.
+    """
+    out: list[Example] = []
+    scenes = {i: e.begin(agent.chat.beginning) for i, e in enumerate(episodes) if e.begin is not None}
+    while scenes:
+        left: dict[int, Outcome] = {}
+        said: list[tuple[list[int], list[int], Snapshot | None]] = []
+        for i, scene in [*scenes.items()]:
+            seen = scene.observe()
+            right = None if seen is None else scene.right()
+            if seen is None or right is None:
+                del scenes[i]
+                continue
+            if not right.startswith(seen.opened):
+                raise ValueError(f"scene: right() begins with {right[:20]!r}, and the action is opened with {seen.opened!r}.")
+            chat, rest = agent.chat, right[len(seen.opened) :]
+            answer = [*chat.plain(rest), chat.end] if seen.opened else chat.answer(right)
+            said.append((opened_prompt(agent, seen), answer, taught.deltas[i] if taught else None))
+            outcome = scene.act(right)
+            if outcome.passage:
+                left[i] = outcome
+        out += _said(said)
+        under = taught if agent.config.write.under_delta else None
+        for i, outcome in left.items():
+            out += _written(agent, config, outcome, under.deltas[i] if under else None)
+        if taught:
+            taught.teach(agent, {i: outcome.pairs for i, outcome in left.items() if outcome.pairs})
+        else:
+            scenes = {i: scene for i, scene in scenes.items() if i not in left}
+    return out
+
+
+def _said(said: Sequence[tuple[list[int], list[int], Snapshot | None]]) -> list[Example]:
+    """Prompts, answers and Δ as examples; what all prompts under no Δ begin with is computed once."""
+    first = [prompt for prompt, _, delta in said if delta is None]
+    begin = min(len(os.path.commonprefix(first)), *(len(p) - 1 for p in first)) if len(first) > 1 else 0
+    return [Example(prompt, answer, delta, begin if delta is None else 0) for prompt, answer, delta in said]
+
+
+def _written(agent: Agent, config: TrainConfig, outcome: Outcome, delta: Snapshot | None) -> list[Example]:
+    """What is to be written of what left the context, passage by passage as the agent cuts it.
+
+    A pair belongs to the passages in which its answer stands, and to the last one where it stands in none. A passage without a
+    pair is no example: most have none, and a model that is shown them abstains.
+    """
+    chat, passages = agent.chat, cut(agent.chat, [outcome.passage], agent.config.write.window)
+    stands = [[f" {normalise(p.answer)} " in f" {normalise(text)} " for p in outcome.pairs] for text in passages]
+    out: list[Example] = []
+    for k, text in enumerate(passages):
+        own = [
+            p for j, p in enumerate(outcome.pairs) if stands[k][j] or k + 1 == len(passages) and not any(s[j] for s in stands)
+        ]
+        if not own:
+            continue
+        if not outcome.asked:
+            out += _writing(agent, config, text, own, delta)
+        elif agent.config.write.replies == 1:
+            out.append(Example(chat.prompt(list_prompt(text, outcome.asked)), chat.answer(render(own)), delta))
+        else:
+            answers = {p.question: p.answer for p in own}
+            for question in outcome.asked:
+                prompt = chat.prompt(beside(text, agent.beside(question)))
+                answer = answers.get(question, agent.config.write.unknown)
+                out.append(Example(prompt, chat.answer(answer), delta, agent.begin(text, prompt)))
+    return out
 
 
 def never(episode: Episode) -> list[str]:

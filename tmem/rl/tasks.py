@@ -1,22 +1,36 @@
-"""The task that a training run's settings name."""
+"""The environment that a training run's settings name."""
 
 from __future__ import annotations
 
 from ..tasks.passages import Passages
+from ..tasks.searches import Searches
 from ..tasks.stream import Stream
-from ..tasks.task import Task, find_task
+from ..tasks.task import Environment, Task, find_task
 from .config import TrainConfig
 
 
-def task_of(config: TrainConfig) -> Task:
-    """stream, passages or a class of one's own. Raises ValueError or FileNotFoundError, each in one sentence."""
+def task_of(config: TrainConfig) -> Environment:
+    """stream, passages, search or a class of one's own. Raises ValueError or FileNotFoundError, each in one sentence."""
     if config.task == "stream":
         return Stream(config.difficulty, config.rl_questions or None)
-    if config.task != "passages":
-        return find_task(config.task)
-    passages = Passages(
-        config.data, step=max(config.warm_episodes, config.rl_episodes), join=config.join, cut_words=config.cut_words,
-        swap_names=config.swap_names, resolve_dates=config.resolve_dates, questions=config.rl_questions,
-    )  # fmt: skip
-    passages.require("train", config.eval_split)
-    return passages
+    step = max(config.warm_episodes, config.rl_episodes)
+    if config.task == "passages":
+        passages = Passages(
+            config.data, step=step, join=config.join, cut_words=config.cut_words, swap_names=config.swap_names,
+            resolve_dates=config.resolve_dates, questions=config.rl_questions,
+        )  # fmt: skip
+        passages.require("train", config.eval_split)
+        return passages
+    if config.task == "search":
+        found: Environment = Searches(
+            config.data, config.corpus, objectives=config.objectives, turns=config.turns, max_new=config.turn_tokens, step=step
+        )
+        found.require("train", config.eval_split)
+    else:
+        found = find_task(config.task)
+    if not isinstance(found, Task) and (config.rl_credit != "rollout" or config.rl_answers != "sampled"):
+        raise ValueError(
+            'preset: [train]: an environment with scenes is trained with rl_credit = "rollout" and rl_answers = "sampled"; '
+            "credit of single actions and scored answers are for text in, questions out."
+        )
+    return found

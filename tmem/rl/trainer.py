@@ -51,7 +51,6 @@ from ..machine import give_memory_back
 from ..models import loading
 from ..models.chat import Chat
 from ..models.families import trainable
-from ..tasks.passages import Passages
 from . import checkpoint, grpo, halves, held_out, keep, supervised
 from .config import BEFORE, IDLE, train_config
 from .log import Log
@@ -298,7 +297,7 @@ class Trainer:
             settings[type(config).__name__] = dataclasses.asdict(config)
         for name in ("save_every", "layout", "micro_tokens", "checkpointing"):
             del settings["TrainConfig"][name]
-        if isinstance(self.task, Passages):
+        if self.task.files:
             settings["data_blake2b"] = {file: digest(file) for file in self.task.files}
         return json.loads(json.dumps(settings))
 
@@ -328,6 +327,8 @@ class Trainer:
         if self.world.first:
             self.out.mkdir(parents=True, exist_ok=True)
             write_json(self.settings_file, self._settings())
+            if ids := self.task.trained:
+                write_json(self.out / "trained.json", list(ids))
             self.log.cut(self.state)
             for row in read_run(self.out) if self.state["rows"] else ():
                 self.progress.row(row)

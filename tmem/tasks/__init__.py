@@ -7,9 +7,11 @@ from tmem.episode import Episode, Evidence, Pair, Question
 from tmem.tasks import clbench, locomo, longmemeval, metrics, passages, squad, stream
 from tmem.tasks.left_out import LeaveOut
 from tmem.tasks.records import distinct, files
-from tmem.tasks.task import Task
+from tmem.tasks.task import Environment, Task
 
-__all__ = ["AT_LENGTH", "TASKS", "Episode", "Evidence", "Pair", "Question", "Task", "abstention", "episodes", "score"]
+__all__ = [
+    "AT_LENGTH", "TASKS", "Environment", "Episode", "Evidence", "Pair", "Question", "Task", "abstention", "episodes", "score",
+]  # fmt: skip
 
 # A task's scores. CL-bench has none: its answers are graded by a judge, rubric by rubric.
 _SCORES = {

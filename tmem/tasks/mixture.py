@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-__all__ = ["drawn", "weighted"]
+__all__ = ["drawn", "place", "weighted"]
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_KEY = re.compile(r"(.*)/([0-9]{1,12})/([0-9]{1,12})")
 
 
 def weighted(names: Iterable[str]) -> dict[str, float]:
@@ -41,6 +45,18 @@ def _parted(name: str) -> tuple[str, float]:
     if not 0 < weight < math.inf:
         raise ValueError(f"data: {name!r}: the weight is {said}; expected a number above 0, as in {path}:0.5.")
     return path, weight
+
+
+def place(key: str, step: int) -> tuple[str, int]:
+    """The series of an episode's key, and which of its episodes this is.
+
+    "series/number/i" is episode i of a step of `step` episodes, a whole number one of a series without a name; any other key
+    is a series by itself.
+    """
+    if _NUMBER.fullmatch(key):
+        return "", int(key)
+    found = _KEY.fullmatch(key)
+    return (found[1], int(found[2]) * step + int(found[3])) if found else (key, 0)
 
 
 def drawn(sizes: Sequence[int], weights: Sequence[float], series: str, place: int) -> tuple[int, int]:

@@ -39,8 +39,6 @@ _SOURCE = (
 _PART = re.compile(
     r"(?:\s+\[[0-9]+\]|\s+\([0-9]+\)|(?:\s+(?:session|part|section|chapter) [0-9]+)+|[:_]c?[0-9]+)$", re.IGNORECASE
 )
-_NUMBER = re.compile(r"[0-9]{1,18}")
-_KEY = re.compile(r"(.*)/([0-9]{1,12})/([0-9]{1,12})")
 
 
 def episodes(
@@ -132,7 +130,7 @@ class Passages(Task):
         """
         self.require(split)
         rng, held = random.Random(f"passages/{split}/{key}"), self.held[split]
-        series, first = self._place(key)
+        series, first = mixture.place(key, self.step)
         chosen, sizes, weights = [], [len(file) for file in held], list(self.weights.values())
         for j in range(rng.randint(1, self.join)):
             file, item = mixture.drawn(sizes, weights, f"{split}/{series}", first * self.join + j)
@@ -148,13 +146,6 @@ class Passages(Task):
             return episode
         asked = sorted(rng.sample(range(len(episode.questions)), self.questions))
         return replace(episode, questions=tuple(episode.questions[i] for i in asked))
-
-    def _place(self, key: str) -> tuple[str, int]:
-        """The series of a key, and which of its episodes this is."""
-        if _NUMBER.fullmatch(key):
-            return "", int(key)
-        found = _KEY.fullmatch(key)
-        return (found[1], int(found[2]) * self.step + int(found[3])) if found else (key, 0)
 
 
 def _sessions(split: str) -> list[Passage]:

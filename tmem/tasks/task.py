@@ -1,19 +1,38 @@
-"""What training needs of a task: episodes in, scores out."""
+"""What training needs of an environment: episodes in, scores out."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..episode import Episode, Question
 from . import clbench, metrics
 
 
-class Task:
-    """A class of one's own says what an episode is; f1 and em against the questions' answers come with it.
+class Environment:
+    """A class of one's own says what an episode is: a stream, a scene with tools, or both, and how it is scored.
 
     A preset's [train] table names it, `task = "mine.py:Mine"`, and which of its scores is the reward, `reward = "f1"`.
+
+        files    that its episodes are made from: a run is gone on with only where they are the same
+        trained  ids of questions that training may ask
     """
+
+    files: Sequence[str] = ()
+    trained: Sequence[str] = ()
+
+    def episode(self, key: str, split: str) -> Episode:
+        """The episode of this key, the same on every call: training asks for split "train", evaluation for "dev" or "test"."""
+        raise NotImplementedError
+
+    def score(self, question: Question, answer: str) -> dict[str, float]:
+        """Scores of an answer to a question of an episode; those of a scene are its own, see tmem.episode.Scene."""
+        raise NotImplementedError
+
+
+class Task(Environment):
+    """An environment without scenes: text in, questions out. f1 and em against the questions' answers come with it."""
 
     def episode(self, key: str, split: str) -> Episode:
         """The episode of this key, the same on every call: training asks for split "train", evaluation for "dev" or "test".
@@ -36,8 +55,8 @@ class Task:
         }
 
 
-def find_task(name: str) -> Task:
-    """The task that `file.py:Class` names. Runs that file: name only your own. Raises ValueError if there is none.
+def find_task(name: str) -> Environment:
+    """The environment that `file.py:Class` names. Runs that file: name only your own. Raises ValueError if there is none.
 
     Nor for CL-bench, by its name or a file of it: its licence allows evaluation only.
     """
@@ -46,7 +65,7 @@ def find_task(name: str) -> Task:
     file, _, cls = name.partition(":")
     path = Path(file)
     if path.suffix != ".py" or not cls:
-        raise ValueError(f"preset: [train] task: expected stream, passages or file.py:Class, got {name!r}.")
+        raise ValueError(f"preset: [train] task: expected stream, passages, search or file.py:Class, got {name!r}.")
     if not path.is_file():
         raise ValueError(f"preset: [train] task: there is no file {path}; give its path from where you start tmem.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -54,6 +73,8 @@ def find_task(name: str) -> Task:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found = getattr(module, cls, None)
-    if not (isinstance(found, type) and issubclass(found, Task)):
-        raise ValueError(f"preset: [train] task: {path} has no class {cls} derived from tmem.tasks.Task.")
+    if not (isinstance(found, type) and issubclass(found, Environment)):
+        raise ValueError(
+            f"preset: [train] task: {path} has no class {cls} derived from tmem.tasks.Task or tmem.tasks.Environment."
+        )
     return found()
