@@ -58,7 +58,7 @@ TABLE = {
     },
     "gram of few slots": {
         (16, 32): (Config(32, rows=128), Config(32), Config(32), Config(32, 8, 3)),
-        (32, 32): (Config(32), Config(16), Config(16), Config(16, 8, 3)),
+        (32, 32): (Config(32, 8), Config(16), Config(16), Config(16, 8, 3)),
     },
 }
 
@@ -88,13 +88,15 @@ _MMA_SYNC = {  # operands of a product take registers, which wgmma and tcgen05 l
     ("expand", 16, 16, 128): Config(16, 8, stages=1),
     ("expand", 16, 32, 128): Config(16, 8, stages=1),
     ("expand", 32, 32, 128): Config(16, 8, stages=1),
-    ("gram", 32, 32, 128): Config(32, 8, stages=2),
+    ("gram", 32, 32, 64): Config(16, 8, stages=2),
+    ("gram", 32, 32, 128): Config(16, 8, stages=2),
 }
 OVERRIDES = {
     "sm_80": {**_MMA_SYNC, ("expand", 32, 32, 128): Config(16, stages=1)},
     "sm_89": _MMA_SYNC,
     "sm_90": {},
     "sm_100": {
+        ("gram", 32, 32, 32): Config(32, 8, 3),
         ("gram of few slots", 16, 32, 16): Config(64, rows=128),
         ("gram of few slots", 32, 32, 64): Config(16, 8, 2),
     },
@@ -104,6 +106,7 @@ OVERRIDES = {
         ("shrink of several factors", 32, 32, 64): Config(16, 8),
     },
     "gfx9": {
+        ("gram", 32, 32, 64): Config(16, 8, stages=2),
         ("expand", 32, 32, 128): Config(16, 8, stages=1),
         ("gram of few slots", 16, 32, 128): Config(64, 8, stages=2),
         ("gram of few slots", 32, 32, 128): Config(16, 8, stages=2),
@@ -118,7 +121,7 @@ OVERRIDES = {
         ("expand", 32, 32, 128): Config(16, 16, stages=1),
         ("shrink of several factors", 32, 32, 64): Config(16, 16, stages=2),
         ("gram", 16, 32, 64): Config(32, 16, stages=2),
-        ("gram of few slots", 16, 32, 64): Config(16, 16, stages=2),
+        ("gram of few slots", 16, 32, 64): Config(32, 16, stages=2),
     },
 }
 # From which compute capability on a row holds. sm_86 and what is not known have 99 KiB, as sm_89.
