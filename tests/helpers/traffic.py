@@ -2,7 +2,7 @@
 
 Every load, store and atomic addition of a kernel is followed; what counts is each byte once a kernel, as the second-level cache
 gives the rest: bytes read and bytes written, an addition being both. A layer's bytes are a·D + b for its width D = K = N, so
-that two small widths give those of any. Prints one JSON object: case -> MB of y, dX and dB over the frozen layer's, A shared.
+that two small widths give those of any. Prints one JSON object: case -> kernel -> MB, of y, dX and dB over the frozen layer's.
 """
 
 import json
@@ -87,14 +87,16 @@ def moved(rank: int, slots: int, rows: int, width: int, fresh: bool = True) -> d
     return found
 
 
-def of_a_layer(rank: int, slots: int, rows: int) -> float:
-    """MB at WIDTH, of `slots` slots."""
-    low, high = (sum(moved(rank, SLOTS, rows, width).values()) for width in WIDTHS)
-    each = (high - low) / (WIDTHS[1] - WIDTHS[0])
-    of_a = 2 * 2 * rank * WIDTH  # the shared A, read by two kernels, of which more slots do not read more
-    total = low + each * (WIDTH - WIDTHS[0])
-    return ((total - of_a) * slots / SLOTS + of_a) / 1e6
+def of_a_layer(rank: int, slots: int, rows: int) -> dict[str, float]:
+    """MB of each kernel at WIDTH, of `slots` slots."""
+    low, high = (moved(rank, SLOTS, rows, width) for width in WIDTHS)
+    found = {}
+    for name, start in low.items():
+        total = start + (high[name] - start) / (WIDTHS[1] - WIDTHS[0]) * (WIDTH - WIDTHS[0])
+        of_a = 2 * rank * WIDTH if name in ("shrink", "expand of dz") else 0  # the shared A: more slots do not read more of it
+        found[name] = round(((total - of_a) * slots / SLOTS + of_a) / 1e6, 1)
+    return found
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: round(of_a_layer(*case), 1) for name, case in CASES.items()}))
+    print(json.dumps({name: of_a_layer(*case) for name, case in CASES.items()}))
