@@ -39,7 +39,7 @@ def main():
                 bottom += found[name]
             axes.text(x, bottom + 12, f"{kind}\n{bottom:,.0f} MB", ha="center", va="bottom", fontsize=8)
     axes.set_xticks([3 * place + 0.55 for place in range(len(now))])
-    axes.set_xticklabels([f"{case.split(' ')[1].replace('x', ' adapters x ')} rows, rank {case[2:4]}" for case in now])
+    axes.set_xticklabels([f"{case.split(' ')[1].replace('x', ' adapters x ')} rows\nrank {case[2:4]}" for case in now])
     axes.set_ylim(0, 1600)
     axes.set_ylabel("MB beside the frozen layer")
     axes.spines[["top", "right"]].set_visible(False)
