@@ -58,7 +58,7 @@ def _provider(case: StepCase, device: str, expected: dict, grad: Tensor, param, 
 
 
 def bank_provider(case: StepCase, device: str, expected: dict, active: Tensor | None = None) -> Provider:
-    """One call, which also takes each row's norm, and zeroes its gradient, as rows that accumulate in place need."""
+    """One call as a bank makes it, which also takes each row's norm. The next backward writes over the gradients."""
     if active is None:
         active = torch.ones(case.slots, dtype=torch.bool, device=device)
     slots, places = len(active), active.nonzero().flatten()
@@ -68,7 +68,11 @@ def bank_provider(case: StepCase, device: str, expected: dict, active: Tensor | 
     hyper = torch.tensor([LR, BETA1, BETA2, EPS, DECAY, 0.0], dtype=torch.float64, device=device).repeat(slots, 1)
     grad = g[:: slots // case.slots]  # the rows that `active` names
     assert places.tolist() == list(range(0, slots, slots // case.slots))
-    return _provider(case, device, expected, grad, lambda: p[places], lambda: bank_step_(p, g, m, v, count, hyper, active))
+
+    def step():
+        bank_step_(p, g, m, v, count, hyper, active, clear=False)
+
+    return _provider(case, device, expected, grad, lambda: p[places], step)
 
 
 def _grouped(case: StepCase, device: str, expected: dict) -> Provider:
