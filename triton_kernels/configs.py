@@ -96,6 +96,8 @@ OVERRIDES = {
     "sm_89": _MMA_SYNC,
     "sm_90": {},
     "sm_100": {
+        ("backward", 16, 32, 128): Config(16, 8, 3),
+        ("gram of few slots", 32, 32, 16): Config(16, 8),
         ("gram", 32, 32, 32): Config(32, 8, 3),
         ("gram of few slots", 16, 32, 16): Config(64, rows=128),
         ("gram of few slots", 32, 32, 64): Config(16, 8, 2),
