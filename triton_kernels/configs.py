@@ -109,6 +109,7 @@ OVERRIDES = {
         ("gram", 32, 32, 128): Config(32, 8, 1),
     },
     "gfx9": {
+        ("backward", 16, 32, 128): Config(16, 8, stages=2),
         ("gram", 32, 32, 64): Config(16, 8, stages=2),
         ("expand", 32, 32, 128): Config(16, 8, stages=1),
         ("gram of few slots", 16, 32, 128): Config(64, 8, stages=2),
