@@ -34,8 +34,9 @@ def test_emulated(emulated, check):
 
 
 def test_the_emulation_sees_a_missing_barrier(emulated_library):
-    found = told(emulated_library("-DTMEM_WITHOUT_BARRIERS"), "emulated.py")
-    assert "AssertionError" in found["decode"] and "AssertionError" in found["step"]
+    seen = ("decode", "step")
+    found = told(emulated_library("-DTMEM_WITHOUT_BARRIERS"), "emulated.py", *seen)
+    assert found.keys() == set(seen) and all("AssertionError" in found[check] for check in seen), found
 
 
 @needs_library
