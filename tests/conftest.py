@@ -2,16 +2,30 @@
 
 import os
 
-import pytest
-import torch
-from tiny_cli import tmem  # noqa: F401
+from processes import share_of
 
-from tmem.machine import rows_apart
-from tmem.models import loading
+# Workers of pytest-xdist share the cores: threads that outnumber them wait for each other, and tiny models are all waiting.
+# Read when torch is loaded; the processes that tests start inherit it.
+if share := share_of(os.environ):
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from tiny_cli import tmem  # noqa: E402, F401
+
+from tmem.machine import rows_apart  # noqa: E402
+from tmem.models import loading  # noqa: E402
 
 # With deterministic algorithms, which poison memory, cuBLAS asks for a workspace of fixed size. Read when CUDA starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 rows_apart()  # as every command does
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from scheduling import scheduler_of
+
+    return scheduler_of(config, log)
 
 
 def pytest_collection_modifyitems(items):

@@ -131,14 +131,16 @@ def test_search_is_resumed_with_the_sets_that_are_left(tmem, tmp_path, monkeypat
     said = {"answer": "it", "supporting_facts": [["Rome", 0]], "context": [["Rome", ["Rome lies on seven hills."]]]}
     hops = [{"_id": f"h{i}", "question": f"who is {i}", **said} for i in range(6)]
     (tmp_path / "hotpot.json").write_text(json.dumps(hops))
-    monkeypatch.setattr(searching, "PROMPT", 64)
+    for name, tokens in (("PROMPT", 64), ("TURN", 4), ("EACH", 2)):
+        monkeypatch.setattr(searching, name, tokens)
     words = ["eval", "--task", "search", "--data", str(tmp_path / "hotpot.json"), "--turns", "1"]
     words += ["--context", "64", "--slots", "2", "--out", "OUT"]
     found = tmem(*words)
     assert found.exit_code == 0, found.output
     answers = rows(tmp_path / "OUT")
     assert len(answers) == 3 * 4 and {r["method"] for r in answers} == {"none", "full", "mem1", "tmem"}
-    assert {k for k in json.loads((tmp_path / "OUT/results.json").read_text())["differences"]["em"]} >= {"mem1 - tmem"}
+    results = json.loads((tmp_path / "OUT/results.json").read_text())
+    assert set(results["differences"]["em"]) >= {"mem1 - tmem"} and results["config"]["answer_tokens"] == 4 + 2 * 2
     kept = (tmp_path / "OUT/answers.jsonl").read_bytes().split(b"\n")
     (tmp_path / "OUT/answers.jsonl").write_bytes(b"\n".join(kept[:-3]) + b"\n")
     assert tmem(*words, "--resume").exit_code == 0

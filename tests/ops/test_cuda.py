@@ -1,9 +1,7 @@
 """The CUDA kernels without a GPU: emulated on the CPU, compiled by nvcc, held to their budgets, registered."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,48 +11,19 @@ import checks
 import gpu_rows
 import pytest
 import torch
+from emulator import told
 
 from tmem import ops
 
-HELPERS = Path(__file__).parents[1] / "helpers"
-SOURCES = sorted(f for f in (HELPERS.parents[1] / "csrc/cuda").iterdir() if f.suffix in (".cu", ".cpp"))
 EMULATED = [c.__name__ for c in (checks.decode, *checks.BANK, *gpu_rows.ALL)]
 OPS = ("lora_decode_", "bank_step_", "bank_copy_", *ops.SVD_PARTS)
-LIBRARY = HELPERS.parents[1] / "tmem/libtmem_cuda.so"
+LIBRARY = Path(__file__).parents[2] / "tmem/libtmem_cuda.so"
 needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="the CUDA library was not built: no nvcc was found")
 
 
-def emulate(folder: Path, *flags: str, script: tuple[str, ...] = ("emulated.py",)) -> dict[str, str]:
-    """What a script, with further arguments, says of the kernels, compiled for the CPU with these flags."""
-    return told(build_emulated(folder, *flags), *script)
-
-
-def build_emulated(folder: Path, *flags: str) -> Path:
-    """The kernels' library, compiled for the CPU with these flags."""
-    torch_folder, library = Path(torch.__file__).parent, folder / "emulated.so"
-    build = [
-        "g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-pthread", "-DTMEM_EMULATED", *flags,
-        "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{HELPERS / 'emulation'}", f"-isystem{torch_folder / 'include'}",
-        "-x", "c++", *map(str, SOURCES), f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-o", str(library),
-    ]  # fmt: skip
-    subprocess.run(build, check=True, capture_output=True)
-    return library
-
-
-def told(library: Path, name: str, *arguments: str, gpu: tuple[int, int] = (9, 232448)) -> dict[str, str]:
-    """What a script says of an emulated library, on a GPU of this compute capability and shared memory of a block."""
-    command = [sys.executable, str(HELPERS / name), str(library), *arguments]
-    env = {**os.environ, "TMEM_EMULATED_GPU": "{} {}".format(*gpu)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
-    if not shutil.which("g++"):
-        pytest.skip("the emulation of CUDA is compiled by g++")
-    return emulate(tmp_path_factory.mktemp("emulated"))
+def emulated(emulated_library):
+    return told(emulated_library(), "emulated.py")
 
 
 @pytest.mark.parametrize("check", EMULATED)
@@ -64,9 +33,10 @@ def test_emulated(emulated, check):
     assert len(emulated) == len(EMULATED)
 
 
-def test_the_emulation_sees_a_missing_barrier(emulated, tmp_path):
-    found = emulate(tmp_path, "-DTMEM_WITHOUT_BARRIERS")
-    assert "AssertionError" in found["decode"] and "AssertionError" in found["step"]
+def test_the_emulation_sees_a_missing_barrier(emulated_library):
+    seen = ("decode", "step")
+    found = told(emulated_library("-DTMEM_WITHOUT_BARRIERS"), "emulated.py", *seen)
+    assert found.keys() == set(seen) and all("AssertionError" in found[check] for check in seen), found
 
 
 @needs_library

@@ -1,24 +1,15 @@
 """The CUDA kernels of batched_rsvd without a GPU: emulated on the CPU."""
 
-import shutil
-
 import pytest
 import svd_parts
-from test_cuda import build_emulated, emulate, told
+from emulator import told
 
 CHECKS = [check.__name__ for check in svd_parts.ALL] + ["whole"]
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    if not shutil.which("g++"):
-        pytest.skip("the emulation of CUDA is compiled by g++")
-    return build_emulated(tmp_path_factory.mktemp("emulated"))
-
-
-@pytest.fixture(scope="session")
-def emulated(library):
-    return told(library, "emulated_svd.py")
+def emulated(emulated_library):
+    return told(emulated_library(), "emulated_svd.py")
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -36,11 +27,11 @@ def test_emulated(emulated, check):
         ((8, 166912), ""),  # A100, which has no clusters
     ],
 )
-def test_a_gram_step_reads_once_where_a_block_has_the_room(library, gpu, once):
-    assert told(library, "emulated_svd.py", "ways", gpu=gpu)["ways"] == once
+def test_a_gram_step_reads_once_where_a_block_has_the_room(emulated_library, gpu, once):
+    assert told(emulated_library(), "emulated_svd.py", "ways", gpu=gpu)["ways"] == once
 
 
-def test_the_emulation_sees_a_missing_barrier(emulated, tmp_path):
+def test_the_emulation_sees_a_missing_barrier(emulated_library):
     seen = ("grams", "factors", "long_lists")  # of the others, a sort would read places nobody wrote
-    found = emulate(tmp_path, "-DTMEM_WITHOUT_BARRIERS", script=("emulated_svd.py", *seen))
+    found = told(emulated_library("-DTMEM_WITHOUT_BARRIERS"), "emulated_svd.py", *seen)
     assert all("AssertionError" in found[check] for check in seen), found
