@@ -53,7 +53,7 @@ bench: $(DONE)/ops $(DONE)/model
 # Where the environment is already made, without a network: TMEM_CUDA=ON python -m pip install --no-build-isolation
 # --no-deps --editable . && python tools/gpu.py
 gpu: $(DONE)/ops
-	@$(BIN)/python tools/gpu.py
+	@$(BIN)/python tools/gpu.py $(ARGS)
 
 info: $(DONE)/ops $(DONE)/model
 	@$(BIN)/tmem info $(ARGS)
