@@ -77,7 +77,8 @@ def proven(entrant: Entrant) -> str:
     for place in entrant:
         if reason := wrong(entrant, _small(place)):
             return reason
-    spilled = [kernel.n_spills for key, kernel in _compiled().items() if key not in before and kernel.n_spills]
+    new = [kernel for key, kernel in _compiled().items() if key not in before]
+    spilled = [kernel.n_spills for kernel in new if getattr(kernel, "n_spills", 0)]  # a kernel never launched has none
     return f"spills registers: {max(spilled)}" if spilled else ""
 
 

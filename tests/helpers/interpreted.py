@@ -258,7 +258,7 @@ def stale_plan():
 def one_read():
     """Whether a segment's gradient and dz are made from one read of dy, as those of a slot without another segment, or from
     two: the same bits. Lengths on either side of every limit."""
-    half = torch.float16
+    half = torch.bfloat16
     for factor_dtype in (half, torch.float32):
         lengths = [16, 17, 64, 65, 128, 129, 3]
         case = make_case(lengths, range(7), [5] * 7, stored=20, n=130, dtype=half, factor_dtype=factor_dtype)
