@@ -23,7 +23,7 @@ help:
 	@echo 'make test     run the test suite'
 	@echo 'make sanitize random calls of the CPU kernels under AddressSanitizer and UBSan (about 3 minutes)'
 	@echo 'make bench    time the ops against other ways to do the same'
-	@echo 'make gpu      tests, sanitizer and benches of the kernels of an NVIDIA GPU, into results/gpu (about 9 minutes)'
+	@echo 'make gpu      benches, tournament, tests of the kernels of an NVIDIA GPU, into results/gpu (9 minutes a call, two calls)'
 	@echo 'make info     versions, devices, and which kernel serves each op'
 	@echo 'make docs     make docs/api.md from the docstrings'
 	@echo 'make style    check style, layout and the types of what is public'

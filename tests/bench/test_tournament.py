@@ -2,7 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import gated
@@ -173,6 +176,34 @@ def test_every_place_that_is_played_for_has_candidates():
         assert all(case.rank == place[3] for case in gate.batches(place) + gate.batches(place, small=True))
         few = place[0] == "gram of few slots"
         assert all((len(case.lengths) <= configs.FEW) == few for case in gate.batches(place) + gate.batches(place, small=True))
+
+
+def test_gradients_of_a_rank_are_summed_in_one_order_on_every_architecture():
+    for architecture in configs.OVERRIDES:
+        rows = {place: configs.chosen(architecture, *place) for place in configs.places()}
+        assert all(len(winners.orders(rows, rank)) == 1 for rank in configs.RANKS), architecture
+
+
+def test_what_is_tried_computes_what_the_oracle_does_and_keeps_the_bits():
+    """By the interpreter: tiles, regimes, and every way to sum a gradient, in one call or in several."""
+    script = Path(__file__).parents[1] / "helpers" / "tried.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {name.split(":")[0] for name in found} == {*kernels.KERNELS, "bits"}
+    assert not any(found.values()), found
+
+
+def test_what_a_process_has_compiled_is_seen():
+    import budgets
+    import targets
+
+    before, place = gate._compiled(), ("expand", 16, 16, 16)
+    launch, arguments, _ = budgets.launches()["expand bf16 bf16 16"]
+    with targets.compiling(CARD) as launched, configs.instead({place: Config(64, 8, 1)}):
+        launch(*arguments)
+    ((_, kernel),) = launched
+    assert kernel.metadata.num_warps == 8 and gate._compiled().keys() - before.keys() == {id(kernel)}
 
 
 # the card's file ---------------------------------------------------------------------------------------------------------
