@@ -23,7 +23,7 @@ help:
 	@echo 'make test     run the test suite'
 	@echo 'make sanitize random calls of the CPU kernels under AddressSanitizer and UBSan (about 3 minutes)'
 	@echo 'make bench    time the ops against other ways to do the same'
-	@echo 'make gpu      tests, sanitizer and benches of the kernels of an NVIDIA GPU, into results/gpu (about 9 minutes)'
+	@echo 'make gpu      benches, tournament, tests of the kernels of an NVIDIA GPU, into results/gpu (9 minutes a call, two calls)'
 	@echo 'make gpu-train  base, warm start, RL and evaluations on an NVIDIA GPU, into results/gpu-train (stops after 8 minutes)'
 	@echo 'make info     versions, devices, and which kernel serves each op'
 	@echo 'make docs     make docs/api.md from the docstrings'
@@ -54,7 +54,7 @@ bench: $(DONE)/ops $(DONE)/model
 # Where the environment is already made, without a network: TMEM_CUDA=ON python -m pip install --no-build-isolation
 # --no-deps --editable . && python tools/gpu.py
 gpu: $(DONE)/ops
-	@$(BIN)/python tools/gpu.py
+	@$(BIN)/python tools/gpu.py $(ARGS)
 
 # --shape 4b or 8b: one GRPO step of a model of that shape. --tiny: the same command in seconds, without a GPU.
 gpu-train: $(DONE)/ops $(DONE)/model

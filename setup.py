@@ -59,7 +59,8 @@ setup(
         "tmem": [
             *("py.typed", "presets/*", "writer/*", "tasks/*.toml", "tasks/stream/*.toml", "rl/*.toml"),
             *("report/templates/*", "report/published.toml", "serve/page.html"),
-        ]
+        ],
+        "tmem.triton_kernels": ["tuned/*.json"],
     },
     ext_modules=[Extension("tmem.libtmem_cpu", sources=[]), Extension("tmem.libtmem_cuda", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

@@ -8,12 +8,14 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..testing import TOLERANCES, rel_rms
 
+Name = TypeVar("Name")
 SPLIT = 5e-5  # of fp32 results on a GPU, whose fp32 operands are split into two bf16 parts: 2^-17 a product
 
 
@@ -67,7 +69,7 @@ def measured(bench: str, case, providers: dict[str, Provider], ratio_to: str, se
     for name, provider in providers.items():
         check(bench, case, name, provider)
     copied = torch.ones(2, -(-case.bytes // 8), device=device)  # not zeros: those share one page until written
-    times = _in_turns({"copy": Provider(lambda: copied[0].copy_(copied[1]), dict, {}), **providers}, settings, device)
+    times = _in_turns({"copy": Provider(lambda: copied[0].copy_(copied[1]), dict, {}), **providers}, settings, timer_of(device))
     quantiles = {name: _quantiles(ms) for name, ms in times.items()}
     copy = quantiles.pop("copy")["ms"]
     return [
@@ -98,10 +100,17 @@ def check(bench: str, case, name: str, provider: Provider) -> None:
             )
 
 
-def _in_turns(providers: dict[str, Provider], settings: Settings, device: str) -> dict[str, list[float]]:
+def timer_of(device: str) -> Callable[[Callable], float]:
+    """What gives the ms of a call there."""
+    return _cuda_ms if device == "cuda" else _cpu_ms
+
+
+def _in_turns(
+    providers: dict[Name, Provider], settings: Settings, timer: Callable[[Callable], float]
+) -> dict[Name, list[float]]:
     """ms of every kept round. Each round starts with another provider, so that none always follows the same one."""
-    timer = _cuda_ms if device == "cuda" else _cpu_ms
-    times, names = {name: [] for name in providers}, list(providers)
+    times: dict[Name, list[float]] = {name: [] for name in providers}
+    names = list(providers)
     gc.collect()
     gc.disable()
     try:
@@ -142,7 +151,7 @@ def _cuda_ms(call: Callable) -> float:
 
 def ceilings(quick: bool, device: str) -> dict[str, float]:
     """What this machine reaches, best of some: a copy larger than its caches (GB/s read and written), GEMMs (GF/s)."""
-    timer, found = (_cuda_ms if device == "cuda" else _cpu_ms), {}
+    timer, found = timer_of(device), {}
     count, size = (1 << 16, 128) if quick else (1 << 28, 8192) if device == "cuda" else (1 << 25, 2048)
     source, target = torch.ones(count, device=device), torch.ones(count, device=device)
     best = min(timer(lambda: target.copy_(source)) for _ in range(7))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..ops import batched_rsvd
-from .measure import Provider, Settings, _in_turns, ceilings
+from .measure import Provider, Settings, _in_turns, ceilings, timer_of
 
 RANK = 16
 AIM = 0.995  # median captured energy
@@ -168,7 +168,7 @@ def compare_svds(quick: bool, watch: Callable[[str, int, int], None], kept: Call
             group = [way for way in some if way.slow == slow or (way.name, way.setting) == OURS]
             found = _in_turns(
                 {f"{way.name}, {way.setting}": Provider(functools.partial(way.call, work.matrices), dict, {}) for way in group},
-                Settings(rounds=2 if quick else rounds, warmup=0 if slow else 1), device,
+                Settings(rounds=2 if quick else rounds, warmup=0 if slow else 1), timer_of(device),
             )  # fmt: skip
             ours = found[", ".join(OURS)]
             for name, ms in found.items():

@@ -2,6 +2,7 @@
 
 Of a slot whose only segment has few rows, one program holds them all: it reads each column of v once, for both. Of the
 others it makes dz alone, and gram reads v again: columns that one program could sum over many rows are too few for dz.
+Where a configuration has no rows, shrink and gram do all of it.
 """
 
 import torch
@@ -80,7 +81,7 @@ def backward(g, z, dy, bt, seg_off, seg_slot, rank, scale, plan, fresh=False):
     (rows, width), ranks, segments, short = dy.shape, z.shape[1], seg_slot.shape[0], 0
     # The products of fp32 and of fp16 leave no registers for both; of bf16 alone they do.
     c = config("backward", dy.dtype, bt.dtype, ranks) if dy.dtype == torch.bfloat16 else None
-    if c is None or rows == 0 or ranks == 0:
+    if c is None or rows == 0 or ranks == 0 or not c.rows:
         dz = shrink(dy, [bt], seg_off, seg_slot, rank, scale, plan)[0]
     else:
         dz, short = torch.empty(rows, ranks, dtype=torch.float32, device=dy.device), c.rows

@@ -2,14 +2,20 @@
 run (architecture, dtypes, stored rank, slots of the bank), never by a batch: no recompilation, and no bit of a slot depends
 on its neighbours."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
+from . import winners
+
+TUNED = Path(__file__).with_name("tuned")  # a file an architecture, left by `make gpu`, that goes before the tables below
 FEW = 4  # slots whose programs, each of a slot and 128 columns, would leave most of a GPU without work
 RANKS = (16, 32, 64, 128)  # stored ranks are padded to one of these: a matrix unit's smallest operand has 16 columns
 
@@ -17,8 +23,8 @@ RANKS = (16, 32, 64, 128)  # stored ranks are padded to one of these: a matrix u
 @dataclass(frozen=True)
 class Config:
     """BD columns a step or a program, warps of a program, stages of the loop over global memory; rows of a step of gram, and
-    as many of backward's larger tile, so that both sum in one order; `few`: with how many rows a segment of no more
-    computes, as the smallest product has."""
+    as many of backward's larger tile, so that both sum in one order, or 0: backward is shrink and gram; `few`: with how many
+    rows a segment of no more computes, as the smallest product has."""
 
     bd: int
     warps: int = 4
@@ -154,7 +160,58 @@ def padded_rank(ranks: int) -> int:
 
 @functools.cache
 def chosen(architecture: str, kernel: str, activation: int, factor: int, rank: int) -> Config:
-    """The configuration of `kernel` for elements of these many bits, and one of RANKS."""
+    """The configuration of `kernel` for elements of these many bits, and one of RANKS. Raises ValueError if the file of the
+    architecture is damaged."""
+    place = kernel, activation, factor, rank
+    own = _tried.get(place) or tuned(architecture).get(place)
+    return own or _built_in(architecture, *place)
+
+
+_tried: dict[tuple, Config] = {}
+
+
+@contextlib.contextmanager
+def instead(rows: dict[tuple, Config]) -> Iterator[None]:
+    """Within the block these configurations hold, by (kernel, activation, factor, rank), so that a tournament can try them.
+    For one thread at a time."""
+    before = dict(_tried)
+    _tried.update(rows)
+    chosen.cache_clear()
+    try:
+        yield
+    finally:
+        _tried.clear()
+        _tried.update(before)
+        chosen.cache_clear()
+
+
+@functools.cache
+def tuned(architecture: str) -> dict[tuple, Config]:
+    """What the file of an architecture says, by (kernel, activation, factor, rank)."""
+    return winners.read(TUNED / f"{architecture}.json", _all_built_in(architecture))
+
+
+def accepted(architecture: str, rows: list[dict]) -> dict[tuple, Config]:
+    """What a file with these records would say. Raises ValueError for one that would be damaged."""
+    return winners.accepted(rows, _all_built_in(architecture))
+
+
+def forget() -> None:
+    """Read the file of an architecture anew when it is next asked for."""
+    tuned.cache_clear()
+    chosen.cache_clear()
+
+
+def places() -> list[tuple[str, int, int, int]]:
+    """(kernel, activation, factor, rank) of every configuration."""
+    return [(kernel, *bits, rank) for kernel, of in TABLE.items() for bits, row in of.items() for rank, _ in zip(RANKS, row)]
+
+
+def _all_built_in(architecture: str) -> dict[tuple, Config]:
+    return {place: _built_in(architecture, *place) for place in places()}
+
+
+def _built_in(architecture: str, kernel: str, activation: int, factor: int, rank: int) -> Config:
     own = OVERRIDES[architecture].get((kernel, activation, factor, rank))
     if own:
         return own
