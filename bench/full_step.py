@@ -152,7 +152,7 @@ def random_model(shape: Shape, head: int, device: str, dtype: torch.dtype) -> Pr
     )  # fmt: skip
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
     return model.eval().requires_grad_(False)
 
 
