@@ -125,6 +125,8 @@ def test_what_is_loaded_ahead_comes_16_bytes_at_a_time(compiled):
     """gram of 16-bit rows at every rank; shrink and backward to rank 64 where both are of bf16. tf32 products want fp32 rows
     turned over, which only single numbers can be."""
     for name, kernel in compiled.items():
+        if not name.startswith(("shrink", "gram", "backward")):
+            continue
         kind, (dtype, factor, rank) = name.split(" ")[0], name.split(" ")[-3:]
         both = (dtype, factor) == ("bf16", "bf16") and rank != "128"
         if kind == "gram" and dtype != "fp32" or kind in ("shrink", "backward") and both:
