@@ -13,7 +13,8 @@ from tmem.evaluation.evaluate import USUAL, chosen
 from tmem.files.objects import write_json
 from tmem.methods.methods import METHODS, SEARCHED, methods_of
 
-OF_A_RUN = {"methods", "slots", "out", "resume", *(f"judge_{of, "quiet"}" for of in ("url", "model", "prices", "tokens", "concurrency"))}
+OF_A_RUN = {"methods", "slots", "out", "resume", "quiet"}
+OF_A_RUN |= {f"judge_{of}" for of in ("url", "model", "prices", "tokens", "concurrency")}
 INPUTS = Inputs("m", "default", {"learn": {}}, "d.json", "aa", "bb", "cc", None, None, None)
 # What results.json holds: runs of before are gone on with, and compared with new ones. What they lack is None.
 BEGIN = ["model", "preset", "settings", "data", "data_blake2b", "weights_blake2b", "tokenizer_blake2b", "leave_out",
