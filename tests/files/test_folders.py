@@ -394,6 +394,8 @@ RAW = {
     "files/journal.py": "appends, and cuts off the half line that a kill left",
     "rl/log.py": "opens a journal to have it on the disk",
     "rl/trainer.py": "makes the folder of the run",
+    "bench/parts.py": "makes the folder of its one file",
+    "bench/tournament.py": "makes the folder of a card's winners",
 }
 WRITES = re.compile(
     r"""\.open\(\s*["'][^"'r]|\bopen\([^)]*["'][wax]b?\+?["']|O_CREAT|\.touch\(|os\.open\(|NamedTemporaryFile|mkstemp|os\.truncate"""
