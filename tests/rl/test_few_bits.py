@@ -190,7 +190,7 @@ def test_train_and_eval_over_nf4_as_a_user_types_them(folder, tmp_path, in_fp32)
     words = ["--preset", str(preset), "--model", str(folder / "whole"), "--bits", "nf4"]
 
     def tmem(*words):
-        found = CliRunner().invoke(cli.main, words, env={"COLUMNS": "400"}, catch_exceptions=False)
+        found = CliRunner().invoke(cli.main, words, env={"COLUMNS": "1000"}, catch_exceptions=False)
         assert found.exit_code == 0, found.output
         return found.output
 
