@@ -110,7 +110,6 @@ OVERRIDES = {
     },
     "sm_120": {
         **_MMA_SYNC,
-        ("shrink of several factors", 16, 16, 64): Config(32),
         ("shrink of several factors", 32, 32, 64): Config(16, 8),
         ("gram", 32, 32, 128): Config(32, 8, 1),
     },
