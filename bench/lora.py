@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -157,8 +157,11 @@ def adapted(case: LoraCase, data: Inputs, linear: nn.Module) -> Provider:
     def clear():
         bank.zero_grad(slots)
 
-    tolerance = None if bank.copy is None else _low(data)[1]  # of factors in the activations' dtype, as in the baselines
-    return Provider(call, results, data.oracle, prepare=clear, tolerance=tolerance)
+    held = data
+    if bank.copy is not None:  # what the layer reads
+        a, b = (factor.to(bank.copy.dtype).float() for factor in (data.a, data.b))
+        held = replace(data, a=a, b=b)
+    return Provider(call, results, held.oracle, prepare=clear)
 
 
 def _peft_loop(data: Inputs) -> Provider:
