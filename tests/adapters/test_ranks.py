@@ -48,17 +48,20 @@ def test_a_subspace_of_128_directions_holds_what_the_best_would():
 
 
 def test_slots_of_ranks_1_to_128_learn_together_as_alone():
+    """Alone, the other rows stay in the batch without a slot: the base's own products have the same shapes and bits."""
     network = model(**SIZES)
     found = []
     for together in (True, False):
         bank = bank_of(network, rank=128, targets=TARGETS)
         slots = [bank.alloc(r) for r in (1, 65, 128)]
         fill(bank, *slots, size=0.02)
-        rows = [range(3)] if together else [[row] for row in range(3)]
-        for chosen in rows:
-            with bank.route([slots[row] for row in chosen]):
-                logits(network, IDS[list(chosen)]).square().sum().backward()
+        for route in [slots] if together else [[s if s == slot else -1 for s in slots] for slot in slots]:
+            with bank.route(route):
+                logits(network, IDS).square().sum().backward()
+        grad, before = bank.grad[slots].clone(), bank.param[slots].clone()
         bank.step(slots)
-        found.append(bank.param.clone())
+        assert ((bank.param[slots] != before) == (grad != 0)).double().mean() > 0.99
+        found.append((grad, bank.param[slots].clone()))
         bank.detach()
-    assert_close("parameters", found[0], found[1], 1e-5)
+    for name, together, alone in zip(("gradients", "parameters"), *found):
+        assert torch.equal(together, alone), name
