@@ -3,6 +3,7 @@
 import gc
 import importlib
 import weakref
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -16,9 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tmem import ops
-from tmem.ops import _svd, rsvd
+from tmem.ops import _decompose, _lockstep, _svd, rsvd
 
 U32 = 2.0**-24
+
+
+def alone(steps):
+    return _lockstep.in_lockstep([steps])[0]
+
+
 MATRICES = spectra.matrices()
 FAST = ("2^-i", "10^-i", "i^-2", "rank 16", "rank 3", "rank 1", "one entry", "condition 1e12", "full rank", "7 x 7")
 
@@ -176,6 +183,39 @@ def test_any_company(method):
         assert not same(ops.batched_rsvd(a, 9, method=method, seed=4)[0], first[0])
 
 
+class Calls(TorchDispatchMode):
+    """How often each op of tmem is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.of: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.of[function.__name__.partition(".")[0]] += function.namespace == "tmem"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("check_finite, waits", [(True, 2), (False, 1)])
+def test_shapes_go_in_lockstep_with_one_wait(check_finite, waits, monkeypatch):
+    """What does not depend on a shape is one call for all: a GPU that waits for each shape stands still between."""
+    looked, tolist = [], Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda self: looked.append(self.shape) or tolist(self))
+    kinds = [(300, 250), (250, 300), (120, 400), (600, 130)]
+    calls = {}
+    for shapes in (kinds[:1], kinds[1:2], kinds):
+        looked.clear()
+        a = [spectra.weight_like(m, n, 1).to(torch.bfloat16 if m == 120 else torch.float32) for m, n in shapes]
+        with Calls() as counted:
+            assert all(one.info == _decompose.CHOLESKY for one in ops.batched_rsvd(a, 9, check_finite=check_finite))
+        calls[len(calls)] = counted.of
+        assert len(looked) == waits
+    tall, wide, several = calls.values()
+    assert tall["svd_factor"] == 18 and wide["svd_factor"] == 20  # V of a wide matrix comes from that of its transpose
+    for op in ("svd_factor", "svd_eigh", "svd_small"):
+        assert several[op] == wide[op], op
+    assert several["svd_gram"] == 4 * wide["svd_gram"]
+
+
 def test_views_are_read_where_they_are():
     """Transposed, strided and batched views give the bits of contiguous matrices."""
     a = spectra.weight_like(300, 250).float()
@@ -255,21 +295,21 @@ def test_what_is_returned():
 def test_info_says_which_way_was_taken():
     """Never silently: 0 Cholesky QR, 2 Householder where columns vanish, between them the shifted one."""
     info = [r.info for r in ops.batched_rsvd([MATRICES[k].float() for k in ("weight-like", "zero", "rank 1")], RANK)]
-    assert info == [rsvd.CHOLESKY, rsvd.HOUSEHOLDER, rsvd.HOUSEHOLDER]
+    assert info == [_decompose.CHOLESKY, _decompose.HOUSEHOLDER, _decompose.HOUSEHOLDER]
     y = spectra.of_spectrum(torch.logspace(0, -4.5, 16), 300, 16).float()[None]
-    assert not rsvd._well([rsvd._cholesky_qr(y, None)[1]])
-    q, level = rsvd._careful_qr(y, None)
-    assert level == rsvd.SHIFTED and (q[0].T @ q[0] - torch.eye(16)).norm(2) <= 1e-5
+    assert not _decompose._well([alone(_decompose._cholesky_qr(y, None))[1]])
+    q, level = alone(_decompose._careful_qr(y, None))
+    assert level == _decompose.SHIFTED and (q[0].T @ q[0] - torch.eye(16)).norm(2) <= 1e-5
 
 
 def test_columns_inside_the_basis():
     """A Krylov space that is exhausted: y lies in the span of the basis up to rounding."""
     basis = torch.linalg.qr(torch.randn(1, 300, 32, generator=torch.Generator().manual_seed(0)))[0]
     y = basis[:, :, :16].clone()
-    q, level = rsvd._careful_qr(rsvd._without(basis, y), basis)
+    q, level = alone(_decompose._careful_qr(_decompose._without(basis, y), basis))
     everything = torch.cat([basis, q], 2)[0]
-    assert (everything.T @ everything - torch.eye(48)).norm(2) <= 1e-5 and level != rsvd.CHOLESKY
-    assert not rsvd._well([rsvd._cholesky_qr(rsvd._without(basis, y), basis)[1]])
+    assert (everything.T @ everything - torch.eye(48)).norm(2) <= 1e-5 and level != _decompose.CHOLESKY
+    assert not _decompose._well([alone(_decompose._cholesky_qr(_decompose._without(basis, y), basis))[1]])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -422,7 +462,7 @@ def test_wrong_implementations_are_caught(name, monkeypatch):
     WRONG[name]()
     wrong = importlib.import_module(f"wrong.{name}")
     faults = {
-        (room, fault) for room in (rsvd, _svd) for fault in vars(room)
+        (room, fault) for room in (_decompose, _svd) for fault in vars(room)
         if getattr(getattr(wrong, fault, None), "__module__", None) == wrong.__name__
     }  # fmt: skip
     assert faults, f"tests/wrong/{name}.py replaces nothing"

@@ -2,9 +2,9 @@
 
 import torch
 
-from tmem.ops import rsvd
+from tmem.ops import _decompose
 
 
 def _careful_qr(y, basis):
-    q, _ = rsvd._cholesky_qr(y, basis)
-    return q, torch.full((len(y),), rsvd.SHIFTED)
+    q, _ = yield from _decompose._cholesky_qr(y, basis)
+    return q, torch.full((len(y),), _decompose.SHIFTED)

@@ -2,9 +2,9 @@
 
 import torch
 
-from tmem.ops import rsvd
+from tmem.ops import _decompose
 
 
 def _cholesky_qr(y, basis):
-    q, pivot, _ = rsvd._whitened(y)
-    return q, rsvd.Pivots(torch.ones_like(pivot), torch.ones_like(pivot), None)
+    q, pivot, _ = yield from _decompose._whitened(y)
+    return q, _decompose.Pivots(torch.ones_like(pivot), torch.ones_like(pivot), None)

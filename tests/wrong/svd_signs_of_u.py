@@ -1,7 +1,7 @@
 """Wrong: the sign rule looks at U."""
 
-from tmem.ops.rsvd import _signed as right
+from tmem.ops._decompose import signed as right
 
 
-def _signed(u, v):
+def signed(u, v):
     return right(v, u)[::-1]

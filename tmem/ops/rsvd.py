@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from tmem import reference
-from tmem.ops import _checks, _svd
+from tmem.ops import _checks, _decompose, _svd
+from tmem.ops._decompose import CHOLESKY
+from tmem.ops._lockstep import in_lockstep
 
 METHODS = ("krylov", "subspace", "exact")
 DEFAULTS = {"krylov": (0, 6), "subspace": (8, 2), "exact": (0, 0)}
 """oversample and iters of each method."""
 WORKSPACE = 256 << 20  # bytes
-NOT_FINITE, CHOLESKY, SHIFTED, HOUSEHOLDER = -1, 0, 1, 2
-"""info: what a matrix took. Shifted: the careful way, of shifted CholeskyQR3; Householder: where that failed too."""
+NOT_FINITE = -1
+"""info of a matrix that holds NaN or infinity; what others took is in _decompose."""
 
 _WIDTH = 16  # columns of a vector register and of a tile of tensor cores: blocks are multiples
-_STEEP = 3e-3  # s_r/s_1 below which the squares in AᵀA lose too much in fp32
-_LEAST_PIVOT = 1e-4  # of an equilibrated Gram matrix: the columns' condition number is then at most about 100
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -86,29 +86,95 @@ def batched_rsvd(
         _check(op, i, matrix, rank)
     if any(matrix.is_cuda for matrix in matrices):
         _svd.tell_if_slow_on_gpu()
-    results: dict[int, _Found] = {}
-    groups: dict[tuple, list[int]] = {}
-    for i, matrix in enumerate(matrices):
-        groups.setdefault((tuple(matrix.shape), matrix.dtype, matrix.device), []).append(i)
-    most = {key: _svd.scan([matrices[i] for i in members]) for key, members in groups.items()}
+    groups = _grouped(matrices)
+    found: dict[int, _Found] = {}
     if check_finite:
-        finite = {key: values.isfinite().tolist() for key, values in most.items()}
-        bad = sorted(i for key, members in groups.items() for i, good in zip(members, finite[key]) if not good)
+        bad = _not_finite_ones(groups)
         if bad and on_error == "raise":
             named = ", ".join(f"matrices[{i}] of shape {list(matrices[i].shape)}" for i in bad)
             raise ValueError(
                 f'{op}: {named} {"holds" if len(bad) == 1 else "hold"} NaN or infinity; repair it, or pass on_error="info"'
             )
-    for key, members in groups.items():
-        good = [j for j in range(len(members)) if not check_finite or finite[key][j]]
-        for j in set(range(len(members))) - set(good):
-            results[members[j]] = _not_finite(matrices[members[j]], rank)
-        if good:
-            some = [matrices[members[j]] for j in good]
-            found = _group(some, most[key][good], rank, method, oversample, iters, seed, workspace)
-            for j, result in zip(good, found):
-                results[members[j]] = result
-    return [_finished(results[i], compute, out_dtype) for i in range(len(matrices))]
+        found = {i: _not_finite(matrices[i], rank) for i in bad}
+        kept = [(group, [i for i in group.members if i not in found]) for group in groups]
+        groups = [group.of(members) for group, members in kept if members]
+    columns = -(-(rank + oversample) // _WIDTH) * _WIDTH
+    space = columns * (iters + 1) if method == "krylov" else columns
+    sketched = []
+    for group in groups:
+        if method == "exact" or space >= min(group.shape):
+            found |= {i: _exact(one, rank) for i, one in zip(group.members, group.w)}
+        else:
+            sketched.append(group)
+    found |= _sketched(_waves(sketched, columns, space, workspace), columns, iters, method, rank, seed)
+    return [_finished(found[i], compute, out_dtype) for i in range(len(matrices))]
+
+
+class _Group:
+    """Matrices of one shape, dtype and device, and where they stand in the list.
+
+    members [b]; most [b], the largest magnitudes; scale [b], a power of two that brings them into [1/2, 1), but 2^±100 at
+    most, which leaves room for sums at the ends of fp32; key [b] of the sketch.
+    """
+
+    def __init__(self, w: Sequence[Tensor], members: list[int], most: Tensor | None = None):
+        self.w, self.members, self.shape = list(w), members, tuple(w[0].shape)
+        self.most = _svd.scan(self.w) if most is None else most
+        mantissa, exponent = torch.frexp(self.most)
+        self.scale = torch.ldexp(torch.ones_like(self.most), -exponent.clamp(-100, 100))
+        self.key = (mantissa.float() * 2**24).long()
+
+    def of(self, members: list[int]) -> _Group:
+        """Some of its matrices."""
+        places = [self.members.index(i) for i in members]
+        return self if members == self.members else _Group([self.w[j] for j in places], members, self.most[places])
+
+    def workspace(self, columns: int, space: int) -> int:
+        """Bytes for one matrix: basis, blocks and eigenproblem."""
+        long, short = max(self.shape), min(self.shape)
+        return self.scale.element_size() * (short * (space + 4 * columns) + 3 * long * columns + 4 * space**2)
+
+
+def _grouped(matrices: list[Tensor]) -> list[_Group]:
+    alike: dict[tuple, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        alike.setdefault((tuple(matrix.shape), matrix.dtype, matrix.device), []).append(i)
+    return [_Group([matrices[i] for i in members], members) for members in alike.values()]
+
+
+def _waves(groups: Sequence[_Group], columns: int, space: int, workspace: int) -> list[list[_Group]]:
+    """The groups, cut so that the matrices of a wave fit into the workspace together, or are one."""
+    waves: list[list[_Group]] = [[]]
+    left = workspace
+    for group in groups:
+        each = group.workspace(columns, space)
+        members = group.members
+        while members:
+            count = min(len(members), left // each)
+            if not count and waves[-1]:
+                waves.append([])
+                left = workspace
+                continue
+            count = max(1, count)
+            waves[-1].append(group.of(members[:count]))
+            members, left = members[count:], max(0, left - count * each)
+    return waves if waves[0] else []
+
+
+def _told(values: Sequence[Tensor]) -> list[list]:
+    """The numbers of each, with one wait for a device."""
+    out: list[list] = [[] for _ in values]
+    for device in dict.fromkeys(value.device for value in values):
+        here = [i for i, value in enumerate(values) if value.device == device]
+        numbers = iter(torch.cat([values[i] for i in here]).tolist())
+        for i in here:
+            out[i] = [next(numbers) for _ in range(len(values[i]))]
+    return out
+
+
+def _not_finite_ones(groups: Sequence[_Group]) -> list[int]:
+    finite = _told([group.most.isfinite() for group in groups])
+    return sorted(i for group, told in zip(groups, finite) for i, good in zip(group.members, told) if not good)
 
 
 def _listed(op: str, matrices) -> list[Tensor]:
@@ -179,167 +245,31 @@ def _finished(found: _Found, compute: Sequence[str], out_dtype: torch.dtype | No
     return SVD(u if "U" in compute else None, s if "S" in compute else None, v if "V" in compute else None, info)
 
 
-def _signed(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The sign rule, of one or of many."""
-    sign = torch.where(v.gather(-2, v.abs().argmax(-2, keepdim=True)) < 0, -1, 1)
-    return u * sign, v * sign
-
-
-def _group(w, most, rank, method, oversample, iters, seed, workspace) -> list[_Found]:
-    """(u, s, v, info) of matrices of one shape, dtype and device, each worked on as if it were alone."""
-    long, short = max(w[0].shape), min(w[0].shape)
-    columns = -(-(rank + oversample) // _WIDTH) * _WIDTH
-    space = columns * (iters + 1) if method == "krylov" else columns
-    if method == "exact" or space >= short:
-        return [_exact(one, rank) for one in w]
-    size = 8 if w[0].dtype == torch.float64 else 4
-    each = size * (short * (space + 4 * columns) + 3 * long * columns + 4 * space**2)  # basis, blocks, eigenproblem
-    chunk = max(1, workspace // each)
-    # A power of two that brings the largest magnitude into [1/2, 1); 2^±100 leaves room for sums at the ends of fp32.
-    mantissa, exponent = torch.frexp(most)
-    scale = torch.ldexp(torch.ones_like(most), -exponent.clamp(-100, 100))
-    key = (mantissa.float() * 2**24).long()
-    out = []
-    for i in range(0, len(w), chunk):
-        part = slice(i, i + chunk)
-        out += _chunk(w[part], key[part], scale[part], columns, iters, method, rank, seed)
-    return out
-
-
 def _exact(w: Tensor, rank: int) -> _Found:
     u, s, vh = reference.dense_svd(w.to(_accumulator(w)))
-    u, v = _signed(u[:, :rank], vh[:rank].mT)
+    u, v = _decompose.signed(u[:, :rank], vh[:rank].mT)
     return u, s[:rank].clone(), v, CHOLESKY
 
 
-def _chunk(w, key, scale, columns, iters, method, rank, seed) -> list[tuple]:
-    """All matrices by CholeskyQR2; then again, the careful way, those for which that is not enough."""
-    space = _krylov if method == "krylov" else _subspace
-    wide = w[0].shape[0] < w[0].shape[1]
-    start = _svd.sketch(key, seed, min(w[0].shape), columns).to(scale.dtype)
+def _sketched(waves: Sequence[list[_Group]], columns, iters, method, rank, seed) -> dict[int, _Found]:
+    """All matrices by CholeskyQR2; then again, the careful way, those for which that is not enough.
 
-    def decompose(which: list[int], careful: bool) -> tuple:
-        some, by = [w[i] for i in which], scale[which]
-        levels: list[Tensor] = []
-        pivots: list[Pivots] = []  # looked at when all is done: every look is work for a GPU
+    What a matrix took is looked at when all is done, as every look is a wait for a GPU.
+    """
 
-        def orth(y: Tensor, basis: Tensor | None = None) -> Tensor:
-            if careful:
-                q, level = _careful_qr(y, basis)
-                levels.append(level)
-            else:
-                q, met = _cholesky_qr(y, basis)
-                pivots.append(met)
-            return q
+    def decomposed(groups: list[_Group], careful: bool) -> list[tuple]:
+        works = []
+        for group in groups:
+            start = _svd.sketch(group.key, seed, min(group.shape), columns).to(group.scale.dtype)
+            works.append(_decompose.decomposed(group.w, group.scale, start, iters, method, rank, careful))
+        return in_lockstep(works)
 
-        tall = [one.mT for one in some] if wide else some
-        v = space(tall, by, start[which], iters, orth, careful)
-        if wide:
-            v = orth(_svd.product(tall, v, by))
-        u, s, v = _both_sides(some, by, v, orth)
-        steep = s[:, rank - 1] <= _STEEP * s[:, 0]
-        level = torch.stack(levels).amax(0) if careful else torch.where(_well(pivots) & ~steep, CHOLESKY, HOUSEHOLDER)
-        u, v = _signed(u[:, :, :rank], v[:, :, :rank])
-        return u, s[:, :rank] / by[:, None], v, level.tolist()
-
-    *factors, level = decompose(list(range(len(w))), careful=False)
-    out = [(*each, CHOLESKY) for each in zip(*factors)]
-    for i in (i for i in range(len(w)) if level[i] != CHOLESKY):  # one by one, as a whole basis takes room
-        (out[i],) = zip(*decompose([i], careful=True))
+    groups = [group for wave in waves for group in wave]
+    took = [one for wave in waves for one in decomposed(wave, careful=False)]
+    out = {i: (*one, CHOLESKY) for group, (*factors, _) in zip(groups, took) for i, one in zip(group.members, zip(*factors))}
+    levels = _told([level for *_, level in took])
+    again = [group.of([i]) for group, told in zip(groups, levels) for i, level in zip(group.members, told) if level != CHOLESKY]
+    took = [decomposed([group], careful=True)[0] for group in again]  # one by one, as a whole basis takes room
+    for group, (*factors, _), (level,) in zip(again, took, _told([level for *_, level in took])):
+        out[group.members[0]] = (*(x[0] for x in factors), level)
     return out
-
-
-def _krylov(w, scale, start, iters, orth, careful) -> Tensor:
-    """The best vectors [b,n,l] for AᵀA, A [m,n] of w with m >= n, in the space of start, AᵀA·start, ..., (AᵀA)^iters·start:
-    block Lanczos with the basis orthonormalised in full against itself, twice. Careful: the whole basis [b,n,l(iters+1)],
-    for the next step to choose from: T, a square, does not hold what is small beside the largest singular value."""
-    b, n, columns = start.shape
-    basis = start.new_empty(b, n, columns * (iters + 1))
-    t = start.new_zeros(b, columns * (iters + 1), columns * (iters + 1))
-    q = orth(start)
-    for j in range(iters + 1):
-        end = (j + 1) * columns
-        basis[:, :, end - columns : end] = q
-        y = _svd.gram(w, q, scale)
-        so_far = basis[:, :, :end]
-        c = _svd.product([so_far.mT], y)
-        t[:, :end, end - columns : end] = c
-        if j < iters:
-            q = orth(_svd.product([so_far], c, None, y), so_far)
-    if careful:
-        return basis
-    t = t.triu() + t.triu(1).mT
-    _, vectors = _svd.eigh(t, columns)
-    return _svd.product([basis], vectors)
-
-
-def _subspace(w, scale, start, iters, orth, careful) -> Tensor:
-    q = orth(start)
-    for _ in range(iters):
-        q = orth(_svd.gram(w, q, scale))
-    return q
-
-
-def _both_sides(w, scale, v, orth) -> tuple[Tensor, Tensor, Tensor]:
-    """P = orth(A v), B = Aᵀ P = Q R, R = X diag(s) Yᵀ: A ≈ P Bᵀ = (P Y) diag(s) (Q X)ᵀ. What AᵀA has lost of the small
-    singular values, which it squares, is found again."""
-    p = orth(_svd.product(w, v, scale))
-    b = _svd.product([one.mT for one in w], p, scale)
-    q = orth(b)
-    x, s, y = _svd.small(_svd.product([q.mT], b))
-    return _svd.product([p], y), s, _svd.product([q], x)
-
-
-class Pivots(NamedTuple):
-    """What tells whether CholeskyQR2 sufficed: the smallest pivots of its passes [b]; the squared lengths of the columns before
-    the second [b,l], where a basis was taken from them."""
-
-    first: Tensor
-    second: Tensor
-    lengths: Tensor | None
-
-
-def _whitened(y: Tensor, shift: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    """One Cholesky QR: q, the smallest pivot, and the squared lengths of y's columns."""
-    g = _svd.product([y.mT], y)
-    inverse, pivot = _svd.factor(g, shift)
-    return _svd.product([y], inverse), pivot, g.diagonal(dim1=1, dim2=2)
-
-
-def _without(basis: Tensor, y: Tensor) -> Tensor:
-    return _svd.product([basis], _svd.product([basis.mT], y), None, y)
-
-
-def _cholesky_qr(y: Tensor, basis: Tensor | None) -> tuple[Tensor, Pivots]:
-    """CholeskyQR2 of y [b,n,l], which `basis` was taken from once and is taken from again in between: orthonormal columns
-    orthogonal to the basis, where its pivots are well."""
-    q, first, _ = _whitened(y)
-    if basis is not None:
-        q = _without(basis, q)
-    q, second, lengths = _whitened(q)
-    return q, Pivots(first, second, None if basis is None else lengths)
-
-
-def _well(pivots: Sequence[Pivots]) -> Tensor:
-    """Whether every QR of a matrix was well conditioned [b]."""
-    first, second = (torch.stack([getattr(p, which) for p in pivots]).amin(0) for which in ("first", "second"))
-    well = (first > _LEAST_PIVOT) & (second > 0.5)
-    lengths = [p.lengths for p in pivots if p.lengths is not None]
-    return well & (torch.stack(lengths).amin((0, 2)) > 0.5) if lengths else well
-
-
-def _careful_qr(y: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Shifted CholeskyQR3 (Fukaya et al. 2020), and Householder QR of [basis, y] for the matrices where it fails: q, and what
-    each took [b]."""
-    shift = 64 * y.shape[2] * torch.finfo(y.dtype).eps
-    q, _, _ = _whitened(y, shift)
-    if basis is not None:
-        q = _without(basis, q)
-    q, pivots = _cholesky_qr(q, basis)
-    level = torch.where(_well([pivots]), SHIFTED, HOUSEHOLDER)
-    for i in (level == HOUSEHOLDER).nonzero().flatten().tolist():
-        size = y[i].abs().amax()
-        column = y[i] / size if size > 0 else y[i]
-        all_ = column if basis is None else torch.cat([basis[i], column], 1)
-        q[i] = torch.linalg.qr(all_)[0][:, -y.shape[2] :]
-    return q, level
