@@ -229,10 +229,11 @@ class Route:
 
     def check(self) -> None:
         """Raise RuntimeError if a routed slot was written, freed or reset since the route was opened."""
-        stale = [s for s, v in zip(self.used, self.versions) if self.bank.version[s] != v]
-        if stale:
+        now = [self.bank.version[s] for s in self.used]
+        if now != self.versions:
+            stale = next(s for s, v, old in zip(self.used, now, self.versions) if v != old)
             raise RuntimeError(
-                f"route: slot {stale[0]} was changed (step, reset, restore or free) between forward and backward; "
+                f"route: slot {stale} was changed (step, reset, restore or free) between forward and backward; "
                 f"run backward before changing the slot, or open a new route."
             )
 
@@ -344,6 +345,10 @@ class _Added(torch.autograd.Function):
         return dy, dx, None, None, None, None
 
 
+# Function.apply without its own look for transforms of torch.func, which `followed` has refused.
+_bank_linear, _added = (super(torch.autograd.Function, function).apply for function in (_BankLinear, _Added))
+
+
 def _add_(y: Tensor, x: Tensor, site: Site, route: Route, z: Tensor | None, seg: Segments) -> Tensor:
     """y += scale·(x Aᵀ) B; gives z."""
     bank, (a, bt) = route.bank, site.factors(y.dtype)
@@ -369,7 +374,7 @@ def _over(bank: Bank, site: Site, x: Tensor) -> Tensor:
         with torch.no_grad():
             z = route.shrink(site, x)
     if torch.is_grad_enabled() and (route.learn or x.requires_grad):
-        return _Added.apply(y, x, route.handle, site, route, z)
+        return _added(y, x, route.handle, site, route, z)
     _add_(y, x, site, route, z, route.segments(x))
     return y
 
@@ -386,13 +391,14 @@ def _forward(bank: Bank, site: Site, x: Tensor) -> Tensor:
         return F.linear(x, w, bias)
     _checks.followed("route", "the layer's input", x)
     given = x  # which projections share, where each has a cast of its own
-    x, w, bias = _autocast.linear(x, w, bias)
+    if torch._C._is_any_autocast_enabled():
+        x, w, bias = _autocast.linear(x, w, bias)
     if torch.is_grad_enabled() and (route.learn or x.requires_grad or w.requires_grad):
         z = None
         if bank.reads_once:
             with torch.no_grad():
                 z = route.shrink(site, given)
-        return _BankLinear.apply(x, w, bias, route.handle, site, route, z)
+        return _bank_linear(x, w, bias, route.handle, site, route, z)
     seg = route.segments(x)
     if bank.decodes_rows and x.shape[1:-1].numel() == 1 and route.lengths is None:
         y = F.linear(x, w, bias)
