@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops import bank_step_
+from ..ops import SQUARED, bank_step_
 from .cases import StepCase, step_cases
 from .measure import Provider
 
@@ -37,28 +37,39 @@ def oracle(case: StepCase, device: str) -> dict[str, Tensor]:
 def providers(case: StepCase, device: str) -> dict[str, Provider]:
     expected = oracle(case, device)
     return {
-        "tmem": bank_provider(case, device, expected),
+        "tmem": bank_provider(case, device, expected, summed=True),
+        "tmem, sums to make": bank_provider(case, device, expected),
         "group per slot": _grouped(case, device, expected),
         RATIO_TO: _flat(case, device, expected),
         "flat, zeroing": _flat(case, device, expected, zero=True),
     }
 
 
-def _provider(case: StepCase, device: str, expected: dict, grad: Tensor, param, step) -> Provider:
-    """`step()` takes the gradient [slots, width] that lies in `grad`; `param()` gives [slots, width]."""
+def _provider(case: StepCase, device: str, expected: dict, grad: Tensor, param, step, given=lambda: None) -> Provider:
+    """`step()` takes the gradient [slots, width] that lies in `grad`; `param()` gives [slots, width]; `given()`: after a
+    gradient has come."""
     last = gradients(case, device, CHECKED)
 
     def results():
         for t in range(1, CHECKED + 1):
             grad.copy_(gradients(case, device, t))
+            given()
             step()
         return {"param": param()}
 
-    return Provider(step, results, expected, prepare=lambda: grad.copy_(last))
+    def prepare():
+        grad.copy_(last)
+        given()
+
+    return Provider(step, results, expected, prepare=prepare)
 
 
-def bank_provider(case: StepCase, device: str, expected: dict, active: Tensor | None = None) -> Provider:
-    """One call as a bank makes it, which also takes each row's norm. The next backward writes over the gradients."""
+def bank_provider(case: StepCase, device: str, expected: dict, active: Tensor | None = None, summed: bool = False) -> Provider:
+    """One call as a bank makes it, which also takes each row's norm. The next backward writes over the gradients.
+
+    summed: the squares of the gradients are known, as backward leaves them. They are made where no time is taken: in gram
+    they come from what it has just computed (`tmem bench lora` times that).
+    """
     if active is None:
         active = torch.ones(case.slots, dtype=torch.bool, device=device)
     slots, places = len(active), active.nonzero().flatten()
@@ -69,10 +80,15 @@ def bank_provider(case: StepCase, device: str, expected: dict, active: Tensor | 
     grad = g[:: slots // case.slots]  # the rows that `active` names
     assert places.tolist() == list(range(0, slots, slots // case.slots))
 
-    def step():
-        bank_step_(p, g, m, v, count, hyper, active, clear=False)
+    squares = torch.zeros(slots, -(-case.width // (SQUARED * case.rank)), dtype=torch.float64, device=device)
 
-    return _provider(case, device, expected, grad, lambda: p[places], step)
+    def known() -> None:
+        squares[:, 0] = g.double().square().sum(1)
+
+    def step():
+        bank_step_(p, g, m, v, count, hyper, active, clear=False, squares=squares if summed else None)
+
+    return _provider(case, device, expected, grad, lambda: p[places], step, known if summed else lambda: None)
 
 
 def _grouped(case: StepCase, device: str, expected: dict) -> Provider:

@@ -29,6 +29,8 @@ from torch import Tensor
 HYPER = ("lr", "beta1", "beta2", "eps", "weight_decay", "clip")
 """Columns of `hyper`. clip > 0 limits the norm of a row's gradient, 0 = off. SGD reads lr, weight_decay and clip."""
 
+SQUARED = 16
+"""Columns of a gradient for each entry of `squares`."""
 
 _MASK = 0xFFFFFFFF
 TILE = 64
@@ -137,17 +139,24 @@ def lora_expand_(
 
 def lora_gram_(
     g: Tensor, z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None,
-    fresh: bool = False,
+    fresh: bool = False, squares: Tensor | None = None,
 ) -> None:  # fmt: skip
     """g[slot,j,d] += Σ_{m in slot} z[m,j]·v[m,d] for j < rank[slot], in place.  z [M,R], v [M,D], g [S,R,D].
 
     fresh: what g holds of slots that have rows counts as zero, whatever it is.
+    squares fp64 [S,⌈D/16⌉], if given: of slots that have rows, entries that add up to Σ_{j < rank[slot], d} g[slot,j,d]², each
+    of which holds what some of the columns from its 16 on have.
     """
     begun: set[int] = set()
     for lo, hi, slot, r in _segments(seg_off, seg_slot, rank):
         product = z[lo:hi, :r].T @ v[lo:hi].to(z.dtype)
         g[slot, :r] = product if fresh and slot not in begun else g[slot, :r] + product
         begun.add(slot)
+    if squares is not None:
+        for slot in begun:
+            square = g[slot, : int(rank[slot])].double().square().sum(0)
+            padded = torch.nn.functional.pad(square, (0, -len(square) % SQUARED))
+            squares[slot] = padded.view(-1, SQUARED).sum(1)
 
 
 def lora_gram(z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None) -> Tensor:
@@ -160,9 +169,10 @@ def lora_gram(z: Tensor, v: Tensor, seg_off: Tensor, seg_slot: Tensor, rank: Ten
 def lora_backward_(
     g: Tensor, z: Tensor, dy: Tensor, bt: Tensor,
     seg_off: Tensor, seg_slot: Tensor, rank: Tensor, scale: Tensor, plan: Tensor | None = None, fresh: bool = False,
+    squares: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """What needs dy: g += gram(z, dy) in place, and dz = shrink(dy, bt).  dy [M,N], bt [S,R,N] -> dz [M,R]."""
-    lora_gram_(g, z, dy, seg_off, seg_slot, rank, plan, fresh)
+    lora_gram_(g, z, dy, seg_off, seg_slot, rank, plan, fresh, squares)
     return lora_shrink(dy, bt, seg_off, seg_slot, rank, scale)
 
 
@@ -186,7 +196,7 @@ def lora_decode_(y: Tensor, x: Tensor, a: Tensor, bt: Tensor, row_slot: Tensor, 
 
 def bank_step_(
     param: Tensor, grad: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor, hyper: Tensor, active: Tensor,
-    copy: Tensor | None = None, clear: bool = True,
+    copy: Tensor | None = None, clear: bool = True, squares: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """One optimizer step of the active rows. param, grad, m, v [S,P]; step, active [S]; hyper [S,6] -> norms fp32 [S].
 
@@ -194,13 +204,14 @@ def bank_step_(
     SGD   (m, v None):  param = param·(1 - lr·wd) - lr·g
     AdamW             :  m = m + (1-β1)(g - m);  v = β2·v + (1-β2)·g²
                          param = param·(1 - lr·wd) - lr/(1-β1ᵗ) · m / (√v/√(1-β2ᵗ) + eps)
+    squares fp64 [S,T], if given, add up to ‖grad‖² in every active row, as lora_gram_ leaves them: grad is then read once.
     A row whose norm is not finite in fp32 keeps everything else, step included.
     copy bf16 or fp16 [S,P], if given, receives the new parameters of the rows that moved, rounded to nearest even.
     """
     norms = torch.zeros(param.shape[0], dtype=torch.float32, device=param.device)
     for s in active.nonzero().flatten().tolist():
         g, p = grad[s].clone(), param[s]
-        norm = g.double().square().sum().sqrt()
+        norm = (g.double().square() if squares is None else squares[s]).sum().sqrt()
         norms[s] = norm
         if clear:
             grad[s].zero_()

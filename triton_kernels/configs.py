@@ -60,7 +60,7 @@ TABLE = {
     },
     "gram": {
         (16, 32): (Config(128, 8, 3, 128), Config(128, stages=2), Config(128, stages=2), Config(64, 8, 2)),
-        (32, 32): (Config(64), Config(32, stages=3), Config(32, 8, 2), Config(16, 8, 2)),
+        (32, 32): (Config(64, stages=3), Config(32, stages=2), Config(32, 8, 2), Config(16, 8, 2)),
     },
     "gram of few slots": {
         (16, 32): (Config(32, rows=128), Config(32), Config(32), Config(32, 8, 3)),
@@ -99,7 +99,11 @@ _MMA_SYNC = {  # operands of a product take registers, which wgmma and tcgen05 l
 }
 OVERRIDES = {
     "sm_80": {**_MMA_SYNC, ("expand", 32, 32, 128): Config(16, stages=1)},
-    "sm_89": _MMA_SYNC,
+    "sm_89": {
+        **_MMA_SYNC,
+        ("gram", 16, 32, 64): Config(32, 8, 3),
+        ("gram of few slots", 32, 32, 16): Config(16),
+    },
     "sm_90": {},
     "sm_100": {
         ("backward", 16, 32, 128): Config(16, 8, 3),
@@ -114,6 +118,7 @@ OVERRIDES = {
         ("gram", 32, 32, 128): Config(32, 8, 1),
     },
     "gfx9": {
+        ("backward", 16, 32, 64): Config(32, 8, 3),
         ("backward", 16, 32, 128): Config(16, 8, stages=2),
         ("gram", 32, 32, 64): Config(16, 8, stages=2),
         ("expand", 32, 32, 128): Config(16, 8, stages=1),

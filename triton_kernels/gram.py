@@ -43,11 +43,29 @@ def gram_of(acc, dtype: tl.constexpr):
         return tl.trans(acc)
 
 
+SQUARED = tl.constexpr(16)  # columns of an entry of squares: see tmem.reference
+
+
+@triton.jit
+def squares_of(x):
+    """Σ x², fp64."""
+    x = tl.ravel(x).to(tl.float64)
+    return tl.sum(x * x)
+
+
+@triton.jit
+def store_squares(squares, slot, start, sum, D: tl.constexpr, BD: tl.constexpr):
+    """The sum of the BD columns from `start` on into the first of their entries, zero into the others."""
+    t = tl.arange(0, BD // SQUARED)
+    at = squares + slot.to(tl.int64) * ((D + SQUARED - 1) // SQUARED) + start // SQUARED
+    tl.store(at + t, tl.where(t == 0, sum, 0.0), start + t * SQUARED < D)
+
+
 @triton.jit(do_not_specialize=["rows", "slots", "segments", "capacity"])
 def gram_kernel(
     g, g_slot_stride, g_rank_stride, z, z_stride, v, v_stride,
     plan, seg_off, seg_slot, rank, rows, slots, segments, capacity,
-    FRESH: tl.constexpr, SHORT: tl.constexpr,
+    squares, FRESH: tl.constexpr, SHORT: tl.constexpr, SQUARES: tl.constexpr,
     D: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """One program: (slot, BD columns). Idle slots and ranks beyond the slot's keep every bit. What backward.py has done is
@@ -81,16 +99,24 @@ def gram_kernel(
             tl.atomic_add(at, gram_of(acc, v.dtype.element_ty), mask, sem="relaxed")
         more = i + 1 < last
         lo, hi = tl.load(spans + 2 * i + 2, more, other=0), tl.load(spans + 2 * i + 3, more, other=0)
+    if SQUARES:
+        if idle == 0:  # g comes from the second-level cache, where what was added to it lies
+            tl.debug_barrier()
+            now = tl.load(at, mask, other=0.0, cache_modifier=".cg")
+            store_squares(squares, slot, tl.program_id(1) * BD, squares_of(now), D, BD)
     if is_lost(plan, seg_off, seg_slot, rank, rows, segments, slots):
         nan = tl.full([RP, BD], float("nan"), tl.float32)
         for start in range(0, tl.where(idle, D, BD), BD):  # an idle slot's other programs did not look
             tl.store(at + start, nan, used[:, None] & (start + d < D)[None, :])
+            if SQUARES:
+                store_squares(squares, slot, tl.program_id(1) * BD + start, squares_of(nan), D, BD)
 
 
-def gram(g, z, v, seg_off, seg_slot, rank, plan, fresh=False, short=0):
+def gram(g, z, v, seg_off, seg_slot, rank, plan, fresh=False, squares=None, short=0):
     """g fp32 [S,R,D] += z fp32 [M,R] and v [M,D], summed per slot. Last dimensions contiguous; plan: see plan.py.
 
     fresh: what g holds of the batch's slots is nothing. short: slots whose only segment has at most as many rows are done.
+    squares fp64 [S,⌈D/SQUARED⌉], contiguous, or None: see tmem.reference.lora_gram_.
     """
     (rows, width), ranks, slots, segments = v.shape, z.shape[1], rank.shape[0], seg_slot.shape[0]
     if rows == 0 or width == 0 or ranks == 0:
@@ -98,6 +124,7 @@ def gram(g, z, v, seg_off, seg_slot, rank, plan, fresh=False, short=0):
     c = config("gram of few slots" if slots <= FEW else "gram", v.dtype, g.dtype, ranks)
     gram_kernel[(slots, triton.cdiv(width, c.bd))](
         g, slot_stride(g), g.stride(1), z, row_stride(z), v, row_stride(v),
-        plan, seg_off, seg_slot, rank, rows, slots, segments, tiles(rows, segments), FRESH=fresh, SHORT=short,
+        plan, seg_off, seg_slot, rank, rows, slots, segments, tiles(rows, segments), g if squares is None else squares,
+        FRESH=fresh, SHORT=short, SQUARES=squares is not None,
         D=width, R=ranks, RP=padded_rank(ranks), BM=c.rows, BD=c.bd, num_warps=c.warps, num_stages=c.stages,
     )  # fmt: skip

@@ -1,5 +1,5 @@
-"""step: one optimizer step of every active row in three launches. `squares` sums stretches of the gradients, `scalars` adds
-the stretches of a row in order and makes its scalars in fp64, `move` moves the rows in fp32.
+"""step: one optimizer step of every active row in three launches. `squares` sums stretches of the gradients, where gram has not
+left their sums; `scalars` adds the sums of a row in order and makes its scalars in fp64, `move` moves the rows in fp32.
 
 A stretch's bounds depend on the width alone, and every sum has one owner and one order: so do the bits of a row. An idle
 row costs a look at its flag. Formula: see tmem.reference.bank_step_.
@@ -110,19 +110,21 @@ def move_kernel(
             tl.store(of_grad, tl.zeros([PIECE], tl.float32), inside)
 
 
-def step(param, grad, m, v, count, hyper, active, copy, clear=True):
+def step(param, grad, m, v, count, hyper, active, copy, clear=True, sums=None):
     """param, grad, m, v fp32 [S,P], m and v both or neither; count int32 and active bool [S]; hyper fp32 or fp64 [S,6];
-    copy bf16 or fp16 [S,P] or None -> norms fp32 [S]. Last dimensions contiguous; all but hyper and active are written."""
+    copy bf16 or fp16 [S,P] or None; sums fp64 [S,T], contiguous: the squares of the gradients, or None -> norms fp32 [S]. Last
+    dimensions contiguous; all but hyper, active and sums are written."""
     rows, width = param.shape
     norms = torch.empty(rows, dtype=torch.float32, device=param.device)
     if rows == 0:
         return norms
-    stretches, pieces = triton.cdiv(width, STRETCH), triton.cdiv(width, PIECE)
-    partial = torch.empty(rows, stretches, dtype=torch.float64, device=param.device)
+    pieces = triton.cdiv(width, PIECE)
+    stretches = triton.cdiv(width, STRETCH) if sums is None else sums.shape[1]
+    partial = torch.empty(rows, stretches, dtype=torch.float64, device=param.device) if sums is None else sums
     scalars = torch.empty(rows, SCALARS, dtype=torch.float32, device=param.device)
     adam, copied = m is not None, copy is not None
     m, v, copy = m if adam else param, v if adam else param, copy if copied else param  # of what is not given, nothing is read
-    if width:
+    if width and sums is None:
         squares_kernel[(rows * stretches,)](
             partial, grad, row_stride(grad), active, stretches, width, STRETCH=STRETCH, LINE=LINE, num_warps=4
         )

@@ -14,6 +14,7 @@ using torch::stable::parallel_for;
 
 constexpr int64_t ROWS = 16;     // rows of one task of shrink and expand, where there are enough for all threads
 constexpr int64_t COLUMNS = 64;  // columns of one task of gram
+constexpr int64_t SQUARED = 16;  // columns of an entry of squares: see tmem/reference.py
 
 static int64_t grain(int64_t task_cost) { return std::max<int64_t>(1, TASK / std::max<int64_t>(1, task_cost)); }
 
@@ -71,9 +72,21 @@ static void run_adapter(Pair down, Pair up, const Segments& seg, const Tensor& x
   });
 }
 
+// The squares of `count` columns of a slot's gradient, which lie in the cache: into the first of their entries.
+static void sum_squares(const Gram& a, Element element, int64_t size, int64_t slot, int64_t column, int64_t count,
+                        const Tensor& squares) {
+  const int64_t ranks = a.seg.rank[slot], stride = squares.stride(1);
+  double sum = 0;
+  for (int64_t j = 0; j < ranks; j++)
+    sum += kernels().sum_of_squares[element](
+        static_cast<const char*>(a.g) + (slot * a.g_slot_stride + j * a.g_rank_stride + column) * size, count);
+  double* at = static_cast<double*>(squares.mutable_data_ptr()) + slot * squares.stride(0) + column / SQUARED * stride;
+  for (int64_t t = 0; t * SQUARED < count; t++) at[t * stride] = t ? 0 : sum;
+}
+
 // One owner per (slot, stretch of columns): it walks the slot's segments in order.
-static void run_gram(const Descriptor& descriptor, const Tensor& g, const Tensor& z, const Tensor& v,
-                     bool fresh = false) {
+static void run_gram(const Descriptor& descriptor, const Tensor& g, const Tensor& z, const Tensor& v, bool fresh = false,
+                     const std::optional<Tensor>& squares = std::nullopt) {
   const Segments& seg = descriptor.segments();
   std::vector<int64_t> start(descriptor.slots() + 1, 0), segments, busy;
   for (int64_t i = 0; i < seg.count; i++)
@@ -95,7 +108,10 @@ static void run_gram(const Descriptor& descriptor, const Tensor& g, const Tensor
   parallel_for(0, tiles * slots, grain(cost), [&](int64_t first, int64_t end) {
     for (int64_t task = first; task < end; task++) {
       const int64_t slot = busy[task % slots], column = task / slots * COLUMNS;
-      kernel(a, &segments[start[slot]], start[slot + 1] - start[slot], column, std::min(column + COLUMNS, width));
+      const int64_t end_column = std::min(column + COLUMNS, width);
+      kernel(a, &segments[start[slot]], start[slot + 1] - start[slot], column, end_column);
+      if (squares)
+        sum_squares(a, element_of(g), g.element_size(), slot, column, end_column - column, *squares);
     }
   });
 }
@@ -157,21 +173,27 @@ static Descriptor check_gram(const char* op, const Tensor& z, const Tensor& v, c
   return Descriptor(op, seg_off, seg_slot, rank, v.size(0), z.size(1));
 }
 
-static void check_gradient(const char* op, const Tensor& g, const Tensor& z, const Tensor& v, int64_t slots) {
+static void check_gradient(const char* op, const Tensor& g, const Tensor& z, const Tensor& v, int64_t slots,
+                           const std::optional<Tensor>& squares) {
   check_dtype(op, "g", g, accumulator(v));
   check_dim(op, "g", g, 3);
   check_size(op, "g", g, 0, slots);
   check_size(op, "g", g, 1, z.size(1));
   check_size(op, "g", g, 2, v.size(1));
+  if (!squares) return;
+  check_dtype(op, "squares", *squares, ScalarType::Double);
+  check_dim(op, "squares", *squares, 2);
+  check_size(op, "squares", *squares, 0, slots);
+  check_size(op, "squares", *squares, 1, (v.size(1) + SQUARED - 1) / SQUARED);
 }
 
 void lora_gram_(const Tensor& g, const Tensor& z, const Tensor& v, const Tensor& seg_off, const Tensor& seg_slot,
-                const Tensor& rank, std::optional<Tensor>, bool fresh) {
+                const Tensor& rank, std::optional<Tensor>, bool fresh, std::optional<Tensor> squares) {
   const char* op = "lora_gram_";
   const Descriptor descriptor = check_gram(op, z, v, seg_off, seg_slot, rank);
-  check_gradient(op, g, z, v, descriptor.slots());
+  check_gradient(op, g, z, v, descriptor.slots(), squares);
   Written written(g);
-  run_gram(descriptor, written.rows(), readable(z), readable(v), fresh);
+  run_gram(descriptor, written.rows(), readable(z), readable(v), fresh, squares);
   written.finish();
 }
 
@@ -185,10 +207,10 @@ Tensor lora_gram(const Tensor& z, const Tensor& v, const Tensor& seg_off, const 
 
 Tensor lora_backward_(const Tensor& g, const Tensor& z, const Tensor& dy, const Tensor& bt, const Tensor& seg_off,
                       const Tensor& seg_slot, const Tensor& rank, const Tensor& scale, std::optional<Tensor>,
-                      bool fresh) {
+                      bool fresh, std::optional<Tensor> squares) {
   const char* op = "lora_backward_";
   const Descriptor descriptor = check_gram(op, z, dy, seg_off, seg_slot, rank);
-  check_gradient(op, g, z, dy, descriptor.slots());
+  check_gradient(op, g, z, dy, descriptor.slots(), squares);
   check_factor(op, "bt", bt, descriptor.slots(), z.size(1), dy.size(1));
   check_size(op, "bt", bt, 0, descriptor.slots());
   const Pair pair = pair_of(op, "bt", dy, bt);
@@ -196,7 +218,7 @@ Tensor lora_backward_(const Tensor& g, const Tensor& z, const Tensor& dy, const 
   const Tensor lines = readable(dy), dz = empty({z.size(0), z.size(1)}, z.scalar_type());
   run_shrink(pair, descriptor.segments(), lines, readable(bt), readable(scale), dz.mutable_data_ptr());
   Written written(g);
-  run_gram(descriptor, written.rows(), readable(z), lines, fresh);
+  run_gram(descriptor, written.rows(), readable(z), lines, fresh, squares);
   written.finish();
   return dz;
 }

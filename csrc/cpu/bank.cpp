@@ -62,7 +62,8 @@ static Update adam_scalars(const Hyper& h, double norm, int32_t t) {
 }
 
 Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor> m, std::optional<Tensor> v,
-                  const Tensor& step, const Tensor& hyper, const Tensor& active, std::optional<Tensor> copy, bool clear) {
+                  const Tensor& step, const Tensor& hyper, const Tensor& active, std::optional<Tensor> copy, bool clear,
+                  std::optional<Tensor> squares) {
   const char* op = "bank_step_";
   check_cpu(op, "param", param);
   STD_TORCH_CHECK(param.scalar_type() == ScalarType::Float || param.scalar_type() == ScalarType::Double, op,
@@ -83,6 +84,11 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
     check_size(op, "copy", *copy, 0, rows);
     check_size(op, "copy", *copy, 1, width);
   }
+  if (squares) {
+    check_dtype(op, "squares", *squares, ScalarType::Double);
+    check_dim(op, "squares", *squares, 2);
+    check_size(op, "squares", *squares, 0, rows);
+  }
   check_column(op, "step", step, ScalarType::Int, rows);
   check_column(op, "active", active, ScalarType::Bool, rows);
   check_dtype(op, "hyper", hyper, hyper.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
@@ -100,19 +106,22 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
   const Element element = element_of(param);
   const int64_t stretches = (width + STRETCH - 1) / STRETCH, steps = chosen.size();
   const auto at = [](const Tensor& x, int64_t row, int64_t column) -> void* {
-    return static_cast<char*>(x.mutable_data_ptr()) + (row * x.stride(0) + column) * x.element_size();
+    return static_cast<char*>(x.mutable_data_ptr()) + (row * x.stride(0) + column * x.stride(1)) * x.element_size();
   };
-  std::vector<double> squares(steps * stretches);
+  std::vector<double> sums(steps * stretches);
   std::vector<Update> updates(steps);
 
   const auto sum_stretch = [&](int64_t i, int64_t k) {
     const int64_t column = k * STRETCH, count = std::min(STRETCH, width - column);
-    squares[i * stretches + k] = kernels().sum_of_squares[element](at(g.rows(), chosen[i], column), count);
+    sums[i * stretches + k] = kernels().sum_of_squares[element](at(g.rows(), chosen[i], column), count);
   };
   const auto finish_norm = [&](int64_t i) {
     const int64_t s = chosen[i];
     double square = 0;
-    for (int64_t k = 0; k < stretches; k++) square += squares[i * stretches + k];
+    if (squares)
+      for (int64_t k = 0; k < squares->size(1); k++) square += *static_cast<const double*>(at(*squares, s, k));
+    else
+      for (int64_t k = 0; k < stretches; k++) square += sums[i * stretches + k];
     norm[s] = static_cast<float>(std::sqrt(square));
     if (!std::isfinite(norm[s])) return;
     int32_t& t = static_cast<int32_t*>(step.mutable_data_ptr())[s * step.stride(0)];
@@ -141,7 +150,7 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
   if (steps >= 2 * static_cast<int64_t>(torch::stable::get_num_threads())) {
     torch::stable::parallel_for(0, steps, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
-        for (int64_t k = 0; k < stretches; k++) sum_stretch(i, k);
+        for (int64_t k = 0; k < (squares ? 0 : stretches); k++) sum_stretch(i, k);
         finish_norm(i);
         for (int64_t k = stretches - 1; k >= 0; k--) update_stretch(i, k);  // the last is the warmest
       }
@@ -152,7 +161,7 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
         for (int64_t task = begin; task < end; task++) work(task / stretches, task % stretches);
       });
     };
-    each(sum_stretch);
+    if (!squares) each(sum_stretch);
     for (int64_t i = 0; i < steps; i++) finish_norm(i);
     each(update_stretch);
   }

@@ -49,10 +49,11 @@ struct Step {
   bool hyper_double, clear;  // clear: gradients of active rows are zeroed
   const bool* active;
   float* norm;       // [rows]
-  double* partial;   // [rows, stretches(width)]
+  bool summed;       // partial holds the sums: grad is read once
+  double* partial;   // [rows, sums]; where not summed, [rows, stretches(width)] to write
   int32_t* come;     // [2], zero: blocks that have come to either meeting
   Scalars* scalars;  // [rows]
-  int64_t rows, width;
+  int64_t rows, width, sums;
   int64_t param_stride, grad_stride, m_stride, v_stride, copy_stride, hyper_stride;
 };
 

@@ -68,7 +68,8 @@ void lora_decode_(const Tensor& y, const Tensor& x, const Tensor& a, const Tenso
 }
 
 Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor> m, std::optional<Tensor> v,
-                  const Tensor& step, const Tensor& hyper, const Tensor& active, std::optional<Tensor> copy, bool clear) {
+                  const Tensor& step, const Tensor& hyper, const Tensor& active, std::optional<Tensor> copy, bool clear,
+                  std::optional<Tensor> squares) {
   const char* op = "bank_step_";
   check_tensor(op, "param", param, param, 2);
   const int64_t rows = param.size(0), width = param.size(1);
@@ -85,6 +86,11 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
   if (m) check_bank("m", *m, ScalarType::Float), check_bank("v", *v, ScalarType::Float);
   const bool half = copy && copy->scalar_type() == ScalarType::Half;
   if (copy) check_bank("copy", *copy, half ? ScalarType::Half : ScalarType::BFloat16);
+  if (squares) {
+    check_tensor(op, "squares", *squares, param, 2);
+    check_dtype(op, "squares", *squares, ScalarType::Double);
+    check_size(op, "squares", *squares, 0, rows);
+  }
   check_column(op, "step", step, param, ScalarType::Int, rows);
   check_column(op, "active", active, param, ScalarType::Bool, rows);
   check_tensor(op, "hyper", hyper, param, 2);
@@ -99,7 +105,9 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
   const Tensor settings = readable(hyper), flags = torch::stable::contiguous(active);
   Tensor count = torch::stable::contiguous(step);
   const Tensor norms = torch::stable::new_empty(param, {rows}, ScalarType::Float);
-  const Tensor partial = torch::stable::new_empty(param, {rows, cuda::stretches(width)}, ScalarType::Double);
+  const int64_t sums = squares ? squares->size(1) : cuda::stretches(width);
+  const Tensor partial = squares ? torch::stable::contiguous(*squares)
+                                 : torch::stable::new_empty(param, {rows, sums}, ScalarType::Double);
   const Tensor come = torch::stable::new_zeros(param, {2}, ScalarType::Int);
   const Tensor scalars =
       torch::stable::new_empty(param, {rows, static_cast<int64_t>(sizeof(cuda::Scalars))}, ScalarType::Byte);
@@ -115,6 +123,7 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
   s.clear = clear;
   s.active = read<bool>(flags);
   s.norm = static_cast<float*>(norms.mutable_data_ptr());
+  s.summed = squares.has_value(), s.sums = sums;
   s.partial = static_cast<double*>(partial.mutable_data_ptr());
   s.come = static_cast<int32_t*>(come.mutable_data_ptr());
   s.scalars = static_cast<cuda::Scalars*>(scalars.mutable_data_ptr());

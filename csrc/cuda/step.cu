@@ -1,5 +1,5 @@
 // bank_step_: one optimizer step of every active row in one launch of three parts, between which all blocks meet. Warps sum
-// the squares of stretches of the gradients; blocks add the stretches of a row in order and make its scalars; blocks move
+// the squares of stretches of the gradients, where gram has not left their sums; blocks add the stretches of a row in order and make its scalars; blocks move
 // the rows. A stretch's bounds depend on the width alone, and so do the bits of a row. An idle row costs glances at its flag.
 #include "kernels.cuh"
 #include "run.cuh"
@@ -164,20 +164,22 @@ __device__ __forceinline__ int64_t next_active(const Step& a, int64_t row) {
 
 template <bool WIDE>
 __global__ void __launch_bounds__(THREADS, 3) walk(const Step a) {
-  const int64_t stretches = (a.width + STRETCH - 1) / STRETCH, pieces = (a.width + PIECE - 1) / PIECE, blocks = gridDim.x;
+  const int64_t pieces = (a.width + PIECE - 1) / PIECE, blocks = gridDim.x;
   const int64_t warp = threadIdx.x / 32 * blocks + blockIdx.x;
   int64_t turn = 0;  // active rows before `row`: each begins where the one before left off, so that all blocks have as much
-  for (int64_t row = next_active(a, 0); row < a.rows; row = next_active(a, row + 1), turn++)
-    for (int64_t k = after(turn * stretches, warp, WARPS * blocks); k < stretches; k += WARPS * blocks) {
-      const double sum = squares<WIDE>(a, row, k);
-      if (threadIdx.x % 32 == 0) a.partial[row * stretches + k] = sum;
-    }
-  meet(a.come);
+  if (!a.summed) {
+    for (int64_t row = next_active(a, 0); row < a.rows; row = next_active(a, row + 1), turn++)
+      for (int64_t k = after(turn * a.sums, warp, WARPS * blocks); k < a.sums; k += WARPS * blocks) {
+        const double sum = squares<WIDE>(a, row, k);
+        if (threadIdx.x % 32 == 0) a.partial[row * a.sums + k] = sum;
+      }
+    meet(a.come);
+  }
   turn = 0;
   for (int64_t row = next_active(a, 0); row < a.rows; row = next_active(a, row + 1), turn++) {
     if (turn % blocks != blockIdx.x) continue;
     double sum = 0;
-    for (int64_t k = threadIdx.x; k < stretches; k += THREADS) sum += __ldcg(&a.partial[row * stretches + k]);
+    for (int64_t k = threadIdx.x; k < a.sums; k += THREADS) sum += __ldcg(&a.partial[row * a.sums + k]);
     sum = block_sum(sum);
     if (threadIdx.x == 0) make_scalars(a, row, sum);
   }

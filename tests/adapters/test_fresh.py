@@ -4,6 +4,8 @@ import torch
 from tiny import model
 from tiny_bank import IDS, bank_of, fill, logits
 
+from tmem.testing import assert_close
+
 NAN = float("nan")
 
 
@@ -72,3 +74,25 @@ def test_a_new_tenant_finds_nothing():
     c = bank.alloc()  # of a larger rank than the one before
     bank.restore(b, kept)
     assert not bank.grad[c].any() and not bank.grad[b].any()
+
+
+def test_a_step_knows_its_norm_without_reading_the_gradient_for_it():
+    """Over batches, layers and tenants; what somebody writes into `grad` counts all the same."""
+    for train_a in (False, True):
+        network, bank, a, b = used(train_a)
+        for slots in ([a, a, a], [a, b, b], [a, -1, b]):
+            backward(network, bank, slots)
+        unread = bank.step([a, b])
+        network, bank, a, b = used(train_a)
+        for slots in ([a, a, a], [a, b, b], [a, -1, b]):
+            backward(network, bank, slots)
+        want = bank.grad[[a, b]].double().norm(dim=1)
+        assert_close("norms", unread, want, 1e-6)
+        bank.grad[a] *= 3
+        assert_close("a gradient that was written", bank.step([a]), 3 * want[:1], 1e-6)
+        backward(network, bank, [a, a, a], lengths=[2, 0, 0])
+        bank._grad[a] *= 3  # in secret
+        want = bank._grad[a].double().norm()[None] / 3
+        assert_close("a gradient that nobody was shown", bank.step([a]), want, 1e-6)
+        bank.free(a)
+        assert not bank.step([bank.alloc()]).any()

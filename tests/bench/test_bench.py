@@ -20,7 +20,7 @@ PROVIDERS = {
     "bits": ({"base", "tmem", "tmem, whole weights"}, "base"),
     "model": ({"base", "tmem", "padded bmm"}, "base"),
     "update": ({"plain", "trunk once", "logits at labels", "tmem: both"}, "plain"),
-    "step": ({"tmem", "group per slot", "flat", "flat, zeroing"}, "flat"),
+    "step": ({"tmem", "tmem, sums to make", "group per slot", "flat", "flat, zeroing"}, "flat"),
     "idle": ({"tmem", "tmem, no idle rows"}, "tmem, no idle rows"),
     "decode": ({"base", "tmem"}, "base"),
     "loop": ({"base", "tmem", "base, not captured", "tmem, not captured"}, "base"),

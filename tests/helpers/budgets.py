@@ -32,6 +32,11 @@ def launches(width: int = 4096) -> dict[str, tuple]:
     p, found = torch.zeros(plan.size(64, 2, 2), dtype=torch.int32), {}
     many = torch.ones(configs.FEW + 1, dtype=torch.int32)  # slots
     named = torch.zeros(64, dtype=torch.int32)
+
+    def sums(slots: int) -> tuple:
+        """A gradient that is added to and whose squares are summed, which takes most."""
+        return False, torch.zeros(slots, -(-width // gram.SQUARED.value), dtype=torch.float64)
+
     for dtype, factor_dtype, ranks in itertools.product(TYPES, TYPES, configs.RANKS):
         if {dtype, factor_dtype} == {torch.bfloat16, torch.float16}:
             continue
@@ -51,12 +56,12 @@ def launches(width: int = 4096) -> dict[str, tuple]:
         }
         if factor_dtype == torch.float32:  # as the gradient is
             own |= {
-                "gram": (gram.gram, (torch.zeros(len(many), ranks, width), z, x, *seg[:2], many, p), 0),
-                "gram of few slots": (gram.gram, (torch.zeros(2, ranks, width), z, x, *seg, p), 0),
+                "gram": (gram.gram, (torch.zeros(len(many), ranks, width), z, x, *seg[:2], many, p, *sums(len(many))), 0),
+                "gram of few slots": (gram.gram, (torch.zeros(2, ranks, width), z, x, *seg, p, *sums(2)), 0),
             }
         if dtype == torch.bfloat16:
             g = torch.zeros(2, ranks, width)
-            own |= {"backward": (backward.backward, (g, z, x, a, *seg, case.scale, p), 0)}
+            own |= {"backward": (backward.backward, (g, z, x, a, *seg, case.scale, p, *sums(2)), 0)}
         for name, launch in own.items():
             found[f"{name} {TYPES[dtype]} {TYPES[factor_dtype]} {ranks}"] = launch
     return found | _over_a_bank(width)

@@ -265,6 +265,33 @@ def fresh(ops) -> None:
             assert all(map(torch.equal, got, want)), "a fresh gradient is not what it would be after zeros"
 
 
+def squares(ops) -> None:
+    """What is left of a gradient's squares adds up to those of the gradient as it is then; other slots' keep their bits."""
+    for dtype, factor_dtype in DTYPES:
+        for case in cases(dtype, factor_dtype):
+            rows, width, slots = case.x.shape[0], case.w.shape[0], len(case.rank)
+            dy, g = torch.randn(rows, width).to(dtype), torch.zeros(*case.bt.shape[:2], width)
+            z = reference.lora_shrink(case.x, case.a, *case.seg, case.scale)
+            g = g.to(z.dtype)
+            reference.lora_gram_(g, z, dy, *case.seg)  # nothing beyond a slot's rank
+            lengths = case.seg_off.diff().tolist()
+            mine = [any(s == slot and n for s, n in zip(case.seg_slot.tolist(), lengths)) for slot in range(slots)]
+            for is_fresh in (True, False):
+                for backward in (True, False):
+                    now, sums = g.clone(), torch.full((slots, -(-width // reference.SQUARED)), 7.0, dtype=torch.float64)
+                    sums[mine] = NAN
+                    if backward:
+                        ops.lora_backward_(now, z, dy, case.bt, *case.seg, case.scale, None, is_fresh, sums)
+                    else:
+                        ops.lora_gram_(now, z, dy, *case.seg, None, is_fresh, sums)
+                    want = now.double().square().sum((1, 2))
+                    for slot in range(slots):
+                        if mine[slot]:
+                            assert_close("squares", sums[slot].sum(), want[slot], 1e-12)
+                        else:
+                            assert (sums[slot] == 7).all(), "the squares of a slot without rows changed"
+
+
 def isolation(ops) -> None:
     """A NaN in one slot's rows, factors or scale reaches no other slot's output or gradient, in any bit."""
     lengths, slots, ranks = [6, 3, 11, 4], [0, -1, 1, 2], [4, 8, 6]
@@ -371,6 +398,24 @@ def step_keeps(ops) -> None:
             assert one is None or torch.equal(one, other), f"{name} moved otherwise"
 
 
+def step_summed(ops) -> None:
+    """A step that is given the squares of its gradients moves rows as one that sums them, and does not sum them itself."""
+    for dtype, adam in itertools.product(BANK_DTYPES, (True, False)):
+        given, summed, active = _bank(dtype, adam=adam), _bank(dtype, adam=adam), torch.tensor([True, False, True, True])
+        sums = given[1].double().square()
+        norms = ops.bank_step_(*given, active, None, True, sums), ops.bank_step_(*summed, active)
+        assert_close("norms", *norms, 1e-6)
+        for name, one, other in zip(["param", "m", "v"], (given[0], *given[2:4]), (summed[0], *summed[2:4])):
+            assert one is None or assert_close(name, one, other, 1e-6) is None
+        assert torch.equal(given[4], summed[4]) and not given[1][active].any()
+        told, sums[2, 0], sums[3, 1] = _bank(dtype, adam=adam), NAN, float("inf")
+        before = told[0].clone()
+        norms = ops.bank_step_(*told, active, None, True, 4 * sums)
+        assert norms.isfinite().tolist() == [True, True, False, False], "squares that are not finite moved a row"
+        assert_close("norm", norms[:1], 2 * summed[1].new_tensor([float(_bank(dtype)[1][0].norm())]), 1e-6)
+        assert torch.equal(told[0][1:], before[1:]) and not torch.equal(told[0][0], before[0])
+
+
 def step_alone(ops) -> None:
     """A row's step has the same bits whichever other rows step with it, and where in the bank it lies."""
     everyone = torch.ones(4, dtype=torch.bool)
@@ -453,8 +498,8 @@ def copy(ops) -> None:
 
 
 ATTENTION = [attend]
-ADAPTERS = [values, several, backward, decode, strided, gradients, invariance, accumulation, fresh, isolation]
-BANK = [step, step_strided, step_keeps, idle, step_alone, not_finite, step_copy, copy]
+ADAPTERS = [values, several, backward, decode, strided, gradients, invariance, accumulation, fresh, squares, isolation]
+BANK = [step, step_strided, step_keeps, step_summed, idle, step_alone, not_finite, step_copy, copy]
 ALL = ADAPTERS + ATTENTION + BANK
 
 

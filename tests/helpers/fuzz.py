@@ -17,14 +17,14 @@ from tmem.ops import OPS
 from tmem.testing import TOLERANCES
 
 OUTPUTS = {
-    "lora_expand_": ["o"], "lora_gram_": ["g"], "lora_backward_": ["g"], "lora_decode_": ["y"], "bank_copy_": ["matrices"],
-    "bank_step_": ["param", "grad", "m", "v", "step", "copy"],
+    "lora_expand_": ["o"], "lora_gram_": ["g", "squares"], "lora_backward_": ["g", "squares"], "lora_decode_": ["y"],
+    "bank_copy_": ["matrices"], "bank_step_": ["param", "grad", "m", "v", "step", "copy"],
 }  # fmt: skip
 LOWERED = {  # what torch.autocast casts
     "lora_linear": ("x", "w", "bias"), "lora_shrink": ("v",), "lora_shrink_multi": ("v",), "lora_gram_": ("v",),
     "lora_gram": ("v",), "lora_backward_": ("dy",),
 }  # fmt: skip
-OPTIONAL = {"bias", "plan", "m", "v", "copy"}
+OPTIONAL = {"bias", "plan", "m", "v", "copy", "squares"}
 
 
 @dataclass
@@ -149,8 +149,10 @@ def valid(seed: int, op: str) -> Call:
         arguments = {"o": draw.numbers(rows, k, dtype=dtype), "z": z, "f": a, **seg}
     elif op in ("lora_gram_", "lora_gram"):
         arguments = {**({"g": g} if op == "lora_gram_" else {}), "z": z, "v": x, **seg}
+        arguments |= _squares(draw, g) if op == "lora_gram_" else {}
     elif op == "lora_backward_":
         arguments = {"g": g, "z": z, "dy": x, "bt": draw.factor(batch, k, factor_dtype), **seg, "scale": scale}
+        arguments |= _squares(draw, g)
     elif op == "lora_linear":
         if draw.random() < 0.3 and rows % 2 == 0:
             x = x.view(2, rows // 2, k)
@@ -175,6 +177,7 @@ def valid(seed: int, op: str) -> Call:
             "param": param, "grad": grad, "m": m if adam else None, "v": v.abs() if adam else None,
             "step": torch.tensor([0, 3, 1, 9], dtype=torch.int32), "hyper": hyper, "active": active,
             "copy": draw.numbers(4, k, dtype=draw.choice(checks.COPY_DTYPES)) if draw.random() < 0.5 else None,
+            "squares": draw.numbers(4, draw.size(20)).double().square() if draw.random() < 0.3 else None,
         }  # fmt: skip
     else:
         count = draw.randint(0, 2)
@@ -195,6 +198,12 @@ def valid(seed: int, op: str) -> Call:
     return Call(op, arguments, draw.bases, autocast=draw.choice((None,) * 6 + (torch.bfloat16, torch.float16)))
 
 
+def _squares(draw: Draw, g: Tensor) -> dict:
+    if draw.random() < 0.5:
+        return {}
+    return {"fresh": draw.random() < 0.5, "squares": draw.numbers(len(g), -(-g.shape[2] // reference.SQUARED)).double()}
+
+
 def _same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(one, other) if a.numel())
 
@@ -211,7 +220,7 @@ def _formula(call: Call, arguments: dict) -> dict[str, Tensor]:
     found = found[:1] if call.op == "lora_linear" else (found,)
     named = {f"result {i}": x for i, x in enumerate(found) if x is not None}
     for name in OUTPUTS.get(call.op, ()):
-        x = arguments[name]
+        x = arguments.get(name)
         named |= {f"{name}[{i}]": one for i, one in enumerate(x)} if isinstance(x, list) else {} if x is None else {name: x}
     return named
 
@@ -242,7 +251,10 @@ def check_valid(ops, seed: int, op: str) -> None:
     assert got.keys() == want.keys()
     for name, x in got.items():
         floats = x.dtype if x.dtype in TOLERANCES else torch.float64
-        _compare(name, x, want[name], terms[name], 4 * TOLERANCES[floats])
+        numbers = x, want[name], terms[name]
+        if name == "squares":  # of whatever columns, and as exact as g is
+            floats, numbers = got["g"].dtype, [of.sum(1) for of in numbers]
+        _compare(name, *numbers, 4 * TOLERANCES[floats])
     for base, old in zip(call.bases, before):
         for x in outputs.values():
             if x.untyped_storage().data_ptr() == base.untyped_storage().data_ptr():
@@ -255,7 +267,9 @@ def _copied(x):
 
 
 OF_OUTPUTS = ("overlapping output", "output and input", "output that requires grad", "negated output", "inference output")
-OF_ONE_SIZE = ("seg_off", "row_slot", "scale", "step", "hyper", "active", "mask", "target", "k", "grad", "copy", "bias")
+OF_ONE_SIZE = (
+    "seg_off", "row_slot", "scale", "step", "hyper", "active", "mask", "target", "k", "grad", "copy", "bias", "squares",
+)  # fmt: skip
 FAULTS = (
     "other object", "other object", "other device", "other layout", "other dtype", "other size", "more dimensions",
     "no dimension", "value", "value",

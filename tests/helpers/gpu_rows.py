@@ -54,6 +54,24 @@ def wide_rows(ops) -> None:
         assert_close("y", y, want, 1e-6)
 
 
+def one_read(ops) -> None:
+    """Whether a segment's gradient and dz are made from one read of dy, as those of a slot without another segment, or from
+    two: the same bits. Lengths on either side of every limit."""
+    half = torch.bfloat16
+    for factor_dtype in (half, torch.float32):
+        lengths = [16, 17, 64, 65, 128, 129, 3]
+        case = make_case(lengths, range(7), [5] * 7, stored=20, n=130, dtype=half, factor_dtype=factor_dtype)
+        m, dy, start = sum(lengths), torch.randn(sum(lengths), 130).to(half), torch.randn(7, 20, 130)
+        z, g = torch.randn(m, 20), start.clone()
+        dz = ops.lora_backward_(g, z, dy, case.bt, *case.seg, case.scale)
+        for i, (rows, _) in enumerate(case.parts):
+            twice = torch.tensor([0, rows.stop - rows.start, rows.stop - rows.start + 1], dtype=torch.int32)
+            seg, part = (twice, torch.tensor([i, i], dtype=torch.int32), case.rank), slice(rows.start, rows.stop)
+            h, both = start.clone(), [torch.cat([x[part], 0 * x[:1]]) for x in (z, dy)]
+            dz2 = ops.lora_backward_(h, *both, case.bt, *seg, case.scale)
+            assert torch.equal(dz2[:-1], dz[part]) and torch.equal(h[i], g[i]), lengths[i]
+
+
 def bad_pairs(ops) -> None:
     """bank_copy_ leaves rows out of range alone, those of others around the bank too, and does what it can do."""
     whole = torch.arange(20.0).reshape(5, 4)
@@ -113,4 +131,4 @@ def rounds_once(ops, dtype=torch.bfloat16) -> None:
         assert (y != exact.to(dtype)).float().mean() < 0.01
 
 
-ALL = [lost_rows, sick_rows, wide_rows, bad_pairs, long_rows, settings]
+ALL = [lost_rows, sick_rows, wide_rows, bad_pairs, long_rows, settings, one_read]

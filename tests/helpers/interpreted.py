@@ -255,27 +255,9 @@ def stale_plan():
     assert not shrink.shrink(case.x, [case.a], *seg, case.scale, p).isnan().any()
 
 
-def one_read():
-    """Whether a segment's gradient and dz are made from one read of dy, as those of a slot without another segment, or from
-    two: the same bits. Lengths on either side of every limit."""
-    half = torch.bfloat16
-    for factor_dtype in (half, torch.float32):
-        lengths = [16, 17, 64, 65, 128, 129, 3]
-        case = make_case(lengths, range(7), [5] * 7, stored=20, n=130, dtype=half, factor_dtype=factor_dtype)
-        m, dy, start = sum(lengths), torch.randn(sum(lengths), 130).to(half), torch.randn(7, 20, 130)
-        z, g = torch.randn(m, 20), start.clone()
-        dz = backward.backward(g, z, dy, case.bt, *case.seg, case.scale, plan.plan(*case.seg, m))
-        for i, (rows, _) in enumerate(case.parts):
-            twice = torch.tensor([0, rows.stop - rows.start, rows.stop - rows.start + 1], dtype=torch.int32)
-            seg, part = (twice, torch.tensor([i, i], dtype=torch.int32), case.rank), slice(rows.start, rows.stop)
-            h, both = start.clone(), [torch.cat([x[part], 0 * x[:1]]) for x in (z, dy)]
-            dz2 = backward.backward(h, *both, case.bt, *seg, case.scale, plan.plan(*seg, len(both[0])))
-            assert torch.equal(dz2[:-1], dz[part]) and torch.equal(h[i], g[i]), lengths[i]
-
-
 OWN = (
     plans, sixteen_bits, small_operands, bits_of_halves, large_ranks, infinite_operands, rounds_once, lost_slots, bad_offsets,
-    stale_plan, one_read,
+    stale_plan,
 )  # fmt: skip
 
 

@@ -42,6 +42,8 @@ WRONG = {
     "unwritten_rank": checks.values,
     "gram_overwrites": checks.values,
     "fresh_of_all_segments": checks.fresh,
+    "squares_of_the_batch": checks.squares,
+    "squares_beyond_the_norm": checks.step_summed,
     "scale_twice_backward": checks.gradients,
     "batch_split": checks.invariance,
     "gram_sums_slot_first": checks.accumulation,

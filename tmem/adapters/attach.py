@@ -41,6 +41,8 @@ class Site:
     bt: Tensor = field(init=False, repr=False)
     a_grad: Tensor | None = None
     bt_grad: Tensor = field(init=False, repr=False)
+    a_squares: Tensor = field(init=False, repr=False)  # fp64 [S, entries] of the gradients: see tmem.ops.lora_gram_
+    bt_squares: Tensor = field(init=False, repr=False)
     a_copy: Tensor | None = None
     bt_copy: Tensor | None = None
     fresh: int = -1  # a bit for every slot: its gradient here counts as zero, whatever is in its memory
@@ -260,8 +262,10 @@ def clear(site: Site, slots: int) -> None:
     """Zero what counts as zero of these slots' gradients."""
     for slot in slots_of(site.fresh & slots):
         site.bt_grad[slot].zero_()
+        site.bt_squares[slot].zero_()
         if site.a_grad is not None:
             site.a_grad[slot].zero_()
+            site.a_squares[slot].zero_()
     site.fresh &= ~slots
 
 
@@ -279,13 +283,13 @@ def gradients(
         if learn and not fresh:
             clear(site, filled)
         if learn and (need_dx or train_a):
-            dz = _backward_(site.bt_grad, z, rows, bt, off, slot, bank.rank, bank.scale, plan, fresh)
+            dz = _backward_(site.bt_grad, z, rows, bt, off, slot, bank.rank, bank.scale, plan, fresh, site.bt_squares)
         elif learn:
-            _gram_(site.bt_grad, z, rows, off, slot, bank.rank, plan, fresh)
+            _gram_(site.bt_grad, z, rows, off, slot, bank.rank, plan, fresh, site.bt_squares)
         elif need_dx:
             dz = _shrink(rows, bt, off, slot, bank.rank, bank.scale, plan)
         if train_a:
-            _gram_(site.a_grad, dz, x.reshape(-1, x.shape[-1]), off, slot, bank.rank, plan, fresh)
+            _gram_(site.a_grad, dz, x.reshape(-1, x.shape[-1]), off, slot, bank.rank, plan, fresh, site.a_squares)
         if learn:
             site.fresh &= ~filled
     if not need_dx:

@@ -122,6 +122,7 @@ class AdapterBank:
         width = sum(rank * (k + n) for k, n in sizes)
         self.param = torch.zeros(slots, width, dtype=dtype, device=device)
         self._grad = torch.zeros_like(self.param)
+        self._shown = 0  # a bit for every slot whose gradient others may have written since its last step
         self.m = torch.zeros_like(self.param) if optimizer == "adamw" else None
         self.v = torch.zeros_like(self.param) if optimizer == "adamw" else None
         self.copy = torch.zeros_like(self.param, dtype=weights if weights in _HALF else torch.bfloat16) if copy else None
@@ -207,12 +208,16 @@ class AdapterBank:
 
     def _lay_out(self, sizes: list[tuple[int, int]]) -> None:
         offset = 0
+        entries = [(-(-s.inputs // ops.SQUARED) if self.train_a else 0, -(-s.outputs // ops.SQUARED)) for s in self.sites]
+        self._squares = torch.zeros(self.slots, sum(map(sum, entries)), dtype=torch.float64, device=self.device)
+        squares = iter(self._squares.split([n for pair in entries for n in pair], 1))
 
         def view(matrix: Tensor, padded: int, size: int) -> Tensor:
             part = matrix[:, offset : offset + self.max_rank * padded]
             return part.view(self.slots, self.max_rank, padded)[:, :, :size]
 
         for site, factor, (k, n) in zip(self.sites, self._factors, sizes):
+            site.a_squares, site.bt_squares = next(squares), next(squares)
             if self.train_a:
                 size = site.inputs
                 site.a, site.a_grad = view(self.param, k, size), view(self._grad, k, size)
@@ -330,22 +335,25 @@ class AdapterBank:
     def _refresh(self, slots: Sequence[int]) -> None:
         """From now on the gradients of these slots count as zero."""
         mine = bits(slots)
+        self._shown &= ~mine
         for site in self.sites:
             site.fresh |= mine
 
     @property
     def grad(self) -> Tensor:
         """Accumulated gradients [slots, P], as `param` is laid out. What counts as zero is zeroed first: the first backward
-        after a step writes over what it finds, so that nothing needs to be cleared or read."""
+        after a step writes over what it finds, so that nothing needs to be cleared or read. Who writes here asks for it anew
+        after each step."""
         with self.lock:
             self._settle((1 << self.slots) - 1)
+            self._shown = (1 << self.slots) - 1
         return self._grad
 
     def _settle(self, mine: int) -> None:
         """Zero what counts as zero of these slots' gradients: where no layer has any, whole rows at once."""
         nowhere = functools.reduce(operator.and_, (site.fresh for site in self.sites), mine)
         if rows := slots_of(nowhere):
-            self._copy_rows([-1] * len(rows), rows, self._grad)
+            self._copy_rows([-1] * len(rows), rows, self._grad, self._squares)
         for site in self.sites:
             site.fresh &= ~nowhere
             clear(site, mine)
@@ -495,8 +503,9 @@ class AdapterBank:
             for slot in slots:
                 self.version[slot] += 1
             self._settle(bits(slots))  # where no backward came
+            squares = None if self._shown & bits(slots) else self._squares
             norms = ops.bank_step_(
-                self.param, self._grad, self.m, self.v, self.step_count, self.hyper, active, self.copy, clear=False
+                self.param, self._grad, self.m, self.v, self.step_count, self.hyper, active, self.copy, False, squares
             )
             self._refresh(slots)
         return norms.index_select(0, where)

@@ -8,7 +8,8 @@ LoRA: Hu et al. 2021 (arXiv 2106.09685). Rows of one batch cut into segments of 
 arXiv 2310.18547).
 
 S slots, R stored rows of a factor, M rows of a batch, G segments; fp32, bf16, fp16 and fp64 are torch.float32,
-torch.bfloat16, torch.float16 and torch.float64. HYPER: the settings of `bank_step_`, by column. OPS and SVD_PARTS: the
+torch.bfloat16, torch.float16 and torch.float64. HYPER: the settings of `bank_step_`, by column. SQUARED: the
+columns of a gradient for each entry of its `squares`. OPS and SVD_PARTS: the
 names that `kernel_for` knows.
 """
 
@@ -22,7 +23,7 @@ from tmem.ops.backward import lora_backward_
 from tmem.ops.copy import bank_copy_
 from tmem.ops.decode import lora_decode_
 from tmem.ops.expand import lora_expand_
-from tmem.ops.gram import lora_gram, lora_gram_
+from tmem.ops.gram import SQUARED, lora_gram, lora_gram_
 from tmem.ops.linear import lora_linear
 from tmem.ops.plan import lora_plan
 from tmem.ops.rsvd import batched_rsvd
@@ -35,6 +36,7 @@ OPS = tuple(name for name in defined if name not in (*SVD_PARTS, *LAYER_PARTS))
 __all__ = [
     "HYPER",
     "OPS",
+    "SQUARED",
     "SVD_PARTS",
     "attend",
     "bank_copy_",

@@ -73,6 +73,13 @@ def followed(op: str, name: str, x: Tensor) -> None:
         raise RuntimeError(f"{op}: {name} carries a forward-mode tangent, which the ops do not follow; use backward")
 
 
+def squares(op: str, squares: Tensor | None, g: Tensor) -> None:
+    """What lora_gram_ leaves of the squares of g [S,R,D]."""
+    if squares is not None:
+        dtype(op, "squares", squares, torch.float64)
+        shape(op, "squares", squares, g.shape[0], -(-g.shape[2] // reference.SQUARED))
+
+
 def _whole(op: str, name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{op}: {name} must be a whole number, got {_shown(value)}")

@@ -6,9 +6,10 @@ fp64, which no matrix unit multiplies as these kernels need it, goes to the refe
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import torch
@@ -96,28 +97,31 @@ def lora_expand_(o, z, f, seg_off, seg_slot, rank, plan=None):
         o.copy_(out)
 
 
-def lora_backward_(g, z, dy, bt, seg_off, seg_slot, rank, scale, plan=None, fresh=False):
+def lora_backward_(g, z, dy, bt, seg_off, seg_slot, rank, scale, plan=None, fresh=False, squares=None):
     op = "lora_backward_"
     if dy.dtype == torch.float64:
-        return reference.lora_backward_(g, z, dy, bt, seg_off, seg_slot, rank, scale, plan, fresh)
-    _gradient(op, g, z, dy, rank)
+        return reference.lora_backward_(g, z, dy, bt, seg_off, seg_slot, rank, scale, plan, fresh, squares)
+    _gradient(op, g, z, dy, rank, squares)
     _checks.shape(op, "bt", bt, rank.shape[0], z.shape[1], dy.shape[1])
     _checks.factor(op, "bt", bt, dy, rank.shape[0], z.shape[1], dy.shape[1])
     seg, plan = _segments(op, *z.shape, seg_off, seg_slot, rank, plan, g, z, dy, bt, scale)
     out = _lines(g)
-    dz = _kernels("backward").backward(out, _lines(z), _lines(dy), _lines(bt), *seg, _scale(op, scale, rank), plan, fresh)
+    with _summed(squares) as sums:
+        inputs = _lines(z), _lines(dy), _lines(bt), *seg, _scale(op, scale, rank)
+        dz = _kernels("backward").backward(out, *inputs, plan, fresh, sums)
     if out is not g:
         g.copy_(out)
     return dz
 
 
-def lora_gram_(g, z, v, seg_off, seg_slot, rank, plan=None, fresh=False, op="lora_gram_"):
+def lora_gram_(g, z, v, seg_off, seg_slot, rank, plan=None, fresh=False, squares=None, op="lora_gram_"):
     if v.dtype == torch.float64:
-        return reference.lora_gram_(g, z, v, seg_off, seg_slot, rank, plan, fresh)
-    _gradient(op, g, z, v, rank)
+        return reference.lora_gram_(g, z, v, seg_off, seg_slot, rank, plan, fresh, squares)
+    _gradient(op, g, z, v, rank, squares)
     seg, plan = _segments(op, *z.shape, seg_off, seg_slot, rank, plan, g, z, v)
     out = _lines(g)
-    _kernels("gram").gram(out, _lines(z), _lines(v), *seg, plan, fresh)
+    with _summed(squares) as sums:
+        _kernels("gram").gram(out, _lines(z), _lines(v), *seg, plan, fresh, sums)
     if out is not g:
         g.copy_(out)
 
@@ -128,13 +132,28 @@ def lora_gram(z, v, seg_off, seg_slot, rank, plan=None):
     return g
 
 
-def _gradient(op, g, z, v, rank) -> None:
+@contextlib.contextmanager
+def _summed(squares: Tensor | None) -> Iterator[Tensor | None]:
+    """squares as kernels write it, contiguous: itself, or a copy that is written back."""
+    if squares is None:
+        yield None
+        return
+    sums = squares.contiguous()
+    yield sums
+    if sums is not squares:
+        squares.copy_(sums)
+
+
+def _gradient(op, g, z, v, rank, squares) -> None:
     _checks.shape(op, "v", v, None, None)
     _checks.dtype(op, "v", v, *_checks.FACTOR)
     _checks.shape(op, "z", z, v.shape[0], None)
     _checks.dtype(op, "z", z, torch.float32)
     _checks.shape(op, "g", g, rank.shape[0], z.shape[1], v.shape[1])
     _checks.dtype(op, "g", g, torch.float32)
+    _checks.squares(op, squares, g)
+    if squares is not None:
+        _on_one_device(op, g, squares)
 
 
 def lora_linear(x, w, bias, a, bt, seg_off, seg_slot, rank, scale, plan=None):
@@ -170,10 +189,10 @@ def lora_decode_(y, x, a, bt, row_slot, rank, scale):
         y.copy_(out)
 
 
-def bank_step_(param, grad, m, v, step, hyper, active, copy=None, clear=True):
+def bank_step_(param, grad, m, v, step, hyper, active, copy=None, clear=True, squares=None):
     op = "bank_step_"
     if param.dtype == torch.float64:
-        return reference.bank_step_(param, grad, m, v, step, hyper, active, copy, clear)
+        return reference.bank_step_(param, grad, m, v, step, hyper, active, copy, clear, squares)
     if (m is None) != (v is None):
         raise ValueError(f"{op}: give both m and v (AdamW) or neither (SGD), got only {'v' if m is None else 'm'}")
     _checks.shape(op, "param", param, None, None)
@@ -185,10 +204,14 @@ def bank_step_(param, grad, m, v, step, hyper, active, copy=None, clear=True):
             _checks.shape(op, name, x, *param.shape)
     _checks.dtype(op, "hyper", hyper, torch.float32, torch.float64)
     _checks.shape(op, "hyper", hyper, rows, len(reference.HYPER))
-    _on_one_device(op, param, *(x for x in (*matrices.values(), step, hyper, active) if x is not None))
+    if squares is not None:
+        _checks.dtype(op, "squares", squares, torch.float64)
+        _checks.shape(op, "squares", squares, rows, None)
+        squares = squares.contiguous()
+    _on_one_device(op, param, *(x for x in (*matrices.values(), step, hyper, active, squares) if x is not None))
     count, flags = _column(op, "step", step, torch.int32, rows), _column(op, "active", active, torch.bool, rows)
     lines = {name: None if x is None else _lines(x) for name, x in matrices.items()}
-    norms = _kernels("step").step(**lines, count=count, hyper=_lines(hyper), active=flags, clear=clear)
+    norms = _kernels("step").step(**lines, count=count, hyper=_lines(hyper), active=flags, clear=clear, sums=squares)
     for given, written in ((step, count), *zip(matrices.values(), lines.values())):
         if written is not given:
             given.copy_(written)
