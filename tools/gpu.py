@@ -26,7 +26,7 @@ import gpu_chart
 import torch
 
 from tmem import machine, ops
-from tmem.bench import BENCHES, ON_GPU, about, kernels, rows, run_study
+from tmem.bench import BENCHES, ON_GPU, about, gemm, kernels, rows, run_study
 from tmem.bench.measure import Settings, ceilings, timer_of
 from tmem.bench.parts import Part, go_on, plan
 from tmem.files.objects import write_json
@@ -123,6 +123,7 @@ def parts_of(architecture: str, gate: Callable) -> list[Part]:
         Part("kernels", f"each kernel alone, {alone}", 60, _alone("kernel_rows")),
         *contests[:FIRST],
         *(Part(f"bench {n}", ", ".join(b for b in BENCHES[n] if b in ON_GPU), BENCH_SECONDS[n], _bench(n)) for n in BENCHES),
+        Part("gemm", "a layer's GEMM with expand inside, against both in turn", 45, _gemm),
         Part("kernels tuned", "each kernel alone, with the winners", 60, _alone("kernel_rows_tuned")),
         Part("tests", "tests/ops/test_gpu.py", 115, _tests),
         Part("sanitizer", f"compute-sanitizer on the tests {SANITIZED}", 30, _sanitizer),
@@ -140,6 +141,13 @@ def _alone(key: str) -> Callable[[dict], None]:
         record[key] = kernels.measure_alone("cuda", ALONE, _progress)
 
     return run
+
+
+def _gemm(record: dict) -> None:
+    if torch.cuda.get_device_capability() < gemm.SINCE:
+        record["gemm"] = {"rows": [], "dropped": {"all": "this GPU has no TMA"}}
+    else:
+        record["gemm"] = gemm.measure_gemm("cuda", ALONE, _progress)
 
 
 def _bench(name: str) -> Callable[[dict], None]:

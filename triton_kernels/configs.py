@@ -60,7 +60,7 @@ TABLE = {
     },
     "gram": {
         (16, 32): (Config(128, 8, 3, 128), Config(128, stages=2), Config(128, stages=2), Config(64, 8, 2)),
-        (32, 32): (Config(64, stages=3), Config(32, stages=2), Config(32, 8, 2), Config(16, 8, 2)),
+        (32, 32): (Config(64, stages=3), Config(32, stages=3), Config(32, 8, 2), Config(16, 8, 2)),
     },
     "gram of few slots": {
         (16, 32): (Config(32, rows=128), Config(32), Config(32), Config(32, 8, 3)),
@@ -102,9 +102,10 @@ OVERRIDES = {
     "sm_89": {
         **_MMA_SYNC,
         ("gram", 16, 32, 64): Config(32, 8, 3),
+        ("gram", 32, 32, 32): Config(32, stages=2),
         ("gram of few slots", 32, 32, 16): Config(16),
     },
-    "sm_90": {},
+    "sm_90": {("gram", 32, 32, 32): Config(32, 8, 3)},
     "sm_100": {
         ("backward", 16, 32, 128): Config(16, 8, 3),
         ("gram of few slots", 32, 32, 16): Config(16, 8),

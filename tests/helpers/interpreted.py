@@ -21,9 +21,11 @@ from triton import language as tl
 from triton.runtime import interpreter
 
 from tmem import ops, reference
+from tmem.bench import gemm as gemms
+from tmem.bench.measure import Settings
 from tmem.ops import _registry, _triton
 from tmem.testing import TOLERANCES, assert_close, make_case
-from tmem.triton_kernels import backward, decode, expand, gram, plan, shrink
+from tmem.triton_kernels import backward, decode, expand, gemm, gram, plan, shrink
 
 NAN = float("nan")
 HALVES = (torch.bfloat16, torch.float16)
@@ -255,9 +257,27 @@ def stale_plan():
     assert not shrink.shrink(case.x, [case.a], *seg, case.scale, p).isnan().any()
 
 
+def one_gemm():
+    """A layer's product with expand inside: what a GEMM and an expand give, where tiles hold rows of several segments."""
+    small = [gemm.Tile(32, 32, 16, 4, 2, parts, 2) for parts in (1, 2, 4)]
+    found = gemms.measure_gemm("cpu", Settings(rounds=1, warmup=0), lambda *_: None, True, small)
+    assert not found["dropped"] and len(found["rows"]) == 2 * (2 + 2 * len(small)), found["dropped"]
+    case = make_case([5, 40, 0, 3], [1, 0, 1, -1], [3, 7], k=64, n=96, dtype=torch.bfloat16, factor_dtype=torch.bfloat16)
+    z = torch.randn(48, 7)
+    off, slots, rank = case.seg
+    clean = gemm.gemm(case.x, case.w, z, case.bt, *case.seg, small[0])
+    bt = case.bt.clone()
+    bt[0], bt[1, 3:] = float("nan"), float("nan")
+    ill = gemm.gemm(case.x, case.w, z, bt, *case.seg, small[0])
+    assert ill[5:45].isnan().all() and torch.equal(ill[:5], clean[:5]) and torch.equal(ill[45:], clean[45:])
+    for bad in (2, -2):
+        lost = gemm.gemm(case.x, case.w, z, case.bt, off, slots.masked_fill(slots == 0, bad), rank, small[0])
+        assert lost[5:45].isnan().all() and torch.equal(lost[:5], clean[:5]) and torch.equal(lost[45:], clean[45:])
+
+
 OWN = (
     plans, sixteen_bits, small_operands, bits_of_halves, large_ranks, infinite_operands, rounds_once, lost_slots, bad_offsets,
-    stale_plan,
+    stale_plan, one_gemm,
 )  # fmt: skip
 
 

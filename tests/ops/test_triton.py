@@ -21,7 +21,7 @@ import targets  # noqa: E402
 
 from tmem.ops import _triton  # noqa: E402
 from tmem.testing import make_case  # noqa: E402
-from tmem.triton_kernels import configs  # noqa: E402
+from tmem.triton_kernels import configs, gemm  # noqa: E402
 
 INTERPRETED = [c.__name__ for c in (*checks.ADAPTERS, *checks.BANK, *gpu_rows.ALL)]
 INTERPRETED += [
@@ -221,6 +221,21 @@ def test_no_recompilation_over_200_batches(dtype):
             run_layer(batch(draw.choice([1, 2, 3, 15, 16, 17, 31, 64, 100, 511, 512])))
     assert len(launches) == 201 * 8 and len(first) <= 8
     assert {kernel.hash for _, kernel in launches} == first, "a batch compiled a kernel anew"
+
+
+@pytest.mark.parametrize("ranks", [16, 64])
+def test_one_gemm_for_sm_90_takes_matrix_units_and_tma_and_spills_nothing(ranks, monkeypatch):
+    """Every tile that `make gpu` tries on Hopper."""
+    monkeypatch.setattr(gemm, "programs", lambda x: 132)
+    x, w, z, f = (torch.zeros(*size, dtype=torch.bfloat16) for size in ((256, 512), (512, 512), (256, ranks), (4, ranks, 512)))
+    off, slot, rank = (torch.zeros(n, dtype=torch.int32) for n in (5, 4, 4))
+    for tile in gemm.tiles(ranks):
+        for turned in (False, True) if tile == gemm.tiles(ranks)[0] else (False,):
+            with targets.compiling("sm_90") as launches:
+                gemm.gemm(x, w, z.float(), f, off, slot, rank, tile, turned)
+            kernel = targets.resources(launches[0][1])
+            assert not kernel.local and kernel.shared <= targets.SHARED["sm_90"], (tile, kernel.local)
+            assert "wgmma.mma_async" in kernel.text and "cp.async.bulk.tensor" in kernel.text, tile
 
 
 def run_rows(rows, draw):
