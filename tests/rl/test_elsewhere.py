@@ -15,9 +15,10 @@ import pytest
 import torch
 from test_few_bits import HERE, packed
 from test_low_rank import EXTRA, adapter_of
+from test_scenes import EPISODES as SCENES
 from test_trainer import SCRIPT, one_thread, torchrun  # noqa: F401
 from tiny import Letters, model
-from tiny_agent import CONFIG
+from tiny_agent import CONFIG, EPISODES
 from tiny_bank import fill
 from tiny_run import BRIEF, lines, start, tell
 from tiny_worker import worker
@@ -27,6 +28,7 @@ pytest.importorskip("starlette", reason="needs tmem[serve]")
 pytest.importorskip("uvicorn", reason="needs tmem[serve]")
 from tmem.agent import agent as agent_module  # noqa: E402
 from tmem.agent.agent import Agent  # noqa: E402
+from tmem.agent.loop import run  # noqa: E402
 from tmem.bench.servers import listening  # noqa: E402
 from tmem.rl import trainer, wire, workers  # noqa: E402
 from tmem.rl.low_rank import LowRank  # noqa: E402
@@ -135,6 +137,30 @@ def test_what_is_left_behind_is_missed(monkeypatch, wrong):
         pool.publish(theta, VOCABULARY)
         agent.elsewhere = pool
         assert said(agent, [0, 1, 2, 0, -1, 1, -1], "sampled") != here
+
+
+@pytest.mark.parametrize("write", [{}, {"replies": 3, "starts": 2}, {"under_delta": False}])
+@pytest.mark.parametrize("known", [False, True])
+def test_whatever_the_way_to_write_rollouts_are_the_same(write, known):
+    """A list, spans with questions, answers to known questions; under Δ or not; and scenes, which are played here."""
+    agent, theta = agent_and_theta()
+    for slot in range(3):
+        agent.bank.free(slot)
+    agent.config = dataclasses.replace(agent.config, write=dataclasses.replace(agent.config.write, max_new=12, **write))
+    agent.config = dataclasses.replace(agent.config, learn=dataclasses.replace(agent.config.learn, epochs=2))
+
+    episodes = [EPISODES[0], *SCENES[:2]]
+
+    def found():
+        rollouts = run(agent, episodes, ["a", "b", "c"], temperature=1.0, trace=True, known=known, probing=[0])
+        return [([(a.kind, a.prompt, a.generation) for a in r.actions], r.answers, r.pairs) for r in rollouts]
+
+    here = found()
+    assert {kind for actions, *_ in here for kind, *_ in actions} >= {"walk", "answer"}
+    with served(2) as (urls, _):
+        agent.elsewhere = Workers(urls)
+        agent.elsewhere.publish(theta, VOCABULARY)
+        assert found() == here
 
 
 def test_no_row_is_sent_twice_and_none_is_left_out():

@@ -463,12 +463,15 @@ class Trainer:
         self.state["step"] += 1
         return seconds
 
-    def row(self, phase: str, step: int, clock: Clock, seconds: float, counted: dict | None = None, **values) -> None:
-        """Log one step, or one mode of an evaluation. counted: what no setting decides, so that it goes with the times."""
+    def row(self, phase: str, step: int, clock: Clock, seconds: float, unsettled: dict | None = None, /, **values) -> None:
+        """Log one step, or one mode of an evaluation. unsettled: what no setting decides, so that it goes with the times.
+
+        Arguments go by their places, for a score of a task may have any name.
+        """
         row = {"phase": phase, "step": step, **values}
         timing = {
             "phase": phase, "step": step, "seconds": seconds, "trained": sum(self.state["seconds"].values()),
-            **{f"seconds_{k}": v for k, v in clock.items()}, **(counted or {}),
+            **{f"seconds_{k}": v for k, v in clock.items()}, **(unsettled or {}),
         }  # fmt: skip
         self.log.add("metrics", row)
         self.log.add("timings", timing)
