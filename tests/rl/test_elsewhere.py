@@ -290,7 +290,7 @@ def generations(*each):
 
 GARBAGE = {
     "an error": (500, b"", "500"),
-    "a sentence": (503, b'{"error": {"message": "it is \\u001b[31mfull."}}', r"503 it is \x1b[31mfull"),
+    "a sentence": (503, b'{"error": {"message": "it is\\n\\u001b[31mfull."}}', r"503 it is \x1b[31mfull"),
     "a page": (200, b"<html>", "the reply is not JSON"),
     "nothing": (200, None, "RemoteProtocolError"),
     "another place": (307, b"", "307"),

@@ -17,6 +17,8 @@ uvicorn = pytest.importorskip("uvicorn", reason="needs tmem[serve]")
 from tmem import cli  # noqa: E402
 from tmem.agent.agent import Agent  # noqa: E402
 from tmem.bench.servers import listening  # noqa: E402
+from tmem.cli.listening import tenants_of  # noqa: E402
+from tmem.cli.train import _workers  # noqa: E402
 from tmem.rl.low_rank import LowRank  # noqa: E402
 from tmem.rl.wire import KIND, Request, Theta, generations_in, request_bytes, theta_bytes, version_of  # noqa: E402
 from tmem.rl.worker import Worker  # noqa: E402
@@ -129,3 +131,14 @@ def test_the_command_says_in_a_sentence_what_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     found = CliRunner().invoke(cli.main, ["worker"])
     assert found.exit_code == 2 and "pip install 'tmem[serve]'" in found.output
+
+
+def test_the_run_and_its_workers_read_one_file(tmp_path, monkeypatch):
+    """Of several keys the run sends the first that is not the operator's."""
+    lines = f"metrics {'m' * 20}\nrun {KEY}\nother {'o' * 20}\n"
+    (tmp_path / "keys").write_text(lines)
+    assert _workers("http://127.0.0.1:1", tmp_path / "keys")._key == KEY and _workers("http://127.0.0.1:1", None)._key is None
+    monkeypatch.setenv("TMEM_KEYS", lines)
+    assert _workers("http://127.0.0.1:1", None)._key == KEY
+    scope = {"path": "/generate", "headers": [(b"authorization", f"Bearer {KEY}".encode())]}
+    assert tenants_of("0.0.0.0", None, "generate").caller(scope).begins == "run/"

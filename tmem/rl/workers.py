@@ -188,6 +188,7 @@ class Workers:
             return None
 
     def _lose(self, worker: _Worker, why: str) -> None:
+        why = " ".join(printable(why).split())
         if not worker.why:
             self._lost += 1
             self.warn(f"worker {worker.url} is lost: {why}")
@@ -210,7 +211,7 @@ class Workers:
         except (asyncio.TimeoutError, TimeoutError) as error:
             raise _Failed(f"no reply within {seconds:g} s") from error
         except (httpx.HTTPError, OSError) as error:
-            raise _Failed(printable(f"{type(error).__name__}: {error}"[:200])) from error
+            raise _Failed(f"{type(error).__name__}: {str(error)[:200]}".rstrip(": ")) from error
         if body is None:
             raise _Failed(f"a reply of more than {most} bytes")
         if status != 200:
@@ -232,7 +233,7 @@ async def _exchanged(client: httpx.AsyncClient, method: str, url: str, content: 
 def _sentence(body: bytes) -> str:
     """What a worker says of an error, "" where it says nothing."""
     try:
-        return printable(str(parsed(body)["error"]["message"])[:200]).rstrip(".")
+        return str(parsed(body)["error"]["message"])[:200].rstrip(".")
     except (ValueError, KeyError, TypeError):
         return ""
 
