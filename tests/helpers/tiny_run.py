@@ -14,11 +14,14 @@ import torch
 from tiny import PLAIN, Letters, model
 
 from tmem.agent import agent
+from tmem.agent.write import Written
+from tmem.episode import Pair
 from tmem.files import folders
 from tmem.files.folders import atomic_file
 from tmem.models import loading
 from tmem.models.quantised import quantise_
 from tmem.rl import grpo, trainer
+from tmem.rl.workers import Workers
 from tmem.rl.world import ALONE, World
 
 PRESET = f"""
@@ -50,6 +53,7 @@ save_every = 0.0
 """
 
 SHORT = {"rl_steps": 1, "eval_episodes": 1}
+BRIEF = {"warm_steps": 1, "rl_steps": 2, "eval_episodes": 1}
 SEARCHED = {
     "task": f"{Path(__file__).with_name('tiny_search.py')}:Sought", "warm_steps": 1, "warm_plain": 0, "warm_episodes": 1,
     "rl_steps": 2, "rl_kl": 0.0, "eval_episodes": 1,
@@ -84,6 +88,15 @@ def prepare(out: Path, extra: str = "", dtype: torch.dtype = torch.float32) -> P
 def start(out: Path, *, resume=False, extra="", dtype=torch.float32, world=ALONE, **overrides):
     """The trainer of a run in `out`."""
     return trainer.Trainer(str(prepare(out, extra, dtype)), out, resume=resume, world=world, **overrides)
+
+
+def tell() -> None:
+    """From now on every write holds a pair that depends on what was said, so that Δ is learned and differs."""
+
+    def parse(text, **_):
+        return Written([Pair(f"what is {text[:3]!r}?", repr(text[3:5]))])
+
+    agent.parse = parse
 
 
 def weights(out: Path, phase="rl"):
@@ -157,14 +170,22 @@ if __name__ == "__main__":
     parser.add_argument("--long", action="store_true", help="sixty RL steps instead of three")
     parser.add_argument("--search", action="store_true", help="searches instead of streams")
     parser.add_argument("--short", action="store_true", help="one")
+    parser.add_argument("--brief", action="store_true", help="two, after one supervised step")
+    parser.add_argument("--tell", action="store_true", help="whatever is said, a pair is written")
+    parser.add_argument("--workers", help="their addresses, between commas")
     parser.add_argument("--dtype", default="float32", help="what the model computes in")
     options = parser.parse_args()
     torch.set_num_threads(1)
     world = World.join()
     if options.kill and world.rank == world.size - 1:
         die_at(options.kill[0], int(options.kill[1]))
-    lengths = {"long": {"rl_steps": 60, "warm_steps": 10}, "short": SHORT, "search": SEARCHED}
+    lengths = {"long": {"rl_steps": 60, "warm_steps": 10}, "short": SHORT, "brief": BRIEF, "search": SEARCHED}
     length = next((given for name, given in lengths.items() if getattr(options, name)), {})
-    dtype = getattr(torch, options.dtype)
-    start(options.out, resume=options.resume, extra=options.extra, dtype=dtype, world=world, bits=options.bits, **length).run()
+    dtype, workers = getattr(torch, options.dtype), options.workers and Workers(options.workers.split(","))
+    if options.tell:
+        tell()
+    start(
+        options.out, resume=options.resume, extra=options.extra, dtype=dtype, world=world, bits=options.bits, workers=workers,
+        **length,
+    ).run()  # fmt: skip
     world.leave()

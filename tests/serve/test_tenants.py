@@ -14,7 +14,8 @@ pytest.importorskip("uvicorn", reason="needs tmem[serve]")
 
 from tiny_server import MODEL, serving  # noqa: E402
 
-from tmem.serve.tenants import OPERATOR, Tenants, keys_in  # noqa: E402
+from tmem.serve.keys import OPERATOR, keys_in  # noqa: E402
+from tmem.serve.tenants import Tenants  # noqa: E402
 
 KEYS = {"acme": "acme-key-0123456789", "beta": "beta-key-0123456789", OPERATOR: "operator-key-0123456789"}
 HI = [{"role": "user", "content": "what?"}]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from ..adapters.bank import AdapterBank
 from ..adapters.calibration import TEXTS
@@ -98,14 +99,39 @@ class Draft:
         return all(r.generation.finished for r in self.replies)
 
 
+class Generate(Protocol):
+    """What generates for an agent. The arguments are those of `decode`; the same ones give the same generations."""
+
+    def __call__(
+        self,
+        prompts: Sequence[list[int]],
+        *,
+        bank: AdapterBank | None,
+        slots: Sequence[int] | None,
+        end: Set[int],
+        max_new: int,
+        begins: Sequence[int] | None,
+        temperature: float,
+        top_p: float,
+        keys: Sequence[str] | None,
+        ranks: Sequence[int] | None,
+    ) -> list[Generation]:
+        """A generation after each of `prompts`, token ids, under the Δ of its slot."""
+        ...
+
+
 @dataclass
 class Agent:
-    """A model with its chat template, a bank under it, and the settings of the loop."""
+    """A model with its chat template, a bank under it, and the settings of the loop.
+
+    elsewhere: what generates instead of the model here, such as tmem.rl.workers; a generation that is watched stays here.
+    """
 
     model: Any
     chat: Chat
     bank: AdapterBank
     config: AgentConfig
+    elsewhere: Generate | None = None
 
     @classmethod
     def build(cls, model, tokenizer, config: AgentConfig, slots: int, seed: int = 0) -> Agent:
@@ -155,9 +181,12 @@ class Agent:
         """
         ids = [p if isinstance(p, list) else self.chat.prompt(p) for p in prompts]
         bank = None if slots is None else self.bank
-        found = decode(
-            self.model, ids, bank=bank, slots=slots, end=self.chat.ends, max_new=max_new, begins=begins,
-            temperature=temperature, top_p=top_p, keys=keys, ranks=ranks, watch=watch,
+        generate: Generate = partial(decode, self.model, watch=watch)
+        if self.elsewhere is not None and watch is None:
+            generate = self.elsewhere
+        found = generate(
+            ids, bank=bank, slots=slots, end=self.chat.ends, max_new=max_new, begins=begins, temperature=temperature,
+            top_p=top_p, keys=keys, ranks=ranks,
         )  # fmt: skip
         return [self.replied(p, g, begin) for p, g, begin in zip(ids, found, begins or [0] * len(ids))]
 

@@ -7,6 +7,7 @@ from .group import Verbs
 
 VERBS = {
     "train": "tmem.cli.train:train",
+    "worker": "tmem.cli.worker:worker",
     "eval": "tmem.cli.evaluate:evaluate",
     "report": "tmem.cli.report:report",
     "serve": "tmem.cli.serve:serve",

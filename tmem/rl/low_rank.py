@@ -89,9 +89,14 @@ class LowRank(Averaged):
         finally:
             self.publish()
 
-    def save(self, tokenizer, path: Path, weights: dict[str, Tensor] | None) -> None:
+    @property
+    def lora(self) -> Lora:
+        """The adapter as it is now; its tensors are the parameters themselves."""
         pairs = {name: (a.detach(), b.detach()) for name, (a, b) in zip(self.layers, self.pairs)}
-        save_lora(path, Lora(pairs, self.rank, SCALE, self.base, self.bits), self.name or None)
+        return Lora(pairs, self.rank, SCALE, self.base, self.bits)
+
+    def save(self, tokenizer, path: Path, weights: dict[str, Tensor] | None) -> None:
+        save_lora(path, self.lora, self.name or None)
 
 
 def _begun(layers: dict[str, nn.Module], rank: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:

@@ -58,10 +58,13 @@ from .low_rank import LowRank
 from .policy import Policy, Replicated, Sharded, falling
 from .record import phases_of, read_run
 from .tasks import task_of
+from .wire import Theta
 from .world import ALONE, World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from .workers import Workers
 
 KEEP = 2  # checkpoints: should the last one be damaged, the one before is there
 SHOWN = 10  # RL steps after which, as at each checkpoint, a held-out episode is run to show what is written now
@@ -180,13 +183,18 @@ def _supervised_step(trainer: Trainer, phase: str, number: int, left: float) -> 
 def _rl_step(trainer: Trainer) -> None:
     config, state, progress = trainer.config, trainer.state, trainer.progress
     step, clock, start = state["step"], Clock(), time.perf_counter()
+    agent = trainer.agent
+    if trainer.workers is not None:
+        with clock("send"):
+            trainer.publish()
+        agent = dataclasses.replace(agent, elsewhere=trainer.workers)
     row, actions = grpo.step(
-        trainer.agent, trainer.policy, trainer.task, config, step, clock=clock,
+        agent, trainer.policy, trainer.task, config, step, clock=clock,
         note=lambda what: progress.phase("rl", step, config.rl_steps, what),
     )  # fmt: skip
     seconds = trainer.advance("rl", start)
     trainer.count_skipped(row["grad_norm"], "rl")
-    trainer.row("rl", step, clock, seconds, **row, drift=trainer.drift)
+    trainer.row("rl", step, clock, seconds, trainer.counted(), **row, drift=trainer.drift)
     trainer.log_actions(step, actions)
     if noise := halves.verdict(state["split_half"], row["split_half"]):
         progress.warn(f"step {step}: {noise}")
@@ -216,11 +224,15 @@ class Trainer:
 
     def __init__(
         self, preset: str, out: Path, *, model: str | None = None, adapter: str | None = None, bits: str | None = None,
-        resume: bool = False, world: World = ALONE, **overrides,
+        resume: bool = False, world: World = ALONE, workers: Workers | None = None, **overrides,
     ):  # fmt: skip
+        """workers: what generates the rollouts of RL; which ones, a resume may change. overrides: fields of TrainConfig."""
         self.config, self.bits = dataclasses.replace(train_config(preset), **overrides), bits
         self.agent_config = agent_config(preset)
         self.preset, self.out, self.model_name, self.adapter, self.world = str(preset), out, model, adapter, world
+        self.workers = workers
+        if workers is not None and self.config.policy != "lora":
+            raise ValueError('train: workers get θ0 as an adapter; set policy = "lora" in [train], or leave out --workers.')
         self.task = task_of(self.config)
         self.state = {
             "phase": "base", "step": 0, "seconds": {}, "evaluations": {}, "rows": 0, "segments": 0, "wall_seconds": 0.0,
@@ -368,6 +380,10 @@ class Trainer:
             self.remember()
         if self.state["weights"]:
             self.read(self.taken)
+        if self.workers is not None:
+            self.workers.warn = self.progress.warn
+            if self.config.rl_steps and list(PHASES).index(self.state["phase"]) <= list(PHASES).index("rl"):
+                self.publish()  # whoever has no workers is told before the warm start, not after it
         self.progress.phase("load", 1, 1, name)
 
     def _loaded(self) -> tuple[PreTrainedModel, LowRank | None]:
@@ -393,6 +409,23 @@ class Trainer:
     def _whole(self, model: PreTrainedModel, dtype: torch.dtype) -> Policy:
         """The policy that trains all weights: under a bank, which finds them before they are spread over ranks."""
         return Sharded(model, self.world, dtype) if self.config.layout == "fsdp" else Replicated(model, self.world)
+
+    def publish(self) -> None:
+        """Have the workers go on with θ0 as it is now. All ranks must call this together; the first one sends it."""
+        theta = Theta.of(self.policy.lora, self.agent.bank)
+        vocabulary = self.agent.model.get_input_embeddings().weight.shape[0]
+        for mine in (self.world.first, not self.world.first):
+            if mine:
+                self.workers.publish(theta, vocabulary)
+            self.world.wait()
+
+    def counted(self) -> dict:
+        """What became of the workers since the last call: see Workers.counted; of all ranks."""
+        if self.workers is None:
+            return {}
+        found = self.workers.counted()
+        (lost,), (again,) = self.world.most(found["workers_lost"]), self.world.total(found["asked_again"])
+        return {**found, "workers_lost": int(lost), "asked_again": int(again)}
 
     def remember(self) -> None:
         """Keep θ0 as the reference of the KL term, where there is one."""
@@ -430,12 +463,15 @@ class Trainer:
         self.state["step"] += 1
         return seconds
 
-    def row(self, phase: str, step: int, clock: Clock, seconds: float, **values) -> None:
-        """Log one step, or one mode of an evaluation."""
+    def row(self, phase: str, step: int, clock: Clock, seconds: float, unsettled: dict | None = None, /, **values) -> None:
+        """Log one step, or one mode of an evaluation. unsettled: what no setting decides, so that it goes with the times.
+
+        Arguments go by their places, for a score of a task may have any name.
+        """
         row = {"phase": phase, "step": step, **values}
         timing = {
             "phase": phase, "step": step, "seconds": seconds, "trained": sum(self.state["seconds"].values()),
-            **{f"seconds_{k}": v for k, v in clock.items()},
+            **{f"seconds_{k}": v for k, v in clock.items()}, **(unsettled or {}),
         }  # fmt: skip
         self.log.add("metrics", row)
         self.log.add("timings", timing)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,14 +10,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..store.store import MemoryStore
 from . import export, memories
 from .chat import chat
 from .completions import completions
+from .door import LOOPBACK, Door
 from .engine import Engine
-from .fields import Refused
 from .metrics import Metrics
 from .server import Server, server_of
 from .tenants import Tenants
@@ -30,9 +27,6 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-logger = logging.getLogger("tmem.serve")
 
 
 def application(
@@ -60,7 +54,7 @@ def application(
     errors = (Exception, HTTPException, ValueError, RuntimeError, OSError, Gone, ClientDisconnect)
     app = Starlette(routes=routes, lifespan=life, exception_handlers=dict.fromkeys(errors, refuse))
     app.state.server = server
-    app.add_middleware(_Door, server=server, hosts=hosts, tenants=tenants or Tenants())
+    app.add_middleware(Door, metrics=metrics, hosts=hosts, tenants=tenants or Tenants())
     return app
 
 
@@ -90,46 +84,3 @@ async def models(request: Request) -> Response:
     server = server_of(request)
     model = {"id": server.model, "object": "model", "created": int(server.began), "owned_by": "tmem"}
     return JSONResponse({"object": "list", "data": [model]})
-
-
-class _Door:
-    """Refuses foreign hosts and who has no key; counts and logs requests by route, which holds nothing that a user said."""
-
-    def __init__(self, app: ASGIApp, server: Server, hosts: tuple[str, ...], tenants: Tenants):
-        self.app, self.server, self.hosts, self.tenants = app, server, hosts, tenants
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        began, status = time.monotonic(), 500
-
-        async def sent(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            try:
-                if self.hosts and _host(scope) not in self.hosts:
-                    names = ", ".join(self.hosts)
-                    raise Refused(f"this server is called {names}; call it by one of these names.", None, 421, "host")
-                scope["tenant"] = self.tenants.caller(scope)
-            except Refused as error:
-                await (await refuse(Request(scope), error))(scope, receive, sent)
-            else:
-                await self.app(scope, receive, sent)
-        finally:
-            route, method = getattr(scope.get("route"), "path", "none"), scope["method"]
-            method = method if method in ("GET", "POST", "DELETE", "HEAD", "OPTIONS") else "other"
-            seconds = time.monotonic() - began
-            self.server.metrics.add("tmem_requests_total", route=route, method=method, status=str(status))
-            self.server.metrics.add("tmem_request_seconds_total", seconds, route=route)
-            logger.info(f"{method} {route} {status} {seconds:.3f} s")
-
-
-def _host(scope: Scope) -> str:
-    """The name in the request's Host header, without its port."""
-    host = next((value.decode("latin-1") for key, value in scope["headers"] if key == b"host"), "").lower()
-    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
