@@ -262,12 +262,13 @@ def one_gemm():
     small = [gemm.Tile(32, 32, 16, 4, 2, parts, 2) for parts in (1, 2, 4)]
     found = gemms.measure_gemm("cpu", Settings(rounds=1, warmup=0), lambda *_: None, True, small)
     assert not found["dropped"] and len(found["rows"]) == 2 * (2 + 2 * len(small)), found["dropped"]
-    case = make_case([5, 40, 0, 3], [1, 0, 1, -1], [3, 7], k=64, n=96, dtype=torch.bfloat16, factor_dtype=torch.bfloat16)
-    z = torch.randn(48, 7)
+    half, lengths = torch.bfloat16, [5, 40, 0, 3]
+    case = make_case(lengths, [1, 0, 1, -1], [3, 7], stored=9, k=64, n=96, dtype=half, factor_dtype=half)
+    z = torch.randn(48, 9)
     off, slots, rank = case.seg
     clean = gemm.gemm(case.x, case.w, z, case.bt, *case.seg, small[0])
     bt = case.bt.clone()
-    bt[0], bt[1, 3:] = float("nan"), float("nan")
+    bt[0], bt[1, 7:] = float("nan"), float("nan")  # a slot that is ill, and ranks that the other does not use
     ill = gemm.gemm(case.x, case.w, z, bt, *case.seg, small[0])
     assert ill[5:45].isnan().all() and torch.equal(ill[:5], clean[:5]) and torch.equal(ill[45:], clean[45:])
     for bad in (2, -2):
