@@ -101,7 +101,7 @@ class _Given(torch.autograd.Function):
     @staticmethod
     @once_differentiable("experts")
     def backward(ctx, saved, dx):
-        return dx.index_select(0, ctx.place.flatten()).view(*ctx.place.shape, -1).sum(1), None
+        return dx.index_select(0, ctx.place.flatten()).unflatten(0, ctx.place.shape).sum(1), None
 
 
 class _Chosen(torch.autograd.Function):
@@ -110,7 +110,7 @@ class _Chosen(torch.autograd.Function):
     @staticmethod
     def forward(ctx, said, rows):
         ctx.rows = rows
-        return said.index_select(0, rows.place.flatten()).view(*rows.place.shape, -1)
+        return said.index_select(0, rows.place.flatten()).unflatten(0, rows.place.shape)
 
     @staticmethod
     @once_differentiable("experts")
