@@ -11,6 +11,7 @@ from tiny import model, pairs
 from tiny_agent import CONFIG, agent_of
 from tiny_bank import ALL, IDS, bank_of, fill, logits
 
+from tmem import Memory
 from tmem.adapters.bank import MLP
 from tmem.adapters.peft import load_adapter, save_adapter
 from tmem.adapters.row_file import row_bytes, row_in
@@ -152,3 +153,13 @@ def test_an_agent_learns_into_experts_and_its_row_is_the_one_it_has_alone(tmp_pa
         assert learn(alone.model, alone.bank, [(own, job)], alone.chat, CONFIG.learn) == [result]
         assert torch.equal(alone.bank.param[own], together.bank.param[slot])
         assert result.loss_after < result.loss_before
+
+
+def test_a_memory_of_experts_is_saved_and_loaded(tmp_path):
+    memory = Memory(agent_of(family="qwen3_moe"))
+    memory.learn(pairs(3))
+    memory.save(tmp_path / "m")
+    again, bank = memory.another(tmp_path / "m"), memory.agent.bank
+    assert bank.sites[0].experts == 8 and bank.param[again.slot].any()
+    assert torch.equal(bank.param[again.slot], bank.param[memory.slot])
+    assert again.ask(pairs(3)[0].question) == memory.ask(pairs(3)[0].question)

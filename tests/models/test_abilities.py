@@ -30,10 +30,6 @@ TOLERANCE = {"int8": 1e-5}  # it multiplies by the scale after the product, the 
 IN_FILES = ("llama", "mistral", "qwen2", "qwen3", "gemma")  # what converts from GGUF, see tests/models/test_gguf.py
 
 
-def targets_of(family):
-    return ALL[:4] if family in MIXTURES else ALL
-
-
 @pytest.mark.parametrize("family", DENSE)
 def test_trained(family):
     """The gradient of all weights is the one of transformers' own pass."""
@@ -58,7 +54,7 @@ def test_trained_is_refused(family):
 def test_captured(family):
     """The steps that a GPU captures as a graph, here run one by one, say what the others say."""
     network, prompts = model(family), [[5, 9, 33] * 9, [7] * 30, [60, 2, 11]]
-    bank = bank_of(network, init="random", targets=targets_of(family))
+    bank = bank_of(network, init="random")
     slots = [bank.alloc(), -1, bank.alloc()]
     fill(bank, slots[0], slots[2])
     found = [
@@ -91,7 +87,7 @@ def in_few_bits(family, bits):
                 if module.bias is not None:
                     plain.bias.copy_(module.bias)
                 setattr(layer.get_submodule(parent), last, plain)
-        bank = bank_of(network, targets=targets_of(family), init="random")
+        bank = bank_of(network, init="random")
         slots = [bank.alloc(), -1, bank.alloc(rank=2)]
         fill(bank, slots[0], slots[2])
         with bank.route(slots):
@@ -129,9 +125,18 @@ def test_gguf_is_refused(family, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("family", MIXTURES)
-def test_experts_adapted_is_refused(family):
-    with pytest.raises(ValueError, match="experts are not adapted"):
-        bank_of(model(family), targets=("down_proj",))
+def test_experts_adapted(family):
+    """What an expert learned for one slot changes what that slot says, and nobody else; the rest is in test_experts."""
+    network = model(family)
+    bank = bank_of(network, init="random", targets=ALL[4:])
+    slot, other = bank.alloc(lr=1e-2), bank.alloc()
+    with bank.route([slot, other, -1]):
+        before = logits(network, IDS)
+        before.square().mean().backward()
+    bank.step([slot])
+    with bank.route([slot, other, -1], learn=False):
+        after = logits(network, IDS)
+    assert torch.equal(after[1:], before[1:]) and (after[0] - before[0]).norm() > 1e-2
 
 
 def test_the_table_of_the_document_is_that_of_the_tests():

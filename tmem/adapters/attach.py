@@ -144,8 +144,8 @@ def _expert_sites(model: nn.Module, targets: tuple[str, ...], modules: Mapping[s
         held = dict(module.named_parameters(recurse=False))
         if tuple(held) != PROJECTIONS or any(w.dim() != 3 or not w.is_floating_point() for w in held.values()):
             raise ValueError(
-                f"targets: {wanted[0]!r} would leave out {name} of {type(model).__name__}, and experts are adapted whose "
-                f"projections are the tensors {' and '.join(PROJECTIONS)} of floats; name some of {', '.join(_ATTENTION)} alone."
+                f"targets: {wanted[0]!r} would leave out {name} of {type(model).__name__}, whose projections are not the two "
+                f"tensors {' and '.join(PROJECTIONS)} of floats; name some of {', '.join(_ATTENTION)} alone."
             )
     if len({module.down_proj.shape[0] for module in mixtures.values()}) > 1:
         raise ValueError(f"targets: layers of {type(model).__name__} differ in the number of experts; name other targets.")

@@ -1,8 +1,9 @@
 """AdapterBank: the fast weights of many episodes. A slot is a row.
 
 One matrix per quantity, `[slots, P]`: parameters, gradients, optimizer moments. Every adapted layer sees its part as a
-strided view `[slots, R, D]` (D padded to 64 elements, P too; of experts `[slots · E, R, D]`, see `layout`), so reset, fork, snapshot and restore copy one row, clipping
-is one row norm, and one optimizer launch serves all rows with their own learning rate, step count and on/off switch.
+strided view `[slots, R, D]` (D padded to 64 elements, P too; of experts `[slots · E, R, D]`, see `layout`). So reset, fork,
+snapshot and restore copy one row, clipping is one row norm, and one optimizer launch serves all rows with their own learning
+rate, step count and on/off switch.
 """
 
 from __future__ import annotations

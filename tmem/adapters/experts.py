@@ -1,7 +1,7 @@
 """Mixtures of experts under a bank: rows sorted by (expert, slot), so that each projection is one call of an op.
 
-What the ops take for a slot is slot · E + expert, a row of the bank's matrix as [slots · E, P/E]: see `layout`. A slot's rows of
-one expert are one segment, in the order of the batch. So its sums do not depend on who else chose the expert.
+What the ops take for a slot is slot · E + expert, a row of the bank's matrix as [slots · E, P/E]: see `layout`. A slot's rows
+of one expert are one segment, in the order of the batch. So its sums do not depend on who else chose the expert.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _around(bank: Bank, module: nn.Module, x: Tensor, *args, **kwargs):
 
 
 @torch.compiler.disable
-def _forward(bank: Bank, module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor, *, sites: dict[str, Site]) -> Tensor:
+def _forward(bank: Bank, module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor, sites: dict[str, Site]) -> Tensor:
     """hidden [M, D], index int64 [M, top], weights [M, top] -> [M, D]."""
     route = routes.current(bank) if routes.opened() else None
     if route is None:

@@ -17,9 +17,9 @@ def lay_out(elements: Sequence[int], experts: Sequence[int]) -> tuple[list[int],
         elements  of each layer, of one expert where it has several; multiples of 64
         experts   how many each layer has, 1 for a linear one; layers with more than one have the same number E
 
-    A row is E blocks of P/E elements. Block e begins with what is expert e's of all layers, whose offsets are those in a block:
-    so a bank [slots, P] is also a matrix [slots · E, P/E], in whose row slot · E + e lies expert e of a slot. Linear layers fill
-    up the blocks, the emptiest first; without experts they lie one after another.
+    A row is E blocks of P/E elements. Block e begins with what is expert e's of all layers, whose offsets are those in a block.
+    So a bank [slots, P] is also a matrix [slots · E, P/E], in whose row slot · E + e lies expert e of a slot. Linear layers
+    fill up the blocks, the emptiest first; without experts they lie one after another.
     """
     count = max(experts)
     ends, offsets, own = [0] * count, [0] * len(elements), 0

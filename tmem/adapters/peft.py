@@ -4,8 +4,8 @@ PEFT wraps the tensors of experts one in another: the last that is adapted has t
 `.base_layer` more. Its lora_A.weight is [E · r, K], one expert below the other, and its lora_B.weight [N, r · E], where column
 j · E + e is expert e's. So a linear layer is the case E = 1.
 
-In a mixture PEFT takes names of projections among target_modules for those of experts, in linear layers as well. There these are
-given as target_parameters too, by the names of their weights.
+In a mixture PEFT takes names of projections among target_modules for those of experts, in linear layers as well. There these
+are given as target_parameters too, by the names of their weights.
 """
 
 from __future__ import annotations

@@ -60,7 +60,8 @@ def lora_files(
     """The folder's two files, of A [rank, K] and B [N, rank] by the name of the linear layer: ΔW = (alpha/rank)·B A, in fp32.
 
     base: the name of the base model. metadata: of the file with the weights. layers: the names of linear layers, None: all of
-    `pairs`. parameters: those of tensors that are adapted by their names, whose factors `pairs` has under the names that PEFT gives them.
+    `pairs`. parameters: those of tensors that are adapted by their names; `pairs` has their factors under the names that PEFT
+    gives them.
     """
     tensors = {}
     for name, factors in pairs.items():
