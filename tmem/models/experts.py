@@ -1,7 +1,8 @@
 """Experts of a mixture, computed so that a row's bits do not depend on which experts its neighbours are sent to.
 
 Every expert multiplies the tokens that chose it. How many there are decides how a product is rounded, so their number is filled
-up to one that rounds all rows alike. What a token's experts say is summed in the order in which it chose them.
+up to one that rounds all rows alike. What a token's experts say is summed in the order in which it chose them. On a CPU
+torch._grouped_mm is a loop over experts as well, and fills nothing up.
 """
 
 from __future__ import annotations
