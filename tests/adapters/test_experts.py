@@ -9,6 +9,7 @@ from wrong import experts_keep_used_gradients, experts_slot_first
 
 from tmem.adapters.bank import MLP
 from tmem.adapters.layout import lay_out
+from tmem.agent.decode import decode
 from tmem.models.experts import sort
 from tmem.testing import assert_close
 
@@ -147,6 +148,19 @@ def test_single_rows_by_the_decode_kernel_are_those_of_a_pass():
             found.append(logits(network, IDS[:, :1]))
     assert_close("logits", found[1], found[0], 1e-6)
     assert (found[0] - logits(network, IDS[:, :1])).norm(dim=-1).gt(1e-3).flatten().tolist() == [True, True, False]
+
+
+def test_steps_in_place_compute_experts_with_the_slots_of_now():
+    network, prompts = model("qwen3_moe"), [[5, 9, 33] * 9, [7] * 30, [60, 2, 11]]
+    bank = bank_of(network)
+    a, b = bank.alloc(), bank.alloc()
+    fill(bank, a, b, size=0.5)
+    said = {}
+    for slots in ([a, -1, b], [b, a, -1]):
+        for fixed in (False, True):
+            found = decode(network, prompts, bank=bank, slots=slots, end=999, max_new=12, fixed=fixed)
+            said[fixed, slots[0]] = [one.ids for one in found]
+    assert all(said[False, slot] == said[True, slot] for slot in (a, b)) and said[True, a] != said[True, b]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -393,12 +407,18 @@ def test_compiled_models_compute_experts_outside_of_the_graph():
         ("qwen3_moe", {"targets": ("gate",), "rank": 2}, "gate is a Qwen3MoeTopKRouter"),
         ("qwen3_moe", {"targets": ("experts",)}, "experts is a Qwen3MoeExperts"),
         ("qwen3_moe", {"targets": ("wo",)}, "has no module named 'wo'"),
+        ("qwen3_moe+dense", {"targets": ("up_proj", "gate_up_proj")}, "'up_proj' is a part of gate_up_proj"),
         ("qwen3_moe", {"init": "activation", "texts": [[1, 2, 3]]}, "activation looks at what linear layers read"),
     ],
 )
 def test_what_is_no_projection_of_experts_is_refused(family, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         bank_of(model(family), **options)
+
+
+def test_layers_that_have_none_of_the_experts_are_refused():
+    with pytest.raises(ValueError, match="the last 1 layers have no module named gate_up_proj; widen last_layers"):
+        bank_of(model("qwen3_moe+dense", mlp_only_layers=[3]), targets=("gate_up_proj",), last_layers=1)
 
 
 @pytest.mark.parametrize("change", ["other names", "a number of their own"])

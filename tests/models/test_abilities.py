@@ -19,6 +19,7 @@ from tmem.models import families, quantised
 from tmem.models.bases import is_linear, weight_of
 from tmem.models.gguf.convert import converted
 from tmem.models.quantised import quantise_
+from tmem.rl.low_rank import LowRank
 from tmem.rl.policy import Replicated
 from tmem.testing import assert_close
 
@@ -48,6 +49,8 @@ def test_trained(family):
 def test_trained_is_refused(family):
     with pytest.raises(ValueError, match="mixture of experts, which tmem runs frozen"):
         families.trainable(model(family).config)
+    with pytest.raises(ValueError, match="mixture of experts, which tmem runs frozen"):
+        LowRank(model(family), 2, 0)
 
 
 @pytest.mark.parametrize("family", DENSE)

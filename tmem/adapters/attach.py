@@ -120,6 +120,9 @@ def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | No
                 raise ValueError(f"targets: {name} is not inside a decoder layer; leave it out.")
             sites.append(Site(name, module))
     sites = [site for site in sites if _layer_of(site.name) >= first]
+    if not sites:
+        names = " or ".join(targets)
+        raise ValueError(f"targets: the last {last_layers} layers have no module named {names}; widen last_layers.")
     groups: dict[tuple, list[Site]] = {}
     for site in sites:
         parent, _, last = site.name.rpartition(".")

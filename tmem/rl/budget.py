@@ -88,8 +88,11 @@ class Shape:
         parts = {part for name in known for part in FUSED.get(name, ())}
         if others := [target for target in targets if target not in known and target not in parts]:
             raise ValueError(f"targets: {others[0]!r} is no linear layer of a decoder; expected some of {', '.join(known)}.")
-        found = layers[max(0, self.layers - last_layers) :]
-        return [(name, *layer[name]) for layer in found for name in joined(targets, layer) if name in layer]
+        last = layers[max(0, self.layers - last_layers) :]
+        found = [(name, *layer[name]) for layer in last for name in joined(targets, layer) if name in layer]
+        if not found:
+            raise ValueError(f"targets: the last {last_layers} layers have no {' or '.join(targets)}; widen last_layers.")
+        return found
 
     @property
     def linear(self) -> int:
