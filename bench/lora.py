@@ -108,7 +108,7 @@ class _Ragged(Route):
         super().__init__(bank, list(range(len(lengths))), learn=True)
         off, slot = segments(lengths, self.slots, device)
         plan = lora_plan(off, slot, bank.rank, sum(lengths)) if device == "cuda" else None
-        self.given = Segments(off, slot, plan, bits(range(len(lengths))))
+        self.given = Segments(off, slot, bank.rank, bank.scale, plan, bits(range(len(lengths))))
 
     def segments(self, x: Tensor) -> Segments:
         return self.given

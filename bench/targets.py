@@ -25,6 +25,8 @@ CPU = (
            "base", 1.06),
     Target("the same, fp32 medium", "model", "8x16..128", "float32 medium", "tmem", "base", 1.12),
     Target("the same, bf16", "model", "8x16..128", "bfloat16", "tmem", "base", 1.15),
+    Target("mixture, 16 experts x 16 slots of 16 tokens: speed-up over a loop over experts and slots, fp32", "experts",
+           "x 16 tokens", "float32", "tmem", "loop", 5.0, True),
     Target("decode step, 16 slots, over the frozen decoder, MLP of the last 8 layers, bf16", "decode", "last 8", "bfloat16",
            "tmem", "base", 1.06),
     Target("the same, all linear layers", "decode", "all linear", "bfloat16", "tmem", "base", 1.20),

@@ -206,12 +206,18 @@ def test_info_says_what_a_family_has_of_its_own(family, window, targets, says, t
     assert max(map(len, text.splitlines())) <= 80 and says in " ".join(text.split())
 
 
-def test_info_says_that_a_preset_adapts_nothing_of_a_mixture(tmp_path):
-    loading.save_model(model("qwen3_moe", vocab_size=400), tokenizer(), tmp_path / "m")
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_moe+dense"])
+def test_info_counts_the_experts_that_a_preset_adapts(family, tmp_path):
+    network = model(family, vocab_size=400)
+    loading.save_model(network, tokenizer(), tmp_path / "m")
     facts = json.loads(CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "m"), "--json"]).output)
-    assert facts["family_settings"]["num_experts"] == 8 and "'gate_proj' is no linear layer" in facts["adapted"]["refused"]
-    text = CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "m")]).output
-    assert "nothing, preset default is refused: targets" in " ".join(text.split())
+    agent = Agent.build(network, tokenizer(), agent_config("default"), slots=1)
+    rank, sites = agent.config.adapter.rank, agent.bank.sites
+    assert facts["family_settings"]["num_experts"] == sites[0].experts
+    adapted = facts["adapted"]
+    assert set(adapted["targets"]) == {site.name.rpartition(".")[2] for site in sites}
+    assert adapted["matrices"] == sum(site.experts for site in sites)
+    assert adapted["parameters_per_slot"] == rank * sum(site.experts * site.outputs for site in sites)
 
 
 def test_info_without_a_model_points_to_it():

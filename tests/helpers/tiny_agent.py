@@ -8,7 +8,6 @@ from tiny import PLAIN, Letters, model
 from tmem.agent.agent import Agent
 from tmem.agent.config import agent_config
 from tmem.episode import Episode, Question
-from tmem.models.families import FAMILIES
 from tmem.rl.config import train_config
 
 AGENT, TRAIN = agent_config(PLAIN), train_config(PLAIN)  # those of plain.toml
@@ -32,10 +31,3 @@ EPISODES = [
 
 def agent_of(slots=4, dtype=torch.float32, config=CONFIG, **sizes):
     return Agent.build(model(dtype=dtype, **sizes), Letters(), config, slots)
-
-
-def config_of(family):
-    """Settings that adapt what of the family can be adapted."""
-    if not FAMILIES[family.partition("+")[0]].experts:
-        return CONFIG
-    return replace(CONFIG, adapter=replace(CONFIG.adapter, targets=("q_proj", "v_proj", "o_proj")))

@@ -17,7 +17,8 @@ def fill(bank, *slots, seed=1, size=0.1):
         generator = torch.Generator().manual_seed(seed + slot)
         for site in bank.sites:
             r = int(bank.rank[slot])
-            site.bt[slot, :r] = size * torch.randn(r, site.bt.shape[2], generator=generator, dtype=bank.dtype)
+            part = site.of(site.bt, slot)[:, :r]
+            part.copy_(size * torch.randn(part.shape, generator=generator, dtype=bank.dtype))
 
 
 def logits(network, ids):

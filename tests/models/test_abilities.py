@@ -19,6 +19,7 @@ from tmem.models import families, quantised
 from tmem.models.bases import is_linear, weight_of
 from tmem.models.gguf.convert import converted
 from tmem.models.quantised import quantise_
+from tmem.rl.low_rank import LowRank
 from tmem.rl.policy import Replicated
 from tmem.testing import assert_close
 
@@ -28,10 +29,6 @@ MIXTURES = [family for family in EVERY if families.FAMILIES[family.partition("+"
 DENSE = [family for family in EVERY if family not in MIXTURES]
 TOLERANCE = {"int8": 1e-5}  # it multiplies by the scale after the product, the dense weight before
 IN_FILES = ("llama", "mistral", "qwen2", "qwen3", "gemma")  # what converts from GGUF, see tests/models/test_gguf.py
-
-
-def targets_of(family):
-    return ALL[:4] if family in MIXTURES else ALL
 
 
 @pytest.mark.parametrize("family", DENSE)
@@ -52,13 +49,15 @@ def test_trained(family):
 def test_trained_is_refused(family):
     with pytest.raises(ValueError, match="mixture of experts, which tmem runs frozen"):
         families.trainable(model(family).config)
+    with pytest.raises(ValueError, match="mixture of experts, which tmem runs frozen"):
+        LowRank(model(family), 2, 0)
 
 
 @pytest.mark.parametrize("family", DENSE)
 def test_captured(family):
     """The steps that a GPU captures as a graph, here run one by one, say what the others say."""
     network, prompts = model(family), [[5, 9, 33] * 9, [7] * 30, [60, 2, 11]]
-    bank = bank_of(network, init="random", targets=targets_of(family))
+    bank = bank_of(network, init="random")
     slots = [bank.alloc(), -1, bank.alloc()]
     fill(bank, slots[0], slots[2])
     found = [
@@ -91,7 +90,7 @@ def in_few_bits(family, bits):
                 if module.bias is not None:
                     plain.bias.copy_(module.bias)
                 setattr(layer.get_submodule(parent), last, plain)
-        bank = bank_of(network, targets=targets_of(family), init="random")
+        bank = bank_of(network, init="random")
         slots = [bank.alloc(), -1, bank.alloc(rank=2)]
         fill(bank, slots[0], slots[2])
         with bank.route(slots):
@@ -129,9 +128,18 @@ def test_gguf_is_refused(family, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("family", MIXTURES)
-def test_experts_adapted_is_refused(family):
-    with pytest.raises(ValueError, match="experts are not adapted"):
-        bank_of(model(family), targets=("down_proj",))
+def test_experts_adapted(family):
+    """What an expert learned for one slot changes what that slot says, and nobody else; the rest is in test_experts."""
+    network = model(family)
+    bank = bank_of(network, init="random", targets=ALL[4:])
+    slot, other = bank.alloc(lr=1e-2), bank.alloc()
+    with bank.route([slot, other, -1]):
+        before = logits(network, IDS)
+        before.square().mean().backward()
+    bank.step([slot])
+    with bank.route([slot, other, -1], learn=False):
+        after = logits(network, IDS)
+    assert torch.equal(after[1:], before[1:]) and (after[0] - before[0]).norm() > 1e-2
 
 
 def test_the_table_of_the_document_is_that_of_the_tests():

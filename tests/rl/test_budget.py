@@ -8,8 +8,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from tiny import FAMILIES, MORE, Letters, model
-from tiny_agent import CONFIG, TRAIN, config_of
-from tiny_bank import bank_of
+from tiny_agent import CONFIG, TRAIN
+from tiny_bank import ALL, bank_of
 
 from tmem import cli
 from tmem.adapters.bank import MLP
@@ -62,8 +62,13 @@ def test_the_linear_layers_of_every_family_are_known(family):
     layers = {n.rsplit(".", 1)[-1]: m for n, m in network.model.layers[0].named_modules() if type(m) is torch.nn.Linear}
     shape = budget.Shape.of(network.config)
     assert shape.sizes() == {name: (layer.in_features, layer.out_features) for name, layer in layers.items()}
-    config = config_of(family)
-    assert budget.row(shape, config) == Agent.build(network, Letters(), config, 1).bank.param.shape[1]
+    for train_a, last in ((False, 2), (True, 4)):
+        adapter = dataclasses.replace(CONFIG.adapter, train_a=train_a, last_layers=last, targets=ALL, init="random")
+        config = dataclasses.replace(CONFIG, adapter=adapter)
+        bank = Agent.build(model(family), Letters(), config, 1).bank
+        assert budget.row(shape, config) == bank.param.shape[1]
+        adapted = [(site.inputs, site.outputs, site.experts) for site in bank.sites]
+        assert sorted(adapted) == sorted(found[1:] for found in shape.adapted(adapter.targets, last))
 
 
 def test_the_papers_setting_is_as_small_as_it_says():

@@ -1,7 +1,7 @@
 """Put a bank under a Hugging Face model: find the linear layers, replace their `forward`, take it away again.
 
-Only the instance attribute `forward` of each adapted `nn.Linear` changes; parameters, names and state dict stay as they
-are. Without a route the replacement is one look at an empty context.
+Only the instance attribute `forward` of each adapted module changes; parameters, names and state dict stay as they
+are. Without a route the replacement is one look at an empty context. Mixtures of experts are in `experts`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models import bases
-from ..models.families import joined
+from ..models.experts import PROJECTIONS
+from ..models.families import FUSED, joined
 from ..ops import _autocast, _checks
 from ..ops._layer import adapted_linear
 from ..ops._once import once_differentiable
@@ -30,11 +32,16 @@ from . import routes
 class Site:
     """One adapted linear layer and its part of the bank: `a` [S or 1, R, K], `bt` [S, R, N], their gradients, and the
     copies in 16 bits that decode reads, if the bank keeps them. `together`: the sites that read the same input, itself
-    included. `plain`: the module is an `nn.Linear` with a weight of floats; else it is run as it is, for y and dx."""
+    included. `plain`: the module is an `nn.Linear` with a weight of floats; else it is run as it is, for y and dx.
+
+    Or one projection of all experts of a mixture, the module's `parameter` [E, N, K]: then S is slots · E, and what the ops
+    take for a slot is slot · E + expert. `a` [1, R, K] is shared by all experts as well."""
 
     name: str
     module: nn.Module
+    parameter: str | None = None
     plain: bool = field(init=False)
+    experts: int = field(init=False)  # E; 1 for a linear layer
     inputs: int = field(init=False)  # K
     outputs: int = field(init=False)  # N
     a: Tensor = field(init=False, repr=False)
@@ -48,6 +55,15 @@ class Site:
     fresh: int = -1  # a bit for every slot: its gradient here counts as zero, whatever is in its memory
     together: tuple[Site, ...] = field(default=(), repr=False)
 
+    def of(self, x: Tensor, slot: int) -> Tensor:
+        """A slot's part of x [S, R, D], one of the above: [1, R, D], of experts [E, R, D]."""
+        return x[slot * self.experts : (slot + 1) * self.experts]
+
+    @property
+    def weight(self) -> Tensor | None:
+        """W [N, K], of experts those of all one below the other, [E · N, K]; None: the module holds no floats."""
+        return bases.plain_weight(self.module) if self.parameter is None else getattr(self.module, self.parameter).flatten(0, 1)
+
     def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A and B as activations of this dtype meet them: the copies, where they have it, which are half the bytes and what
         decode reads, so that training sees the weights that act."""
@@ -56,8 +72,11 @@ class Site:
         return self.a, self.bt
 
     def __post_init__(self):
-        self.plain = bases.plain_weight(self.module) is not None
-        self.inputs, self.outputs = self.module.in_features, self.module.out_features
+        self.plain, self.experts = bases.plain_weight(self.module) is not None, 1
+        if self.parameter is None:
+            self.inputs, self.outputs = self.module.in_features, self.module.out_features
+        else:
+            self.experts, self.outputs, self.inputs = getattr(self.module, self.parameter).shape
 
 
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # projections of one input, by the module's name
@@ -69,14 +88,14 @@ def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | No
     model has projections as one linear layer, that one is meant by all of them together.
 
     A layer is an `nn.Linear`, or a frozen module that computes like one and gives the gradient of its input, such as a
-    quantised one. Raises ValueError naming a target that no layer has, that is a part of a fused layer, that leaves out
-    experts, that is neither, or whose weight is tied to another module: both would be adapted.
+    quantised one. The same names mean the projections of experts, of which gate_proj and up_proj are one, `gate_up_proj`.
+    Raises ValueError naming a target that no layer has, that is a part of a fused layer, that means experts which cannot be
+    adapted, that is neither, or whose weight is tied to another module: both would be adapted.
     """
     modules = dict(model.named_modules())
-    layer_of = {name: int(m.group(1)) for name in modules if (m := re.search(r"\.layers\.(\d+)\.", name))}
-    if not layer_of:
+    count = 1 + max(map(_layer_of, modules))
+    if not count:
         raise ValueError(f"attach: {type(model).__name__} has no `layers.<i>.` modules to adapt; expected a decoder.")
-    count = max(layer_of.values()) + 1
     if last_layers is not None and not 1 <= last_layers <= count:
         raise ValueError(f"last_layers: expected 1..{count} for this model, got {last_layers}.")
     first = 0 if last_layers is None else count - last_layers
@@ -84,16 +103,11 @@ def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | No
     for name, module in modules.items():
         for _, parameter in module.named_parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(name)
-    experts = [name for name in modules if name.endswith(".experts")]
-    sites = []
+    sites = _expert_sites(model, targets, modules)
+    meant = {part for site in sites for part in (site.parameter, *FUSED.get(site.parameter, ()))}
     for target in joined(targets, {name.rsplit(".", 1)[-1] for name in modules}):
-        if experts and target not in _ATTENTION:
-            raise ValueError(
-                f"targets: {target!r} would leave out {experts[0]} of {type(model).__name__}, and experts are not adapted; "
-                f"name some of {', '.join(_ATTENTION)} alone."
-            )
         found = [n for n in modules if n.rsplit(".", 1)[-1] == target]
-        if not found:
+        if not found and target not in meant:
             raise ValueError(f"targets: {type(model).__name__} has no module named {target!r}.")
         for name in found:
             module = modules[name]
@@ -104,10 +118,13 @@ def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | No
             others = [o for o in owners.get(id(getattr(module, "weight", None)), ()) if o != name]
             if others:
                 raise ValueError(f"targets: the weight of {name} is tied to {', '.join(others)}; leave it out.")
-            if name not in layer_of:
+            if _layer_of(name) < 0:
                 raise ValueError(f"targets: {name} is not inside a decoder layer; leave it out.")
-            if layer_of[name] >= first:
-                sites.append(Site(name, module))
+            sites.append(Site(name, module))
+    sites = [site for site in sites if _layer_of(site.name) >= first]
+    if not sites:
+        names = " or ".join(targets)
+        raise ValueError(f"targets: the last {last_layers} layers have no module named {names}; widen last_layers.")
     groups: dict[tuple, list[Site]] = {}
     for site in sites:
         parent, _, last = site.name.rpartition(".")
@@ -116,7 +133,29 @@ def find_sites(model: nn.Module, targets: tuple[str, ...], last_layers: int | No
     for group in groups.values():
         for site in group:
             site.together = tuple(group)
-    return sorted(sites, key=lambda s: (layer_of[s.name], s.name))
+    return sorted(sites, key=lambda s: (_layer_of(s.name), s.name))
+
+
+def _layer_of(name: str) -> int:
+    """The decoder layer that something belongs to, -1 for none."""
+    return int(found.group(1)) if (found := re.search(r"\.layers\.(\d+)\.", name)) else -1
+
+
+def _expert_sites(model: nn.Module, targets: tuple[str, ...], modules: Mapping[str, nn.Module]) -> list[Site]:
+    """The projections of experts that are meant, of all layers. Raises ValueError where these cannot be adapted."""
+    wanted = [target for target in targets if target not in _ATTENTION]
+    mixtures = {name: module for name, module in modules.items() if name.endswith(".experts")} if wanted else {}
+    for name, module in mixtures.items():
+        held = dict(module.named_parameters(recurse=False))
+        if tuple(held) != PROJECTIONS or any(w.dim() != 3 or not w.is_floating_point() for w in held.values()):
+            raise ValueError(
+                f"targets: {wanted[0]!r} would leave out {name} of {type(model).__name__}, whose projections are not the two "
+                f"tensors {' and '.join(PROJECTIONS)} of floats; name some of {', '.join(_ATTENTION)} alone."
+            )
+    if len({module.down_proj.shape[0] for module in mixtures.values()}) > 1:
+        raise ValueError(f"targets: layers of {type(model).__name__} differ in the number of experts; name other targets.")
+    meant = [target for target in joined(wanted, PROJECTIONS) if target in PROJECTIONS] if mixtures else []
+    return [Site(f"{name}.{target}", module, target) for name, module in mixtures.items() for target in meant]
 
 
 class Bank(Protocol):
@@ -155,8 +194,11 @@ class Segments(NamedTuple):
 
     off: Tensor
     slot: Tensor
+    rank: Tensor  # int32 [S]
+    scale: Tensor  # fp32 [S]
     plan: Tensor | None
     filled: int  # a bit for every slot that has rows
+    without: Tensor | None = None  # int64: of the slots that have rows, the experts that have none, as slot · E + expert
 
 
 class Route:
@@ -200,7 +242,8 @@ class Route:
         slot = torch.tensor(slots, dtype=torch.int32, device=device)
         on_gpu = device.type == "cuda"
         plan = torch.ops.tmem.lora_plan(off, slot, self.bank.rank, rows * length) if on_gpu else None
-        return Segments(off, slot, plan, bits(s for s, n in zip(slots, lengths) if s >= 0 and n))
+        filled = bits(s for s, n in zip(slots, lengths) if s >= 0 and n)
+        return Segments(off, slot, self.bank.rank, self.bank.scale, plan, filled)
 
     def shrink(self, site: Site, x: Tensor) -> Tensor | None:
         """z of a site whose neighbours read the same x: all of theirs are made at its first use. None: make your own."""
@@ -210,9 +253,9 @@ class Route:
         kept = self._shrunk  # another thread may serve the same route, and leave its own here meanwhile
         z = kept[2].pop(site, None) if kept is not None and kept[0] is x and kept[1] == version else None
         if z is None:
-            seg, bank = self.segments(x), self.bank
+            seg = self.segments(x)
             factors, rows = [s.factors(x.dtype)[0] for s in site.together], x.reshape(-1, x.shape[-1])
-            made = _shrink_multi(rows, factors, seg.off, seg.slot, bank.rank, bank.scale, seg.plan)
+            made = _shrink_multi(rows, factors, seg.off, seg.slot, seg.rank, seg.scale, seg.plan)
             kept = self._shrunk = x, version, dict(zip(site.together, made))
             z = kept[2].pop(site)
         if not kept[2]:
@@ -248,24 +291,24 @@ _linear, _shrink, _shrink_multi, _expand_, _gram_, _backward_, _decode_ = (
 )  # fmt: skip
 
 
-def adapted(site: Site, route: Route, z: Tensor | None, x: Tensor, w: Tensor, bias: Tensor | None, seg: Segments):
+def adapted(site: Site, z: Tensor | None, x: Tensor, w: Tensor, bias: Tensor | None, seg: Segments):
     """y = x Wᵀ + b + scale·(x Aᵀ) B, and z = scale·x Aᵀ, which may be there already."""
-    bank, (a, bt) = route.bank, site.factors(x.dtype)
+    a, bt = site.factors(x.dtype)
     if z is None:
-        return _linear(x, w, bias, a, bt, seg.off, seg.slot, bank.rank, bank.scale, seg.plan)
+        return _linear(x, w, bias, a, bt, seg.off, seg.slot, seg.rank, seg.scale, seg.plan)
     y = F.linear(x, w, bias)
-    _expand_(y.view(-1, y.shape[-1]), z, bt, seg.off, seg.slot, bank.rank, seg.plan)
+    _expand_(y.view(-1, y.shape[-1]), z, bt, seg.off, seg.slot, seg.rank, seg.plan)
     return y, z
 
 
 def clear(site: Site, slots: int) -> None:
     """Zero what counts as zero of these slots' gradients."""
     for slot in slots_of(site.fresh & slots):
-        site.bt_grad[slot].zero_()
-        site.bt_squares[slot].zero_()
+        site.of(site.bt_grad, slot).zero_()
+        site.of(site.bt_squares, slot).zero_()
         if site.a_grad is not None:
-            site.a_grad[slot].zero_()
-            site.a_squares[slot].zero_()
+            site.of(site.a_grad, slot).zero_()
+            site.of(site.a_squares, slot).zero_()
     site.fresh &= ~slots
 
 
@@ -274,7 +317,7 @@ def gradients(
     need_dx: bool,
 ) -> Tensor | None:  # fmt: skip
     """Adds dB (and dA) to the bank's gradient rows, in place, and gives dx, if needed; w None: the adapter's part of dx."""
-    bank, (off, slot, plan, filled) = route.bank, seg
+    bank, (off, slot, rank, scale, plan, filled, without) = route.bank, seg
     route.check()
     rows, (a, bt) = dy.reshape(-1, dy.shape[-1]), site.factors(dy.dtype)
     train_a = learn and bank.train_a
@@ -282,20 +325,24 @@ def gradients(
         fresh = learn and filled & site.fresh == filled
         if learn and not fresh:
             clear(site, filled)
+        if fresh and without is not None:
+            for matrix in (site.bt_grad, site.bt_squares, site.a_grad, site.a_squares):
+                if matrix is not None:
+                    matrix.index_fill_(0, without, 0)
         if learn and (need_dx or train_a):
-            dz = _backward_(site.bt_grad, z, rows, bt, off, slot, bank.rank, bank.scale, plan, fresh, site.bt_squares)
+            dz = _backward_(site.bt_grad, z, rows, bt, off, slot, rank, scale, plan, fresh, site.bt_squares)
         elif learn:
-            _gram_(site.bt_grad, z, rows, off, slot, bank.rank, plan, fresh, site.bt_squares)
+            _gram_(site.bt_grad, z, rows, off, slot, rank, plan, fresh, site.bt_squares)
         elif need_dx:
-            dz = _shrink(rows, bt, off, slot, bank.rank, bank.scale, plan)
+            dz = _shrink(rows, bt, off, slot, rank, scale, plan)
         if train_a:
-            _gram_(site.a_grad, dz, x.reshape(-1, x.shape[-1]), off, slot, bank.rank, plan, fresh, site.a_squares)
+            _gram_(site.a_grad, dz, x.reshape(-1, x.shape[-1]), off, slot, rank, plan, fresh, site.a_squares)
         if learn:
             site.fresh &= ~filled
     if not need_dx:
         return None
     dx = rows.new_zeros(rows.shape[0], a.shape[2]) if w is None else rows @ w
-    _expand_(dx, dz, a, off, slot, bank.rank, plan)
+    _expand_(dx, dz, a, off, slot, rank, plan)
     return dx.view(*dy.shape[:-1], dx.shape[1])
 
 
@@ -309,7 +356,7 @@ class _BankLinear(torch.autograd.Function):
     def forward(ctx, x, w, bias, handle, site, route, z):
         seg = route.segments(x)
         with torch._C._AutoDispatchBelowAutograd():  # the op's own backward, in Python, would be prepared in vain
-            y, z = adapted(site, route, z, x, w, bias, seg)
+            y, z = adapted(site, z, x, w, bias, seg)
         ctx.site, ctx.route, ctx.seg = site, route, seg
         ctx.learn = route.learn and handle is not None
         ctx.also = (handle,)  # the bank's rows, which are no leaf, in autograd's eyes
@@ -332,10 +379,9 @@ class _Added(torch.autograd.Function):
     """y + scale·(x Aᵀ) B, written over y, which the module gave; backward as that of _BankLinear, for the adapter's part."""
 
     @staticmethod
-    def forward(ctx, y, x, handle, site, route, z):
-        ctx.seg = route.segments(x)
-        z = _add_(y, x, site, route, z, ctx.seg)
-        ctx.site, ctx.route, ctx.also = site, route, (handle,)
+    def forward(ctx, y, x, handle, site, route, seg, z):
+        z = add_(y, x, site, seg, z)
+        ctx.site, ctx.route, ctx.seg, ctx.also = site, route, seg, (handle,)
         ctx.learn = route.learn and handle is not None
         ctx.save_for_backward(x if ctx.learn and route.bank.train_a else None, z)
         ctx.mark_dirty(y)
@@ -346,20 +392,26 @@ class _Added(torch.autograd.Function):
     def backward(ctx, saved, dy):
         x, z = saved
         dx = gradients(ctx.site, ctx.route, ctx.seg, ctx.learn, dy, x, None, z, ctx.needs_input_grad[1])
-        return dy, dx, None, None, None, None
+        return dy, dx, None, None, None, None, None
 
 
 # Function.apply without its own look for transforms of torch.func, which `followed` has refused.
-_bank_linear, _added = (super(torch.autograd.Function, function).apply for function in (_BankLinear, _Added))
+_bank_linear, added = (super(torch.autograd.Function, function).apply for function in (_BankLinear, _Added))
 
 
-def _add_(y: Tensor, x: Tensor, site: Site, route: Route, z: Tensor | None, seg: Segments) -> Tensor:
+def add_(y: Tensor, x: Tensor, site: Site, seg: Segments, z: Tensor | None = None) -> Tensor:
     """y += scale·(x Aᵀ) B; gives z."""
-    bank, (a, bt) = route.bank, site.factors(y.dtype)
+    a, bt = site.factors(y.dtype)
     if z is None:
-        z = _shrink(x.reshape(-1, x.shape[-1]), a, seg.off, seg.slot, bank.rank, bank.scale, seg.plan)
-    _expand_(y.view(-1, y.shape[-1]), z, bt, seg.off, seg.slot, bank.rank, seg.plan)
+        z = _shrink(x.reshape(-1, x.shape[-1]), a, seg.off, seg.slot, seg.rank, seg.scale, seg.plan)
+    _expand_(y.view(-1, y.shape[-1]), z, bt, seg.off, seg.slot, seg.rank, seg.plan)
     return z
+
+
+def add_rows_(y: Tensor, x: Tensor, site: Site, slot: Tensor, rank: Tensor, scale: Tensor) -> None:
+    """The same for single rows, each with a slot of its own (int32 [M])."""
+    a, bt = (site.a, site.bt) if site.bt_copy is None else (site.a_copy, site.bt_copy)
+    _decode_(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), a, bt, slot, rank, scale)
 
 
 def _over(bank: Bank, site: Site, x: Tensor) -> Tensor:
@@ -377,9 +429,10 @@ def _over(bank: Bank, site: Site, x: Tensor) -> Tensor:
     if bank.reads_once:
         with torch.no_grad():
             z = route.shrink(site, x)
+    seg = route.segments(x)
     if torch.is_grad_enabled() and (route.learn or x.requires_grad):
-        return _added(y, x, route.handle, site, route, z)
-    _add_(y, x, site, route, z, route.segments(x))
+        return added(y, x, route.handle, site, route, seg, z)
+    add_(y, x, site, seg, z)
     return y
 
 
@@ -406,12 +459,11 @@ def _forward(bank: Bank, site: Site, x: Tensor) -> Tensor:
     seg = route.segments(x)
     if bank.decodes_rows and x.shape[1:-1].numel() == 1 and route.lengths is None:
         y = F.linear(x, w, bias)
-        a, bt = (site.a, site.bt) if site.bt_copy is None else (site.a_copy, site.bt_copy)
-        _decode_(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a, bt, seg.slot, bank.rank, bank.scale)
+        add_rows_(y, x, site, seg.slot, seg.rank, seg.scale)
         return y
     z = route.shrink(site, given) if bank.reads_once else None
     with torch._C._AutoDispatchBelowAutograd():
-        return adapted(site, route, z, x, w, bias, seg)[0]
+        return adapted(site, z, x, w, bias, seg)[0]
 
 
 def routed_checkpoints(bank: Bank, learn: bool) -> None:
@@ -438,26 +490,36 @@ def _checkpoint(checkpoint, function, *args):
     return checkpoint(functools.partial(routes.kept(), function), *args)
 
 
+class Replaced(functools.partial):
+    """The `forward` of a module under a bank, its first argument."""
+
+
 def _carries(module: nn.Module, bank: Bank | None = None) -> bool:
     """Whether the module's forward is that of a bank, or of this one."""
     mine = vars(module).get("forward")
-    return isinstance(mine, functools.partial) and mine.func is _forward and bank in (None, mine.args[0])
+    return isinstance(mine, Replaced) and bank in (None, mine.args[0])
 
 
-def attach(bank: Bank) -> None:
-    """Replace `forward` of every site's module. Raises RuntimeError if a module already carries a bank."""
+def attach(bank: Bank, mixtures: Mapping[nn.Module, Callable] = MappingProxyType({})) -> None:
+    """Replace `forward` of every site's module. Raises RuntimeError if a module already carries a bank.
+
+    mixtures: modules that are no linear layers, and what they call in its place, with the bank before all else.
+    """
     taken = [s.name for s in bank.sites if "forward" in vars(s.module)]
     if taken:
         raise RuntimeError(f"attach: {taken[0]} already has a replaced forward; detach the other bank first.")
     for site in bank.sites:
-        site.module.forward = functools.partial(_forward, bank, site)
+        if site.parameter is None:
+            site.module.forward = Replaced(_forward, bank, site)
+    for module, forward in mixtures.items():
+        module.forward = Replaced(forward, bank, module)
 
 
 def detach(bank: Bank) -> None:
     """Give every module its own `forward` back; harmless when the bank is not attached."""
-    for site in bank.sites:
-        if _carries(site.module, bank):
-            del site.module.forward
+    for module in bank.model.modules():
+        if _carries(module, bank):
+            del module.forward
     if any(_carries(m) for m in bank.model.modules()):
         return  # another bank's routes still need the checkpoints
     for layer in bank.model.modules():

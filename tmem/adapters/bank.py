@@ -1,8 +1,9 @@
 """AdapterBank: the fast weights of many episodes. A slot is a row.
 
 One matrix per quantity, `[slots, P]`: parameters, gradients, optimizer moments. Every adapted layer sees its part as a
-strided view `[slots, R, D]` (D padded to 64 elements, P too), so reset, fork, snapshot and restore copy one row, clipping
-is one row norm, and one optimizer launch serves all rows with their own learning rate, step count and on/off switch.
+strided view `[slots, R, D]` (D padded to 64 elements, P too; of experts `[slots · E, R, D]`, see `layout`). So reset, fork,
+snapshot and restore copy one row, clipping is one row norm, and one optimizer launch serves all rows with their own learning
+rate, step count and on/off switch.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..models.bases import device_of, dtype_of, plain_weight, shape_of, weight_of
-from .attach import Route, attach, bits, clear, detach, find_sites, routed_checkpoints, slots_of
+from ..models.bases import device_of, dtype_of, shape_of, weight_of
+from .attach import Route, Site, attach, bits, clear, detach, find_sites, routed_checkpoints, slots_of
 from .compiled import Compiled
+from .experts import mixtures
 from .init import OF_WEIGHTS, make_a, record_inputs
+from .layout import lay_out, padded
 from .routes import serving
 
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -30,11 +33,6 @@ OPTIMIZERS = ("adamw", "sgd")
 _HALF = (torch.bfloat16, torch.float16)
 _DTYPES = {torch.float32: (torch.float32, *_HALF), torch.float64: (torch.float64,)}  # the model's, by the bank's
 _HYPER = dict(zip(ops.HYPER, (1e-3, 0.9, 0.999, 1e-8, 0.0, 0.0)))  # of a slot that is given none
-_PAD = 64  # elements: every D stride, site offset and P are multiples of it
-
-
-def _padded(n: int) -> int:
-    return -(-n // _PAD) * _PAD
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,14 @@ class AdapterBank:
         model        a Hugging Face decoder; the bank attaches itself to it
         slots        S, how many episodes there is room for
         rank         stored rows R of every factor, at most 128 on a GPU; a slot may use fewer (`alloc(rank=...)`)
-        targets      names of the linear layers that are adapted
+        targets      names of the linear layers that are adapted, and of the experts' projections in a mixture: every slot has
+                     a B of its own for each expert
         last_layers  only those of the last so many decoder layers; None: of all
         init         subspace of A, one of tmem.adapters.init.INITS (see make_a there); B = 0, so Δ = 0 exactly at the start
         seed         draws what a random init draws
         texts        token ids of a few texts, for `activation` alone: A is where the layers' inputs lie on them
-        train_a      False: one frozen A [1, R, K] shared by all slots (training it would couple episodes).
+        train_a      False: one frozen A [1, R, K] shared by all slots (training it would couple episodes), and by all experts
+                     of a layer.
                      True: every slot owns and trains A [S, R, K], starting from the same init.
         optimizer    `adamw` or `sgd`; hyper-parameters per row through `configure`
         dtype        fp32 (default) or fp64 (on the CPU), of parameters, gradients and moments
@@ -103,7 +103,7 @@ class AdapterBank:
         self.first_layer = int(self.sites[0].name.split(".layers.")[1].split(".")[0])
         self.device = device = device_of(self.sites[0].module)
         on_gpu = device.type == "cuda"
-        weights = weight.dtype if (weight := plain_weight(self.sites[0].module)) is not None else dtype_of(model)
+        weights = weight.dtype if (weight := self.sites[0].weight) is not None else dtype_of(model)
         if weights not in _DTYPES.get(dtype, ()):
             have, got = (str(x).removeprefix("torch.") for x in (weights, dtype))
             raise ValueError(
@@ -118,8 +118,8 @@ class AdapterBank:
             copy = on_gpu and weights in _HALF
         self._factors = [f.to(dtype)[None] for f in self._subspace(cache=True)]  # [1, R, K] each
 
-        sizes = [(_padded(s.inputs) if train_a else 0, _padded(s.outputs)) for s in self.sites]
-        width = sum(rank * (k + n) for k, n in sizes)
+        sizes = [(padded(s.inputs) if train_a else 0, padded(s.outputs)) for s in self.sites]
+        offsets, width = lay_out([rank * (k + n) for k, n in sizes], [s.experts for s in self.sites])
         self.param = torch.zeros(slots, width, dtype=dtype, device=device)
         self._grad = torch.zeros_like(self.param)
         self._shown = 0  # a bit for every slot whose gradient others may have written since its last step
@@ -135,11 +135,11 @@ class AdapterBank:
         self.freed = 0  # how many slots were freed so far
         self.tenancy = [0] * slots  # raised whenever a slot changes hands
         self.lock = threading.RLock()  # held for what several slots share, never while code of others runs
-        self._lay_out(sizes)
+        self._view(sizes, offsets)
         self.subspace = self._digest()
         self.handle = torch.zeros((), requires_grad=True)
         self._compiled()
-        attach(self)
+        attach(self, mixtures(self))
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in vars(self).items() if k not in ("lock", "compiled", "numbers")}
@@ -154,21 +154,30 @@ class AdapterBank:
         self.numbers = self.compiled.numbers
 
     def _subspace(self, *, cache: bool) -> list[Tensor]:
-        modules = [s.module for s in self.sites]
-        inputs = record_inputs(self.model, modules, self.texts) if self.init == "activation" and self.texts else None
-        weights = [self._weight(m) for m in modules]
-        return make_a(weights, self.max_rank, self.init, self.seed, inputs=inputs, cache=cache)
+        inputs, experts = None, [s.experts for s in self.sites]
+        if self.init == "activation":
+            if mixture := next((s.name for s in self.sites if s.parameter is not None), None):
+                raise ValueError(
+                    f"init: activation looks at what linear layers read, and targets name {mixture}, of experts; "
+                    f"choose another init, or other targets."
+                )
+            inputs = record_inputs(self.model, [s.module for s in self.sites], self.texts) if self.texts else None
+        weights = [self._weight(s) for s in self.sites]
+        return make_a(weights, self.max_rank, self.init, self.seed, inputs=inputs, experts=experts, cache=cache)
 
-    def _weight(self, module: nn.Module) -> Tensor:
+    def _weight(self, site: Site) -> Tensor:
         """W; of a module that does not hold it, where only its shape counts, that alone."""
-        held = plain_weight(module)
+        held = site.weight
         if held is not None:
             return held
-        return weight_of(module, dtype_of(self.model)) if self.init in OF_WEIGHTS else shape_of(module)
+        return weight_of(site.module, dtype_of(self.model)) if self.init in OF_WEIGHTS else shape_of(site.module)
 
     def _digest(self) -> str:
         """Names the layout and the shared A: rows of banks with the same one can be exchanged."""
-        sizes = [(s.name, s.inputs if self.train_a else 0, s.outputs) for s in self.sites]
+        sizes = [
+            (s.name, s.inputs if self.train_a else 0, s.outputs, *((s.experts,) if s.parameter is not None else ()))
+            for s in self.sites
+        ]
         digest = hashlib.blake2b(repr((self.max_rank, sizes)).encode(), digest_size=16)
         for f in () if self.train_a else self._factors:
             digest.update(f.cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -206,30 +215,31 @@ class AdapterBank:
         if any(self.used):
             raise RuntimeError(f"{verb}: {sum(self.used)} slots are in use and belong to the A they were made with; free them.")
 
-    def _lay_out(self, sizes: list[tuple[int, int]]) -> None:
-        offset = 0
-        entries = [(-(-s.inputs // ops.SQUARED) if self.train_a else 0, -(-s.outputs // ops.SQUARED)) for s in self.sites]
-        self._squares = torch.zeros(self.slots, sum(map(sum, entries)), dtype=torch.float64, device=self.device)
-        squares = iter(self._squares.split([n for pair in entries for n in pair], 1))
+    def _view(self, sizes: list[tuple[int, int]], offsets: list[int]) -> None:
+        """Give the sites their parts. sizes: padded K, 0 where A is shared, and N of each; offsets: as of `lay_out`."""
+        entries = [
+            (-(-s.inputs // ops.SQUARED) if k else 0, -(-s.outputs // ops.SQUARED)) for s, (k, _) in zip(self.sites, sizes)
+        ]
+        places, width = lay_out([sum(pair) for pair in entries], [s.experts for s in self.sites])
+        self._squares = torch.zeros(self.slots, width, dtype=torch.float64, device=self.device)
 
-        def view(matrix: Tensor, padded: int, size: int) -> Tensor:
-            part = matrix[:, offset : offset + self.max_rank * padded]
-            return part.view(self.slots, self.max_rank, padded)[:, :, :size]
+        def view(matrix: Tensor, site: Site, offset: int, stride: int, size: int) -> Tensor:
+            rows = matrix.view(self.slots * site.experts, -1)
+            part = rows[:, offset : offset + self.max_rank * stride]
+            return part.view(len(rows), self.max_rank, stride)[:, :, :size]
 
-        for site, factor, (k, n) in zip(self.sites, self._factors, sizes):
-            site.a_squares, site.bt_squares = next(squares), next(squares)
+        for site, factor, (k, n), offset, (of_a, of_b), at in zip(self.sites, self._factors, sizes, offsets, entries, places):
+            a, b = (site, offset, k, site.inputs), (site, offset + self.max_rank * k, n, site.outputs)
+            squares = self._squares.view(self.slots * site.experts, -1)[:, at : at + of_a + of_b]
+            site.a_squares, site.bt_squares = squares.split([of_a, of_b], 1)
             if self.train_a:
-                size = site.inputs
-                site.a, site.a_grad = view(self.param, k, size), view(self._grad, k, size)
-                site.a_copy = None if self.copy is None else view(self.copy, k, size)
-                offset += self.max_rank * k
+                site.a, site.a_grad = view(self.param, *a), view(self._grad, *a)
+                site.a_copy = None if self.copy is None else view(self.copy, *a)
             else:
                 site.a = factor
                 site.a_copy = None if self.copy is None else factor.to(self.copy.dtype)
-            size = site.outputs
-            site.bt, site.bt_grad = view(self.param, n, size), view(self._grad, n, size)
-            site.bt_copy = None if self.copy is None else view(self.copy, n, size)
-            offset += self.max_rank * n
+            site.bt, site.bt_grad = view(self.param, *b), view(self._grad, *b)
+            site.bt_copy = None if self.copy is None else view(self.copy, *b)
 
     # slots ---------------------------------------------------------------------------------------------------------
 
@@ -328,7 +338,8 @@ class AdapterBank:
             for site, factor in zip(self.sites, self._factors):
                 for a in (site.a, site.a_copy):
                     if a is not None:
-                        a.index_copy_(0, where, factor.to(a.dtype).expand(len(slots), -1, -1))
+                        of_slots = a.unflatten(0, (self.slots, site.experts))
+                        of_slots.index_copy_(0, where, factor.to(a.dtype).expand(len(slots), site.experts, -1, -1))
         for slot in slots:
             self.version[slot] += 1
 
@@ -526,16 +537,16 @@ class AdapterBank:
         self.check(slot, "delta_norm")
         total, r = 0.0, int(self.rank[slot])
         for site in self.sites:
-            a = site.a[slot if self.train_a else 0, :r].double()
-            b = site.bt[slot, :r].double()
-            total += float(((a @ a.T) * (b @ b.T)).sum())
+            a = (site.of(site.a, slot) if self.train_a else site.a)[:, :r].double()
+            b = site.of(site.bt, slot)[:, :r].double()
+            total += float(((a @ a.mT) * (b @ b.mT)).sum())
         return float(self.scale[slot]) * max(total, 0.0) ** 0.5
 
     # under the model -----------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
         """Put the bank back under its model after `detach`. Raises RuntimeError where a bank is under it already."""
-        attach(self)
+        attach(self, mixtures(self))
 
     def detach(self) -> None:
         """Leave the model exactly as it was; the slots keep their content."""

@@ -27,7 +27,7 @@ class Compiled:
         self.routes: weakref.WeakValueDictionary[int, Route] = weakref.WeakValueDictionary()
         self.kept: deque[Route] = deque(maxlen=KEPT)
         self.lock, self._count = threading.Lock(), itertools.count()
-        self.layers = {site.name: _Layer(bank, site, self) for site in bank.sites}
+        self.layers = {site.name: _Layer(bank, site, self) for site in bank.sites if site.parameter is None}
         self.numbers = {name: _layer.enter(layer) for name, layer in self.layers.items()}
 
     def number(self, route: Route) -> int:
@@ -60,7 +60,7 @@ class _Layer:
         route = routes.current(self._bank()) if routes.opened() else None
         if route is None:
             return F.linear(x, w, bias), None, -1
-        y, z = attach.adapted(self.site, route, None, x, w, bias, route.segments(x))
+        y, z = attach.adapted(self.site, None, x, w, bias, route.segments(x))
         return y, z, self._compiled().number(route)
 
     def backward(self, dy: Tensor, x: Tensor | None, w: Tensor, z: Tensor, route: int, need_dx: bool) -> Tensor | None:

@@ -30,6 +30,7 @@ def make_a(
     seed: int = 0,
     *,
     inputs: Sequence[Tensor] | None = None,
+    experts: Sequence[int] | None = None,
     cache: bool = True,
 ) -> list[Tensor]:
     """One factor A [rank, K] fp32 for every weight W [N, K] = U Σ Vᵀ, on its device.
@@ -42,6 +43,9 @@ def make_a(
     `orthogonal`  `rank` random orthonormal rows
     `activation`  the top right-singular directions of `inputs`, what the layer read on some texts ([tokens, K] each, see
                   `record_inputs`), with rows of length 1 (after EVA, arXiv 2410.07170)
+
+    experts: of how many experts each weight is made, which lie one below the other in it. Of Σ then counts what is one expert's
+    in the root mean square, Σ / √experts.
 
     Decompositions of weights on a CPU are kept in cache_folder()/svd under a hash of the weights; `cache=False` neither reads
     nor writes there. On a GPU they take less time than the hash. Raises ValueError for an unknown init, a rank above
@@ -57,7 +61,8 @@ def make_a(
     if init == "activation":
         return [found.Vh.contiguous().float() for found in _of_inputs(weights, rank, seed, inputs)]
     out = []
-    for s, v in decompositions(weights, rank, seed, cache=cache):
+    for (s, v), count in zip(decompositions(weights, rank, seed, cache=cache), experts or [1] * len(weights)):
+        s = s if count == 1 else s / count**0.5
         size = {"sigma": s, "none": torch.ones_like(s), "sqrt": s.sqrt(), "unit_fro": s / s.norm().clamp(min=1e-30)}[init]
         out.append((v * size).T.contiguous())
     return out

@@ -127,13 +127,14 @@ def _adapted(shape: Shape, preset: str) -> dict:
     """What a preset adapts, or why it is refused."""
     adapter = agent_config(preset).adapter
     try:
-        last, sizes = min(adapter.last_layers, shape.layers), shape.adapted(adapter.targets)
+        last, adapted = min(adapter.last_layers, shape.layers), shape.adapted(adapter.targets, adapter.last_layers)
     except ValueError as error:
         return {"preset": preset, "refused": str(error)}
-    width = sum(outer + inner * adapter.train_a for inner, outer in sizes.values())
+    width = sum(experts * (outer + inner * adapter.train_a) for _, inner, outer, experts in adapted)
     return {
-        "preset": preset, "targets": list(sizes), "layers": [shape.layers - last, shape.layers - 1],
-        "matrices": last * len(sizes), "rank": adapter.rank, "parameters_per_slot": last * adapter.rank * width,
+        "preset": preset, "targets": list(dict.fromkeys(name for name, *_ in adapted)),
+        "layers": [shape.layers - last, shape.layers - 1], "matrices": sum(experts for *_, experts in adapted),
+        "rank": adapter.rank, "parameters_per_slot": adapter.rank * width,
     }  # fmt: skip
 
 

@@ -46,13 +46,14 @@ class Sizes:
         """Of a tmem.agent.loop.Agent.
 
         A layer [n, k] with rank r adds 2r(k + n) forward (shrink by A, expand by B), as much backward (dZ, dX), 2rn for dB
-        and 2rk for dA where A is trained.
+        and 2rk for dA where A is trained. Of experts a token passes those that it chooses.
         """
         layers = [passed(layer, agent.model.config) for layer in agent.model.model.layers]
         bank, adapters = agent.bank, 0
         for site in bank.sites:
             k, n = site.inputs, site.outputs
-            adapters += bank.max_rank * (4 * (k + n) + 2 * n + 2 * k * bank.train_a)
+            passed_by = 1 if site.parameter is None else agent.model.config.num_experts_per_tok
+            adapters += passed_by * bank.max_rank * (4 * (k + n) + 2 * n + 2 * k * bank.train_a)
         head = agent.model.lm_head.weight.numel()
         return cls(sum(layers), sum(layers[bank.first_layer :]), head, adapters, agent.config.learn.epochs, embedder)
 

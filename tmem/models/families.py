@@ -28,7 +28,7 @@ class Family:
              those that `layer_types` names
     ropes    whether each kind of layer has positions of its own
     fused    projections that are one linear layer, some of FUSED
-    experts  whether layers choose among experts, which are neither adapted nor trained
+    experts  whether layers choose among experts, which are adapted, but not trained
     reads    keys that the modules read, and other families' pass over
     """
 

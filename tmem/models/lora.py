@@ -45,7 +45,7 @@ REFUSED = {
     "alpha_pattern": "its layers differ in alpha",
     "modules_to_save": "whole modules of the base model are replaced",
     "trainable_token_indices": "rows of the embeddings are replaced",
-    "target_parameters": "it adapts parameters outside of linear layers",
+    "target_parameters": "it adapts parameters outside of linear layers, as of experts",
     "layer_replication": "layers of the base model are repeated",
     "megatron_config": "it belongs to Megatron's layers",
     "fan_in_fan_out": "its base weights are transposed",
@@ -54,11 +54,14 @@ _PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")  # t
 
 
 def lora_files(
-    pairs: Mapping[str, tuple[Tensor, Tensor]], rank: int, scale: float, base: str | None, metadata: Mapping[str, str]
-) -> dict[str, bytes]:
+    pairs: Mapping[str, tuple[Tensor, Tensor]], rank: int, scale: float, base: str | None, metadata: Mapping[str, str],
+    layers: Sequence[str] | None = None, parameters: Sequence[str] = (),
+) -> dict[str, bytes]:  # fmt: skip
     """The folder's two files, of A [rank, K] and B [N, rank] by the name of the linear layer: ΔW = (alpha/rank)·B A, in fp32.
 
-    base: the name of the base model. metadata: of the file with the weights.
+    base: the name of the base model. metadata: of the file with the weights. layers: the names of linear layers, None: all of
+    `pairs`. parameters: those of tensors that are adapted by their names; `pairs` has their factors under the names that PEFT
+    gives them.
     """
     tensors = {}
     for name, factors in pairs.items():
@@ -73,7 +76,8 @@ def lora_files(
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,
-        "target_modules": list(pairs),
+        "target_modules": list(pairs if layers is None else layers),
+        **({"target_parameters": list(parameters)} if parameters else {}),
     }
     return {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: save(tensors, metadata={"format": "pt", **metadata})}
 
@@ -106,13 +110,16 @@ def _expected(path: Path) -> str:
     return "expected a PEFT adapter folder saved as safetensors"
 
 
-def plain_lora(config: Mapping, file: Path) -> tuple[int, float]:
-    """r and the factor of B A. Raises ValueError for whatever is not plain LoRA, by its field."""
+def plain_lora(config: Mapping, file: Path, *, parameters: bool = False) -> tuple[int, float]:
+    """r and the factor of B A. Raises ValueError for whatever is not plain LoRA, by its field.
+
+    parameters: tensors of experts may be adapted.
+    """
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
         field = "peft_type" if config.get("peft_type") != "LORA" else "bias"
         raise ValueError(f"load: {file}: {field} is {config.get(field)!r}; only plain LoRA without bias is read.")
     for field, value in config.items():
-        if value and field not in READ | IGNORED:
+        if value and field not in READ | IGNORED | ({"target_parameters"} if parameters else set()):
             why = REFUSED.get(field, "a field that tmem does not know")
             raise ValueError(f"load: {file} sets {field} ({why}); only plain LoRA is read.")
     init = config.get("init_lora_weights")
@@ -135,6 +142,12 @@ def is_named(module: str, config: Mapping) -> bool:
     targets = config.get("target_modules")
     chosen = any(config.get(k) for k in ("exclude_modules", "layers_to_transform", "layers_pattern"))
     return isinstance(targets, list) and not chosen and any(f".{module}".endswith(f".{target}") for target in targets)
+
+
+def has_parameter(name: str, config: Mapping) -> bool:
+    """Whether target_parameters names the tensor, as PEFT reads that list."""
+    targets = config.get("target_parameters")
+    return isinstance(targets, list) and any(f".{name}".endswith(f".{target}") for target in targets)
 
 
 def tensors_in(content: bytes, file: Path) -> dict[str, Tensor]:

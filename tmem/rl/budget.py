@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..adapters.layout import lay_out, padded
 from ..agent.config import AgentConfig
 from ..agent.decode import MAX_ROWS, ROOM
 from ..agent.learn import MAX_TOKENS
@@ -18,7 +19,6 @@ from ..models.forward import shown
 from ..models.quantised import weight_bytes
 from .config import TrainConfig
 
-PAD = 64  # elements; rows of the bank (see bank.py)
 ASKED = 48  # tokens of a question as it is asked, with the chat template, about
 TAUGHT = 48  # of a pair as it is learned, about
 WORDS = 64  # around a passage that is written, at most
@@ -26,7 +26,10 @@ WORDS = 64  # around a passage that is written, at most
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder's sizes. kv: key and value heads' width together, heads_kv · head_dim. fused, experts: see families.Family."""
+    """A decoder's sizes. kv: key and value heads' width together, heads_kv · head_dim. fused: see families.Family.
+
+    experts: how many each layer has, 0 without; inner: the width between their projections; dense: layers that have none.
+    """
 
     hidden: int
     ffn: int
@@ -36,16 +39,23 @@ class Shape:
     vocab: int
     tied: bool
     fused: tuple[str, ...] = ()
-    experts: bool = False
+    experts: int = 0
+    inner: int = 0
+    dense: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, config) -> Shape:
         """From a Hugging Face config."""
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        head, family = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads, config.model_type
+        mixture: tuple = ()
+        if FAMILIES[family].experts:
+            every, without = config.decoder_sparse_step, config.mlp_only_layers or ()
+            dense = tuple(i for i in range(config.num_hidden_layers) if i in without or (i + 1) % every)
+            mixture = config.num_experts, config.moe_intermediate_size, dense
         return cls(
             config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads * head,
             config.num_key_value_heads * head, config.vocab_size, config.tie_word_embeddings,
-            FAMILIES[config.model_type].fused, FAMILIES[config.model_type].experts,
+            FAMILIES[family].fused, *mixture,
         )  # fmt: skip
 
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -62,13 +72,27 @@ class Shape:
             del sizes["gate_proj"], sizes["up_proj"], sizes["down_proj"]
         return sizes
 
-    def adapted(self, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """Of `sizes`, the layers that a preset's targets mean. Raises ValueError for one that this decoder does not have."""
-        sizes = self.sizes()
-        names = joined(targets, sizes)
-        if others := [name for name in names if name not in sizes]:
-            raise ValueError(f"targets: {others[0]!r} is no linear layer of a decoder; expected some of {', '.join(sizes)}.")
-        return {name: sizes[name] for name in names}
+    def layer(self, index: int) -> dict[str, tuple[int, int, int]]:
+        """(in, out, experts) of what can be adapted in one decoder layer: linear layers, and the projections of all experts."""
+        h, f, sizes = self.hidden, self.ffn, {name: (*size, 1) for name, size in self.sizes().items()}
+        if self.experts and index in self.dense:
+            return {**sizes, "gate_proj": (h, f, 1), "up_proj": (h, f, 1), "down_proj": (f, h, 1)}
+        if self.experts:
+            sizes |= {"gate_up_proj": (h, 2 * self.inner, self.experts), "down_proj": (self.inner, h, self.experts)}
+        return sizes
+
+    def adapted(self, targets: Sequence[str], last_layers: int) -> list[tuple[str, int, int, int]]:
+        """(name, in, out, experts) of what a preset adapts, layer by layer. Raises ValueError for what this decoder lacks."""
+        layers = [self.layer(i) for i in range(self.layers)]
+        known = {name: None for layer in layers for name in layer}
+        parts = {part for name in known for part in FUSED.get(name, ())}
+        if others := [target for target in targets if target not in known and target not in parts]:
+            raise ValueError(f"targets: {others[0]!r} is no linear layer of a decoder; expected some of {', '.join(known)}.")
+        last = layers[max(0, self.layers - last_layers) :]
+        found = [(name, *layer[name]) for layer in last for name in joined(targets, layer) if name in layer]
+        if not found:
+            raise ValueError(f"targets: the last {last_layers} layers have no {' or '.join(targets)}; widen last_layers.")
+        return found
 
     @property
     def linear(self) -> int:
@@ -98,12 +122,11 @@ class Item:
 
 
 def row(shape: Shape, agent: AgentConfig) -> int:
-    """P: fp32 elements of one slot, padded as the bank pads them."""
-    adapter, width = agent.adapter, 0
-    for inner, outer in shape.adapted(adapter.targets).values():
-        for size in ((inner,) if adapter.train_a else ()) + (outer,):
-            width += -(-size // PAD) * PAD
-    return min(adapter.last_layers, shape.layers) * adapter.rank * width
+    """P: fp32 elements of one slot, laid out as the bank lays them out."""
+    adapter, parts = agent.adapter, []
+    for _, inner, outer, experts in shape.adapted(adapter.targets, adapter.last_layers):
+        parts.append((adapter.rank * (padded(inner) * adapter.train_a + padded(outer)), experts))
+    return lay_out(*zip(*parts))[1]
 
 
 def trained(shape: Shape, train: TrainConfig) -> int:
@@ -181,15 +204,17 @@ def of_memories(
 ) -> list[Item]:
     """The memory of a GPU that holds memories over one model. at_once: how many are taught, or asked, together."""
     compute, p = 2 if bf16 else 4, row(shape, agent)
-    layers = min(agent.adapter.last_layers, shape.layers)
+    adapter = agent.adapter
+    layers = min(adapter.last_layers, shape.layers)
     matrices = 2 + 2 * (agent.adapter.optimizer == "adamw")
     each, copy = 4 * matrices + 2 * bf16, " + one in bf16" * bf16
-    shared = 0 if agent.adapter.train_a else sum(inner for inner, _ in shape.adapted(agent.adapter.targets).values())
+    adapted = shape.adapted(adapter.targets, adapter.last_layers)
+    shared = 0 if adapter.train_a else sum(inner for _, inner, *_ in adapted)
     tokens = min(MAX_TOKENS, at_once * agent.learn.batch * TAUGHT)
     return [
         *weights(shape, bits, compute),
         Item("memories", memories * each * p, f"{memories} · {matrices} matrices in fp32{copy}, P = {p:,} each"),
-        Item("A", layers * agent.adapter.rank * shared * (4 + 2 * bf16), "shared by all"),
+        Item("A", adapter.rank * shared * (4 + 2 * bf16), "shared by all"),
         *keys_and_values(shape, compute, rows=at_once, prompt=ASKED, most=agent.answer.max_new),
         activations(shape, tokens, layers, compute, frozen=True),
         Item("logits of a pass", 2 * 4 * (tokens // 4) * shape.vocab,

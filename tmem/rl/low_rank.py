@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..adapters.attach import find_sites
 from ..models.bases import device_of
+from ..models.families import trainable
 from ..models.lora import fingerprint
 from ..models.merge import Lora, place, read_lora, save_lora
 from .policy import Averaged
@@ -44,6 +45,7 @@ class LowRank(Averaged):
     def __init__(
         self, model: nn.Module, rank: int, seed: int, world: World = ALONE, start: Path | None = None, bits: str | None = None
     ):
+        trainable(model.config, bits, adapter=True)
         self.base, self.rank, self.bits = fingerprint(model), rank, bits
         self.name = model.config._name_or_path.removesuffix(f" in {bits}")
         sites = find_sites(model, TARGETS, None)

@@ -77,7 +77,7 @@ async def restored(request: Request) -> Response:
     """A new memory from such an archive."""
     server, tenant, name = server_of(request), tenant_of(request), memory_of(request)
     bank = server.store.agent.bank
-    most = ROOM + 2 * 4 * bank.max_rank * sum(s.inputs + s.outputs for s in bank.sites)
+    most = ROOM + 2 * 4 * bank.max_rank * sum(s.experts * (s.inputs + s.outputs) for s in bank.sites)
     content = await content_of(request, ZIP, most, SECONDS)
 
     def unpacked() -> Write:
