@@ -116,6 +116,10 @@ def test_an_expert_that_nobody_chose_has_no_gradient_after_a_step_has_used_it():
         moved = (site.of(site.bt, slot) != was).flatten(1).any(1)
         assert torch.equal(moved, found)
     assert not bank.grad.any()
+    for site in bank.sites:
+        site.of(site.bt_squares, slot).fill_(NAN)
+    backward(network, bank, [slot], IDS[:1])
+    assert_close("norm", bank.step([slot])[0], bank._grad[slot].double().norm(), 1e-6)  # memory still holds what was used
 
 
 def test_one_call_of_an_op_serves_all_experts_and_slots(monkeypatch):
