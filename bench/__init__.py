@@ -17,16 +17,33 @@ from .. import machine
 from ..files import objects
 from ..files.objects import read_object
 from ..study import init, soak
-from . import attend, bits, decode, episodes, experts, idle, loop, lora, model, promises, rsvd, serving, step, train, update
+from . import (
+    attend,
+    bits,
+    decode,
+    episodes,
+    experts,
+    idle,
+    loop,
+    lora,
+    model,
+    overhead,
+    promises,
+    rsvd,
+    serving,
+    step,
+    train,
+    update,
+)  # fmt: skip
 from .measure import Settings, ceilings, measured
 
 BENCHES = {
-    "lora": {"lora": lora, "bits": bits, "experts": experts, "model": model, "update": update},
+    "lora": {"lora": lora, "bits": bits, "experts": experts, "overhead": overhead, "model": model, "update": update},
     "step": {"step": step, "idle": idle},
     "decode": {"decode": decode, "attend": attend, "loop": loop},
 }
-"""What `tmem bench NAME` runs: training with adapters (one layer, one in few bits, a mixture of experts, the whole decoder, one
-online update), their optimizer step, decoding with them and its attention."""
+"""What `tmem bench NAME` runs: training with adapters (one layer, one in few bits, a mixture of experts, tiny layers, the whole
+decoder, one online update), their optimizer step, decoding with them and its attention."""
 STUDIES = {
     "rsvd": rsvd.compare_svds,
     "init": init.compare_inits,

@@ -22,6 +22,7 @@ from . import STUDIES, episodes, plots, promises, run, run_study, serving, studi
 TITLES = {
     "lora": "one linear layer K→N, adapters x tokens, forward and backward: ms, ratio to base (grouped: torch._grouped_mm)",
     "experts": "a mixture of experts, an adapter for each and every slot, forward and backward: ms, ratio to base",
+    "overhead": "a chain of tiny layers, forward and backward, and its ops without layers and autograd: ms, ratio to base",
     "model": "8 ragged episodes through the whole decoder, forward and backward: ms, ratio to base",
     "update": "one online update, 8 tokens of each pair labelled: ms, ratio to the plain way",
     "step": "one AdamW step of all adapters, tmem and torch's fused: ms, ratio to one flat tensor, % of copy bandwidth",

@@ -18,6 +18,7 @@ from tmem.testing import PROMISES
 PROVIDERS = {
     "lora": ({"base", "tmem", "peft loop", "padded bmm", "grouped stacked", "grouped bank"}, "base"),
     "bits": ({"base", "tmem", "tmem, whole weights"}, "base"),
+    "overhead": ({"base", "tmem", "ops alone"}, "base"),
     "experts": ({"base", "tmem", "loop", "padded bmm", "grouped stacked"}, "base"),
     "model": ({"base", "tmem", "padded bmm"}, "base"),
     "update": ({"plain", "trunk once", "logits at labels", "tmem: both"}, "plain"),
