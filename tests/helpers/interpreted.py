@@ -16,6 +16,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import checks
 import gpu_rows
 import numpy as np
+import token_checks
 import torch
 from triton import language as tl
 from triton.runtime import interpreter
@@ -286,8 +287,8 @@ def main():
     mend_bf16()
     checks.DTYPES = FULL
     torch.set_num_threads(1)
-    found = checks.report(ops, [*checks.ADAPTERS, *checks.BANK, *OWN])
-    print(json.dumps(found | checks.report(torch.ops.tmem, gpu_rows.ALL)))
+    found = checks.report(ops, [*checks.ADAPTERS, *checks.ATTENTION, *checks.BANK, *token_checks.TOKEN, *OWN])
+    print(json.dumps(found | checks.report(torch.ops.tmem, [*gpu_rows.ALL, *token_checks.GPU])))
 
 
 if __name__ == "__main__":

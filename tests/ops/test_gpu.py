@@ -8,6 +8,7 @@ import gpu_rows
 import pytest
 import spectra
 import svd_parts
+import token_checks
 import torch
 
 from tmem import ops, reference
@@ -65,8 +66,7 @@ def as_on_a_gpu(monkeypatch, poison):
     monkeypatch.setattr(checks, "DTYPES", [d for d in checks.DTYPES if torch.float64 not in d])
 
 
-# Not attend: it is a CPU decode step's alone, attention on a GPU is torch's.
-@pytest.mark.parametrize("check", [c for c in checks.ALL if c is not checks.attend], ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", [*checks.ALL, *token_checks.TOKEN], ids=lambda check: check.__name__)
 def test_promises(check):
     check(OnGpu())
 
@@ -76,7 +76,7 @@ def test_promises_of_triton_without_nvcc(check):
     check(ByTriton())
 
 
-@pytest.mark.parametrize("check", gpu_rows.ALL, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", [*gpu_rows.ALL, *token_checks.GPU], ids=lambda check: check.__name__)
 def test_rows_of_triton(check):
     check(ByTriton())
 
@@ -108,10 +108,9 @@ def test_a_large_fp32_operand_is_no_nan(large):
         assert_close(name, got[finite], want[finite], tolerance)
 
 
-@pytest.mark.parametrize("name", ops.OPS + ops.SVD_PARTS)
+@pytest.mark.parametrize("name", ops.OPS + ops.SVD_PARTS + ops.TOKEN_PARTS)
 def test_served_by_a_kernel_of_its_own(name):
     kernel = "CUDA C++" if name in ("lora_decode_", "bank_step_", "bank_copy_", *ops.SVD_PARTS) else "Triton"
-    kernel = "PyTorch reference" if name == "attend" else kernel  # a CPU decode step's alone: attention on a GPU is torch's
     assert ops.kernel_for(name, "cuda") == kernel
 
 

@@ -1,5 +1,6 @@
 """The Triton kernels without a GPU: interpreted, compiled for every architecture, held to budgets, never compiled twice."""
 
+import itertools
 import json
 import os
 import random
@@ -18,12 +19,15 @@ import checks  # noqa: E402
 import gpu_rows  # noqa: E402
 import loads  # noqa: E402
 import targets  # noqa: E402
+import token_checks  # noqa: E402
 
 from tmem.ops import _triton  # noqa: E402
+from tmem.ops.attend import WIDEST  # noqa: E402
 from tmem.testing import make_case  # noqa: E402
 from tmem.triton_kernels import configs  # noqa: E402
 
-INTERPRETED = [c.__name__ for c in (*checks.ADAPTERS, *checks.BANK, *gpu_rows.ALL)]
+SETS = (checks.ADAPTERS, checks.ATTENTION, checks.BANK, gpu_rows.ALL, token_checks.TOKEN, token_checks.GPU)
+INTERPRETED = [c.__name__ for c in itertools.chain(*SETS)]
 INTERPRETED += [
     "plans",
     "sixteen_bits",
@@ -122,14 +126,14 @@ def test_products_are_made_by_matrix_units_from_memory_loaded_ahead(compiled):
 
 
 def test_what_is_loaded_ahead_comes_16_bytes_at_a_time(compiled):
-    """gram of 16-bit rows at every rank; shrink and backward to rank 64 where both are of bf16. tf32 products want fp32 rows
-    turned over, which only single numbers can be."""
+    """gram of 16-bit rows at every rank; shrink and backward to rank 64 where both are of bf16; keys and values. tf32 products
+    want fp32 rows turned over, which only single numbers can be."""
     for name, kernel in compiled.items():
-        if not name.startswith(("shrink", "gram", "backward")):
+        if not name.startswith(("shrink", "gram", "backward", "attend parts")):
             continue
         kind, (dtype, factor, rank) = name.split(" ")[0], name.split(" ")[-3:]
         both = (dtype, factor) == ("bf16", "bf16") and rank != "128"
-        if kind == "gram" and dtype != "fp32" or kind in ("shrink", "backward") and both:
+        if kind in ("gram", "attend") and dtype != "fp32" or kind in ("shrink", "backward") and both:
             sizes = set(re.findall(r"cp\.async\.c\w\.shared\.global [^;]*?, (0x\w+),", kernel.text))
             assert sizes == {"0x10"}, (name, sizes)
 
@@ -155,11 +159,14 @@ def test_a_layer_moves_what_it_must():
 
 
 def test_every_configuration_is_compiled():
-    held = {kernel: configs.RANKS[: 3 if "several" in kernel else 4] for kernel in configs.TABLE}
-    rows = {(kernel, *bits, rank) for kernel, table in configs.TABLE.items() for bits in table for rank in held[kernel]}
-    assert all(len(row) == len(held[kernel]) for kernel, table in configs.TABLE.items() for row in table.values())
+    held = {kernel: dict.fromkeys(t, configs.RANKS[: 3 if "several" in kernel else 4]) for kernel, t in configs.TABLE.items()}
+    held["attend"] = {(16, 16): configs.HEADS, (32, 32): configs.HEADS[:2]}
+    rows = {(kernel, *bits, rank) for kernel, table in held.items() for bits, ranks in table.items() for rank in ranks}
+    assert all(len(row) == len(held[kernel][bits]) for kernel, table in configs.TABLE.items() for bits, row in table.items())
+    widest = {torch.bfloat16: (16, 16), torch.float16: (16, 16), torch.float32: (32, 32)}
+    assert {dtype: held["attend"][bits][-1] for dtype, bits in widest.items()} == WIDEST
     assert all(own.keys() <= rows for own in configs.OVERRIDES.values())
-    tried = {name.split(" ")[0] for name in budgets.launches()} - {"plan", "decode", "step", "copy"}
+    tried = {name.split(" ")[0] for name in budgets.launches()} - {"plan", "decode", "step", "copy", "norm", "glu", "rope"}
     assert {kernel.split(" ")[0] for kernel in configs.TABLE} == tried
 
 
@@ -176,11 +183,11 @@ def test_a_card_takes_the_configurations_of_its_architecture():
 
 
 def test_rows_are_read_16_bytes_at_a_time(compiled):
-    """Where they are aligned: factors of decode, and all that goes over a bank."""
+    """Where they are aligned: factors of single rows, and all that goes over a bank."""
     for name, kernel in compiled.items():
-        if name.startswith(("decode", "step squares", "step move", "copy")):
+        if name.startswith(("decode", "norm", "glu", "step squares", "step move", "copy")):
             wide = len(re.findall(r"ld\.global\.v4\.b32", kernel.text))
-            assert (wide > 0) == (name != "copy of odd rows"), name
+            assert (wide > 0) == (name != "copy of odd rows" and not name.startswith("glu alone")), name
 
 
 def test_a_rank_above_the_largest_is_refused():

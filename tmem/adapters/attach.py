@@ -53,6 +53,11 @@ class Site:
             return self.a_copy, self.bt_copy
         return self.a, self.bt
 
+    @property
+    def decoded(self) -> tuple[Tensor, Tensor]:
+        """A and B as decode reads them: the copies, if there are any."""
+        return (self.a, self.bt) if self.bt_copy is None else (self.a_copy, self.bt_copy)
+
     def __post_init__(self):
         self.plain = bases.plain_weight(self.module) is not None
         self.inputs, self.outputs = self.module.in_features, self.module.out_features
@@ -353,6 +358,14 @@ def _add_(y: Tensor, x: Tensor, site: Site, route: Route, z: Tensor | None, seg:
     return z
 
 
+def alone(site: Site, x: Tensor) -> Tensor:
+    """What the layer makes of x without an adapter, in memory of its own."""
+    if site.plain:
+        return F.linear(x, site.module._parameters["weight"], site.module._parameters["bias"])
+    y = type(site.module).forward(site.module, x)
+    return y.clone(memory_format=torch.contiguous_format) if y._is_view() or not y.is_contiguous() else y
+
+
 def _over(bank: Bank, site: Site, x: Tensor) -> Tensor:
     """The layer of a module that is run as it is."""
     module = site.module
@@ -396,8 +409,7 @@ def _forward(bank: Bank, site: Site, x: Tensor) -> Tensor:
     seg = route.segments(x)
     if bank.decodes_rows and x.shape[1:-1].numel() == 1 and route.lengths is None:
         y = F.linear(x, w, bias)
-        a, bt = (site.a, site.bt) if site.bt_copy is None else (site.a_copy, site.bt_copy)
-        _decode_(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), a, bt, seg.slot, bank.rank, bank.scale)
+        _decode_(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), *site.decoded, seg.slot, bank.rank, bank.scale)
         return y
     z = route.shrink(site, given) if bank.reads_once else None
     with torch._C._AutoDispatchBelowAutograd():
