@@ -17,16 +17,16 @@ from .. import machine
 from ..files import objects
 from ..files.objects import read_object
 from ..study import init, soak
-from . import attend, bits, decode, episodes, idle, loop, lora, model, promises, rsvd, serving, step, train, update
+from . import attend, bits, decode, episodes, idle, loop, lora, model, promises, rsvd, serving, step, token, train, update
 from .measure import Settings, ceilings, measured
 
 BENCHES = {
     "lora": {"lora": lora, "bits": bits, "model": model, "update": update},
     "step": {"step": step, "idle": idle},
-    "decode": {"decode": decode, "attend": attend, "loop": loop},
+    "decode": {"decode": decode, "attend": attend, "token": token, "loop": loop},
 }
 """What `tmem bench NAME` runs: training with adapters (one layer, one in few bits, the whole decoder, one online update), their
-optimizer step, decoding with them and its attention."""
+optimizer step, decoding with them, its attention and the rest of its layers."""
 STUDIES = {
     "rsvd": rsvd.compare_svds,
     "init": init.compare_inits,
@@ -43,6 +43,8 @@ ON_GPU = (
     "step",
     "idle",
     "decode",
+    "attend",
+    "token",
     "loop",
 )  # those of the whole decoder are for the CPU, where launches cost nothing
 

@@ -36,7 +36,8 @@ def parts_kernel(
     k, v = k + row * k_row + group * k_head, v + row * v_row + group * v_head
     for start in range(first // BC * BC, end, BC):
         column = start + c
-        shown = tl.load(mask + row * mask_stride + column, column < columns, other=0) != 0
+        within = (column // PART == part) & (column < columns)  # a step may be wider than a part
+        shown = tl.load(mask + row * mask_stride + column, within, other=0) != 0
         at = column.to(tl.int64)
         key = tl.load(k + at[None, :] * k_column + d[:, None], shown[None, :] & (d < D)[:, None], other=0.0)
         value = tl.load(v + at[:, None] * v_column + d[None, :], shown[:, None] & (d < D)[None, :], other=0.0)

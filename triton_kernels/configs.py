@@ -111,7 +111,7 @@ OVERRIDES = {
         ("attend", 16, 16, 64): Config(64, 8, 3, rows=256),
         ("attend", 32, 32, 64): Config(32, 8, 2, rows=256),
     },
-    "sm_89": _MMA_SYNC,
+    "sm_89": {**_MMA_SYNC, ("attend", 16, 16, 128): Config(64, 8, 2, rows=256)},
     "sm_90": {},
     "sm_100": {
         ("backward", 16, 32, 128): Config(16, 8, 3),

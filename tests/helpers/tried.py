@@ -6,6 +6,7 @@ import json
 import interpreted  # first, as it has Triton interpret
 import torch
 
+from tmem.bench import attend as bench
 from tmem.bench import gate, kernels, measure, tournament
 from tmem.ops import _triton
 from tmem.triton_kernels import configs
@@ -44,6 +45,11 @@ def main():
         trials = {case: kernels.providers(case, "cpu")[kernels.RATIO_TO]}
         for entrant in entrants((kernel, 16, factor, 16)):
             found[f"{kernel}: {gate.label(entrant)}"] = gate.wrong(entrant, trials)
+    bench.attend = _triton.attend
+    case = bench.AttendCase(2, 300, torch.bfloat16, 4, 2, 64, bucket=512)
+    trials = {case: bench.providers(case, "cpu")[kernels.RATIO_TO]}
+    for entrant in entrants(("attend", 16, 16, 64)):
+        found[f"attend: {gate.label(entrant)}"] = gate.wrong(entrant, trials)
     for entrant in tournament.sums(("backward", 16, 16, 32), now):  # the rank of one_read
         found[f"bits: {gate.label(entrant)}"] = bits(entrant)
     print(json.dumps(found))

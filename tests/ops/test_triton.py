@@ -40,6 +40,7 @@ INTERPRETED += [
     "bad_offsets",
     "stale_plan",
     "one_read",
+    "a_step",
 ]
 ROWS = json.loads(budgets.FILE.read_text())
 OTHERS = [name for name in targets.CUDA if name != "sm_90"]
@@ -251,6 +252,33 @@ def test_no_recompilation_of_rows():
         for _ in range(50):
             run_rows(draw.choice([1, 2, 3, 15, 16, 17, 31, 64, 100, 511, 512]), draw)
     assert len(launches) == 51 * (2 + 3 + 5)
+    assert {kernel.hash for _, kernel in launches} == first, "a batch compiled a kernel anew"
+
+
+def run_token(rows, columns, draw):
+    """A layer's ops for one token of so many rows over so many columns of the cache, by the launchers."""
+    slots, ranks = [draw.randint(-1, 15) for _ in range(rows)], [draw.randint(1, 16) for _ in range(16)]
+    case = make_case([1] * rows, slots, ranks, stored=16, k=128, n=128)
+    x, (a, bt, *named) = case.x, case.decode
+    y, half, seen = torch.zeros_like(x), x[:, :64].contiguous(), torch.ones(rows, columns, dtype=torch.bool)
+    cache, at = torch.zeros(2, rows, 2, columns, 32), torch.zeros(rows, dtype=torch.int64)
+    turn = x[:, :32].contiguous()
+    _triton.lora_decode_multi_([y, y], x, [a] * 2, [bt] * 2, *named)
+    _triton.lora_norm(y, x, None, a[0, 0], 1e-6, 0.0, x, [a], [bt], *named)
+    _triton.lora_glu(y, x, False, x, [a] * 2, [bt] * 2, *named)
+    q = _triton.rope_write_(*cache, x, half, half, turn, turn, at, None, None, 1e-6, 0.0)
+    _triton.attend(q, *cache, seen, 0.1)
+
+
+def test_no_recompilation_of_a_token():
+    """From one row to 512, and whatever the cache holds: 6 launches, of 6 kernels."""
+    draw = random.Random(0)
+    with targets.compiling("sm_90") as launches:
+        run_token(64, 512, draw)
+        first = {kernel.hash for _, kernel in launches}
+        for _ in range(20):
+            run_token(draw.choice([1, 2, 3, 15, 16, 17, 31, 64, 100, 512]), draw.choice([16, 496, 512, 1024]), draw)
+    assert len(launches) == 21 * 6 and len(first) == 6
     assert {kernel.hash for _, kernel in launches} == first, "a batch compiled a kernel anew"
 
 
