@@ -383,3 +383,32 @@ def test_captured_steps_follow_weights_that_moved():
             weight.data.fill_(float("nan"))
         network.load_state_dict(moved, assign=True)
         torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma", "gemma3_text"])
+def test_captured_steps_of_few_kernels(family):
+    """They give the tokens of transformers' layers, and in bf16 the same first logits to rounding."""
+    import tiny_bank
+    from tiny import model
+
+    from tmem.adapters import token
+    from tmem.agent.decode import decode
+
+    torch.use_deterministic_algorithms(False)
+    for dtype in (torch.float32, torch.bfloat16):
+        network = model(family, dtype=dtype).cuda()
+        assert token.fits(network, torch.device("cuda"))
+        bank = tiny_bank.bank_of(network)
+        slots = [bank.alloc(), bank.alloc(rank=2), -1, -1]
+        for site in bank.sites:
+            site.bt[:2].normal_(0, 0.2)
+        for slot in slots[:2]:
+            bank.written(slot)
+        prompts = [list(range(1, 3 + i)) for i in range(4)]
+        options = dict(bank=bank, slots=slots, end=-1, max_new=8 if dtype == torch.float32 else 2)
+        got, want = (decode(network, prompts, fixed=fixed, **options) for fixed in (True, False))
+        if dtype == torch.float32:
+            assert [g.ids for g in got] == [g.ids for g in want]
+        for ours, theirs in zip(got, want):
+            assert ours.logprobs[1] == pytest.approx(theirs.logprobs[1], abs=1e-3 if dtype == torch.float32 else 0.2)
+        bank.detach()
