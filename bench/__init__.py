@@ -32,18 +32,19 @@ from . import (
     rsvd,
     serving,
     step,
+    token,
     train,
     update,
-)  # fmt: skip
+)
 from .measure import Settings, ceilings, measured
 
 BENCHES = {
     "lora": {"lora": lora, "bits": bits, "experts": experts, "overhead": overhead, "model": model, "update": update},
     "step": {"step": step, "idle": idle},
-    "decode": {"decode": decode, "attend": attend, "loop": loop},
+    "decode": {"decode": decode, "attend": attend, "token": token, "loop": loop},
 }
 """What `tmem bench NAME` runs: training with adapters (one layer, one in few bits, a mixture of experts, tiny layers, the whole
-decoder, one online update), their optimizer step, decoding with them and its attention."""
+decoder, one online update), their optimizer step, decoding with them, its attention and the rest of its layers."""
 STUDIES = {
     "rsvd": rsvd.compare_svds,
     "init": init.compare_inits,
@@ -60,6 +61,8 @@ ON_GPU = (
     "step",
     "idle",
     "decode",
+    "attend",
+    "token",
     "loop",
 )  # those of the whole decoder are for the CPU, where launches cost nothing
 

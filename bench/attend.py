@@ -16,7 +16,8 @@ RATIO_TO = "tmem"
 
 @dataclass(frozen=True)
 class AttendCase:
-    """`rows` that hold half of `length` columns to all of them; SmolLM2-135M's heads."""
+    """`rows` that hold half of `length` columns to all of them, in memory of `bucket` columns (0: no more); SmolLM2-135M's
+    heads."""
 
     rows: int
     length: int
@@ -24,10 +25,16 @@ class AttendCase:
     heads: int = 9
     groups: int = 3
     size: int = 64
+    bucket: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.rows} rows, {self.length // 2}..{self.length} columns"
+        held = f" of {self.bucket}" if self.bucket else ""
+        return f"{self.rows} rows, {self.length // 2}..{self.length} columns{held}"
+
+    @property
+    def shape(self) -> str:
+        return f"{self.rows} rows of {self.length}"
 
     @property
     def seen(self) -> list[int]:
@@ -46,8 +53,9 @@ class AttendCase:
 
 
 def cases(quick: bool, device: str = "cpu") -> list[AttendCase]:
-    if device == "cuda":
-        return []  # decoding there calls torch's attention
+    if device == "cuda" and not quick:  # an 8B model's heads; captured steps have a power of two of columns
+        sizes = ((1, 400, 512), (16, 400, 512), (16, 3000, 4096), (64, 1100, 2048), (4, 9000, 16384))
+        return [AttendCase(rows, length, torch.bfloat16, 32, 8, 128, bucket) for rows, length, bucket in sizes]
     sizes = ((3, 10),) if quick else ((4, 1024), (16, 128), (16, 512), (64, 512))
     return [AttendCase(rows, length, dtype) for dtype in (torch.float32, torch.bfloat16) for rows, length in sizes]
 
@@ -59,8 +67,9 @@ def providers(case: AttendCase, device: str) -> dict[str, Provider]:
         return torch.randn(*shape, generator=generator).to(device, case.dtype)
 
     q = random(case.rows, case.heads, case.size)
-    k, v = (random(case.rows, case.groups, case.length, case.size) for _ in range(2))
-    mask = torch.arange(case.length, device=device) < torch.tensor(case.seen, device=device)[:, None]
+    columns = case.bucket or case.length
+    k, v = (random(case.rows, case.groups, columns, case.size) for _ in range(2))
+    mask = torch.arange(columns, device=device) < torch.tensor(case.seen, device=device)[:, None]
     scale = case.size**-0.5
     oracle = {"o": reference.attend(q.double(), k.double(), v.double(), mask, scale)}
 

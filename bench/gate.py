@@ -12,14 +12,15 @@ from contextlib import contextmanager
 
 import torch
 
-from ..triton_kernels import backward, configs, expand, gram, shrink, winners
+from ..triton_kernels import attend, backward, configs, expand, gram, shrink, winners
 from ..triton_kernels.configs import Config
-from .kernels import RATIO_TO, KernelCase, lengths, providers
+from .attend import AttendCase
+from .kernels import RATIO_TO, Case, KernelCase, lengths, providers
 from .measure import Provider, WrongNumbers, check
 
 Place = tuple[str, int, int, int]  # kernel, bits of an activation, of a factor, rank
 Entrant = dict[Place, Config]
-Trials = dict[KernelCase, Provider]
+Trials = dict[Case, Provider]
 
 HOLDS = "as it is"  # the name of what changes nothing
 WORKERS = 8  # processes that compile: most of a contest's time
@@ -38,9 +39,13 @@ def label(entrant: Entrant) -> str:
     return "; ".join(each) or HOLDS
 
 
-def batches(place: Place, small: bool = False) -> list[KernelCase]:
-    """What a place is played over: many short segments, few long ones, ragged; `small`: what is enough to find a wrong one."""
+def batches(place: Place, small: bool = False) -> list[KernelCase] | list[AttendCase]:
+    """What a place is played over: many short segments, few long ones, ragged; of attend few rows and many, short and long;
+    `small`: what is enough to find a wrong one."""
     kernel, _, factor, rank = place
+    if kernel == "attend":
+        sizes = [(3, 700, 1024)] if small else [(1, 2000, 2048), (16, 400, 512), (16, 3000, 4096), (64, 1100, 2048)]
+        return [AttendCase(rows, length, torch.bfloat16, 32, 8, rank, bucket) for rows, length, bucket in sizes]
     if kernel == "gram of few slots":
         shapes = [(200, "128")] if small else [(256, "128"), (4096, "1024")]
     else:
@@ -84,7 +89,9 @@ def proven(entrant: Entrant) -> str:
 
 def _compiled() -> dict:
     """Kernels of the table that this process has compiled, by identity."""
-    functions = (shrink.shrink_kernel, expand.expand_kernel, backward.backward_kernel, gram.gram_kernel)
+    functions = (
+        shrink.shrink_kernel, expand.expand_kernel, backward.backward_kernel, gram.gram_kernel, attend.parts_kernel,
+    )  # fmt: skip
     return {id(kernel): kernel for f in functions for held in f.device_caches.values() for kernel in held[0].values()}
 
 

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from ..ops import bank_copy_, lora_backward_, lora_expand_, lora_gram_, lora_plan, lora_shrink_multi
 from ..testing import segments
-from . import decode, step
+from . import attend, decode, step, token
+from .attend import AttendCase
 from .cases import RAGGED, StepCase
 from .decode import RowsCase
 from .measure import Provider, Settings, measured
+from .token import TokenCase
 
 RATIO_TO = "tmem"
 KERNELS = ("shrink", "expand", "backward", "gram")
@@ -48,6 +50,10 @@ class KernelCase:
     @property
     def name(self) -> str:
         return f"{self.kernel} r={self.rank} {sum(self.lengths)} rows, {self.segments}"
+
+    @property
+    def shape(self) -> str:
+        return f"{sum(self.lengths)} in {self.segments}"
 
     @property
     def factors(self) -> int:
@@ -91,14 +97,15 @@ class CopyCase:
         return 2 * 4 * self.pairs * self.width
 
 
-Case = KernelCase | CopyCase | StepCase | RowsCase
+Case = KernelCase | CopyCase | StepCase | RowsCase | AttendCase | TokenCase
 
 
 def cases(quick: bool) -> list[Case]:
     """All kernels that a GPU has; quick: small shapes of each."""
     if quick:
         small = [KernelCase(k, 4, "ragged", (5, 1, 17), d=96) for k in (*KERNELS, "shrink of 3")]
-        return [*small, StepCase(2, 4, (64,)), RowsCase(3, 64, 4), CopyCase(2, 100)]
+        of_a_token = [*attend.cases(True)[1:], *token.cases(True)]
+        return [*small, StepCase(2, 4, (64,)), RowsCase(3, 64, 4), CopyCase(2, 100), *of_a_token]
     layer = [
         KernelCase(kernel, rank, kind, lengths(rows, kind))
         for kernel in KERNELS
@@ -107,7 +114,8 @@ def cases(quick: bool) -> list[Case]:
         for kind in SEGMENTS
     ]
     copies = [CopyCase(pairs, 1 << 20) for pairs in (1, 64)]
-    return [*layer, *step.cases(False, "cuda"), *(RowsCase(n) for n in (1, 256, 512)), *copies]
+    of_a_token = [*attend.cases(False, "cuda"), *token.cases(False, "cuda")]
+    return [*layer, *step.cases(False, "cuda"), *(RowsCase(n) for n in (1, 256, 512)), *copies, *of_a_token]
 
 
 def providers(case: Case, device: str) -> dict[str, Provider]:
@@ -115,6 +123,9 @@ def providers(case: Case, device: str) -> dict[str, Provider]:
         return {RATIO_TO: step.bank_provider(case, device, step.oracle(case, device))}
     if isinstance(case, RowsCase):
         return {RATIO_TO: decode.providers(case, device)["tmem lora_decode_"]}
+    if isinstance(case, AttendCase | TokenCase):
+        ways = attend if isinstance(case, AttendCase) else token
+        return {RATIO_TO: ways.providers(case, device)["tmem"]}
     return {RATIO_TO: _copy(case, device) if isinstance(case, CopyCase) else _layer(case, device)}
 
 
@@ -207,4 +218,4 @@ def measure_alone(device: str, settings: Settings, watch, quick: bool = False) -
     return found
 
 
-_OTHERS = {StepCase: "step", RowsCase: "decode", CopyCase: "copy"}
+_OTHERS = {StepCase: "step", RowsCase: "decode", CopyCase: "copy", AttendCase: "attend"}

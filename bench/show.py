@@ -29,6 +29,7 @@ TITLES = {
     "idle": "the same step among idle rows: ms, ratio",
     "decode": "one token for every episode, each with its own adapter: ms, ratio to base",
     "attend": "its attention in one layer, by the columns that rows have filled: ms, ratio to tmem",
+    "token": "the rest of its layers beside the products, by one op each and apart: ms, ratio to apart",
 }
 
 _SHORT = {"float32": "fp32", "float32 medium": "fp32 medium", "bfloat16": "bf16"}

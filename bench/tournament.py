@@ -27,6 +27,7 @@ WIDTHS = {  # columns that are tried
     "backward": (32, 64, 128),
     "gram": (64, 128, 256),
     "gram of few slots": (16, 32, 64),
+    "attend": (16, 32, 64, 128),
 }
 WARPS, STAGES = (4, 8), (2, 3, 4)
 FINAL = 4  # of a round's fastest
@@ -37,9 +38,13 @@ HEAT, LAST = Settings(rounds=3, warmup=1), Settings(rounds=9, warmup=1)
 def contests() -> list[Place]:
     """Every place that is played for, the most valuable first: bf16 rows and factors, a gradient fp32. fp32 rows are not."""
     first = [("shrink", 16, 16), ("expand", 16, 16), ("gram", 16, 32), ("gram of few slots", 16, 32), ("backward", 16, 16)]
+    attention = [("attend", 16, 16)]
     later = [("shrink of several factors", 16, 16)]
     mixed = [(kernel, 16, 32) for kernel in ("shrink", "expand", "backward", "shrink of several factors")]
-    order = [(first, (16, 64)), (later, (16, 64)), (first, (32, 128)), (later, (32,)), (mixed, (16, 64, 32, 128))]
+    order = [
+        (first, (16, 64)), (attention, (128, 64)), (later, (16, 64)),
+        (attention, (256,)), (first, (32, 128)), (later, (32,)), (mixed, (16, 64, 32, 128)),
+    ]  # fmt: skip
     held = set(configs.places())
     found = [(*kind, rank) for kinds, ranks in order for rank in ranks for kind in kinds]
     return [place for place in found if place in held]
@@ -59,11 +64,14 @@ def tiles(place: Place, now: Callable[[Place], Config]) -> list[Entrant]:
 
 def regimes(place: Place, now: Callable[[Place], Config]) -> list[Entrant]:
     """With how many rows a segment of few rows computes: 16, or a tile's, which is no regime of its own."""
-    return [] if place[0].startswith("gram") else [{place: replace(now(place), few=few)} for few in (16, TILE)]
+    return [] if place[0].startswith(("gram", "attend")) else [{place: replace(now(place), few=few)} for few in (16, TILE)]
 
 
 def sums(place: Place, now: Callable[[Place], Config]) -> list[Entrant]:
-    """For backward: in steps of how many rows all gradients of a rank are summed, and shrink and gram in its stead."""
+    """For backward: in steps of how many rows all gradients of a rank are summed, and shrink and gram in its stead. For attend:
+    how many columns a part has, each summed by a program."""
+    if place[0] == "attend":
+        return [{place: replace(now(place), rows=rows)} for rows in winners.PARTS]
     if place[0] != "backward":
         return []
     linked = [p for p in configs.places() if p[0] in winners.LINKED and p[1] == 16 and p[3] == place[3]]

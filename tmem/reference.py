@@ -355,3 +355,82 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
     scores = (rows @ k.transpose(-1, -2) * scale).masked_fill(~mask[:, None, None], -torch.inf)
     p = scores.softmax(-1).masked_fill(~mask[:, None, None], 0)
     return (p @ v).flatten(1, 2).to(q.dtype)
+
+
+# What a decoder's layer does for one new token of every row, beside its products with frozen weights. Sums are those of the
+# accumulator's dtype, and every result is rounded once. `x, a, bt, row_slot, rank, scale` are those of lora_decode_, with a
+# list of factors for the projections of one x; without adapters the lists are empty and the rest None.
+
+
+def lora_decode_multi_(
+    y: list[Tensor], x: Tensor, a: list[Tensor], bt: list[Tensor], row_slot: Tensor, rank: Tensor, scale: Tensor
+) -> None:
+    """lora_decode_ of every projection of x, in place."""
+    for one, a_one, bt_one in zip(y, a, bt):
+        lora_decode_(one, x, a_one, bt_one, row_slot, rank, scale)
+
+
+def _adapted(y: list[Tensor], x, a, bt, row_slot, rank, scale) -> list[Tensor]:
+    """y with their adapters' parts, not rounded."""
+    wide = [one.to(_accumulator(one), copy=True) for one in y]
+    if a:
+        lora_decode_multi_(wide, x.to(wide[0].dtype), a, bt, row_slot, rank, scale)
+    return wide
+
+
+def normed(x: Tensor, weight: Tensor, eps: float, plus: float) -> Tensor:
+    """x·(mean(x²) + eps)^-1/2·(plus + weight) over the last dimension, not rounded: RMSNorm (Zhang and Sennrich 2019)."""
+    wide = x.to(_accumulator(x))
+    return wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt() * (plus + weight.to(wide.dtype))
+
+
+def lora_norm(
+    y: Tensor, residual: Tensor, before: Tensor | None, weight: Tensor, eps: float, plus: float, x: Tensor | None,
+    a: list[Tensor], bt: list[Tensor], row_slot: Tensor | None, rank: Tensor | None, scale: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """h = residual + y + Δ(x), and n = normed(h), which reads h as it is rounded.  y, residual [M,N]; weight, before [N].
+
+    With `before`, a norm of its own before the sum: h = residual + normed(y + Δ(x), before), which reads y + Δ(x) rounded.
+    """
+    (sum_,) = _adapted([y], x, a, bt, row_slot, rank, scale)
+    if before is not None:
+        sum_ = normed(sum_.to(y.dtype), before, eps, plus)
+    h = (residual.to(sum_.dtype) + sum_).to(y.dtype)
+    return h, normed(h, weight, eps, plus).to(y.dtype)
+
+
+def lora_glu(
+    gate: Tensor, up: Tensor, gelu: bool, x: Tensor | None, a: list[Tensor], bt: list[Tensor], row_slot: Tensor | None,
+    rank: Tensor | None, scale: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """o = f(gate + Δ0(x))·(up + Δ1(x)), f = silu, or with `gelu` GELU by tanh (Shazeer 2020).  [M,N] each."""
+    gated, wide = _adapted([gate, up], x, a, bt, row_slot, rank, scale)
+    gated = torch.nn.functional.gelu(gated, approximate="tanh") if gelu else torch.nn.functional.silu(gated)
+    return (gated * wide).to(gate.dtype)
+
+
+def rope_write_(
+    keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, at: Tensor,
+    q_weight: Tensor | None, k_weight: Tensor | None, eps: float, plus: float,
+) -> Tensor:  # fmt: skip
+    """The rotated q [M,H,D]; the rotated k and v are written to column at[m] of keys and values [M,G,L,D].
+
+    q [M,H·D], k and v [M,G·D], cos and sin [M,D], at int64 [M]. Rotated: x·cos + turn(x)·sin with turn(x) = (-x[D/2:], x[:D/2])
+    (Su et al. 2021), of q and k that are normed over D by their weights [D] first, where these are given. A column that is not
+    there is not written, and the row's q is NaN.
+    """
+    size = keys.shape[3]
+    wide, rows = _accumulator(q), torch.arange(len(at), device=at.device)
+
+    def rotated(x, weight):
+        x = x.unflatten(1, (-1, size)).to(wide)
+        x = x if weight is None else normed(x, weight, eps, plus)
+        turned = torch.cat([-x[..., size // 2 :], x[..., : size // 2]], -1)
+        return x * cos[:, None].to(wide) + turned * sin[:, None].to(wide)
+
+    there = (at >= 0) & (at < keys.shape[2])
+    column = torch.where(there, at, 0)
+    for cache, new in ((keys, rotated(k, k_weight)), (values, v.unflatten(1, (-1, size)))):
+        before = cache[rows, :, column]
+        cache[rows, :, column] = torch.where(there[:, None, None], new.to(cache.dtype), before)
+    return torch.where(there[:, None, None], rotated(q, q_weight), torch.nan).to(q.dtype)

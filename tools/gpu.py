@@ -38,8 +38,8 @@ WORKERS = "8"  # processes of the tests, most of whose time goes into compiling 
 SANITIZED = "test_promises and (decode or copy or idle)"
 CLOCKS = "clocks.sm,clocks.mem,temperature.gpu,power.draw"
 ALONE = Settings(rounds=7, warmup=2)
-BENCH_SECONDS = {"lora": 90, "step": 25, "decode": 60}
-FIRST = 12  # contests that come before the benches: those of bf16 at the ranks 16 and 64
+BENCH_SECONDS = {"lora": 90, "step": 25, "decode": 90}
+FIRST = 14  # contests that come before the benches: those of bf16 at the ranks 16 and 64, and attend
 
 
 def pytest_of(name: str, selection: str, *before: str) -> dict:
@@ -111,8 +111,9 @@ def parts_of(architecture: str, gate: Callable) -> list[Part]:
             made = {key: record[key] for key in ("command", "device", "versions", "commit")}
             tournament.write_winners(architecture, record["tournament"], made)
 
-        shapes = ", ".join(f"{sum(case.lengths)} in {case.segments}" for case in gates.batches(place))
-        what = f"{tournament.candidates(place, now)} candidates; rows in segments: {shapes}"
+        shapes = ", ".join(case.shape for case in gates.batches(place))
+        over = "rows and columns" if place[0] == "attend" else "rows in segments"
+        what = f"{tournament.candidates(place, now)} candidates; {over}: {shapes}"
         return Part(f"contest {name}", what, tournament.expected(place, now), run)
 
     contests = [contest(place) for place in tournament.contests()]

@@ -18,13 +18,15 @@ from . import winners
 TUNED = Path(__file__).with_name("tuned")  # a file an architecture, left by `make gpu`, that goes before the tables below
 FEW = 4  # slots whose programs, each of a slot and 128 columns, would leave most of a GPU without work
 RANKS = (16, 32, 64, 128)  # stored ranks are padded to one of these: a matrix unit's smallest operand has 16 columns
+HEADS = (64, 128, 256)  # and heads of attend
 
 
 @dataclass(frozen=True)
 class Config:
     """BD columns a step or a program, warps of a program, stages of the loop over global memory; rows of a step of gram, and
     as many of backward's larger tile, so that both sum in one order, or 0: backward is shrink and gram; `few`: with how many
-    rows a segment of no more computes, as the smallest product has."""
+    rows a segment of no more computes, as the smallest product has. Of attend: columns of the cache a step, and, as `rows`,
+    of a part."""
 
     bd: int
     warps: int = 4
@@ -33,8 +35,8 @@ class Config:
     few: int = 16
 
 
-# kernel -> (bits of the activation, bits of the factor) -> one configuration for each of RANKS. As wide as the registers of
-# sm_90 allow without spilling, so that many bytes are in flight.
+# kernel -> (bits of the activation, bits of the factor) -> one configuration for each of RANKS, or of HEADS. As wide as the
+# registers of sm_90 allow without spilling, so that many bytes are in flight.
 TABLE = {
     "shrink": {
         (16, 16): (Config(128), Config(128), Config(64), Config(64, stages=3)),
@@ -66,10 +68,15 @@ TABLE = {
         (16, 32): (Config(32, rows=128), Config(32), Config(32), Config(32, 8, 3)),
         (32, 32): (Config(32, 8), Config(16), Config(16), Config(16, 8, 3)),
     },
+    "attend": {
+        (16, 16): (Config(64, stages=3, rows=256), Config(64, stages=3, rows=256), Config(32, stages=2, rows=256)),
+        (32, 32): (Config(32, stages=2, rows=256), Config(32, 8, 2, rows=256)),  # fp32 heads of 256 would spill on sm_80
+    },
 }
 
 # Of kernels without a matrix product, of 4 warps each.
 FACTOR = 8192  # elements of a factor that a program of decode holds: 64 of 32 bits a thread
+PROGRAMS = 256  # that share out what is computed of single rows, if there are as many tiles
 PLANES = 16  # sums of slices that a program of decode adds at once
 LINE = 1024  # columns whose squares a program takes at once
 STRETCH = 8 * LINE  # columns whose squares one program sums
@@ -98,12 +105,18 @@ _MMA_SYNC = {  # operands of a product take registers, which wgmma and tcgen05 l
     ("gram", 32, 32, 128): Config(16, 8, stages=2),
 }
 OVERRIDES = {
-    "sm_80": {**_MMA_SYNC, ("expand", 32, 32, 128): Config(16, stages=1)},
+    "sm_80": {
+        **_MMA_SYNC,
+        ("expand", 32, 32, 128): Config(16, stages=1),
+        ("attend", 16, 16, 64): Config(64, 8, 3, rows=256),
+        ("attend", 32, 32, 64): Config(32, 8, 2, rows=256),
+    },
     "sm_89": {
         **_MMA_SYNC,
         ("gram", 16, 32, 64): Config(32, 8, 3),
         ("gram", 32, 32, 32): Config(32, stages=2),
         ("gram of few slots", 32, 32, 16): Config(16),
+        ("attend", 16, 16, 128): Config(64, 8, 2, rows=256),
     },
     "sm_90": {("gram", 32, 32, 32): Config(32, 8, 3)},
     "sm_100": {
@@ -163,9 +176,22 @@ def padded_rank(ranks: int) -> int:
     raise ValueError(f"the Triton kernels hold stored ranks up to {RANKS[-1]}, got {ranks}; use a smaller rank")
 
 
+def padded_head(size: int) -> int:
+    """The smallest of HEADS that holds a head of this width. Raises ValueError above the largest."""
+    for padded in HEADS:
+        if size <= padded:
+            return padded
+    raise ValueError(f"the Triton kernels hold heads up to {HEADS[-1]}, got {size}")
+
+
+def sizes(kernel: str) -> tuple[int, ...]:
+    """Of what a kernel has one configuration each."""
+    return HEADS if kernel == "attend" else RANKS
+
+
 @functools.cache
 def chosen(architecture: str, kernel: str, activation: int, factor: int, rank: int) -> Config:
-    """The configuration of `kernel` for elements of these many bits, and one of RANKS. Raises ValueError if the file of the
+    """The configuration of `kernel` for elements of these many bits, and one of its sizes. Raises ValueError if the file of the
     architecture is damaged."""
     place = kernel, activation, factor, rank
     own = _tried.get(place) or tuned(architecture).get(place)
@@ -209,7 +235,8 @@ def forget() -> None:
 
 def places() -> list[tuple[str, int, int, int]]:
     """(kernel, activation, factor, rank) of every configuration."""
-    return [(kernel, *bits, rank) for kernel, of in TABLE.items() for bits, row in of.items() for rank, _ in zip(RANKS, row)]
+    rows = ((kernel, bits, len(row)) for kernel, table in TABLE.items() for bits, row in table.items())
+    return [(kernel, *bits, size) for kernel, bits, count in rows for size in sizes(kernel)[:count]]
 
 
 def _all_built_in(architecture: str) -> dict[tuple, Config]:
@@ -220,12 +247,13 @@ def _built_in(architecture: str, kernel: str, activation: int, factor: int, rank
     own = OVERRIDES[architecture].get((kernel, activation, factor, rank))
     if own:
         return own
-    c = TABLE[kernel][activation, factor][RANKS.index(rank)]
+    c = TABLE[kernel][activation, factor][sizes(kernel).index(rank)]
     if architecture.startswith("gfx"):
         c = replace(c, stages=min(c.stages, 2))  # of 64 KiB of shared memory
     if architecture == "gfx11":
         # Of 256 registers, sums among them.
-        c = replace(c, bd=max(16, c.bd // 4), warps=4 if rank == 16 else 8, rows=64, few=64)
+        rows = c.rows if kernel == "attend" else 64
+        c = replace(c, bd=max(16, c.bd // 4), warps=4 if rank == 16 else 8, rows=rows, few=64)
     return c
 
 
@@ -235,6 +263,8 @@ def _bits(dtype: torch.dtype, other: torch.dtype) -> int:
 
 
 def config(kernel: str, activation: torch.dtype, factor: torch.dtype, ranks: int) -> Config:
-    """The configuration of `kernel` on the current GPU for these element types and this many stored ranks."""
+    """The configuration of `kernel` on the current GPU for these element types and this many stored ranks; of attend, for heads
+    of this width."""
+    size = padded_head(ranks) if kernel == "attend" else padded_rank(ranks)
     where = "sm_90" if knobs.runtime.interpret else _architecture(driver.active, driver.active.get_current_device())
-    return chosen(where, kernel, _bits(activation, factor), _bits(factor, activation), padded_rank(ranks))
+    return chosen(where, kernel, _bits(activation, factor), _bits(factor, activation), size)

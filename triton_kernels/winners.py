@@ -16,6 +16,7 @@ SIZES = {  # what a configuration may be made of; backward alone may have no row
     "rows": (64, 128),
     "few": (16, 64),
 }
+PARTS = (64, 128, 256, 512, 1024)  # what `rows` may be of attend
 LINKED = ("backward", "gram", "gram of few slots")  # they sum the rows of a segment in one order: see configs.Config
 
 
@@ -65,4 +66,6 @@ def row(place: tuple, config) -> dict:
 def _may_be(kernel: str, field: str, value: object) -> bool:
     if type(value) is not int:
         return False
+    if (kernel, field) == ("attend", "rows"):
+        return value in PARTS
     return value in SIZES[field] or (value == 0 and (kernel, field) == ("backward", "rows"))

@@ -27,6 +27,7 @@ PROVIDERS = {
     "decode": ({"base", "tmem"}, "base"),
     "loop": ({"base", "tmem", "base, not captured", "tmem, not captured"}, "base"),
     "attend": ({"tmem", "torch sdpa, folded", "torch sdpa, enable_gqa"}, "tmem"),
+    "token": ({"tmem", "apart"}, "apart"),
 }
 
 

@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is for Linux on x86-64 and arm64")
 
-from tmem.bench import gate, kernels, measure, tournament  # noqa: E402
+from tmem.bench import gate, kernels, measure, token, tournament  # noqa: E402
 from tmem.bench.measure import Provider, Settings, WrongNumbers, check  # noqa: E402
 from tmem.triton_kernels import backward, configs, winners  # noqa: E402
 from tmem.triton_kernels.configs import Config  # noqa: E402
@@ -173,9 +173,26 @@ def test_every_place_that_is_played_for_has_candidates():
     assert len(places) == len(set(places)) and {p[0] for p in places} == configs.TABLE.keys()
     for place in places:
         assert tournament.candidates(place, now) > 3 and tournament.expected(place, now) < 60
-        assert all(case.rank == place[3] for case in gate.batches(place) + gate.batches(place, small=True))
+        every = gate.batches(place) + gate.batches(place, small=True)
+        if place[0] == "attend":
+            assert all((case.size, case.dtype) == (place[3], torch.bfloat16) for case in every)
+            continue
+        assert all(case.rank == place[3] for case in every)
         few = place[0] == "gram of few slots"
-        assert all((len(case.lengths) <= configs.FEW) == few for case in gate.batches(place) + gate.batches(place, small=True))
+        assert all((len(case.lengths) <= configs.FEW) == few for case in every)
+
+
+ATTEND = ("attend", 16, 16, 128)
+
+
+def test_columns_of_a_step_and_of_a_part_are_played_for():
+    found = tournament.play(ATTEND, Kernel(ATTEND, preferring(bd=128, rows=512)).ground())
+    assert [report["round"] for report in found["rounds"]] == ["tiles", "sums"]
+    assert [(row["bd"], row["rows"]) for row in found["winner"]] == [(128, 512)]
+    tournament.write_winners(CARD, {"attend": found}, {})
+    assert now(ATTEND).rows == 512
+    with pytest.raises(ValueError, match="rows of shrink 16 16 16 is 512"):
+        configs.accepted(CARD, [winners.row(SHRINK, Config(64, rows=512))])
 
 
 def test_gradients_of_a_rank_are_summed_in_one_order_on_every_architecture():
@@ -190,7 +207,7 @@ def test_what_is_tried_computes_what_the_oracle_does_and_keeps_the_bits():
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert {name.split(":")[0] for name in found} == {*kernels.KERNELS, "bits"}
+    assert {name.split(":")[0] for name in found} == {*kernels.KERNELS, "attend", "bits"}
     assert not any(found.values()), found
 
 
@@ -293,7 +310,8 @@ def test_who_gives_no_answer_is_dropped():
 
 def test_every_kernel_alone_computes_what_the_oracle_does():
     rows = kernels.measure_alone("cpu", Settings(rounds=1, warmup=0), lambda *_: None, quick=True)
-    assert [row["kernel"] for row in rows] == [*kernels.KERNELS, "shrink of 3", "step", "decode", "copy"]
+    others = ["shrink of 3", "step", "decode", "copy", "attend", *token.KINDS]
+    assert [row["kernel"] for row in rows] == [*kernels.KERNELS, *others]
     assert all(row["bytes"] > 0 and row["of_copy"] > 0 for row in rows)
 
 

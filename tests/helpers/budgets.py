@@ -1,4 +1,5 @@
-"""What every kernel may take, and what it takes. `python tests/helpers/budgets.py` measures all and writes budgets.json.
+"""What every kernel may take, and what it takes. `python tests/helpers/budgets.py` measures all and writes budgets.json;
+`budgets.py norm "attend parts"` measures the kernels whose names begin so, and leaves the other rows.
 
 A row of budgets.json: registers of a thread, bytes of shared memory of a program or block. Local memory, where spilled
 registers go, is 0 but for the rows that name it: some of fp16 beside fp32 and of rank 128 on gfx1100. Triton's rows begin
@@ -8,9 +9,11 @@ its successors'; rows named "nvcc ..." are the CUDA library's for sm_90, by nvcc
 
 import functools
 import itertools
+import json
 import re
 import subprocess
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import targets
@@ -18,8 +21,23 @@ import torch
 from triton import knobs
 
 from tmem.files.layout import laid_out
+from tmem.ops.attend import WIDEST
 from tmem.testing import make_case
-from tmem.triton_kernels import backward, configs, copy, decode, expand, gram, plan, shrink, step
+from tmem.triton_kernels import (
+    attend,
+    backward,
+    configs,
+    copy,
+    decode,
+    expand,
+    glu,
+    gram,
+    norm,
+    plan,
+    rope,
+    shrink,
+    step,
+)  # fmt: skip
 
 FILE = Path(__file__).with_suffix(".json")
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -53,6 +71,9 @@ def launches(width: int = 4096) -> dict[str, tuple]:
             "expand": (expand.expand, (x, z, a, *seg, p), 0),
             "decode down": (*down_and_up, 0),
             "decode up": (*down_and_up, 1),
+            "decode of 3": (decode.decode_multi, ([x] * 3, x, [a] * 3, [a] * 3, named, case.rank, case.scale), 0),
+            "norm": (norm.norm, (x, x, x[0], x[0], 1e-6, 0.0, x, a, a, named, case.rank, case.scale), 0),
+            "glu": (glu.glu, (x, x, False, x, [a] * 2, [a] * 2, named, case.rank, case.scale), 0),
         }
         if factor_dtype == torch.float32:  # as the gradient is
             own |= {
@@ -64,7 +85,30 @@ def launches(width: int = 4096) -> dict[str, tuple]:
             own |= {"backward": (backward.backward, (g, z, x, a, *seg, case.scale, p, *sums(2)), 0)}
         for name, launch in own.items():
             found[f"{name} {TYPES[dtype]} {TYPES[factor_dtype]} {ranks}"] = launch
-    return found | _over_a_bank(width)
+    return found | _of_a_token() | _over_a_bank(width)
+
+
+def _of_a_token() -> dict[str, tuple]:
+    """Kernels of a decoder's layer that know no rank: by the dtype and the width of a head, 4 of which share a key head."""
+    found = {}
+    for dtype, size in itertools.product(TYPES, configs.HEADS):
+        if size > WIDEST[dtype]:
+            continue
+        q, cache = torch.zeros(4, 8, size, dtype=dtype), torch.zeros(4, 2, 512, size, dtype=dtype)
+        mask, at, kind = torch.ones(4, 512, dtype=torch.bool), torch.zeros(4, dtype=torch.int64), f"{TYPES[dtype]} {size}"
+        heads, turn, weight = cache[:, :, 0].flatten(1), cache[:, 0, 0], cache[0, 0, 0]
+        found |= {
+            f"attend parts {kind}": (attend.attend, (q, cache, cache, mask, 0.1), 0),
+            f"attend whole {kind}": (attend.attend, (q, cache, cache, mask, 0.1), 1),
+            f"rope {kind}": (
+                rope.rope, (cache, cache, q.flatten(1), heads, heads, turn, turn, at, weight, weight, 1e-6, 0.0), 0,
+            ),
+        }  # fmt: skip
+    for dtype in TYPES:
+        x = torch.zeros(4, 4096, dtype=dtype)
+        found[f"norm alone {TYPES[dtype]}"] = norm.norm, (x, x, x[0], x[0], 1e-6, 0.0, *(None,) * 6), 0
+        found[f"glu alone {TYPES[dtype]}"] = glu.glu, (x, x, False, None, [], [], None, None, None), 0
+    return found
 
 
 def _over_a_bank(width: int) -> dict[str, tuple]:
@@ -131,18 +175,21 @@ def machine_code(path: Path) -> dict[str, str]:
     return {_name(name): code for name, code in zip(parts[::2], parts[1::2])}
 
 
-def main():
-    rows = {}
+def main(beginnings: Sequence[str]):
+    """beginnings: of the names of kernels that are measured anew, the other rows stay; none: all, and the library's."""
+    rows = json.loads(FILE.read_text()) if beginnings else {}
+    names = [name for name in launches() if name.startswith(tuple(beginnings or [""]))]
     for architecture in targets.SHARED:
-        for name, k in triton(architecture).items():
+        for name, k in triton(architecture, names).items():
             assert not k.local or architecture == "gfx1100", f"{architecture} {name}: {k.local} bytes of spills"
             rows[f"{architecture} {name}"] = {"registers": k.registers, "shared": k.shared} | (
                 {"local": k.local} if k.local else {}
             )
-    for name, row in library(Path(__file__).parents[2] / "tmem/libtmem_cuda.so").items():
+    compiled = {} if beginnings else library(Path(__file__).parents[2] / "tmem/libtmem_cuda.so")
+    for name, row in compiled.items():
         rows[name] = {"registers": row["registers"], "shared": row["shared"]}
     FILE.write_text(laid_out(dict(sorted(rows.items()))) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

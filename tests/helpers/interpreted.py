@@ -16,6 +16,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import checks
 import gpu_rows
 import numpy as np
+import token_checks
 import torch
 from triton import language as tl
 from triton.runtime import interpreter
@@ -276,9 +277,36 @@ def one_gemm():
         assert lost[5:45].isnan().all() and torch.equal(lost[:5], clean[:5]) and torch.equal(lost[45:], clean[45:])
 
 
+def a_step():
+    """A step of decoding by these kernels gives what transformers' layers give; a row's bits in other company, a NaN in it."""
+    import tiny
+    import tiny_bank
+
+    from tmem.adapters import token
+    from tmem.agent.steps import Spots, Steps
+
+    for family, kinds in (("qwen3", {}), ("gemma3_text", {"layer_types": ["sliding_attention", "full_attention"]})):
+        network = tiny.model(family, num_hidden_layers=2, **kinds)
+        bank = tiny_bank.bank_of(network)
+        tiny_bank.fill(bank, bank.alloc(), bank.alloc(rank=2))
+        column, found = torch.tensor([300, 3, 0, 30]), []
+        seen = torch.arange(512) <= column[:, None]
+        for few, slots in ((True, [0, -1, -1, 1]), (False, [0, -1, -1, 1]), (True, [0, 1, -1, -1])):
+            with torch.inference_mode():
+                step = Steps(network, bank, 4, 512)
+                step.few = few
+                step.cache.memory.normal_(generator=torch.Generator().manual_seed(1))
+                if len(found) == 2:
+                    step.cache.memory[:, :, 1] = NAN
+                found.append(step(Spots(torch.tensor([5, 6, 0, 9]), column + 1, column, slots, seen, 512)).clone())
+        assert token.known(network)
+        assert_close("logits", found[0], found[1].double(), 1e-5)
+        assert torch.equal(found[2][[0, 2]], found[0][[0, 2]]) and found[2][1].isnan().all()
+
+
 OWN = (
     plans, sixteen_bits, small_operands, bits_of_halves, large_ranks, infinite_operands, rounds_once, lost_slots, bad_offsets,
-    stale_plan, one_gemm,
+    stale_plan, one_gemm, a_step,
 )  # fmt: skip
 
 
@@ -289,8 +317,8 @@ def main():
     mend_bf16()
     checks.DTYPES = FULL
     torch.set_num_threads(1)
-    found = checks.report(ops, [*checks.ADAPTERS, *checks.BANK, *OWN])
-    print(json.dumps(found | checks.report(torch.ops.tmem, gpu_rows.ALL)))
+    found = checks.report(ops, [*checks.ADAPTERS, *checks.ATTENTION, *checks.BANK, *token_checks.TOKEN, *OWN])
+    print(json.dumps(found | checks.report(torch.ops.tmem, [*gpu_rows.ALL, *token_checks.GPU])))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 take part, or what broke the promise about the bits of a gradient ("" if nothing)."""
 
 import json
+from types import SimpleNamespace
 
+import gpu_rows
 import interpreted  # first, as it has Triton interpret
 import torch
 
+from tmem.bench import attend as bench
 from tmem.bench import gate, kernels, measure, tournament
 from tmem.ops import _triton
 from tmem.triton_kernels import configs
@@ -23,10 +26,10 @@ def entrants(place):
 
 
 def bits(entrant) -> str:
-    """Of a gradient in one call or in several, as interpreted.py has it."""
+    """Of a gradient in one call or in several, as gpu_rows.py has it."""
     with configs.instead(entrant):
         try:
-            interpreted.one_read()
+            gpu_rows.one_read(SimpleNamespace(lora_backward_=_triton.lora_backward_))
         except AssertionError as error:
             return f"other bits: {error}"
     return ""
@@ -44,6 +47,11 @@ def main():
         trials = {case: kernels.providers(case, "cpu")[kernels.RATIO_TO]}
         for entrant in entrants((kernel, 16, factor, 16)):
             found[f"{kernel}: {gate.label(entrant)}"] = gate.wrong(entrant, trials)
+    bench.attend = _triton.attend
+    case = bench.AttendCase(2, 300, torch.bfloat16, 4, 2, 64, bucket=512)
+    trials = {case: bench.providers(case, "cpu")[kernels.RATIO_TO]}
+    for entrant in entrants(("attend", 16, 16, 64)):
+        found[f"attend: {gate.label(entrant)}"] = gate.wrong(entrant, trials)
     for entrant in tournament.sums(("backward", 16, 16, 32), now):  # the rank of one_read
         found[f"bits: {gate.label(entrant)}"] = bits(entrant)
     print(json.dumps(found))

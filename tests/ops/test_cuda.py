@@ -55,7 +55,7 @@ print(ops.kernel_for("lora_shrink", "cuda"))"""
     assert done.returncode == 0 and not done.stderr, done.stderr  # an op that two kernels serve is warned of
     cpu, registered, served, triton = done.stdout.splitlines()
     assert cpu.split(",") == [ops.kernel_for(op, "cpu") for op in ops.OPS + ops.SVD_PARTS]
-    own = set(ops.OPS + ops.SVD_PARTS) - {"attend"}  # a CPU decode step's alone: attention on a GPU is torch's
+    own = set(ops.OPS + ops.SVD_PARTS)
     assert registered.split() == sorted(own), "an op has no kernel of its own on a GPU"
     assert set(served.split(",")) == {"CUDA C++"} and triton == "Triton"
 

@@ -8,6 +8,7 @@ import gpu_rows
 import pytest
 import spectra
 import svd_parts
+import token_checks
 import torch
 
 from tmem import ops, reference
@@ -65,8 +66,7 @@ def as_on_a_gpu(monkeypatch, poison):
     monkeypatch.setattr(checks, "DTYPES", [d for d in checks.DTYPES if torch.float64 not in d])
 
 
-# Not attend: it is a CPU decode step's alone, attention on a GPU is torch's.
-@pytest.mark.parametrize("check", [c for c in checks.ALL if c is not checks.attend], ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", [*checks.ALL, *token_checks.TOKEN], ids=lambda check: check.__name__)
 def test_promises(check):
     check(OnGpu())
 
@@ -76,7 +76,7 @@ def test_promises_of_triton_without_nvcc(check):
     check(ByTriton())
 
 
-@pytest.mark.parametrize("check", gpu_rows.ALL, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", [*gpu_rows.ALL, *token_checks.GPU], ids=lambda check: check.__name__)
 def test_rows_of_triton(check):
     check(ByTriton())
 
@@ -108,10 +108,9 @@ def test_a_large_fp32_operand_is_no_nan(large):
         assert_close(name, got[finite], want[finite], tolerance)
 
 
-@pytest.mark.parametrize("name", ops.OPS + ops.SVD_PARTS)
+@pytest.mark.parametrize("name", ops.OPS + ops.SVD_PARTS + ops.TOKEN_PARTS)
 def test_served_by_a_kernel_of_its_own(name):
     kernel = "CUDA C++" if name in ("lora_decode_", "bank_step_", "bank_copy_", *ops.SVD_PARTS) else "Triton"
-    kernel = "PyTorch reference" if name == "attend" else kernel  # a CPU decode step's alone: attention on a GPU is torch's
     assert ops.kernel_for(name, "cuda") == kernel
 
 
@@ -384,3 +383,32 @@ def test_captured_steps_follow_weights_that_moved():
             weight.data.fill_(float("nan"))
         network.load_state_dict(moved, assign=True)
         torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma", "gemma3_text"])
+def test_captured_steps_of_few_kernels(family):
+    """They give the tokens of transformers' layers, and in bf16 the same first logits to rounding."""
+    import tiny_bank
+    from tiny import model
+
+    from tmem.adapters import token
+    from tmem.agent.decode import decode
+
+    torch.use_deterministic_algorithms(False)
+    for dtype in (torch.float32, torch.bfloat16):
+        network = model(family, dtype=dtype).cuda()
+        assert token.fits(network, torch.device("cuda"))
+        bank = tiny_bank.bank_of(network)
+        slots = [bank.alloc(), bank.alloc(rank=2), -1, -1]
+        for site in bank.sites:
+            site.bt[:2].normal_(0, 0.2)
+        for slot in slots[:2]:
+            bank.written(slot)
+        prompts = [list(range(1, 3 + i)) for i in range(4)]
+        options = dict(bank=bank, slots=slots, end=-1, max_new=8 if dtype == torch.float32 else 2)
+        got, want = (decode(network, prompts, fixed=fixed, **options) for fixed in (True, False))
+        if dtype == torch.float32:
+            assert [g.ids for g in got] == [g.ids for g in want]
+        for ours, theirs in zip(got, want):
+            assert ours.logprobs[1] == pytest.approx(theirs.logprobs[1], abs=1e-3 if dtype == torch.float32 else 0.2)
+        bank.detach()

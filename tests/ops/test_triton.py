@@ -1,5 +1,6 @@
 """The Triton kernels without a GPU: interpreted, compiled for every architecture, held to budgets, never compiled twice."""
 
+import itertools
 import json
 import os
 import random
@@ -18,12 +19,15 @@ import checks  # noqa: E402
 import gpu_rows  # noqa: E402
 import loads  # noqa: E402
 import targets  # noqa: E402
+import token_checks  # noqa: E402
 
 from tmem.ops import _triton  # noqa: E402
+from tmem.ops.attend import WIDEST  # noqa: E402
 from tmem.testing import make_case  # noqa: E402
 from tmem.triton_kernels import configs, gemm  # noqa: E402
 
-INTERPRETED = [c.__name__ for c in (*checks.ADAPTERS, *checks.BANK, *gpu_rows.ALL)]
+SETS = (checks.ADAPTERS, checks.ATTENTION, checks.BANK, gpu_rows.ALL, token_checks.TOKEN, token_checks.GPU)
+INTERPRETED = [c.__name__ for c in itertools.chain(*SETS)]
 INTERPRETED += [
     "plans",
     "sixteen_bits",
@@ -36,6 +40,7 @@ INTERPRETED += [
     "bad_offsets",
     "stale_plan",
     "one_read",
+    "a_step",
 ]
 ROWS = json.loads(budgets.FILE.read_text())
 OTHERS = [name for name in targets.CUDA if name != "sm_90"]
@@ -122,14 +127,14 @@ def test_products_are_made_by_matrix_units_from_memory_loaded_ahead(compiled):
 
 
 def test_what_is_loaded_ahead_comes_16_bytes_at_a_time(compiled):
-    """gram of 16-bit rows at every rank; shrink and backward to rank 64 where both are of bf16. tf32 products want fp32 rows
-    turned over, which only single numbers can be."""
+    """gram of 16-bit rows at every rank; shrink and backward to rank 64 where both are of bf16; keys and values. tf32 products
+    want fp32 rows turned over, which only single numbers can be."""
     for name, kernel in compiled.items():
-        if not name.startswith(("shrink", "gram", "backward")):
+        if not name.startswith(("shrink", "gram", "backward", "attend parts")):
             continue
         kind, (dtype, factor, rank) = name.split(" ")[0], name.split(" ")[-3:]
         both = (dtype, factor) == ("bf16", "bf16") and rank != "128"
-        if kind == "gram" and dtype != "fp32" or kind in ("shrink", "backward") and both:
+        if kind in ("gram", "attend") and dtype != "fp32" or kind in ("shrink", "backward") and both:
             sizes = set(re.findall(r"cp\.async\.c\w\.shared\.global [^;]*?, (0x\w+),", kernel.text))
             assert sizes == {"0x10"}, (name, sizes)
 
@@ -155,11 +160,14 @@ def test_a_layer_moves_what_it_must():
 
 
 def test_every_configuration_is_compiled():
-    held = {kernel: configs.RANKS[: 3 if "several" in kernel else 4] for kernel in configs.TABLE}
-    rows = {(kernel, *bits, rank) for kernel, table in configs.TABLE.items() for bits in table for rank in held[kernel]}
-    assert all(len(row) == len(held[kernel]) for kernel, table in configs.TABLE.items() for row in table.values())
+    held = {kernel: dict.fromkeys(t, configs.RANKS[: 3 if "several" in kernel else 4]) for kernel, t in configs.TABLE.items()}
+    held["attend"] = {(16, 16): configs.HEADS, (32, 32): configs.HEADS[:2]}
+    rows = {(kernel, *bits, rank) for kernel, table in held.items() for bits, ranks in table.items() for rank in ranks}
+    assert all(len(row) == len(held[kernel][bits]) for kernel, table in configs.TABLE.items() for bits, row in table.items())
+    widest = {torch.bfloat16: (16, 16), torch.float16: (16, 16), torch.float32: (32, 32)}
+    assert {dtype: held["attend"][bits][-1] for dtype, bits in widest.items()} == WIDEST
     assert all(own.keys() <= rows for own in configs.OVERRIDES.values())
-    tried = {name.split(" ")[0] for name in budgets.launches()} - {"plan", "decode", "step", "copy"}
+    tried = {name.split(" ")[0] for name in budgets.launches()} - {"plan", "decode", "step", "copy", "norm", "glu", "rope"}
     assert {kernel.split(" ")[0] for kernel in configs.TABLE} == tried
 
 
@@ -176,11 +184,11 @@ def test_a_card_takes_the_configurations_of_its_architecture():
 
 
 def test_rows_are_read_16_bytes_at_a_time(compiled):
-    """Where they are aligned: factors of decode, and all that goes over a bank."""
+    """Where they are aligned: factors of single rows, and all that goes over a bank."""
     for name, kernel in compiled.items():
-        if name.startswith(("decode", "step squares", "step move", "copy")):
+        if name.startswith(("decode", "norm", "glu", "step squares", "step move", "copy")):
             wide = len(re.findall(r"ld\.global\.v4\.b32", kernel.text))
-            assert (wide > 0) == (name != "copy of odd rows"), name
+            assert (wide > 0) == (name != "copy of odd rows" and not name.startswith("glu alone")), name
 
 
 def test_a_rank_above_the_largest_is_refused():
@@ -259,6 +267,33 @@ def test_no_recompilation_of_rows():
         for _ in range(50):
             run_rows(draw.choice([1, 2, 3, 15, 16, 17, 31, 64, 100, 511, 512]), draw)
     assert len(launches) == 51 * (2 + 3 + 5)
+    assert {kernel.hash for _, kernel in launches} == first, "a batch compiled a kernel anew"
+
+
+def run_token(rows, columns, draw):
+    """A layer's ops for one token of so many rows over so many columns of the cache, by the launchers."""
+    slots, ranks = [draw.randint(-1, 15) for _ in range(rows)], [draw.randint(1, 16) for _ in range(16)]
+    case = make_case([1] * rows, slots, ranks, stored=16, k=128, n=128)
+    x, (a, bt, *named) = case.x, case.decode
+    y, half, seen = torch.zeros_like(x), x[:, :64].contiguous(), torch.ones(rows, columns, dtype=torch.bool)
+    cache, at = torch.zeros(2, rows, 2, columns, 32), torch.zeros(rows, dtype=torch.int64)
+    turn = x[:, :32].contiguous()
+    _triton.lora_decode_multi_([y, y], x, [a] * 2, [bt] * 2, *named)
+    _triton.lora_norm(y, x, None, a[0, 0], 1e-6, 0.0, x, [a], [bt], *named)
+    _triton.lora_glu(y, x, False, x, [a] * 2, [bt] * 2, *named)
+    q = _triton.rope_write_(*cache, x, half, half, turn, turn, at, None, None, 1e-6, 0.0)
+    _triton.attend(q, *cache, seen, 0.1)
+
+
+def test_no_recompilation_of_a_token():
+    """From one row to 512, and whatever the cache holds: 6 launches, of 6 kernels."""
+    draw = random.Random(0)
+    with targets.compiling("sm_90") as launches:
+        run_token(64, 512, draw)
+        first = {kernel.hash for _, kernel in launches}
+        for _ in range(20):
+            run_token(draw.choice([1, 2, 3, 15, 16, 17, 31, 64, 100, 512]), draw.choice([16, 496, 512, 1024]), draw)
+    assert len(launches) == 21 * 6 and len(first) == 6
     assert {kernel.hash for _, kernel in launches} == first, "a batch compiled a kernel anew"
 
 

@@ -71,6 +71,11 @@ class Site:
             return self.a_copy, self.bt_copy
         return self.a, self.bt
 
+    @property
+    def decoded(self) -> tuple[Tensor, Tensor]:
+        """A and B as decode reads them: the copies, if there are any."""
+        return (self.a, self.bt) if self.bt_copy is None else (self.a_copy, self.bt_copy)
+
     def __post_init__(self):
         self.plain, self.experts = bases.plain_weight(self.module) is not None, 1
         if self.parameter is None:
@@ -410,8 +415,15 @@ def add_(y: Tensor, x: Tensor, site: Site, seg: Segments, z: Tensor | None = Non
 
 def add_rows_(y: Tensor, x: Tensor, site: Site, slot: Tensor, rank: Tensor, scale: Tensor) -> None:
     """The same for single rows, each with a slot of its own (int32 [M])."""
-    a, bt = (site.a, site.bt) if site.bt_copy is None else (site.a_copy, site.bt_copy)
-    _decode_(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), a, bt, slot, rank, scale)
+    _decode_(y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1]), *site.decoded, slot, rank, scale)
+
+
+def alone(site: Site, x: Tensor) -> Tensor:
+    """What the layer makes of x without an adapter, in memory of its own."""
+    if site.plain:
+        return F.linear(x, site.module._parameters["weight"], site.module._parameters["bias"])
+    y = type(site.module).forward(site.module, x)
+    return y.clone(memory_format=torch.contiguous_format) if y._is_view() or not y.is_contiguous() else y
 
 
 def _over(bank: Bank, site: Site, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..adapters import token
 from ..adapters.attach import Route
 from ..adapters.bank import AdapterBank
 from ..adapters.routes import alone
@@ -87,6 +88,11 @@ class _Columns:
         keys, values = self.memory[layer_idx]
         keys[self.rows, :, self.at] = key[:, :, 0].to(keys.dtype)  # torch.autocast makes them of several kinds
         values[self.rows, :, self.at] = value[:, :, 0].to(values.dtype)
+        return self.layer(layer_idx)
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """The keys and the values of a layer, as far as they are shown."""
+        keys, values = self.memory[index]
         return keys[:, :, : self.shown], values[:, :, : self.shown]
 
     def move(self, other: _Columns, rows: Sequence[int]) -> None:
@@ -138,6 +144,7 @@ class Steps:
         self.slots: list[int] | None = None  # those that the route names
         self.logits: Tensor | None = None
         self.addresses = _addresses(model, bank)
+        self.few = token.fits(model, device)  # kernels a layer
         self._graph: torch.cuda.CUDAGraph | None = None
 
     @classmethod
@@ -182,8 +189,12 @@ class Steps:
         # A graph would keep the addresses of the copies that autocast makes of the weights, and lets go of.
         plain = torch.autocast(self.ids.device.type, enabled=False)
         with plain, alone([] if self.route is None else [self.route]):
-            hidden = fw.layers(self.model, fw.embed(self.model, self.ids), self.position, self.mask, cache=self.cache)
-            self.logits = fw.logits(self.model, hidden[:, 0])
+            hidden = fw.embed(self.model, self.ids)
+            if self.few:
+                hidden = token.layers(self.model, hidden, self.position, self.mask, self.cache, self.route)
+            else:
+                hidden = fw.layers(self.model, hidden, self.position, self.mask, cache=self.cache)[:, 0]
+            self.logits = fw.logits(self.model, hidden, normed=self.few)
 
     def _capture(self) -> None:
         side = torch.cuda.Stream()

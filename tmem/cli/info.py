@@ -38,12 +38,9 @@ def info(model: str | None, preset: str, as_json: bool) -> None:
         show(facts)
 
 
-CPU_ALONE = {"attend"}  # a step of decoding on a CPU: on a GPU attention is torch's
-
-
 def slow_on_gpu(kernels: dict[str, dict[str, str]]) -> str:
     """One sentence on the ops that plain PyTorch serves on the GPU; "" where there is no GPU or no such op."""
-    slow = [op for op, kernel in kernels.get("cuda", {}).items() if kernel == "PyTorch reference" and op not in CPU_ALONE]
+    slow = [op for op, kernel in kernels.get("cuda", {}).items() if kernel == "PyTorch reference"]
     if not slow:
         return ""
     needs = "the CUDA toolkit, which has nvcc," if all(op.startswith("svd_") for op in slow) else "Triton and the CUDA toolkit"

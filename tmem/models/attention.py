@@ -1,5 +1,5 @@
-"""Attention where torch's own loses: one new token per row (on a CPU by the op `attend`), and bf16 sequences of some
-hundred tokens on a CPU.
+"""Attention where torch's own loses: one new token per row (by the op `attend`), and bf16 sequences of some hundred tokens on a
+CPU.
 
 Both fold the query heads that share a key head into query rows, so that keys and values are not repeated.
 """
@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..ops import attend
 from ..ops._once import once_differentiable
+from ..ops.attend import WIDEST
 
 MOST = 1024  # tokens; the probabilities of a layer are kept for backward, in bf16
 
@@ -39,7 +40,7 @@ def _sdpa(*args, attend_by: Callable | None = None, **kwargs) -> tuple[Tensor, N
 def _one_token(module, query, key, value, attention_mask, scaling=None, **_kwargs) -> tuple[Tensor, None]:
     """query [B, H, 1, D], key and value [B, H/g, L, D], mask bool [B, 1, 1, L] -> [B, 1, H, D]."""
     batch, heads, _, size = query.shape
-    if query.device.type == "cpu":
+    if query.device.type == "cpu" or (query.is_cuda and size <= WIDEST.get(value.dtype, 0)):
         scaling = size**-0.5 if scaling is None else scaling
         query, key = query.to(value.dtype), key.to(value.dtype)  # see _short
         return attend(query[:, :, 0], key, value, attention_mask[:, 0, 0].expand(batch, -1), scaling)[:, None], None

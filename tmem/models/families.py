@@ -29,6 +29,7 @@ class Family:
     ropes    whether each kind of layer has positions of its own
     fused    projections that are one linear layer, some of FUSED
     experts  whether layers choose among experts, which are adapted, but not trained
+    norms    what is added to the weights of its RMSNorms, where `adapters.token` knows its layers; None: it does not
     reads    keys that the modules read, and other families' pass over
     """
 
@@ -38,6 +39,7 @@ class Family:
     ropes: bool = False
     fused: tuple[str, ...] = ()
     experts: bool = False
+    norms: float | None = None
     reads: frozenset[str] = frozenset()
 
     @property
@@ -49,13 +51,13 @@ class Family:
 _PARTIAL = frozenset({"partial_rotary_factor"})
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "llama": Family(),
-        "mistral": Family(windows="all"),
-        "qwen2": Family(windows="some"),
-        "qwen3": Family(windows="some"),
+        "llama": Family(norms=0.0),
+        "mistral": Family(windows="all", norms=0.0),
+        "qwen2": Family(windows="some", norms=0.0),
+        "qwen3": Family(windows="some", norms=0.0),
         "qwen3_moe": Family(windows="all", experts=True, reads=frozenset({"num_experts", "num_local_experts"})),
-        "gemma": Family(),
-        "gemma3_text": Family(windows="some", ropes=True),
+        "gemma": Family(norms=1.0),
+        "gemma3_text": Family(windows="some", ropes=True, norms=1.0),
         "granite": Family(
             embeds="embedding_multiplier",
             divides="logits_scaling",

@@ -93,22 +93,9 @@ def layers(
     A mask shows every token the columns of its own text, which stand there in their order, itself last. Layers with a sliding
     window see the last of these alone.
     """
-    decoder, config = parts(model), model.config
-    implementation = config._attn_implementation
-    if implementation != "sdpa":
-        raise ValueError(
-            f"forward: the model computes attention by {implementation!r}, which reads masks otherwise; expected 'sdpa', "
-            f"call model.set_attn_implementation('sdpa')."
-        )
-    family, of = FAMILIES[config.model_type], kinds(config)[start:stop]
-    if family.experts and config._experts_implementation != APART:
-        raise ValueError(
-            f"forward: the model computes experts by {config._experts_implementation!r}, whose rounding depends on a row's "
-            f"neighbours; call tmem.models.experts.prepare(model)."
-        )
+    decoder = parts(model)
     attend_by = choose(hidden, cache is not None)
-    rotaries = {kind: decoder.rotary_emb(hidden, positions, *((kind,) if family.ropes else ())) for kind in dict.fromkeys(of)}
-    masks = {kind: windowed(mask, config.sliding_window) if kind == SLIDING else mask for kind in rotaries}
+    of, rotaries, masks = surroundings(model, hidden, positions, mask, start=start, stop=stop)
     for layer, kind in zip(decoder.layers[start:stop], of):
         hidden = layer(
             hidden,
@@ -122,21 +109,45 @@ def layers(
     return hidden
 
 
+def surroundings(
+    model: nn.Module, hidden: Tensor, positions: Tensor, mask: Tensor, *, start: int = 0, stop: int | None = None
+) -> tuple[list[str], dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """The kind of each of the layers, and of every kind the rotary embeddings (cos, sin) and what its layers see."""
+    decoder, config = parts(model), model.config
+    implementation = config._attn_implementation
+    if implementation != "sdpa":
+        raise ValueError(
+            f"forward: the model computes attention by {implementation!r}, which reads masks otherwise; expected 'sdpa', "
+            f"call model.set_attn_implementation('sdpa')."
+        )
+    family, of = FAMILIES[config.model_type], kinds(config)[start:stop]
+    if family.experts and config._experts_implementation != APART:
+        raise ValueError(
+            f"forward: the model computes experts by {config._experts_implementation!r}, whose rounding depends on a row's "
+            f"neighbours; call tmem.models.experts.prepare(model)."
+        )
+    rotaries = {kind: decoder.rotary_emb(hidden, positions, *((kind,) if family.ropes else ())) for kind in dict.fromkeys(of)}
+    masks = {kind: windowed(mask, config.sliding_window) if kind == SLIDING else mask for kind in rotaries}
+    return of, rotaries, masks
+
+
 def embed(model: nn.Module, ids: Tensor) -> Tensor:
     """Token ids int64 [B, T] -> embeddings [B, T, D]."""
     hidden, times = parts(model).embed_tokens(ids), FAMILIES[model.config.model_type].embeds
     return hidden if times is None else hidden * getattr(model.config, times)
 
 
-def logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Last-layer states [..., D] -> fp32 (fp64 for an fp64 model) logits [..., V]: norm, head, up-cast."""
-    out = head(model, hidden)
+def logits(model: nn.Module, hidden: Tensor, normed: bool = False) -> Tensor:
+    """Last-layer states [..., D] -> fp32 (fp64 for an fp64 model) logits [..., V]: norm, unless they are `normed`, head,
+    up-cast."""
+    out = head(model, hidden, normed)
     return out if out.dtype == torch.float64 else out.float()
 
 
-def head(model: nn.Module, hidden: Tensor) -> Tensor:
+def head(model: nn.Module, hidden: Tensor, normed: bool = False) -> Tensor:
     """Last-layer states [..., D] -> logits [..., V] in the model's dtype."""
-    out, over = model.lm_head(parts(model).norm(hidden)), FAMILIES[model.config.model_type].divides
+    hidden = hidden if normed else parts(model).norm(hidden)
+    out, over = model.lm_head(hidden), FAMILIES[model.config.model_type].divides
     return out if over is None else out / getattr(model.config, over)
 
 

@@ -8,9 +8,9 @@ LoRA: Hu et al. 2021 (arXiv 2106.09685). Rows of one batch cut into segments of 
 arXiv 2310.18547).
 
 S slots, R stored rows of a factor, M rows of a batch, G segments; fp32, bf16, fp16 and fp64 are torch.float32,
-torch.bfloat16, torch.float16 and torch.float64. HYPER: the settings of `bank_step_`, by column. SQUARED: the
-columns of a gradient for each entry of its `squares`. OPS and SVD_PARTS: the
-names that `kernel_for` knows.
+torch.bfloat16, torch.float16 and torch.float64. HYPER: the settings of `bank_step_`, by column. SQUARED: the columns of a
+gradient for each entry of its `squares`. OPS and SVD_PARTS: the names that `kernel_for` knows, and TOKEN_PARTS, of which a step
+of decoding on a GPU is made.
 """
 
 import importlib.util
@@ -21,23 +21,28 @@ from tmem.ops._registry import defined, kernel_for, load_compiled, serve
 from tmem.ops.attend import attend
 from tmem.ops.backward import lora_backward_
 from tmem.ops.copy import bank_copy_
-from tmem.ops.decode import lora_decode_
+from tmem.ops.decode import lora_decode_, lora_decode_multi_
 from tmem.ops.expand import lora_expand_
+from tmem.ops.glu import lora_glu
 from tmem.ops.gram import SQUARED, lora_gram, lora_gram_
 from tmem.ops.linear import lora_linear
+from tmem.ops.norm import lora_norm
 from tmem.ops.plan import lora_plan
+from tmem.ops.rope import rope_write_
 from tmem.ops.rsvd import batched_rsvd
 from tmem.ops.shrink import lora_shrink, lora_shrink_multi
 from tmem.ops.step import HYPER, bank_step_
 
 SVD_PARTS = tuple(name for name in defined if name.startswith("svd_"))  # what batched_rsvd is made of
-OPS = tuple(name for name in defined if name not in (*SVD_PARTS, *LAYER_PARTS))
+TOKEN_PARTS = "lora_decode_multi_", "lora_norm", "lora_glu", "rope_write_"  # what a decoder's layer does for one token a row
+OPS = tuple(name for name in defined if name not in (*SVD_PARTS, *LAYER_PARTS, *TOKEN_PARTS))
 
 __all__ = [
     "HYPER",
     "OPS",
     "SQUARED",
     "SVD_PARTS",
+    "TOKEN_PARTS",
     "attend",
     "bank_copy_",
     "bank_step_",
@@ -45,13 +50,17 @@ __all__ = [
     "kernel_for",
     "lora_backward_",
     "lora_decode_",
+    "lora_decode_multi_",
     "lora_expand_",
+    "lora_glu",
     "lora_gram",
     "lora_gram_",
     "lora_linear",
+    "lora_norm",
     "lora_plan",
     "lora_shrink",
     "lora_shrink_multi",
+    "rope_write_",
 ]
 
 load_compiled()

@@ -170,6 +170,35 @@ def factor(op: str, name: str, f: Tensor, activation: Tensor, slots: int, ranks:
     shape(op, name, f, None, ranks, width)
 
 
+def adapters(
+    op: str, y: Mapping[str, Tensor], x: Tensor | None, a: Sequence[Tensor], bt: Sequence[Tensor], row_slot: Tensor | None,
+    rank: Tensor | None, scale: Tensor | None, values: bool = True,
+) -> None:  # fmt: skip
+    """What lora_decode_ takes, with a factor a and a factor bt for each y [M,N]; or none of it. values: of row_slot too."""
+    if not a and not bt and x is row_slot is rank is scale is None:
+        return
+    like = next(iter(y.values()))
+    if x is None or row_slot is None or rank is None or scale is None or not len(a) == len(bt) == len(y):
+        raise ValueError(f"{op}: adapters are x, {len(y)} of a and of bt, row_slot, rank and scale; give all or none")
+    shape(op, "rank", rank, None)
+    dtype(op, "x", x, like.dtype)
+    shape(op, "x", x, like.shape[0], None)
+    shape(op, "row_slot", row_slot, like.shape[0])
+    shape(op, "a[0]", a[0], None, None, x.shape[1])
+    if values:
+        rows(op, row_slot, rank, a[0].shape[1])
+    for i, one in enumerate(y.values()):
+        factor(op, f"a[{i}]", a[i], x, rank.shape[0], a[0].shape[1], x.shape[1])
+        dtype(op, f"a[{i}]", a[i], a[0].dtype)
+        shape(op, f"bt[{i}]", bt[i], rank.shape[0], a[0].shape[1], one.shape[1])
+        factor(op, f"bt[{i}]", bt[i], x, rank.shape[0], a[0].shape[1], one.shape[1])
+        dtype(op, f"bt[{i}]", bt[i], bt[0].dtype)
+    dtype(op, "scale", scale, torch.float32)
+    shape(op, "scale", scale, rank.shape[0])
+    factors = {f"factor {i}": f for i, f in enumerate((*a, *bt))}
+    same_device(op, like, x=x, row_slot=row_slot, rank=rank, scale=scale, **factors)
+
+
 def plan(op: str, given: Tensor | None, seg_slot: Tensor, rank: Tensor, rows: int) -> None:
     """What lora_plan gave for a batch of this size."""
     if given is None:

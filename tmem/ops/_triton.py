@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tmem import reference
 from tmem.ops import _checks
+from tmem.ops.attend import WIDEST
 
 
 def _kernels(stem: str) -> ModuleType:
@@ -189,6 +190,94 @@ def lora_decode_(y, x, a, bt, row_slot, rank, scale):
         y.copy_(out)
 
 
+def _adapter_inputs(op, like, x, a, bt, row_slot, rank, scale):
+    """x, the lists of factors, row_slot, rank and scale, as decode's kernels take them; without adapters nothing."""
+    if not a:
+        return None, [], [], None, None, None
+    _checks.adapters(op, like, x, a, bt, row_slot, rank, scale, values=False)
+    slots, rows = rank.shape[0], row_slot.shape[0]
+    named = _column(op, "row_slot", row_slot, torch.int32, rows), _column(op, "rank", rank, torch.int32, slots)
+    return _lines(x), [_lines(f) for f in a], [_lines(f) for f in bt], *named, _scale(op, scale, rank)
+
+
+def lora_decode_multi_(y, x, a, bt, row_slot, rank, scale):
+    op = "lora_decode_multi_"
+    if x.dtype == torch.float64:
+        return reference.lora_decode_multi_(y, x, a, bt, row_slot, rank, scale)
+    if not a or len(y) > 3:
+        raise ValueError(f"{op}: y must hold 1 to 3 tensors, each with its factors, got {len(y)} and {len(a)} of a")
+    for i, one in enumerate(y):
+        _checks.shape(op, f"y[{i}]", one, x.shape[0], None)
+        _checks.dtype(op, f"y[{i}]", one, x.dtype)
+    inputs = _adapter_inputs(op, {f"y[{i}]": one for i, one in enumerate(y)}, x, a, bt, row_slot, rank, scale)
+    out = [_lines(one) for one in y]
+    _kernels("decode").decode_multi(out, *inputs)
+    for given, made in zip(y, out):
+        if made is not given:
+            given.copy_(made)
+
+
+def lora_norm(y, residual, before, weight, eps, plus, x, a, bt, row_slot, rank, scale):
+    op = "lora_norm"
+    if y.dtype == torch.float64:
+        return reference.lora_norm(y, residual, before, weight, eps, plus, x, a, bt, row_slot, rank, scale)
+    _checks.shape(op, "y", y, None, None)
+    _checks.dtype(op, "y", y, *_checks.FACTOR)
+    _checks.shape(op, "residual", residual, *y.shape)
+    weights = [None if w is None else _column(op, "weight", w, w.dtype, y.shape[1]) for w in (before, weight)]
+    _on_one_device(op, y, residual, *(w for w in weights if w is not None))
+    x, a, bt, *named = _adapter_inputs(op, {"y": y}, x, a, bt, row_slot, rank, scale)
+    factors = (a[0], bt[0]) if a else (None, None)
+    return _kernels("norm").norm(_lines(y), _lines(residual), *weights, eps, plus, x, *factors, *named)
+
+
+def lora_glu(gate, up, gelu, x, a, bt, row_slot, rank, scale):
+    op = "lora_glu"
+    if gate.dtype == torch.float64:
+        return reference.lora_glu(gate, up, gelu, x, a, bt, row_slot, rank, scale)
+    _checks.shape(op, "gate", gate, None, None)
+    _checks.dtype(op, "gate", gate, *_checks.FACTOR)
+    _checks.shape(op, "up", up, *gate.shape)
+    _on_one_device(op, gate, up)
+    inputs = _adapter_inputs(op, {"gate": gate, "up": up}, x, a, bt, row_slot, rank, scale)
+    return _kernels("glu").glu(_lines(gate), _lines(up), gelu, *inputs)
+
+
+def rope_write_(keys, values, q, k, v, cos, sin, at, q_weight, k_weight, eps, plus):
+    op = "rope_write_"
+    if q.dtype == torch.float64:
+        return reference.rope_write_(keys, values, q, k, v, cos, sin, at, q_weight, k_weight, eps, plus)
+    rows, groups, _, size = keys.shape
+    _checks.shape(op, "values", values, *keys.shape)
+    _checks.shape(op, "q", q, rows, None)
+    for name, one, width in (("k", k, groups * size), ("v", v, groups * size), ("cos", cos, size), ("sin", sin, size)):
+        _checks.shape(op, name, one, rows, width)
+    weights = [None if w is None else _column(op, "weight", w, w.dtype, size) for w in (q_weight, k_weight)]
+    _on_one_device(op, keys, values, q, k, v, cos, sin, at, *(w for w in weights if w is not None))
+    caches, rest = [_lines(x) for x in (keys, values)], [_lines(x) for x in (q, k, v, cos, sin)]
+    out = _kernels("rope").rope(*caches, *rest, _column(op, "at", at, torch.int64, rows), *weights, eps, plus)
+    for given, made in zip((keys, values), caches):
+        if made is not given:
+            given.copy_(made)
+    return out
+
+
+def attend(q, k, v, mask, scale):
+    op = "attend"
+    if q.shape[-1] > WIDEST.get(q.dtype, 0):
+        return reference.attend(q, k, v, mask, scale)
+    _checks.shape(op, "q", q, None, None, None)
+    _checks.dtype(op, "q", q, *_checks.FACTOR)
+    _checks.shape(op, "k", k, q.shape[0], None, None, q.shape[2])
+    _checks.shape(op, "v", v, *k.shape)
+    _checks.shape(op, "mask", mask, q.shape[0], k.shape[2])
+    _checks.dtype(op, "mask", mask, torch.bool)
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ValueError(f"{op}: q must have a multiple of k's {k.shape[1]} heads, got {q.shape[1]}")
+    _on_one_device(op, q, k, v, mask)
+    return _kernels("attend").attend(*(_lines(x) for x in (q, k, v, mask)), scale)
+
+
 def bank_step_(param, grad, m, v, step, hyper, active, copy=None, clear=True, squares=None):
     op = "bank_step_"
     if param.dtype == torch.float64:
@@ -254,7 +343,7 @@ def _on_its_device(kernel: Callable) -> Callable:
 
 LAUNCHERS = (
     lora_plan, lora_shrink, lora_shrink_multi, lora_expand_, lora_gram_, lora_gram, lora_backward_, lora_linear,
-    lora_decode_, bank_step_, bank_copy_,
+    lora_decode_, bank_step_, bank_copy_, lora_decode_multi_, lora_norm, lora_glu, rope_write_, attend,
 )  # fmt: skip
 
 

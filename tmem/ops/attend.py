@@ -12,6 +12,8 @@ def _fake(q, k, v, mask, scale):
     return q.new_empty(q.shape)
 
 
+WIDEST = {torch.float32: 128, torch.bfloat16: 256, torch.float16: 256}  # heads that the kernel for a GPU takes
+
 _op = define("attend(Tensor q, Tensor k, Tensor v, Tensor mask, float scale) -> Tensor", reference.attend, _fake)
 
 
@@ -21,9 +23,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
     g = h // (H/G). Zeros for a row that sees none. Not differentiable.
 
     q [B,H,D]; k and v [B,G,L,D], any strides, G a divisor of H; mask bool [B,L]; all fp32, bf16 or fp16 (sums in fp32,
-    rounded once at the end), or fp64. What a row does not see has no influence, NaN or not, and on the CPU is not read;
-    there a row's bits depend on what it sees alone, neither on L nor on its neighbours. Raises ValueError or TypeError
-    before anything is computed.
+    rounded once at the end), or fp64. What a row does not see has no influence, NaN or not, and is not read. A row's bits
+    depend neither on L nor on its neighbours; on the CPU on what it sees alone, on a GPU also on where that stands. There
+    heads wider than 256, or 128 in fp32, and fp64 go to the formula. Raises ValueError or TypeError before anything is
+    computed.
     """
     op = "attend"
     _checks.shape(op, "q", q, None, None, None)

@@ -52,3 +52,38 @@ def lora_decode_(y: Tensor, x: Tensor, a: Tensor, bt: Tensor, row_slot: Tensor, 
     _checks.written(op, {"y": y}, inputs)
     _op(y, x, a, bt, row_slot, rank, scale)
     _checks.changed(y)
+
+
+def _fake_multi(y, x, a, bt, row_slot, rank, scale):
+    return None
+
+
+_multi = define(
+    "lora_decode_multi_(Tensor(a!)[] y, Tensor x, Tensor[] a, Tensor[] bt, Tensor row_slot, Tensor rank, Tensor scale) -> ()",
+    reference.lora_decode_multi_,
+    _fake_multi,
+)
+MOST = 3  # projections of one x
+
+
+@_checks.public
+def lora_decode_multi_(
+    y: list[Tensor], x: Tensor, a: list[Tensor], bt: list[Tensor], row_slot: Tensor, rank: Tensor, scale: Tensor
+) -> None:
+    """lora_decode_ of one to three projections of one x, in one launch on a GPU: y[p][m] += (scale·x[m] a[p]ᵀ) bt[p], in place.
+
+    y[p] [M,N_p] and x [M,K] of one dtype; a[p] [S or 1,R,K], bt[p] [S,R,N_p], all a of one dtype and all bt of one; the rest
+    as of lora_decode_. A row's bits do not depend on its neighbours. Raises ValueError or TypeError before anything is written.
+    """
+    op = "lora_decode_multi_"
+    if not 1 <= len(y) <= MOST:
+        raise ValueError(f"{op}: y must hold 1 to {MOST} tensors, got {len(y)}")
+    for i, one in enumerate(y):
+        _checks.shape(op, f"y[{i}]", one, y[0].shape[0], None)
+        _checks.dtype(op, f"y[{i}]", one, *((y[0].dtype,) if i else _checks.ACTIVATION))
+    outputs = {f"y[{i}]": one for i, one in enumerate(y)}
+    _checks.adapters(op, outputs, x, a, bt, row_slot, rank, scale)
+    factors = {f"factor {i}": f for i, f in enumerate((*a, *bt))}
+    _checks.written(op, outputs, {"x": x, **factors, "row_slot": row_slot, "rank": rank, "scale": scale})
+    _multi(y, x, a, bt, row_slot, rank, scale)
+    _checks.changed(*y)

@@ -1,0 +1,121 @@
+"""One token of every row through a decoder's layers in few kernels, against the layers of transformers. On a CPU, where the
+formulas serve; tests/ops/test_triton.py holds the kernels against the formulas."""
+
+import pytest
+import tiny
+import tiny_bank
+import torch
+
+from tmem.adapters import token
+from tmem.agent import steps
+from tmem.agent.decode import decode
+from tmem.agent.steps import Spots, Steps
+from tmem.models import forward as fw
+from tmem.testing import rel_rms
+
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "mistral+window", "qwen3+windows"]
+OTHERS = ["granite", "smollm3", "olmo2", "glm", "glm4", "phi3", "qwen3_moe"]
+COLUMN = torch.tensor([40, 3, 0, 30])  # of each row's first token; the third row serves nobody
+
+
+def spots(t, slots=(0, -1, -1, 1)):
+    """What step t computes: rows of different lengths, each with a hole of padding before its own tokens."""
+    at, first = torch.arange(512), COLUMN
+    column = COLUMN + t * (COLUMN > 0)
+    seen = (at < COLUMN[:, None] - 2) | ((at >= first[:, None]) & (at <= column[:, None]))
+    return Spots(torch.tensor([5, 6, 0, 9]) + t, column + 1, column, list(slots), seen, 512)
+
+
+def logits(family, dtype, few, *, targets=tiny_bank.ALL, copy=None, cache=None, slots=(0, -1, -1, 1)):
+    """[3 steps, 4 rows, V]"""
+    with torch.inference_mode():
+        network, bank = tiny.model(family, dtype=dtype), None
+        if targets:
+            exact = torch.float64 if dtype == torch.float64 else torch.float32
+            bank = tiny_bank.bank_of(network, targets=targets, copy=copy, dtype=exact)
+            tiny_bank.fill(bank, bank.alloc(), bank.alloc(rank=2))
+            bank._refresh([0, 1])
+        step = Steps(network, bank, 4, 512)
+        step.few = few
+        step.cache.memory.copy_(torch.randn(step.cache.memory.shape, generator=torch.Generator().manual_seed(1)))
+        if cache is not None:
+            cache(step.cache.memory)
+        return torch.stack([step(spots(t, slots)).clone() for t in range(3)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("targets", [tiny_bank.ALL, tiny_bank.MLP, ("q_proj", "up_proj"), None], ids=str)
+def test_it_computes_what_the_layers_compute(family, targets):
+    """In fp64, in which transformers' norms and angles are still those of fp32."""
+    few, many = (logits(family, torch.float64, x, targets=targets) for x in (True, False))
+    assert rel_rms(few, many) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_rounds_no_worse(family, dtype):
+    """Off the same weights in fp64, beside transformers' layers, which round more often."""
+    network = tiny.model(family)
+    rounded = {name: p.to(dtype).double() for name, p in network.state_dict().items()}
+    exact, kept = tiny.model, torch.float64
+
+    def of_rounded(family, dtype):
+        made = exact(family, dtype=dtype)
+        made.load_state_dict(rounded)
+        return made
+
+    few, many = (logits(family, dtype, x, targets=None) for x in (True, False))
+    tiny.model = of_rounded
+    try:
+        want = logits(family, kept, False, targets=None)
+    finally:
+        tiny.model = exact
+    assert rel_rms(few, want) < 1.25 * rel_rms(many, want) + 1e-6
+
+
+def test_a_row_has_its_bits_among_any_others():
+    """Other slots and another NaN around it: the same bits."""
+
+    def sick(memory):
+        memory[:, :, 1] = float("nan")
+
+    want = logits("qwen3", torch.float32, True)
+    for slots in ((0, 1, 0, -1), (0, -1, 1, 1)):
+        got = logits("qwen3", torch.float32, True, slots=slots, cache=sick)
+        assert torch.equal(got[:, 0], want[:, 0])
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
+def test_families_that_it_knows(family):
+    """The others' layers are not of this shape: they run as before."""
+    assert token.known(tiny.model(family)) == (family in FAMILIES)
+    assert not token.fits(tiny.model(family), torch.device("cpu"))
+
+
+def test_what_it_does_not_know_is_left():
+    assert not token.known(tiny.model("llama", hidden_act="relu"))
+    assert not token.known(tiny.model("llama", dtype=torch.float64))
+    assert not token.known(tiny.model("llama", head_dim=192)) and token.known(tiny.model("llama", head_dim=192).bfloat16())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_the_decode_loop_takes_it(monkeypatch, family):
+    """Rows that join, end and move, in steps of few kernels: the tokens of the loop as it was."""
+    network = tiny.model(family)
+    bank = tiny_bank.bank_of(network)
+    tiny_bank.fill(bank, bank.alloc(), bank.alloc(rank=2))
+    prompts = [[7, 8, 9], [11] * 30, [5, 6] * 20, [3], [99, 98]]
+    wanted = dict(bank=bank, slots=[0, 1, -1, 0, 1], end=0, max_new=12, fixed=True)
+    want = decode(network, prompts, **wanted)
+    calls, plain = [], token.layers
+    monkeypatch.setattr(steps.token, "fits", lambda model, device: True)
+    monkeypatch.setattr(steps.token, "layers", lambda *args: (calls.append(1), plain(*args))[1])
+    bank.__dict__.pop("_decode_steps")
+    got = decode(network, prompts, **wanted)
+    assert calls and [g.ids for g in got] == [w.ids for w in want]
+
+
+def test_the_last_norm_is_not_taken_twice():
+    network = tiny.model()
+    hidden = torch.randn(4, 64)
+    assert torch.equal(fw.logits(network, fw.parts(network).norm(hidden), normed=True), fw.logits(network, hidden))

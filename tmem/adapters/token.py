@@ -1,0 +1,127 @@
+"""One new token of every row through a decoder's layers in few kernels: what a GPU takes for a step of decoding.
+
+Everything beside the products with frozen weights is one of four ops: see tmem.ops.TOKEN_PARTS. A projection's adapter is added
+by the op that reads the projection next, but for those of q, k and v, which one op adds. transformers' modules say what is
+computed, and hold the weights.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..models import forward as fw
+from ..models.families import FAMILIES
+from ..ops import attend, kernel_for, lora_decode_multi_, lora_glu, lora_norm, rope_write_
+from ..ops.attend import WIDEST
+from .attach import Route, Site, alone
+
+_GELU = {"SiLU": False, "SiLUActivation": False, "GELUTanh": True}  # of an activation's class: whether it is GELU by tanh
+
+
+class Columns(Protocol):
+    """Keys and values of every layer, and the column (int64 [M]) that each row writes."""
+
+    at: Tensor
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """[M,G,L,head] each."""
+
+
+def fits(model: nn.Module, device: torch.device) -> bool:
+    """Whether steps of this model are computed here: on a GPU with Triton, in a family that this file knows."""
+    if device.type != "cuda" or kernel_for("lora_norm", "cuda") != "Triton":
+        return False
+    return known(model)
+
+
+def known(model: nn.Module) -> bool:
+    """Whether this file computes what the model's layers do."""
+    if FAMILIES[model.config.model_type].norms is None:
+        return False
+    layers = fw.parts(model).layers
+    size, most = layers[0].self_attn.head_dim, WIDEST.get(next(model.parameters()).dtype, 0)
+    return size % 2 == 0 and size <= most and all(type(layer.mlp.act_fn).__name__ in _GELU for layer in layers)
+
+
+def layers(
+    model: nn.Module, hidden: Tensor, positions: Tensor, mask: Tensor, cache: Columns, route: Route | None
+) -> Tensor:  # fmt: skip
+    """As `forward.layers` of all layers and one token a row, hidden [M,1,D], and the norm after them: [M,D]."""
+    decoder = fw.parts(model)
+    kinds, rotaries, masks = fw.surroundings(model, hidden, positions, mask)
+    step, own = _Step(model, hidden, route), list(decoder.layers)
+    h = hidden[:, 0]
+    n = own[0].input_layernorm(h)
+    nexts = [*(layer.input_layernorm for layer in own[1:]), decoder.norm]
+    for index, (layer, kind, then) in enumerate(zip(own, kinds, nexts)):
+        cos, sin = (x[:, 0].expand(len(h), -1) for x in rotaries[kind])
+        keys, values = cache.layer(index)
+        seen = masks[kind][:, 0, 0].expand(len(h), -1)
+        y, x = step.attention(layer.self_attn, n, (cos, sin), (keys, values), cache.at, seen)
+        before = after = None
+        middle = layer.post_attention_layernorm
+        if hasattr(layer, "pre_feedforward_layernorm"):  # norms on both sides of each half
+            before, middle, after = middle, layer.pre_feedforward_layernorm, layer.post_feedforward_layernorm
+        h, n = step.norm(y, h, before, middle, layer.self_attn.o_proj, x)
+        y, x = step.mlp(layer.mlp, n)
+        h, n = step.norm(y, h, after, then, layer.mlp.down_proj, x)
+    return n
+
+
+class _Step:
+    """The pieces of a layer under a route, or without one."""
+
+    def __init__(self, model: nn.Module, hidden: Tensor, route: Route | None):
+        self.plus = FAMILIES[model.config.model_type].norms
+        self.sites: dict[nn.Module, Site] = {}
+        if route is not None:
+            self.sites = {site.module: site for site in route.bank.sites}
+            self.named = route.segments(hidden).slot, route.bank.rank, route.bank.scale
+
+    def product(self, module: nn.Module, x: Tensor) -> Tensor:
+        """The frozen layer alone."""
+        return alone(self.sites[module], x) if module in self.sites else module(x)
+
+    def adapters(self, modules: list[nn.Module], x: Tensor) -> tuple:
+        """x, a, bt, row_slot, rank and scale of these modules, as the ops take them; nothing where none has an adapter."""
+        factors = [self.sites[module].decoded for module in modules if module in self.sites]
+        if not factors:
+            return ()
+        a, bt = map(list, zip(*factors))
+        return x, a, bt, *self.named
+
+    def attention(self, module: nn.Module, n: Tensor, rotary, cache, at: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """What o_proj makes, without its adapter, and of what."""
+        projections = [module.q_proj, module.k_proj, module.v_proj]
+        made = [self.product(one, n) for one in projections]
+        if adapters := self.adapters(projections, n):
+            lora_decode_multi_([y for y, one in zip(made, projections) if one in self.sites], *adapters)
+        norms = getattr(module, "q_norm", None), getattr(module, "k_norm", None)
+        weights = [None if norm is None else norm.weight for norm in norms]
+        eps = 0.0 if norms[0] is None else _eps(norms[0])
+        q = rope_write_(*cache, *made, *rotary, at, *weights, eps, self.plus)
+        x = attend(q.to(cache[0].dtype), *cache, seen, module.scaling).flatten(1).to(n.dtype)
+        return self.product(module.o_proj, x), x
+
+    def norm(self, y: Tensor, h: Tensor, before: nn.Module | None, norm: nn.Module, of: nn.Module, x: Tensor):
+        """The residual sum with what the projection `of` makes of x, and its norm."""
+        first = None if before is None else before.weight
+        return lora_norm(y, h, first, norm.weight, _eps(norm), self.plus, *self.adapters([of], x))
+
+    def mlp(self, module: nn.Module, n: Tensor) -> tuple[Tensor, Tensor]:
+        """What down_proj makes, without its adapter, and of what."""
+        projections = [module.gate_proj, module.up_proj]
+        gate, up = (self.product(one, n) for one in projections)
+        adapters = self.adapters(projections, n)
+        if adapters and len(adapters[1]) == 1:  # a bank may leave one of the two out
+            lora_decode_multi_([gate if projections[0] in self.sites else up], *adapters)
+            adapters = ()
+        x = lora_glu(gate, up, _GELU[type(module.act_fn).__name__], *adapters)
+        return self.product(module.down_proj, x), x
+
+
+def _eps(norm: nn.Module) -> float:
+    return norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
