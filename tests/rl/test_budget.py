@@ -18,8 +18,8 @@ from tmem.agent.config import agent_config
 from tmem.agent.learn import learn
 from tmem.agent.loop import Agent
 from tmem.episode import Pair
+from tmem.models import attention, quantised
 from tmem.models import forward as fw
-from tmem.models import quantised
 from tmem.models.bases import is_linear, tensors_of
 from tmem.models.merge import Beside
 from tmem.rl import budget
@@ -146,11 +146,12 @@ def test_keys_and_values_are_those_that_decoding_allocates(monkeypatch, rows, pr
     assert largest.cache.memory.nbytes == found["keys and values of steps"]
 
 
-def kept_by_a_layer(dtype, frozen, **sizes):
+def kept_by_a_layer(dtype, frozen, packed, **sizes):
     """Bytes that autograd keeps of one more layer, a token."""
     network = model(dtype=dtype, **sizes)
     bank = bank_of(network, slots=2, targets=MLP, init="random")
     slots, hidden = [bank.alloc(), bank.alloc()], torch.randn(2, 64, network.config.hidden_size).to(dtype)
+    mask = fw.Branches(torch.zeros(2, 64, dtype=torch.int64)) if packed else None
     if not frozen:
         network.requires_grad_(True)
     own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers(), bank.param, *bank.factors)}
@@ -164,23 +165,25 @@ def kept_by_a_layer(dtype, frozen, **sizes):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), bank.route(slots, learn=frozen):
-            fw.layers(network, hidden, torch.arange(64)[None], fw.causal_mask(64), stop=layers)
+            fw.layers(network, hidden, torch.arange(64)[None], mask, stop=layers)
         found.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
     return (found[1] - found[0]) / 128
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_activations_are_counted_right_to_a_tenth(monkeypatch, dtype, frozen):
+def test_activations_are_counted_right_to_a_tenth(monkeypatch, dtype, frozen, packed):
     """By attention that keeps no probabilities, as that of a GPU."""
-    monkeypatch.setattr(fw, "choose", lambda *_: None)
+    monkeypatch.setattr(attention, "MOST", 0)
     for sizes in (
         {"hidden_size": 256, "num_attention_heads": 16, "num_key_value_heads": 4, "intermediate_size": 512},
         {"hidden_size": 512, "num_attention_heads": 16, "num_key_value_heads": 16, "intermediate_size": 384},
     ):
         shape = budget.Shape.of(model(**sizes).config)
-        want = kept_by_a_layer(dtype, frozen, **sizes)
-        assert budget.activations(shape, 1, 1, dtype.itemsize, frozen=frozen).bytes == pytest.approx(want, rel=0.1)
+        want = kept_by_a_layer(dtype, frozen, packed, **sizes)
+        found = budget.activations(shape, 1, 1, dtype.itemsize, frozen=frozen, packed=packed)
+        assert found.bytes == pytest.approx(want, rel=0.1)
 
 
 @pytest.mark.parametrize("train_a", [False, True])

@@ -130,13 +130,12 @@ def _computed(model, pieces: list[list[int]], after: tuple[fw.KVCache, Tensor, l
     ids = fw.pad(pieces, width, device=device, dummies=False)  # products have 16 rows and more
     positions = torch.arange(width, device=device)[None]
     if after is None:
-        cache = fw.KVCache(width)
-        mask = fw.causal_mask(width, device, fw.shown(width))
+        cache, mask = fw.KVCache(width), None
     else:
         (cache, rows, begun), old = after, after[0].length
         cache = cache.widened(rows, old + width)
         before = torch.tensor(begun, device=device)[:, None]
-        mask = fw.continued_mask(before, old, width, fw.shown(old + width))
+        mask = fw.Branches(torch.zeros(1, width, dtype=torch.int64, device=device), before, old)
         positions = positions + before
     hidden = fw.layers(model, fw.embed(model, ids), positions, mask, cache=cache)
     cache.advance(width)

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..adapters.bank import AdapterBank
 from ..models import forward as fw
@@ -156,7 +155,8 @@ def _after_each(
     sizes = [len(branch.ids) for branch in branches]
     cache = begun.cache.widened(begun.rows, old + len(ids))
     positions = torch.tensor([before + k for size in sizes for k in range(size)], device=device)[None]
-    mask = _mask(sizes, before, old, fw.shown(old + len(ids)), device)
+    numbers = torch.tensor([number for number, size in enumerate(sizes, 1) for _ in range(size)], device=device)
+    mask = fw.Branches(numbers[None], torch.tensor([[before]], device=device), old)
     with routed(bank, None if slot is None else [slot], [len(ids)]):
         hidden = fw.layers(model, fw.embed(model, torch.tensor([ids], device=device)), positions, mask, cache=cache)
     logits = fw.head(model, hidden[0]).float()
@@ -165,12 +165,3 @@ def _after_each(
     ending = (logits[:, end] - total).tolist()
     stops = list(itertools.accumulate(sizes))
     return [(following[stop - size : stop - 1], ending[stop - size : stop]) for size, stop in zip(sizes, stops)]
-
-
-def _mask(sizes: Sequence[int], before: int, old: int, columns: int, device) -> Tensor:
-    """bool [1, 1, tokens, columns]: a token sees `before` of the first `old` columns, and its own branch up to itself."""
-    branch = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    out = torch.zeros(len(branch), columns, dtype=torch.bool)
-    out[:, :before] = True
-    out[:, old : old + len(branch)] = (branch[:, None] == branch).tril()
-    return out[None, None].to(device)

@@ -160,14 +160,16 @@ def _writing(shape: Shape, compute: int, agent: AgentConfig, rollouts: int) -> l
     )  # fmt: skip
 
 
-def activations(shape: Shape, tokens: int, layers: int, compute: int, *, again: bool = False, frozen: bool = False) -> Item:
+def activations(
+    shape: Shape, tokens: int, layers: int, compute: int, *, again: bool = False, frozen: bool = False, packed: bool = False
+) -> Item:
     """What a pass over `tokens` keeps in `layers` layers for its backward.
 
     again: they are computed again there. frozen: no weight is trained, so that what one multiplies need not be kept.
-    Norms keep what they read and what they make, in fp32. Attention keeps queries, keys and values of every head, and what it
-    makes.
+    packed: rows hold several texts, whose attention takes keys and values for every head.
+    Norms keep what they read and what they make, in fp32. Attention keeps queries, keys, values and what it makes.
     """
-    wide = 4 * shape.q + (3 if frozen else 4) * shape.ffn
+    wide = 2 * shape.q + 2 * (shape.q if packed else shape.kv) + (3 if frozen else 4) * shape.ffn
     whole = (2 if compute == 4 else 4) * shape.hidden + (0 if frozen else 4 * shape.hidden) + wide
     kept = shape.hidden if again else whole
     return Item(
@@ -191,7 +193,7 @@ def of_memories(
         Item("memories", memories * each * p, f"{memories} · {matrices} matrices in fp32{copy}, P = {p:,} each"),
         Item("A", layers * agent.adapter.rank * shared * (4 + 2 * bf16), "shared by all"),
         *keys_and_values(shape, compute, rows=at_once, prompt=ASKED, most=agent.answer.max_new),
-        activations(shape, tokens, layers, compute, frozen=True),
+        activations(shape, tokens, layers, compute, frozen=True, packed=True),
         Item("logits of a pass", 2 * 4 * (tokens // 4) * shape.vocab,
              f"with gradient 2 · 4 · {tokens // 4} labels · {shape.vocab:,}"),
     ]  # fmt: skip
