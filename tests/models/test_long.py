@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from allocated import peak
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from wrong import square_masks
@@ -96,6 +97,17 @@ def test_what_is_kept_for_backward_grows_as_the_length(family, kind):
     assert many <= 2.1 * few
     with pytest.raises(AssertionError):
         assert square_masks.compute(kept, 4096) <= 2.1 * few
+
+
+@pytest.mark.parametrize("kind", ["alone", "branches", "prefill", "continued"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_the_peak_of_a_pass_grows_as_its_length(family, kind):
+    network = tiny.model(family)
+    with torch.inference_mode():
+        few, many = (peak(lambda n=n: passed(network, n, kind)) for n in (2048, 4096))
+        assert many <= 2.1 * few
+        with pytest.raises(AssertionError):
+            assert square_masks.compute(peak, lambda: passed(network, 4096, kind)) <= 2.1 * few
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -163,33 +163,39 @@ class Decoding:
         prompts, slots = [row.prompt for row in rows], None
         if self.bank is not None:
             slots = [p.slot for p in prompts]
-        found = list(read(self.model, self.bank, Prompts([p.ids for p in prompts], [p.begin for p in prompts], slots)))
-        states = torch.cat([last for *_, last in found])
-        dummies = fw.filled(len(states)) - len(states)
-        logits = fw.logits(self.model, torch.cat([states, states[:1].expand(dummies, -1)]))[: len(rows)]
-        for row, left in zip(rows, slight(logits, [row.sampler for row in rows])):
-            row.ended = left
-        self._add(rows, logits)
-        parts, going, at = [], [], 0
-        for cache, sources, _ in found:
-            mine = rows[at : at + len(sources)]
-            at += len(sources)
-            if on := [i for i, row in enumerate(mine) if not row.ended]:
-                parts.append((cache, sources[on]))
-                going += [mine[i] for i in on]
-        if going:
-            self._place(going, parts)
+        coming = [row for row in rows if row.prompt.most > 1]  # those that may take a step and have no place yet
+        for members, found in read(self.model, self.bank, Prompts([p.ids for p in prompts], [p.begin for p in prompts], slots)):
+            mine = [rows[i] for i in members]
+            dummies = fw.filled(len(mine)) - len(mine)
+            logits = fw.logits(self.model, torch.cat([found.last, found.last[:1].expand(dummies, -1)]))[: len(mine)]
+            for row, left in zip(mine, slight(logits, [row.sampler for row in mine])):
+                row.ended = left
+            self._add(mine, logits)
+            on = [i for i, row in enumerate(mine) if not row.ended]
+            if on:
+                self._reserve([row for row in coming if not row.ended], found.cache.layer(0)[0])
+                self._put([mine[i] for i in on], (found.cache, found.rows[on]))
+            coming = [row for row in coming if row not in mine]
+            del found  # before the next pass
 
-    def _place(self, rows: list[Row], parts: list[Part]) -> None:
-        """Give rows places, free ones where there is room, and take over what was read of them."""
-        columns = max(row.begun[1] + min(row.prompt.most, ROOM) for row in rows)
+    def _reserve(self, rows: Sequence[Row], like: Tensor) -> None:
+        """Have room for these rows, which have no places yet. like: keys of a prompt."""
+        columns = max(map(self._columns, rows))
         if columns > self._steps.columns or self._rows.count(None) < len(rows):
-            self._resize(len(self.alive) + len(rows), max(columns, self._steps.columns), parts[0][0].layer(0)[0])
+            self._resize(len(self.alive) + len(rows), max(columns, self._steps.columns), like)
+
+    def _put(self, rows: Sequence[Row], part: Part) -> None:
+        """Give rows free places, and take over what was read of them."""
         places = [i for i, row in enumerate(self._rows) if row is None][: len(rows)]
-        self._steps.put(places, parts)
+        self._steps.put(places, part)
         for place, row in zip(places, rows):
             self._rows[place] = row
         self._read = None
+
+    def _columns(self, row: Row) -> int:
+        """Those that a row is to have: as far as it may go, or some ahead where there can be more later."""
+        most = row.prompt.most
+        return row.begun[1] + (max(len(row.tokens), min(most, ROOM)) if self._steps.grows else most)
 
     def _resize(self, rows: int, columns: int, like: Tensor | None = None) -> None:
         """Make room for so many rows, those that are alive among them."""
@@ -205,7 +211,7 @@ class Decoding:
         if not alive:
             return
         if len(alive) <= len(self._rows) // 2 and len(self._rows) > fw.ROWS:  # half of the rows or more have ended
-            self._resize(len(alive), max(row.begun[1] + max(len(row.tokens), ROOM) for _, row in alive))
+            self._resize(len(alive), max(self._columns(row) for _, row in alive))
             alive = list(enumerate(self.alive))
         if (last := max(row.column for _, row in alive)) >= self._steps.columns:
             self._resize(len(alive), last + 1)

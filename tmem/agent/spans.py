@@ -73,7 +73,7 @@ def ranked(model, bank: AdapterBank | None, chat: Chat, passage: str, slot: int 
     if not branches:
         return Ranked(prompt, then, [])
     with turn():
-        (begun,) = read(model, bank, Prompts([prompt], [0], None if slot is None else [slot]))
+        ((_, begun),) = read(model, bank, Prompts([prompt], [0], None if slot is None else [slot]))
         first = fw.head(model, begun.last)[0].float().log_softmax(-1)
     likely = sorted(branches, key=lambda branch: -float(first[branch.ids[0]]))[:STARTS]
     with turn():

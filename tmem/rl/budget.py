@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from ..agent.config import AgentConfig
 from ..agent.decode import MAX_ROWS, ROOM
 from ..agent.learn import MAX_TOKENS
-from ..agent.prefill import widths
-from ..agent.steps import extent
+from ..agent.prefill import at_once, widths
+from ..agent.steps import bucket, extent
 from ..models.families import FAMILIES, FUSED, joined
-from ..models.forward import shown
+from ..models.forward import ROWS, shown
 from ..models.quantised import weight_bytes
 from .config import TrainConfig
 
@@ -130,9 +130,9 @@ def weights(shape: Shape, bits: str | None, compute: int) -> list[Item]:
 def keys_and_values(
     shape: Shape, compute: int, *, rows: int, prompt: int, most: int, begin: int = 0, beginnings: int = 0
 ) -> list[Item]:
-    """Those of prompts while they are read, and of the steps after them, at fixed addresses as on a GPU.
+    """Those of prompts while one pass reads them, and of the steps after them, at fixed addresses as on a GPU.
 
-    rows        prompts at once
+    rows        prompts that are gone on with together; a pass reads prefill.at_once of them
     prompt      tokens of each, all different
     most        tokens generated after each
     begin       of the tokens of each, how many are read first; `beginnings`, those that differ, are kept
@@ -140,13 +140,30 @@ def keys_and_values(
     token = shape.layers * 2 * shape.kv * compute
     first, then = widths(range(prompt), begin)
     read, kept = shown(first + then), beginnings * shown(first)
-    places, columns = extent(rows, -(-(first + then + max(min(most, ROOM), most - 1)) // ROOM) * ROOM)
-    each = f"{shape.layers} layers · 2 · {shape.kv} · {compute}"
-    said = f"({rows} rows · {read} tokens + {beginnings} · {shown(first)})" if kept else f"{rows} rows · {read} tokens"
-    return [
-        Item("keys and values of prompts", (rows * read + kept) * token, f"{said} · {each}"),
+    places, columns = extent(rows, -(-(first + then + most) // ROOM) * ROOM)
+    each, some = f"{shape.layers} layers · 2 · {shape.kv} · {compute}", min(rows, at_once(first, then))
+    said = f"({some} rows · {read} tokens + {beginnings} · {shown(first)})" if kept else f"{some} rows · {read} tokens"
+    out = [
+        Item("keys and values of prompts", (some * read + kept) * token, f"{said} · {each}"),
         Item("keys and values of steps", places * columns * token, f"{places} rows · {columns} tokens · {each}"),
     ]
+    if places > ROWS:
+        half, name = bucket(places // 2), "those that half of the rows go on with"
+        out.append(Item(name, half * columns * token, f"{half} rows · {columns} tokens · {each}"))
+    return out
+
+
+def reading(shape: Shape, tokens: int, compute: int) -> Item:
+    """What a pass without gradients holds at its peak: a layer's input, the sum behind its attention and the norm of that, and
+    three times what the MLP makes of a token. Attention keeps no mask and no scores."""
+    wide = 3 * shape.hidden + 3 * shape.ffn
+    return Item("a pass that reads (estimate)", tokens * wide * compute, f"{tokens} tokens · {wide:,} elements · {compute}")
+
+
+def _read(rows: int, prompt: int, begin: int = 0) -> int:
+    """Tokens of the largest pass that reads so many prompts."""
+    first, then = widths(range(prompt), begin)
+    return max(min(rows, at_once(first, then)) * then, rows * first)
 
 
 def _writing(shape: Shape, compute: int, agent: AgentConfig, rollouts: int) -> list[Item]:
@@ -154,10 +171,11 @@ def _writing(shape: Shape, compute: int, agent: AgentConfig, rollouts: int) -> l
     passage, replies = agent.write.window + WORDS, agent.write.replies
     most, rows = agent.write.max_new, min(rollouts * replies, MAX_ROWS)
     if replies == 1:
-        return keys_and_values(shape, compute, rows=rows, prompt=passage, most=most)
-    return keys_and_values(
-        shape, compute, rows=rows, prompt=passage + ASKED, most=most, begin=passage, beginnings=rollouts
-    )  # fmt: skip
+        kept = keys_and_values(shape, compute, rows=rows, prompt=passage, most=most)
+        return [*kept, reading(shape, _read(rows, passage), compute)]
+    asked = passage + ASKED
+    kept = keys_and_values(shape, compute, rows=rows, prompt=asked, most=most, begin=passage, beginnings=rollouts)
+    return [*kept, reading(shape, _read(min(rows, rollouts), asked, passage), compute)]
 
 
 def activations(
@@ -179,20 +197,23 @@ def activations(
 
 
 def of_memories(
-    shape: Shape, agent: AgentConfig, *, memories: int, at_once: int = 1, bits: str | None = None, bf16: bool = True
-) -> list[Item]:
-    """The memory of a GPU that holds memories over one model. at_once: how many are taught, or asked, together."""
+    shape: Shape, agent: AgentConfig, *, memories: int, together: int = 1, bits: str | None = None, bf16: bool = True,
+    context: int = ASKED,
+) -> list[Item]:  # fmt: skip
+    """The memory of a GPU that holds memories over one model. together: how many are taught, or asked, at once. context: tokens
+    of what each is asked."""
     compute, p = 2 if bf16 else 4, row(shape, agent)
     layers = min(agent.adapter.last_layers, shape.layers)
     matrices = 2 + 2 * (agent.adapter.optimizer == "adamw")
     each, copy = 4 * matrices + 2 * bf16, " + one in bf16" * bf16
     shared = 0 if agent.adapter.train_a else sum(inner for inner, _ in shape.adapted(agent.adapter.targets).values())
-    tokens = min(MAX_TOKENS, at_once * agent.learn.batch * TAUGHT)
+    tokens = min(MAX_TOKENS, together * agent.learn.batch * TAUGHT)
     return [
         *weights(shape, bits, compute),
         Item("memories", memories * each * p, f"{memories} · {matrices} matrices in fp32{copy}, P = {p:,} each"),
         Item("A", layers * agent.adapter.rank * shared * (4 + 2 * bf16), "shared by all"),
-        *keys_and_values(shape, compute, rows=at_once, prompt=ASKED, most=agent.answer.max_new),
+        *keys_and_values(shape, compute, rows=together, prompt=context, most=agent.answer.max_new),
+        reading(shape, _read(together, context), compute),
         activations(shape, tokens, layers, compute, frozen=True, packed=True),
         Item("logits of a pass", 2 * 4 * (tokens // 4) * shape.vocab,
              f"with gradient 2 · 4 · {tokens // 4} labels · {shape.vocab:,}"),
