@@ -21,6 +21,7 @@ from torch import Tensor
 from ..adapters.bank import AdapterBank
 from ..adapters.routes import alone
 from ..models import forward as fw
+from ..models.rope import positions as standing
 
 AT_ONCE = 32768  # columns of keys and values that a pass makes, or one prompt's; they last until the steps have taken them
 
@@ -148,7 +149,8 @@ def _computed(model, pieces: list[list[int]], after: tuple[fw.KVCache, Tensor, l
     """
     device, width = next(model.parameters()).device, fw.bucket(len(pieces[0]))
     ids = fw.pad(pieces, width, device=device, dummies=False)  # products have 16 rows and more
-    positions = torch.arange(width, device=device)[None]
+    lengths = [len(piece) for piece in pieces]
+    positions = standing(model.config, lengths, width, device)
     if after is None:
         cache, mask = fw.KVCache(width), None
     else:
@@ -159,7 +161,7 @@ def _computed(model, pieces: list[list[int]], after: tuple[fw.KVCache, Tensor, l
         positions = positions + before
     hidden = fw.layers(model, fw.embed(model, ids), positions, mask, cache=cache)
     cache.advance(width)
-    return cache, hidden[torch.arange(len(pieces), device=device), torch.tensor([len(p) - 1 for p in pieces], device=device)]
+    return cache, hidden[torch.arange(len(pieces), device=device), torch.tensor(lengths, device=device) - 1]
 
 
 def _shared(

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from .attention import choose
 from .families import APART, FAMILIES, SLIDING, kinds, unlike
 from .masks import Branches, shown
+from .rope import positions as standing
+from .rope import rotation
 
 # One minibatch holds sequences of one bucket only, right-padded to it: a row's bits depend on its own bucket, never on
 # the other rows. Buckets finer than powers of two waste fewer padded tokens.
@@ -86,7 +88,7 @@ def layers(
         )
     if mask is None and cache is not None and cache.length:
         raise ValueError(f"forward: the cache holds {cache.length} columns; mask must say which of these every token sees.")
-    rotaries = {kind: decoder.rotary_emb(hidden, positions, *((kind,) if family.ropes else ())) for kind in dict.fromkeys(of)}
+    rotaries = {kind: rotation(decoder, hidden, positions, kind) for kind in dict.fromkeys(of)}
     attend_by = {
         kind: choose(hidden, mask, config.sliding_window if kind == SLIDING else None, cache is not None) for kind in rotaries
     }
@@ -128,11 +130,17 @@ def token_logits(
     """Logits [len(rows), V], in the model's dtype, at positions (row, column) of right-padded `ids` int64 [B, T]; the head
     runs nowhere else.
 
+    Of a row the tokens up to the last position asked for are its text.
+
     positions, branches  int64 [B, T]: where every token stands in its own text, and which one of the texts that share the
                          beginning of the row, branch 0, it belongs to; None: every row is one text
     """
     length = ids.shape[1]
-    positions = torch.arange(length, device=ids.device)[None] if positions is None else positions
+    if positions is None:
+        ends = [1] * len(ids)
+        for row, column in zip(rows, columns):
+            ends[row] = max(ends[row], column + 1)
+        positions = standing(model.config, ends, length, ids.device)
     hidden = layers(model, embed(model, ids), positions, None if branches is None else Branches(branches))
     return head(model, hidden[rows, columns])
 
