@@ -244,12 +244,13 @@ def _read_(model: nn.Module, weights: dict[str, Stored], world: World, device: t
 class Sharded(Policy):
     """FSDP2 over the decoder's layers. The model must be in fp32; it computes in `compute`.
 
-    weights: those of a model without any, on torch's meta device; each rank reads its own rows of them alone.
+    weights: those of a model without any, on torch's meta device; each rank reads its own rows of them alone, to `device`.
     """
 
     def __init__(
-        self, model: nn.Module, world: World, compute: torch.dtype = torch.float32, weights: dict[str, Stored] | None = None
-    ):
+        self, model: nn.Module, world: World, compute: torch.dtype = torch.float32,
+        weights: dict[str, Stored] | None = None, device: torch.device | None = None,
+    ):  # fmt: skip
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -257,7 +258,7 @@ class Sharded(Policy):
         if any(p.dtype != torch.float32 for _, p in named):
             raise ValueError(f"Sharded: expected an fp32 model, got {named[0][1].dtype}; load it with dtype=torch.float32.")
         pieces = _Pieces(model)
-        device = named[0][1].device if weights is None else world.device or torch.device("cpu")
+        device = named[0][1].device if weights is None else device or torch.device("cpu")
         mesh = init_device_mesh(device.type, (world.size,))
         mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
         for module in (*fw.parts(model).layers, pieces):
