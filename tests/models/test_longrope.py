@@ -11,6 +11,7 @@ from wrong import longest_row_decides
 from tmem.agent.agent import Agent
 from tmem.agent.decode import Decoding, Prompt, decode
 from tmem.agent.learn import learn
+from tmem.agent.spans import ranked
 from tmem.models import forward as fw
 from tmem.models import loading
 from tmem.models.families import outgrown, trainable
@@ -23,7 +24,7 @@ TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13}
 LENGTHS = (7, 63, 64, 65, 70, 130)
 
 
-def model(family="phi3", dtype=torch.float32, **sizes):
+def model(family="phi3", dtype=torch.float32, most=MOST, **sizes):
     """Heads of 16, of which Phi-3 rotates three quarters."""
     share = 0.75 if "phi3" in family else 1.0
     count = int(16 * share) // 2
@@ -32,10 +33,10 @@ def model(family="phi3", dtype=torch.float32, **sizes):
         "rope_theta": 1e4,
         "short_factor": [1.0 + 0.1 * i for i in range(count)],
         "long_factor": [2.0 + 1.5 * i for i in range(count)],
-        "original_max_position_embeddings": MOST,
+        "original_max_position_embeddings": most,
         "partial_rotary_factor": share,
     }
-    more = {"original_max_position_embeddings": MOST} if "phi3" in family else {}
+    more = {"original_max_position_embeddings": most} if "phi3" in family else {}
     return tiny.model(family, dtype=dtype, rope_parameters=rope, max_position_embeddings=512, **more, **sizes)
 
 
@@ -126,6 +127,21 @@ def test_a_memory_learns_and_answers_across():
         found = ours(agent.model, [prompt + generation.ids for prompt, generation in zip(prompts, said)])
     for prompt, generation, logits in zip(prompts, said, found):
         assert generation.ids[-1] == int(logits[-2].argmax()) and len(prompt) + 20 > MOST
+
+
+@pytest.mark.parametrize("room", [-1, 0, 5, 1000])
+def test_spans_of_a_passage_are_as_probable_as_the_model_says(room):
+    """The passage is beyond the short factors already, or spans end where it would come to be."""
+    passage = "Ada: I live in Oslo, in the old town. My dog is Rex; he is 3 or 4."
+    plain = Agent.build(tiny.model(), tiny.Letters(), CONFIG, 1)
+    length = len(ranked(plain.model, None, plain.chat, passage, None).prompt)
+    network = model(most=length + room)
+    found = ranked(network, None, plain.chat, passage, None)
+    assert len(found.prompt) == length and bool(found.spans) == (room != 0)
+    for span in found.spans:
+        ids = [*found.prompt, *span.ids, found.then[0]]
+        rows = theirs(network, ids[:-1]).log_softmax(-1)
+        assert span.logprobs == pytest.approx([float(rows[k - 1, ids[k]]) for k in range(length, len(ids))], abs=1e-4)
 
 
 def test_it_loads_and_is_not_trained(tmp_path):

@@ -23,6 +23,7 @@ import torch
 from ..adapters.bank import AdapterBank
 from ..models import forward as fw
 from ..models.chat import Chat
+from ..models.families import outgrown
 from ..words import normalise
 from .prefill import Prompts, Read, read, routed
 from .sampling import uniforms
@@ -69,7 +70,8 @@ def ranked(model, bank: AdapterBank | None, chat: Chat, passage: str, slot: int 
     lead = chat.answer(ANSWER)[:-1]
     prompt = chat.prompt(beside(passage, ONE)) + lead
     then = _after(chat, f"{ANSWER} x", f"\n{QUESTION}")
-    branches = _branches(chat, passage, lead)
+    most = outgrown(model.config)  # a span ends where the keys of the passage would have to be others
+    branches = _branches(chat, passage, lead, TOKENS if most is None or len(prompt) > most else min(TOKENS, most - len(prompt)))
     if not branches:
         return Ranked(prompt, then, [])
     with turn():
@@ -131,15 +133,16 @@ def _after(chat: Chat, text: str, more: str) -> list[int]:
     return whole[len(before) :] if whole[: len(before)] == before else chat.plain(more)
 
 
-def _branches(chat: Chat, passage: str, lead: list[int]) -> list[_Branch]:
+def _branches(chat: Chat, passage: str, lead: list[int], most: int) -> list[_Branch]:
+    """What begins at each word, of `most` tokens at most."""
     words = [found.span() for found in _WORD.finditer(passage)]
     out = []
     for i, (start, _) in enumerate(words):
         ends = {stop for _, stop in words[i : i + WORDS] if "\n" not in passage[start:stop]}
         ids = chat.answer(f"{ANSWER} {passage[start : max(ends)]}")[:-1]
-        if ids[: len(lead)] != lead:
+        same, ids = ids[: len(lead)] == lead, ids[len(lead) :][:most]
+        if not (same and ids):
             continue
-        ids = ids[len(lead) :][:TOKENS]
         told = [start + len(chat.text(lead + ids[:count])[len(ANSWER) :].lstrip()) for count in range(1, len(ids) + 1)]
         stops = [(count, stop) for count, stop in enumerate(told, 1) if stop in ends]
         out += [_Branch(start, ids, stops)] if stops else []
