@@ -74,9 +74,8 @@ class _Step:
         generator = torch.Generator().manual_seed(1)
         self.ids = torch.randint(1, 150, (self.slots, self.context + 1), generator=generator).to(device)
         with torch.inference_mode():
-            mask = fw.causal_mask(self.context, device, fw.shown(self.context))
             embedded, positions = fw.embed(self.network, self.ids[:, :-1]), torch.arange(self.context)[None]
-            fw.layers(self.network, embedded, positions, mask, cache=self.cache)
+            fw.layers(self.network, embedded, positions, None, cache=self.cache)
         columns = torch.arange(fw.shown(self.context + 1), device=device)
         self.mask = (columns[None, None, None] <= self.context).expand(self.slots, -1, -1, -1)
         self.position = torch.full((self.slots, 1), self.context, device=device)

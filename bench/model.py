@@ -75,7 +75,7 @@ class _Passes:
         self.bank.detach()
         rows, width = len(self.lengths), max(self.lengths)
         ids = torch.randint(1, 150, (rows, width), generator=torch.Generator().manual_seed(1)).to(device)
-        self.positions, self.mask = torch.arange(width, device=device)[None], fw.causal_mask(width, device)
+        self.positions = torch.arange(width, device=device)[None]
         self.hidden = fw.embed(self.network, ids).detach()
         self.dy = torch.randn(self.hidden.shape, generator=torch.Generator().manual_seed(2)).to(device, case.dtype)
         for row, length in enumerate(self.lengths):
@@ -86,7 +86,7 @@ class _Passes:
         """Forward and backward; the states of every row's last token [B, D]."""
         with precision(self.case):
             h = self.hidden.clone().requires_grad_()
-            out = fw.layers(self.network, h, self.positions, self.mask)
+            out = fw.layers(self.network, h, self.positions, None)
             out.backward(self.dy)
             return torch.stack([out[i, n - 1].detach() for i, n in enumerate(self.lengths)])
 

@@ -40,7 +40,7 @@ class _Update:
         ids = torch.randint(1, 150, (self.pairs, TOKENS), generator=torch.Generator().manual_seed(1))
         self.batch = fw.pad(ids.tolist(), fw.bucket(TOKENS), device=device)
         length = self.batch.shape[1]
-        self.positions, self.mask = torch.arange(length, device=device)[None], fw.causal_mask(length, device)
+        self.positions = torch.arange(length, device=device)[None]
         self.targets = ids[:, -LABELS:].to(device)
         self.labelled = torch.arange(TOKENS - LABELS - 1, TOKENS - 1, device=device)
         self.bank.detach()
@@ -51,11 +51,11 @@ class _Update:
     @torch.no_grad()
     def trunk(self) -> Tensor:
         embedded = fw.embed(self.network, self.batch)
-        return fw.layers(self.network, embedded, self.positions, self.mask, stop=self.bank.first_layer)
+        return fw.layers(self.network, embedded, self.positions, None, stop=self.bank.first_layer)
 
     def loss(self, hidden: Tensor, everywhere: bool) -> Tensor:
         with self.bank.route([0] * self.pairs, lengths=[TOKENS] * self.pairs):
-            hidden = fw.layers(self.network, hidden, self.positions, self.mask, start=self.bank.first_layer)
+            hidden = fw.layers(self.network, hidden, self.positions, None, start=self.bank.first_layer)
             if everywhere:
                 logits = fw.logits(self.network, hidden)[:, self.labelled]
             else:

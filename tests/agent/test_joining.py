@@ -110,9 +110,11 @@ def grown_over_a_bad_one(agent):
         for _ in range(20):
             decoding.step()
     with decoding_of(agent, True, frozenset()) as decoding:
-        decoding.join([Prompt(short, 300, 1)])  # 512 at first
-        while decoding._steps.columns == 512:
-            decoding.step()
+        decoding.join([Prompt(short, 100, 1)])  # 512, until a longer one joins
+        decoding.step()
+        assert decoding._steps.columns == 512
+        decoding.join([Prompt(long, 40, 1)])
+        assert decoding._steps.columns == 1024
         return bool(decoding._steps.steps.cache.memory[:, :, 0].isfinite().all())
 
 

@@ -43,7 +43,7 @@ def alone(agent, taught, slot=0):
         ids = torch.tensor([prompt + answer])
         length = ids.shape[1]
         with agent.bank.route([slot], learn=True):
-            hidden = fw.layers(agent.model, fw.embed(agent.model, ids), torch.arange(length)[None], fw.causal_mask(length))
+            hidden = fw.layers(agent.model, fw.embed(agent.model, ids), torch.arange(length)[None], None)
             said = fw.logits(agent.model, hidden[0, len(prompt) - 1 : -1])
             (F.cross_entropy(said, torch.tensor(answer), reduction="sum") / total).backward()
     return agent.bank.grad[slot].clone()

@@ -11,6 +11,7 @@ import signal
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tiny import PLAIN, Letters, model
 
 from tmem.agent import agent
@@ -20,6 +21,7 @@ from tmem.files import folders
 from tmem.files.folders import atomic_file
 from tmem.models import loading
 from tmem.models.quantised import quantise_
+from tmem.models.shards import stored
 from tmem.rl import grpo, trainer
 from tmem.rl.workers import Workers
 from tmem.rl.world import ALONE, World
@@ -77,11 +79,19 @@ def prepare(out: Path, extra: str = "", dtype: torch.dtype = torch.float32) -> P
         network = model(dtype=wanted.get("dtype", dtype), max_position_embeddings=4096)
         return network if bits is None else quantise_(network, bits, "cpu"), Letters()
 
+    def unfilled(name=None):
+        folder, whole = out.parent / f"weights-{os.getpid()}", model(max_position_embeddings=4096)
+        folder.mkdir(exist_ok=True)
+        save_file(dict(whole.named_parameters()), folder / "model.safetensors")
+        with torch.device("meta"):
+            network = type(whole)(whole.config).eval()
+        return network, Letters(), stored(folder)
+
     def save(network, tokenizer, path, weights=None):
         path.mkdir(parents=True, exist_ok=True)
         torch.save(weights or network.state_dict(), path / "weights.pt")
 
-    loading.load_model, loading.save_model = load, save
+    loading.load_model, loading.unfilled, loading.save_model = load, unfilled, save
     return file
 
 

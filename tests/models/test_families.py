@@ -23,7 +23,7 @@ from tmem.agent.agent import Agent
 from tmem.agent.decode import decode
 from tmem.agent.learn import learn
 from tmem.models import forward as fw
-from tmem.models import loading
+from tmem.models import loading, masks
 from tmem.models.experts import prepare
 from tmem.models.families import APART, FAMILIES, FUSED, kinds, passed, trainable
 from tmem.testing import assert_close
@@ -67,12 +67,12 @@ def ours(network, rows, cut=None):
     """The pieces' logits of right-padded rows; cut: the trunk ends below this layer, and the rest runs on its own."""
     width = max(map(len, rows))
     ids = fw.pad(rows, width, fill=5, dummies=False)
-    mask, positions = fw.causal_mask(width), torch.arange(width)[None]
+    positions = torch.arange(width)[None]
     hidden = fw.embed(network, ids)
     if cut is not None:
         with torch.no_grad():
-            hidden = fw.layers(network, hidden, positions, mask, stop=cut)
-    return fw.logits(network, fw.layers(network, hidden, positions, mask, start=cut or 0))
+            hidden = fw.layers(network, hidden, positions, None, stop=cut)
+    return fw.logits(network, fw.layers(network, hidden, positions, None, start=cut or 0))
 
 
 def stepwise(network, rows, read):
@@ -82,13 +82,13 @@ def stepwise(network, rows, read):
     cache = fw.KVCache(width + more)
     at = torch.arange(width)
     ids = fw.pad(starts, width, fill=5, dummies=False)
-    hidden = fw.layers(network, fw.embed(network, ids), at[None], fw.causal_mask(width, columns=fw.shown(width)), cache=cache)
+    hidden = fw.layers(network, fw.embed(network, ids), at[None], None, cache=cache)
     cache.advance(width)
     out = [fw.logits(network, hidden[range(len(rows)), [n - 1 for n in read]])]
     before = torch.tensor(read)[:, None]
     for step in range(more):
         new = torch.tensor([[row[n + step] if n + step < len(row) else 5] for row, n in zip(rows, read)])
-        mask = fw.continued_mask(before, width, step + 1, fw.shown(width + step + 1))[:, :, -1:]
+        mask = fw.Branches(torch.zeros(1, step + 1, dtype=torch.int64), before, width).rows(step, step + 1)
         hidden = fw.layers(network, fw.embed(network, new), before + step, mask, cache=cache)
         cache.advance(1)
         out.append(fw.logits(network, hidden[:, 0]))
@@ -118,12 +118,12 @@ def test_with_the_same_masks_it_is_the_model_to_the_bit(family, dtype, cut):
     """transformers takes masks as they are given, and would leave out or cut its own."""
     network, rows = model(family, dtype), texts()
     at = torch.arange(130)
-    full = fw.causal_mask(130).expand(len(rows), -1, -1, -1)
-    masks = {"full_attention": full, "sliding_attention": full & (at[:, None] - at < 24)}
+    full = masks.causal(130).expand(len(rows), -1, -1, -1)
+    seen = {"full_attention": full, "sliding_attention": full & (at[:, None] - at < 24)}
     if FAMILIES[network.config.model_type].windows != "some":
-        masks = masks[kinds(network.config)[0]]
+        seen = seen[kinds(network.config)[0]]
     with torch.no_grad():
-        want = network(input_ids=fw.pad(rows, 130, fill=5, dummies=False), attention_mask=masks).logits
+        want = network(input_ids=fw.pad(rows, 130, fill=5, dummies=False), attention_mask=seen).logits
         assert torch.equal(ours(network, rows, cut), want.float())
 
 
@@ -151,11 +151,11 @@ def test_a_window_is_counted_in_tokens_of_ones_own_text():
     branches = torch.tensor([[0] * 6 + [-1] + [1] * 7 + [-1] + [2] * 9])
     positions = torch.tensor([[*range(6), -1, *range(6, 13), -1, *range(6, 15)]])
     padding = branches < 0
-    mask = fw.branch_mask(branches) & ~padding[:, None, None] | torch.eye(24, dtype=torch.bool)
+    mask = fw.Branches(branches).rows(0, 24) & ~padding[:, None, None] | torch.eye(24, dtype=torch.bool)
     for window in (1, 2, 5, 8, 24, 100):
         near = positions[:, None, :, None] - positions[:, None, None, :] < window
-        assert torch.equal(fw.windowed(mask, window)[:, :, ~padding[0]], (mask & near)[:, :, ~padding[0]]), window
-    assert fw.windowed(mask, 24) is mask, "nothing is made where nothing is out of sight"
+        assert torch.equal(masks.windowed(mask, window)[:, :, ~padding[0]], (mask & near)[:, :, ~padding[0]]), window
+    assert masks.windowed(mask, 24) is mask, "nothing is made where nothing is out of sight"
 
 
 @pytest.mark.parametrize("family", WINDOWED)

@@ -300,8 +300,9 @@ def test_a_config_that_says_nothing_sensible_is_one_sentence(text, tmp_path):
     ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
     ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
     ({"sliding_window": 64}, "sliding window of 64 tokens, which"),
-    ({"model_type": "phi3", "rope_scaling": {"type": "longrope", "long_factor": [2.0] * 4, "short_factor": [1.0] * 4}},
-     "depend on the batch's length .rope_type 'longrope'"),
+    ({"rope_scaling": {"rope_type": "longrope", "long_factor": [2.0] * 4, "short_factor": [1.0] * 3}}, "short_factor .*, exp"),
+    ({"rope_scaling": {"rope_type": "longrope", "long_factor": [0.0] * 4, "short_factor": [1.0] * 4}}, "long_factor .*, exp"),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "depend on the batch's length"),
     ({"rope_theta": 0, "rope_parameters": None}, "rope_theta 0"),
     ({"rope_scaling": {"type": "linear", "factor": None}, "rope_parameters": None}, "factor None"),
     ({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}}, "by kind of layer"),
@@ -335,7 +336,7 @@ def test_rope_scaling_of_an_older_config_is_computed(rope, tmp_path):
     edit(tmp_path / "m" / "config.json", rope_scaling=rope, rope_theta=10000.0, rope_parameters=None)
     loaded = loading.load_model(tmp_path / "m", dtype=torch.float32)[0]
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "m", trust_remote_code=False, use_safetensors=True)
-    hidden = fw.layers(loaded, fw.embed(loaded, ids), torch.arange(160)[None], fw.causal_mask(160))
+    hidden = fw.layers(loaded, fw.embed(loaded, ids), torch.arange(160)[None], None)
     torch.testing.assert_close(fw.logits(loaded, hidden), theirs(ids).logits)
     assert not torch.allclose(theirs(ids).logits, plain(ids).logits, atol=1e-4)
 

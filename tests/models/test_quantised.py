@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 
+import bitsandbytes
 import pytest
 import tiny_memory
 import torch
@@ -43,6 +44,24 @@ def dense(bits):
 
 def test_nf4_is_tried_here():
     assert "nf4" in HERE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("outer, inner", [(1, 64), (1, 63), (33, 41), (64, 64), (37, 320), (300, 257)])
+def test_nf4_in_pieces_is_that_of_the_whole_weight_to_the_bit(monkeypatch, outer, inner, dtype):
+    """Codes, scales and what these are made of, as bitsandbytes makes them; ragged sizes end within a block or a byte."""
+    monkeypatch.setattr(quantised, "_PIECE", 256)
+    linear = nn.Linear(inner, outer)
+    whole = bitsandbytes.nn.Linear4bit(inner, outer, compute_dtype=dtype, quant_type="nf4")
+    weight = linear.weight.detach().to(dtype, copy=True)
+    whole.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=whole)
+    whole.bias = nn.Parameter(linear.bias.detach().to(dtype, copy=True), requires_grad=False)
+    got, want = quantised.in_bits(linear, "nf4", "cpu", dtype), quantised.settle_(whole.to("cpu"))
+    for mine, theirs in zip(tensors_of(got), tensors_of(want), strict=True):
+        assert torch.equal(mine, theirs) and mine.dtype == theirs.dtype and mine.shape == theirs.shape
+    assert got.weight.quant_state.dtype == want.weight.quant_state.dtype == dtype
+    x = torch.randn(3, inner, dtype=dtype)
+    assert torch.equal(got(x), want(x)) and got.state_dict().keys() == want.state_dict().keys()
 
 
 @pytest.mark.parametrize("bits", HERE)

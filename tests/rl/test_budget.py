@@ -1,11 +1,14 @@
 """The budget against what is really allocated."""
 
 import dataclasses
+import weakref
+from collections import Counter
 from contextlib import nullcontext
 from importlib.util import find_spec
 
 import pytest
 import torch
+from allocated import peak
 from click.testing import CliRunner
 from tiny import FAMILIES, MORE, Letters, model
 from tiny_agent import CONFIG, TRAIN
@@ -13,13 +16,13 @@ from tiny_bank import ALL, bank_of
 
 from tmem import cli
 from tmem.adapters.bank import MLP
-from tmem.agent import decode, prefill, steps
+from tmem.agent import decode, prefill
 from tmem.agent.config import agent_config
 from tmem.agent.learn import learn
 from tmem.agent.loop import Agent
 from tmem.episode import Pair
+from tmem.models import attention, quantised
 from tmem.models import forward as fw
-from tmem.models import quantised
 from tmem.models.bases import is_linear, tensors_of
 from tmem.models.merge import Beside
 from tmem.rl import budget
@@ -122,40 +125,74 @@ def test_weights_in_few_bits_and_the_adapter_beside_them_are_counted_right(bits,
     assert {**asked, **found} == asked
 
 
+@pytest.mark.parametrize("at_once", [128, 1 << 20], ids=["some", "all"])
 @pytest.mark.parametrize(
     "rows, prompt, most, begin", [(5, 100, 20, 0), (3, 500, 40, 0), (9, 30, 300, 0), (6, 100, 20, 70), (5, 500, 40, 450)]
 )
-def test_keys_and_values_are_those_that_decoding_allocates(monkeypatch, rows, prompt, most, begin):
-    """Of prompts while all of them are read, and of the steps, which take whole powers of two; two prompts begin alike."""
-    network, seen = model(max_position_embeddings=2048), []
-    shape, put = budget.Shape.of(network.config), steps.Lent.put
+def test_keys_and_values_are_those_that_decoding_allocates(monkeypatch, rows, prompt, most, begin, at_once):
+    """Of prompts while a pass reads some of them or all, and of the steps; two prompts begin alike, and half end early."""
+    network, seen, caches = model(max_position_embeddings=2048), [], weakref.WeakSet()
+    shape, computed, told = budget.Shape.of(network.config), prefill._computed, Counter()
 
-    def spied(self, places, parts):
-        read = {id(cache): cache for cache in [*(cache for cache, _ in parts), *kept()]}.values()
-        seen.append(sum(held.nbytes for cache in read for layer in range(shape.layers) for held in cache.layer(layer)))
-        put(self, places, parts)
+    def spied(*arguments):
+        out = computed(*arguments)
+        caches.add(out[0])
+        held = [held for cache in caches for layer in range(shape.layers) for held in cache.layer(layer)]
+        seen.append(sum(tensor.nbytes for tensor in held))
+        return out
 
-    def kept():
-        return [found.cache for key, found in (prefill._kept.get() or {}).items() if len(key) == 2 + begin]
+    def watch(i, token):
+        told[i] += 1
+        return i and i % 2 == 0 and told[i] == 3
 
-    monkeypatch.setattr(steps.Lent, "put", spied)
+    monkeypatch.setattr(prefill, "_computed", spied)
+    monkeypatch.setattr(prefill, "AT_ONCE", at_once)
     prompts = [[3 + max(i, 1), *([5] * (prompt - 2)), 6 + i] for i in range(rows)]
     with prefill.keeping() if begin else nullcontext():
-        said = decode.decode(network, prompts, end=999, max_new=most, begins=[begin] * rows, fixed=True)
-    assert {len(generation.ids) for generation in said} == {most}
+        decode.decode(network, prompts, end=999, max_new=most, begins=[begin] * rows, fixed=True, watch=watch)
+    assert {told[i] for i in range(rows)} == {3, most} and len(seen) > (at_once == 128)
     beginnings = rows - 1 if begin else 0
     found = budget.keys_and_values(shape, 4, rows=rows, prompt=prompt, most=most, begin=begin, beginnings=beginnings)
     found = bytes_of(found)
-    assert seen == [found["keys and values of prompts"]]
-    largest = max(vars(network)["_decode_steps"].values(), key=lambda kept: kept.cache.memory.nbytes)
-    assert largest.cache.memory.nbytes == found["keys and values of steps"]
+    assert max(seen) == found["keys and values of prompts"]
+    kept = [steps.cache.memory.nbytes for steps in vars(network)["_decode_steps"].values()]
+    fewer = found.get("those that half of the rows go on with")
+    assert sorted(kept, reverse=True) == [found["keys and values of steps"], *([fewer] if rows > 4 else [])]
 
 
-def kept_by_a_layer(dtype, frozen, **sizes):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_pass_that_reads_takes_what_is_planned(family, dtype):
+    """To a fiftieth, and no more for a token of a long text."""
+    network = model(family, dtype=dtype, hidden_size=256, intermediate_size=768, num_attention_heads=16)
+    shape = budget.Shape.of(network.config)
+
+    def compute(length):
+        cache = fw.KVCache(length)
+        fw.layers(network, fw.embed(network, ids[:, :length]), torch.arange(length)[None], None, cache=cache)
+
+    ids = torch.randint(3, 100, (1, 2048))
+    with torch.inference_mode():
+        for length in (512, 2048):
+            kept = length * shape.layers * 2 * shape.kv * dtype.itemsize
+            planned = budget.reading(shape, length, dtype.itemsize).bytes
+            assert peak(lambda n=length: compute(n)) - kept == pytest.approx(planned, rel=0.02)
+
+
+def test_32k_tokens_of_an_8b_model_fit_a_gpu():
+    """Of 80 GB, as they are asked of one memory; a mask of all layers' attention alone would be a GiB, in floats two."""
+    shape = budget.SHAPES["qwen3-8b"]
+    found = bytes_of(budget.of_memories(shape, agent_config("stream"), memories=1, context=32768))
+    assert found["keys and values of prompts"] == 32768 * 36 * 2 * 1024 * 2
+    assert sum(found.values()) < 80e9
+
+
+def kept_by_a_layer(dtype, frozen, packed, **sizes):
     """Bytes that autograd keeps of one more layer, a token."""
     network = model(dtype=dtype, **sizes)
     bank = bank_of(network, slots=2, targets=MLP, init="random")
     slots, hidden = [bank.alloc(), bank.alloc()], torch.randn(2, 64, network.config.hidden_size).to(dtype)
+    mask = fw.Branches(torch.zeros(2, 64, dtype=torch.int64)) if packed else None
     if not frozen:
         network.requires_grad_(True)
     own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers(), bank.param, *bank.factors)}
@@ -169,23 +206,25 @@ def kept_by_a_layer(dtype, frozen, **sizes):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), bank.route(slots, learn=frozen):
-            fw.layers(network, hidden, torch.arange(64)[None], fw.causal_mask(64), stop=layers)
+            fw.layers(network, hidden, torch.arange(64)[None], mask, stop=layers)
         found.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
     return (found[1] - found[0]) / 128
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_activations_are_counted_right_to_a_tenth(monkeypatch, dtype, frozen):
+def test_activations_are_counted_right_to_a_tenth(monkeypatch, dtype, frozen, packed):
     """By attention that keeps no probabilities, as that of a GPU."""
-    monkeypatch.setattr(fw, "choose", lambda *_: None)
+    monkeypatch.setattr(attention, "MOST", 0)
     for sizes in (
         {"hidden_size": 256, "num_attention_heads": 16, "num_key_value_heads": 4, "intermediate_size": 512},
         {"hidden_size": 512, "num_attention_heads": 16, "num_key_value_heads": 16, "intermediate_size": 384},
     ):
         shape = budget.Shape.of(model(**sizes).config)
-        want = kept_by_a_layer(dtype, frozen, **sizes)
-        assert budget.activations(shape, 1, 1, dtype.itemsize, frozen=frozen).bytes == pytest.approx(want, rel=0.1)
+        want = kept_by_a_layer(dtype, frozen, packed, **sizes)
+        found = budget.activations(shape, 1, 1, dtype.itemsize, frozen=frozen, packed=packed)
+        assert found.bytes == pytest.approx(want, rel=0.1)
 
 
 @pytest.mark.parametrize("train_a", [False, True])
@@ -219,3 +258,6 @@ def test_the_command_counts_bits_and_memories():
     assert "adapter beside the weights" in training and "operations of a step" in training
     assert "64 · 4 matrices in fp32 + one in bf16" in memories and "operations" not in memories
     assert "weights that compute" in said("--memories", "2", "--at-once", "2")
+    assert "1 rows · 32768 tokens" in said("--memories", "2", "--context", "32768")
+    refused = CliRunner().invoke(cli.main, ["budget", "--model", "llama-2-7b", "--context", "100"])
+    assert refused.exit_code == 2 and "give --memories as well" in refused.output

@@ -31,7 +31,7 @@ def test_what_is_kept_is_what_the_model_says_greedily():
         assert 0 < len(example.answer) <= keep.MAX_NEW
         ids = torch.tensor([example.prompt + example.answer])
         length = ids.shape[1]
-        hidden = fw.layers(network, fw.embed(network, ids), torch.arange(length)[None], fw.causal_mask(length))
+        hidden = fw.layers(network, fw.embed(network, ids), torch.arange(length)[None], None)
         likeliest = fw.logits(network, hidden)[0].argmax(-1).tolist()
         assert likeliest[len(example.prompt) - 1 : -1] == example.answer
 

@@ -1,15 +1,13 @@
 """Wrong: what one rollout said is seen by the next one on the same row."""
 
-import torch
-
-from tmem.models import forward
+from tmem.models import masks
 from tmem.rl import replay
 
 
 def backward(*arguments, **options):
-    mask = forward.branch_mask
-    forward.branch_mask = lambda branches: torch.ones_like(mask(branches)).tril()
+    rows = masks.Branches.rows
+    masks.Branches.rows = lambda self, start, stop: rows(masks.Branches(self.numbers * 0), start, stop)
     try:
         return replay.backward(*arguments, **options)
     finally:
-        forward.branch_mask = mask
+        masks.Branches.rows = rows

@@ -1,14 +1,13 @@
 """Takes over what was read, or rows of before, without clearing what the row held before: 0 · NaN of masked columns is NaN."""
 
 
-def put(self, places, parts):
+def put(self, places, part):
     """As of tmem.agent.steps._Columns, without the line that clears."""
-    left = self.rows.new_tensor(places)
-    for cache, rows in parts:
-        at, left = left[: len(rows)], left[len(rows) :]
-        for layer in range(len(self.memory)):
-            for mine, read in zip(self.memory[layer], cache.layer(layer)):
-                mine[at, :, : cache.length] = read[rows, :, : cache.length].to(mine.dtype)
+    at = self.rows.new_tensor(places)
+    cache, rows = part
+    for layer in range(len(self.memory)):
+        for mine, read in zip(self.memory[layer], cache.layer(layer)):
+            mine[at, :, : cache.length] = read[rows, :, : cache.length].to(mine.dtype)
 
 
 def move(self, other, rows):

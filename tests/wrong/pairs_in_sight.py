@@ -1,15 +1,12 @@
 """Wrong: what is learned of one pair sees the pairs before it on the same row."""
 
-import torch
-
-from tmem.agent import learn as learning
-from tmem.models import forward
+from tmem.models import masks
 
 
 def gradient(of, *arguments):
-    mask = forward.branch_mask
-    learning.fw.branch_mask = lambda branches: torch.ones_like(mask(branches)).tril()
+    rows = masks.Branches.rows
+    masks.Branches.rows = lambda self, start, stop: rows(masks.Branches(self.numbers * 0), start, stop)
     try:
         return of(*arguments)
     finally:
-        learning.fw.branch_mask = mask
+        masks.Branches.rows = rows

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..models import forward as fw
 from ..models.families import FAMILIES
+from ..models.masks import windowed
 from ..ops import attend, kernel_for, lora_decode_multi_, lora_glu, lora_norm, rope_write_
 from ..ops.attend import WIDEST
 from .attach import Route, Site, alone
@@ -51,7 +52,8 @@ def layers(
 ) -> Tensor:  # fmt: skip
     """As `forward.layers` of all layers and one token a row, hidden [M,1,D], and the norm after them: [M,D]."""
     decoder = fw.parts(model)
-    kinds, rotaries, masks = fw.surroundings(model, hidden, positions, mask)
+    kinds, rotaries = fw.surroundings(model, hidden, positions)
+    masks = {kind: windowed(mask, fw.window(model.config, kind)) for kind in rotaries}
     step, own = _Step(model, hidden, route), list(decoder.layers)
     h = hidden[:, 0]
     n = own[0].input_layernorm(h)

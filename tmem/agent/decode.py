@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..adapters.bank import AdapterBank
 from ..models import forward as fw
-from ..models.families import FAMILIES
+from ..models.families import FAMILIES, outgrown
 from .prefill import Prompts, read, widths
 from .sampling import Sampler, Sampling, choose, slight
 from .steps import Growing, Lent, Part, Spots
@@ -60,9 +60,15 @@ class Prompt:
 
 @dataclass(eq=False)
 class Row:
-    """A prompt under way. ended: it takes no step any more."""
+    """A prompt under way.
+
+    read, begin  the tokens that it was last read as, and how many of them first
+    ended        it takes no step any more
+    """
 
     prompt: Prompt
+    read: list[int]
+    begin: int
     sampler: Sampler
     held: Callable[[], None] | None  # raises where its slot is somebody else's by now
     tokens: list[int] = field(default_factory=list)
@@ -77,14 +83,19 @@ class Row:
 
     @property
     def begun(self) -> tuple[int, int]:
-        """The columns in which what follows the prompt's beginning stands, and in which the generation begins."""
-        first, then = widths(self.prompt.ids, self.prompt.begin)
+        """The columns in which what follows the beginning stands, and in which what is generated from there on begins."""
+        first, then = widths(self.read, self.begin)
         return first, first + then
+
+    @property
+    def length(self) -> int:
+        """Of its text so far, in tokens."""
+        return len(self.prompt.ids) + len(self.tokens)
 
     @property
     def column(self) -> int:
         """That of its last token."""
-        return self.begun[1] + len(self.tokens) - 1
+        return self.begun[1] + self.length - len(self.read) - 1
 
     def add(self, token: int, logprob: float, ends: Set[int]) -> None:
         """One more token."""
@@ -111,7 +122,7 @@ class Decoding:
             )
         self.model, self.bank, self.ends = model, bank, ends
         self.device = next(model.parameters()).device
-        self._until = ExitStack()
+        self._until, self._outgrown = ExitStack(), outgrown(model.config)
         captured, experts = self.device.type == "cuda", FAMILIES[model.config.model_type].experts
         if captured and experts and fixed:  # how many tokens an expert has is asked of the GPU
             raise ValueError("decode: steps of a mixture of experts cannot be captured; leave out fixed=True.")
@@ -149,47 +160,61 @@ class Decoding:
                 raise ValueError(
                     f"decode: a beginning of {prompt.begin} tokens in a prompt of {most}; expected 0 to {most - 1}."
                 )
-        rows = [Row(p, Sampler(p.how, p.most), self._hold(p)) for p in prompts]
-        order = sorted(rows, key=lambda row: widths(row.prompt.ids, row.prompt.begin))
-        if order:
-            with turn():
-                self._join(order)
+        rows = [Row(p, p.ids, self._begin(p), Sampler(p.how, p.most), self._hold(p)) for p in prompts]
+        self._join(rows)
         return rows
+
+    def _begin(self, prompt: Prompt) -> int:
+        """A beginning that the whole prompt outgrows is not read apart from it."""
+        return prompt.begin if self._outgrown is None or not prompt.begin <= self._outgrown < len(prompt.ids) else 0
 
     def _hold(self, prompt: Prompt) -> Callable[[], None] | None:
         return None if self.bank is None or prompt.slot < 0 else self.bank.hold([prompt.slot]).alive
 
-    def _join(self, rows: list[Row]) -> None:
-        prompts, slots = [row.prompt for row in rows], None
-        if self.bank is not None:
-            slots = [p.slot for p in prompts]
-        found = list(read(self.model, self.bank, Prompts([p.ids for p in prompts], [p.begin for p in prompts], slots)))
-        states = torch.cat([last for *_, last in found])
-        dummies = fw.filled(len(states)) - len(states)
-        logits = fw.logits(self.model, torch.cat([states, states[:1].expand(dummies, -1)]))[: len(rows)]
-        for row, left in zip(rows, slight(logits, [row.sampler for row in rows])):
-            row.ended = left
-        self._add(rows, logits)
-        parts, going, at = [], [], 0
-        for cache, sources, _ in found:
-            mine = rows[at : at + len(sources)]
-            at += len(sources)
-            if on := [i for i, row in enumerate(mine) if not row.ended]:
-                parts.append((cache, sources[on]))
-                going += [mine[i] for i in on]
-        if going:
-            self._place(going, parts)
+    def _join(self, rows: Sequence[Row]) -> None:
+        """Read rows and add a token to each; those that go on get places."""
+        rows = sorted(rows, key=lambda row: widths(row.read, row.begin))
+        if rows:
+            with turn():
+                self._joined(rows)
 
-    def _place(self, rows: list[Row], parts: list[Part]) -> None:
-        """Give rows places, free ones where there is room, and take over what was read of them."""
-        columns = max(row.begun[1] + min(row.prompt.most, ROOM) for row in rows)
+    def _joined(self, rows: list[Row]) -> None:
+        slots = None if self.bank is None else [row.prompt.slot for row in rows]
+        prompts = Prompts([row.read for row in rows], [row.begin for row in rows], slots)
+        coming = [row for row in rows if row.prompt.most > 1]  # those that may take a step and have no place yet
+        for members, found in read(self.model, self.bank, prompts):
+            mine = [rows[i] for i in members]
+            dummies = fw.filled(len(mine)) - len(mine)
+            logits = fw.logits(self.model, torch.cat([found.last, found.last[:1].expand(dummies, -1)]))[: len(mine)]
+            for row, left in zip(mine, slight(logits, [row.sampler for row in mine])):
+                row.ended = left and not row.tokens
+            self._add(mine, logits)
+            on = [i for i, row in enumerate(mine) if not row.ended]
+            if on:
+                self._reserve([row for row in coming if not row.ended], found.cache.layer(0)[0])
+                self._put([mine[i] for i in on], (found.cache, found.rows[on]))
+            coming = [row for row in coming if row not in mine]
+            del found  # before the next pass
+
+    def _reserve(self, rows: Sequence[Row], like: Tensor) -> None:
+        """Have room for these rows, which have no places yet. like: keys of a prompt."""
+        columns = max(map(self._columns, rows))
         if columns > self._steps.columns or self._rows.count(None) < len(rows):
-            self._resize(len(self.alive) + len(rows), max(columns, self._steps.columns), parts[0][0].layer(0)[0])
+            self._resize(len(self.alive) + len(rows), max(columns, self._steps.columns), like)
+
+    def _put(self, rows: Sequence[Row], part: Part) -> None:
+        """Give rows free places, and take over what was read of them."""
         places = [i for i, row in enumerate(self._rows) if row is None][: len(rows)]
-        self._steps.put(places, parts)
+        self._steps.put(places, part)
         for place, row in zip(places, rows):
             self._rows[place] = row
         self._read = None
+
+    def _columns(self, row: Row) -> int:
+        """Those that a row is to have: as far as it may go, or some ahead where there can be more later."""
+        before = len(row.read) - len(row.prompt.ids)  # generated before it was read again
+        said, most = len(row.tokens) - before, row.prompt.most - before
+        return row.begun[1] + (max(said, min(most, ROOM)) if self._steps.grows else most)
 
     def _resize(self, rows: int, columns: int, like: Tensor | None = None) -> None:
         """Make room for so many rows, those that are alive among them."""
@@ -201,11 +226,12 @@ class Decoding:
     @torch.inference_mode()
     def step(self) -> None:
         """One more token for every row. Raises RuntimeError where a slot was given to somebody else meanwhile."""
+        self._read_again()
         alive = [(place, row) for place, row in enumerate(self._rows) if row is not None]
         if not alive:
             return
         if len(alive) <= len(self._rows) // 2 and len(self._rows) > fw.ROWS:  # half of the rows or more have ended
-            self._resize(len(alive), max(row.begun[1] + max(len(row.tokens), ROOM) for _, row in alive))
+            self._resize(len(alive), max(self._columns(row) for _, row in alive))
             alive = list(enumerate(self.alive))
         if (last := max(row.column for _, row in alive)) >= self._steps.columns:
             self._resize(len(alive), last + 1)
@@ -221,11 +247,23 @@ class Decoding:
             if row.ended:
                 self._rows[place] = None
 
+    def _read_again(self) -> None:
+        """Read rows that outgrow what their keys were computed for as prompts are read, which gives them one token more."""
+        if self._outgrown is None:
+            return
+        rows = [row for row in self.alive if len(row.read) <= self._outgrown < row.length]
+        for row in rows:
+            if row.held is not None:
+                row.held()
+            row.read, row.begin = [*row.prompt.ids, *row.tokens], 0
+        self._rows = [None if row in rows else row for row in self._rows]
+        self._join(rows)
+
     def _spots(self, alive: Sequence[tuple[int, Row]]) -> Spots:
         """What the next step computes. A row that serves nobody sees its first column alone."""
         spots, slots = [[0] * len(self._rows) for _ in range(4)], [-1] * len(self._rows)
         for place, row in alive:
-            new = (row.tokens[-1], len(row.prompt.ids) + len(row.tokens) - 1, row.column, row.begun[1])
+            new = (row.tokens[-1], row.length - 1, row.column, row.begun[1])
             for kind, value in zip(spots, new):
                 kind[place] = value
             slots[place] = row.prompt.slot
@@ -241,8 +279,8 @@ class Decoding:
         begins = [[0, 0, 0] for _ in self._rows]
         for place, row in enumerate(self._rows):
             if row is not None:
-                rest = len(row.prompt.ids) - row.prompt.begin
-                begins[place] = [row.prompt.begin, row.begun[0], row.begun[0] + rest]
+                rest = len(row.read) - row.begin
+                begins[place] = [row.begin, row.begun[0], row.begun[0] + rest]
         begin, padded, stop = torch.tensor(begins, device=self.device).T[:, :, None]
         return (at < begin) | ((at >= padded) & (at < stop))
 

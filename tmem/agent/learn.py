@@ -106,15 +106,15 @@ def _padded(rows: list[_Row]) -> tuple[int, int]:
 
 @dataclass
 class _Block:
-    """Rows of one bucket: trunk output [B, T, D], positions int64 [B, T], mask bool [B, 1, T, T], slot and length per row, and
-    the labels as flat positions with weights.
+    """Rows of one bucket: trunk output [B, T, D], positions and branches int64 [B, T], slot and length per row, and the
+    labels as flat positions with weights.
 
     Labels are filled up to a multiple of 4 with dummies of weight 0.
     """
 
     hidden: Tensor
     positions: Tensor
-    mask: Tensor
+    branches: Tensor
     slots: list[int]
     lengths: list[int]  # real tokens per row
     rows: list[int]
@@ -123,10 +123,10 @@ class _Block:
     weights: list[float]  # 1 / labels of this slot in this minibatch
 
     @classmethod
-    def filled(cls, hidden, positions, mask, slots, lengths, labels: list[tuple[int, int, int, float]]) -> _Block:
+    def filled(cls, hidden, positions, branches, slots, lengths, labels: list[tuple[int, int, int, float]]) -> _Block:
         """From labels (row, column, target, weight)."""
         labels = labels + [(0, 0, 0, 0.0)] * (fw.filled(len(labels)) - len(labels))
-        return cls(hidden, positions, mask, slots, lengths, *(list(x) for x in zip(*labels)))
+        return cls(hidden, positions, branches, slots, lengths, *(list(x) for x in zip(*labels)))
 
     def only(self, slots: set[int]) -> _Block | None:
         """The rows of these slots alone; None if there are none."""
@@ -140,7 +140,7 @@ class _Block:
             (place[r], c, t, w) for r, c, t, w in zip(self.rows, self.columns, self.targets, self.weights) if w and r in place
         ]
         return self.filled(
-            self.hidden[keep], self.positions[keep], self.mask[keep],
+            self.hidden[keep], self.positions[keep], self.branches[keep],
             [self.slots[r] for r in keep], [self.lengths[r] for r in keep], labels,
         )  # fmt: skip
 
@@ -310,11 +310,10 @@ def _block(model, bank, group: list[_Row], length: int, labels: dict[int, int]) 
     kinds = ([row.ids for row in group], [row.positions for row in group], [row.numbers for row in group])
     # No dummy rows: products have 16 rows and more.
     ids, positions, numbers = (fw.pad(kind, length, device=bank.device, dummies=False) for kind in kinds)
-    mask = fw.branch_mask(numbers)
-    hidden = fw.layers(model, fw.embed(model, ids), positions, mask, stop=trunk_layers(model, bank))
+    hidden = fw.layers(model, fw.embed(model, ids), positions, fw.Branches(numbers), stop=trunk_layers(model, bank))
     # The state at column c predicts token c + 1.
     spots = [(r, c - 1, row.ids[c], 1.0 / labels[row.slot]) for r, row in enumerate(group) for c in row.labels]
-    return _Block.filled(hidden, positions, mask, [row.slot for row in group], [len(row.ids) for row in group], spots)
+    return _Block.filled(hidden, positions, numbers, [row.slot for row in group], [len(row.ids) for row in group], spots)
 
 
 def _pass(model, bank, blocks: list[_Block], *, backward: bool) -> dict[int, float]:
@@ -324,7 +323,8 @@ def _pass(model, bank, blocks: list[_Block], *, backward: bool) -> dict[int, flo
         targets = torch.tensor(block.targets, device=bank.device)
         weights = torch.tensor(block.weights, dtype=torch.float32, device=bank.device)
         with bank.route(block.slots, learn=backward, lengths=block.lengths):
-            hidden = fw.layers(model, block.hidden, block.positions, block.mask, start=trunk_layers(model, bank))
+            mask = fw.Branches(block.branches)
+            hidden = fw.layers(model, block.hidden, block.positions, mask, start=trunk_layers(model, bank))
             logits = fw.logits(model, hidden[block.rows, block.columns])
             nll = F.cross_entropy(logits, targets, reduction="none") * weights
             if backward:

@@ -1,8 +1,9 @@
 """Reading prompts: keys, values and last states of many prompts in few passes.
 
-Prompts of one length bucket are read together, padded on the right to the bucket. A beginning that was named is read apart
-from the rest, whether another prompt shares it or not, so that a row's bits do not depend on its neighbours. Prompts with the
-same tokens under the same Δ are read once: the first write of all rollouts of an episode has Δ = 0.
+Prompts of one length bucket are read together, as many as a pass takes, padded on the right to the bucket. A beginning that
+was named is read apart from the rest, whether another prompt shares it or not, so that a row's bits do not depend on its
+neighbours. Prompts with the same tokens under the same Δ are read once: the first write of all rollouts of an episode has
+Δ = 0.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from torch import Tensor
 from ..adapters.bank import AdapterBank
 from ..adapters.routes import alone
 from ..models import forward as fw
+from ..models.rope import positions as standing
+
+AT_ONCE = 32768  # columns of keys and values that a pass makes, or one prompt's; they last until the steps have taken them
 
 _kept: ContextVar[dict[tuple, Read] | None] = ContextVar("kept", default=None)
 
@@ -82,16 +86,33 @@ def routed(bank: AdapterBank | None, slots: list[int] | None, lengths: list[int]
         yield
 
 
-def read(model, bank: AdapterBank | None, prompts: Prompts) -> Iterator[Read]:
-    """Prefill the prompts; one `Read` for all that have the same `widths`, in their order."""
+def at_once(first: int, then: int) -> int:
+    """How many prompts of these `widths` one pass reads."""
+    return max(1, AT_ONCE // (first + then))
+
+
+def read(model, bank: AdapterBank | None, prompts: Prompts) -> Iterator[tuple[list[int], Read]]:
+    """Prefill the prompts; pass after pass the places of those that it read, and what was read of them.
+
+    A pass has prompts of the same `widths`, and is made when it is asked for.
+    """
     padded = prompts.widths
     for begun, members in itertools.groupby(range(len(prompts)), key=lambda i: padded[i][0]):
         members = list(members)
         first = _piece(model, bank, prompts, members, [(0, prompts.begins[i]) for i in members]) if begun else None
-        for _, same in itertools.groupby(members, key=lambda i: padded[i][1]):
-            same = list(same)
-            after = None if first is None else (first.cache, first.rows[[i - members[0] for i in same]])
-            yield _piece(model, bank, prompts, same, [(prompts.begins[i], len(prompts.ids[i])) for i in same], after)
+        for then, same in itertools.groupby(members, key=lambda i: padded[i][1]):
+            for part in _parts(bank, prompts, list(same), at_once(begun, then)):
+                after = None if first is None else (first.cache, first.rows[[i - members[0] for i in part]])
+                yield part, _piece(model, bank, prompts, part, [(prompts.begins[i], len(prompts.ids[i])) for i in part], after)
+
+
+def _parts(bank: AdapterBank | None, prompts: Prompts, members: list[int], most: int) -> list[list[int]]:
+    """`members` in parts of at most `most` prompts that are not read for others."""
+    _, firsts, source = _shared(bank, prompts, members, [(prompts.begins[i], len(prompts.ids[i])) for i in members])
+    out: list[list[int]] = [[] for _ in range(0, len(firsts), most)]
+    for member, place in zip(members, source):
+        out[place // most].append(member)
+    return out
 
 
 def _piece(
@@ -128,19 +149,19 @@ def _computed(model, pieces: list[list[int]], after: tuple[fw.KVCache, Tensor, l
     """
     device, width = next(model.parameters()).device, fw.bucket(len(pieces[0]))
     ids = fw.pad(pieces, width, device=device, dummies=False)  # products have 16 rows and more
-    positions = torch.arange(width, device=device)[None]
+    lengths = [len(piece) for piece in pieces]
+    positions = standing(model.config, lengths, width, device)
     if after is None:
-        cache = fw.KVCache(width)
-        mask = fw.causal_mask(width, device, fw.shown(width))
+        cache, mask = fw.KVCache(width), None
     else:
         (cache, rows, begun), old = after, after[0].length
         cache = cache.widened(rows, old + width)
         before = torch.tensor(begun, device=device)[:, None]
-        mask = fw.continued_mask(before, old, width, fw.shown(old + width))
+        mask = fw.Branches(torch.zeros(1, width, dtype=torch.int64, device=device), before, old)
         positions = positions + before
     hidden = fw.layers(model, fw.embed(model, ids), positions, mask, cache=cache)
     cache.advance(width)
-    return cache, hidden[torch.arange(len(pieces), device=device), torch.tensor([len(p) - 1 for p in pieces], device=device)]
+    return cache, hidden[torch.arange(len(pieces), device=device), torch.tensor(lengths, device=device) - 1]
 
 
 def _shared(

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..adapters.bank import AdapterBank
 from ..models import forward as fw
 from ..models.chat import Chat
+from ..models.families import outgrown
 from ..words import normalise
 from .prefill import Prompts, Read, read, routed
 from .sampling import uniforms
@@ -70,11 +70,12 @@ def ranked(model, bank: AdapterBank | None, chat: Chat, passage: str, slot: int 
     lead = chat.answer(ANSWER)[:-1]
     prompt = chat.prompt(beside(passage, ONE)) + lead
     then = _after(chat, f"{ANSWER} x", f"\n{QUESTION}")
-    branches = _branches(chat, passage, lead)
+    most = outgrown(model.config)  # a span ends where the keys of the passage would have to be others
+    branches = _branches(chat, passage, lead, TOKENS if most is None or len(prompt) > most else min(TOKENS, most - len(prompt)))
     if not branches:
         return Ranked(prompt, then, [])
     with turn():
-        (begun,) = read(model, bank, Prompts([prompt], [0], None if slot is None else [slot]))
+        ((_, begun),) = read(model, bank, Prompts([prompt], [0], None if slot is None else [slot]))
         first = fw.head(model, begun.last)[0].float().log_softmax(-1)
     likely = sorted(branches, key=lambda branch: -float(first[branch.ids[0]]))[:STARTS]
     with turn():
@@ -132,15 +133,16 @@ def _after(chat: Chat, text: str, more: str) -> list[int]:
     return whole[len(before) :] if whole[: len(before)] == before else chat.plain(more)
 
 
-def _branches(chat: Chat, passage: str, lead: list[int]) -> list[_Branch]:
+def _branches(chat: Chat, passage: str, lead: list[int], most: int) -> list[_Branch]:
+    """What begins at each word, of `most` tokens at most."""
     words = [found.span() for found in _WORD.finditer(passage)]
     out = []
     for i, (start, _) in enumerate(words):
         ends = {stop for _, stop in words[i : i + WORDS] if "\n" not in passage[start:stop]}
         ids = chat.answer(f"{ANSWER} {passage[start : max(ends)]}")[:-1]
-        if ids[: len(lead)] != lead:
+        same, ids = ids[: len(lead)] == lead, ids[len(lead) :][:most]
+        if not (same and ids):
             continue
-        ids = ids[len(lead) :][:TOKENS]
         told = [start + len(chat.text(lead + ids[:count])[len(ANSWER) :].lstrip()) for count in range(1, len(ids) + 1)]
         stops = [(count, stop) for count, stop in enumerate(told, 1) if stop in ends]
         out += [_Branch(start, ids, stops)] if stops else []
@@ -156,7 +158,8 @@ def _after_each(
     sizes = [len(branch.ids) for branch in branches]
     cache = begun.cache.widened(begun.rows, old + len(ids))
     positions = torch.tensor([before + k for size in sizes for k in range(size)], device=device)[None]
-    mask = _mask(sizes, before, old, fw.shown(old + len(ids)), device)
+    numbers = torch.tensor([number for number, size in enumerate(sizes, 1) for _ in range(size)], device=device)
+    mask = fw.Branches(numbers[None], torch.tensor([[before]], device=device), old)
     with routed(bank, None if slot is None else [slot], [len(ids)]):
         hidden = fw.layers(model, fw.embed(model, torch.tensor([ids], device=device)), positions, mask, cache=cache)
     logits = fw.head(model, hidden[0]).float()
@@ -165,12 +168,3 @@ def _after_each(
     ending = (logits[:, end] - total).tolist()
     stops = list(itertools.accumulate(sizes))
     return [(following[stop - size : stop - 1], ending[stop - size : stop]) for size, stop in zip(sizes, stops)]
-
-
-def _mask(sizes: Sequence[int], before: int, old: int, columns: int, device) -> Tensor:
-    """bool [1, 1, tokens, columns]: a token sees `before` of the first `old` columns, and its own branch up to itself."""
-    branch = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    out = torch.zeros(len(branch), columns, dtype=torch.bool)
-    out[:, :before] = True
-    out[:, old : old + len(branch)] = (branch[:, None] == branch).tril()
-    return out[None, None].to(device)

@@ -38,8 +38,12 @@ def bucket(rows: int) -> int:
 
 
 def extent(rows: int, columns: int) -> tuple[int, int]:
-    """Rows and columns of the `Steps` that so many rows of so many columns run in."""
-    return bucket(rows), max(512, 1 << (columns - 1).bit_length())
+    """Rows and columns of the `Steps` that so many rows of so many columns run in.
+
+    Columns go by 512, and beyond 4096 by an eighth of the power of two above: a step reads them all, and each is captured anew.
+    """
+    width = max(512, (1 << (columns - 1).bit_length()) // 8)
+    return bucket(rows), -(-columns // width) * width
 
 
 def outdate(model) -> None:
@@ -104,17 +108,16 @@ class _Columns:
             self.memory[:, :, : len(rows), :, columns:] = 0.0
         self._used.update(range(len(rows)))
 
-    def put(self, places: Sequence[int], parts: Sequence[Part]) -> None:
+    def put(self, places: Sequence[int], part: Part) -> None:
         """Have what was read in these rows."""
         if stale := [place for place in places if place in self._used]:
             self.memory.index_fill_(2, torch.tensor(stale, device=self.rows.device), 0.0)
         self._used.update(places)
-        left = torch.tensor(places, dtype=torch.int64, device=self.rows.device)
-        for cache, rows in parts:
-            at, left = left[: len(rows)], left[len(rows) :]
-            for layer in range(len(self.memory)):
-                for mine, read in zip(self.memory[layer], cache.layer(layer)):
-                    mine[at, :, : cache.length] = read[rows, :, : cache.length].to(mine.dtype)
+        at = torch.tensor(places, dtype=torch.int64, device=self.rows.device)
+        cache, rows = part
+        for layer in range(len(self.memory)):
+            for mine, read in zip(self.memory[layer], cache.layer(layer)):
+                mine[at, :, : cache.length] = read[rows, :, : cache.length].to(mine.dtype)
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,8 @@ class Steps:
 class Growing:
     """Steps over exactly the rows and columns that are needed, in memory that is made anew when these change."""
 
+    grows = True
+
     def __init__(self, model, bank: AdapterBank | None):
         self.model, self.bank = model, bank
         self.rows, self.columns = 0, 0
@@ -226,9 +231,9 @@ class Growing:
             cache.move(self.cache, kept)
         self.cache, self.rows, self.columns = cache, rows, columns
 
-    def put(self, places: Sequence[int], parts: Sequence[Part]) -> None:
+    def put(self, places: Sequence[int], part: Part) -> None:
         """Rows that served nobody begin with what was read."""
-        self.cache.put(places, parts)
+        self.cache.put(places, part)
 
     def __call__(self, spots: Spots) -> Tensor:
         """Logits [rows, V] of the next tokens, fp32."""
@@ -241,7 +246,12 @@ class Growing:
 
 
 class Lent:
-    """`Steps` for as many rows and columns as are needed or more, lent until `until` closes."""
+    """`Steps` for as many rows and columns as are needed or more, lent until `until` closes.
+
+    They are all columns that the rows may ever need: with more later, what is held and what takes over would both be there.
+    """
+
+    grows = False
 
     def __init__(self, until: ExitStack, model, bank: AdapterBank | None):
         self.model, self.bank = model, bank
@@ -261,9 +271,9 @@ class Lent:
         self.steps = steps
         self.rows, self.columns = steps.mask.shape[0], steps.mask.shape[3]
 
-    def put(self, places: Sequence[int], parts: Sequence[Part]) -> None:
+    def put(self, places: Sequence[int], part: Part) -> None:
         """As `Growing.put`."""
-        self.steps.cache.put(places, parts)
+        self.steps.cache.put(places, part)
 
     def __call__(self, spots: Spots) -> Tensor:
         return self.steps(spots)

@@ -29,9 +29,10 @@ from ..terminal.plain import Terminal
 @click.option(
     "--at-once", type=click.IntRange(1), default=1, show_default=True, help="Of these, how many are taught or asked together."
 )
+@click.option("--context", type=click.IntRange(1), help="Tokens of what each memory is asked. [default: a question]")
 def budget(
     preset: str, model: str | None, bits: str | None, ranks: int, writes: int, layout: str | None, memories: int | None,
-    at_once: int,
+    at_once: int, context: int | None,
 ) -> None:  # fmt: skip
     """Show what a training step needs on each rank, or what memories take.
 
@@ -40,6 +41,7 @@ def budget(
     \b
       tmem budget --preset paper --model qwen3-4b --ranks 8
       tmem budget --model llama-2-7b --bits nf4 --memories 64
+      tmem budget --model qwen3-8b --memories 1 --context 32768
     """
     from ..agent.config import agent_config
     from ..models import loading
@@ -58,7 +60,10 @@ def budget(
     if memories is not None:
         in_bits = f" in {bits}" if bits else ""
         title = f"{model or loading.DEFAULT}{in_bits}, --preset {preset}: {memories} memories, {at_once} at once, bf16"
-        return _print(title, budgets.of_memories(shape, agent, memories=memories, at_once=at_once, bits=bits))
+        how = {"memories": memories, "together": at_once, "context": context or budgets.ASKED, "bits": bits}
+        return _print(title, budgets.of_memories(shape, agent, **how))
+    if context is not None:
+        raise click.UsageError("--context is of what memories are asked; give --memories as well.")
     train = train_config(preset)
     train = dataclasses.replace(train, layout=layout or train.layout, **({} if bits is None else {"policy": "lora"}))
     items = budgets.per_rank(shape, agent, train, ranks=ranks, writes=writes, bits=bits)

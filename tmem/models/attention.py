@@ -1,35 +1,57 @@
-"""Attention where torch's own loses: one new token per row (by the op `attend`), and bf16 sequences of some hundred tokens on a
-CPU.
+"""How attention is computed: by torch's own kernels, of which none is given a mask of a whole long text, and by products of our
+own where torch's lose: one new token per row (by the op `attend`), and bf16 sequences of some hundred tokens on a CPU.
 
-Both fold the query heads that share a key head into query rows, so that keys and values are not repeated.
+A pass over T tokens takes memory in proportion to T. Texts from their beginning are causal, which kernels know without a mask;
+windows and branches go chunk after chunk of queries, each with its own part of the mask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
 from ..ops import attend
 from ..ops._once import once_differentiable
 from ..ops.attend import WIDEST
+from . import masks
 
 MOST = 1024  # tokens; the probabilities of a layer are kept for backward, in bf16
+QUERIES = 1024  # at once with a mask; a shorter text is one chunk, whose bits are those of the causal kernel
 
 
-def choose(hidden: Tensor, cached: bool) -> Callable | None:
-    """What computes attention in a forward pass over `hidden` [B, T, D], None for torch's own.
+def choose(hidden: Tensor, mask: Tensor | masks.Branches | None, window: int | None, cached: bool) -> Callable:
+    """What computes attention in a forward pass over `hidden` [B, T, D].
+
+    mask    what every token sees: bool 4-D, or its rule; None: the tokens before it, which are all of this pass
+    window  of these the last so many alone; None: all
+    cached  keys and values are kept
 
     torch's flash attention on CPUs spends two to six times as long on a short bf16 backward as four products.
     """
-    if cached:
-        return _one_token if hidden.shape[1] == 1 else None
-    short = hidden.device.type == "cpu" and hidden.dtype == torch.bfloat16 and hidden.shape[1] <= MOST
-    return _short if short and torch.is_grad_enabled() else None
+    length = hidden.shape[1]
+    whole = isinstance(mask, masks.Branches) and length <= QUERIES
+    mask = mask.rows(0, length) if whole else mask
+    if cached and length == 1 and mask is not None:
+        return partial(_one_token, mask=masks.windowed(mask, window))
+    if not cached and hidden.device.type == "cpu" and hidden.dtype == torch.bfloat16 and length <= MOST:
+        if torch.is_grad_enabled():
+            mask = masks.causal(length) if mask is None else mask
+            return partial(_short, mask=masks.windowed(mask, window))
+    if isinstance(mask, masks.Branches):
+        return partial(_chunks, mask=mask, window=window)
+    if mask is not None:
+        return partial(_masked, mask=masks.windowed(mask, window))
+    if window is None or length <= window:
+        return _causal
+    before, most = masks.shown(window - 1), min(QUERIES, masks.shown(length))
+    return partial(_windows, bias=masks.band(most, before, window, hidden), before=before)
 
 
 def _sdpa(*args, attend_by: Callable | None = None, **kwargs) -> tuple[Tensor, None]:
@@ -37,23 +59,89 @@ def _sdpa(*args, attend_by: Callable | None = None, **kwargs) -> tuple[Tensor, N
     return (attend_by or sdpa_attention_forward)(*args, **kwargs)
 
 
-def _one_token(module, query, key, value, attention_mask, scaling=None, **_kwargs) -> tuple[Tensor, None]:
-    """query [B, H, 1, D], key and value [B, H/g, L, D], mask bool [B, 1, 1, L] -> [B, 1, H, D]."""
+# Each of these takes query [B, H, T, D], key and value [B, H/g, L, D], and gives [B, T, H, D].
+
+
+def _causal(module, query, key, value, _mask, scaling=None, **_kwargs) -> tuple[Tensor, None]:
+    """Without a mask: flash attention, on GPUs in half precision, and on CPUs in any."""
+    length = query.shape[2]
+    key, value = key[:, :, :length], value[:, :, :length]
+    grouped = key.shape[1] < query.shape[1]
+    if grouped and query.is_cuda and query.dtype == torch.float32:  # there flash attention is not, and groups would get a mask
+        (key, value), grouped = _repeated(query, key, value), False
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _masked(module, query, key, value, _mask, *, mask: Tensor, **kwargs) -> tuple[Tensor, None]:
+    """mask: bool [1 or B, 1, T, up to L]; what it does not reach is not seen."""
+    key, value, mask = _reached(key, value, mask)
+    return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+
+
+def _windows(module, query, key, value, _mask, scaling=None, *, bias: Tensor, before: int, **_kwargs) -> tuple[Tensor, None]:
+    """bias: masks.band of a chunk and of the `before` keys that precede it; all chunks share it."""
+    (key, value), out, most = _repeated(query, key, value), [], len(bias)
+    bias = bias.to(query.dtype)
+    for start in range(0, query.shape[2], most):
+        some = query[:, :, start : start + most]
+        stop, first = start + some.shape[2], max(0, start - before)
+        seen = bias[: some.shape[2], first - start + before : stop - start + before]
+        out.append(F.scaled_dot_product_attention(some, key[:, :, first:stop], value[:, :, first:stop], seen, scale=scaling))
+    return torch.cat(out, 2).transpose(1, 2).contiguous(), None
+
+
+def _chunks(
+    module, query, key, value, _mask, scaling=None, *, mask: masks.Branches, window: int | None, **_kwargs
+) -> tuple[Tensor, None]:
+    """Chunks of queries, whose masks are made anew for backward: kept, they would be the whole mask, in floats."""
+    (key, value), out = _repeated(query, key, value), []
+
+    def one(some: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
+        rows = masks.windowed(mask.rows(start, start + some.shape[2]), window)
+        key, value, rows = _reached(key, value, rows)
+        return F.scaled_dot_product_attention(some, key, value, rows, scale=scaling)
+
+    for start in range(0, query.shape[2], QUERIES):
+        some = query[:, :, start : start + QUERIES]
+        if query.requires_grad:
+            out.append(checkpoint(one, some, key, value, start, use_reentrant=False, preserve_rng_state=False))
+        else:
+            out.append(one(some, key, value, start))
+    return torch.cat(out, 2).transpose(1, 2).contiguous(), None
+
+
+def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Key and value for every head of the query."""
+    times = query.shape[1] // key.shape[1]
+    return repeat_kv(key, times), repeat_kv(value, times)
+
+
+def _reached(key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The columns that a mask reaches, in whole groups where there are so many."""
+    columns = min(masks.shown(mask.shape[-1]), key.shape[2])
+    more = columns - mask.shape[-1]
+    return key[:, :, :columns], value[:, :, :columns], F.pad(mask, (0, more)) if more else mask
+
+
+def _one_token(module, query, key, value, _mask, scaling=None, *, mask: Tensor, **_kwargs) -> tuple[Tensor, None]:
+    """T = 1, mask bool [B, 1, 1, L]. The query heads that share a key head become query rows, so that no key is repeated."""
     batch, heads, _, size = query.shape
+    key, value, mask = _reached(key, value, mask)
     if query.device.type == "cpu" or (query.is_cuda and size <= WIDEST.get(value.dtype, 0)):
         scaling = size**-0.5 if scaling is None else scaling
         query, key = query.to(value.dtype), key.to(value.dtype)  # see _short
-        return attend(query[:, :, 0], key, value, attention_mask[:, 0, 0].expand(batch, -1), scaling)[:, None], None
+        return attend(query[:, :, 0], key, value, mask[:, 0, 0].expand(batch, -1), scaling)[:, None], None
     folded = query.view(batch, key.shape[1], heads // key.shape[1], size)
-    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
+    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
     return out.reshape(batch, 1, heads, size), None
 
 
-def _short(module, query, key, value, attention_mask, scaling=None, **_kwargs) -> tuple[Tensor, None]:
-    """query [B, H, T, D], key and value [B, H/g, T, D], mask bool [1 or B, 1, T, T] -> [B, T, H, D]."""
+def _short(module, query, key, value, _mask, scaling=None, *, mask: Tensor, **_kwargs) -> tuple[Tensor, None]:
+    """L = T, mask bool [1 or B, 1, T, T]; keys are not repeated."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key = query.to(value.dtype), key.to(value.dtype)  # torch.autocast leaves them wider, after the rotation
-    return _Short.apply(query, key, value, attention_mask, scaling).transpose(1, 2), None
+    return _Short.apply(query, key, value, mask, scaling).transpose(1, 2), None
 
 
 class _Short(torch.autograd.Function):

@@ -12,7 +12,8 @@ from types import MappingProxyType
 
 APART = "rows_apart"  # how experts are computed, see `experts`; the name that transformers knows it by
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers names them
-ROPES = ("default", "linear", "yarn", "llama3")  # positions whose frequencies do not depend on what is in the batch
+LONGROPE = "longrope"  # frequencies go by the length of a text, see `rope`
+ROPES = ("default", "linear", "yarn", "llama3", LONGROPE)  # positions that depend on a row's own text alone
 
 FUSED = MappingProxyType({"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")})
 """Projections that some families have as one linear layer, by its name."""
@@ -106,6 +107,11 @@ def trainable(config, bits: str | None = None, *, adapter: bool = False) -> str 
             f'train: the model\'s weights are in {bits}, and few bits are not trained; set policy = "lora" in [train], which '
             f"trains an adapter over them, or train the whole ones."
         )
+    if (most := outgrown(config)) is not None:
+        raise ValueError(
+            f"train: the model's positions change once a text is longer than {most} tokens (rope_type 'longrope'), and what "
+            f"was said before is not computed again in the same way; tmem runs it frozen, train another model."
+        )
     if FAMILIES[config.model_type].experts:
         raise ValueError(
             f"train: the model is of family {config.model_type!r}, a mixture of experts, which tmem runs frozen; "
@@ -151,7 +157,7 @@ def unlike(config) -> str | None:
     apart = {key: value for key, value in ropes.items() if isinstance(value, dict)}
     every = (ropes, *apart.values())
     for rope in every:
-        if rope.get("rope_type") in ("dynamic", "longrope"):  # the longest row sets all frequencies: rows do not stand apart
+        if rope.get("rope_type") == "dynamic":  # the longest row sets all frequencies: rows do not stand apart
             return f" with positions that depend on the batch's length (rope_type {rope['rope_type']!r})"
     if family is None:
         return ""
@@ -160,6 +166,8 @@ def unlike(config) -> str | None:
     if apart and not family.ropes:
         return f" with positions by kind of layer (rope_parameters {min(apart)!r})"
     for rope in apart.values() if family.ropes else (ropes,):
+        if rope.get("rope_type") == LONGROPE and (but := _longrope(rope, config, family)) is not None:
+            return but
         if (but := _rope(rope)) is not None:
             return but
     for said in (vars(config), *every):
@@ -185,13 +193,40 @@ def _windows(config, family: Family) -> str | None:
     return None
 
 
+def _longrope(rope: Mapping, config, family: Family) -> str | None:
+    """As `unlike`, of factors by the length of a text."""
+    if family.ropes:
+        return " with positions by kind of layer that depend on a text's length (rope_type 'longrope')"
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    count = int(head * rope.get("partial_rotary_factor", 1.0)) // 2
+    for key in ("short_factor", "long_factor"):
+        said = rope.get(key)
+        if not (isinstance(said, (list, tuple)) and len(said) == count and all(_above_0(factor) for factor in said)):
+            return f" with {key} {str(said)[:40]}, expected {count} numbers above 0"
+    most = rope.get("original_max_position_embeddings")
+    if not (_above_0(most) and int(most) == most):
+        return f" with original_max_position_embeddings {most!r}, expected a number of tokens"
+    return None
+
+
+def outgrown(config) -> int | None:
+    """The most tokens of a text whose positions are computed in one way, and those of all its tokens otherwise beyond; None: of
+    any length in the same way."""
+    ropes = getattr(config, "rope_parameters", None) or {}
+    return int(ropes["original_max_position_embeddings"]) if ropes.get("rope_type") == LONGROPE else None
+
+
+def _above_0(number) -> bool:
+    return isinstance(number, (int, float)) and 0 < number < float("inf")
+
+
 def _rope(rope: Mapping) -> str | None:
     """As `unlike`, of the positions of one kind of layer."""
     kind = rope.get("rope_type", "default")
     if kind not in ROPES:
         return f" with positions by a rule that is not known (rope_type {kind!r})"
     for key in ("rope_theta", "factor"):
-        if not (isinstance(rope.get(key, 1), (int, float)) and 0 < rope.get(key, 1) < float("inf")):
+        if not _above_0(rope.get(key, 1)):
             return f" with {key} {rope[key]!r}, expected a number above 0"
     if kind == "default" and rope.get("factor", 1) != 1:
         return f" with positions scaled by {rope['factor']} and no rope_type that says how"

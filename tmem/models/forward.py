@@ -2,9 +2,9 @@
 
 All families share one shape: embed -> layers -> norm -> head. transformers' own modules run here as well, and what they leave
 to their caller is in the table of `families`. Running the pieces ourselves allows three things that `model(...)` does not: the
-frozen trunk below the adapted layers runs once per online update, logits are computed only where there is a label, and the 4-D
-mask is always explicit, so that a row's bits do not depend on its neighbours (transformers drops a mask that is all ones, which
-changes bits).
+frozen trunk below the adapted layers runs once per online update, logits are computed only where there is a label, and what
+each token sees is said by the caller, so that a row's bits do not depend on its neighbours (transformers looks for padding in
+the batch, and drops a mask that is all ones, which changes bits).
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from .attention import choose
 from .families import APART, FAMILIES, SLIDING, kinds, unlike
+from .masks import Branches, shown
+from .rope import positions as standing
+from .rope import rotation
 
 # One minibatch holds sequences of one bucket only, right-padded to it: a row's bits depend on its own bucket, never on
 # the other rows. Buckets finer than powers of two waste fewer padded tokens.
@@ -23,7 +26,6 @@ _BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256)
 # An fp32 GEMM of M rows rounds the last M mod 4 rows otherwise than the rest while M < 12 (oneDNN and MKL on x86): batches
 # and label lists are filled with dummy rows up to a multiple of this.
 ROWS = 4
-GROUP = 16  # columns of keys and values that attention sees together, see KVCache
 
 
 def bucket(length: int) -> int:
@@ -54,65 +56,48 @@ def parts(model: nn.Module) -> nn.Module:
     return decoder
 
 
-def causal_mask(length: int, device: torch.device | str = "cpu", columns: int | None = None) -> Tensor:
-    """bool [1, 1, length, columns or length], True where a query (row) may attend to a key (column).
-
-    Right padding needs nothing more: a real token never looks at a later pad.
-    """
-    return torch.ones(length, columns or length, dtype=torch.bool, device=device).tril()[None, None]
-
-
-def continued_mask(before: Tensor, padded: int, length: int, columns: int) -> Tensor:
-    """bool [B, 1, length, columns] for `length` more tokens after row b's first `before[b]` (int64 [B, 1]), which stand in
-    `padded` columns: they are all seen, the new ones as far as they precede."""
-    column = torch.arange(columns, device=before.device)
-    new = torch.arange(padded, padded + length, device=before.device)[:, None]
-    return ((column < before)[:, None] | ((column >= padded) & (column <= new)))[:, None]
-
-
-def windowed(mask: Tensor, window: int) -> Tensor:
-    """`mask` bool [..., columns] with the last `window` True columns of every query alone."""
-    if mask.shape[-1] <= window:
-        return mask
-    seen = mask.cumsum(-1, dtype=torch.int32)  # up to a column
-    return mask & (seen > seen[..., -1:] - window)
-
-
 def layers(
     model: nn.Module,
     hidden: Tensor,
     positions: Tensor,
-    mask: Tensor,
+    mask: Tensor | Branches | None,
     *,
     start: int = 0,
     stop: int | None = None,
     cache: KVCache | None = None,
 ) -> Tensor:
-    """Pass `hidden` [B, T, D] through decoder layers `start:stop`; `positions` int64 [1 or B, T], `mask` bool 4-D.
+    """Pass `hidden` [B, T, D] through decoder layers `start:stop`; `positions` int64 [1 or B, T].
 
-    A mask shows every token the columns of its own text, which stand there in their order, itself last. Layers with a sliding
-    window see the last of these alone.
+    mask: the columns that every token sees, bool [1 or B, 1, T, L] or the rule that they follow; None: every row is one text
+    from its beginning, padded on the right. They are those of its own text, in their order, itself last; layers with a sliding
+    window see the last of these alone. Memory grows as T with a rule or None.
+    Raises ValueError for a model that computes attention or experts otherwise, and for None behind what a cache holds.
     """
-    decoder = parts(model)
-    attend_by = choose(hidden, cache is not None)
-    of, rotaries, masks = surroundings(model, hidden, positions, mask, start=start, stop=stop)
+    decoder, config = parts(model), model.config
+    of, rotaries = surroundings(model, hidden, positions, start=start, stop=stop)
+    if mask is None and cache is not None and cache.length:
+        raise ValueError(f"forward: the cache holds {cache.length} columns; mask must say which of these every token sees.")
+    attend_by = {kind: choose(hidden, mask, window(config, kind), cache is not None) for kind in rotaries}
     for layer, kind in zip(decoder.layers[start:stop], of):
         hidden = layer(
             hidden,
-            attention_mask=masks[kind],
+            attention_mask=None,
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
             position_embeddings=rotaries[kind],
-            attend_by=attend_by,
+            attend_by=attend_by[kind],
         )
     return hidden
 
 
 def surroundings(
-    model: nn.Module, hidden: Tensor, positions: Tensor, mask: Tensor, *, start: int = 0, stop: int | None = None
-) -> tuple[list[str], dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """The kind of each of the layers, and of every kind the rotary embeddings (cos, sin) and what its layers see."""
+    model: nn.Module, hidden: Tensor, positions: Tensor, *, start: int = 0, stop: int | None = None
+) -> tuple[list[str], dict[str, tuple[Tensor, Tensor]]]:
+    """The kind of each of the layers, and of every kind the rotary embeddings (cos, sin).
+
+    Raises ValueError for a model that computes attention or experts otherwise than `layers` does.
+    """
     decoder, config = parts(model), model.config
     implementation = config._attn_implementation
     if implementation != "sdpa":
@@ -126,9 +111,12 @@ def surroundings(
             f"forward: the model computes experts by {config._experts_implementation!r}, whose rounding depends on a row's "
             f"neighbours; call tmem.models.experts.prepare(model)."
         )
-    rotaries = {kind: decoder.rotary_emb(hidden, positions, *((kind,) if family.ropes else ())) for kind in dict.fromkeys(of)}
-    masks = {kind: windowed(mask, config.sliding_window) if kind == SLIDING else mask for kind in rotaries}
-    return of, rotaries, masks
+    return of, {kind: rotation(decoder, hidden, positions, kind) for kind in dict.fromkeys(of)}
+
+
+def window(config, kind: str) -> int | None:
+    """How many of the last tokens a layer of this kind sees; None: all."""
+    return config.sliding_window if kind == SLIDING else None
 
 
 def embed(model: nn.Module, ids: Tensor) -> Tensor:
@@ -151,12 +139,6 @@ def head(model: nn.Module, hidden: Tensor, normed: bool = False) -> Tensor:
     return out if over is None else out / getattr(model.config, over)
 
 
-def branch_mask(branches: Tensor) -> Tensor:
-    """bool [B, 1, T, T] of `branches` int64 [B, T]: a token attends to what precedes it on branch 0, the trunk, and its own."""
-    keys, queries = branches[:, None, None, :], branches[:, None, :, None]
-    return ((keys == 0) | (keys == queries)).tril()
-
-
 def token_logits(
     model: nn.Module, ids: Tensor, rows: list[int], columns: list[int],
     positions: Tensor | None = None, branches: Tensor | None = None,
@@ -164,13 +146,18 @@ def token_logits(
     """Logits [len(rows), V], in the model's dtype, at positions (row, column) of right-padded `ids` int64 [B, T]; the head
     runs nowhere else.
 
+    Of a row the tokens up to the last position asked for are its text.
+
     positions, branches  int64 [B, T]: where every token stands in its own text, and which one of the texts that share the
                          beginning of the row, branch 0, it belongs to; None: every row is one text
     """
     length = ids.shape[1]
-    mask = causal_mask(length, ids.device) if branches is None else branch_mask(branches)
-    positions = torch.arange(length, device=ids.device)[None] if positions is None else positions
-    hidden = layers(model, embed(model, ids), positions, mask)
+    if positions is None:
+        ends = [1] * len(ids)
+        for row, column in zip(rows, columns):
+            ends[row] = max(ends[row], column + 1)
+        positions = standing(model.config, ends, length, ids.device)
+    hidden = layers(model, embed(model, ids), positions, None if branches is None else Branches(branches))
     return head(model, hidden[rows, columns])
 
 
@@ -223,11 +210,6 @@ class KVCache:
     def advance(self, columns: int) -> None:
         """Call once per forward pass, after every layer has written its `columns`."""
         self.length += columns
-
-
-def shown(length: int) -> int:
-    """How many columns attention sees when `length` are written: the mask must be as wide."""
-    return -(-length // GROUP) * GROUP
 
 
 def filled(rows: int) -> int:

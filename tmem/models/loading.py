@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from .shards import Stored
+
 DEFAULT = "SmolLM2-135M-Instruct"
 _HUB_ID = f"HuggingFaceTB/{DEFAULT}"  # written into adapters instead of a path in somebody's cache
 WRITER = Path(__file__).parents[1] / "writer"  # the default model's adapter that comes with tmem, where there is one
@@ -176,6 +178,30 @@ def outline(name: str | Path | None = None) -> tuple[PreTrainedModel, PreTrained
         tokenizer = load_tokenizer(folder)
     _agree(folder, model, tokenizer)
     return model, tokenizer
+
+
+def unfilled(name: str | Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Stored]] | None:
+    """As `outline`, in fp32 and prepared, and the weights in its files by the names of its parameters, to be read in part.
+
+    None where the files name or shape them otherwise, which `load_model` sees to.
+    """
+    import torch
+
+    from .experts import prepare
+    from .shards import stored
+
+    model, tokenizer = outline(name)
+    try:
+        weights = stored(resolve(name))
+    except OSError:
+        return None
+    wanted = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
+    known = {key for key, _ in model.named_parameters(remove_duplicate=False)}
+    if not wanted.keys() <= weights.keys() <= known or any(weights[key].shape != shape for key, shape in wanted.items()):
+        return None
+    prepare(model)
+    model.config._name_or_path = _HUB_ID if name is None or str(name) == DEFAULT else str(resolve(name))
+    return model.to(torch.float32).eval(), tokenizer, weights
 
 
 def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:

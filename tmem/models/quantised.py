@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LIBRARY = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
 BITS = tuple(LIBRARY)
+_PIECE = 1 << 15  # weights that are put into nf4 at once on a CPU, whole blocks
 _BLOCK, _SCALES, _TABLES = 64, 256, 4 * (16 + 256 + 1)  # nf4: weights a scale, scales a scale of theirs, bytes beside
 
 
@@ -63,7 +64,7 @@ def quantise_(
         for name in [name for name, module in layer.named_modules() if type(module) is nn.Linear]:
             parent, _, last = name.rpartition(".")
             owner = layer.get_submodule(parent)
-            setattr(owner, last, in_bits(getattr(owner, last).to(dtype), bits, device))
+            setattr(owner, last, in_bits(getattr(owner, last), bits, device, dtype))
     for parameter in model.parameters():
         if type(parameter) is nn.Parameter and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
@@ -79,35 +80,53 @@ def settle_(model: nn.Module) -> nn.Module:
     return model.requires_grad_(False)
 
 
-def in_bits(linear: nn.Linear, bits: str, device: torch.device | str) -> nn.Module:
-    """A layer in `bits` on `device`, frozen, in place of `linear`, which may be used up."""
+def in_bits(linear: nn.Linear, bits: str, device: torch.device | str, dtype: torch.dtype | None = None) -> nn.Module:
+    """A layer in `bits` on `device`, frozen, in place of `linear`, which may be used up. dtype: as of `quantise_`."""
     import torch
 
     make = _nf4 if bits == "nf4" else _scaled_rows
     with _quiet(), torch.no_grad():
-        return make(linear, bits, device).requires_grad_(False)
+        return make(linear, bits, device, dtype or linear.weight.dtype).requires_grad_(False)
 
 
-def _scaled_rows(linear: nn.Linear, bits: str, device: torch.device | str) -> nn.Module:
+def _scaled_rows(linear: nn.Linear, bits: str, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
     from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
+    linear = linear.to(dtype)
     quantize_(linear.to(device), Int8WeightOnlyConfig() if bits == "int8" else Float8WeightOnlyConfig())
     return linear
 
 
-def _nf4(linear: nn.Linear, bits: str, device: torch.device | str) -> nn.Module:
+def _nf4(linear: nn.Linear, bits: str, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+    """As bitsandbytes makes one from a whole weight, to the bit, in pieces of whole blocks: on a CPU it takes some 20 bytes a
+    weight while it works."""
     import torch
+    from bitsandbytes.functional import QuantState, quantize_4bit, quantize_blockwise
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     weight, bias = linear.weight.detach(), linear.bias
     with torch.device("meta"):
-        made = Linear4bit(
-            linear.in_features, linear.out_features, bias=bias is not None, compute_dtype=weight.dtype, quant_type=bits
-        )
-    made.weight = Params4bit(weight, requires_grad=False, quant_type=bits, module=made)
+        made = Linear4bit(linear.in_features, linear.out_features, bias=bias is not None, compute_dtype=dtype, quant_type=bits)
+    size = weight.numel()
+    step = _PIECE if torch.device(device).type == "cpu" else size
+    codes = torch.empty(-(-size // 2), 1, dtype=torch.uint8, device=device)
+    scales = torch.empty(-(-size // _BLOCK), dtype=torch.float32, device=device)
+    for start in range(0, size, step):
+        piece = weight.view(-1)[start : start + step].to(device, dtype)
+        code, state = quantize_4bit(piece, blocksize=_BLOCK, quant_type=bits)
+        codes[start // 2 :][: len(code)] = code
+        scales[start // _BLOCK :][: len(state.absmax)] = state.absmax
+    offset = scales.mean()
+    in_8_bits, of_scales = quantize_blockwise(scales - offset, blocksize=_SCALES)
+    state = QuantState(
+        absmax=in_8_bits, shape=weight.shape, dtype=dtype, blocksize=_BLOCK, code=state.code, quant_type=bits, offset=offset,
+        state2=of_scales,
+    )  # fmt: skip
+    made.weight = Params4bit(codes, requires_grad=False, quant_state=state, quant_type=bits, module=made, bnb_quantized=True)
+    made.quant_state = state
     if bias is not None:
-        made.bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
-    return settle_(made.to(device).train(linear.training))
+        made.bias = torch.nn.Parameter(bias.detach().to(device, dtype), requires_grad=False)
+    return settle_(made.train(linear.training))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ long as it is held."""
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -22,6 +23,16 @@ class Stored:
     def __getitem__(self, index) -> Tensor:
         with safe_open(self.file, framework="pt") as opened:
             return opened.get_tensor(self.name)[index]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Some rows alone, mapped."""
+        with safe_open(self.file, framework="pt") as opened:
+            return opened.get_slice(self.name)[start:stop]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        with safe_open(self.file, framework="pt") as opened:
+            return tuple(opened.get_slice(self.name).get_shape())
 
     def get_dtype(self) -> str:
         """As safetensors names it, such as "BF16"."""
@@ -43,6 +54,14 @@ def stored(folder: Path) -> dict[str, Stored]:
         with safe_open(file, framework="pt") as opened:
             out |= {name: Stored(file, name, opened.get_slice(name).get_dtype()) for name in opened.keys()}
     return out
+
+
+@torch.no_grad()
+def fill_(parts: Iterable[tuple[str, Tensor, int]], tensors: dict[str, Stored]) -> None:
+    """Write into each part (name, rows, first row) those rows of the tensor in a file, in its own dtype and place."""
+    for name, rows, first in parts:
+        if len(rows):
+            rows.copy_(tensors[name].rows(first, first + len(rows)))
 
 
 def common_dtype(tensors: dict[str, Stored]) -> torch.dtype | None:

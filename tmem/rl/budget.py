@@ -12,10 +12,10 @@ from ..adapters.layout import lay_out, padded
 from ..agent.config import AgentConfig
 from ..agent.decode import MAX_ROWS, ROOM
 from ..agent.learn import MAX_TOKENS
-from ..agent.prefill import widths
-from ..agent.steps import extent
+from ..agent.prefill import at_once, widths
+from ..agent.steps import bucket, extent
 from ..models.families import FAMILIES, FUSED, joined
-from ..models.forward import shown
+from ..models.forward import ROWS, shown
 from ..models.quantised import weight_bytes
 from .config import TrainConfig
 
@@ -153,9 +153,9 @@ def weights(shape: Shape, bits: str | None, compute: int) -> list[Item]:
 def keys_and_values(
     shape: Shape, compute: int, *, rows: int, prompt: int, most: int, begin: int = 0, beginnings: int = 0
 ) -> list[Item]:
-    """Those of prompts while they are read, and of the steps after them, at fixed addresses as on a GPU.
+    """Those of prompts while one pass reads them, and of the steps after them, at fixed addresses as on a GPU.
 
-    rows        prompts at once
+    rows        prompts that are gone on with together; a pass reads prefill.at_once of them
     prompt      tokens of each, all different
     most        tokens generated after each
     begin       of the tokens of each, how many are read first; `beginnings`, those that differ, are kept
@@ -163,13 +163,30 @@ def keys_and_values(
     token = shape.layers * 2 * shape.kv * compute
     first, then = widths(range(prompt), begin)
     read, kept = shown(first + then), beginnings * shown(first)
-    places, columns = extent(rows, -(-(first + then + max(min(most, ROOM), most - 1)) // ROOM) * ROOM)
-    each = f"{shape.layers} layers · 2 · {shape.kv} · {compute}"
-    said = f"({rows} rows · {read} tokens + {beginnings} · {shown(first)})" if kept else f"{rows} rows · {read} tokens"
-    return [
-        Item("keys and values of prompts", (rows * read + kept) * token, f"{said} · {each}"),
+    places, columns = extent(rows, -(-(first + then + most) // ROOM) * ROOM)
+    each, some = f"{shape.layers} layers · 2 · {shape.kv} · {compute}", min(rows, at_once(first, then))
+    said = f"({some} rows · {read} tokens + {beginnings} · {shown(first)})" if kept else f"{some} rows · {read} tokens"
+    out = [
+        Item("keys and values of prompts", (some * read + kept) * token, f"{said} · {each}"),
         Item("keys and values of steps", places * columns * token, f"{places} rows · {columns} tokens · {each}"),
     ]
+    if places > ROWS:
+        half, name = bucket(places // 2), "those that half of the rows go on with"
+        out.append(Item(name, half * columns * token, f"{half} rows · {columns} tokens · {each}"))
+    return out
+
+
+def reading(shape: Shape, tokens: int, compute: int) -> Item:
+    """What a pass without gradients holds at its peak: a layer's input, the sum behind its attention and the norm of that, and
+    three times what the MLP makes of a token. Attention keeps no mask and no scores."""
+    wide = 3 * shape.hidden + 3 * shape.ffn
+    return Item("a pass that reads (estimate)", tokens * wide * compute, f"{tokens} tokens · {wide:,} elements · {compute}")
+
+
+def _read(rows: int, prompt: int, begin: int = 0) -> int:
+    """Tokens of the largest pass that reads so many prompts."""
+    first, then = widths(range(prompt), begin)
+    return max(min(rows, at_once(first, then)) * then, rows * first)
 
 
 def _writing(shape: Shape, compute: int, agent: AgentConfig, rollouts: int) -> list[Item]:
@@ -177,20 +194,23 @@ def _writing(shape: Shape, compute: int, agent: AgentConfig, rollouts: int) -> l
     passage, replies = agent.write.window + WORDS, agent.write.replies
     most, rows = agent.write.max_new, min(rollouts * replies, MAX_ROWS)
     if replies == 1:
-        return keys_and_values(shape, compute, rows=rows, prompt=passage, most=most)
-    return keys_and_values(
-        shape, compute, rows=rows, prompt=passage + ASKED, most=most, begin=passage, beginnings=rollouts
-    )  # fmt: skip
+        kept = keys_and_values(shape, compute, rows=rows, prompt=passage, most=most)
+        return [*kept, reading(shape, _read(rows, passage), compute)]
+    asked = passage + ASKED
+    kept = keys_and_values(shape, compute, rows=rows, prompt=asked, most=most, begin=passage, beginnings=rollouts)
+    return [*kept, reading(shape, _read(min(rows, rollouts), asked, passage), compute)]
 
 
-def activations(shape: Shape, tokens: int, layers: int, compute: int, *, again: bool = False, frozen: bool = False) -> Item:
+def activations(
+    shape: Shape, tokens: int, layers: int, compute: int, *, again: bool = False, frozen: bool = False, packed: bool = False
+) -> Item:
     """What a pass over `tokens` keeps in `layers` layers for its backward.
 
     again: they are computed again there. frozen: no weight is trained, so that what one multiplies need not be kept.
-    Norms keep what they read and what they make, in fp32. Attention keeps queries, keys and values of every head, and what it
-    makes.
+    packed: rows hold several texts, whose attention takes keys and values for every head.
+    Norms keep what they read and what they make, in fp32. Attention keeps queries, keys, values and what it makes.
     """
-    wide = 4 * shape.q + (3 if frozen else 4) * shape.ffn
+    wide = 2 * shape.q + 2 * (shape.q if packed else shape.kv) + (3 if frozen else 4) * shape.ffn
     whole = (2 if compute == 4 else 4) * shape.hidden + (0 if frozen else 4 * shape.hidden) + wide
     kept = shape.hidden if again else whole
     return Item(
@@ -200,9 +220,11 @@ def activations(shape: Shape, tokens: int, layers: int, compute: int, *, again: 
 
 
 def of_memories(
-    shape: Shape, agent: AgentConfig, *, memories: int, at_once: int = 1, bits: str | None = None, bf16: bool = True
-) -> list[Item]:
-    """The memory of a GPU that holds memories over one model. at_once: how many are taught, or asked, together."""
+    shape: Shape, agent: AgentConfig, *, memories: int, together: int = 1, bits: str | None = None, bf16: bool = True,
+    context: int = ASKED,
+) -> list[Item]:  # fmt: skip
+    """The memory of a GPU that holds memories over one model. together: how many are taught, or asked, at once. context: tokens
+    of what each is asked."""
     compute, p = 2 if bf16 else 4, row(shape, agent)
     adapter = agent.adapter
     layers = min(adapter.last_layers, shape.layers)
@@ -210,13 +232,14 @@ def of_memories(
     each, copy = 4 * matrices + 2 * bf16, " + one in bf16" * bf16
     adapted = shape.adapted(adapter.targets, adapter.last_layers)
     shared = 0 if adapter.train_a else sum(inner for _, inner, *_ in adapted)
-    tokens = min(MAX_TOKENS, at_once * agent.learn.batch * TAUGHT)
+    tokens = min(MAX_TOKENS, together * agent.learn.batch * TAUGHT)
     return [
         *weights(shape, bits, compute),
         Item("memories", memories * each * p, f"{memories} · {matrices} matrices in fp32{copy}, P = {p:,} each"),
         Item("A", adapter.rank * shared * (4 + 2 * bf16), "shared by all"),
-        *keys_and_values(shape, compute, rows=at_once, prompt=ASKED, most=agent.answer.max_new),
-        activations(shape, tokens, layers, compute, frozen=True),
+        *keys_and_values(shape, compute, rows=together, prompt=context, most=agent.answer.max_new),
+        reading(shape, _read(together, context), compute),
+        activations(shape, tokens, layers, compute, frozen=True, packed=True),
         Item("logits of a pass", 2 * 4 * (tokens // 4) * shape.vocab,
              f"with gradient 2 · 4 · {tokens // 4} labels · {shape.vocab:,}"),
     ]  # fmt: skip

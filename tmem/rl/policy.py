@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..agent.steps import outdate
 from ..models import forward as fw
 from ..models import loading
+from ..models.shards import Stored, fill_
 from .world import ALONE, World
 
 
@@ -228,10 +229,28 @@ class _Dot(nn.Module):
         return torch.stack([p.flatten() @ g.flatten() for p, g in zip(self.params, sums)]).sum()
 
 
-class Sharded(Policy):
-    """FSDP2 over the decoder's layers. The model must be in fp32; it computes in `compute`."""
+@torch.no_grad()
+def _read_(model: nn.Module, weights: dict[str, Stored], world: World, device: torch.device) -> None:
+    """Fill a model that was sharded without its weights: of every parameter the rows that FSDP gives this rank."""
+    model.to_empty(device=device)
+    model.tie_weights()
+    for module in model.modules():
+        if module._buffers:  # computed from the configuration, and in no file
+            model._init_weights(module)
+    parts = [(name, param.to_local(), world.rank * -(-len(param) // world.size)) for name, param in model.named_parameters()]
+    fill_(parts, weights)
 
-    def __init__(self, model: nn.Module, world: World, compute: torch.dtype = torch.float32):
+
+class Sharded(Policy):
+    """FSDP2 over the decoder's layers. The model must be in fp32; it computes in `compute`.
+
+    weights: those of a model without any, on torch's meta device; each rank reads its own rows of them alone, to `device`.
+    """
+
+    def __init__(
+        self, model: nn.Module, world: World, compute: torch.dtype = torch.float32,
+        weights: dict[str, Stored] | None = None, device: torch.device | None = None,
+    ):  # fmt: skip
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -239,10 +258,13 @@ class Sharded(Policy):
         if any(p.dtype != torch.float32 for _, p in named):
             raise ValueError(f"Sharded: expected an fp32 model, got {named[0][1].dtype}; load it with dtype=torch.float32.")
         pieces = _Pieces(model)
-        mesh = init_device_mesh(named[0][1].device.type, (world.size,))
+        device = named[0][1].device if weights is None else device or torch.device("cpu")
+        mesh = init_device_mesh(device.type, (world.size,))
         mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
         for module in (*fw.parts(model).layers, pieces):
             fully_shard(module, mesh=mesh, mp_policy=mixed)
+        if weights is not None:
+            _read_(model, weights, world, device)
         super().__init__(model, [n for n, _ in named], list(model.parameters()), world)
         self.pieces, self.compute = pieces, compute
         self.modules = [m for m in pieces.modules() if isinstance(m, FSDPModule)]
@@ -252,7 +274,7 @@ class Sharded(Policy):
             module.set_modules_to_backward_prefetch([before])
         model.requires_grad_(True)
         with torch.no_grad():  # FSDP looks for its root and for what is trained
-            pieces(torch.zeros(1, 1, dtype=torch.int64, device=named[0][1].device), [0], [0])
+            pieces(torch.zeros(1, 1, dtype=torch.int64, device=device), [0], [0])
         self._freeze()
 
     # FSDP has two parameters for each of the model's: the shard, which the optimizer moves, and the gathered one, which takes

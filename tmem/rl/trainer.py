@@ -386,14 +386,18 @@ class Trainer:
                 self.publish()  # whoever has no workers is told before the warm start, not after it
         self.progress.phase("load", 1, 1, name)
 
-    def _loaded(self) -> tuple[PreTrainedModel, LowRank | None]:
-        """The model as training begins, and the policy where it is an adapter, which goes on from the one over the model.
+    def _loaded(self) -> tuple[PreTrainedModel, Policy | None]:
+        """The model as training begins, and the policy where it is an adapter, which goes on from the one over the model, or
+        where every rank has read its own rows of the model's files.
 
         What it is to keep is said by the model as it came, without an adapter where that is what is trained.
         """
         config, device = self.config, self.world.device
         under = trainable(loading.config(self.model_name), self.bits, adapter=config.policy == "lora")
         if config.policy == "full":
+            if config.layout == "fsdp" and (policy := self._in_parts()) is not None:
+                self.kept = self._to_keep(policy.model)
+                return policy.model, policy
             wanted = {"dtype": torch.float32} if config.layout == "fsdp" else {}
             model, self.tokenizer = loading.load_model(self.model_name, adapter=self.adapter, device=device, **wanted)
             self.kept = self._to_keep(model)
@@ -403,11 +407,20 @@ class Trainer:
         self.kept = self._to_keep(model)
         return model, LowRank(model, config.policy_rank, config.seed, self.world, start, under)
 
+    def _in_parts(self) -> Sharded | None:
+        """The sharded policy, of which no rank has read more than its share; None where that cannot be, as under an adapter."""
+        base, over = loading.apart(self.model_name, self.adapter)
+        if over is not None or (found := loading.unfilled(base)) is None:
+            return None
+        model, self.tokenizer, weights = found
+        device = self.world.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return Sharded(model, self.world, loading.default_dtype(device), weights, device)
+
     def _to_keep(self, model: PreTrainedModel) -> list[supervised.Example]:
         return keep.kept(model, Chat(self.tokenizer, model)) if self.config.warm_keep else []
 
     def _whole(self, model: PreTrainedModel, dtype: torch.dtype) -> Policy:
-        """The policy that trains all weights: under a bank, which finds them before they are spread over ranks."""
+        """The policy that trains all weights of a model that was loaded whole."""
         return Sharded(model, self.world, dtype) if self.config.layout == "fsdp" else Replicated(model, self.world)
 
     def publish(self) -> None:

@@ -166,9 +166,9 @@ def _recall(model, bank, blocks) -> dict[int, float]:
     right: dict[int, list[bool]] = {}
     for block in blocks:
         length = block.hidden.shape[1]
-        positions, mask = torch.arange(length)[None], fw.causal_mask(length)
+        positions = torch.arange(length)[None]
         with bank.route(block.slots, learn=False, lengths=block.lengths):
-            hidden = fw.layers(model, block.hidden, positions, mask, start=bank.first_layer)
+            hidden = fw.layers(model, block.hidden, positions, None, start=bank.first_layer)
             said = fw.logits(model, hidden[block.rows, block.columns]).argmax(-1).tolist()
         good: dict[int, bool] = {}
         for row, weight, token, target in zip(block.rows, block.weights, said, block.targets):
