@@ -24,8 +24,8 @@ from . import live
     "--preset",
     default=DEFAULT_PRESET,
     show_default=True,
-    help="Settings: default, a writer from --data; stream, a first look; search, with a tool; study, paper, or the path of a "
-    ".toml file.",
+    help="Settings: default, a writer from --data; stream, a first look; search, with a tool; verifiers, an --environment; "
+    "study, paper, or the path of a .toml file.",
 )
 @click.option(
     "--model", help="The model to train: a Hugging Face folder, a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]"
@@ -50,7 +50,7 @@ from . import live
 @click.option(
     "--task",
     help="stream (generated talks), passages (real text with questions, see --data), search (questions and a search engine, "
-    "see --data and --corpus), or file.py:Class, a task of your own. [default: the preset's]",
+    "see --data and --corpus), verifiers (see --environment), or file.py:Class, a task of your own. [default: the preset's]",
 )
 @click.option(
     "--data",
@@ -65,6 +65,12 @@ from . import live
     metavar="FILE",
     help="search: a file of documents to search in. Give it several times for several. [default: the preset's, or the "
     "questions' own contexts]",
+)
+@click.option(
+    "--environment",
+    metavar="NAME",
+    help="verifiers: an installed environment of the verifiers package, or a .py file of one, which is imported. Needs "
+    "tmem[verifiers]. [default: the preset's]",
 )
 @click.option("--objectives", type=click.IntRange(1), help="search: questions of an episode at most. [default: the preset's]")
 @click.option("--seed", type=int, help="Seed of episodes, sampling noise and batches. [default: the preset's]")
@@ -88,6 +94,7 @@ def train(
       tmem train --data train-v1.1.json --data mine.json:0.5   # a writer
       tmem train --preset stream                               # a look
       tmem train --preset search --data q.json --corpus docs.json   # a tool
+      tmem train --preset verifiers --environment NAME   # an environment
 
     A file is SQuAD's, or a list of {title, context, questions: [{question, answer}]}. Nine documents of ten are trained on,
     the others are held out for the evaluations. The preset stream needs no file: its conversations are generated.

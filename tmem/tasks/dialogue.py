@@ -133,6 +133,7 @@ class Dialogue(Scene):
         with self._own_chance():
             found, how = Tool(partial(self._leading, seconds=self.seconds), self.seconds + _GRACE, lambda _: True)(said)
         self._at = found or Reached(how)
+        self._leading.left = found is None
         if self._at.asked is not None:
             self._hear(self._at.asked)
 
@@ -156,6 +157,7 @@ class _Leading:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.task: asyncio.Task | None = None
         self.reply: asyncio.Future | None = None  # that it waits for
+        self.left = False  # behind, as its time was over: what it still asks is not answered
 
     def __call__(self, said: str, seconds: float) -> Reached:
         """Hand over a reply, and run until the next one is asked for, the end, or for so many seconds."""
@@ -166,7 +168,7 @@ class _Leading:
             reached = self.loop.run_until_complete(self._reached(said, seconds))
         except BaseException:  # an exit, too, ends no more than the conversation
             reached = Reached("error")
-        if reached.asked is None:
+        if reached.asked is None or self.left:
             _close(self.loop)
         return reached
 
