@@ -1,4 +1,4 @@
-"""A tiny environment led by coroutines, in the place of one of the verifiers package: what tmem.tasks.verifiers_api.load returns."""
+"""A tiny environment led by coroutines, as tmem.tasks.verifiers_api.load returns those of the verifiers package."""
 
 import random
 
@@ -8,7 +8,7 @@ from tmem.tasks.verifiers_env import Verifiers
 
 
 class Guesses:
-    """Games in which a digit is guessed, with an answer drawn at random to each guess, and a score that random replies vary in."""
+    """A digit is guessed; the answer to a guess is drawn at random, and random replies vary in score."""
 
     keys = [f"{i:x}" for i in range(24)]
 

@@ -130,6 +130,8 @@ def train(
     said = {"preset": preset, "out": out, "model": model, "adapter": adapter, "bits": bits, "track": track, **overrides}
     if bits is not None:
         overrides["policy"] = "lora"
+    if overrides.get("task") == "verifiers":
+        overrides["reward"] = "score"  # that alone is one of every environment
     trainer = Trainer(preset, out, model=model, adapter=adapter, bits=bits, resume=resume, world=world, **overrides)
     again = shlex.join(["tmem", "train", *_said(said), "--resume"])
     sends = track and world.first

@@ -31,7 +31,8 @@ BEFORE = {
     "rl_dead": "counted",
 }
 IDLE = (
-    "policy_rank", "join", "cut_words", "swap_names", "resolve_dates", "corpus", "objectives", "turns", "turn_tokens", "environment",
+    "policy_rank", "join", "cut_words", "swap_names", "resolve_dates", "corpus", "objectives", "turns", "turn_tokens",
+    "environment",
 )  # fmt: skip
 READ = ("passages", "search")  # tasks that are made from files
 
@@ -41,7 +42,8 @@ class TrainConfig:
     """A supervised warm start, then GRPO, then the control: more supervised training instead of RL.
 
     seed             of episodes, noise and batches
-    task             "stream", "passages", "search", "verifiers", or "file.py:Class", a tmem.tasks.Task or Environment of one's own
+    task             "stream", "passages", "search", "verifiers", or "file.py:Class", a tmem.tasks.Task or Environment of
+                     one's own
     difficulty       of stream: 1, 2 or 3
     policy           what of θ0 is trained: "full", all weights, or "lora", an adapter on all linear layers of the decoder
     policy_rank      of that adapter; its alpha is twice the rank
@@ -209,8 +211,8 @@ class TrainConfig:
             )
         if self.task == "verifiers" and self.reward != "score":
             raise ValueError(
-                f'preset: [train] reward: expected score, the sum of an environment\'s rewards, got {self.reward!r}; the preset '
-                "verifiers says so."
+                f"preset: [train] reward: expected score, the sum of an environment's rewards, got {self.reward!r}; the "
+                "preset verifiers says so."
             )
         if self.task in ("stream", *READ) and self.reward not in ("f1", "em"):
             raise ValueError(f"preset: [train] reward: expected f1 or em, got {self.reward!r}.")

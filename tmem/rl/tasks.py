@@ -11,7 +11,7 @@ from .config import TrainConfig
 
 
 def task_of(config: TrainConfig) -> Environment:
-    """stream, passages, search, verifiers or a class of one's own. Raises ValueError or FileNotFoundError, each in one sentence."""
+    """stream, passages, search, verifiers or a class of one's own. Raises ValueError or FileNotFoundError in one sentence."""
     if config.task == "stream":
         return Stream(config.difficulty, config.rl_questions or None)
     step = max(config.warm_episodes, config.rl_episodes)

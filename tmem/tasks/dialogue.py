@@ -1,7 +1,7 @@
 """A conversation that a coroutine leads, as a scene: it says something, waits for the reply, and says the next thing.
 
-The coroutine is somebody else's. It may hang, fail or say anything, which is counted as for tools (tmem.tasks.tool) and ends the
-scene with a score of 0. It runs in a loop of its own, and only while a reply is being handed over.
+The coroutine is somebody else's. It may hang, fail or say anything, which is counted as for tools (tmem.tasks.tool) and ends
+the scene with a score of 0. It runs in a loop of its own, and only while a reply is being handed over.
 """
 
 from __future__ import annotations
@@ -231,8 +231,12 @@ def _is_conversation(value: Any) -> bool:
     )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _are_scores(value: Any) -> bool:
     def sound(row: Any) -> bool:
-        return isinstance(row, dict) and SCORE in row and all(isinstance(v, int | float) and math.isfinite(v) for v in row.values())
+        return isinstance(row, dict) and SCORE in row and all(map(_is_number, row.values()))
 
     return isinstance(value, Sequence) and len(value) > 0 and all(map(sound, value))

@@ -1,8 +1,8 @@
 """All that touches the `verifiers` package, an extra: verifiers.v1 of 0.4. Other generations have other classes.
 
 An environment there is a taskset, whose tasks have a prompt, stops and rewards, and an Env, whose `run(task, agents)` leads the
-conversation. Both run as they are. `agents` is ours: one seat, whose replies somebody else gives. So no harness, no sandbox, no
-model server and no tool server is started.
+conversation. Both run as they are. `agents` is ours: one seat, whose replies somebody else gives. So no harness, no sandbox and
+no model server is started, and tools are called in this process (verifiers_tools.py).
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import inspect
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from .dialogue import SCORE, Ask, Lead, Message
+from .verifiers_tools import Tools
 
 MOST = 10_000  # tasks of a taskset that has no end
 
@@ -35,9 +37,9 @@ def library() -> ModuleType:
 class Loaded:
     """An environment with its tasks.
 
-        env    a verifiers.v1.Env with one agent
-        tasks  of its taskset, in their order
-        keys   one of its own for each task
+    env    a verifiers.v1.Env with one agent
+    tasks  of its taskset, in their order
+    keys   one of its own for each task
     """
 
     def __init__(self, vf: ModuleType, env: Any, tasks: Sequence[Any]):
@@ -50,7 +52,7 @@ class Loaded:
         async def lead(ask: Ask) -> list[dict[str, float]]:
             vf, env, task = self.vf, self.env, self.tasks[place]
             episode = vf.Episode(env=vf.EnvInfo(id=env.config.env_id), task=_recorded(vf, task))
-            agents = vf.Agents(env.config, lambda name, config: Seat(vf, name, config, ask, episode.traces))
+            agents = vf.Agents(env.config, partial(Seat, vf, env, ask, episode.traces))
             await env.setup(agents)
             await env.run(task, agents)
             await env.finalize(task, episode)
@@ -109,10 +111,16 @@ def _lacking(vf: ModuleType, env: Any, tasks: Sequence[Any]) -> str:
     kind = type(env.taskset).task_type()
     if kind.NEEDS_CONTAINER or any(task.data.image for task in tasks):
         return "needs a container"
-    if type(env.taskset).toolsets(env.taskset.config) or any(type(t).toolsets(t.config) for t in tasks[:1]):
-        return "needs tool servers"
+    toolsets = [toolset for task in tasks[:1] for kind in _toolsets(env, task) for toolset in kind]
+    if any(t.config.url or not isinstance(t.config.runtime, vf.SubprocessConfig) for t in toolsets):
+        return "needs tools that run elsewhere"
     needing = [fn.__name__ for t in tasks[:1] for kind in ("reward", "metric") for fn in t.hooks(kind) if _needs_runtime(fn)]
     return f"scores {', '.join(needing)} in a sandbox" if needing else ""
+
+
+def _toolsets(env: Any, task: Any) -> tuple[list, list]:
+    """New toolsets of the taskset, and of a task."""
+    return type(env.taskset).toolsets(env.taskset.config), type(task).toolsets(task.config)
 
 
 def _needs_runtime(function: Any) -> bool:
@@ -133,8 +141,8 @@ def _scores(trace: Any) -> dict[str, float]:
 class Seat:
     """The agent of one episode, with what Env.run uses of verifiers.v1.Agent: `run`, `interaction`, `trainable`."""
 
-    def __init__(self, vf: ModuleType, name: str, config: Any, ask: Ask, completed: list):
-        self.vf, self.name, self.config, self.ask, self.completed = vf, name, config, ask, completed
+    def __init__(self, vf: ModuleType, env: Any, ask: Ask, completed: list, name: str, config: Any):
+        self.vf, self.env, self.ask, self.completed, self.name, self.config = vf, env, ask, completed, name, config
         self.trainable = True
 
     async def run(self, task: Any, *, on_trace: Any = None, **borrowed: Any) -> Any:
@@ -170,24 +178,38 @@ class Talk:
         )  # fmt: skip
         data = task.data
         prompt = [vf.UserMessage(content=data.prompt)] if isinstance(data.prompt, str) else [*(data.prompt or [])]
-        self.messages = [*([vf.SystemMessage(content=data.system_prompt)] if data.system_prompt else []), *prompt]
+        self.messages: list[Any] = [*([vf.SystemMessage(content=data.system_prompt)] if data.system_prompt else []), *prompt]
+        self.shown: list[Message] = []  # as the agent said or saw what it was already asked about
+        self.tools = Tools(vf)
         self.session = _session(vf, self.trace, task, seat.config)
         self.started = self.over = self.closed = False
 
     async def open(self) -> None:
+        """Set the task and its tools up."""
         await _invoked(self.task.setup, self.trace)
+        shared, own = _toolsets(self.seat.env, self.task)
+        await self.tools.open([*shared, *own], len(shared), self.task.data, self.trace.state)
 
     async def turn(self, message: Any = None) -> Any:
-        """Send a user turn, text or messages, none where the task's prompt opens; the agent's Segment."""
+        """Send a user turn, text or messages, none where the task's prompt opens; the agent's Segment, to its first reply
+        without a tool call."""
         vf, first = self.seat.vf, not self.started
         if self.over or self.closed:
             raise RuntimeError("the exchange is over; read interaction.trace")
         if (message is None) != (first and self.task.data.prompt is not None):
             raise ValueError("a bare turn() takes the first reply to a task's prompt; any other turn brings a message")
         self.started = True
+        made: list[Any] = []
         reply = await self._reply([*self.messages, *_typed(vf, message)])
-        self.over = reply is None
-        return vf.Segment(messages=[] if reply is None else [reply], terminated=self.over)
+        while reply is not None:
+            made.append(reply)
+            if not reply.tool_calls or self.session.stopped:
+                break
+            results = [await self.tools.call(call) for call in reply.tool_calls]
+            made += results
+            reply = await self._reply([*self.messages, *results])
+        self.over = not made
+        return vf.Segment(messages=made, terminated=self.over)
 
     async def _reply(self, messages: Sequence[Any]) -> Any:
         """The agent's message to a conversation, as verifiers' interception server gets it; None where a stop forbids it."""
@@ -196,22 +218,28 @@ class Talk:
         vf, trace, session = self.seat.vf, self.trace, self.session
         if session.stopped or await session.refused() is not None:
             return None
-        request, rewrites, stop = await session.rewrite_request(vf.Request(messages=list(messages)))
+        tools = self.tools.listed or None
+        request, rewrites, stop = await session.rewrite_request(vf.Request(messages=list(messages), tools=tools))
         trace.request_rewrites.extend(rewrites)
-        turn = graph.prepare_turn(trace, request.messages)
-        said = None if stop else await self.seat.ask([Message(m.role, _text(m)) for m in request.messages])
+        turn = graph.prepare_turn(trace, request.messages, tools)
+        self.shown += [Message(m.role, _text(m)) for m in request.messages[len(self.shown) :]]
+        told = [Message("system", self.tools.told)] if tools else []
+        said = None if stop else await self.seat.ask([*told, *self.shown])
         if said is None:
             turn.commit_prompt()
             trace.stop(stop or "max_turns")
             return None
-        message = vf.AssistantMessage(content=said)
-        response = vf.Response(id="", created=0, model="tmem", message=message, finish_reason="stop")
+        message = self.tools.read(said)
+        reason = "tool_calls" if message.tool_calls else "stop"
+        response = vf.Response(id="", created=0, model="tmem", message=message, finish_reason=reason)
         response, rewrites, stop = await session.rewrite_response(response)
         trace.response_rewrites.extend(rewrites)
-        trace.calls.append(vf.ModelCall(node=turn.commit(response), finish_reason=response.finish_reason))
-        if stop:
+        node = turn.commit(response)
+        trace.calls.append(vf.ModelCall(node=node, finish_reason=response.finish_reason))
+        if stop := stop or await session.gate_tool_calls(node):
             trace.stop(stop)
         self.messages = [*request.messages, response.message]
+        self.shown.append(Message("assistant", said if response.message == message else _text(response.message)))
         return response.message
 
     async def close(self) -> Any:
@@ -221,6 +249,7 @@ class Talk:
             self.trace.stop("user_closed")
             await _invoked(self.task.finalize, self.trace)
             await self.task.score(self.trace, None)
+            await self.tools.close()
             self.trace.ok = True
             self.seat.completed.append(self.trace)
         return self.trace

@@ -27,12 +27,14 @@ class Verifiers(Environment):
         seconds  that it may take for what it does between two replies
 
     Raises ValueError where the package is not installed, and where the environment cannot be loaded or needs what is not here:
-    a second model, a container, tool servers.
+    a second model, a container, tools that run elsewhere.
     """
 
     def __init__(self, name: str, *, turns: int = 3, max_new: int = 96, step: int = 1, seconds: float = SECONDS):
         if not name:
-            raise ValueError("verifiers: no environment; name one with --environment NAME or, in [train] of a preset, environment.")
+            raise ValueError(
+                "verifiers: no environment; name one with --environment NAME or, in [train] of a preset, environment."
+            )
         self.name, self.turns, self.max_new, self.step, self.seconds = name, turns, max_new, step, seconds
         self.loaded = verifiers_api.load(name)
         self.held: dict[str, list[int]] = {split: [] for split in SPLITS}
