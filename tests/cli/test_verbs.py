@@ -258,6 +258,7 @@ def test_train_takes_an_environment_by_its_name_and_says_what_to_install(tmem, t
     monkeypatch.setattr(verifiers_api, "load", lambda name: Guesses())
     found = tmem(*words, "--out", "OUT")
     assert found.exit_code == 0, found.output
+    assert "decoding score " in " ".join(found.output.split()) and "Intrusions" not in found.output
     summary = json.loads((tmp_path / "OUT/summary.json").read_text())
     assert {"score", "score_found", "turns", "failed"} <= summary["evaluations"]["rl"]["greedy"].keys()
     assert json.loads((tmp_path / "OUT/run.json").read_text())["TrainConfig"]["environment"] == "guesses"

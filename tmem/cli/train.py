@@ -184,7 +184,7 @@ def _leave(trainer, summary: dict) -> None:
     write_json(out / "summary.json", summary)
     title = f"tmem train --preset {Path(trainer.preset).name}, {summary['n_episodes']} held-out episodes"
     charts.curve(out / "curve.png", record.read_run(out), title=title)
-    _print_phases(summary, record.after_warm(config.rl_steps, config.control_steps))
+    _print_phases(summary, config.reward, record.after_warm(config.rl_steps, config.control_steps))
     live.console.print(
         f"{summary['wall_seconds']:.0f} s. Files in {out}: summary.json, metrics.jsonl, timings.jsonl, curve.png, episodes/, "
         f"{_models(out, list(summary['evaluations']), trainer.bits)}; see it all with: tmem report {out}"
@@ -202,8 +202,10 @@ def _models(out: Path, phases: list[str], bits: str | None) -> str:
 _PHASES = {"base": "base", "warm": "warm start", "rl": "RL", "sft": "control"}
 
 
-def _print_phases(summary: dict, after_warm: str) -> None:
-    """Fits 80 columns."""
+def _print_phases(summary: dict, reward: str, after_warm: str) -> None:
+    """Fits 80 columns. Of a task without F1 the score that is the reward is shown."""
+    found = [cells for modes in summary["evaluations"].values() for cells in modes.values()]
+    compared = any("f1" in cells for cells in found)
     table = Table(
         title=f"{summary['n_episodes']} held-out episodes: mean and 95 % interval (bootstrap over episodes)",
         title_justify="left",
@@ -211,23 +213,25 @@ def _print_phases(summary: dict, after_warm: str) -> None:
         box=box.SIMPLE_HEAD,
         padding=0,
     )
-    for column in ("model", "decoding", "F1", "EM", "intrusions", "facts", "pairs"):
+    for column in ("model", "decoding", *(("F1", "EM", "intrusions") if compared else (reward, "turns")), "facts", "pairs"):
         table.add_column(column, no_wrap=True)
     for phase, name in _PHASES.items():
         for mode, cells in summary["evaluations"].get(phase, {}).items():
             table.add_row(
                 name if mode == "greedy" else "",
                 {"greedy": "greedy", "sampled": "T=1"}[mode],
-                _interval(cells.get("f1")),
-                _mean(cells.get("em"), 2),
-                _interval(cells.get("intrusion")),
+                *(
+                    (_interval(cells.get("f1")), _mean(cells.get("em"), 2), _interval(cells.get("intrusion")))
+                    if compared
+                    else (_interval(cells.get(reward)), _mean(cells.get("turns"), 1))
+                ),
                 _mean(cells["recall"], 2),
                 _mean(cells["pairs_per_write"], 1),
             )
     live.console.print(table)
+    intrusions = "Intrusions: answers that belong to somebody else. " if compared else ""
     live.console.print(
-        f"{after_warm} Intrusions: answers that belong to somebody else. Facts: share of the stream's facts that were written "
-        "as they are. Pairs: per write.".lstrip()
+        f"{after_warm} {intrusions}Facts: share of the stream's facts that were written as they are. Pairs: per write.".lstrip()
     )
 
 
