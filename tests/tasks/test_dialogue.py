@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from wrong import chance_of_whoever_draws
 
 from tmem.episode import Observation, Outcome
 from tmem.tasks import dialogue
@@ -214,15 +215,19 @@ async def draws(ask):
     return [{"score": np.random.rand()}]
 
 
-def test_every_dialogue_draws_from_its_own_seed_whoever_else_draws():
-    alone = begun(draws)
-    seen = played(alone)
-    one, other, state = begun(draws), begun(draws, seed="t"), random.getstate()
-    again = []
+def beside_another(kind):
+    """What a dialogue saw and its scores, where another one draws between its turns; and the other's scores."""
+    one, other = (kind(draws, words, seed=seed, turns=9) for seed in "st")
+    seen = []
     while (found := one.observe()) is not None:
         other.observe()
-        again.append((found.text, one.act("x")))
+        seen.append((found.text, one.act("x")))
         other.act("x")
-    assert random.getstate() == state
-    random.random(), np.random.rand()
-    assert again == seen and one.scores() == alone.scores() != other.scores()
+    return seen, one.scores(), other.scores()
+
+
+def test_every_dialogue_draws_from_its_own_seed_whoever_else_draws():
+    alone, state = begun(draws), random.getstate()
+    seen, mine, others = beside_another(Dialogue)
+    assert (seen, mine) == (played(alone), alone.scores()) and others != mine and random.getstate() == state
+    assert beside_another(chance_of_whoever_draws.Dialogue)[0] != seen

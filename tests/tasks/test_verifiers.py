@@ -194,7 +194,7 @@ def test_a_plain_taskset_is_one_reply_and_its_weighted_rewards(environment):
 def test_the_example_is_played_turn_by_turn_until_the_number_is_found(vf):
     env = Verifiers(str(EXAMPLE), turns=4)
     env.require(*SPLITS)
-    assert len(env.loaded.tasks) == 60 and env.loaded.tasks[20].data.number == 7
+    assert env.files == [str(EXAMPLE)] and len(env.loaded.tasks) == 60 and env.loaded.tasks[20].data.number == 7
     scene = lead(env, 20)
     found = played(scene, "20?", "I do not know", "maybe 3", "7!")
     assert [how for _, how in found] == ["fine"] * 4
@@ -241,6 +241,31 @@ def test_stops_end_an_exchange_and_what_the_environment_records_at_its_end_count
     assert scene.scores() == [{"score_letters": 1.0, "score_stopped": 0.0, "score_right": 1.0, "score": 2.0}]
     scene = lead(env, 4)
     assert len(played(scene, "I give up", "8")) == 1 and scene.scores()[0]["score_stopped"] == 1.0
+
+
+BEST = ONE_TURN.replace(
+    "class Sums",
+    """class Config(vf.EnvConfig):
+    solver: vf.AgentConfig = vf.AgentConfig()
+
+class Best(vf.Env[Config]):
+    async def run(self, task, agents):
+        await asyncio.gather(*(agents.solver.run(task) for _ in range(2)))
+
+    async def finalize(self, task, episode):
+        best = max(trace.reward for trace in episode.traces)
+        for trace in episode.traces:
+            trace.record_metric("best", trace.reward == best)
+
+class Sums""",
+).replace('["Sums"]', '["Sums", "Best"]\nimport asyncio')
+
+
+def test_several_runs_of_one_agent_are_played_one_after_another_and_each_is_an_objective(environment):
+    scene = lead(environment(BEST), 4)
+    assert [text for text, _ in played(scene, "7", "8")] == ["Only the sum.\n4 + 4 = ?"] * 2
+    wrong, right = scene.scores()
+    assert (wrong["score"], wrong["score_best"], right["score"], right["score_best"]) == (0.0, 0.0, 2.0, 1.0)
 
 
 FAILS = {

@@ -42,6 +42,11 @@ class Verifiers(Environment):
             self.held[side(key)].append(place)
 
     @property
+    def files(self) -> list[str]:
+        """The file that defines it, if one was named: a run goes on only where it is the same."""
+        return [self.name] if self.name.endswith(".py") else []
+
+    @property
     def trained(self) -> list[str]:
         """Keys of the tasks of train."""
         return [self.loaded.keys[place] for place in self.held["train"]]
