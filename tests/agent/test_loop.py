@@ -517,7 +517,7 @@ def test_slots_are_given_back_even_when_an_episode_fails():
 
 
 def test_presets_are_complete_and_typos_are_named():
-    for name in ("careful", "default", "long", "paper", "search", "stream", "study"):
+    for name in ("careful", "default", "long", "paper", "search", "stream", "study", "verifiers"):
         agent_config(name)
     assert agent_config("paper").adapter == AdapterConfig(6, ("gate_proj", "up_proj", "down_proj"), 4, "sigma", False, "sgd")
     with pytest.raises(ValueError, match="no preset 'papper'; expected one of careful, default, long, paper, search, stream"):

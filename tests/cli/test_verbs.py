@@ -1,6 +1,7 @@
 """`tmem train` and `tmem eval` as a user types them, on a tiny model: files, their form, and one-sentence errors."""
 
 import json
+import sys
 
 import pytest
 from tiny_cli import rows
@@ -242,3 +243,23 @@ def test_a_stopped_training_is_gone_on_with_by_all_its_options():
         "--preset", "default", "--out", "my runs", "--task", "passages", "--data", "a.json", "--data", "b.json:2",
         "--rl-steps", "0",
     ]  # fmt: skip
+
+
+def test_train_takes_an_environment_by_its_name_and_says_what_to_install(tmem, tmp_path, monkeypatch):
+    from tiny_dialogue import Guesses
+
+    from tmem.tasks import verifiers_api
+
+    monkeypatch.setitem(sys.modules, "verifiers", None)
+    words = ["train", "--task", "verifiers", "--environment", "guesses", "--warm-steps", "0", "--rl-steps", "1"]
+    words += ["--eval-episodes", "1"]
+    found = tmem(*words, "--out", "OUT")
+    assert found.exit_code == 2 and "pip install 'tmem[verifiers]'" in found.output and "Traceback" not in found.output
+    monkeypatch.setattr(verifiers_api, "load", lambda name: Guesses())
+    found = tmem(*words, "--out", "OUT")
+    assert found.exit_code == 0, found.output
+    assert "decoding score " in " ".join(found.output.split()) and "Intrusions" not in found.output
+    summary = json.loads((tmp_path / "OUT/summary.json").read_text())
+    assert {"score", "score_found", "turns", "failed"} <= summary["evaluations"]["rl"]["greedy"].keys()
+    assert json.loads((tmp_path / "OUT/run.json").read_text())["TrainConfig"]["environment"] == "guesses"
+    assert "no environment; name one with --environment" in tmem("train", "--task", "verifiers", "--out", "OUT2").output

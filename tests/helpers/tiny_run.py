@@ -60,6 +60,10 @@ SEARCHED = {
     "task": f"{Path(__file__).with_name('tiny_search.py')}:Sought", "warm_steps": 1, "warm_plain": 0, "warm_episodes": 1,
     "rl_steps": 2, "rl_kl": 0.0, "eval_episodes": 1,
 }  # fmt: skip
+TALKED = {
+    "task": f"{Path(__file__).with_name('tiny_dialogue.py')}:Guessing", "reward": "score", "warm_steps": 0, "rl_steps": 2,
+    "rl_kl": 0.0, "eval_episodes": 1,
+}  # fmt: skip
 
 
 def shout(question, answer):
@@ -179,6 +183,7 @@ if __name__ == "__main__":
     parser.add_argument("--bits")
     parser.add_argument("--long", action="store_true", help="sixty RL steps instead of three")
     parser.add_argument("--search", action="store_true", help="searches instead of streams")
+    parser.add_argument("--talk", action="store_true", help="conversations that coroutines lead")
     parser.add_argument("--short", action="store_true", help="one")
     parser.add_argument("--brief", action="store_true", help="two, after one supervised step")
     parser.add_argument("--tell", action="store_true", help="whatever is said, a pair is written")
@@ -189,7 +194,7 @@ if __name__ == "__main__":
     world = World.join()
     if options.kill and world.rank == world.size - 1:
         die_at(options.kill[0], int(options.kill[1]))
-    lengths = {"long": {"rl_steps": 60, "warm_steps": 10}, "short": SHORT, "brief": BRIEF, "search": SEARCHED}
+    lengths = {"long": {"rl_steps": 60, "warm_steps": 10}, "short": SHORT, "brief": BRIEF, "search": SEARCHED, "talk": TALKED}
     length = next((given for name, given in lengths.items() if getattr(options, name)), {})
     dtype, workers = getattr(torch, options.dtype), options.workers and Workers(options.workers.split(","))
     if options.tell:

@@ -540,7 +540,7 @@ def test_the_example_of_ones_own_task_is_a_task():
 @pytest.mark.parametrize(
     "name, sentence",
     [
-        ("strem", "expected stream, passages, search or file.py:Class, got 'strem'"),
+        ("strem", "expected stream, passages, search, verifiers or file.py:Class, got 'strem'"),
         ("absent.py:A", "there is no file absent.py"),
         ("{file}:Nothing", "has no class Nothing derived from tmem.tasks.Task"),
         ("{file}:Path", "has no class Path derived from tmem.tasks.Task"),

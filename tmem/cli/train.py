@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     "--preset",
     default=DEFAULT_PRESET,
     show_default=True,
-    help="Settings: default, a writer from --data; stream, a first look; search, with a tool; study, paper, or the path of a "
-    ".toml file.",
+    help="Settings: default, a writer from --data; stream, a first look; search, with a tool; verifiers, an --environment; "
+    "study, paper, or the path of a .toml file.",
 )
 @click.option(
     "--model", help="The model to train: a Hugging Face folder, a .gguf file or a hub id. [default: SmolLM2-135M-Instruct]"
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 @click.option(
     "--task",
     help="stream (generated talks), passages (real text with questions, see --data), search (questions and a search engine, "
-    "see --data and --corpus), or file.py:Class, a task of your own. [default: the preset's]",
+    "see --data and --corpus), verifiers (see --environment), or file.py:Class, a task of your own. [default: the preset's]",
 )
 @click.option(
     "--data",
@@ -71,6 +71,12 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="search: a file of documents to search in. Give it several times for several. [default: the preset's, or the "
     "questions' own contexts]",
+)
+@click.option(
+    "--environment",
+    metavar="NAME",
+    help="verifiers: an installed environment of the verifiers package, or a .py file of one, which is imported. Needs "
+    "tmem[verifiers]. [default: the preset's]",
 )
 @click.option("--objectives", type=click.IntRange(1), help="search: questions of an episode at most. [default: the preset's]")
 @click.option("--seed", type=int, help="Seed of episodes, sampling noise and batches. [default: the preset's]")
@@ -101,6 +107,7 @@ def train(
       tmem train --data train-v1.1.json --data mine.json:0.5   # a writer
       tmem train --preset stream                               # a look
       tmem train --preset search --data q.json --corpus docs.json   # a tool
+      tmem train --preset verifiers --environment NAME   # an environment
 
     A file is SQuAD's, or a list of {title, context, questions: [{question, answer}]}. Nine documents of ten are trained on,
     the others are held out for the evaluations. The preset stream needs no file: its conversations are generated.
@@ -139,6 +146,8 @@ def train(
     }  # fmt: skip
     if bits is not None:
         overrides["policy"] = "lora"
+    if overrides.get("task") == "verifiers":
+        overrides["reward"] = "score"  # that alone is one of every environment
     trainer = Trainer(
         preset, out, model=model, adapter=adapter, bits=bits, resume=resume, world=world, workers=_workers(workers, keys),
         **overrides,
@@ -205,7 +214,7 @@ def _leave(trainer, summary: dict) -> None:
     write_json(out / "summary.json", summary)
     title = f"tmem train --preset {Path(trainer.preset).name}, {summary['n_episodes']} held-out episodes"
     charts.curve(out / "curve.png", record.read_run(out), title=title)
-    _print_phases(summary, record.after_warm(config.rl_steps, config.control_steps))
+    _print_phases(summary, config.reward, record.after_warm(config.rl_steps, config.control_steps))
     live.console.print(
         f"{summary['wall_seconds']:.0f} s. Files in {out}: summary.json, metrics.jsonl, timings.jsonl, curve.png, episodes/, "
         f"{_models(out, list(summary['evaluations']), trainer.bits)}; see it all with: tmem report {out}"
@@ -223,8 +232,10 @@ def _models(out: Path, phases: list[str], bits: str | None) -> str:
 _PHASES = {"base": "base", "warm": "warm start", "rl": "RL", "sft": "control"}
 
 
-def _print_phases(summary: dict, after_warm: str) -> None:
-    """Fits 80 columns."""
+def _print_phases(summary: dict, reward: str, after_warm: str) -> None:
+    """Fits 80 columns. Of a task without F1 the score that is the reward is shown."""
+    found = [cells for modes in summary["evaluations"].values() for cells in modes.values()]
+    compared = any("f1" in cells for cells in found)
     table = Table(
         title=f"{summary['n_episodes']} held-out episodes: mean and 95 % interval (bootstrap over episodes)",
         title_justify="left",
@@ -232,23 +243,25 @@ def _print_phases(summary: dict, after_warm: str) -> None:
         box=box.SIMPLE_HEAD,
         padding=0,
     )
-    for column in ("model", "decoding", "F1", "EM", "intrusions", "facts", "pairs"):
+    for column in ("model", "decoding", *(("F1", "EM", "intrusions") if compared else (reward, "turns")), "facts", "pairs"):
         table.add_column(column, no_wrap=True)
     for phase, name in _PHASES.items():
         for mode, cells in summary["evaluations"].get(phase, {}).items():
             table.add_row(
                 name if mode == "greedy" else "",
                 {"greedy": "greedy", "sampled": "T=1"}[mode],
-                _interval(cells.get("f1")),
-                _mean(cells.get("em"), 2),
-                _interval(cells.get("intrusion")),
+                *(
+                    (_interval(cells.get("f1")), _mean(cells.get("em"), 2), _interval(cells.get("intrusion")))
+                    if compared
+                    else (_interval(cells.get(reward)), _mean(cells.get("turns"), 1))
+                ),
                 _mean(cells["recall"], 2),
                 _mean(cells["pairs_per_write"], 1),
             )
     live.console.print(table)
+    intrusions = "Intrusions: answers that belong to somebody else. " if compared else ""
     live.console.print(
-        f"{after_warm} Intrusions: answers that belong to somebody else. Facts: share of the stream's facts that were written "
-        "as they are. Pairs: per write.".lstrip()
+        f"{after_warm} {intrusions}Facts: share of the stream's facts that were written as they are. Pairs: per write.".lstrip()
     )
 
 

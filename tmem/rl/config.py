@@ -32,6 +32,7 @@ BEFORE = {
 }
 IDLE = (
     "policy_rank", "join", "cut_words", "swap_names", "resolve_dates", "corpus", "objectives", "turns", "turn_tokens",
+    "environment",
 )  # fmt: skip
 READ = ("passages", "search")  # tasks that are made from files
 
@@ -41,7 +42,8 @@ class TrainConfig:
     """A supervised warm start, then GRPO, then the control: more supervised training instead of RL.
 
     seed             of episodes, noise and batches
-    task             "stream", "passages", "search", or "file.py:Class", a tmem.tasks.Task or Environment of one's own
+    task             "stream", "passages", "search", "verifiers", or "file.py:Class", a tmem.tasks.Task or Environment of
+                     one's own
     difficulty       of stream: 1, 2 or 3
     policy           what of θ0 is trained: "full", all weights, or "lora", an adapter on all linear layers of the decoder
     policy_rank      of that adapter; its alpha is twice the rank
@@ -58,8 +60,11 @@ class TrainConfig:
     Of searches:
     corpus           files of documents to search in; none: the questions' own contexts
     objectives       an episode asks 1 to so many questions at once, drawn at random
-    turns            before the answer is asked for
-    turn_tokens      that a turn may say
+    turns            before the answer is asked for; of verifiers: replies of an episode at most
+    turn_tokens      that a turn may say; so of verifiers
+
+    Of verifiers, see tmem.tasks.verifiers_env:
+    environment      the name of an installed environment, or a .py file of one; it is imported
 
     The warm start:
     warm_steps       supervised steps
@@ -139,6 +144,7 @@ class TrainConfig:
     objectives: int
     turns: int
     turn_tokens: int
+    environment: str
     warm_steps: int
     warm_plain: int
     warm_episodes: int
@@ -199,6 +205,15 @@ class TrainConfig:
             )
         if self.corpus and self.task != "search":
             raise ValueError(f'preset: [train] corpus: task {self.task!r} has no search; set task = "search" or leave it out.')
+        if self.environment and self.task != "verifiers":
+            raise ValueError(
+                f'preset: [train] environment: task {self.task!r} has none; set task = "verifiers" or leave environment out.'
+            )
+        if self.task == "verifiers" and self.reward != "score":
+            raise ValueError(
+                f"preset: [train] reward: expected score, the sum of an environment's rewards, got {self.reward!r}; the "
+                "preset verifiers says so."
+            )
         if self.task in ("stream", *READ) and self.reward not in ("f1", "em"):
             raise ValueError(f"preset: [train] reward: expected f1 or em, got {self.reward!r}.")
         if self.layout == "fsdp" and self.policy == "lora":

@@ -15,7 +15,7 @@ from ..agent.loop import opened_prompt
 from ..agent.passages import cut
 from ..agent.teach import Lesson, rehearsal
 from ..agent.write import ONE, beside, list_prompt, render, render_one
-from ..episode import Episode, Outcome, Pair, Question
+from ..episode import Episode, Outcome, Pair, Question, Scene
 from ..words import normalise
 from .config import TrainConfig
 from .loss import token_logp
@@ -178,7 +178,8 @@ def _acting(agent: Agent, config: TrainConfig, episodes: Sequence[Episode], taug
     be written of that. A scene ends where it does not know what is right; without `taught` where something is learned.
     """
     out: list[Example] = []
-    scenes = {i: e.begin(agent.chat.beginning) for i, e in enumerate(episodes) if e.begin is not None}
+    begun = {i: e.begin(agent.chat.beginning) for i, e in enumerate(episodes) if e.begin is not None}
+    scenes = {i: scene for i, scene in begun.items() if type(scene).right is not Scene.right}  # the others never know it
     while scenes:
         left: dict[int, Outcome] = {}
         said: list[tuple[list[int], list[int], Snapshot | None]] = []

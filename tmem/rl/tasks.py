@@ -6,11 +6,12 @@ from ..tasks.passages import Passages
 from ..tasks.searches import Searches
 from ..tasks.stream import Stream
 from ..tasks.task import Environment, Task, find_task
+from ..tasks.verifiers_env import Verifiers
 from .config import TrainConfig
 
 
 def task_of(config: TrainConfig) -> Environment:
-    """stream, passages, search or a class of one's own. Raises ValueError or FileNotFoundError, each in one sentence."""
+    """stream, passages, search, verifiers or a class of one's own. Raises ValueError or FileNotFoundError in one sentence."""
     if config.task == "stream":
         return Stream(config.difficulty, config.rl_questions or None)
     step = max(config.warm_episodes, config.rl_episodes)
@@ -25,6 +26,9 @@ def task_of(config: TrainConfig) -> Environment:
         found: Environment = Searches(
             config.data, config.corpus, objectives=config.objectives, turns=config.turns, max_new=config.turn_tokens, step=step
         )
+        found.require("train", config.eval_split)
+    elif config.task == "verifiers":
+        found = Verifiers(config.environment, turns=config.turns, max_new=config.turn_tokens, step=step)
         found.require("train", config.eval_split)
     else:
         found = find_task(config.task)

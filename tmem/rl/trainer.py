@@ -130,7 +130,8 @@ PHASES: dict[str, Callable[[Trainer], None]] = {"base": base, "warm": warm, "rl"
 
 
 def _supervised(trainer: Trainer, phase: str, first: int, steps: int, budget: float = 0.0) -> None:
-    """Supervised steps `first`, `first + 1`, ...: so many, or if that is 0 for `budget` seconds."""
+    """Supervised steps `first`, `first + 1`, ...: so many, or if that is 0 for `budget` seconds. None where the first one finds
+    nothing to teach."""
     state = trainer.state
 
     def fraction() -> float:
@@ -149,12 +150,16 @@ def _supervised(trainer: Trainer, phase: str, first: int, steps: int, budget: fl
     while done < 1:
         trainer.pause_if_asked()
         note = _supervised_step(trainer, phase, first + state["step"], 1 - done)
+        if note is None:
+            trainer.progress.warn(f"{phase}: there is nothing to teach, no gold pair and no scene that knows what is right")
+            return
         done = fraction()
         tell(done, note)
 
 
-def _supervised_step(trainer: Trainer, phase: str, number: int, left: float) -> str:
-    """Step `number` of all supervised steps, with `left` of the phase still to do; returns what to say of it."""
+def _supervised_step(trainer: Trainer, phase: str, number: int, left: float) -> str | None:
+    """Step `number` of all supervised steps, with `left` of the phase still to do; returns what to say of it. None: it would be
+    the first one, and has no example."""
     config, world, policy = trainer.config, trainer.world, trainer.policy
     clock, start, step = Clock(), time.perf_counter(), trainer.state["step"]
     keys = [f"{config.seed}/warm/{number}/{i}" for i in range(config.warm_episodes)]
@@ -163,6 +168,8 @@ def _supervised_step(trainer: Trainer, phase: str, number: int, left: float) -> 
         keeping = world.share(keep.drawn(trainer.kept, config.seed, number))
         parts = supervised.examples(trainer.agent, config, number, episodes, keeping).parts
     counts = world.total(*(len(part) for part in parts))
+    if step == 0 and not any(counts):
+        return None
     with clock("update"):
         losses = supervised.backward(
             trainer.agent, policy, parts, config.micro_tokens,

@@ -65,7 +65,7 @@ def find_task(name: str) -> Environment:
     file, _, cls = name.partition(":")
     path = Path(file)
     if path.suffix != ".py" or not cls:
-        raise ValueError(f"preset: [train] task: expected stream, passages, search or file.py:Class, got {name!r}.")
+        raise ValueError(f"preset: [train] task: expected stream, passages, search, verifiers or file.py:Class, got {name!r}.")
     if not path.is_file():
         raise ValueError(f"preset: [train] task: there is no file {path}; give its path from where you start tmem.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
