@@ -40,7 +40,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-_MODELS = {name: getattr(loading, name) for name in ("load_model", "save_model", "default_dtype")}
+_MODELS = {name: getattr(loading, name) for name in ("load_model", "unfilled", "save_model", "default_dtype")}
 
 
 @pytest.fixture(autouse=True)

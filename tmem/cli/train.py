@@ -217,7 +217,8 @@ def _leave(trainer, summary: dict) -> None:
     _print_phases(summary, config.reward, record.after_warm(config.rl_steps, config.control_steps))
     live.console.print(
         f"{summary['wall_seconds']:.0f} s. Files in {out}: summary.json, metrics.jsonl, timings.jsonl, curve.png, episodes/, "
-        f"{_models(out, list(summary['evaluations']), trainer.bits)}; see it all with: tmem report {out}"
+        f"{_models(out, list(summary['evaluations']), trainer.bits)}; see it all with: tmem report {out}",
+        soft_wrap=True,  # commands to copy
     )
 
 
