@@ -42,8 +42,9 @@ train: $(DONE)/ops $(DONE)/model
 serve: $(DONE)/ops $(DONE)/model
 	@$(BIN)/tmem serve $(if $(findstring --store,$(ARGS)),,--store runs/memories) $(ARGS)
 
+# In as many processes as there are cores, four at most. ARGS="-n 0": in one.
 test: $(DONE)/ops $(DONE)/model
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n auto --maxprocesses 4 $(ARGS)
 
 sanitize: $(DONE)/ops
 	@$(BIN)/python tests/helpers/sanitized.py $(ARGS)
