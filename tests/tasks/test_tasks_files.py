@@ -525,7 +525,7 @@ def test_training_refuses_clbench_in_a_preset(tmp_path):
 def test_other_files_are_no_clbench(file):
     for name in (file([PASSAGE], "x.jsonl"), file("{", "x.json"), file("clbench", "clbench.py"), "absent.jsonl", "strem"):
         assert not clbench.is_clbench(str(name))
-    with pytest.raises(ValueError, match="expected stream, passages, search or file.py:Class"):
+    with pytest.raises(ValueError, match="expected stream, passages, search, verifiers or file.py:Class"):
         own_task.find_task(str(file([PASSAGE], "x.jsonl")))
 
 
