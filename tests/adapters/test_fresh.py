@@ -80,6 +80,8 @@ def test_a_step_knows_its_norm_without_reading_the_gradient_for_it():
     """Over batches, layers and tenants; what somebody writes into `grad` counts all the same."""
     for train_a in (False, True):
         network, bank, a, b = used(train_a)
+        kept = [x for site in bank.sites for x in (site.bt_squares, site.a_squares) if x is not None]
+        assert all(x.is_contiguous() for x in kept), "a kernel would write a copy, which is copied back"
         for slots in ([a, a, a], [a, b, b], [a, -1, b]):
             backward(network, bank, slots)
         unread = bank.step([a, b])

@@ -48,8 +48,8 @@ class Site:
     bt: Tensor = field(init=False, repr=False)
     a_grad: Tensor | None = None
     bt_grad: Tensor = field(init=False, repr=False)
-    a_squares: Tensor = field(init=False, repr=False)  # fp64 [S, entries] of the gradients: see tmem.ops.lora_gram_
-    bt_squares: Tensor = field(init=False, repr=False)
+    bt_squares: Tensor = field(init=False, repr=False)  # fp64 [S, entries] of the gradients: see tmem.ops.lora_gram_
+    a_squares: Tensor | None = field(init=False, repr=False)
     a_copy: Tensor | None = None
     bt_copy: Tensor | None = None
     fresh: int = -1  # a bit for every slot: its gradient here counts as zero, whatever is in its memory

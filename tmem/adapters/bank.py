@@ -217,21 +217,23 @@ class AdapterBank:
 
     def _view(self, sizes: list[tuple[int, int]], offsets: list[int]) -> None:
         """Give the sites their parts. sizes: padded K, 0 where A is shared, and N of each; offsets: as of `lay_out`."""
-        entries = [
-            (-(-s.inputs // ops.SQUARED) if k else 0, -(-s.outputs // ops.SQUARED)) for s, (k, _) in zip(self.sites, sizes)
-        ]
-        places, width = lay_out([sum(pair) for pair in entries], [s.experts for s in self.sites])
-        self._squares = torch.zeros(self.slots, width, dtype=torch.float64, device=self.device)
+        self._squares: list[Tensor] = []  # [slots, entries] of every gradient, each by itself: a kernel writes it as it lies
+
+        def squares(site: Site, size: int) -> Tensor:
+            rows = self.slots * site.experts
+            made = torch.zeros(rows, -(-size // ops.SQUARED), dtype=torch.float64, device=self.device)
+            self._squares.append(made.view(self.slots, -1))
+            return made
 
         def view(matrix: Tensor, site: Site, offset: int, stride: int, size: int) -> Tensor:
             rows = matrix.view(self.slots * site.experts, -1)
             part = rows[:, offset : offset + self.max_rank * stride]
             return part.view(len(rows), self.max_rank, stride)[:, :, :size]
 
-        for site, factor, (k, n), offset, (of_a, of_b), at in zip(self.sites, self._factors, sizes, offsets, entries, places):
+        for site, factor, (k, n), offset in zip(self.sites, self._factors, sizes, offsets):
             a, b = (site, offset, k, site.inputs), (site, offset + self.max_rank * k, n, site.outputs)
-            squares = self._squares.view(self.slots * site.experts, -1)[:, at : at + of_a + of_b]
-            site.a_squares, site.bt_squares = squares.split([of_a, of_b], 1)
+            site.bt_squares = squares(site, site.outputs)
+            site.a_squares = squares(site, site.inputs) if self.train_a else None
             if self.train_a:
                 site.a, site.a_grad = view(self.param, *a), view(self._grad, *a)
                 site.a_copy = None if self.copy is None else view(self.copy, *a)
@@ -364,7 +366,7 @@ class AdapterBank:
         """Zero what counts as zero of these slots' gradients: where no layer has any, whole rows at once."""
         nowhere = functools.reduce(operator.and_, (site.fresh for site in self.sites), mine)
         if rows := slots_of(nowhere):
-            self._copy_rows([-1] * len(rows), rows, self._grad, self._squares)
+            self._copy_rows([-1] * len(rows), rows, self._grad, *self._squares)
         for site in self.sites:
             site.fresh &= ~nowhere
             clear(site, mine)
@@ -510,11 +512,12 @@ class AdapterBank:
             for slot in slots:
                 self.check(slot, "step")
             where = self._indices(slots)
-            active = torch.zeros(self.slots, dtype=torch.bool, device=self.device).index_fill_(0, where, True)
+            mine = set(slots)
+            active = torch.tensor([slot in mine for slot in range(self.slots)], device=self.device)
             for slot in slots:
                 self.version[slot] += 1
             self._settle(bits(slots))  # where no backward came
-            squares = None if self._shown & bits(slots) else self._squares
+            squares = None if self._shown & bits(slots) else torch.cat(self._squares, 1)
             norms = ops.bank_step_(
                 self.param, self._grad, self.m, self.v, self.step_count, self.hyper, active, self.copy, False, squares
             )
