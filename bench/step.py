@@ -35,22 +35,31 @@ def oracle(case: StepCase, device: str) -> dict[str, Tensor]:
 
 
 def providers(case: StepCase, device: str) -> dict[str, Provider]:
-    expected = oracle(case, device)
+    expected, memory = oracle(case, device), _memory(case.slots, case.width, device)
     return {
-        "tmem": bank_provider(case, device, expected, summed=True),
-        "tmem, sums to make": bank_provider(case, device, expected),
+        "tmem": bank_provider(case, device, expected, summed=True, memory=memory),
+        "tmem, sums to make": bank_provider(case, device, expected, memory=memory),
         "group per slot": _grouped(case, device, expected),
-        RATIO_TO: _flat(case, device, expected),
-        "flat, zeroing": _flat(case, device, expected, zero=True),
+        RATIO_TO: _flat(case, device, expected, memory),
+        "flat, zeroing": _flat(case, device, expected, memory, zero=True),
     }
 
 
-def _provider(case: StepCase, device: str, expected: dict, grad: Tensor, param, step, given=lambda: None) -> Provider:
+def _memory(slots: int, width: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Parameters, gradients and both moments, [slots, width] fp32 each. Those compared step the same ones: where pages lie
+    is worth a tenth of the time on a CPU."""
+    return tuple(torch.zeros(slots, width, device=device) for _ in range(4))
+
+
+def _provider(
+    case: StepCase, device: str, expected: dict, grad: Tensor, param, step, given=lambda: None, begin=lambda: None
+) -> Provider:
     """`step()` takes the gradient [slots, width] that lies in `grad`; `param()` gives [slots, width]; `given()`: after a
-    gradient has come."""
+    gradient has come; `begin()`: sets parameters, moments and counts to zero."""
     last = gradients(case, device, CHECKED)
 
     def results():
+        begin()
         for t in range(1, CHECKED + 1):
             grad.copy_(gradients(case, device, t))
             given()
@@ -64,7 +73,9 @@ def _provider(case: StepCase, device: str, expected: dict, grad: Tensor, param, 
     return Provider(step, results, expected, prepare=prepare)
 
 
-def bank_provider(case: StepCase, device: str, expected: dict, active: Tensor | None = None, summed: bool = False) -> Provider:
+def bank_provider(
+    case: StepCase, device: str, expected: dict, active: Tensor | None = None, summed: bool = False, memory=None
+) -> Provider:
     """One call as a bank makes it, which also takes each row's norm. The next backward writes over the gradients.
 
     summed: the squares of the gradients are known, as backward leaves them. They are made where no time is taken: in gram
@@ -73,8 +84,7 @@ def bank_provider(case: StepCase, device: str, expected: dict, active: Tensor | 
     if active is None:
         active = torch.ones(case.slots, dtype=torch.bool, device=device)
     slots, places = len(active), active.nonzero().flatten()
-    p = torch.zeros(slots, case.width, device=device)
-    g, m, v = (torch.zeros_like(p) for _ in range(3))
+    p, g, m, v = memory or _memory(slots, case.width, device)
     count = torch.zeros(slots, dtype=torch.int32, device=device)
     hyper = torch.tensor([LR, BETA1, BETA2, EPS, DECAY, 0.0], dtype=torch.float64, device=device).repeat(slots, 1)
     grad = g[:: slots // case.slots]  # the rows that `active` names
@@ -88,7 +98,11 @@ def bank_provider(case: StepCase, device: str, expected: dict, active: Tensor | 
     def step():
         bank_step_(p, g, m, v, count, hyper, active, clear=False, squares=squares if summed else None)
 
-    return _provider(case, device, expected, grad, lambda: p[places], step, known if summed else lambda: None)
+    def begin() -> None:
+        for x in (p, m, v, count):
+            x.zero_()
+
+    return _provider(case, device, expected, grad, lambda: p[places].clone(), step, known if summed else lambda: None, begin)
 
 
 def _grouped(case: StepCase, device: str, expected: dict) -> Provider:
@@ -106,18 +120,24 @@ def _grouped(case: StepCase, device: str, expected: dict) -> Provider:
     )  # fmt: skip
 
 
-def _flat(case: StepCase, device: str, expected: dict, zero: bool = False) -> Provider:
+def _flat(case: StepCase, device: str, expected: dict, memory: tuple[Tensor, ...], zero: bool = False) -> Provider:
     """All adapters as one tensor in one group: the least overhead, and the same settings for all."""
-    p = torch.zeros(case.slots, case.width, device=device)
-    p.grad = torch.zeros_like(p)
+    p, g, m, v = (x.view(-1) for x in memory)
+    count = torch.zeros((), device=device)
+    p.grad = g
     optimizer = torch.optim.AdamW([p], **_SETTINGS)
+    optimizer.state[p] = {"step": count, "exp_avg": m, "exp_avg_sq": v}
+
+    def begin() -> None:
+        for x in (p, m, v, count):
+            x.zero_()
 
     def step():
         optimizer.step()
         if zero:
-            p.grad.zero_()
+            g.zero_()
 
-    return _provider(case, device, expected, p.grad, lambda: p, step)
+    return _provider(case, device, expected, memory[1], lambda: memory[0].clone(), step, begin=begin)
 
 
 _SETTINGS = {"lr": LR, "betas": (BETA1, BETA2), "eps": EPS, "weight_decay": DECAY, "fused": True}

@@ -27,6 +27,16 @@ static void check_column(const char* op, const char* name, const Tensor& x, Scal
   check_size(op, name, x, 0, rows);
 }
 
+// Where a matrix with elements next to each other lies. Asked once, as each question to a tensor takes its time.
+struct Lines {
+  char* data;
+  int64_t stride, size;  // bytes between rows; of an element
+
+  explicit Lines(const Tensor& x)
+      : data(static_cast<char*>(x.mutable_data_ptr())), stride(x.stride(0) * x.element_size()), size(x.element_size()) {}
+  void* at(int64_t row, int64_t column) const { return data + row * stride + column * size; }
+};
+
 // hyper's columns, in the order of tmem.reference.HYPER, widened to double.
 struct Hyper {
   double lr, beta1, beta2, eps, weight_decay, clip;
@@ -59,6 +69,16 @@ static Update adam_scalars(const Hyper& h, double norm, int32_t t) {
   u.root_correction2 = std::sqrt(1 - std::pow(h.beta2, t));
   u.eps = h.eps;
   return u;
+}
+
+// 8 sums, element i into sum i % 8, then a tree.
+static double sum(const double* x, int64_t count, int64_t stride) {
+  double part[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    for (int k = 0; k < 8; k++) part[k] += x[(i + k) * stride];
+  for (int k = 0; i + k < count; k++) part[k] += x[(i + k) * stride];
+  return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
 }
 
 Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor> m, std::optional<Tensor> v,
@@ -103,23 +123,22 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
     if (static_cast<const bool*>(active.const_data_ptr())[s * active.stride(0)]) chosen.push_back(s);
 
   Written p(param), g(grad), first(m ? *m : param), second(v ? *v : param), third(copy ? *copy : param);
-  const Element element = element_of(param);
+  const Element element = element_of(param), copy_type = copy ? element_of(*copy) : BF16;
   const int64_t stretches = (width + STRETCH - 1) / STRETCH, steps = chosen.size();
-  const auto at = [](const Tensor& x, int64_t row, int64_t column) -> void* {
-    return static_cast<char*>(x.mutable_data_ptr()) + (row * x.stride(0) + column * x.stride(1)) * x.element_size();
-  };
+  const Lines params(p.rows()), grads(g.rows()), firsts(first.rows()), seconds(second.rows()), copies(third.rows());
   std::vector<double> sums(steps * stretches);
   std::vector<Update> updates(steps);
 
   const auto sum_stretch = [&](int64_t i, int64_t k) {
     const int64_t column = k * STRETCH, count = std::min(STRETCH, width - column);
-    sums[i * stretches + k] = kernels().sum_of_squares[element](at(g.rows(), chosen[i], column), count);
+    sums[i * stretches + k] = kernels().sum_of_squares[element](grads.at(chosen[i], column), count);
   };
   const auto finish_norm = [&](int64_t i) {
     const int64_t s = chosen[i];
     double square = 0;
     if (squares)
-      for (int64_t k = 0; k < squares->size(1); k++) square += *static_cast<const double*>(at(*squares, s, k));
+      square = sum(static_cast<const double*>(squares->const_data_ptr()) + s * squares->stride(0), squares->size(1),
+                   squares->stride(1));
     else
       for (int64_t k = 0; k < stretches; k++) square += sums[i * stretches + k];
     norm[s] = static_cast<float>(std::sqrt(square));
@@ -133,17 +152,17 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
     const int64_t s = chosen[i], column = k * STRETCH;
     Update u = updates[i];
     u.count = std::min(STRETCH, width - column);
-    u.param = at(p.rows(), s, column);
-    u.grad = at(g.rows(), s, column);
-    u.m = m ? at(first.rows(), s, column) : nullptr;
-    u.v = v ? at(second.rows(), s, column) : nullptr;
-    u.copy = copy ? at(third.rows(), s, column) : nullptr;
+    u.param = params.at(s, column);
+    u.grad = grads.at(s, column);
+    u.m = m ? firsts.at(s, column) : nullptr;
+    u.v = v ? seconds.at(s, column) : nullptr;
+    u.copy = copy ? copies.at(s, column) : nullptr;
     u.clear = clear;
-    u.copy_type = copy ? element_of(*copy) : BF16;
+    u.copy_type = copy_type;
     if (std::isfinite(norm[s]))
       kernels().update[element](u);
     else if (clear)
-      memset(u.grad, 0, u.count * grad.element_size());
+      memset(u.grad, 0, u.count * grads.size);
   };
 
   // Whole rows where there are enough of them, so that a gradient is still in the cache when it is used; else stretches.
@@ -152,7 +171,7 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
       for (int64_t i = begin; i < end; i++) {
         for (int64_t k = 0; k < (squares ? 0 : stretches); k++) sum_stretch(i, k);
         finish_norm(i);
-        for (int64_t k = stretches - 1; k >= 0; k--) update_stretch(i, k);  // the last is the warmest
+        for (int64_t k = 0; k < stretches; k++) update_stretch(i, squares ? k : stretches - 1 - k);  // the last summed is the warmest
       }
     });
   } else {
