@@ -38,7 +38,7 @@ TMEM_INLINE void expand_block(O* o, int64_t o_stride, const typename Compute<O>:
     }
 }
 
-template <int M, class O, class F>
+template <int M, int N, class O, class F>
 TMEM_INLINE void expand_rows(const tmem::Expand& a, int64_t row, int64_t slot, int64_t lo, int64_t hi) {
   using scalar = typename Compute<O>::scalar;
   constexpr int L = Compute<O>::lanes;
@@ -46,7 +46,6 @@ TMEM_INLINE void expand_rows(const tmem::Expand& a, int64_t row, int64_t slot, i
   const scalar* z = static_cast<const scalar*>(a.z) + row * a.z_stride;
   const F* f = static_cast<const F*>(a.f.data) + slot * a.f.slot_stride;
   const int64_t rank = a.seg.rank[slot];
-  constexpr int N = M == 1 ? 8 : 4;  // enough independent sums to hide the latency of an addition
   int64_t d = lo;
   for (; d + N * L <= hi; d += N * L)
     expand_block<M, N>(o + d, a.o_stride, z, a.z_stride, f + d, a.f.rank_stride, rank, N * L);
@@ -62,8 +61,13 @@ void expand(const tmem::Expand& a, int64_t first, int64_t end) {
     for (int64_t lo = 0; lo < a.width; lo += EXPAND_TILE) {
       const int64_t hi = least(lo + EXPAND_TILE, a.width);
       int64_t row = from;
-      for (; row + 4 <= to; row += 4) expand_rows<4, O, F>(a, row, slot, lo, hi);
-      for (; row < to; row++) expand_rows<1, O, F>(a, row, slot, lo, hi);
+      for (; row + 4 <= to; row += 4) expand_rows<4, 4, O, F>(a, row, slot, lo, hi);
+      // A single row comes from memory, which few streams of many columns serve badly. Many need more sums at once.
+      for (; row < to; row++)
+        if (a.seg.rank[slot] <= 16)
+          expand_rows<1, 4, O, F>(a, row, slot, lo, hi);
+        else
+          expand_rows<1, 8, O, F>(a, row, slot, lo, hi);
     }
   }
 }
