@@ -236,7 +236,7 @@ def main() -> int:
 
     name = torch.cuda.get_device_name()
     path = ROOT / "results" / "gpu" / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.json"
-    served = {op: ops.kernel_for(op, "cuda") for op in ops.OPS}
+    served = {op: ops.kernel_for(op, "cuda") for op in ops.OPS + ops.TOKEN_PARTS}
     known = {"command": "make gpu", "device": name, "kernels": served, **about()}
     clocks = Clocks()
     clocks.start()
