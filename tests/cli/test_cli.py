@@ -142,7 +142,7 @@ def test_info_says_what_a_gpu_computes_as_plain_pytorch(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for without, words in (
         (set(ops.SVD_PARTS), "install the CUDA toolkit, which has nvcc, and then tmem again with TMEM_CUDA=ON."),
-        ({"lora_shrink", "lora_norm", *ops.SVD_PARTS}, "install Triton and the CUDA toolkit and then tmem again with TMEM_CUDA=ON."),
+        ({"lora_norm", *ops.SVD_PARTS}, "install Triton and the CUDA toolkit and then tmem again with TMEM_CUDA=ON."),
         (set(), None),
     ):
 

@@ -479,5 +479,5 @@ def run(ops, first: int, calls: int, chosen: tuple[str, ...] = FUZZED) -> None:
         try:
             check(ops, seed, op)
         except Exception as error:
-            command = f"TMEM_FUZZ_SEED={seed} TMEM_FUZZ=1 make test ARGS='tests/test_fuzz.py'"
+            command = f"TMEM_FUZZ_SEED={seed} TMEM_FUZZ=1 make test ARGS='tests/ops/test_fuzz.py'"
             raise AssertionError(f"{op}: {type(error).__name__}: {error}; again: {command}") from error

@@ -2,6 +2,7 @@
 kernels: test_triton.py, and on a GPU test_gpu.py."""
 
 import importlib
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +56,12 @@ def arguments(name, dtype=torch.float32):
                         "cos": y[:, :8].clone(), "sin": other[:, :8].clone(), "at": torch.tensor([4, 0, 2]),
                         "q_weight": y[0, :8].clone(), "k_weight": y[1, :8].clone(), "eps": 1e-6, "plus": 0.0},
     }[name]  # fmt: skip
+
+
+def arguments_of_a_token(name, dtype=torch.float32):
+    """The same in the order of the op's signature."""
+    given = arguments(name, dtype)
+    return [given[parameter] for parameter in inspect.signature(getattr(ops, name)).parameters]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
