@@ -102,4 +102,7 @@ def state(name: str) -> str:
     """The version of an engine, or that it is not installed and how it would be. Imports nothing."""
     if importlib.util.find_spec(name) is None:
         return f"not installed: pip install {name}=={VERSIONS[name]}"
-    return metadata.version(name)
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # a folder of sources, as PYTHONPATH may name one
+        return "of an unknown version"

@@ -33,7 +33,7 @@ class ForwardCase:
 
     @property
     def name(self) -> str:
-        return f"{self.k}→{self.n} r={self.rank} {self.episodes}"
+        return f"{self.k}→{self.n} r={self.rank} {self.episodes}, forward alone"
 
     @property
     def decodes(self) -> bool:
@@ -97,7 +97,8 @@ def providers(case: ForwardCase, device: str) -> dict[str, Provider]:
     oracle = data.oracle()
     base = Provider(lambda: data.x @ data.w.T, lambda: {"y": data.x @ data.w.T}, {"y": data.x.double() @ data.w.double().T})
     ways = {"base": base, "tmem": _added(data, oracle, _tmem(case, data)), "grouped bank": _grouped(case, data, oracle)}
-    return ways | {name: _engine(name, case, data, oracle) for name in ENGINES}
+    engines = {name: _engine(name, case, data, oracle) for name in ENGINES}
+    return ways | {name if way.absent else f"{name} {state(name)}": way for name, way in engines.items()}
 
 
 def _added(data: Inputs, oracle: dict[str, Tensor], apply, tolerance: float | None = None) -> Provider:

@@ -58,6 +58,21 @@ def test_an_engine_that_fails_does_not_end_the_bench(broken, monkeypatch):
     assert found.absent.startswith(expected[broken])
 
 
+def test_an_engine_that_is_right_is_timed_under_its_version(monkeypatch):
+    def plain(mix):
+        def apply(y, x):
+            for i, rows in enumerate(x.split(mix.lengths)):
+                y.split(mix.lengths)[i].add_(rows @ mix.a[i].T @ mix.bt[i], alpha=mix.scales[i])
+
+        return apply
+
+    monkeypatch.setitem(forward.ENGINES, "vllm", plain)
+    monkeypatch.setattr(forward, "state", lambda name: "1.0" if name == "vllm" else "not installed: no")
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    found = forward.providers(CASES[0], "cpu")
+    assert set(found) == {"base", "tmem", "grouped bank", "vllm 1.0", "sglang"} and not found["vllm 1.0"].absent
+
+
 def test_an_engine_that_is_not_there_is_named_with_what_installs_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name, version in engines.VERSIONS.items():
@@ -66,6 +81,10 @@ def test_an_engine_that_is_not_there_is_named_with_what_installs_it(monkeypatch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(engines.metadata, "version", lambda name: "1.0")
     assert "vllm 1.0; sglang 1.0" in gpu._beside_engines().what
+    monkeypatch.undo()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(engines.VERSIONS, "no_such_engine", "1")
+    assert engines.state("no_such_engine") == "of an unknown version"
 
 
 @pytest.mark.parametrize("engine", engines.ENGINES)
