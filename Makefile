@@ -54,6 +54,8 @@ bench: $(DONE)/ops $(DONE)/model
 
 # Where the environment is already made, without a network: TMEM_CUDA=ON python -m pip install --no-build-isolation
 # --no-deps --editable . && python tools/gpu.py
+# To time the kernels of serving engines as well, install vllm or sglang before, with what they depend on, in site-packages or in
+# a folder that PYTHONPATH names. Each pins a torch, so give them an environment of their own: `make gpu` says which are there.
 gpu: $(DONE)/ops
 	@$(BIN)/python tools/gpu.py $(ARGS)
 

@@ -23,6 +23,7 @@ from . import (
     decode,
     episodes,
     experts,
+    forward,
     idle,
     loop,
     lora,
@@ -42,9 +43,11 @@ BENCHES = {
     "lora": {"lora": lora, "bits": bits, "experts": experts, "overhead": overhead, "model": model, "update": update},
     "step": {"step": step, "idle": idle},
     "decode": {"decode": decode, "attend": attend, "token": token, "loop": loop},
+    "forward": {"forward": forward},
 }
 """What `tmem bench NAME` runs: training with adapters (one layer, one in few bits, a mixture of experts, tiny layers, the whole
-decoder, one online update), their optimizer step, decoding with them, its attention and the rest of its layers."""
+decoder, one online update), their optimizer step, decoding with them, its attention and the rest of its layers; and adapters
+forward alone, beside the kernels of serving engines."""
 STUDIES = {
     "rsvd": rsvd.compare_svds,
     "init": init.compare_inits,
@@ -64,6 +67,7 @@ ON_GPU = (
     "attend",
     "token",
     "loop",
+    "forward",
 )  # those of the whole decoder are for the CPU, where launches cost nothing
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models import forward as fw
-from ..ops import lora_decode_
+from ..ops import lora_decode_, lora_decode_multi_
 from .cases import ALL, MLP, SMOL, TINY, Adapters, ModelCase, Work
 from .measure import Provider
 from .model import bank_of, decoder
@@ -150,9 +150,12 @@ def _rows(case: RowsCase, device: str) -> dict[str, Provider]:
     def bmm():
         return torch.bmm(torch.bmm(x[:, None], a.mT), bt)[:, 0].add_(y)
 
-    def from_zero():
+    def one_launch():
+        lora_decode_multi_([y], x, [a], [bt], row_slot, rank, scale)
+
+    def from_zero(call):
         y.zero_()
-        tmem()
+        call()
         return {"y": y.clone()}
 
     def bmm_from_zero():
@@ -161,6 +164,7 @@ def _rows(case: RowsCase, device: str) -> dict[str, Provider]:
 
     return {
         "base": Provider(lambda: x @ w.T, lambda: {"y": x @ w.T}, {"y": x.double() @ w.double().T}),
-        "tmem lora_decode_": Provider(tmem, from_zero, oracle, y.zero_),
+        "tmem lora_decode_": Provider(tmem, lambda: from_zero(tmem), oracle, y.zero_),
+        "tmem, one launch": Provider(one_launch, lambda: from_zero(one_launch), oracle, y.zero_),
         "bmm on one bank": Provider(bmm, bmm_from_zero, oracle, tolerance=0.01),
     }

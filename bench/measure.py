@@ -6,7 +6,7 @@ import functools
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -48,6 +48,7 @@ class Provider:
     oracle    the same names in fp64
     prepare   what each call needs but a user would not pay for at this place; never timed
     tolerance relative RMS that the results may be off; None: that of their dtype, for one op
+    absent    why it cannot take part; "" if it does
     """
 
     call: Callable[[], object]
@@ -55,6 +56,12 @@ class Provider:
     oracle: dict[str, Tensor]
     prepare: Callable[[], object] = lambda: None
     tolerance: float | None = None
+    absent: str = ""
+
+
+def left_out(why: str) -> Provider:
+    """In the place of a provider that cannot take part."""
+    return Provider(lambda: None, dict, {}, absent=why)
 
 
 def measured(bench: str, case, providers: dict[str, Provider], ratio_to: str, settings: Settings, device: str):
@@ -64,24 +71,29 @@ def measured(bench: str, case, providers: dict[str, Provider], ratio_to: str, se
     `of_copy` is the time of a plain copy that moves case.bytes, timed in the same rounds, over the provider's time: the
     fraction of the measured copy bandwidth that the task's least traffic reaches. More than 1 means that its data
     stayed in the caches, or that a copy, half of whose traffic is writes, is not the fastest use of this memory.
-    Raises WrongNumbers before anything is timed.
+    A provider that is left out has a row with "absent", which says why, and no times. Raises WrongNumbers before anything is
+    timed.
     """
+    absent = {name: provider.absent for name, provider in providers.items() if provider.absent}
+    providers = {name: provider for name, provider in providers.items() if not provider.absent}
     for name, provider in providers.items():
         check(bench, case, name, provider)
     copied = torch.ones(2, -(-case.bytes // 8), device=device)  # not zeros: those share one page until written
     times = _in_turns({"copy": Provider(lambda: copied[0].copy_(copied[1]), dict, {}), **providers}, settings, timer_of(device))
     quantiles = {name: _quantiles(ms) for name, ms in times.items()}
     copy = quantiles.pop("copy")["ms"]
-    return [
+    dtype = getattr(case, "precision", str(case.dtype).removeprefix("torch."))
+    same = {"bench": bench, "case": case.name, "device": device, "dtype": dtype}
+    rows = [
         {
-            "bench": bench, "case": case.name, "provider": name, "device": device,
-            "dtype": getattr(case, "precision", str(case.dtype).removeprefix("torch.")), **q,
+            **same, "provider": name, **q,
             "ratio": statistics.median(a / b for a, b in zip(times[name], times[ratio_to])), "ratio_to": ratio_to,
             "flops": case.flops, "bytes": case.bytes, "of_copy": copy / q["ms"],
             "copy_gb_per_s": case.bytes / copy / 1e6,
         }
         for name, q in quantiles.items()
     ]  # fmt: skip
+    return [*rows, *({**same, "provider": name, "absent": why} for name, why in absent.items())]
 
 
 def check(bench: str, case, name: str, provider: Provider) -> None:
@@ -103,6 +115,11 @@ def check(bench: str, case, name: str, provider: Provider) -> None:
 def timer_of(device: str) -> Callable[[Callable], float]:
     """What gives the ms of a call there."""
     return _cuda_ms if device == "cuda" else _cpu_ms
+
+
+def absences(rows: Iterable[dict]) -> list[str]:
+    """A sentence for each provider that was left out, and why, each once."""
+    return list(dict.fromkeys(f"{row['provider']}: {row['absent']}" for row in rows if "absent" in row))
 
 
 def _in_turns(

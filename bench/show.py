@@ -18,6 +18,7 @@ from ..study import soak
 from ..terminal.plain import Terminal
 from ..terminal.progress import lines_for, printed
 from . import STUDIES, episodes, plots, promises, run, run_study, serving, studies, targets, train
+from .measure import absences
 
 TITLES = {
     "lora": "one linear layer K→N, adapters x tokens, forward and backward: ms, ratio to base (grouped: torch._grouped_mm)",
@@ -30,6 +31,7 @@ TITLES = {
     "decode": "one token for every episode, each with its own adapter: ms, ratio to base",
     "attend": "its attention in one layer, by the columns that rows have filled: ms, ratio to tmem",
     "token": "the rest of its layers beside the products, by one op each and apart: ms, ratio to apart",
+    "forward": "adapters of their own A and B on one layer, forward alone: ms, ratio to the layer's own product",
 }
 
 _SHORT = {"float32": "fp32", "float32 medium": "fp32 medium", "bfloat16": "bf16"}
@@ -49,6 +51,8 @@ def bench(names: tuple[str, ...], json: Path | None, *, quick: bool, threads: in
         rows = [r for r in found["rows"] if r["bench"] == name and not r["sweep"]]
         if rows:
             console.print(_table(name, rows))
+            for why in absences(rows):
+                console.print(f"left out: {why}", highlight=False)
     _print_aims(console, targets.reached(found["rows"]), quick)
     _print_limits(console, found["ceilings"])
     settings = found["settings"]
@@ -124,6 +128,7 @@ def _short(ms: float) -> str:
 
 
 def _table(name: str, rows: list[dict]) -> Table:
+    rows = [r for r in rows if "absent" not in r]
     names = list(dict.fromkeys(r["provider"] for r in rows))
     table = Table(title="\n" + TITLES[name], title_justify="left", title_style="", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("case", overflow="fold")
@@ -134,7 +139,7 @@ def _table(name: str, rows: list[dict]) -> Table:
     for r in rows:
         by_case.setdefault((r["case"], r["dtype"]), {})[r["provider"]] = r
     for (case, dtype), found in by_case.items():
-        cells = [f"{_short(r['ms'])} {r['ratio']:.2f}x" for r in (found[p] for p in names)]
+        cells = [f"{_short(found[p]['ms'])} {found[p]['ratio']:.2f}x" if p in found else "" for p in names]
         if name == "step":
             cells = [f"{cell} {found[p]['of_copy']:.0%}" for cell, p in zip(cells, names)]
         table.add_row(case, _SHORT[dtype], *cells)

@@ -431,6 +431,8 @@ def rope_write_(
     there = (at >= 0) & (at < keys.shape[2])
     column = torch.where(there, at, 0)
     for cache, new in ((keys, rotated(k, k_weight)), (values, v.unflatten(1, (-1, size)))):
+        if keys.shape[2] == 0:
+            break  # a cache of no columns
         before = cache[rows, :, column]
         cache[rows, :, column] = torch.where(there[:, None, None], new.to(cache.dtype), before)
     return torch.where(there[:, None, None], rotated(q, q_weight), torch.nan).to(q.dtype)

@@ -5,6 +5,9 @@ compute-sanitizer on a small set of them, batched_rsvd. One file, results/gpu/<n
 part, and a second call goes on from it; the winners go to triton_kernels/tuned/<architecture>.json. tools/table.py makes tables
 of the documents from the former.
 
+The kernels of vLLM and SGLang take part in `bench forward` where Python finds these packages, in its own site-packages or in a
+folder that PYTHONPATH names. Nothing is downloaded: a package that is not there is named, with the command that installs it.
+
 Exit status: 0 all is done and well; 1 something failed, which the file names; 2 nothing was measured, for want of a GPU or of
 Triton; 3 parts are left for another call.
 """
@@ -17,6 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -26,19 +30,20 @@ import gpu_chart
 import torch
 
 from tmem import machine, ops
-from tmem.bench import BENCHES, ON_GPU, about, gemm, kernels, rows, run_study
+from tmem.bench import BENCHES, ON_GPU, about, engines, gemm, kernels, rows, run_study
 from tmem.bench.measure import Settings, ceilings, timer_of
 from tmem.bench.parts import Part, go_on, plan
-from tmem.files.objects import write_json
+from tmem.files.objects import read_object, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 540  # seconds of a call
-LIMITS = {"tests": 240, "sanitizer": 120}  # seconds
+LIMITS = {"tests": 240, "sanitizer": 120, "forward": 300}  # seconds
 WORKERS = "8"  # processes of the tests, most of whose time goes into compiling Triton's kernels
 SANITIZED = "test_promises and (decode or copy or idle)"
 CLOCKS = "clocks.sm,clocks.mem,temperature.gpu,power.draw"
 ALONE = Settings(rounds=7, warmup=2)
 BENCH_SECONDS = {"lora": 90, "step": 25, "decode": 90}
+FORWARD_SECONDS, ENGINE_SECONDS = 12, 30  # the latter for each engine that is there: its import and its compilation
 FIRST = 14  # contests that come before the benches: those of bf16 at the ranks 16 and 64, and attend
 
 
@@ -123,7 +128,8 @@ def parts_of(architecture: str, gate: Callable) -> list[Part]:
         Part("ceilings", "a copy and GEMMs", 5, _ceilings),
         Part("kernels", f"each kernel alone, {alone}", 60, _alone("kernel_rows")),
         *contests[:FIRST],
-        *(Part(f"bench {n}", ", ".join(b for b in BENCHES[n] if b in ON_GPU), BENCH_SECONDS[n], _bench(n)) for n in BENCHES),
+        *(Part(f"bench {n}", ", ".join(b for b in BENCHES[n] if b in ON_GPU), s, _bench(n)) for n, s in BENCH_SECONDS.items()),
+        _beside_engines(),
         Part("gemm", "a layer's GEMM with expand inside, against both in turn", 45, _gemm),
         Part("kernels tuned", "each kernel alone, with the winners", 60, _alone("kernel_rows_tuned")),
         Part("tests", "tests/ops/test_gpu.py", 115, _tests),
@@ -131,6 +137,14 @@ def parts_of(architecture: str, gate: Callable) -> list[Part]:
         Part("rsvd", "batched_rsvd against other ways", 45, _rsvd),
         *contests[FIRST:],
     ]
+
+
+def _beside_engines() -> Part:
+    """Bench `forward`, with which engines are there."""
+    states = {name: engines.state(name) for name in engines.ENGINES}
+    there = sum(not state.startswith("not installed") for state in states.values())
+    what = "adapters forward alone, beside serving engines: " + "; ".join(f"{n} {state}" for n, state in states.items())
+    return Part("bench forward", what, FORWARD_SECONDS + ENGINE_SECONDS * there, _forward)
 
 
 def _ceilings(record: dict) -> None:
@@ -155,12 +169,26 @@ def _bench(name: str) -> Callable[[dict], None]:
     def run(record: dict) -> None:
         settings = Settings()
         record["settings"] = {**vars(settings), "quick": False, "threads": torch.get_num_threads()}
-        found = list(rows([name], False, settings, "cuda", _progress))
-        record["rows"] = [row for row in record.get("rows", []) if row["bench"] not in BENCHES[name]] + found
-        for row in found:
-            print(f"{row['bench']:7}{row['case']:44}{row['provider']:22}{row['ms'] * 1e3:10.1f} us {row['ratio']:6.2f}x")
+        _keep(record, name, list(rows([name], False, settings, "cuda", _progress)))
 
     return run
+
+
+def _forward(record: dict) -> None:
+    """In a process of its own: a serving engine changes torch's settings and caches for the whole process."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "found.json"
+        command = [sys.executable, "-m", "tmem", "bench", "forward", "--json", str(file)]
+        subprocess.run(command, check=True, cwd=ROOT, timeout=LIMITS["forward"])
+        _keep(record, "forward", read_object(file)["rows"])
+
+
+def _keep(record: dict, name: str, found: list[dict]) -> None:
+    """Put the rows of a bench in the place of those that the record has, and print them."""
+    record["rows"] = [row for row in record.get("rows", []) if row["bench"] not in BENCHES[name]] + found
+    for row in found:
+        said = row.get("absent") or f"{row['ms'] * 1e3:10.1f} us {row['ratio']:6.2f}x"
+        print(f"{row['bench']:7}{row['case']:44}{row['provider']:22}{said}")
 
 
 def _tests(record: dict) -> None:
@@ -208,7 +236,7 @@ def main() -> int:
 
     name = torch.cuda.get_device_name()
     path = ROOT / "results" / "gpu" / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.json"
-    served = {op: ops.kernel_for(op, "cuda") for op in ops.OPS}
+    served = {op: ops.kernel_for(op, "cuda") for op in ops.OPS + ops.TOKEN_PARTS}
     known = {"command": "make gpu", "device": name, "kernels": served, **about()}
     clocks = Clocks()
     clocks.start()

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from tmem.bench import rsvd, targets
+from tmem.bench.measure import absences
 from tmem.study import init
 
 ROOT = Path(__file__).parents[1]
@@ -71,14 +72,14 @@ def _ms(ms: float) -> str:
 def _ratios(rows: list[dict]) -> list[str]:
     lines = []
     for bench in dict.fromkeys(r["bench"] for r in rows):
-        mine = [r for r in rows if r["bench"] == bench]
+        mine, left_out = ([r for r in rows if r["bench"] == bench and ("absent" in r) == absent] for absent in (False, True))
         names = list(dict.fromkeys(r["provider"] for r in mine))
         lines += ["| case | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
         for case, dtype in dict.fromkeys((r["case"], r["dtype"]) for r in mine):
             by = {r["provider"]: r for r in mine if (r["case"], r["dtype"]) == (case, dtype)}
             cells = [f"{_ms(by[n]['ms'])}, {by[n]['ratio']:.2f}x" if n in by else "" for n in names]
             lines.append(f"| {case} {dtype} | " + " | ".join(cells) + " |")
-        lines.append("")
+        lines += ["", *(line for why in absences(left_out) for line in (f"Left out: {why}.", ""))]
     return lines[:-1]
 
 

@@ -116,6 +116,12 @@ def test_the_installed_command_answers():
     assert done.returncode == 0 and done.stdout.startswith("tmem 0.")
 
 
+def listed():
+    from tmem import ops
+
+    return (*ops.OPS, *ops.TOKEN_PARTS, *ops.SVD_PARTS)
+
+
 def test_info_tells_versions_devices_model_and_kernels():
     from tmem import ops
 
@@ -123,10 +129,10 @@ def test_info_tells_versions_devices_model_and_kernels():
     assert {"tmem", "python", "torch", "transformers"} <= facts["versions"].keys()
     assert facts["machine"]["cores"] >= 1 and facts["machine"]["cpu"]
     assert facts["model"]["name"] == loading.DEFAULT
-    assert facts["kernels"]["cpu"] == {op: ops.kernel_for(op, "cpu") for op in ops.OPS + ops.SVD_PARTS}
+    assert facts["kernels"]["cpu"] == {op: ops.kernel_for(op, "cpu") for op in listed()}
     shown = CliRunner().invoke(cli.main, ["info"], catch_exceptions=False).output
     assert facts["versions"]["torch"] in shown
-    assert all(op in shown for op in ops.OPS + ops.SVD_PARTS)
+    assert all(op in shown for op in listed())
 
 
 def test_info_says_what_a_gpu_computes_as_plain_pytorch(monkeypatch):
@@ -136,7 +142,7 @@ def test_info_says_what_a_gpu_computes_as_plain_pytorch(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for without, words in (
         (set(ops.SVD_PARTS), "install the CUDA toolkit, which has nvcc, and then tmem again with TMEM_CUDA=ON."),
-        ({"lora_shrink", *ops.SVD_PARTS}, "install Triton and the CUDA toolkit and then tmem again with TMEM_CUDA=ON."),
+        ({"lora_norm", *ops.SVD_PARTS}, "install Triton and the CUDA toolkit and then tmem again with TMEM_CUDA=ON."),
         (set(), None),
     ):
 
@@ -147,7 +153,7 @@ def test_info_says_what_a_gpu_computes_as_plain_pytorch(monkeypatch):
         shown = " ".join(CliRunner().invoke(cli.main, ["info"], catch_exceptions=False).output.split())
         assert ("Plain PyTorch serves" in shown) == (words is not None)
         if words:
-            named = ", ".join(op for op in ops.OPS + ops.SVD_PARTS if op in without)
+            named = ", ".join(op for op in listed() if op in without)
             assert f"Plain PyTorch serves {named} on the GPU" in shown and words in shown
     monkeypatch.undo()
     assert torch.cuda.is_available() or "Plain PyTorch" not in CliRunner().invoke(cli.main, ["info"]).output

@@ -13,18 +13,20 @@ import torch
 from torch import Tensor
 
 from tmem import reference
-from tmem.ops import OPS
+from tmem.ops import OPS, TOKEN_PARTS
 from tmem.testing import TOLERANCES
 
+FUZZED = (*OPS, *TOKEN_PARTS)
 OUTPUTS = {
     "lora_expand_": ["o"], "lora_gram_": ["g", "squares"], "lora_backward_": ["g", "squares"], "lora_decode_": ["y"],
     "bank_copy_": ["matrices"], "bank_step_": ["param", "grad", "m", "v", "step", "copy"],
+    "lora_decode_multi_": ["y"], "rope_write_": ["keys", "values"],
 }  # fmt: skip
 LOWERED = {  # what torch.autocast casts
     "lora_linear": ("x", "w", "bias"), "lora_shrink": ("v",), "lora_shrink_multi": ("v",), "lora_gram_": ("v",),
     "lora_gram": ("v",), "lora_backward_": ("dy",),
 }  # fmt: skip
-OPTIONAL = {"bias", "plan", "m", "v", "copy", "squares"}
+OPTIONAL = {"bias", "plan", "m", "v", "copy", "squares", "before"}
 
 
 @dataclass
@@ -133,7 +135,7 @@ def valid(seed: int, op: str) -> Call:
     draw = Draw(seed)
     dtype, factor_dtype = draw.choice(checks.DTYPES)
     acc = torch.float64 if dtype == torch.float64 else torch.float32
-    batch = draw.descriptor(draw.choice((0, 1, 2, 9)) if op == "lora_decode_" else None)
+    batch = draw.descriptor(draw.choice((0, 1, 2, 9)) if op in ("lora_decode_", *TOKEN_PARTS) else None)
     rows, k, n, shared = batch["rows"], draw.size(), draw.size(), draw.random() < 0.3
     seg, scale = batch["seg"], draw.numbers(batch["slots"]).abs() + 0.5
     x, a = draw.numbers(rows, k, dtype=dtype), draw.factor(batch, k, factor_dtype, shared)
@@ -162,6 +164,8 @@ def valid(seed: int, op: str) -> Call:
     elif op == "lora_decode_":
         y = draw.numbers(rows, n, dtype=dtype)
         arguments = {"y": y, "x": x, "a": a, "bt": bt, "row_slot": seg["seg_slot"], "rank": seg["rank"], "scale": scale}
+    elif op in TOKEN_PARTS:
+        arguments = _of_a_token(draw, op, batch, dtype, factor_dtype, {"x": x, "scale": scale})
     elif op == "attend":
         groups, length, width = draw.randint(1, 3), draw.choice((0, 1, 5, 16, 37)), draw.size(100)
         q = draw.numbers(rows, groups * draw.randint(1, 5), width, dtype=dtype)
@@ -198,6 +202,43 @@ def valid(seed: int, op: str) -> Call:
     return Call(op, arguments, draw.bases, autocast=draw.choice((None,) * 6 + (torch.bfloat16, torch.float16)))
 
 
+def _of_a_token(draw: Draw, op: str, batch: dict, dtype, factor_dtype, given: dict) -> dict:
+    """Arguments of an op that a decoder's layer is made of, with adapters or without. eps is so large that a norm stays smooth
+    where a sum is small."""
+    rows, k, n, any_dtype = batch["rows"], given["x"].shape[1], draw.size(), draw.choice((dtype, torch.float32))
+
+    def numbers(*shape, dtype=dtype):
+        return draw.numbers(*shape, dtype=dtype)
+
+    if op == "rope_write_":
+        groups, size, length = draw.randint(1, 3), draw.choice((2, 6, 16, 20, 64)), draw.choice((0, 1, 5, 9))
+        keys, values = numbers(2, rows, groups, length, size, dtype=any_dtype)
+        k, v = numbers(2, rows, groups * size)
+        weights = numbers(2, size, dtype=any_dtype) if draw.random() < 0.5 else (None, None)
+        return {
+            "keys": keys, "values": values, "q": numbers(rows, groups * draw.randint(1, 3) * size), "k": k, "v": v,
+            **dict(zip(("cos", "sin"), numbers(2, rows, size, dtype=any_dtype))),
+            "at": torch.tensor([draw.randint(-1, length) for _ in range(rows)], dtype=torch.int64),
+            **dict(zip(("q_weight", "k_weight"), weights)), "eps": draw.choice((0.1, 2.0)), "plus": draw.choice((0.0, 1.0)),
+        }  # fmt: skip
+    count = {"lora_norm": 1, "lora_glu": 2}.get(op) or draw.randint(1, 3)
+    widths = [draw.size() for _ in range(count)] if op == "lora_decode_multi_" else [n] * count
+    adapter = {
+        "x": given["x"], "a": [draw.factor(batch, k, factor_dtype) for _ in widths],
+        "bt": [draw.factor(batch, width, factor_dtype) for width in widths],
+        "row_slot": batch["seg"]["seg_slot"], "rank": batch["seg"]["rank"], "scale": given["scale"],
+    }  # fmt: skip
+    if op == "lora_decode_multi_":
+        return {"y": [numbers(rows, width) for width in widths], **adapter}
+    if draw.random() < 0.3:
+        adapter = {name: [] if isinstance(x, list) else None for name, x in adapter.items()}
+    if op == "lora_glu":
+        return {"gate": numbers(rows, n), "up": numbers(rows, n), "gelu": draw.random() < 0.5, **adapter}
+    before = numbers(n, dtype=any_dtype) if draw.random() < 0.5 else None
+    fixed = {"before": before, "weight": numbers(n, dtype=any_dtype), "eps": draw.choice((0.1, 2.0)), "plus": 1.0}
+    return {"y": numbers(rows, n), "residual": numbers(rows, n), **fixed, **adapter}
+
+
 def _squares(draw: Draw, g: Tensor) -> dict:
     if draw.random() < 0.5:
         return {}
@@ -210,14 +251,16 @@ def _same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 def _compare(name: str, got: Tensor, want: Tensor, terms: Tensor, tolerance: float) -> None:
     assert got.shape == want.shape, f"{name} has shape {list(got.shape)}, not {list(want.shape)}"
-    off = float((got.double() - want.double()).norm())
-    assert off <= tolerance * float(terms.double().norm()), f"{name} is off by {off:.3g} of {float(terms.double().norm()):.3g}"
+    assert torch.equal(got.isnan(), want.isnan()), f"{name} is NaN elsewhere"
+    got, want, terms = (x.double().nan_to_num() for x in (got, want, terms))
+    off = float((got - want).norm())
+    assert off <= tolerance * float(terms.norm()), f"{name} is off by {off:.3g} of {float(terms.norm()):.3g}"
 
 
 def _formula(call: Call, arguments: dict) -> dict[str, Tensor]:
     """What the reference makes of these arguments: results and what it writes, by name."""
     found = getattr(reference, call.op)(**arguments)
-    found = found[:1] if call.op == "lora_linear" else (found,)
+    found = found[:1] if call.op == "lora_linear" else found if isinstance(found, tuple) else (found,)
     named = {f"result {i}": x for i, x in enumerate(found) if x is not None}
     for name in OUTPUTS.get(call.op, ()):
         x = arguments.get(name)
@@ -227,7 +270,11 @@ def _formula(call: Call, arguments: dict) -> dict[str, Tensor]:
 
 def _magnitudes(op: str, arguments: dict) -> dict:
     """The same with every term of every sum positive: what roundings are measured against."""
-    kept = ("q", "k", "seg_slot", "source", "row_slot", "seg_off", "rank", "target")
+    kept = ("seg_slot", "source", "row_slot", "seg_off", "rank", "target", *(("q", "k") if op == "attend" else ()))
+    if op == "rope_write_":  # the half that is turned is also negated
+        sin = arguments["sin"].abs()
+        sin[:, : sin.shape[1] // 2] *= -1
+        return {**_magnitudes("", arguments), "sin": sin}
     return {n: x.abs() if isinstance(x, Tensor) and x.is_floating_point() and n not in kept
             else [one.abs() for one in x] if isinstance(x, list) and op != "bank_copy_" else x
             for n, x in arguments.items()}  # fmt: skip
@@ -246,7 +293,8 @@ def check_valid(ops, seed: int, op: str) -> None:
     terms = want if exact else _formula(call, {name: _copied(x) for name, x in _magnitudes(op, arguments).items()})
     outputs, before = call.outputs(), call.bits()
     result = call.run(ops)
-    got = {} if result is None else {"result 0": result}
+    results = result if isinstance(result, tuple) else () if result is None else (result,)
+    got = {f"result {i}": x for i, x in enumerate(results)}
     got |= outputs
     assert got.keys() == want.keys()
     for name, x in got.items():
@@ -269,6 +317,7 @@ def _copied(x):
 OF_OUTPUTS = ("overlapping output", "output and input", "output that requires grad", "negated output", "inference output")
 OF_ONE_SIZE = (
     "seg_off", "row_slot", "scale", "step", "hyper", "active", "mask", "target", "k", "grad", "copy", "bias", "squares",
+    "residual", "before", "weight", "up", "values", "cos", "sin", "at", "q_weight", "k_weight",
 )  # fmt: skip
 FAULTS = (
     "other object", "other object", "other device", "other layout", "other dtype", "other size", "more dimensions",
@@ -279,7 +328,7 @@ FAULTS = (
 def _spoilt(draw: Draw, call: Call) -> tuple[str, Call] | None:
     """One thing about a valid call made wrong, and what."""
     arguments, outputs = dict(call.arguments), list(call.outputs())
-    name = draw.choice([n for n, x in arguments.items() if isinstance(x, (Tensor, list))])
+    name = draw.choice([n for n, x in arguments.items() if isinstance(x, Tensor) or (isinstance(x, list) and x)])
     x = arguments[name]
     kind = draw.choice(FAULTS + OF_OUTPUTS)
     if kind in OF_OUTPUTS:
@@ -371,6 +420,8 @@ def _bad_value(draw: Draw, op: str, arguments: dict) -> tuple[str | None, object
     if op in ("attend", "bank_step_"):
         return None, None
     slots = "row_slot" if "row_slot" in arguments else "seg_slot"
+    if arguments.get(slots) is None:
+        return None, None
     name = draw.choice((slots, "rank", *(["seg_off"] if "seg_off" in arguments else [])))
     x, named = arguments[name].clone(), [s for s in arguments[slots].tolist() if s >= 0]
     if name == "rank":
@@ -421,12 +472,12 @@ def refused_raw(seed: int, op: str) -> bool:
     return False
 
 
-def run(ops, first: int, calls: int, chosen: tuple[str, ...] = OPS) -> None:
+def run(ops, first: int, calls: int, chosen: tuple[str, ...] = FUZZED) -> None:
     """That many calls, every second one spoiled. AssertionError names the seed that fails."""
     for seed in range(first, first + calls):
         op, check = chosen[seed // 2 % len(chosen)], check_invalid if seed % 2 else check_valid
         try:
             check(ops, seed, op)
         except Exception as error:
-            command = f"TMEM_FUZZ_SEED={seed} TMEM_FUZZ=1 make test ARGS='tests/test_fuzz.py'"
+            command = f"TMEM_FUZZ_SEED={seed} TMEM_FUZZ=1 make test ARGS='tests/ops/test_fuzz.py'"
             raise AssertionError(f"{op}: {type(error).__name__}: {error}; again: {command}") from error

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from test_registration import SERVED, arguments
+from test_token import arguments_of_a_token
 from tiny import Letters, model, pairs
 from tiny_agent import LEARN
 from torch.autograd import forward_ad
@@ -29,6 +30,14 @@ HALVES = (BF16, torch.float16)
 
 def copies(given):
     return [[t.clone() for t in a] if isinstance(a, list) else a.clone() if isinstance(a, torch.Tensor) else a for a in given]
+
+
+def given_to(name, dtype=torch.float32):
+    """Valid arguments of any op, in their order."""
+    return arguments_of_a_token(name, dtype) if name in ops.TOKEN_PARTS else arguments(name, dtype)
+
+
+ALL = (*SERVED, *ops.TOKEN_PARTS)
 
 
 def ints(*values):
@@ -81,18 +90,20 @@ ROWS = {"lora_shrink": 0, "lora_shrink_multi": 0, "lora_gram_": 2, "lora_gram": 
 
 @pytest.mark.parametrize("half", HALVES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, BF16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("name", sorted(set(SERVED) - {"lora_linear"}))
+@pytest.mark.parametrize("name", sorted(set(ALL) - {"lora_linear"}))
 def test_other_ops_under_autocast(name, dtype, half):
     """Activations whose sums are fp32 are cast, as those of a linear layer are; all else, and what is fp64, stays."""
     for call in (getattr(ops, name), getattr(torch.ops.tmem, name)):
-        given = copies(arguments(name, dtype))
+        given = copies(given_to(name, dtype))
         again = copies(given)
         if name in ROWS and dtype != torch.float64:
             given[ROWS[name]] = given[ROWS[name]].to(half)
         want = call(*given)
         with torch.autocast("cpu", half):
             got = call(*again)
-        assert (got is None) == (want is None) and (got is None or (got.dtype == want.dtype and torch.equal(got, want)))
+        assert type(got) is type(want)
+        for one, other in zip(*(x if isinstance(x, tuple) else (x,) for x in (got, want))):
+            assert one is None or (one.dtype == other.dtype and torch.equal(one, other))
         written = [(a, b) for a, b in zip(again, given) if isinstance(a, torch.Tensor) and a.dtype == b.dtype]
         assert all(torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in written)
 
@@ -180,10 +191,10 @@ def test_second_derivatives_of_short_attention_are_refused():
                 torch.autograd.grad(gradient.square().sum() + leaf.sum(), leaf, retain_graph=True)
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", ALL)
 def test_forward_mode_is_refused(name):
     """By forward_ad and by torch.func, whose tangents would be dropped; so are grad, vmap and hessian."""
-    given = copies(arguments(name))
+    given = copies(given_to(name))
     at = next((i for i, x in enumerate(given) if isinstance(x, torch.Tensor) and x.is_floating_point()), None)
     if at is None:
         return
@@ -414,11 +425,11 @@ def test_inference_mode():
 # --- objects ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", ALL)
 def test_no_object_reaches_an_attribute_error(name):
     """Every argument in turn is None, a list, an array, a number, sparse, nested, quantised, of no dimension."""
-    right = arguments(name)
-    optional = {"lora_linear": {2}, "bank_step_": {2, 3}}.get(name, set())
+    right = given_to(name)
+    optional = {"lora_linear": {2}, "bank_step_": {2, 3}, "lora_norm": {2}}.get(name, set())
     for i, x in enumerate(right):
         tensor = x[0] if isinstance(x, list) else x
         wrong = [[1.0], {}, object(), "x", *([] if i in optional else [None])]

@@ -22,16 +22,19 @@ def test_random_calls(part):
 
 
 def served(**others):
-    return SimpleNamespace(**{**{name: getattr(ops, name) for name in ops.OPS}, **others})
+    return SimpleNamespace(**{**{name: getattr(ops, name) for name in fuzz.FUZZED}, **others})
 
 
 @pytest.mark.parametrize(
-    "name", ["gram_overwrites", "missing_scale", "attend_wrong_head", "decode_wraps_around", "copy_forgets_zero", "stored_rank"]
-)
+    "name",
+    ["gram_overwrites", "missing_scale", "attend_wrong_head", "decode_wraps_around", "copy_forgets_zero", "stored_rank",
+     "projections_of_one", "glu_gates_the_up", "norm_without_residual", "norm_before_after_the_sum", "rope_turns_pairs",
+     "rope_writes_the_last_column"],
+)  # fmt: skip
 def test_wrong_implementations_are_caught(name):
     """A call goes wrong within the first few hundred of the op at fault, and its seed is named."""
     module = importlib.import_module(f"wrong.{name}")
-    fault = {op: getattr(module, op) for op in ops.OPS if hasattr(module, op)}
+    fault = {op: getattr(module, op) for op in fuzz.FUZZED if hasattr(module, op)}
     with pytest.raises(AssertionError, match="again: TMEM_FUZZ_SEED="):
         fuzz.run(served(**fault), 0, 300, tuple(fault))
 

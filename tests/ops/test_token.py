@@ -2,6 +2,7 @@
 kernels: test_triton.py, and on a GPU test_gpu.py."""
 
 import importlib
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -57,6 +58,12 @@ def arguments(name, dtype=torch.float32):
     }[name]  # fmt: skip
 
 
+def arguments_of_a_token(name, dtype=torch.float32):
+    """The same in the order of the op's signature."""
+    given = arguments(name, dtype)
+    return [given[parameter] for parameter in inspect.signature(getattr(ops, name)).parameters]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ops.TOKEN_PARTS)
 def test_opcheck(name, dtype):
@@ -87,6 +94,8 @@ def test_on_a_gpu(name):
     "name, change, error, why",
     [
         ("lora_decode_multi_", {"y": []}, ValueError, "y must hold 1 to 3 tensors, got 0"),
+        ("lora_decode_multi_", {"y": [torch.zeros(())]}, ValueError, r"y\[0\] must have shape \[any, any\], got \[\]"),
+        ("lora_decode_multi_", {"rank": torch.zeros(2, dtype=torch.int32, device="meta")}, ValueError, "rank must be on cpu"),
         ("lora_decode_multi_", {"a": []}, ValueError, "adapters are x, 2 of a and of bt"),
         ("lora_decode_multi_", {"row_slot": torch.tensor([1, 7, 0]).int()}, ValueError, "slot 7 at row 1"),
         ("lora_decode_multi_", {"x": torch.zeros(3, 24).double()}, TypeError, "x must be float32, got float64"),
@@ -132,6 +141,8 @@ def test_no_rows_and_no_adapter():
         found = getattr(ops, name)(**given)
         assert found is None or all(len(x) == 0 for x in (found if isinstance(found, tuple) else (found,)))
     y = torch.randn(3, 16)
+    cache, given = torch.zeros(3, 2, 0, 8), arguments("rope_write_")
+    assert ops.rope_write_(**{**given, "keys": cache, "values": cache.clone()}).isnan().all()  # no column is there
     h, n = ops.lora_norm(y, 0 * y, None, torch.zeros(16), 0.0, 1.0)
     assert torch.equal(h, y) and torch.allclose(n.square().mean(1), torch.ones(3))
     assert torch.equal(ops.lora_glu(y, 0 * y, False), 0 * y)

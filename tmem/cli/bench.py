@@ -9,7 +9,7 @@ import click
 from ..agent.config import DEFAULT_PRESET
 from .group import refuse
 
-OPS = ("lora", "step", "decode")
+OPS = ("lora", "step", "decode", "forward")
 ALONE = ("rsvd", "init", "train", "eval", "serve", "soak", "promises")
 OF = {"soak": ("preset", "settings", "chains", "writes"), "serve": ("users", "requests", "seed", "slots")}  # whose an option is
 
@@ -68,7 +68,7 @@ class Counts(click.ParamType):
 def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: int | None, **of_one) -> None:
     """Time the ops against other ways to do the same.
 
-    With no name: lora, step and decode, about 8 minutes on 2 cores.
+    With no name: lora, step, decode and forward, about 8 minutes on 2 cores.
 
     \b
     Each of these runs by itself:
@@ -89,6 +89,9 @@ def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: 
     step: one AdamW step of all adapters, compared with torch's fused AdamW.
 
     decode: one token for every episode.
+
+    forward: adapters of one layer, forward alone. On a GPU it is also compared with the kernels of vLLM and SGLang, where
+    these are installed.
 
     rsvd: truncated decompositions of all of a model's weights, as time against captured energy. They are compared with
     torch's, PEFT's and scikit-learn's.

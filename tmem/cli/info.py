@@ -63,11 +63,12 @@ def _facts() -> dict:
     except loading.ModelError:
         folder, cached = None, False
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    listed = (*ops.OPS, *ops.TOKEN_PARTS, *ops.SVD_PARTS)
     return {
         "versions": machine.versions(),
         "machine": machine.machine(),
         "model": {"name": loading.DEFAULT, "folder": folder and str(folder), "cached": cached, "adapter": adapter_over(None)},
-        "kernels": {device: {op: ops.kernel_for(op, device) for op in ops.OPS + ops.SVD_PARTS} for device in devices},
+        "kernels": {device: {op: ops.kernel_for(op, device) for op in listed} for device in devices},
     }
 
 

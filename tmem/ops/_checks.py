@@ -180,6 +180,8 @@ def adapters(
     like = next(iter(y.values()))
     if x is None or row_slot is None or rank is None or scale is None or not len(a) == len(bt) == len(y):
         raise ValueError(f"{op}: adapters are x, {len(y)} of a and of bt, row_slot, rank and scale; give all or none")
+    factors = {f"factor {i}": f for i, f in enumerate((*a, *bt))}
+    same_device(op, like, x=x, row_slot=row_slot, rank=rank, scale=scale, **factors)  # before values are read
     shape(op, "rank", rank, None)
     dtype(op, "x", x, like.dtype)
     shape(op, "x", x, like.shape[0], None)
@@ -195,8 +197,6 @@ def adapters(
         dtype(op, f"bt[{i}]", bt[i], bt[0].dtype)
     dtype(op, "scale", scale, torch.float32)
     shape(op, "scale", scale, rank.shape[0])
-    factors = {f"factor {i}": f for i, f in enumerate((*a, *bt))}
-    same_device(op, like, x=x, row_slot=row_slot, rank=rank, scale=scale, **factors)
 
 
 def plan(op: str, given: Tensor | None, seg_slot: Tensor, rank: Tensor, rows: int) -> None:

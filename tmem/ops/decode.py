@@ -79,7 +79,7 @@ def lora_decode_multi_(
     if not 1 <= len(y) <= MOST:
         raise ValueError(f"{op}: y must hold 1 to {MOST} tensors, got {len(y)}")
     for i, one in enumerate(y):
-        _checks.shape(op, f"y[{i}]", one, y[0].shape[0], None)
+        _checks.shape(op, f"y[{i}]", one, y[0].shape[0] if i else None, None)
         _checks.dtype(op, f"y[{i}]", one, *((y[0].dtype,) if i else _checks.ACTIVATION))
     outputs = {f"y[{i}]": one for i, one in enumerate(y)}
     _checks.adapters(op, outputs, x, a, bt, row_slot, rank, scale)
