@@ -172,6 +172,7 @@ class Bank(Protocol):
     scale: Tensor  # fp32 [S]
     train_a: bool
     version: list[int]  # of each slot: raised by everything that writes it
+    writes: int  # the sum of `version`
     tenancy: list[int]  # of each slot: raised whenever it changes hands
     freed: int  # how many slots were freed so far
     reads_once: bool  # one read of what several projections share
@@ -212,7 +213,7 @@ class Route:
     def __init__(self, bank: Bank, slots: list[int], learn: bool, lengths: list[int] | None = None):
         self.bank, self.slots, self.learn, self.lengths = bank, slots, learn, lengths
         self.used = sorted({s for s in slots if s >= 0})
-        self.versions = [bank.version[s] for s in self.used]
+        self.writes, self.versions = bank.writes, [bank.version[s] for s in self.used]
         self.freed, self.tenancy = bank.freed, [bank.tenancy[s] for s in self.used]
         self._segments: dict[torch.Size, Segments] = {}
         self.number: int | None = None  # by which a compiled backward finds it
@@ -279,6 +280,9 @@ class Route:
 
     def check(self) -> None:
         """Raise RuntimeError if a routed slot was written, freed or reset since the route was opened."""
+        writes = self.bank.writes
+        if writes == self.writes:
+            return
         now = [self.bank.version[s] for s in self.used]
         if now != self.versions:
             stale = next(s for s, v, old in zip(self.used, now, self.versions) if v != old)
@@ -286,10 +290,11 @@ class Route:
                 f"route: slot {stale} was changed (step, reset, restore or free) between forward and backward; "
                 f"run backward before changing the slot, or open a new route."
             )
+        self.writes = writes
 
 
 _linear, _shrink, _shrink_multi, _expand_, _gram_, _backward_, _decode_ = (
-    getattr(torch.ops.tmem, name).default
+    getattr(torch.ops.tmem, name).default._op  # what calling the op calls
     for name in (
         "lora_linear", "lora_shrink", "lora_shrink_multi", "lora_expand_", "lora_gram_", "lora_backward_", "lora_decode_",
     )
@@ -328,7 +333,7 @@ def gradients(
     train_a = learn and bank.train_a
     with bank.lock:  # two threads may add to the gradient of one slot
         fresh = learn and filled & site.fresh == filled
-        if learn and not fresh:
+        if learn and not fresh and site.fresh & filled:
             clear(site, filled)
         if fresh and without is not None:
             for matrix in (site.bt_grad, site.bt_squares, site.a_grad, site.a_squares):

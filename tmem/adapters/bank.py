@@ -131,6 +131,7 @@ class AdapterBank:
         self.scale = torch.ones(slots, dtype=torch.float32, device=device)
         self.hyper = torch.zeros(slots, len(ops.HYPER), dtype=torch.float64, device=device)
         self.version = [0] * slots  # raised by everything that writes a row
+        self.writes = 0  # their sum
         self.used = [False] * slots
         self.freed = 0  # how many slots were freed so far
         self.tenancy = [0] * slots  # raised whenever a slot changes hands
@@ -325,7 +326,7 @@ class AdapterBank:
             self.tenancy[slot] += 1
             self.freed += 1
             self.rank[slot] = 0
-            self.version[slot] += 1
+            self._changed(slot)
 
     def reset(self, slot: int) -> None:
         """Δ = 0, moments = 0, step = 0; rank, scale and hyper-parameters stay."""
@@ -342,8 +343,7 @@ class AdapterBank:
                     if a is not None:
                         of_slots = a.unflatten(0, (self.slots, site.experts))
                         of_slots.index_copy_(0, where, factor.to(a.dtype).expand(len(slots), site.experts, -1, -1))
-        for slot in slots:
-            self.version[slot] += 1
+        self._changed(*slots)
 
     def _refresh(self, slots: Sequence[int]) -> None:
         """From now on the gradients of these slots count as zero."""
@@ -381,9 +381,14 @@ class AdapterBank:
         rows = torch.tensor([source, target], dtype=torch.int32, device=self.device)
         ops.bank_copy_([x for x in matrices if x is not None], *rows.unbind())
 
+    def _changed(self, *slots: int) -> None:
+        for slot in slots:
+            self.version[slot] += 1
+            self.writes += 1
+
     def written(self, slot: int) -> None:
         """To be called by whatever writes a row's parameters."""
-        self.version[slot] += 1
+        self._changed(slot)
         if self.copy is not None:
             self.copy[slot] = self.param[slot]
 
@@ -417,7 +422,7 @@ class AdapterBank:
             self.check(slot, "fork")
             new = self.alloc()
             self._copy_rows([slot], [new], *self._learned, self.hyper, self.rank, self.scale)
-            self.version[new] += 1
+            self._changed(new)
         return new
 
     def snapshot(self, slot: int, *, optimizer: bool = True) -> Snapshot:
@@ -514,8 +519,7 @@ class AdapterBank:
             where = self._indices(slots)
             mine = set(slots)
             active = torch.tensor([slot in mine for slot in range(self.slots)], device=self.device)
-            for slot in slots:
-                self.version[slot] += 1
+            self._changed(*slots)
             self._settle(bits(slots))  # where no backward came
             squares = None if self._shown & bits(slots) else torch.cat(self._squares, 1)
             norms = ops.bank_step_(
