@@ -142,7 +142,7 @@ class AdapterBank:
         attach(self, mixtures(self))
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in vars(self).items() if k not in ("lock", "compiled", "numbers")}
+        return {k: v for k, v in vars(self).items() if k not in ("lock", "compiled", "numbers", "_update_steps")}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state, lock=threading.RLock())
@@ -517,12 +517,25 @@ class AdapterBank:
             for slot in slots:
                 self.version[slot] += 1
             self._settle(bits(slots))  # where no backward came
-            squares = None if self._shown & bits(slots) else torch.cat(self._squares, 1)
-            norms = ops.bank_step_(
-                self.param, self._grad, self.m, self.v, self.step_count, self.hyper, active, self.copy, False, squares
-            )
+            norms = self.move(active, summed=not self._shown & bits(slots))
             self._refresh(slots)
         return norms.index_select(0, where)
+
+    def move(self, active: Tensor, summed: bool = True) -> Tensor:
+        """What the device does of `step`, for the rows that are active, bool [S]; no value is read on the host.
+
+        summed: the squares of their gradients lie as backward left them. Whoever calls this has seen to all else that `step`
+        does. Returns the gradient norms fp32 [S], 0 for the others.
+        """
+        squares = torch.cat(self._squares, 1) if summed else None
+        return ops.bank_step_(
+            self.param, self._grad, self.m, self.v, self.step_count, self.hyper, active, self.copy, False, squares
+        )
+
+    def counts_as_zero(self, slots: Sequence[int]) -> bool:
+        """Whether the gradients of these slots are zero or count as zero in every layer, and nobody else writes them."""
+        mine = bits(slots)
+        return not self._shown & mine and all(site.fresh & mine == mine for site in self.sites)
 
     def zero_grad(self, slots: Sequence[int]) -> None:
         """Drop what backward has accumulated for these slots."""
