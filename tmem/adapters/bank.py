@@ -517,25 +517,9 @@ class AdapterBank:
             for slot in slots:
                 self.version[slot] += 1
             self._settle(bits(slots))  # where no backward came
-            norms = self.move(active, summed=not self._shown & bits(slots))
+            norms = move(self, active, summed=not self._shown & bits(slots))
             self._refresh(slots)
         return norms.index_select(0, where)
-
-    def move(self, active: Tensor, summed: bool = True) -> Tensor:
-        """What the device does of `step`, for the rows that are active, bool [S]; no value is read on the host.
-
-        summed: the squares of their gradients lie as backward left them. Whoever calls this has seen to all else that `step`
-        does. Returns the gradient norms fp32 [S], 0 for the others.
-        """
-        squares = torch.cat(self._squares, 1) if summed else None
-        return ops.bank_step_(
-            self.param, self._grad, self.m, self.v, self.step_count, self.hyper, active, self.copy, False, squares
-        )
-
-    def counts_as_zero(self, slots: Sequence[int]) -> bool:
-        """Whether the gradients of these slots are zero or count as zero in every layer, and nobody else writes them."""
-        mine = bits(slots)
-        return not self._shown & mine and all(site.fresh & mine == mine for site in self.sites)
 
     def zero_grad(self, slots: Sequence[int]) -> None:
         """Drop what backward has accumulated for these slots."""
@@ -567,3 +551,19 @@ class AdapterBank:
     def detach(self) -> None:
         """Leave the model exactly as it was; the slots keep their content."""
         detach(self)
+
+
+def move(bank: AdapterBank, active: Tensor, summed: bool = True) -> Tensor:
+    """What the device does of a step, for the rows that are active, bool [S]; no value is read on the host.
+
+    summed: the squares of their gradients lie as backward left them. Whoever calls this has seen to all else that
+    `AdapterBank.step` does. Returns the gradient norms fp32 [S], 0 for the others.
+    """
+    moments, squares = (bank.m, bank.v), torch.cat(bank._squares, 1) if summed else None
+    return ops.bank_step_(bank.param, bank._grad, *moments, bank.step_count, bank.hyper, active, bank.copy, False, squares)
+
+
+def counts_as_zero(bank: AdapterBank, slots: Sequence[int]) -> bool:
+    """Whether the gradients of these slots count as zero in every layer, and nobody else writes them."""
+    mine = bits(slots)
+    return not bank._shown & mine and all(site.fresh & mine == mine for site in bank.sites)

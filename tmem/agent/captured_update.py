@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..adapters import routes
 from ..adapters.attach import Route
-from ..adapters.bank import AdapterBank
+from ..adapters.bank import AdapterBank, counts_as_zero, move
 from ..models import forward as fw
 from ..models.families import FAMILIES
 from .graphs import addresses, captured
@@ -150,7 +150,7 @@ class Step:
             losses = label_losses(self.model, *inputs, self.start, self.at, self.targets, self.weights)
             losses.sum().backward()
         self.losses.copy_(losses.detach())
-        self.bank.move(self.moving)
+        move(self.bank, self.moving)
 
 
 def _put(tensor: Tensor, values: Sequence[int] | Sequence[float]) -> None:
@@ -194,7 +194,7 @@ class FixedSteps:
             step.take(block, moves)
             with bank.lock:
                 tenants.alive()
-                if not bank.counts_as_zero(slots):  # the step would not add to it
+                if not counts_as_zero(bank, slots):  # the step would not add to it
                     return None
                 for slot in slots if moves else ():
                     bank.version[slot] += 1
@@ -211,7 +211,7 @@ class FixedSteps:
             except RuntimeError as error:  # torch.OutOfMemoryError is one
                 self.failed = True
                 why = str(error).partition("\n")[0]
-                warnings.warn(f"learn: a step could not be captured ({why}); no more are, and updates are slower.", stacklevel=2)
+                warnings.warn(f"learn: a step could not be captured ({why}); no more are, updates go on slower.", stacklevel=2)
         return self.kept.get(extent)
 
 
@@ -224,8 +224,8 @@ def recorder(device: torch.device) -> Callable[[Callable], Callable] | None:
 
 
 def fits(model, bank: AdapterBank) -> bool:
-    """Whether steps at fixed addresses do what the others do. They do not where the host chooses (experts), in training (dropout,
-    checkpoints), under autocast or other routes, and where a backward reaches more than the bank."""
+    """Whether steps at fixed addresses do what the others do. They do not where the host chooses (experts), in training
+    (dropout, checkpoints), under autocast or other routes, and where a backward reaches more than the bank."""
     return not (
         FAMILIES[model.config.model_type].experts
         or model.training
