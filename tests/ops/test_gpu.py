@@ -416,7 +416,7 @@ def test_captured_steps_of_few_kernels(family):
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-2), (torch.bfloat16, 0.1)], ids=str)
 def test_a_captured_update_learns_what_launches_learn(dtype, tolerance):
-    """An idle slot stays as it was, and what a neighbour holds changes no bit. AdamW makes much of a small gradient's rounding."""
+    """An idle slot stays as it was, and what a neighbour holds changes no bit. AdamW makes much of small roundings."""
     from tiny import Letters, model, pairs
     from tiny_agent import CONFIG
     from tiny_bank import fill

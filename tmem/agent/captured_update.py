@@ -194,7 +194,7 @@ class FixedSteps:
             step.take(block, moves)
             with bank.lock:
                 tenants.alive()
-                if not counts_as_zero(bank, slots):  # the step would not add to it
+                if not counts_as_zero(bank, slots):  # but is to be added to
                     return None
                 for slot in slots if moves else ():
                     bank.version[slot] += 1
@@ -220,7 +220,12 @@ def recorder(device: torch.device) -> Callable[[Callable], Callable] | None:
     if device.type != "cuda":
         return None
     pool = torch.cuda.graph_pool_handle()
-    return lambda run: captured(run, pool).replay
+
+    def record(run: Callable[[], None]) -> Callable[[], None]:
+        with torch.cuda.device(device):
+            return captured(run, pool).replay
+
+    return record
 
 
 def fits(model, bank: AdapterBank) -> bool:
