@@ -34,7 +34,9 @@ def decoder(case: ModelCase, device: str) -> nn.Module:
 
     torch.manual_seed(0)
     config = LlamaConfig(**dict(case.sizes), tie_word_embeddings=True, max_position_embeddings=2048, pad_token_id=0)
-    return LlamaForCausalLM(config).to(device, case.dtype).eval().requires_grad_(False)
+    with torch.device(device):
+        network = LlamaForCausalLM(config)
+    return network.to(case.dtype).eval().requires_grad_(False)
 
 
 def bank_of(case: ModelCase, network: nn.Module, slots: int) -> AdapterBank:

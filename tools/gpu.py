@@ -30,7 +30,7 @@ import gpu_chart
 import torch
 
 from tmem import machine, ops
-from tmem.bench import BENCHES, ON_GPU, about, engines, gemm, kernels, rows, run_study
+from tmem.bench import BENCHES, ON_GPU, about, captured, engines, gemm, kernels, rows, run_study
 from tmem.bench.measure import Settings, ceilings, timer_of
 from tmem.bench.parts import Part, go_on, plan
 from tmem.files.objects import read_object, write_json
@@ -123,6 +123,7 @@ def parts_of(architecture: str, gate: Callable) -> list[Part]:
 
     contests = [contest(place) for place in tournament.contests()]
     rows_of, ranks = (", ".join(map(str, sizes)) for sizes in (kernels.ROWS, kernels.RANKS))
+    updates = "; ".join(case.name for case in captured.cases(False))
     alone = f"{len(kernels.cases(False))} cases; {rows_of} rows in {', '.join(kernels.SEGMENTS)}; ranks {ranks}"
     return [
         Part("ceilings", "a copy and GEMMs", 5, _ceilings),
@@ -130,6 +131,7 @@ def parts_of(architecture: str, gate: Callable) -> list[Part]:
         *contests[:FIRST],
         *(Part(f"bench {n}", ", ".join(b for b in BENCHES[n] if b in ON_GPU), s, _bench(n)) for n, s in BENCH_SECONDS.items()),
         _beside_engines(),
+        Part("captured", f"an online update, captured and launched: {updates}", 14, _captured),
         Part("gemm", "a layer's GEMM with expand inside, against both in turn", 45, _gemm),
         Part("kernels tuned", "each kernel alone, with the winners", 60, _alone("kernel_rows_tuned")),
         Part("tests", "tests/ops/test_gpu.py", 115, _tests),
@@ -163,6 +165,12 @@ def _gemm(record: dict) -> None:
         record["gemm"] = {"rows": [], "dropped": {"all": "this GPU has no TMA"}}
     else:
         record["gemm"] = gemm.measure_gemm("cuda", ALONE, _progress)
+
+
+def _captured(record: dict) -> None:
+    record["captured"] = captured.measure_captured("cuda", Settings.quick(), _progress)
+    for row in record["captured"]["rows"]:
+        print(f"{row['case']:80}{row['provider']:10}{row['ms']:10.1f} ms {row['ratio']:6.2f}x")
 
 
 def _bench(name: str) -> Callable[[dict], None]:

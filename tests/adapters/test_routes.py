@@ -16,8 +16,9 @@ from tiny_agent import LEARN
 
 from tmem.adapters.bank import MLP, AdapterBank
 from tmem.agent.decode import decode
+from tmem.agent.graphs import outdate
 from tmem.agent.learn import learn
-from tmem.agent.steps import Steps, outdate
+from tmem.agent.steps import Steps
 from tmem.models.chat import Chat
 from tmem.rl.policy import Sharded
 

@@ -119,6 +119,7 @@ def test_make_gpu_without_a_gpu_says_what_it_would_run(capsys, monkeypatch):
         "contest backward 16 16 64: ",
         " candidates; rows in segments: 1024 in 16",
         "bench forward: adapters forward alone, beside serving engines: vllm ",
+        "captured: an online update, captured and launched: 1x16x45 tokens, 5 epochs",
     ):
         assert what in said.out
     names = [line.split("  ")[-1].split(":")[0] for line in said.out.splitlines() if " s  " in line]

@@ -304,9 +304,42 @@ def a_step():
         assert torch.equal(found[2][[0, 2]], found[0][[0, 2]]) and found[2][1].isnan().all()
 
 
+def an_update():
+    """Steps of an online update by these kernels, recorded with nobody's input and replayed, each with a plan made anew, give
+    the bits of those launched one by one."""
+    from dataclasses import replace
+
+    from tape import recorded
+    from tiny import pairs
+    from tiny_agent import CONFIG, agent_of
+
+    from tmem.adapters.attach import Route
+    from tmem.agent import captured_update
+    from tmem.agent.learn import learn
+
+    class Planned(Route):
+        def _of(self, off, slot, rows, filled):
+            made = super()._of(off, slot, rows, filled)
+            return made._replace(plan=torch.ops.tmem.lora_plan(off, slot, self.bank.rank, rows))
+
+    adapter = replace(CONFIG.adapter, last_layers=1, targets=("gate_proj", "up_proj"))
+    config = replace(CONFIG, adapter=adapter, learn=replace(CONFIG.learn, epochs=1))
+    captured_update.Route, captured_update.recorder = Planned, lambda device: recorded
+    found = []
+    for fixed in (False, True):
+        agent = agent_of(config=config, num_hidden_layers=2)
+        agent.bank.reads_once = True
+        _, first, _, last = (agent.bank.alloc() for _ in range(4))
+        for jobs in ([(first, pairs(1, "a")), (last, pairs(1, "b"))], [(last, pairs(1, "c")), (first, pairs(1, "d"))]):
+            learned = learn(agent.model, agent.bank, jobs, agent.chat, config.learn, fixed=fixed)
+            assert all(one.kept and one.loss_after < one.loss_before for one in learned)
+        found.append(agent.bank.param)
+    assert vars(agent.bank)["_update_steps"].kept and torch.equal(*found) and not found[1][[0, 2]].any()
+
+
 OWN = (
     plans, sixteen_bits, small_operands, bits_of_halves, large_ranks, infinite_operands, rounds_once, lost_slots, bad_offsets,
-    stale_plan, one_gemm, a_step,
+    stale_plan, one_gemm, a_step, an_update,
 )  # fmt: skip
 
 

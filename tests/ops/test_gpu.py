@@ -1,5 +1,5 @@
 """On an NVIDIA GPU: the promises of checks.py on the kernels that serve there, no waiting for the device, no compilation
-twice, a decode loop captured once. Run by `make gpu`."""
+twice, a decode loop and an online update captured once. Run by `make gpu`."""
 
 import random
 
@@ -412,3 +412,40 @@ def test_captured_steps_of_few_kernels(family):
         for ours, theirs in zip(got, want):
             assert ours.logprobs[1] == pytest.approx(theirs.logprobs[1], abs=1e-3 if dtype == torch.float32 else 0.2)
         bank.detach()
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-2), (torch.bfloat16, 0.1)], ids=str)
+def test_a_captured_update_learns_what_launches_learn(dtype, tolerance):
+    """An idle slot stays as it was, and what a neighbour holds changes no bit. AdamW makes much of small roundings."""
+    from tiny import Letters, model, pairs
+    from tiny_agent import CONFIG
+    from tiny_bank import fill
+
+    from tmem.agent.agent import Agent
+    from tmem.agent.learn import learn
+
+    torch.use_deterministic_algorithms(False)
+
+    def taught(fixed, neighbour=None):
+        agent = Agent.build(model(dtype=dtype).cuda(), Letters(), CONFIG, 4)
+        slots = [agent.bank.alloc() for _ in range(4)]
+        fill(agent.bank, *slots)
+        for slot in slots:
+            agent.bank.written(slot)
+        if neighbour is not None:
+            agent.bank.param[2] = neighbour
+            agent.bank.written(2)
+        before = agent.bank.param[3].clone()
+        jobs = [(slot, pairs(4, tag)) for slot, tag in zip(slots, "abc")]
+        found = [learn(agent.model, agent.bank, jobs, agent.chat, CONFIG.learn, fixed=fixed) for _ in range(2)]
+        assert torch.equal(agent.bank.param[3], before)
+        return found, agent.bank.param[:2].clone(), vars(agent.bank).get("_update_steps")
+
+    want, launched, none = taught(False)
+    got, captured, steps = taught(None)
+    assert none is None and steps.kept and not steps.failed
+    for ours, theirs in zip(sum(got, []), sum(want, [])):
+        assert (ours.loss_before, ours.loss_after) == pytest.approx((theirs.loss_before, theirs.loss_after), rel=tolerance)
+    assert_close("learned", captured, launched, tolerance)
+    assert torch.equal(taught(None)[1], captured), "again"
+    assert torch.equal(taught(None, torch.nan)[1], captured), "any company"

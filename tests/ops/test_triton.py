@@ -39,8 +39,9 @@ INTERPRETED += [
     "lost_slots",
     "bad_offsets",
     "stale_plan",
-    "one_read",
+    "one_gemm",
     "a_step",
+    "an_update",
 ]
 ROWS = json.loads(budgets.FILE.read_text())
 OTHERS = [name for name in targets.CUDA if name != "sm_90"]

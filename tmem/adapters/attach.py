@@ -246,10 +246,20 @@ class Route:
             slots = [s for slot in self.slots for s in (slot, -1)]
         off = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
         slot = torch.tensor(slots, dtype=torch.int32, device=device)
-        on_gpu = device.type == "cuda"
-        plan = torch.ops.tmem.lora_plan(off, slot, self.bank.rank, rows * length) if on_gpu else None
-        filled = bits(s for s, n in zip(slots, lengths) if s >= 0 and n)
+        return self._of(off, slot, rows * length, bits(s for s, n in zip(slots, lengths) if s >= 0 and n))
+
+    def _of(self, off: Tensor, slot: Tensor, rows: int, filled: int) -> Segments:
+        plan = torch.ops.tmem.lora_plan(off, slot, self.bank.rank, rows) if off.is_cuda else None
         return Segments(off, slot, self.bank.rank, self.bank.scale, plan, filled)
+
+    def lay(self, shape: torch.Size, off: Tensor, slot: Tensor) -> None:
+        """From now on these are the segments of inputs of this shape [B, ...], int32 [G+1] and [G], whatever they hold when an
+        op runs.
+
+        Nobody on the host knows which slots have rows then: whoever writes these tensors answers for the slots, and what their
+        gradients held before counts as zero.
+        """
+        self._segments[shape] = self._of(off, slot, shape.numel(), 0)
 
     def shrink(self, site: Site, x: Tensor) -> Tensor | None:
         """z of a site whose neighbours read the same x: all of theirs are made at its first use. None: make your own."""

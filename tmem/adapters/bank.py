@@ -143,7 +143,7 @@ class AdapterBank:
         attach(self, mixtures(self))
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in vars(self).items() if k not in ("lock", "compiled", "numbers")}
+        return {k: v for k, v in vars(self).items() if k not in ("lock", "compiled", "numbers", "_update_steps")}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state, lock=threading.RLock())
@@ -521,10 +521,7 @@ class AdapterBank:
             active = torch.tensor([slot in mine for slot in range(self.slots)], device=self.device)
             self._changed(*slots)
             self._settle(bits(slots))  # where no backward came
-            squares = None if self._shown & bits(slots) else torch.cat(self._squares, 1)
-            norms = ops.bank_step_(
-                self.param, self._grad, self.m, self.v, self.step_count, self.hyper, active, self.copy, False, squares
-            )
+            norms = move(self, active, summed=not self._shown & bits(slots))
             self._refresh(slots)
         return norms.index_select(0, where)
 
@@ -558,3 +555,19 @@ class AdapterBank:
     def detach(self) -> None:
         """Leave the model exactly as it was; the slots keep their content."""
         detach(self)
+
+
+def move(bank: AdapterBank, active: Tensor, summed: bool = True) -> Tensor:
+    """What the device does of a step, for the rows that are active, bool [S]; no value is read on the host.
+
+    summed: the squares of their gradients lie as backward left them. Whoever calls this has seen to all else that
+    `AdapterBank.step` does. Returns the gradient norms fp32 [S], 0 for the others.
+    """
+    moments, squares = (bank.m, bank.v), torch.cat(bank._squares, 1) if summed else None
+    return ops.bank_step_(bank.param, bank._grad, *moments, bank.step_count, bank.hyper, active, bank.copy, False, squares)
+
+
+def counts_as_zero(bank: AdapterBank, slots: Sequence[int]) -> bool:
+    """Whether the gradients of these slots count as zero in every layer, and nobody else writes them."""
+    mine = bits(slots)
+    return not bank._shown & mine and all(site.fresh & mine == mine for site in bank.sites)

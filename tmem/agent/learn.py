@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..adapters.attach import Route
@@ -26,6 +25,8 @@ from ..adapters.bank import AdapterBank, Snapshot
 from ..episode import Pair
 from ..models import forward as fw
 from ..models.chat import Chat
+from ..models.families import FAMILIES
+from .captured_update import FixedSteps, fits, label_losses, places
 from .config import LearnConfig
 from .renderings import rendered
 from .turns import turn
@@ -153,6 +154,7 @@ def learn(
     chat: Chat,
     config: LearnConfig,
     on_step: Callable[[int, int], None] | None = None,
+    fixed: bool | None = None,
 ) -> list[Learned]:
     """Teach slot `s` its pairs, for every job `(s, pairs)`: `epochs` passes in minibatches, one optimizer step each.
 
@@ -160,8 +162,11 @@ def learn(
     `config.target` stops, once it was taught in all of them: further steps only push its weights away from all else.
     A write that ends with a higher loss, a non-finite number or a norm above the cap is rolled back: the slot is as
     before. `on_step(done, total)` reports progress. Jobs without pairs return zeros and leave their slot alone.
-    Raises ValueError if a slot appears twice.
+    `fixed`: steps at fixed addresses, as far as captured_update.py has them; by default on a GPU, where they are captured as
+    CUDA graphs. Raises ValueError if a slot appears twice, and for fixed steps of a mixture of experts.
     """
+    if fixed and FAMILIES[model.config.model_type].experts:
+        raise ValueError("learn: steps of a mixture of experts cannot be captured; leave out fixed=True.")
     if len({s for s, _ in jobs}) != len(jobs):
         raise ValueError("learn: a slot appears in two jobs; give each slot one list of pairs.")
     active = [(slot, list(pairs)) for slot, pairs in jobs if pairs]
@@ -175,13 +180,17 @@ def learn(
         with turn():
             return _minibatches(model, bank, active, chat, config, of)
 
+    at_fixed = None
+    if (bank.device.type == "cuda" if fixed is None else fixed) and fits(model, bank):
+        at_fixed = FixedSteps.of(model, bank, trunk_layers(model, bank))
+    step = functools.partial(_step, model, bank, tenants, at_fixed)
     parts = {slot: math.ceil(len(pairs) / config.batch) for slot, pairs in active}
-    first, tokens = _descend(model, bank, made, parts, config, tenants, on_step)
+    first, tokens = _descend(step, made, parts, config, on_step)
     last: dict[int, float] = {}
     with torch.no_grad():
         for blocks in made(0):
             with turn():
-                _accumulate(last, _pass(model, bank, blocks, backward=False))
+                _accumulate(last, step(blocks, moves=False))
     tenants.alive()
     out = []
     for slot, pairs in jobs:
@@ -194,15 +203,13 @@ def learn(
 
 
 def _descend(
-    model,
-    bank: AdapterBank,
+    step: Callable[..., dict[int, float]],
     made: Callable[[int], Minibatches],
     parts: dict[int, int],
     config: LearnConfig,
-    tenants: Route,
     on_step,
 ) -> tuple[dict[int, float], Counter[int]]:
-    """The optimizer's steps. made: the minibatches of an epoch by its turn of the renderings.
+    """The optimizer's steps, by `step` of a minibatch, see _step. made: those of an epoch by its turn of the renderings.
 
     Per slot: its loss in the first epoch, summed over its minibatches, of which it has `parts[slot]`; and how many tokens
     gradients were taken of.
@@ -214,9 +221,7 @@ def _descend(
         losses: dict[int, float] = {}
         for blocks in _only(made(epoch % turns), learning):
             with turn():
-                _accumulate(losses, _pass(model, bank, blocks, backward=True))
-                tenants.alive()
-                bank.step(sorted({s for block in blocks for s in block.slots} & learning))
+                _accumulate(losses, step(blocks, moves=True))
             for block in blocks:
                 for slot, length in zip(block.slots, block.lengths):
                     tokens[slot] += length
@@ -316,20 +321,45 @@ def _block(model, bank, group: list[_Row], length: int, labels: dict[int, int]) 
     return _Block.filled(hidden, positions, numbers, [row.slot for row in group], [len(row.ids) for row in group], spots)
 
 
+def _step(
+    model, bank: AdapterBank, tenants: Route, at_fixed: FixedSteps | None, blocks: list[_Block], *, moves: bool
+) -> dict[int, float]:  # fmt: skip
+    """One optimizer step of the blocks' slots, or, if nothing `moves`, none; the loss of each before, by its own labels."""
+    losses: dict[int, float] = {}
+    left = []
+    for block in blocks:
+        found = None if at_fixed is None else at_fixed(block, tenants, moves)
+        if found is None:
+            left.append(block)
+        else:
+            _accumulate(losses, _by_slot(block, found))
+    if left:
+        _accumulate(losses, _pass(model, bank, left, backward=moves))
+        if moves:
+            tenants.alive()
+            bank.step(sorted({slot for block in left for slot in block.slots}))
+    return losses
+
+
 def _pass(model, bank, blocks: list[_Block], *, backward: bool) -> dict[int, float]:
     """Loss per slot (each normalised by its own labels); with `backward`, gradients accumulate in the bank's rows."""
     losses: dict[int, float] = {}
     for block in blocks:
-        targets = torch.tensor(block.targets, device=bank.device)
+        at, targets = (torch.tensor(values, device=bank.device) for values in (places(block), block.targets))
         weights = torch.tensor(block.weights, dtype=torch.float32, device=bank.device)
         with bank.route(block.slots, learn=backward, lengths=block.lengths):
-            mask = fw.Branches(block.branches)
-            hidden = fw.layers(model, block.hidden, block.positions, mask, start=trunk_layers(model, bank))
-            logits = fw.logits(model, hidden[block.rows, block.columns])
-            nll = F.cross_entropy(logits, targets, reduction="none") * weights
+            inputs = block.hidden, block.positions, block.branches
+            found = label_losses(model, *inputs, trunk_layers(model, bank), at, targets, weights)
             if backward:
-                nll.sum().backward()
-        for row, weight, value in zip(block.rows, block.weights, nll.detach().tolist()):
-            if weight:
-                losses[block.slots[row]] = losses.get(block.slots[row], 0.0) + value
+                found.sum().backward()
+        _accumulate(losses, _by_slot(block, found.tolist()))
+    return losses
+
+
+def _by_slot(block: _Block, found: list[float]) -> dict[int, float]:
+    """The sum of what the labels of each slot lose."""
+    losses: dict[int, float] = {}
+    for row, weight, value in zip(block.rows, block.weights, found):
+        if weight:
+            losses[block.slots[row]] = losses.get(block.slots[row], 0.0) + value
     return losses

@@ -2,8 +2,7 @@
 (`Lent`, `Steps`).
 
 At fixed addresses everything that a step reads and writes lies in memory allocated once, so that on a GPU it is captured as one
-CUDA graph and replayed. Elsewhere the same function runs step by step. A graph keeps the addresses of the weights it was
-captured with: once they lie elsewhere it is made anew.
+CUDA graph and replayed. Elsewhere the same function runs step by step.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from ..adapters.attach import Route
 from ..adapters.bank import AdapterBank
 from ..adapters.routes import alone
 from ..models import forward as fw
+from .graphs import addresses, captured
 from .prefill import routed
 
 Part = tuple[fw.KVCache, Tensor]  # a prefilled cache, and which of its rows (int64 indices)
@@ -44,20 +44,6 @@ def extent(rows: int, columns: int) -> tuple[int, int]:
     """
     width = max(512, (1 << (columns - 1).bit_length()) // 8)
     return bucket(rows), -(-columns // width) * width
-
-
-def outdate(model) -> None:
-    """To be called when the model's weights are about to lie elsewhere: nothing captured before is replayed again."""
-    model._weights_published = object()
-
-
-def _addresses(model, bank: AdapterBank | None) -> tuple:
-    """Where everything lies that a step reads and does not own."""
-    tensors = [*model.parameters(), *model.buffers()]
-    if bank is not None:
-        tensors += [bank.param, bank.rank, bank.scale]
-        tensors += [x for site in bank.sites for x in (site.a, site.a_copy, site.bt_copy) if x is not None]
-    return vars(model).get("_weights_published"), *((x.data_ptr(), x.dtype, x.shape) for x in tensors)
 
 
 def _make_room(kept: dict[tuple, Steps], need: int, device: torch.device) -> None:
@@ -146,7 +132,7 @@ class Steps:
         self.route = None if bank is None else Route(bank, [-1] * rows, learn=False)
         self.slots: list[int] | None = None  # those that the route names
         self.logits: Tensor | None = None
-        self.addresses = _addresses(model, bank)
+        self.addresses = addresses(model, bank)
         self.few = token.fits(model, device)  # kernels a layer
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -162,7 +148,7 @@ class Steps:
         key = extent(rows, columns)
         kept = vars(model if bank is None else bank).setdefault("_decode_steps", {})
         steps = kept.pop(key, None)
-        if steps is None or steps.addresses != _addresses(model, bank):
+        if steps is None or steps.addresses != addresses(model, bank):
             weight = next(model.parameters())
             _make_room(kept, math.prod(_Columns.shape(model, *key)) * weight.element_size(), weight.device)
             steps = cls(model, bank, *key)
@@ -200,16 +186,7 @@ class Steps:
             self.logits = fw.logits(self.model, hidden, normed=self.few)
 
     def _capture(self) -> None:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # kernels are compiled and handles made before anything is recorded
-            for _ in range(3):
-                self._run()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
-            self._run()
-        self._graph = graph
+        self._graph = captured(self._run)
         captures[self.key] = captures.get(self.key, 0) + 1
 
 

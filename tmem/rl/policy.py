@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..agent.steps import outdate
+from ..agent.graphs import outdate
 from ..models import forward as fw
 from ..models import loading
 from ..models.shards import Stored, fill_
