@@ -326,7 +326,7 @@ class AdapterBank:
             self.tenancy[slot] += 1
             self.freed += 1
             self.rank[slot] = 0
-            self._changed(slot)
+            changed(self, [slot])
 
     def reset(self, slot: int) -> None:
         """Δ = 0, moments = 0, step = 0; rank, scale and hyper-parameters stay."""
@@ -343,7 +343,7 @@ class AdapterBank:
                     if a is not None:
                         of_slots = a.unflatten(0, (self.slots, site.experts))
                         of_slots.index_copy_(0, where, factor.to(a.dtype).expand(len(slots), site.experts, -1, -1))
-        self._changed(*slots)
+        changed(self, slots)
 
     def _refresh(self, slots: Sequence[int]) -> None:
         """From now on the gradients of these slots count as zero."""
@@ -381,14 +381,9 @@ class AdapterBank:
         rows = torch.tensor([source, target], dtype=torch.int32, device=self.device)
         ops.bank_copy_([x for x in matrices if x is not None], *rows.unbind())
 
-    def _changed(self, *slots: int) -> None:
-        for slot in slots:
-            self.version[slot] += 1
-            self.writes += 1
-
     def written(self, slot: int) -> None:
         """To be called by whatever writes a row's parameters."""
-        self._changed(slot)
+        changed(self, [slot])
         if self.copy is not None:
             self.copy[slot] = self.param[slot]
 
@@ -422,7 +417,7 @@ class AdapterBank:
             self.check(slot, "fork")
             new = self.alloc()
             self._copy_rows([slot], [new], *self._learned, self.hyper, self.rank, self.scale)
-            self._changed(new)
+            changed(self, [new])
         return new
 
     def snapshot(self, slot: int, *, optimizer: bool = True) -> Snapshot:
@@ -519,7 +514,7 @@ class AdapterBank:
             where = self._indices(slots)
             mine = set(slots)
             active = torch.tensor([slot in mine for slot in range(self.slots)], device=self.device)
-            self._changed(*slots)
+            changed(self, slots)
             self._settle(bits(slots))  # where no backward came
             norms = move(self, active, summed=not self._shown & bits(slots))
             self._refresh(slots)
@@ -565,6 +560,13 @@ def move(bank: AdapterBank, active: Tensor, summed: bool = True) -> Tensor:
     """
     moments, squares = (bank.m, bank.v), torch.cat(bank._squares, 1) if summed else None
     return ops.bank_step_(bank.param, bank._grad, *moments, bank.step_count, bank.hyper, active, bank.copy, False, squares)
+
+
+def changed(bank: AdapterBank, slots: Sequence[int]) -> None:
+    """To be called by whatever writes their rows."""
+    for slot in slots:
+        bank.version[slot] += 1
+        bank.writes += 1
 
 
 def counts_as_zero(bank: AdapterBank, slots: Sequence[int]) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..adapters import routes
 from ..adapters.attach import Route
-from ..adapters.bank import AdapterBank, counts_as_zero, move
+from ..adapters.bank import AdapterBank, changed, counts_as_zero, move
 from ..models import forward as fw
 from ..models.families import FAMILIES
 from .graphs import addresses, captured
@@ -196,8 +196,7 @@ class FixedSteps:
                 tenants.alive()
                 if not counts_as_zero(bank, slots):  # but is to be added to
                     return None
-                for slot in slots if moves else ():
-                    bank.version[slot] += 1
+                changed(bank, slots if moves else ())
                 step.run()
             return step.losses[: len(block.targets)].tolist()
 
