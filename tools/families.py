@@ -27,7 +27,7 @@ ABILITIES = {
     "fp8": f"{MINE}test_fp8",
     "experts": f"{MINE}test_experts_adapted",
 }
-REFUSALS = {"trained": "test_trained", "captured": "test_captured", "GGUF": "test_gguf"}
+REFUSALS = {"trained": "test_trained", "GGUF": "test_gguf"}
 
 
 def collected() -> dict[str, set[str]]:
