@@ -19,7 +19,7 @@ from tmem.models.bases import is_linear, weight_of
 from tmem.models.gguf.config import config_of
 from tmem.models.gguf.file import read
 from tmem.models.quantised import quantise_
-from tmem.rl.low_rank import LowRank
+from tmem.rl.low_rank import SCALE, LowRank
 from tmem.rl.policy import Replicated
 from tmem.testing import assert_close
 
@@ -38,21 +38,47 @@ def test_trained(family):
     """The gradient of all weights is the one of transformers' own pass."""
     network = model(family)
     policy = Replicated(network)
+    for name, mine, want in zip(policy.names, gradients(policy), by_transformers(model(family)).values()):
+        assert want.any()
+        assert_close(name, mine, want, 2e-5)
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_trained_as_an_adapter(family):
+    """dA = s Bᵀ dW and dB = s dW Aᵀ, with dW that of transformers' own pass; of a mixture on all but its experts."""
+    network = model(family)
+    policy = LowRank(network, 2, 0)
+    with torch.no_grad():
+        for b in policy.params[1::2]:
+            b.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+    policy.publish()
+    theirs = model(family)
+    theirs.load_state_dict(network.state_dict())
+    theirs.set_experts_implementation("eager")
+    found, weights = iter(gradients(policy)), by_transformers(theirs)
+    for name, (a, b) in zip(policy.layers, policy.pairs):
+        dw = weights[f"{name}.weight"]
+        assert dw.any() and ".experts" not in name
+        assert_close(f"dA {name}", next(found), SCALE * b.detach().T @ dw, 2e-5)
+        assert_close(f"dB {name}", next(found), SCALE * dw @ a.detach().T, 2e-5)
+
+
+def gradients(policy):
     with policy.updating(1):
         policy.logits(IDS, [0, 1, 2], [5, 5, 6]).log_softmax(-1)[:, 3].sum().backward()
-    theirs = model(family).requires_grad_(True)
-    logits(theirs, IDS)[[0, 1, 2], [5, 5, 6]].log_softmax(-1)[:, 3].sum().backward()
-    for name, mine, want in zip(policy.names, policy.params, theirs.parameters()):
-        assert want.grad.any()
-        assert_close(name, mine.grad, want.grad, 2e-5)
+    return [p.grad for p in policy.params]
+
+
+def by_transformers(network):
+    logits(network.requires_grad_(True), IDS)[[0, 1, 2], [5, 5, 6]].log_softmax(-1)[:, 3].sum().backward()
+    return {name: p.grad for name, p in network.named_parameters()}
 
 
 @pytest.mark.parametrize("family", MIXTURES)
 def test_trained_is_refused(family):
-    with pytest.raises(ValueError, match="mixture of experts, which tmem runs frozen"):
+    with pytest.raises(ValueError, match='a mixture of experts, whose weights are not trained; set policy = "lora"'):
         families.trainable(model(family).config)
-    with pytest.raises(ValueError, match="mixture of experts, which tmem runs frozen"):
-        LowRank(model(family), 2, 0)
+    assert families.trainable(model(family).config, adapter=True) is None
 
 
 @pytest.mark.parametrize("family", EVERY)

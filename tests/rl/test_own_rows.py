@@ -68,7 +68,7 @@ def test_each_of_two_processes_reads_its_share(tmp_path):
 
 @pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.MORE])
 def test_the_names_in_files_are_those_of_the_parameters(family, tmp_path):
-    """Of every family that is trained; a mixture of experts is frozen, and has other names."""
+    """Of every family whose weights are trained; a mixture of experts is none, and has other names."""
     made = loading.unfilled(folder_of(tmp_path / "m", family=family))
     if "moe" in family:
         assert made is None
