@@ -11,6 +11,7 @@ from .file import Contents
 from .rope import rope_of
 from .said import Said, short
 
+_BIASES = {"attn": "attention_bias", "ffn": "mlp_bias"}  # of the parts of a block
 # llama.cpp's values where a Gemma 3 states none.
 _EVERY, _NEAR_THETA = 6, 10000.0
 _LARGEST = 62  # blocks of the one Gemma 3 whose attention is scaled by another length than its heads'
@@ -70,9 +71,6 @@ def config_of(contents: Contents):
     return CONFIG_MAPPING[model](**states, architectures=None)
 
 
-_BIASES = {"attn": "attention_bias", "ffn": "mlp_bias"}
-
-
 def _is_bias(name: str, part: str) -> bool:
     return name.endswith(".bias") and f".{part}_" in name
 
@@ -126,14 +124,13 @@ def _gemma3(said: Said, states: Mapping, head: int) -> dict:
     rope = states["rope_parameters"]
     if rope["rope_type"] not in ("default", "linear"):
         raise ValueError(f"it scales positions by {rope['rope_type']}, and those of near layers not; choose another model.")
+    blocks, heads = states["num_hidden_layers"], states["num_attention_heads"]
     near = {"rope_type": "default", "rope_theta": said.number("rope.freq_base_swa", _NEAR_THETA)}
     return {
         "rope_parameters": {FULL: rope, SLIDING: near},
         "sliding_window": said.size("attention.sliding_window"),
-        "layer_types": _layers(said, states["num_hidden_layers"]),
-        "query_pre_attn_scalar": head
-        if states["num_hidden_layers"] != _LARGEST
-        else states["hidden_size"] // states["num_attention_heads"],
+        "layer_types": _layers(said, blocks),
+        "query_pre_attn_scalar": states["hidden_size"] // heads if blocks == _LARGEST else head,
     }
 
 
