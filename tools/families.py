@@ -18,6 +18,7 @@ FAMILIES = "tests/models/test_families.py::"
 # Of every column the tests that try it; a test of the same name in MINE with `_is_refused` says that it is refused.
 ABILITIES = {
     "trained": f"{MINE}test_trained",
+    "trained as an adapter": f"{MINE}test_trained_as_an_adapter",
     "decoded": f"{FAMILIES}test_greedy_decoding_is_that_of_transformers",
     "captured": f"{MINE}test_captured",
     "GGUF": "tests/models/test_gguf.py::test_every_family_computes_what_the_folder_computes",
@@ -27,7 +28,7 @@ ABILITIES = {
     "fp8": f"{MINE}test_fp8",
     "experts": f"{MINE}test_experts_adapted",
 }
-REFUSALS = {"trained": "test_trained", "captured": "test_captured", "GGUF": "test_gguf"}
+REFUSALS = {"trained": "test_trained", "GGUF": "test_gguf"}
 
 
 def collected() -> dict[str, set[str]]:

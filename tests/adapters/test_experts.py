@@ -3,14 +3,16 @@
 import pytest
 import tiny_bank
 import torch
+from asked import asked
 from tiny import model
 from tiny_bank import ALL, IDS, fill, logits
-from wrong import experts_keep_used_gradients, experts_slot_first
+from wrong import experts_keep_used_gradients, experts_slot_first, experts_sorted
 
 from tmem.adapters.bank import MLP
 from tmem.adapters.layout import lay_out
 from tmem.agent.decode import decode
-from tmem.models.experts import sort
+from tmem.agent.steps import Steps
+from tmem.models.experts import COPIED, fixed_shapes, sort
 from tmem.testing import assert_close
 
 NAN = float("nan")
@@ -165,6 +167,51 @@ def test_steps_in_place_compute_experts_with_the_slots_of_now():
             found = decode(network, prompts, bank=bank, slots=slots, end=999, max_new=12, fixed=fixed)
             said[fixed, slots[0]] = [one.ids for one in found]
     assert all(said[False, slot] == said[True, slot] for slot in (a, b)) and said[True, a] != said[True, b]
+
+
+@pytest.mark.parametrize("under", [False, True], ids=["base", "bank"])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_step_at_fixed_addresses_asks_nothing_of_the_device(family, under, monkeypatch):
+    """So that a GPU captures it; the same of a step that sorts by experts is seen."""
+    network, found = model(family), []
+    bank = bank_of(network) if under else None
+    slots = [bank.alloc(), -1, bank.alloc()] if under else None
+    run = Steps._run
+
+    def noted(steps):
+        run(steps)  # what is made once
+        with asked() as said:
+            run(steps)
+        found.extend(said)
+
+    monkeypatch.setattr(Steps, "_run", noted)
+    options = {"bank": bank, "slots": slots, "end": 999, "max_new": 3, "fixed": True}
+    prompts = [[5, 9, 33], [7] * 5, [60, 2]]
+    decode(network, prompts, **options)
+    assert found == []
+    experts_sorted.compute(decode, network, prompts, **options)
+    assert {"tolist", "unique_consecutive"} <= set(found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_choices_that_are_multiplied_one_by_one_say_what_sorted_ones_say(dtype):
+    """Of more rows than are multiplied at once, whoever else is there."""
+    network = model("qwen3_moe", num_hidden_layers=1, dtype=dtype)
+    bank = bank_of(network, dtype=dtype if dtype == torch.float64 else torch.float32)
+    a, b = bank.alloc(), bank.alloc(rank=2)
+    fill(bank, a, b)
+    block, generator = network.model.layers[0].mlp, torch.Generator().manual_seed(0)
+    x = torch.randn(24, 1, D, generator=generator).to(dtype)
+    assert 24 * network.config.num_experts_per_tok > 2 * COPIED
+    slots = [a, -1, b, b] * 6
+    with torch.no_grad(), bank.route(slots, learn=False):
+        want = block(x)
+        with fixed_shapes():
+            got = block(x)
+    assert_close("experts", got.double(), want.double(), {torch.bfloat16: 2e-2, torch.float32: 1e-6}.get(dtype, 1e-14))
+    for rows in ([0, 1, 2, 3], [7, 4, 12, 13, 22, 23, 0, 5], [6, 6, 6, 6]):
+        with torch.no_grad(), bank.route([slots[i] for i in rows], learn=False), fixed_shapes():
+            assert torch.equal(block(x[rows]), got[rows]), rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

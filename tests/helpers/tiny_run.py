@@ -83,7 +83,7 @@ def prepare(out: Path, extra: str = "", dtype: torch.dtype = torch.float32) -> P
         network = model(dtype=wanted.get("dtype", dtype), max_position_embeddings=4096)
         return network if bits is None else quantise_(network, bits, "cpu"), Letters()
 
-    def unfilled(name=None):
+    def unfilled(name=None, adapter=None):
         folder, whole = out.parent / f"weights-{os.getpid()}", model(max_position_embeddings=4096)
         folder.mkdir(exist_ok=True)
         save_file(dict(whole.named_parameters()), folder / "model.safetensors")

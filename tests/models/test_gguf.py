@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from tiny_gguf import Q8, SCORES, WORDS, arch_of, bytes_vocabulary, write
+from tiny_gguf import ARCHS, Q8, SCORES, WORDS, bytes_vocabulary, tensors_of, write
 
 from tmem.models import loading
 from tmem.models.gguf import convert
+from tmem.models.gguf.config import config_of
 from tmem.models.gguf.file import read
 
 IDS = torch.tensor([[5, 9, 200, 3, 77, 130, 41, 8] * 12])  # long enough that wrong positions show
@@ -48,12 +49,30 @@ def refused(file, words, cache):
     assert not cache.exists() or os.listdir(cache) == []  # nothing half-read stays
 
 
+# What a file can state of a family whose tiny model is otherwise.
+STATED = {
+    "smollm3": {"no_rope_layer_interval": 4, "num_hidden_layers": 5},
+    "gemma3_text": {"query_pre_attn_scalar": 16, "num_hidden_layers": 4},
+}
+READ = sorted({*ARCHS, "mistral+window", "phi3+window"})
+
+
+def stated(family, **sizes):
+    """A model of which norms and biases are as random as the rest."""
+    network = model(family, **{**STATED.get(family, {}), **sizes})
+    for weight in network.parameters():
+        if weight.ndim == 1:
+            weight.data += 0.3 * torch.randn(weight.shape)
+    return network
+
+
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", READ)
 def test_every_family_computes_what_the_folder_computes(family, tied, tmp_path):
-    network = model(family, tie_word_embeddings=tied)
+    network = stated(family, tie_word_embeddings=tied)
     loaded, _ = reads_right(write(tmp_path / "m.gguf", network), network)
-    assert loaded.config.model_type == arch_of(network) and loaded.config.tie_word_embeddings == tied
+    assert loaded.config.tie_word_embeddings == tied
+    assert loaded.config.model_type == ("llama" if family == "mistral" else family.partition("+")[0])
 
 
 @pytest.mark.parametrize("family, head", [("llama", 32), ("mistral", 8), ("qwen3", 64), ("gemma", 64)])
@@ -62,9 +81,13 @@ def test_heads_of_another_length_than_the_width_over_their_number(family, head, 
     assert reads_right(write(tmp_path / "m.gguf", network), network)[0].config.head_dim == head
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma"])
+BIASED = ("llama", "qwen3", "qwen3_moe", "gemma", "gemma3_text", "granite", "smollm3", "olmo2", "glm4")
+
+
+@pytest.mark.parametrize("family", BIASED)
 def test_biases(family, tmp_path):
-    network = model(family, attention_bias=True, **({"mlp_bias": True} if family == "llama" else {}))
+    more = {"mlp_bias": True} if family in ("llama", "granite", "smollm3") else {}
+    network = stated(family, attention_bias=True, **more)
     for name, bias in network.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(bias)
@@ -78,6 +101,16 @@ def test_quantised_weights_are_the_files_and_heads_follow_the_older_rule(tmp_pat
     older = ("attention.key_length", "attention.value_length", "rope.dimension_count", "rope.freq_base", "vocab_size")
     file = write(tmp_path / "m.gguf", network, kinds=Q8, fields=dict.fromkeys(older))
     loaded, _ = loading.load_model(file, dtype=torch.float32, device="cpu")
+    for (name, mine), theirs in zip(sorted(loaded.named_parameters()), (p for _, p in sorted(network.named_parameters()))):
+        assert (mine - theirs).abs().max() <= theirs.abs().max() / 100, name
+
+
+def test_a_quantised_mixture_takes_the_room_of_one_whose_router_is_quantised_too(tmp_path):
+    """llama.cpp leaves routers in fp32, which says nothing about the rest."""
+    network = stated("qwen3_moe", intermediate_size=96, moe_intermediate_size=32)
+    folder = convert.converted(write(tmp_path / "m.gguf", network, kinds=Q8))
+    assert loading.config(folder).dtype == torch.bfloat16
+    loaded, _ = loading.load_model(folder, dtype=torch.float32, device="cpu")
     for (name, mine), theirs in zip(sorted(loaded.named_parameters()), (p for _, p in sorted(network.named_parameters()))):
         assert (mine - theirs).abs().max() <= theirs.abs().max() / 100, name
 
@@ -136,17 +169,122 @@ def test_yarn_is_read(tmp_path):
     assert not torch.allclose(logits(network), logits(model("qwen2")), atol=1e-2)
 
 
+def longrope(family, **sizes):
+    """Short factors to 64 tokens; of heads of 16 Phi-3 turns three quarters."""
+    count = int(16 * (0.75 if family == "phi3" else 1)) // 2
+    short, long = ([first + by * i for i in range(count)] for first, by in ((1.0, 0.125), (2.0, 1.5)))
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": short, "long_factor": long}
+    rope["original_max_position_embeddings"] = 64
+    if family == "phi3":
+        rope["partial_rotary_factor"] = 0.75
+        sizes["original_max_position_embeddings"] = 64
+    return stated(family, rope_parameters=rope, **sizes)
+
+
+@pytest.mark.parametrize("kind", [None, "longrope"])
+@pytest.mark.parametrize("family", ["phi3", "llama", "granite", "smollm3", "olmo2"])
+def test_longrope_is_read(family, kind, tmp_path):
+    network = longrope(family)
+    short = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75 if family == "phi3" else 1.0}
+    assert not torch.allclose(logits(network), logits(stated(family, rope_parameters=short)), atol=1e-2)
+    file = write(tmp_path / "m.gguf", network, fields={"rope.scaling.type": kind})
+    loaded, _ = loading.load_model(file, dtype=torch.float32, device="cpu")
+    torch.testing.assert_close(logits(loaded), logits(network), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["granite", "smollm3", "olmo2", "qwen3_moe", "glm", "glm4"])
+def test_other_families_scale_positions_by_the_same_laws(family, tmp_path):
+    share = 0.5 if family.startswith("glm") else 1.0
+    linear = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0, "partial_rotary_factor": share}
+    network = stated(family, rope_parameters=linear)
+    reads_right(write(tmp_path / "l.gguf", network), network)
+    yarn = {**linear, "rope_type": "yarn", "original_max_position_embeddings": 128}
+    network = stated(family, rope_parameters=yarn)
+    keys = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 128}
+    loaded, _ = loading.load_model(write(tmp_path / "y.gguf", network, fields=keys), dtype=torch.float32, device="cpu")
+    torch.testing.assert_close(logits(loaded), logits(network), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["glm", "glm4", "phi3"])
+def test_projections_lie_as_one_tensor_or_as_three(family, tmp_path):
+    network = stated(family)
+    whole = tensors_of(network)
+    parts = [f"blk.{i}.attn_{part}.{kind}" for i in range(2) for part in ("q", "k", "v", "qkv") for kind in ("weight", "bias")]
+    other = {}
+    for name in (name for name in parts if name.endswith(("qkv.weight", "qkv.bias"))):
+        if family == "phi3" and name in whole:
+            cuts = np.split(whole[name], [64, 96])
+            other |= {name.replace("qkv", part): np.ascontiguousarray(cut) for part, cut in zip("qkv", cuts)}
+        elif family != "phi3":
+            other[name] = np.concatenate([whole[name.replace("qkv", part)] for part in "qkv"])
+    assert len(other) == (6 if family == "phi3" else 4)
+    file = write(tmp_path / "m.gguf", network, tensors=other, without=[n for n in parts if n in whole])
+    reads_right(file, network)
+
+
+def test_a_part_of_a_head_is_the_one_that_the_file_states(tmp_path):
+    """30 of 44 elements: 30 / 44 times 44 is a little less than 30."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": np.nextafter(30 / 44, 1).item()}
+    network = stated("glm", head_dim=44, rope_parameters=rope)
+    assert network.model.rotary_emb.inv_freq.shape == (15,)
+    reads_right(write(tmp_path / "m.gguf", network, fields={"rope.dimension_count": 30}), network)
+
+
+def test_a_window_as_long_as_the_context_is_none(tmp_path):
+    network = stated("mistral")
+    loaded, _ = reads_right(write(tmp_path / "m.gguf", network, fields={"attention.sliding_window": 512}), network)
+    assert loaded.config.model_type == "llama"
+
+
+@pytest.mark.parametrize("pattern, kinds", [
+    (None, "sssssfs"), (3, "ssfssfs"), (0, "sssssss"), ([1, 0, 0, 1, 1, 1, 0], "sffsssf"),
+])  # fmt: skip
+def test_windows_of_a_gemma_3_are_those_that_are_stated_or_llama_cpps(pattern, kinds, tmp_path):
+    kinds = ["sliding_attention" if kind == "s" else "full_attention" for kind in kinds]
+    ropes = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}  # fmt: skip
+    network = stated("gemma3_text", num_hidden_layers=7, layer_types=kinds, rope_parameters=ropes)
+    pattern = [bool(near) for near in pattern] if isinstance(pattern, list) else pattern
+    fields = {"attention.sliding_window_pattern": pattern, "rope.freq_base_swa": None}
+    reads_right(write(tmp_path / "m.gguf", network, fields=fields), network)
+
+
+def test_the_largest_gemma_3_scales_attention_by_the_width_over_its_heads(tmp_path):
+    """As 27B has it: 168 with heads of 128. No key states it."""
+    sizes = {"num_hidden_layers": 62, "head_dim": 16, "hidden_size": 96, "query_pre_attn_scalar": 24, "intermediate_size": 32,
+             "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 10 + ["sliding_attention"] * 2}  # fmt: skip
+    found = config_of(read(write(tmp_path / "m.gguf", stated("gemma3_text", **sizes))))
+    assert found.query_pre_attn_scalar == 24 and found.layer_types == sizes["layer_types"]
+
+
+def test_what_a_granite_does_not_state_is_not_scaled(tmp_path):
+    keys = ("embedding_scale", "residual_scale", "logit_scale", "attention.scale")
+    plain = dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling"), 1.0)
+    network = stated("granite", attention_multiplier=0.25, **plain)
+    reads_right(write(tmp_path / "m.gguf", network, fields=dict.fromkeys(keys)), network)
+
+
+def test_experts_widths_and_weights_are_llama_cpps_where_none_are_stated(tmp_path):
+    network = stated("qwen3_moe", intermediate_size=144)
+    reads_right(write(tmp_path / "m.gguf", network, fields={"expert_feed_forward_length": None}), network)
+    network = stated("qwen3_moe", norm_topk_prob=False)
+    reads_right(write(tmp_path / "n.gguf", network, fields={"expert_weights_norm": False, "expert_gating_func": 1}), network)
+
+
 SCALED = {"rope_factors_long.weight": np.full(8, 2, np.float32), "rope_factors_short.weight": np.ones(8, np.float32)}
+ORIGINAL = {"rope.scaling.original_context_length": 64}
 LAWLESS = {"rope_freqs.weight": np.array([1, 5, 2, 3, 9, 1, 4, 2], np.float32)}
 REFUSED = {
     "divisors of no law": ({"tensors": LAWLESS}, "rope_freqs.weight"),
-    "longrope": ({"tensors": SCALED}, "rope_factors_long"),
-    "a longrope in words": ({"fields": {"rope.scaling.type": "longrope", "rope.scaling.factor": 2.0}}, "longrope"),
+    "a longrope from nowhere": ({"tensors": SCALED}, "original_context_length, which longrope starts from"),
+    "a longrope in words": ({"fields": {"rope.scaling.type": "longrope", **ORIGINAL}}, "rope_factors_short"),
+    "a longrope by half": ({"tensors": dict([*SCALED.items()][1:]), "fields": ORIGINAL}, "rope_factors_long"),
+    "a longrope of other heads": ({"tensors": {name: x[:4] for name, x in SCALED.items()}, "fields": ORIGINAL}, "4 divisors"),
+    "a longrope that is linear": ({"tensors": SCALED, "fields": {"rope.scaling.factor": 2.0, **ORIGINAL}}, "twice"),
     "an unknown scaling": ({"fields": {"rope.scaling.type": "dynamic", "rope.scaling.factor": 2.0}}, "dynamic"),
     "yarn from nowhere": ({"fields": {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0}}, "original_context_length"),
     "partial rotary": ({"fields": {"rope.dimension_count": 8}}, "rope.dimension_count"),
     "values of another length": ({"fields": {"attention.value_length": 8}}, "value_length"),
-    "a window": ({"fields": {"attention.sliding_window": 64}}, "sliding_window"),
     "a cap on attention": ({"fields": {"attn_logit_softcapping": 50.0}}, "attn_logit_softcapping"),
     "a cap on logits": ({"fields": {"final_logit_softcapping": 30.0}}, "final_logit_softcapping"),
     "experts": ({"fields": {"expert_count": 8, "expert_used_count": 2}}, "expert_count"),
@@ -175,6 +313,31 @@ REFUSED = {
     "an unknown way to cut": ({"top": {"tokenizer.ggml.pre": "klingon"}}, "klingon"),
     "an unknown tokenizer": ({"kind": "bert"}, "bert"),
 }  # fmt: skip
+
+
+OTHERS = {
+    "a window": ("qwen2", {"attention.sliding_window": 64}, "sliding_window"),
+    "a window of an OLMo 3": ("olmo2", {"attention.sliding_window": 64}, "sliding_window"),
+    "a Phi-3 with yarn": ("phi3", {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, **ORIGINAL}, "by yarn"),
+    "a Gemma 3 with yarn": ("gemma3_text", {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, **ORIGINAL}, "by yarn"),
+    "a Gemma 3 without a window": ("gemma3_text", {"attention.sliding_window": None}, "attention.sliding_window"),
+    "windows of other layers": ("gemma3_text", {"attention.sliding_window_pattern": [True, False]}, "sliding_window_pattern"),
+    "a cap of Gemma": ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+    "a Granite without positions": ("granite", {"rope.scaling.finetuned": False}, "rope.scaling.finetuned"),
+    "experts by a sigmoid": ("qwen3_moe", {"expert_gating_func": 2}, "expert_gating_func"),
+    "experts that all see": ("qwen3_moe", {"expert_shared_count": 1}, "expert_shared_count"),
+    "dense layers before experts": ("qwen3_moe", {"leading_dense_block_count": 1}, "leading_dense_block_count"),
+    "other experts than stated": ("qwen3_moe", {"expert_feed_forward_length": 32}, "ffn_gate_exps.weight and .*ffn_up_exps"),
+    "a layer to guess ahead": ("glm4", {"nextn_predict_layers": 1}, "nextn_predict_layers"),
+    "more than a head": ("phi3", {"rope.dimension_count": 32}, "rope.dimension_count"),
+    "heads wider than the model": ("phi3", {"attention.key_length": 32, "attention.value_length": 32}, "do not make up"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_what_is_not_computed_of_a_family_is_refused_by_its_name(case, tmp_path, cache):
+    family, fields, words = OTHERS[case]
+    refused(write(tmp_path / "m.gguf", stated(family), fields=fields), words, cache)
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -305,6 +468,19 @@ def test_a_sentencepiece_vocabulary_cuts_by_its_scores(tmp_path):
     ids = tokenizer("ab  é").input_ids
     assert ids[0] == 1 and tokenizer.decode(ids, skip_special_tokens=True) == "ab  é"
     assert len(WORDS) == len(SCORES) == len(tokenizer)
+
+
+@pytest.mark.parametrize("cut, pieces", [
+    ("gpt-4o", ["Mc", "Donald's", "Ġ", "123", "45", "/Ċ/"]),
+    ("chatglm-bpe", ["McDonald", "'s", "Ġ", "123", "45", "/Ċ", "/"]),
+    ("glm4", ["McDonald", "'s", "Ġ", "123", "45", "/Ċ", "/"]),
+])  # fmt: skip
+def test_text_is_cut_as_the_file_says(cut, pieces, tmp_path):
+    """By case, in groups of digits, and with what follows a word."""
+    file = write(tmp_path / "m.gguf", model(), top={"tokenizer.ggml.pre": cut})
+    tokenizer = loading.load_model(file)[1]
+    found = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("McDonald's 12345/\n/")
+    assert [piece for piece, _ in found] == pieces
 
 
 def header(file):

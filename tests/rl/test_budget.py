@@ -30,6 +30,24 @@ from tmem.rl.low_rank import LowRank
 from tmem.rl.policy import Replicated
 
 
+@pytest.mark.parametrize("family", [family for family in MORE if "moe" in family])
+def test_the_weights_of_a_mixture_are_counted_with_its_experts(family):
+    network = model(family)
+    shape, train = budget.Shape.of(network.config), dataclasses.replace(TRAIN, policy="lora", policy_rank=3)
+    small = sum(p.numel() for p in network.parameters() if p.ndim == 1)
+    whole = sum(p.numel() for p in network.parameters())
+    assert abs(shape.parameters - whole) <= small
+    assert abs(budget.weights(shape, None, 2)[0].bytes - 2 * whole) <= 2 * small
+    assert budget.trained(shape, train) == sum(p.numel() for p in LowRank(network, 3, 0).params)
+    one = {"ranks": 1, "writes": 1}
+    every = dataclasses.replace(shape, chosen=shape.experts)
+    spent, most = (budget.flops(some, CONFIG, train, **one)["read"] for some in (shape, every))
+    read = -(-train.rl_episodes // 1) * train.rl_group * (CONFIG.write.window + 4 * budget.ASKED)
+    over = sum(layer.mlp.experts.down_proj.numel() * 3 for layer in network.model.layers if hasattr(layer.mlp, "experts"))
+    share = 1 - network.config.num_experts_per_tok / network.config.num_experts
+    assert most - spent == pytest.approx(2 * read * over * share)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("train_a", [False, True])
 def test_rows_snapshots_and_parameters_are_counted_right(family, train_a):

@@ -1,5 +1,6 @@
 """θ0 as an adapter under training: the gradients of whole weights, one π for sampler and update, and files that come back."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -7,13 +8,14 @@ import sys
 
 import peft
 import pytest
+import tiny_run
 import torch
 from safetensors.torch import load_file
 from test_trainer import SCRIPT, one_thread, torchrun  # noqa: F401
 from tiny import model
 from tiny_bank import IDS, bank_of, fill, logits
 from tiny_folder import folder_of
-from tiny_run import lines, start
+from tiny_run import SHORT, lines, start
 from wrong import adapter_beside_frozen_weights
 
 from tmem.files.objects import write_json
@@ -212,3 +214,13 @@ def test_a_run_of_before_there_were_policies_is_gone_on_with(tmp_path):
         start(out, resume=True, policy="lora")
     with pytest.raises(ValueError, match=r"other settings \(adapter\)"):
         start(out, resume=True, adapter="other")
+
+
+def test_a_mixture_is_trained_and_its_experts_stay(tmp_path, monkeypatch):
+    """A whole run; what it leaves is merged into the layers that are no experts."""
+    monkeypatch.setattr(tiny_run, "model", functools.partial(model, "qwen3_moe"))
+    start(tmp_path / "out", extra=EXTRA, **SHORT).run()
+    network, before = (model("qwen3_moe", max_position_embeddings=4096) for _ in range(2))
+    merge_(network, tmp_path / "out" / "rl")
+    for name, weight in network.named_parameters():
+        assert torch.equal(weight, before.get_parameter(name)) != (".self_attn." in name and "proj" in name), name

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..models.experts import Rows, compute, sort
+from ..models.experts import Adapt, Rows, compute, compute_each, fixed, sort
 from ..ops import _checks
 from . import routes
 from .attach import Bank, Route, Segments, Site, add_, add_rows_, added, bits
@@ -45,6 +45,8 @@ def _forward(bank: Bank, module: nn.Module, hidden: Tensor, index: Tensor, weigh
     if route is None:
         return type(module).forward(module, hidden, index, weights)
     _checks.followed("route", "the experts' input", hidden)
+    if fixed():
+        return compute_each(module, hidden, index, weights, _each(bank, route, hidden, index, module.down_proj.shape[0], sites))
     rows = sort(index, _owners(route, hidden), bank.rank.shape[0])
     seg = _segments(bank, rows, module.down_proj.shape[0], hidden.device)
     single = bank.decodes_rows and hidden.shape[0] == len(route.slots) and route.lengths is None
@@ -64,6 +66,20 @@ def _forward(bank: Bank, module: nn.Module, hidden: Tensor, index: Tensor, weigh
         return y
 
     return compute(module, hidden, weights, rows, adapt)
+
+
+def _each(bank: Bank, route: Route, hidden: Tensor, index: Tensor, experts: int, sites: dict[str, Site]) -> Adapt:
+    """Of rows that are the choices of single tokens: each has a slot, slot · E + expert, of its own."""
+    owner = route.segments(hidden[:, None]).slot[:, None]
+    slot = torch.where(owner < 0, -1, owner * experts + index).flatten().to(torch.int32)
+    rank, scale = (x[:, None].expand(-1, experts).flatten() for x in (bank.rank, bank.scale))
+
+    def adapt(name: str, x: Tensor, y: Tensor) -> Tensor:
+        if (site := sites.get(name)) is not None:
+            add_rows_(y, x.to(y.dtype), site, slot, rank, scale)
+        return y
+
+    return adapt
 
 
 def _owners(route: Route, hidden: Tensor) -> Tensor:

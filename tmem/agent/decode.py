@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..adapters.bank import AdapterBank
 from ..models import forward as fw
-from ..models.families import FAMILIES, outgrown
+from ..models.families import outgrown
 from .prefill import Prompts, read, widths
 from .sampling import Sampler, Sampling, choose, slight
 from .steps import Growing, Lent, Part, Spots
@@ -123,10 +123,7 @@ class Decoding:
         self.model, self.bank, self.ends = model, bank, ends
         self.device = next(model.parameters()).device
         self._until, self._outgrown = ExitStack(), outgrown(model.config)
-        captured, experts = self.device.type == "cuda", FAMILIES[model.config.model_type].experts
-        if captured and experts and fixed:  # how many tokens an expert has is asked of the GPU
-            raise ValueError("decode: steps of a mixture of experts cannot be captured; leave out fixed=True.")
-        fixed = captured and not experts if fixed is None else fixed
+        fixed = self.device.type == "cuda" if fixed is None else fixed
         self._steps: Growing | Lent = Lent(self._until, model, bank) if fixed else Growing(model, bank)
         self._rows: list[Row | None] = []  # of each place; None: it serves nobody
         self._read: Tensor | None = None  # bool [rows, columns]: where the prompts stand; None: to be made

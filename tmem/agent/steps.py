@@ -20,6 +20,7 @@ from ..adapters.attach import Route
 from ..adapters.bank import AdapterBank
 from ..adapters.routes import alone
 from ..models import forward as fw
+from ..models.experts import fixed_shapes
 from .graphs import addresses, captured
 from .prefill import routed
 
@@ -177,7 +178,7 @@ class Steps:
     def _run(self) -> None:
         # A graph would keep the addresses of the copies that autocast makes of the weights, and lets go of.
         plain = torch.autocast(self.ids.device.type, enabled=False)
-        with plain, alone([] if self.route is None else [self.route]):
+        with plain, fixed_shapes(), alone([] if self.route is None else [self.route]):
             hidden = fw.embed(self.model, self.ids)
             if self.few:
                 hidden = token.layers(self.model, hidden, self.position, self.mask, self.cache, self.route)

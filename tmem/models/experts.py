@@ -3,11 +3,16 @@
 Every expert multiplies the tokens that chose it. How many there are decides how a product is rounded, so their number is filled
 up to one that rounds all rows alike. What a token's experts say is summed in the order in which it chose them. On a CPU
 torch._grouped_mm is a loop over experts as well, and fills nothing up.
+
+A step that is captured as a graph cannot ask how many tokens an expert has. There every choice of every token multiplies by
+itself, with a copy of its expert's weights (`fixed_shapes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import groupby
 from typing import NamedTuple
 
@@ -21,6 +26,7 @@ from .families import APART, FAMILIES
 from .forward import filled
 
 CHUNK = 64  # rows of every product on a GPU, whose kernel follows from the shape
+COPIED = 32  # experts whose weights are copied at once where shapes are fixed
 PROJECTIONS = ("gate_up_proj", "down_proj")  # of all experts as one tensor [E, N, K], in the order in which a module has them
 
 
@@ -29,6 +35,24 @@ def prepare(model: nn.Module) -> None:
     family = FAMILIES.get(model.config.model_type)
     if family is not None and family.experts:
         model.set_experts_implementation(APART)
+
+
+_fixed: ContextVar[bool] = ContextVar("fixed", default=False)
+
+
+@contextmanager
+def fixed_shapes() -> Iterator[None]:
+    """Within the block no shape follows from what tokens choose, and nothing is read on the host. Without gradients."""
+    token = _fixed.set(True)
+    try:
+        yield
+    finally:
+        _fixed.reset(token)
+
+
+def fixed() -> bool:
+    """Whether `fixed_shapes` is open here."""
+    return _fixed.get()
 
 
 class Rows(NamedTuple):
@@ -79,16 +103,34 @@ def compute(module: nn.Module, hidden: Tensor, weights: Tensor, rows: Rows, adap
     module: transformers' experts, with `gate_up_proj` [E, 2F, D] and `down_proj` [E, D, F]. adapt: what becomes of a
     projection's output y [P, N], by its name and what it read, x [P, K].
     """
-    x = _Given.apply(hidden, rows)
-    gate, up = adapt("gate_up_proj", x, _products(x, module.gate_up_proj, rows)).chunk(2, -1)
-    x = module.act_fn(gate) * up
-    said = adapt("down_proj", x, _products(x, module.down_proj, rows))
+    said = _said(module, _Given.apply(hidden, rows), lambda x, weight: _products(x, weight, rows), adapt)
     return (_Chosen.apply(said, rows) * weights[..., None]).sum(1)
+
+
+def compute_each(
+    module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor, adapt: Adapt = lambda name, x, y: y
+) -> Tensor:
+    """As `compute`, of few tokens and at fixed shapes: P is M · top, the rows in the order of tokens and their choices."""
+    expert, x = index.flatten(), hidden[:, None].expand(-1, index.shape[1], -1).flatten(0, 1)
+    said = _said(module, x, lambda x, weight: _copied(x, weight, expert), adapt)
+    return (said.unflatten(0, index.shape) * weights[..., None]).sum(1)
+
+
+def _said(module: nn.Module, x: Tensor, multiply: Callable[[Tensor, Tensor], Tensor], adapt: Adapt) -> Tensor:
+    gate, up = adapt("gate_up_proj", x, multiply(x, module.gate_up_proj)).chunk(2, -1)
+    x = module.act_fn(gate) * up
+    return adapt("down_proj", x, multiply(x, module.down_proj))
+
+
+def _copied(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
+    """Row i times the weights of expert[i]: x [P, K], weight [E, N, K] -> [P, N]."""
+    pieces = zip(x.split(COPIED), expert.split(COPIED))
+    return torch.cat([torch.bmm(weight.index_select(0, chosen), rows[..., None])[..., 0] for rows, chosen in pieces])
 
 
 def rows_apart(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """hidden [M, D], index int64 [M, top] of the experts that each token chose, their weights [M, top] -> [M, D]."""
-    return compute(module, hidden, weights, sort(index))
+    return compute_each(module, hidden, index, weights) if fixed() else compute(module, hidden, weights, sort(index))
 
 
 class _Given(torch.autograd.Function):

@@ -29,7 +29,7 @@ class Family:
              those that `layer_types` names
     ropes    whether each kind of layer has positions of its own
     fused    projections that are one linear layer, some of FUSED
-    experts  whether layers choose among experts, which are adapted, but not trained
+    experts  whether layers choose among experts, which memories adapt and no training does
     norms    what is added to the weights of its RMSNorms, where `adapters.token` knows its layers; None: it does not
     reads    keys that the modules read, and other families' pass over
     """
@@ -112,10 +112,10 @@ def trainable(config, bits: str | None = None, *, adapter: bool = False) -> str 
             f"train: the model's positions change once a text is longer than {most} tokens (rope_type 'longrope'), and what "
             f"was said before is not computed again in the same way; tmem runs it frozen, train another model."
         )
-    if FAMILIES[config.model_type].experts:
+    if FAMILIES[config.model_type].experts and not adapter:
         raise ValueError(
-            f"train: the model is of family {config.model_type!r}, a mixture of experts, which tmem runs frozen; "
-            f"train another model."
+            f"train: the model is of family {config.model_type!r}, a mixture of experts, whose weights are not trained; set "
+            f'policy = "lora" in [train], which trains an adapter on its linear layers, or train another model.'
         )
     return bits
 

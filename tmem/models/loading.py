@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from .shards import Stored
+    from .shards import Readable
 
 DEFAULT = "SmolLM2-135M-Instruct"
 _HUB_ID = f"HuggingFaceTB/{DEFAULT}"  # written into adapters instead of a path in somebody's cache
@@ -180,16 +180,23 @@ def outline(name: str | Path | None = None) -> tuple[PreTrainedModel, PreTrained
     return model, tokenizer
 
 
-def unfilled(name: str | Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Stored]] | None:
+def unfilled(
+    name: str | Path | None = None, adapter: Path | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Mapping[str, Readable]] | None:  # fmt: skip
     """As `outline`, in fp32 and prepared, and the weights in its files by the names of its parameters, to be read in part.
 
-    None where the files name or shape them otherwise, which `load_model` sees to.
+    adapter: the folder of one, which is merged into what is read.
+    None where the files name or shape them otherwise, or the adapter is over few bits, which `load_model` sees to. Raises as
+    that does for an adapter.
     """
     import torch
 
     from .experts import prepare
+    from .merge import bits_under, over_rows
     from .shards import stored
 
+    if adapter is not None and bits_under(adapter) is not None:
+        return None
     model, tokenizer = outline(name)
     try:
         weights = stored(resolve(name))
@@ -201,7 +208,11 @@ def unfilled(name: str | Path | None = None) -> tuple[PreTrainedModel, PreTraine
         return None
     prepare(model)
     model.config._name_or_path = _HUB_ID if name is None or str(name) == DEFAULT else str(resolve(name))
-    return model.to(torch.float32).eval(), tokenizer, weights
+    if adapter is None:
+        return model.to(torch.float32).eval(), tokenizer, weights
+    over = over_rows(model, adapter, weights)
+    model.config._name_or_path += f" with the adapter {adapter}"
+    return model.to(torch.float32).eval(), tokenizer, over
 
 
 def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -167,10 +167,13 @@ def tensors_in(content: bytes, file: Path) -> dict[str, Tensor]:
 
 def fingerprint(model: torch.nn.Module) -> str:
     """A hash of the first value of every row of every weight, in bf16: trained weights differ from those they began as."""
+    return hashed(tensor for parameter in model.parameters() for tensor in pieces(parameter))
+
+
+def hashed(rows: Iterable[Tensor]) -> str:
+    """The fingerprint of weights that come in pieces: all rows of the first one, of the next, and so on."""
     digest = blake2b(digest_size=8)
-    held = (tensor for parameter in model.parameters() for tensor in pieces(parameter))
-    for weight in filter(torch.Tensor.numel, held):
-        rows = weight.shape[0] if weight.dim() else 1
-        first = weight.detach().reshape(rows, -1)[:, 0].to(torch.bfloat16)
+    for piece in filter(torch.Tensor.numel, rows):
+        first = piece.detach().reshape(piece.shape[0] if piece.dim() else 1, -1)[:, 0].to(torch.bfloat16)
         digest.update(first.view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()

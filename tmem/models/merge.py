@@ -15,7 +15,20 @@ from torch import Tensor, nn
 
 from ..files.objects import object_in
 from .bases import device_of, dtype_of, is_linear, plain_weight
-from .lora import CONFIG, PREFIX, WEIGHTS, fingerprint, is_named, lora_files, plain_lora, read_folder, tensors_in, write_folder
+from .lora import (
+    CONFIG,
+    PREFIX,
+    WEIGHTS,
+    fingerprint,
+    hashed,
+    is_named,
+    lora_files,
+    plain_lora,
+    read_folder,
+    tensors_in,
+    write_folder,
+)  # fmt: skip
+from .shards import Readable, Stored, in_pieces
 
 # In the metadata of the file with the weights: the fingerprint of the model that the adapter is over, and its bits.
 BASE, BITS = "base", "bits"
@@ -94,8 +107,30 @@ def merge_(model: nn.Module, path: Path) -> None:
             weight.copy_(merged(weight, a.to(weight.device), b.to(weight.device), lora.scale))
 
 
-def read_lora(path: Path, model: nn.Module) -> Lora:
-    """A PEFT LoRA folder that fits `model`, which holds the weights that it is over.
+class OverRows:
+    """Rows of W + scale · B A in fp32, where W lies in a file."""
+
+    def __init__(self, weight: Stored, a: Tensor, b: Tensor, scale: float):
+        self.weight, self.a, self.b, self.scale = weight, a, b, scale
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return merged(self.weight.rows(start, stop).float(), self.a, self.b[start:stop], self.scale)
+
+
+def over_rows(model: nn.Module, path: Path, weights: Mapping[str, Stored]) -> dict[str, Readable]:
+    """The weights in a model's files under an adapter that is merged into whichever rows are read. model: without its weights.
+
+    Raises as `read_lora` does.
+    """
+    lora = read_lora(path, model, weights)
+    found: dict[str, Readable] = dict(weights)
+    for name, (a, b) in lora.pairs.items():
+        found[f"{name}.weight"] = OverRows(weights[f"{name}.weight"], a, b, lora.scale)
+    return found
+
+
+def read_lora(path: Path, model: nn.Module, weights: Mapping[str, Stored] | None = None) -> Lora:
+    """A PEFT LoRA folder that fits `model`, which holds the weights that it is over; or they lie in files, by their names.
 
     Raises FileNotFoundError for a missing file, ValueError for what is no plain LoRA, is damaged or belongs to another model.
     """
@@ -109,12 +144,16 @@ def read_lora(path: Path, model: nn.Module) -> Lora:
     absent = [n for n, m in model.named_modules() if is_linear(m) and n not in pairs and is_named(n, config)]
     if absent:
         raise ValueError(f"load: {path / WEIGHTS} lacks {absent[0]}, which target_modules names; save the adapter again.")
-    if base is not None and base != (mine := fingerprint(model)):
+    if base is not None and base != (mine := _fingerprint(model, weights)):
         raise ValueError(
             f"load: {path} was trained over weights with the fingerprint {base}, these have {mine}; "
             f"open it with the model that it was trained on, in the same bits, without another adapter."
         )
     return Lora(pairs, rank, scale, base, said.get(BITS))
+
+
+def _fingerprint(model: nn.Module, weights: Mapping[str, Stored] | None) -> str:
+    return fingerprint(model) if weights is None else hashed(in_pieces(dict(model.named_parameters()), weights))
 
 
 def bits_under(path: Path) -> str | None:

@@ -4,14 +4,22 @@ long as it is held."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+_PIECE = 1024  # rows
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class Readable(Protocol):
+    """What has the rows of a weight."""
+
+    def rows(self, start: int, stop: int) -> Tensor: ...
 
 
 class Stored:
@@ -57,11 +65,18 @@ def stored(folder: Path) -> dict[str, Stored]:
 
 
 @torch.no_grad()
-def fill_(parts: Iterable[tuple[str, Tensor, int]], tensors: dict[str, Stored]) -> None:
+def fill_(parts: Iterable[tuple[str, Tensor, int]], tensors: Mapping[str, Readable]) -> None:
     """Write into each part (name, rows, first row) those rows of the tensor in a file, in its own dtype and place."""
     for name, rows, first in parts:
         if len(rows):
             rows.copy_(tensors[name].rows(first, first + len(rows)))
+
+
+def in_pieces(names: Iterable[str], tensors: Mapping[str, Stored]) -> Iterator[Tensor]:
+    """The rows of these tensors, one after another in fp32, little at once."""
+    for name in names:
+        for start in range(0, tensors[name].shape[0], _PIECE):
+            yield tensors[name].rows(start, start + _PIECE).float()
 
 
 def common_dtype(tensors: dict[str, Stored]) -> torch.dtype | None:

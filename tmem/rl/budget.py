@@ -28,7 +28,8 @@ WORDS = 64  # around a passage that is written, at most
 class Shape:
     """A decoder's sizes. kv: key and value heads' width together, heads_kv · head_dim. fused: see families.Family.
 
-    experts: how many each layer has, 0 without; inner: the width between their projections; dense: layers that have none.
+    experts: how many each layer has, 0 without; inner: the width between their projections; dense: layers that have none;
+    chosen: how many a token passes.
     """
 
     hidden: int
@@ -42,6 +43,7 @@ class Shape:
     experts: int = 0
     inner: int = 0
     dense: tuple[int, ...] = ()
+    chosen: int = 0
 
     @classmethod
     def of(cls, config) -> Shape:
@@ -51,7 +53,7 @@ class Shape:
         if FAMILIES[family].experts:
             every, without = config.decoder_sparse_step, config.mlp_only_layers or ()
             dense = tuple(i for i in range(config.num_hidden_layers) if i in without or (i + 1) % every)
-            mixture = config.num_experts, config.moe_intermediate_size, dense
+            mixture = config.num_experts, config.moe_intermediate_size, dense, config.num_experts_per_tok
         return cls(
             config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads * head,
             config.num_key_value_heads * head, config.vocab_size, config.tie_word_embeddings,
@@ -94,14 +96,26 @@ class Shape:
             raise ValueError(f"targets: the last {last_layers} layers have no {' or '.join(targets)}; widen last_layers.")
         return found
 
+    def linears(self) -> list[tuple[int, int]]:
+        """(in, out) of all linear layers of the decoder; experts are none."""
+        layers = (self.layer(i).values() for i in range(self.layers))
+        return [(inner, outer) for layer in layers for inner, outer, experts in layer if experts == 1]
+
     @property
     def linear(self) -> int:
         """Parameters of all linear layers of the decoder."""
-        return self.layers * sum(i * o for i, o in self.sizes().values())
+        return sum(i * o for i, o in self.linears())
+
+    @property
+    def mixed(self) -> int:
+        """Parameters of all experts, and of what chooses among them."""
+        each = self.hidden * (3 * self.inner + 1)
+        return (self.layers - len(self.dense)) * self.experts * each if self.experts else 0
 
     @property
     def parameters(self) -> int:
-        return self.linear + self.layers * 2 * self.hidden + self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
+        others = self.layers * 2 * self.hidden + self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
+        return self.linear + self.mixed + others
 
 
 # From the models' published config.json.
@@ -133,19 +147,22 @@ def trained(shape: Shape, train: TrainConfig) -> int:
     """Parameters of θ0 that are trained: all, or A and B of every linear layer."""
     if train.policy == "full":
         return shape.parameters
-    return shape.layers * train.policy_rank * sum(i + o for i, o in shape.sizes().values())
+    return train.policy_rank * sum(i + o for i, o in shape.linears())
 
 
 def weights(shape: Shape, bits: str | None, compute: int) -> list[Item]:
     """Those that compute, in `compute` bytes a number; bits: of the decoder's linear layers."""
     if bits is None:
         return [Item("weights that compute", compute * shape.parameters, f"{compute} · {shape.parameters:,} parameters")]
-    layer = [weight_bytes(bits, outer, inner, compute) for inner, outer in shape.sizes().values()]
-    others, largest = shape.parameters - shape.linear, max(inner * outer for inner, outer in shape.sizes().values())
-    few = shape.layers * sum(layer)
+    few = sum(weight_bytes(bits, outer, inner, compute) for inner, outer in shape.linears())
+    others, largest = shape.parameters - shape.linear, max(inner * outer for inner, outer in shape.linears())
     return [
         Item(f"linear layers in {bits}", few, f"{8 * few / shape.linear:.2f} bits · {shape.linear:,} weights"),
-        Item("embeddings, norms and head", compute * others, f"{compute} · {others:,} parameters"),
+        Item(
+            "experts, " * bool(shape.mixed) + "embeddings, norms and head",
+            compute * others,
+            f"{compute} · {others:,} parameters",
+        ),
         Item("one layer as it computes", compute * largest, f"{compute} · {largest:,}, made anew each time"),
     ]
 
@@ -309,7 +326,8 @@ def flops(
     """Floating-point operations of one rank's GRPO step, by part: 2 a parameter and token forward, 4 backward (2 where W is
     frozen, 2 more where activations are computed again), the head only where it is needed."""
     rollouts = -(-train.rl_episodes // ranks) * train.rl_group
-    body = shape.parameters - shape.vocab * shape.hidden * (1 if shape.tied else 2)
+    passed_over = (shape.layers - len(shape.dense)) * (shape.experts - shape.chosen) * 3 * shape.hidden * shape.inner
+    body = shape.parameters - passed_over - shape.vocab * shape.hidden * (1 if shape.tied else 2)
     head = shape.vocab * shape.hidden
     window, new = agent.write.window, agent.write.max_new
     adapted = body * min(agent.adapter.last_layers, shape.layers) / shape.layers

@@ -1,4 +1,5 @@
-"""θ0 as W + s · B A under training: the model is frozen, and an adapter on all linear layers of its decoder is trained.
+"""θ0 as W + s · B A under training: the model is frozen, and an adapter on all linear layers of its decoder is trained. The
+experts of a mixture are none.
 
 The model holds the sum, rounded to its dtype. So rollouts, online updates, the policy's update and a model that is loaded
 later compute with one θ0, bit for bit, and none of them pays for the adapter. Weights in few bits cannot hold the sum: the
@@ -48,8 +49,8 @@ class LowRank(Averaged):
         trainable(model.config, bits, adapter=True)
         self.base, self.rank, self.bits = fingerprint(model), rank, bits
         self.name = model.config._name_or_path.removesuffix(f" in {bits}")
-        sites = find_sites(model, TARGETS, None)
-        self.layers = {site.name: site.module for site in sites}
+        # Experts stay as they are: what is trained of a mixture is its attention, and dense layers where it has some.
+        self.layers = {site.name: site.module for site in find_sites(model, TARGETS, None) if site.parameter is None}
         factors = _begun(self.layers, rank, seed)
         if start is not None:
             _go_on_from(read_lora(start, model), factors, rank, start)

@@ -8,7 +8,7 @@ Sharded     FSDP2: parameters, gradients and moments are spread over ranks, 16/N
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..agent.graphs import outdate
 from ..models import forward as fw
 from ..models import loading
-from ..models.shards import Stored, fill_
+from ..models.shards import Readable, fill_
 from .world import ALONE, World
 
 
@@ -230,7 +230,7 @@ class _Dot(nn.Module):
 
 
 @torch.no_grad()
-def _read_(model: nn.Module, weights: dict[str, Stored], world: World, device: torch.device) -> None:
+def _read_(model: nn.Module, weights: Mapping[str, Readable], world: World, device: torch.device) -> None:
     """Fill a model that was sharded without its weights: of every parameter the rows that FSDP gives this rank."""
     model.to_empty(device=device)
     model.tie_weights()
@@ -249,7 +249,7 @@ class Sharded(Policy):
 
     def __init__(
         self, model: nn.Module, world: World, compute: torch.dtype = torch.float32,
-        weights: dict[str, Stored] | None = None, device: torch.device | None = None,
+        weights: Mapping[str, Readable] | None = None, device: torch.device | None = None,
     ):  # fmt: skip
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard

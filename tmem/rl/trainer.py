@@ -415,9 +415,8 @@ class Trainer:
         return model, LowRank(model, config.policy_rank, config.seed, self.world, start, under)
 
     def _in_parts(self) -> Sharded | None:
-        """The sharded policy, of which no rank has read more than its share; None where that cannot be, as under an adapter."""
-        base, over = loading.apart(self.model_name, self.adapter)
-        if over is not None or (found := loading.unfilled(base)) is None:
+        """The sharded policy, of which no rank has read more than its share; None where that cannot be."""
+        if (found := loading.unfilled(*loading.apart(self.model_name, self.adapter))) is None:
             return None
         model, self.tokenizer, weights = found
         device = self.world.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")

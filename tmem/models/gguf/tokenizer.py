@@ -10,14 +10,17 @@ _TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_O200K = _TEKKEN.replace("]+|", f"]+{_ENDING}|", 1).replace("]*|\\p{N}", f"]*{_ENDING}|\\p{{N}}{{1,3}}", 1)
 # How `tokenizer.ggml.pre` says that text is cut before byte-level BPE: a pattern of pieces, or None for GPT-2's own, and
 # whether a piece that is a token is taken without merging.
 _CUTS = {
     **dict.fromkeys(("default", "gpt-2", "jina-es", "jina-v2-code", "mpt", "olmo", "phi-2", "roberta-bpe"), (None, False)),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"), (_LLAMA3, True)),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), (_LLAMA3, False)),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe", "glm4"), (_LLAMA3, False)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"), (_LLAMA3.replace("{1,3}", ""), False)),
     "tekken": (_TEKKEN, True),
+    "gpt-4o": (_O200K, False),
 }
 # The same, with every digit cut out before.
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva", "minerva-7b")
