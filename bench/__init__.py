@@ -23,6 +23,7 @@ from . import (
     decode,
     episodes,
     experts,
+    fused,
     idle,
     loop,
     lora,
@@ -40,11 +41,12 @@ from .measure import Settings, ceilings, measured
 
 BENCHES = {
     "lora": {"lora": lora, "bits": bits, "experts": experts, "overhead": overhead, "model": model, "update": update},
-    "step": {"step": step, "idle": idle},
+    "step": {"step": step, "fused": fused, "idle": idle},
     "decode": {"decode": decode, "attend": attend, "token": token, "loop": loop},
 }
 """What `tmem bench NAME` runs: training with adapters (one layer, one in few bits, a mixture of experts, tiny layers, the whole
-decoder, one online update), their optimizer step, decoding with them, its attention and the rest of its layers."""
+decoder, one online update), their optimizer step (also in the op that makes the gradient), decoding with them, its attention and
+the rest of its layers."""
 STUDIES = {
     "rsvd": rsvd.compare_svds,
     "init": init.compare_inits,
@@ -59,6 +61,7 @@ ON_GPU = (
     "lora",
     "bits",
     "step",
+    "fused",
     "idle",
     "decode",
     "attend",
