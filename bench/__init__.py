@@ -45,7 +45,7 @@ BENCHES = {
     "decode": {"decode": decode, "attend": attend, "token": token, "loop": loop},
 }
 """What `tmem bench NAME` runs: training with adapters (one layer, one in few bits, a mixture of experts, tiny layers, the whole
-decoder, one online update), their optimizer step (also in the op that makes the gradient), decoding with them, its attention and
+decoder, one online update), their optimizer step (also inside the op of the gradient), decoding with them, its attention and
 the rest of its layers."""
 STUDIES = {
     "rsvd": rsvd.compare_svds,

@@ -1,4 +1,4 @@
-"""Bench `fused`: the gradients of all layers and one step by them, as one op a layer, and as gram a layer and a step after all."""
+"""Bench `fused`: the gradients of all layers and a step by them, in one op a layer, and by gram a layer and one step after."""
 
 from __future__ import annotations
 

@@ -97,12 +97,15 @@ def gram_step(param, m, v, count, hyper, z, dy, seg_off, seg_slot, rank, plan, c
     adam, scalars = m is not None, torch.empty(slots, SCALARS, dtype=torch.float32, device=param.device)
     settings_kernel[(slots,)](scalars, count, hyper, row_stride(hyper), ADAM=adam, COUNT=SCALARS, num_warps=1)
     c, padded = config("gram", dy.dtype, param.dtype, ranks), padded_rank(ranks)
-    columns = min(c.bd, NUMBERS * c.warps // padded)
+    warps, stages = c.warps, c.stages
+    if dy.dtype != torch.bfloat16:  # products of fp32 take more registers
+        warps, stages = max(8, warps), min(2, stages)
+    columns = min(c.bd, NUMBERS * warps // padded)
     matrices = (param, m if adam else param, v if adam else param, param if copy is None else copy)
     strided = [x for matrix in matrices for x in (matrix, slot_stride(matrix), matrix.stride(1))]
     gram_step_kernel[(slots, triton.cdiv(width, columns))](
         *strided, scalars, z, row_stride(z), dy, row_stride(dy),
         plan, seg_off, seg_slot, rank, rows, slots, segments, tiles(rows, segments), param if squares is None else squares,
         ADAM=adam, COPY=copy is not None, SQUARES=squares is not None, COUNT=SCALARS,
-        D=width, R=ranks, RP=padded, BM=c.rows, BD=columns, num_warps=c.warps, num_stages=c.stages,
+        D=width, R=ranks, RP=padded, BM=c.rows, BD=columns, num_warps=warps, num_stages=stages,
     )  # fmt: skip

@@ -27,21 +27,21 @@ def lora_gram_step_(
     seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None, copy: Tensor | None = None,
     squares: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """The step of a factor, in place, by g = gram(z, dy): lora_gram_ and bank_step_ in one, and g is never written.
+    """One step of a factor by g = gram(z, dy), in place: lora_gram_ and bank_step_ in one, and g is never written.
 
-    For where one call has all of a slot's gradient of this factor: no micro-batches, no layer that is used twice, no clip, and
-    nobody who wants to see it. Slots with rows are stepped up to their rank, by AdamW if m and v are given, by SGD if not. All
-    else keeps every bit. A row's norm is known only when all of its layers are done, so a row cannot be left out for it:
-    instead each element whose g is not finite keeps what it has, and squares tell. Keep a copy of a row that must not be half
-    stepped. dz and dx come from the factor as it was: make them first.
+    For where one call has all of a slot's gradient of this factor: no micro-batches, no layer used twice, no clip, and nobody
+    who wants to see g. Slots with rows are stepped up to their rank, by AdamW if m and v are given, by SGD if not. All else
+    keeps every bit. Make dz and dx first: they come from the factor as it was.
+    A row's norm is known only after all of its layers, so a row cannot be left out for it, as bank_step_ does. Instead each
+    element whose g is not finite keeps what it has, and squares tell. Keep a copy of a row that must not be half stepped.
 
-    param, m, v [S,R,D] fp32 and z [M,R] fp32; dy [M,D] fp32, bf16 or fp16; or all fp64; param, m, v, copy of any strides. For
-    B, z is what shrink has made of x; for A, z is dz and dy is x. step int32 [S]: steps taken so far, only read: count up
-    when all layers are stepped. hyper fp32 or fp64 [S,6]: see bank_step_; clip must be 0. seg_off, seg_slot, rank, plan: see
-    tmem.reference. copy bf16 or fp16 [S,R,D], if given, receives the new parameters. squares fp64 [S,⌈D/SQUARED⌉], if given:
-    what lora_gram_ leaves of g. Not differentiable. Under torch.autocast dy is first cast to its dtype, fp64 excepted.
-    Raises ValueError or TypeError before anything is written; on a GPU, where no value is read, a slot with a clip is left as
-    it was and its squares are NaN.
+    param, m, v [S,R,D] fp32 and z [M,R] fp32; dy [M,D] fp32, bf16 or fp16; or all fp64. param, m, v and copy may have any
+    strides. For B, z is what shrink made of x; for A, z is dz and dy is x. step int32 [S]: steps taken so far, only read:
+    count up when all layers are stepped. hyper fp32 or fp64 [S,6]: see bank_step_; clip must be 0. seg_off, seg_slot, rank,
+    plan: see tmem.reference. copy bf16 or fp16 [S,R,D], if given, receives the new parameters. squares fp64
+    [S,⌈D/SQUARED⌉], if given: what lora_gram_ leaves of g. Not differentiable. Under torch.autocast dy is first cast to its
+    dtype, fp64 excepted. Raises ValueError or TypeError before anything is written. On a GPU no value is read: there a slot
+    with a clip stays as it was, and its squares are NaN.
     """
     op = "lora_gram_step_"
     _checks.shape(op, "dy", dy, None, None)
