@@ -10,12 +10,12 @@ import torch
 import triton
 import triton.language as tl
 
-from .configs import config, padded_rank
+from .configs import config, lanes, padded_rank
 from .gram import gram_of, gram_rows, gram_zeros, squares_of, store_squares
 from .plan import HEAD, is_lost, known_rank, row_stride, slot_stride, tiles
 from .step import SCALARS, setting, stepped, store_scalars
 
-NUMBERS = 16 * 32  # of a program's tile for each of its warps, at most: 16 registers a thread
+NUMBERS = 16  # of a program's tile for each of its threads, at most
 
 
 @triton.jit
@@ -97,10 +97,10 @@ def gram_step(param, m, v, count, hyper, z, dy, seg_off, seg_slot, rank, plan, c
     adam, scalars = m is not None, torch.empty(slots, SCALARS, dtype=torch.float32, device=param.device)
     settings_kernel[(slots,)](scalars, count, hyper, row_stride(hyper), ADAM=adam, COUNT=SCALARS, num_warps=1)
     c, padded = config("gram", dy.dtype, param.dtype, ranks), padded_rank(ranks)
-    warps, stages = c.warps, c.stages
-    if dy.dtype != torch.bfloat16:  # products of fp32 take more registers
-        warps, stages = max(8, warps), min(2, stages)
-    columns = min(c.bd, NUMBERS * warps // padded)
+    # Products of fp32 take more registers; those of fp16, which is split, still more.
+    warps = c.warps if dy.dtype == torch.bfloat16 else max(8, c.warps)
+    stages = min(2, c.stages) if dy.dtype == torch.float16 else c.stages
+    columns = min(c.bd, NUMBERS * lanes() * warps // padded)
     matrices = (param, m if adam else param, v if adam else param, param if copy is None else copy)
     strided = [x for matrix in matrices for x in (matrix, slot_stride(matrix), matrix.stride(1))]
     gram_step_kernel[(slots, triton.cdiv(width, columns))](

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "launch.h"
-#include "scalars.h"
+#include "step_launch.h"
 
 namespace tmem {
 

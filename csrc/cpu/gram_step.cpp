@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "gram_launch.h"
-#include "scalars.h"
+#include "step_launch.h"
 
 namespace tmem {
 

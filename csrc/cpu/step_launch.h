@@ -1,4 +1,4 @@
-// What the optimizer's step of a row computes with, from the row's settings: used by whoever steps.
+// What the launchers of a step share: the settings of a row, checked, and what it computes with.
 #pragma once
 #include <algorithm>
 #include <cmath>
