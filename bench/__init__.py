@@ -24,6 +24,7 @@ from . import (
     episodes,
     experts,
     forward,
+    fused,
     idle,
     loop,
     lora,
@@ -41,13 +42,13 @@ from .measure import Settings, ceilings, measured
 
 BENCHES = {
     "lora": {"lora": lora, "bits": bits, "experts": experts, "overhead": overhead, "model": model, "update": update},
-    "step": {"step": step, "idle": idle},
+    "step": {"step": step, "fused": fused, "idle": idle},
     "decode": {"decode": decode, "attend": attend, "token": token, "loop": loop},
     "forward": {"forward": forward},
 }
 """What `tmem bench NAME` runs: training with adapters (one layer, one in few bits, a mixture of experts, tiny layers, the whole
-decoder, one online update), their optimizer step, decoding with them, its attention and the rest of its layers; and adapters
-forward alone, beside the kernels of serving engines."""
+decoder, one online update), their optimizer step (also inside the op of the gradient), decoding with them, its attention and
+the rest of its layers; and adapters forward alone, beside the kernels of serving engines."""
 STUDIES = {
     "rsvd": rsvd.compare_svds,
     "init": init.compare_inits,
@@ -62,6 +63,7 @@ ON_GPU = (
     "lora",
     "bits",
     "step",
+    "fused",
     "idle",
     "decode",
     "attend",

@@ -28,7 +28,8 @@ def _roofline(found: dict, path: Path) -> Path:
     """GF/s against flops a byte, both as declared by the cases; lines: the copy and GEMM rates of the same run."""
     limits = found["ceilings"]
     copy = limits["copy GB/s"]
-    ours = [r for r in found["rows"] if r["provider"].startswith("tmem") and not r["sweep"] and r["bench"] != "idle"]
+    shown = [r for r in found["rows"] if not r["sweep"] and r["bench"] not in ("fused", "idle")]
+    ours = [r for r in shown if r["provider"].startswith("tmem")]
     with figure(path, (7.5, 4.6)) as picture:
         axes = picture.subplots()
         shades = {"float32": "C0", "float32 medium": "C2", "bfloat16": "C1"}

@@ -27,6 +27,7 @@ TITLES = {
     "model": "8 ragged episodes through the whole decoder, forward and backward: ms, ratio to base",
     "update": "one online update, 8 tokens of each pair labelled: ms, ratio to the plain way",
     "step": "one AdamW step of all adapters, tmem and torch's fused: ms, ratio to one flat tensor, % of copy bandwidth",
+    "fused": "the gradients of all layers and one step by them, in one op a layer and apart: ms, ratio to apart",
     "idle": "the same step among idle rows: ms, ratio",
     "decode": "one token for every episode, each with its own adapter: ms, ratio to base",
     "attend": "its attention in one layer, by the columns that rows have filled: ms, ratio to tmem",

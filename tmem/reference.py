@@ -10,8 +10,8 @@ Rounding.
   expand adds its finished fp32 sum to o widened to fp32 and rounds once, to nearest even, to o's dtype.
   lora_linear in 16 bits therefore rounds twice: the base product with its bias, then the sum with the adapter's part.
   all fp64: the same with fp64 in place of fp32; `scale` stays fp32 and is widened.
-  bank_step_: scalars (1 - lr·wd, 1 - beta, bias corrections, clip coefficient) are computed in fp64 and rounded once to
-  the dtype of the row; the elementwise part runs in that dtype; the squares of the norm are summed in fp64.
+  bank_step_, lora_gram_step_: scalars (1 - lr·wd, 1 - beta, bias corrections, clip coefficient) are computed in fp64 and
+  rounded once to the dtype of the row; the elementwise part runs in that dtype; the squares of the norm are summed in fp64.
 
 Order. A sum never crosses segments, and a slot's segments are added to g one after another. A kernel may choose the
 order inside a segment's sum, but only by D, R, the dtype and the segment itself, never by what else is in the batch.
@@ -218,21 +218,51 @@ def bank_step_(
         if not norms[s].isfinite():
             continue
         step[s] += 1
-        t = int(step[s])
-        lr, beta1, beta2, eps, decay, clip = hyper[s].tolist()
+        clip = float(hyper[s, HYPER.index("clip")])
         if clip > 0:
             g *= min(1.0, clip / (float(norm) + 1e-6))
-        p *= 1 - lr * decay
-        if m is None:
-            p -= lr * g
-        else:
-            m[s] += (1 - beta1) * (g - m[s])
-            v[s] *= beta2
-            v[s] += (1 - beta2) * (g * g)
-            p -= lr / (1 - beta1**t) * (m[s] / (v[s].sqrt() / (1 - beta2**t) ** 0.5 + eps))
+        _move(p, g, None if m is None else m[s], None if v is None else v[s], int(step[s]), hyper[s])
         if copy is not None:
             copy[s] = p
     return norms
+
+
+def _move(p: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, t: int, hyper: Tensor) -> None:
+    """The t-th step of p by its gradient g, in place: see bank_step_. m and v None: SGD."""
+    lr, beta1, beta2, eps, decay, _ = hyper.tolist()
+    p *= 1 - lr * decay
+    if m is None or v is None:
+        p -= lr * g
+    else:
+        m += (1 - beta1) * (g - m)
+        v *= beta2
+        v += (1 - beta2) * (g * g)
+        p -= lr / (1 - beta1**t) * (m / (v.sqrt() / (1 - beta2**t) ** 0.5 + eps))
+
+
+def lora_gram_step_(
+    param: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor, hyper: Tensor, z: Tensor, dy: Tensor,
+    seg_off: Tensor, seg_slot: Tensor, rank: Tensor, plan: Tensor | None = None, copy: Tensor | None = None,
+    squares: Tensor | None = None,
+) -> None:  # fmt: skip
+    """One optimizer step of the slots that have rows by g = gram(z, dy), which nobody keeps. param, m, v [S,R,D], step [S],
+    hyper [S,6], z [M,R], dy [M,D].
+
+    param, m, v of j < rank[slot] become what bank_step_ makes of them with this g, t = step + 1 and no clip; step is read, as
+    the other layers need it too. An element whose g is not finite keeps everything. copy: as of bank_step_, [S,R,D].
+    squares: as of lora_gram_, of this g.
+    """
+    g = torch.empty_like(param)
+    lora_gram_(g, z, dy, seg_off, seg_slot, rank, plan, True, squares)
+    for s in {slot for _, _, slot, _ in _segments(seg_off, seg_slot, rank)}:
+        r = int(rank[s])
+        finite, kept = g[s, :r].isfinite(), [x[s, :r] for x in (param, m, v) if x is not None]
+        p, first, second = (*(x.clone() for x in kept), None, None)[:3]
+        _move(p, g[s, :r], first, second, int(step[s]) + 1, hyper[s])
+        for x, moved in zip(kept, (p, first, second)):
+            x.copy_(torch.where(finite, moved, x))
+        if copy is not None:
+            copy[s, :r] = torch.where(finite, p.to(copy.dtype), copy[s, :r])
 
 
 def bank_copy_(matrices: list[Tensor], source: Tensor, target: Tensor) -> None:

@@ -42,7 +42,7 @@ WORKERS = "8"  # processes of the tests, most of whose time goes into compiling 
 SANITIZED = "test_promises and (decode or copy or idle)"
 CLOCKS = "clocks.sm,clocks.mem,temperature.gpu,power.draw"
 ALONE = Settings(rounds=7, warmup=2)
-BENCH_SECONDS = {"lora": 90, "step": 25, "decode": 90}
+BENCH_SECONDS = {"lora": 90, "step": 35, "decode": 90}
 FORWARD_SECONDS, ENGINE_SECONDS = 12, 30  # the latter for each engine that is there: its import and its compilation
 FIRST = 14  # contests that come before the benches: those of bf16 at the ranks 16 and 64, and attend
 

@@ -168,6 +168,16 @@ def _architecture(active, device: int) -> str:
     return architecture(active.get_current_target())
 
 
+def lanes() -> int:
+    """Threads of a warp of the current GPU."""
+    return 32 if knobs.runtime.interpret else _lanes(driver.active, driver.active.get_current_device())
+
+
+@functools.cache
+def _lanes(active, device: int) -> int:
+    return active.get_current_target().warp_size
+
+
 def padded_rank(ranks: int) -> int:
     """The smallest of RANKS that holds `ranks`. Raises ValueError above the largest."""
     for size in RANKS:

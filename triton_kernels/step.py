@@ -56,28 +56,45 @@ def scalars_kernel(
         norm = tl.sqrt(tl.sum(sums))
     tl.store(norms + row, norm.to(tl.float32))
     if moves & (norm.to(tl.float32) < float("inf")):  # which a NaN is not
-        at, to = hyper + row * hyper_stride, scalars + row * COUNT
-        lr, decay, clip = _setting(at, 0), _setting(at, 4), _setting(at, 5)
+        at = hyper + row * hyper_stride
+        clip = setting(at, 5)
         t = tl.load(step + row) + 1
         tl.store(step + row, t)
         limit = clip / (norm + 1e-6)
-        tl.store(to, tl.where((clip > 0) & (limit < 1), limit, 1.0).to(tl.float32))
-        tl.store(to + 1, (1 - lr * decay).to(tl.float32))
-        if ADAM:
-            beta1, beta2, eps = _setting(at, 1), _setting(at, 2), _setting(at, 3)
-            tl.store(to + 2, (lr / (1 - power(beta1, t))).to(tl.float32))
-            tl.store(to + 3, (1 - beta1).to(tl.float32))
-            tl.store(to + 4, beta2.to(tl.float32))
-            tl.store(to + 5, (1 - beta2).to(tl.float32))
-            tl.store(to + 6, tl.sqrt(1 - power(beta2, t)).to(tl.float32))
-            tl.store(to + 7, eps.to(tl.float32))
-        else:
-            tl.store(to + 2, lr.to(tl.float32))
+        store_scalars(scalars + row * COUNT, at, tl.where((clip > 0) & (limit < 1), limit, 1.0), t, ADAM)
 
 
 @triton.jit
-def _setting(at, column: tl.constexpr):
+def store_scalars(to, at, clip, t, ADAM: tl.constexpr):
+    """A row's scalars of its t-th step, from its settings `at`."""
+    lr, decay = setting(at, 0), setting(at, 4)
+    tl.store(to, clip.to(tl.float32))
+    tl.store(to + 1, (1 - lr * decay).to(tl.float32))
+    if ADAM:
+        beta1, beta2, eps = setting(at, 1), setting(at, 2), setting(at, 3)
+        tl.store(to + 2, (lr / (1 - power(beta1, t))).to(tl.float32))
+        tl.store(to + 3, (1 - beta1).to(tl.float32))
+        tl.store(to + 4, beta2.to(tl.float32))
+        tl.store(to + 5, (1 - beta2).to(tl.float32))
+        tl.store(to + 6, tl.sqrt(1 - power(beta2, t)).to(tl.float32))
+        tl.store(to + 7, eps.to(tl.float32))
+    else:
+        tl.store(to + 2, lr.to(tl.float32))
+
+
+@triton.jit
+def setting(at, column: tl.constexpr):
     return tl.load(at + column).to(tl.float64)
+
+
+@triton.jit
+def stepped(p, g, first, second, s, ADAM: tl.constexpr):
+    """p, m and v after a step by g, times its clip, with the scalars s. Of SGD what is given as moments comes back."""
+    if ADAM:
+        first += tl.load(s + 3) * (g - first)
+        second = tl.load(s + 4) * second + tl.load(s + 5) * (g * g)
+        g = tl.div_rn(first, tl.div_rn(tl.sqrt_rn(second), tl.load(s + 6)) + tl.load(s + 7))
+    return tl.load(s + 1) * p - tl.load(s + 2) * g, first, second
 
 
 @triton.jit
@@ -96,13 +113,11 @@ def move_kernel(
             p, g = tl.load(at, inside), tl.load(s) * tl.load(of_grad, inside)
             if ADAM:
                 of_m, of_v = m + row * m_stride + d, v + row * v_stride + d
-                first, second = tl.load(of_m, inside), tl.load(of_v, inside)
-                first += tl.load(s + 3) * (g - first)
-                second = tl.load(s + 4) * second + tl.load(s + 5) * (g * g)
+                p, first, second = stepped(p, g, tl.load(of_m, inside), tl.load(of_v, inside), s, ADAM)
                 tl.store(of_m, first, inside)
                 tl.store(of_v, second, inside)
-                g = tl.div_rn(first, tl.div_rn(tl.sqrt_rn(second), tl.load(s + 6)) + tl.load(s + 7))
-            p = tl.load(s + 1) * p - tl.load(s + 2) * g
+            else:
+                p, _, _ = stepped(p, g, p, p, s, ADAM)
             tl.store(at, p, inside)
             if COPY:
                 tl.store(copy + row * copy_stride + d, p.to(copy.dtype.element_ty), inside)

@@ -6,18 +6,14 @@
 #include <tuple>
 #include <vector>
 
-#include "launch.h"
+#include "gram_launch.h"
 
 namespace tmem {
 
 using torch::stable::parallel_for;
 
-constexpr int64_t ROWS = 16;     // rows of one task of shrink and expand, where there are enough for all threads
-constexpr int64_t COLUMNS = 64;  // columns of one task of gram
-constexpr int64_t SQUARED = 16;  // columns of an entry of squares: see tmem/reference.py
-
-static int64_t grain(int64_t task_cost) { return std::max<int64_t>(1, TASK / std::max<int64_t>(1, task_cost)); }
-
+constexpr int64_t COLUMNS = 64;  // of one task of gram
+constexpr int64_t ROWS = 16;  // rows of one task of shrink and expand, where there are enough for all threads
 // work(first row, end row) over all rows, each row once; `cost` multiply-adds a row.
 template <class Work>
 static void share_rows(int64_t rows, int64_t cost, const Work& work) {
@@ -72,54 +68,24 @@ static void run_adapter(Pair down, Pair up, const Segments& seg, const Tensor& x
   });
 }
 
-// The squares of `count` columns of a slot's gradient, which lie in the cache: into the first of their entries.
-static void sum_squares(const Gram& a, Element element, int64_t size, int64_t slot, int64_t column, int64_t count,
-                        const Tensor& squares) {
-  const int64_t ranks = a.seg.rank[slot], stride = squares.stride(1);
-  double sum = 0;
-  for (int64_t j = 0; j < ranks; j++)
-    sum += kernels().sum_of_squares[element](
-        static_cast<const char*>(a.g) + (slot * a.g_slot_stride + j * a.g_rank_stride + column) * size, count);
-  double* at = static_cast<double*>(squares.mutable_data_ptr()) + slot * squares.stride(0) + column / SQUARED * stride;
-  for (int64_t t = 0; t * SQUARED < count; t++) at[t * stride] = t ? 0 : sum;
-}
-
 // One owner per (slot, stretch of columns): it walks the slot's segments in order.
 static void run_gram(const Descriptor& descriptor, const Tensor& g, const Tensor& z, const Tensor& v, bool fresh = false,
                      const std::optional<Tensor>& squares = std::nullopt) {
-  const Segments& seg = descriptor.segments();
-  std::vector<int64_t> start(descriptor.slots() + 1, 0), segments, busy;
-  for (int64_t i = 0; i < seg.count; i++)
-    if (seg.slot[i] >= 0 && seg.off[i] < seg.off[i + 1]) start[seg.slot[i] + 1]++;
-  for (int64_t s = 0; s < descriptor.slots(); s++) {
-    if (start[s + 1]) busy.push_back(s);
-    start[s + 1] += start[s];
-  }
-  segments.resize(start.back());
-  std::vector<int64_t> next(start);
-  for (int64_t i = 0; i < seg.count; i++)
-    if (seg.slot[i] >= 0 && seg.off[i] < seg.off[i + 1]) segments[next[seg.slot[i]]++] = i;
-
-  const int64_t width = v.size(1), tiles = (width + COLUMNS - 1) / COLUMNS, slots = busy.size();
-  const Gram a = {seg,         g.mutable_data_ptr(), g.stride(0), g.stride(1), z.const_data_ptr(),
-                  z.stride(0), v.const_data_ptr(),   v.stride(0),  fresh};
+  const BySlot by(descriptor);
+  const Gram a = {descriptor.segments(), g.mutable_data_ptr(), g.stride(0), g.stride(1), z.const_data_ptr(),
+                  z.stride(0), v.const_data_ptr(), v.stride(0), fresh};
   const auto kernel = kernels().gram[element_of(v)];
-  const int64_t cost = slots ? v.size(0) / slots * z.size(1) * COLUMNS : 1;
-  parallel_for(0, tiles * slots, grain(cost), [&](int64_t first, int64_t end) {
+  const int64_t width = v.size(1);
+  parallel_for(0, by.tasks(width, COLUMNS), grain(by.rows(v.size(0)) * z.size(1) * COLUMNS), [&](int64_t first, int64_t end) {
     for (int64_t task = first; task < end; task++) {
-      const int64_t slot = busy[task % slots], column = task / slots * COLUMNS;
-      const int64_t end_column = std::min(column + COLUMNS, width);
-      kernel(a, &segments[start[slot]], start[slot + 1] - start[slot], column, end_column);
-      if (squares)
-        sum_squares(a, element_of(g), g.element_size(), slot, column, end_column - column, *squares);
+      const Columns at = by.task(task, width, COLUMNS);
+      kernel(a, by.of(at.slot), by.count(at.slot), at.first, at.first + at.count);
+      if (!squares) continue;
+      const char* mine = static_cast<const char*>(a.g) + (at.slot * a.g_slot_stride + at.first) * g.element_size();
+      const int64_t ranks = a.seg.rank[at.slot];
+      store_squares(*squares, at, sum_squares(element_of(g), g.element_size(), mine, a.g_rank_stride, ranks, at.count));
     }
   });
-}
-
-static void check_z(const char* op, const Tensor& z, const Tensor& activation) {
-  check_dtype(op, "z", z, accumulator(activation));
-  check_dim(op, "z", z, 2);
-  check_size(op, "z", z, 0, activation.size(0));
 }
 
 // z [factors, rows, ranks] of factors that read the same rows; of `one` factor, z [rows, ranks].
@@ -165,32 +131,17 @@ void lora_expand_(const Tensor& o, const Tensor& z, const Tensor& f, const Tenso
   written.finish();
 }
 
-static Descriptor check_gram(const char* op, const Tensor& z, const Tensor& v, const Tensor& seg_off,
-                             const Tensor& seg_slot, const Tensor& rank) {
-  check_activation(op, "v", v);
-  check_dim(op, "v", v, 2);
-  check_z(op, z, v);
-  return Descriptor(op, seg_off, seg_slot, rank, v.size(0), z.size(1));
-}
-
 static void check_gradient(const char* op, const Tensor& g, const Tensor& z, const Tensor& v, int64_t slots,
                            const std::optional<Tensor>& squares) {
   check_dtype(op, "g", g, accumulator(v));
-  check_dim(op, "g", g, 3);
-  check_size(op, "g", g, 0, slots);
-  check_size(op, "g", g, 1, z.size(1));
-  check_size(op, "g", g, 2, v.size(1));
-  if (!squares) return;
-  check_dtype(op, "squares", *squares, ScalarType::Double);
-  check_dim(op, "squares", *squares, 2);
-  check_size(op, "squares", *squares, 0, slots);
-  check_size(op, "squares", *squares, 1, (v.size(1) + SQUARED - 1) / SQUARED);
+  check_gradient_sizes(op, "g", g, z, v, slots);
+  if (squares) check_squares(op, *squares, v, slots);
 }
 
 void lora_gram_(const Tensor& g, const Tensor& z, const Tensor& v, const Tensor& seg_off, const Tensor& seg_slot,
                 const Tensor& rank, std::optional<Tensor>, bool fresh, std::optional<Tensor> squares) {
   const char* op = "lora_gram_";
-  const Descriptor descriptor = check_gram(op, z, v, seg_off, seg_slot, rank);
+  const Descriptor descriptor = check_gram(op, z, "v", v, seg_off, seg_slot, rank);
   check_gradient(op, g, z, v, descriptor.slots(), squares);
   Written written(g);
   run_gram(descriptor, written.rows(), readable(z), readable(v), fresh, squares);
@@ -199,7 +150,7 @@ void lora_gram_(const Tensor& g, const Tensor& z, const Tensor& v, const Tensor&
 
 Tensor lora_gram(const Tensor& z, const Tensor& v, const Tensor& seg_off, const Tensor& seg_slot, const Tensor& rank,
                  std::optional<Tensor>) {
-  const Descriptor descriptor = check_gram("lora_gram", z, v, seg_off, seg_slot, rank);
+  const Descriptor descriptor = check_gram("lora_gram", z, "v", v, seg_off, seg_slot, rank);
   const Tensor g = torch::stable::new_zeros(z, {descriptor.slots(), z.size(1), v.size(1)});
   run_gram(descriptor, g, readable(z), readable(v));
   return g;
@@ -209,7 +160,7 @@ Tensor lora_backward_(const Tensor& g, const Tensor& z, const Tensor& dy, const 
                       const Tensor& seg_slot, const Tensor& rank, const Tensor& scale, std::optional<Tensor>,
                       bool fresh, std::optional<Tensor> squares) {
   const char* op = "lora_backward_";
-  const Descriptor descriptor = check_gram(op, z, dy, seg_off, seg_slot, rank);
+  const Descriptor descriptor = check_gram(op, z, "dy", dy, seg_off, seg_slot, rank);
   check_gradient(op, g, z, dy, descriptor.slots(), squares);
   check_factor(op, "bt", bt, descriptor.slots(), z.size(1), dy.size(1));
   check_size(op, "bt", bt, 0, descriptor.slots());

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "launch.h"
+#include "step_launch.h"
 
 namespace tmem {
 
@@ -21,12 +22,6 @@ static void check_bank(const char* op, const char* name, const Tensor& x, const 
   check_size(op, name, x, 1, param.size(1));
 }
 
-static void check_column(const char* op, const char* name, const Tensor& x, ScalarType dtype, int64_t rows) {
-  check_dtype(op, name, x, dtype);
-  check_dim(op, name, x, 1);
-  check_size(op, name, x, 0, rows);
-}
-
 // Where a matrix with elements next to each other lies. Asked once, as each question to a tensor takes its time.
 struct Lines {
   char* data;
@@ -36,40 +31,6 @@ struct Lines {
       : data(static_cast<char*>(x.mutable_data_ptr())), stride(x.stride(0) * x.element_size()), size(x.element_size()) {}
   void* at(int64_t row, int64_t column) const { return data + row * stride + column * size; }
 };
-
-// hyper's columns, in the order of tmem.reference.HYPER, widened to double.
-struct Hyper {
-  double lr, beta1, beta2, eps, weight_decay, clip;
-};
-
-static Hyper hyper_of(const Tensor& hyper, int64_t row) {
-  const auto at = [&](int64_t column) -> double {
-    const int64_t i = row * hyper.stride(0) + column * hyper.stride(1);
-    return hyper.scalar_type() == ScalarType::Double ? static_cast<const double*>(hyper.const_data_ptr())[i]
-                                                     : static_cast<const float*>(hyper.const_data_ptr())[i];
-  };
-  return {at(0), at(1), at(2), at(3), at(4), at(5)};
-}
-
-// Scalars of one step (AdamW: the t-th) of a row whose gradient has this norm.
-static Update sgd_scalars(const Hyper& h, double norm) {
-  Update u = {};
-  u.clip = h.clip > 0 ? std::min(1.0, h.clip / (norm + 1e-6)) : 1.0;
-  u.keep = 1 - h.lr * h.weight_decay;
-  u.rate = h.lr;
-  return u;
-}
-
-static Update adam_scalars(const Hyper& h, double norm, int32_t t) {
-  Update u = sgd_scalars(h, norm);
-  u.rate = h.lr / (1 - std::pow(h.beta1, t));
-  u.one_minus_beta1 = 1 - h.beta1;
-  u.beta2 = h.beta2;
-  u.one_minus_beta2 = 1 - h.beta2;
-  u.root_correction2 = std::sqrt(1 - std::pow(h.beta2, t));
-  u.eps = h.eps;
-  return u;
-}
 
 // 8 sums, element i into sum i % 8, then a tree.
 static double sum(const double* x, int64_t count, int64_t stride) {
@@ -90,16 +51,14 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
                   ": param must be Float or Double, got ", torch::headeronly::toString(param.scalar_type()));
   check_dim(op, "param", param, 2);
   check_bank(op, "grad", grad, param);
-  STD_TORCH_CHECK(m.has_value() == v.has_value(), op, ": give both m and v (AdamW) or neither (SGD), got only ",
-                  m ? "m" : "v");
+  check_pair(op, m, v);
   if (m) {
     check_bank(op, "m", *m, param);
     check_bank(op, "v", *v, param);
   }
   const int64_t rows = param.size(0), width = param.size(1);
   if (copy) {
-    const bool half = copy->scalar_type() == ScalarType::Half;
-    check_dtype(op, "copy", *copy, half ? ScalarType::Half : ScalarType::BFloat16);
+    check_half(op, "copy", *copy);
     check_dim(op, "copy", *copy, 2);
     check_size(op, "copy", *copy, 0, rows);
     check_size(op, "copy", *copy, 1, width);
@@ -111,10 +70,7 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
   }
   check_column(op, "step", step, ScalarType::Int, rows);
   check_column(op, "active", active, ScalarType::Bool, rows);
-  check_dtype(op, "hyper", hyper, hyper.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
-  check_dim(op, "hyper", hyper, 2);
-  check_size(op, "hyper", hyper, 0, rows);
-  check_size(op, "hyper", hyper, 1, 6);
+  check_hyper(op, hyper, rows);
 
   Tensor norms = torch::stable::new_zeros(param, {rows}, ScalarType::Float);
   float* norm = static_cast<float*>(norms.mutable_data_ptr());
@@ -171,7 +127,8 @@ Tensor bank_step_(const Tensor& param, const Tensor& grad, std::optional<Tensor>
       for (int64_t i = begin; i < end; i++) {
         for (int64_t k = 0; k < (squares ? 0 : stretches); k++) sum_stretch(i, k);
         finish_norm(i);
-        for (int64_t k = 0; k < stretches; k++) update_stretch(i, squares ? k : stretches - 1 - k);  // the last summed is the warmest
+        // The stretch that was summed last is the warmest.
+        for (int64_t k = 0; k < stretches; k++) update_stretch(i, squares ? k : stretches - 1 - k);
       }
     });
   } else {

@@ -47,6 +47,16 @@ inline void check_activation(const char* op, const char* name, const Tensor& x) 
                   op, ": ", name, " must be Float, BFloat16, Half or Double, got ", torch::headeronly::toString(t));
 }
 
+inline void check_half(const char* op, const char* name, const Tensor& x) {
+  check_dtype(op, name, x, x.scalar_type() == ScalarType::Half ? ScalarType::Half : ScalarType::BFloat16);
+}
+
+inline void check_column(const char* op, const char* name, const Tensor& x, ScalarType dtype, int64_t rows) {
+  check_dtype(op, name, x, dtype);
+  check_dim(op, name, x, 1);
+  check_size(op, name, x, 0, rows);
+}
+
 inline Element element_of(const Tensor& x) {
   switch (x.scalar_type()) {
     case ScalarType::Double: return F64;

@@ -25,41 +25,45 @@ struct Scalars {
   T clip, keep, rate, one_minus_beta1, beta2, one_minus_beta2, root_correction2, eps;
 };
 
-// BLOCK elements at once through local arrays, so that the last elements of a row go through the same instructions.
-template <class T, bool ADAM>
-TMEM_INLINE void update_block(const Scalars<T>& c, T* param, T* grad, T* m, T* v, int64_t count,
-                              bool clear) {
-  constexpr int BLOCK = 64 / sizeof(T);
-  T p[BLOCK] = {}, g[BLOCK] = {}, mm[BLOCK] = {}, vv[BLOCK] = {};
-  memcpy(p, param, count * sizeof(T));
-  memcpy(g, grad, count * sizeof(T));
-  for (int i = 0; i < BLOCK; i++) g[i] *= c.clip;
-  if (ADAM) {
-    memcpy(mm, m, count * sizeof(T));
-    memcpy(vv, v, count * sizeof(T));
-    for (int i = 0; i < BLOCK; i++) mm[i] += c.one_minus_beta1 * (g[i] - mm[i]);
-    for (int i = 0; i < BLOCK; i++) vv[i] = c.beta2 * vv[i] + c.one_minus_beta2 * (g[i] * g[i]);
-    for (int i = 0; i < BLOCK; i++) g[i] = mm[i] / (root(vv[i]) / c.root_correction2 + c.eps);
-    memcpy(m, mm, count * sizeof(T));
-    memcpy(v, vv, count * sizeof(T));
-  }
-  for (int i = 0; i < BLOCK; i++) p[i] = p[i] * c.keep - c.rate * g[i];
-  memcpy(param, p, count * sizeof(T));
-  if (clear) memset(grad, 0, count * sizeof(T));
+template <class T>
+constexpr int BLOCK = 64 / sizeof(T);
+
+// n <= BLOCK elements; of a whole block the compiler makes one load and one store.
+template <class T>
+TMEM_INLINE void copy_block(T* to, const T* from, int64_t n) {
+  if (n == BLOCK<T>)
+    memcpy(to, from, sizeof(T) * BLOCK<T>);
+  else
+    memcpy(to, from, sizeof(T) * n);
 }
 
+// BLOCK elements at once through local arrays. There is one loop, with nothing in it to split it by: where the compiler makes
+// two, it may contract the same formula otherwise, and an element's bits would depend on its place, or on `clear`.
 template <class T, bool ADAM>
 TMEM_INLINE void update_all(const tmem::Update& a) {
-  constexpr int BLOCK = 64 / sizeof(T);
   const Scalars<T> c = {T(a.clip),  T(a.keep),            T(a.rate),             T(a.one_minus_beta1),
                         T(a.beta2), T(a.one_minus_beta2), T(a.root_correction2), T(a.eps)};
   T *param = static_cast<T*>(a.param), *grad = static_cast<T*>(a.grad);
   T *m = static_cast<T*>(a.m), *v = static_cast<T*>(a.v);
-  int64_t i = 0;
-  for (; i + BLOCK <= a.count; i += BLOCK)
-    update_block<T, ADAM>(c, param + i, grad + i, ADAM ? m + i : nullptr, ADAM ? v + i : nullptr, BLOCK, a.clear);
-  if (i < a.count)
-    update_block<T, ADAM>(c, param + i, grad + i, ADAM ? m + i : nullptr, ADAM ? v + i : nullptr, a.count - i, a.clear);
+  for (int64_t at = 0; at < a.count; at += BLOCK<T>) {
+    const int64_t n = least(a.count - at, BLOCK<T>);
+    T p[BLOCK<T>] = {}, g[BLOCK<T>] = {}, mm[BLOCK<T>] = {}, vv[BLOCK<T>] = {};
+    copy_block(p, param + at, n);
+    copy_block(g, grad + at, n);
+    for (int i = 0; i < BLOCK<T>; i++) g[i] *= c.clip;
+    if (ADAM) {
+      copy_block(mm, m + at, n);
+      copy_block(vv, v + at, n);
+      for (int i = 0; i < BLOCK<T>; i++) mm[i] += c.one_minus_beta1 * (g[i] - mm[i]);
+      for (int i = 0; i < BLOCK<T>; i++) vv[i] = c.beta2 * vv[i] + c.one_minus_beta2 * (g[i] * g[i]);
+      for (int i = 0; i < BLOCK<T>; i++) g[i] = mm[i] / (root(vv[i]) / c.root_correction2 + c.eps);
+      copy_block(m + at, mm, n);
+      copy_block(v + at, vv, n);
+    }
+    for (int i = 0; i < BLOCK<T>; i++) p[i] = p[i] * c.keep - c.rate * g[i];
+    copy_block(param + at, p, n);
+  }
+  if (a.clear) memset(grad, 0, sizeof(T) * a.count);
 }
 
 // to = from, rounded to nearest even.

@@ -23,6 +23,7 @@ PROVIDERS = {
     "model": ({"base", "tmem", "padded bmm"}, "base"),
     "update": ({"plain", "trunk once", "logits at labels", "tmem: both"}, "plain"),
     "step": ({"tmem", "tmem, sums to make", "group per slot", "flat", "flat, zeroing"}, "flat"),
+    "fused": ({"tmem", "gram, then step"}, "gram, then step"),
     "idle": ({"tmem", "tmem, no idle rows"}, "tmem, no idle rows"),
     "decode": ({"base", "tmem"}, "base"),
     "loop": ({"base", "tmem", "base, not captured", "tmem, not captured"}, "base"),

@@ -32,6 +32,7 @@ from tmem.triton_kernels import (
     expand,
     glu,
     gram,
+    gram_step,
     norm,
     plan,
     rope,
@@ -79,6 +80,7 @@ def launches(width: int = 4096) -> dict[str, tuple]:
             own |= {
                 "gram": (gram.gram, (torch.zeros(len(many), ranks, width), z, x, *seg[:2], many, p, *sums(len(many))), 0),
                 "gram of few slots": (gram.gram, (torch.zeros(2, ranks, width), z, x, *seg, p, *sums(2)), 0),
+                "step of gram": (gram_step.gram_step, _stepped(z, x, seg, p, sums(2)), 1),
             }
         if dtype == torch.bfloat16:
             g = torch.zeros(2, ranks, width)
@@ -86,6 +88,14 @@ def launches(width: int = 4096) -> dict[str, tuple]:
         for name, launch in own.items():
             found[f"{name} {TYPES[dtype]} {TYPES[factor_dtype]} {ranks}"] = launch
     return found | _of_a_token() | _over_a_bank(width)
+
+
+def _stepped(z, x, seg: tuple, p, sums: tuple) -> tuple:
+    """AdamW with a copy and squares, which takes most."""
+    slots = len(seg[2])
+    param, m, v = (torch.zeros(slots, z.shape[1], x.shape[1]) for _ in range(3))
+    settings = torch.zeros(slots, dtype=torch.int32), torch.zeros(slots, 6).double()
+    return param, m, v, *settings, z, x, *seg, p, param.bfloat16(), sums[1]
 
 
 def _of_a_token() -> dict[str, tuple]:

@@ -292,6 +292,132 @@ def squares(ops) -> None:
                             assert (sums[slot] == 7).all(), "the squares of a slot without rows changed"
 
 
+STEPPED = 0.0  # how far a step in gram may be off from a step after gram: the same bits
+
+
+def _factor(case: Case, adam: bool, half: torch.dtype | None) -> dict:
+    """What lora_gram_step_ writes, with NaN in what a slot does not use, and settings that idle slots must not follow."""
+    dtype = torch.float64 if case.x.dtype == torch.float64 else torch.float32
+    slots, shape = len(case.rank), (*case.bt.shape[:2], case.w.shape[0])
+    param, m, v = (torch.randn(shape, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(3))
+    for slot, r in enumerate(case.rank.tolist()):
+        param[slot, r:], m[slot, r:] = NAN, NAN
+    hyper = HYPERS[torch.arange(slots) % 4]
+    hyper[:, 5] = 0
+    steps = torch.arange(slots, dtype=torch.int32)
+    moments = {"m": m, "v": v.square() + 0.5} if adam else {"m": None, "v": None}
+    return {"param": param, **moments, "step": steps, "hyper": hyper, "copy": None if half is None else param.to(half)}
+
+
+def _mine(case: Case) -> list[bool]:
+    """Whether each slot has rows."""
+    segments = list(zip(case.seg_slot.tolist(), case.seg_off.diff().tolist()))
+    return [any(s == slot and n for s, n in segments) for slot in range(len(case.rank))]
+
+
+def gram_step(ops) -> None:
+    """A step in gram moves what a fresh gram and a step move, once, whatever a slot's segments, and is near the formula in
+    fp64. Slots without rows, ranks beyond the slot's and step counts keep every bit."""
+    for (dtype, factor_dtype), adam in itertools.product(DTYPES, (True, False)):
+        if factor_dtype not in (torch.float32, torch.float64):
+            continue
+        half, acc = COPY_DTYPES[adam], TOLERANCES[torch.float64 if dtype == torch.float64 else torch.float32]
+        for case in cases(dtype, factor_dtype):
+            dy = torch.randn(case.x.shape[0], case.w.shape[0]).to(dtype)
+            z, slots = reference.lora_shrink(case.x, case.a, *case.seg, case.scale), len(case.rank)
+            got, wide = _factor(case, adam, half), _factor(case, adam, half)
+            for name in ("param", "m", "v"):
+                wide[name] = None if wide[name] is None else wide[name].double()
+            two, before, mine = _factor(case, adam, half), _factor(case, adam, half), _mine(case)
+            sums = torch.full((slots, -(-dy.shape[1] // reference.SQUARED)), 7.0, dtype=torch.float64)
+            g = torch.zeros_like(two["param"])
+            ops.lora_gram_(g, z, dy, *case.seg, None, True)
+            rows = [None if two[x] is None else two[x].flatten(1).nan_to_num_(0) for x in ("param", "m", "v")]
+            copy = two["copy"].flatten(1)
+            ops.bank_step_(rows[0], g.flatten(1), *rows[1:], two["step"], two["hyper"], torch.tensor(mine), copy, False)
+            rest = got["step"], got["hyper"], z, dy, *case.seg, None, got["copy"], sums
+            assert ops.lora_gram_step_(got["param"], got["m"], got["v"], *rest) is None
+            exact = wide["step"], wide["hyper"], z.double(), dy.double(), *case.seg, None, wide["copy"]
+            reference.lora_gram_step_(wide["param"], wide["m"], wide["v"], *exact)
+            assert torch.equal(got["step"], before["step"]), "a step was counted"
+            for slot, r in enumerate(case.rank.tolist()):
+                used = slice(r if mine[slot] else 0)
+                for name in ("param", "m", "v", "copy"):
+                    if got[name] is None:
+                        continue
+                    now, then = got[name][slot], before[name][slot]
+                    kept = slice(used.stop, None)
+                    assert torch.equal(now[kept].nan_to_num(9), then[kept].nan_to_num(9)), f"{name} of an idle slot changed"
+                    assert_close(name, now[used], two[name].view(got["param"].shape)[slot, used], STEPPED)
+                    if name != "copy":
+                        assert_close(name, now[used], wide[name][slot, used], 4 * acc)
+                    elif STEPPED == 0:
+                        assert torch.equal(now[used], got["param"][slot, used].to(half)), "the copy is not the parameters"
+                if mine[slot]:
+                    assert_close("squares", sums[slot].sum(), g[slot, :r].double().square().sum(), max(STEPPED, 1e-12))
+                else:
+                    assert (sums[slot] == 7).all(), "the squares of a slot without rows changed"
+
+
+def gram_step_not_finite(ops) -> None:
+    """An element whose gradient is not finite keeps all it has, and squares tell; the others and other slots move."""
+    for adam, bad in itertools.product((True, False), (NAN, float("inf"))):
+        case = make_case([5, 3, 4, 2], [1, 0, 1, 2], [3, 5, 2], n=90)
+        dy, z = torch.randn(14, 90), torch.randn(14, 5)
+        clean, ill, before = (_factor(case, adam, torch.bfloat16) for _ in range(3))
+        spoilt, sums = dy.clone(), torch.zeros(3, 6, dtype=torch.float64)
+        spoilt[9, 70] = bad  # of slot 1
+        for found, rows, squares in ((clean, dy, None), (ill, spoilt, sums)):
+            rest = found["step"], found["hyper"], z, rows, *case.seg, None, found["copy"], squares
+            ops.lora_gram_step_(found["param"], found["m"], found["v"], *rest)
+        there = torch.zeros(3, 5, 90, dtype=torch.bool)
+        there[1, :, 70] = True
+        for name in ("param", "m", "v", "copy"):
+            if clean[name] is not None:
+                want = torch.where(there, before[name], clean[name])
+                assert torch.equal(ill[name].nan_to_num(9), want.nan_to_num(9)), f"{name}: a NaN changed what it must not"
+        assert sums.sum(1).isfinite().tolist() == [True, False, True], "squares do not tell"
+
+
+def gram_step_alone(ops) -> None:
+    """A slot's step has the same bits in any company, on 1 or 2 threads, through views of a bank and of any other stride."""
+    lengths, slots = [7, 64, 1, 30, 5], [2, 0, -1, 1, 3]
+    case = make_case(lengths, slots, [16, 5, 16, 9], k=193, n=300)
+    dy, z = torch.randn(107, 300), torch.randn(107, 16)
+
+    def run(case, dy, z, factor, view=lambda x: x):
+        written = {name: view(factor[name]) for name in ("param", "m", "v", "copy")}
+        rest = factor["step"], factor["hyper"], z, dy, *case.seg, None, written["copy"]
+        ops.lora_gram_step_(written["param"], written["m"], written["v"], *rest)
+        return written
+
+    def same(one, other, slot):
+        return all(torch.equal(one[name][slot].nan_to_num(9), x[slot].nan_to_num(9)) for name, x in other.items())
+
+    def in_a_bank(x):
+        whole = torch.full((4, 16 * 320 + 64), 7, dtype=x.dtype)
+        part = whole[:, 64:].view(4, 16, 320)[:, :, :300]
+        part.copy_(x)
+        return part
+
+    def every_other(x):
+        return torch.stack([x, x], -1)[..., 0]
+
+    together, threads = run(case, dy, z, _factor(case, True, torch.float16)), torch.get_num_threads()
+    try:
+        for count, view in itertools.product((1, 2), (lambda x: x, in_a_bank, every_other)):
+            torch.set_num_threads(count)
+            again = run(case, dy, z, _factor(case, True, torch.float16), view)
+            assert all(same(again, together, s) for s in range(4)), "bits depend on threads or strides"
+            assert (again["param"]._base is None) or view is not in_a_bank or (again["param"]._base[:, :64] == 7).all()
+    finally:
+        torch.set_num_threads(threads)
+    for i, (rows, slot) in enumerate(case.parts):
+        if slot >= 0:
+            one = run(alone(case, i), dy[rows], z[rows], _factor(case, True, torch.float16))
+            assert same(one, together, slot), "a slot's step depends on the batch"
+
+
 def isolation(ops) -> None:
     """A NaN in one slot's rows, factors or scale reaches no other slot's output or gradient, in any bit."""
     lengths, slots, ranks = [6, 3, 11, 4], [0, -1, 1, 2], [4, 8, 6]
@@ -426,6 +552,15 @@ def step_alone(ops) -> None:
         alone = ops.bank_step_(*bank, torch.arange(4) == s)
         assert alone[s] == norms[s], "a norm depends on the other rows"
         assert all(torch.equal(now[s], then[s]) for now, then in zip(bank, together)), "a step depends on the other rows"
+    whole = _bank(width=640)
+    whole[3], whole[5][:, 1:3], whole[5][:, 5] = whole[1].square() + 0.5, torch.tensor([0.9, 0.999]), 0
+    for width in (21, 37, 320):
+        part = [t[:, :width].clone() for t in whole[:4]]
+        ops.bank_step_(*part, whole[4].clone(), whole[5], everyone)
+        full = [t.clone() for t in whole[:4]]
+        ops.bank_step_(*full, whole[4].clone(), whole[5], everyone)
+        same = (torch.equal(now, then[:, :width]) for now, then in zip(part, full))
+        assert all(same), "an element's step depends on its place in the row"
     order = torch.tensor([2, 0, 3, 1])
     bank = [t[order].clone() for t in _bank(width=40_003)]
     assert torch.equal(ops.bank_step_(*bank, everyone), norms[order])
@@ -499,6 +634,7 @@ def copy(ops) -> None:
 
 ATTENTION = [attend]
 ADAPTERS = [values, several, backward, decode, strided, gradients, invariance, accumulation, fresh, squares, isolation]
+ADAPTERS += [gram_step, gram_step_not_finite, gram_step_alone]
 BANK = [step, step_strided, step_keeps, step_summed, idle, step_alone, not_finite, step_copy, copy]
 ALL = ADAPTERS + ATTENTION + BANK
 

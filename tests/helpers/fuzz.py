@@ -19,12 +19,13 @@ from tmem.testing import TOLERANCES
 FUZZED = (*OPS, *TOKEN_PARTS)
 OUTPUTS = {
     "lora_expand_": ["o"], "lora_gram_": ["g", "squares"], "lora_backward_": ["g", "squares"], "lora_decode_": ["y"],
-    "bank_copy_": ["matrices"], "bank_step_": ["param", "grad", "m", "v", "step", "copy"],
+    "lora_gram_step_": ["param", "m", "v", "copy", "squares"], "bank_copy_": ["matrices"],
+    "bank_step_": ["param", "grad", "m", "v", "step", "copy"],
     "lora_decode_multi_": ["y"], "rope_write_": ["keys", "values"],
 }  # fmt: skip
 LOWERED = {  # what torch.autocast casts
     "lora_linear": ("x", "w", "bias"), "lora_shrink": ("v",), "lora_shrink_multi": ("v",), "lora_gram_": ("v",),
-    "lora_gram": ("v",), "lora_backward_": ("dy",),
+    "lora_gram": ("v",), "lora_gram_step_": ("dy",), "lora_backward_": ("dy",),
 }  # fmt: skip
 OPTIONAL = {"bias", "plan", "m", "v", "copy", "squares", "before"}
 
@@ -152,6 +153,17 @@ def valid(seed: int, op: str) -> Call:
     elif op in ("lora_gram_", "lora_gram"):
         arguments = {**({"g": g} if op == "lora_gram_" else {}), "z": z, "v": x, **seg}
         arguments |= _squares(draw, g) if op == "lora_gram_" else {}
+    elif op == "lora_gram_step_":
+        param, m, v = g, draw.numbers(*g.shape, dtype=acc), draw.numbers(*g.shape, dtype=acc).square() + 0.5
+        adam, hyper = draw.random() < 0.6, checks.HYPERS[torch.arange(len(g)) % 4]
+        hyper = hyper.to(draw.choice((torch.float32, torch.float64)))
+        hyper[seg["seg_slot"][seg["seg_slot"] >= 0].long(), 5] = 0
+        arguments = {
+            "param": param, "m": m if adam else None, "v": v if adam else None,
+            "step": torch.arange(len(g), dtype=torch.int32), "hyper": hyper, "z": z, "dy": x, **seg,
+            "copy": draw.numbers(*g.shape, dtype=draw.choice(checks.COPY_DTYPES)) if draw.random() < 0.5 else None,
+            "squares": _squares(draw, g).get("squares"),
+        }  # fmt: skip
     elif op == "lora_backward_":
         arguments = {"g": g, "z": z, "dy": x, "bt": draw.factor(batch, k, factor_dtype), **seg, "scale": scale}
         arguments |= _squares(draw, g)
@@ -275,6 +287,9 @@ def _magnitudes(op: str, arguments: dict) -> dict:
         sin = arguments["sin"].abs()
         sin[:, : sin.shape[1] // 2] *= -1
         return {**_magnitudes("", arguments), "sin": sin}
+    if op == "lora_gram_step_":  # a step is subtracted
+        arguments = {**arguments, "hyper": arguments["hyper"] * torch.tensor([-1, 1, 1, 1, 1, 1])}
+        kept = (*kept, "hyper")
     return {n: x.abs() if isinstance(x, Tensor) and x.is_floating_point() and n not in kept
             else [one.abs() for one in x] if isinstance(x, list) and op != "bank_copy_" else x
             for n, x in arguments.items()}  # fmt: skip
@@ -301,7 +316,7 @@ def check_valid(ops, seed: int, op: str) -> None:
         floats = x.dtype if x.dtype in TOLERANCES else torch.float64
         numbers = x, want[name], terms[name]
         if name == "squares":  # of whatever columns, and as exact as g is
-            floats, numbers = got["g"].dtype, [of.sum(1) for of in numbers]
+            floats, numbers = got["g" if "g" in got else "param"].dtype, [of.sum(1) for of in numbers]
         _compare(name, *numbers, 4 * TOLERANCES[floats])
     for base, old in zip(call.bases, before):
         for x in outputs.values():

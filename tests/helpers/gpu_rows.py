@@ -72,6 +72,20 @@ def one_read(ops) -> None:
             assert torch.equal(dz2[:-1], dz[part]) and torch.equal(h[i], g[i]), lengths[i]
 
 
+def clipped(ops) -> None:
+    """A slot whose settings ask for a clip, which a step in gram cannot make, stays as it was, and its squares are NaN."""
+    for adam in (True, False):
+        case = make_case([5, 3], [1, 0], [3, 5], n=90)
+        factor, before = (checks._factor(case, adam, torch.bfloat16) for _ in range(2))
+        factor["hyper"][1, 5], sums = 1.0, torch.zeros(2, 6, dtype=torch.float64)
+        rest = factor["step"], factor["hyper"], torch.randn(8, 5), torch.randn(8, 90), *case.seg, None, factor["copy"], sums
+        ops.lora_gram_step_(factor["param"], factor["m"], factor["v"], *rest)
+        for name in ("param", "m", "v", "copy") if adam else ("param", "copy"):
+            now, then = factor[name].nan_to_num(9), before[name].nan_to_num(9)
+            assert torch.equal(now[1], then[1]) and not torch.equal(now[0], then[0]), name
+        assert sums.sum(1).isnan().tolist() == [False, True]
+
+
 def bad_pairs(ops) -> None:
     """bank_copy_ leaves rows out of range alone, those of others around the bank too, and does what it can do."""
     whole = torch.arange(20.0).reshape(5, 4)
@@ -131,4 +145,4 @@ def rounds_once(ops, dtype=torch.bfloat16) -> None:
         assert (y != exact.to(dtype)).float().mean() < 0.01
 
 
-ALL = [lost_rows, sick_rows, wide_rows, bad_pairs, long_rows, settings, one_read]
+ALL = [lost_rows, sick_rows, wide_rows, bad_pairs, long_rows, settings, one_read, clipped]

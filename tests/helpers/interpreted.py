@@ -26,7 +26,7 @@ from tmem.bench import gemm as gemms
 from tmem.bench.measure import Settings
 from tmem.ops import _registry, _triton
 from tmem.testing import TOLERANCES, assert_close, make_case
-from tmem.triton_kernels import backward, decode, expand, gemm, gram, plan, shrink
+from tmem.triton_kernels import backward, decode, expand, gemm, gram, gram_step, plan, shrink
 
 NAN = float("nan")
 HALVES = (torch.bfloat16, torch.float16)
@@ -96,6 +96,30 @@ def sixteen_bits():
         assert_close("g", g, expected, SPLIT)
         assert_close("g of backward", h, expected, SPLIT)
         assert_close("dz", dz, want, EXACT if dtype == factor_dtype else SPLIT)
+
+
+def steps_in_gram():
+    """Rows of 16 bits and of fp32 at every stored rank give what gram, then a step by the formula, give; under the plan of
+    another batch nothing moves, and squares say so."""
+    for dtype, stored in itertools.product(checks.FLOATS, (20, 50, 100)):
+        case = make_case([4, 70, 3, 9], [1, 0, 1, 2], [stored, 7, 3], stored=stored, n=130, dtype=dtype)
+        seg, p, z = case.seg, plan.plan(*case.seg, 86), torch.randn(86, stored)
+        dy, g = torch.randn(86, 130).to(dtype), torch.zeros(3, stored, 130)
+        factor, want = (checks._factor(case, True, torch.float16) for _ in range(2))
+        before = checks._factor(case, True, torch.float16)
+        gram.gram(g, z, dy, *seg, p, True)
+        for s, r in enumerate(case.rank.tolist()):
+            reference._move(*(x[s, :r] for x in (want["param"], g, want["m"], want["v"])), s + 1, want["hyper"][s])
+        stale = plan.plan(*make_case([70, 4, 3, 9], [1, 0, 1, 2], [1] * 3).seg, 86)
+        for given, right, tolerance in ((stale, before, 0), (p, want, EXACT)):
+            sums = torch.zeros(3, 9, dtype=torch.float64)
+            moments = factor["param"], factor["m"], factor["v"], factor["step"], factor["hyper"]
+            gram_step.gram_step(*moments, z, dy, *seg, given, factor["copy"], sums)
+            for name in ("param", "m", "v"):
+                assert_close(name, factor[name].nan_to_num(9), right[name].nan_to_num(9), tolerance)
+            copied = factor["param"] if given is p else right["copy"]
+            assert torch.equal(factor["copy"].nan_to_num(9), copied.half().nan_to_num(9))
+            assert sums.sum(1).isnan().all() == (given is stale)
 
 
 def small_operands():
@@ -338,8 +362,8 @@ def an_update():
 
 
 OWN = (
-    plans, sixteen_bits, small_operands, bits_of_halves, large_ranks, infinite_operands, rounds_once, lost_slots, bad_offsets,
-    stale_plan, one_gemm, a_step, an_update,
+    plans, sixteen_bits, steps_in_gram, small_operands, bits_of_halves, large_ranks, infinite_operands, rounds_once,
+    lost_slots, bad_offsets, stale_plan, one_gemm, a_step, an_update,
 )  # fmt: skip
 
 

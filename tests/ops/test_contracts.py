@@ -85,7 +85,9 @@ def test_backward_under_autocast_keeps_the_dtypes_of_forward(half):
     assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 
-ROWS = {"lora_shrink": 0, "lora_shrink_multi": 0, "lora_gram_": 2, "lora_gram": 1, "lora_backward_": 2}  # where activations are
+ROWS = {  # where activations are
+    "lora_shrink": 0, "lora_shrink_multi": 0, "lora_gram_": 2, "lora_gram": 1, "lora_gram_step_": 6, "lora_backward_": 2,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("half", HALVES, ids=str)
@@ -429,7 +431,7 @@ def test_inference_mode():
 def test_no_object_reaches_an_attribute_error(name):
     """Every argument in turn is None, a list, an array, a number, sparse, nested, quantised, of no dimension."""
     right = given_to(name)
-    optional = {"lora_linear": {2}, "bank_step_": {2, 3}, "lora_norm": {2}}.get(name, set())
+    optional = {"lora_linear": {2}, "bank_step_": {2, 3}, "lora_gram_step_": {1, 2}, "lora_norm": {2}}.get(name, set())
     for i, x in enumerate(right):
         tensor = x[0] if isinstance(x, list) else x
         wrong = [[1.0], {}, object(), "x", *([] if i in optional else [None])]

@@ -63,6 +63,8 @@ class ByTriton(OnGpu):
 def as_on_a_gpu(monkeypatch, poison):
     monkeypatch.setattr(checks, "TOLERANCES", TOLERANCES)
     monkeypatch.setattr(checks, "BANK_DTYPES", [torch.float32])
+    # A program of gram has other columns, and with them other instructions; nvcc and Triton contract a formula otherwise.
+    monkeypatch.setattr(checks, "STEPPED", 2e-5)
     monkeypatch.setattr(checks, "DTYPES", [d for d in checks.DTYPES if torch.float64 not in d])
 
 

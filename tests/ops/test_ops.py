@@ -25,11 +25,10 @@ def test_ops(check):
 
 
 # The reference is no autograd formula, and torch.matmul's own order may change with the strides and threads.
-@pytest.mark.parametrize(
-    "check",
-    [c for c in checks.ALL if c not in (checks.gradients, checks.strided, checks.invariance, checks.attend)],
-    ids=lambda check: check.__name__,
-)
+NOT_OF_THE_REFERENCE = (checks.gradients, checks.strided, checks.invariance, checks.gram_step_alone, checks.attend)
+
+
+@pytest.mark.parametrize("check", [c for c in checks.ALL if c not in NOT_OF_THE_REFERENCE], ids=lambda check: check.__name__)
 def test_reference(check):
     served = {name: getattr(reference, name) for name in NAMES}
     check(SimpleNamespace(**{**served, "lora_linear": lambda *args: reference.lora_linear(*args)[0]}))
@@ -43,6 +42,9 @@ WRONG = {
     "gram_overwrites": checks.values,
     "fresh_of_all_segments": checks.fresh,
     "squares_of_the_batch": checks.squares,
+    "gram_steps_each_segment": checks.gram_step,
+    "gram_step_decays_idle_slots": checks.gram_step,
+    "gram_steps_not_finite": checks.gram_step_not_finite,
     "squares_beyond_the_norm": checks.step_summed,
     "scale_twice_backward": checks.gradients,
     "batch_split": checks.invariance,

@@ -38,6 +38,10 @@ def arguments(name, dtype=torch.float32, case=None):
         "lora_expand_": (torch.randn(17, 72).to(dtype), z, case.bt, *case.seg),
         "lora_gram_": (torch.zeros(3, 8, 40, dtype=z.dtype), z, case.x, *case.seg),
         "lora_gram": (z, case.x, *case.seg),
+        "lora_gram_step_": (
+            *(torch.ones(3, 8, 40, dtype=z.dtype) for _ in range(3)), torch.tensor([0, 3, 1]).int(),
+            checks.HYPERS[:1].repeat(3, 1), z, case.x, *case.seg,
+        ),
         "lora_linear": case.linear,
         "bank_step_": (*checks._bank(), torch.tensor([True, False, True, True])),
     }[name]  # fmt: skip
@@ -47,7 +51,7 @@ def test_all_ops_are_listed():
     declared = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("tmem::")}
     listed = *ops.OPS, *ops.SVD_PARTS, *ops.LAYER_PARTS, *ops.TOKEN_PARTS, "cpu_instructions"
     assert {f"tmem::{name}" for name in listed} == declared
-    assert len(SERVED) == len(set(SERVED)) == 12 and set(SERVED) < set(ops.__all__)
+    assert len(SERVED) == len(set(SERVED)) == 13 and set(SERVED) < set(ops.__all__)
     assert all(hasattr(ops, name) for name in ops.__all__)
 
 

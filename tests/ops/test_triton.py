@@ -31,6 +31,7 @@ INTERPRETED = [c.__name__ for c in itertools.chain(*SETS)]
 INTERPRETED += [
     "plans",
     "sixteen_bits",
+    "steps_in_gram",
     "small_operands",
     "bits_of_halves",
     "large_ranks",
@@ -131,6 +132,7 @@ def test_what_is_loaded_ahead_comes_16_bytes_at_a_time(compiled):
     """gram of 16-bit rows at every rank; shrink and backward to rank 64 where both are of bf16; keys and values. tf32 products
     want fp32 rows turned over, which only single numbers can be."""
     for name, kernel in compiled.items():
+        name = name.removeprefix("step of ")
         if not name.startswith(("shrink", "gram", "backward", "attend parts")):
             continue
         kind, (dtype, factor, rank) = name.split(" ")[0], name.split(" ")[-3:]
@@ -144,7 +146,7 @@ def test_rows_are_loaded_after_two_loads(compiled):
     """Descriptor and rank, or slot and span: no more stands between a program's start and its first rows."""
     for name, kernel in compiled.items():
         kind = name.split(" ")[0]
-        if kind in ("shrink", "expand", "gram", "backward"):
+        if kind in ("shrink", "expand", "gram", "backward") or name.startswith("step of gram"):
             first = loads.depths(kernel.ir)["o" if kind == "expand" else "v"]
             assert min(first) - 1 <= 2, (name, first)
 
@@ -208,6 +210,9 @@ def run_layer(case):
     _triton.lora_backward_(torch.zeros(*case.bt.shape), z, dy, case.bt, *case.seg, case.scale, plan)
     _triton.lora_expand_(torch.zeros_like(case.x), z, case.a, *case.seg, plan)
     _triton.lora_gram_(torch.zeros(*case.a.shape), z, case.x, *case.seg, plan)
+    slots, moments = len(case.rank), [torch.zeros(*case.bt.shape) for _ in range(3)]
+    settings = torch.arange(slots, dtype=torch.int32), torch.zeros(slots, 6).double()
+    _triton.lora_gram_step_(*moments, *settings, z, dy, *case.seg, plan)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -228,7 +233,7 @@ def test_no_recompilation_over_200_batches(dtype):
         first = {kernel.hash for _, kernel in launches}
         for _ in range(200):
             run_layer(batch(draw.choice([1, 2, 3, 15, 16, 17, 31, 64, 100, 511, 512])))
-    assert len(launches) == 201 * 8 and len(first) <= 8
+    assert len(launches) == 201 * 10 and len(first) <= 10
     assert {kernel.hash for _, kernel in launches} == first, "a batch compiled a kernel anew"
 
 
@@ -314,4 +319,4 @@ def test_the_counter_sees_a_recompilation():
     with targets.compiling("sm_90") as launches:
         for width in (64, 128):
             run_layer(make_case([5, 3], [0, 1], [4, 4], k=width, n=192))
-    assert len(launches) == 16 and len({kernel.hash for _, kernel in launches}) > 8
+    assert len(launches) == 20 and len({kernel.hash for _, kernel in launches}) > 10

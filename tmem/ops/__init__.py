@@ -25,6 +25,7 @@ from tmem.ops.decode import lora_decode_, lora_decode_multi_
 from tmem.ops.expand import lora_expand_
 from tmem.ops.glu import lora_glu
 from tmem.ops.gram import SQUARED, lora_gram, lora_gram_
+from tmem.ops.gram_step import lora_gram_step_
 from tmem.ops.linear import lora_linear
 from tmem.ops.norm import lora_norm
 from tmem.ops.plan import lora_plan
@@ -55,6 +56,7 @@ __all__ = [
     "lora_glu",
     "lora_gram",
     "lora_gram_",
+    "lora_gram_step_",
     "lora_linear",
     "lora_norm",
     "lora_plan",

@@ -17,7 +17,8 @@ from torch.autograd import forward_ad
 from tmem import reference
 from tmem.ops import _memory
 
-FACTOR = (torch.float32, torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
+FACTOR = (torch.float32, *HALF)
 ACTIVATION = (*FACTOR, torch.float64)
 
 
@@ -78,6 +79,33 @@ def squares(op: str, squares: Tensor | None, g: Tensor) -> None:
     if squares is not None:
         dtype(op, "squares", squares, torch.float64)
         shape(op, "squares", squares, g.shape[0], -(-g.shape[2] // reference.SQUARED))
+
+
+def moments(op: str, m: Tensor | None, v: Tensor | None) -> None:
+    """Those of AdamW, both or neither."""
+    if (m is None) != (v is None):
+        raise ValueError(f"{op}: give both m and v (AdamW) or neither (SGD), got only {'v' if m is None else 'm'}")
+
+
+def settings(op: str, step: Tensor, hyper: Tensor, rows: int) -> None:
+    """Steps taken and the settings of an optimizer, of each row."""
+    dtype(op, "step", step, torch.int32)
+    shape(op, "step", step, rows)
+    dtype(op, "hyper", hyper, torch.float32, torch.float64)
+    shape(op, "hyper", hyper, rows, len(reference.HYPER))
+
+
+def unclipped(op: str, hyper: Tensor, seg_slot: Tensor) -> None:
+    """No slot that a batch names asks for a clip."""
+    if torch.compiler.is_compiling() or type(hyper) is not Tensor or not hyper.is_cpu:
+        return
+    clip = hyper[:, reference.HYPER.index("clip")].tolist()
+    for slot in seg_slot.tolist():
+        if slot >= 0 and clip[slot] > 0:
+            raise ValueError(
+                f"{op}: hyper must have no clip, which is of the norm of a whole row, got {clip[slot]} of slot {slot}; use"
+                " lora_gram_ and bank_step_"
+            )
 
 
 def _whole(op: str, name: str, value: object) -> None:

@@ -133,6 +133,32 @@ def lora_gram(z, v, seg_off, seg_slot, rank, plan=None):
     return g
 
 
+def lora_gram_step_(param, m, v, step, hyper, z, dy, seg_off, seg_slot, rank, plan=None, copy=None, squares=None):
+    op = "lora_gram_step_"
+    if dy.dtype == torch.float64:
+        return reference.lora_gram_step_(
+            param, m, v, step, hyper, z, dy, seg_off, seg_slot, rank, plan, copy, squares
+        )  # fmt: skip
+    _checks.moments(op, m, v)
+    _gradient(op, param, z, dy, rank, squares, "param", "dy")
+    matrices = {"param": param, "m": m, "v": v, "copy": copy}
+    for name, x in matrices.items():
+        if x is not None:
+            _checks.dtype(op, name, x, *(_checks.HALF if name == "copy" else (torch.float32,)))
+            _checks.shape(op, name, x, *param.shape)
+    _checks.settings(op, step, hyper, rank.shape[0])
+    given = [x for x in (m, v, copy, step, hyper, z, dy) if x is not None]
+    seg, plan = _segments(op, *z.shape, seg_off, seg_slot, rank, plan, param, *given)
+    lines = {name: None if x is None else _lines(x) for name, x in matrices.items()}
+    with _summed(squares) as sums:
+        moments, copied = (lines["param"], lines["m"], lines["v"]), lines["copy"]
+        rows = _lines(hyper), _lines(z), _lines(dy)
+        _kernels("gram_step").gram_step(*moments, step.contiguous(), *rows, *seg, plan, copied, sums)
+    for given, written in zip(matrices.values(), lines.values()):
+        if written is not given:
+            given.copy_(written)
+
+
 @contextlib.contextmanager
 def _summed(squares: Tensor | None) -> Iterator[Tensor | None]:
     """squares as kernels write it, contiguous: itself, or a copy that is written back."""
@@ -145,13 +171,13 @@ def _summed(squares: Tensor | None) -> Iterator[Tensor | None]:
         squares.copy_(sums)
 
 
-def _gradient(op, g, z, v, rank, squares) -> None:
-    _checks.shape(op, "v", v, None, None)
-    _checks.dtype(op, "v", v, *_checks.FACTOR)
+def _gradient(op, g, z, v, rank, squares, name="g", rows="v") -> None:
+    _checks.shape(op, rows, v, None, None)
+    _checks.dtype(op, rows, v, *_checks.FACTOR)
     _checks.shape(op, "z", z, v.shape[0], None)
     _checks.dtype(op, "z", z, torch.float32)
-    _checks.shape(op, "g", g, rank.shape[0], z.shape[1], v.shape[1])
-    _checks.dtype(op, "g", g, torch.float32)
+    _checks.shape(op, name, g, rank.shape[0], z.shape[1], v.shape[1])
+    _checks.dtype(op, name, g, torch.float32)
     _checks.squares(op, squares, g)
     if squares is not None:
         _on_one_device(op, g, squares)
@@ -282,14 +308,13 @@ def bank_step_(param, grad, m, v, step, hyper, active, copy=None, clear=True, sq
     op = "bank_step_"
     if param.dtype == torch.float64:
         return reference.bank_step_(param, grad, m, v, step, hyper, active, copy, clear, squares)
-    if (m is None) != (v is None):
-        raise ValueError(f"{op}: give both m and v (AdamW) or neither (SGD), got only {'v' if m is None else 'm'}")
+    _checks.moments(op, m, v)
     _checks.shape(op, "param", param, None, None)
     rows = param.shape[0]
     matrices = {"param": param, "grad": grad, "m": m, "v": v, "copy": copy}
     for name, x in matrices.items():
         if x is not None:
-            _checks.dtype(op, name, x, *((torch.bfloat16, torch.float16) if name == "copy" else (torch.float32,)))
+            _checks.dtype(op, name, x, *(_checks.HALF if name == "copy" else (torch.float32,)))
             _checks.shape(op, name, x, *param.shape)
     _checks.dtype(op, "hyper", hyper, torch.float32, torch.float64)
     _checks.shape(op, "hyper", hyper, rows, len(reference.HYPER))
@@ -342,8 +367,8 @@ def _on_its_device(kernel: Callable) -> Callable:
 
 
 LAUNCHERS = (
-    lora_plan, lora_shrink, lora_shrink_multi, lora_expand_, lora_gram_, lora_gram, lora_backward_, lora_linear,
-    lora_decode_, bank_step_, bank_copy_, lora_decode_multi_, lora_norm, lora_glu, rope_write_, attend,
+    lora_plan, lora_shrink, lora_shrink_multi, lora_expand_, lora_gram_, lora_gram, lora_gram_step_, lora_backward_,
+    lora_linear, lora_decode_, bank_step_, bank_copy_, lora_decode_multi_, lora_norm, lora_glu, rope_write_, attend,
 )  # fmt: skip
 
 

@@ -42,22 +42,18 @@ def bank_step_(
     op = "bank_step_"
     _checks.dtype(op, "param", param, torch.float32, torch.float64)
     _checks.shape(op, "param", param, None, None)
-    if (m is None) != (v is None):
-        raise ValueError(f"{op}: give both m and v (AdamW) or neither (SGD), got only {'v' if m is None else 'm'}")
+    _checks.moments(op, m, v)
     rows, width = param.shape
     for name, x in (("grad", grad), ("m", m), ("v", v)):
         if x is not None:
             _checks.dtype(op, name, x, param.dtype)
             _checks.shape(op, name, x, rows, width)
     _checks.same_device(op, param, grad=grad, m=m, v=v, step=step, hyper=hyper, active=active, copy=copy, squares=squares)
-    _checks.dtype(op, "step", step, torch.int32)
-    _checks.shape(op, "step", step, rows)
-    _checks.dtype(op, "hyper", hyper, torch.float32, torch.float64)
-    _checks.shape(op, "hyper", hyper, rows, len(HYPER))
+    _checks.settings(op, step, hyper, rows)
     _checks.dtype(op, "active", active, torch.bool)
     _checks.shape(op, "active", active, rows)
     if copy is not None:
-        _checks.dtype(op, "copy", copy, torch.bfloat16, torch.float16)
+        _checks.dtype(op, "copy", copy, *_checks.HALF)
         _checks.shape(op, "copy", copy, rows, width)
     if squares is not None:
         _checks.dtype(op, "squares", squares, torch.float64)
