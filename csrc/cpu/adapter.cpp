@@ -73,17 +73,14 @@ static void run_gram(const Descriptor& descriptor, const Tensor& g, const Tensor
                      const std::optional<Tensor>& squares = std::nullopt) {
   const BySlot by(descriptor);
   const Gram a = {descriptor.segments(), g.mutable_data_ptr(), g.stride(0), g.stride(1), z.const_data_ptr(),
-                  z.stride(0), v.const_data_ptr(), v.stride(0), fresh};
+                  z.stride(0), v.const_data_ptr(), v.stride(0), fresh, squares.has_value()};
   const auto kernel = kernels().gram[element_of(v)];
   const int64_t width = v.size(1);
   parallel_for(0, by.tasks(width, COLUMNS), grain(by.rows(v.size(0)) * z.size(1) * COLUMNS), [&](int64_t first, int64_t end) {
     for (int64_t task = first; task < end; task++) {
       const Columns at = by.task(task, width, COLUMNS);
-      kernel(a, by.of(at.slot), by.count(at.slot), at.first, at.first + at.count);
-      if (!squares) continue;
-      const char* mine = static_cast<const char*>(a.g) + (at.slot * a.g_slot_stride + at.first) * g.element_size();
-      const int64_t ranks = a.seg.rank[at.slot];
-      store_squares(*squares, at, sum_squares(element_of(g), g.element_size(), mine, a.g_rank_stride, ranks, at.count));
+      const double sum = kernel(a, by.of(at.slot), by.count(at.slot), at.first, at.first + at.count);
+      if (squares) store_squares(*squares, at, sum);
     }
   });
 }

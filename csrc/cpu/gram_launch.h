@@ -80,15 +80,7 @@ class BySlot {
   std::vector<int64_t> start_, slots_, segments_;
 };
 
-// The sum of the squares of a slot's gradient in one task's columns, which lie in the cache.
-inline double sum_squares(Element element, int64_t size, const void* g, int64_t rank_stride, int64_t ranks, int64_t count) {
-  double sum = 0;
-  for (int64_t j = 0; j < ranks; j++)
-    sum += kernels().sum_of_squares[element](static_cast<const char*>(g) + j * rank_stride * size, count);
-  return sum;
-}
-
-// It goes into the first of the entries of these columns.
+// The sum of the squares in a task's columns goes into the first of the entries of these columns.
 inline void store_squares(const Tensor& squares, const Columns& at, double sum) {
   const int64_t stride = squares.stride(1);
   double* to = static_cast<double*>(squares.mutable_data_ptr()) + at.slot * squares.stride(0) + at.first / SQUARED * stride;

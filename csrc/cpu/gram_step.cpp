@@ -92,10 +92,9 @@ void lora_gram_step_(const Tensor& param, std::optional<Tensor> m, std::optional
           const Columns columns = by.task(task, width, each);
           const Gram a = {seg, gradient.data(), 0, stride, rows.const_data_ptr(), rows.stride(0),
                           static_cast<const char*>(lines.const_data_ptr()) + columns.first * lines.element_size(),
-                          lines.stride(0), true};
+                          lines.stride(0), true, true};
           const int64_t mine = seg.rank[columns.slot];
-          kernel(a, by.of(columns.slot), by.count(columns.slot), 0, columns.count);
-          const double sum = sum_squares(element, size, a.g, stride, mine, columns.count);
+          const double sum = kernel(a, by.of(columns.slot), by.count(columns.slot), 0, columns.count);
           if (squares) store_squares(*squares, columns, sum);
           for (int64_t j = 0; j < mine; j++) {
             Update u = updates[columns.slot];

@@ -46,7 +46,8 @@ struct Gram {  // g[slot,j,d] += sum over one slot's rows of z[m,j] * v[m,d]
   int64_t z_stride;
   const void* v;
   int64_t v_stride;
-  bool fresh;  // what g holds counts as zero
+  bool fresh;    // what g holds counts as zero
+  bool squares;  // those of what g then holds are summed
 };
 
 // Element types. A kernel of a pair takes an activation and a factor: double comes with double alone.
@@ -96,7 +97,8 @@ struct Kernels {
   const char* instructions;
   void (*shrink[ELEMENTS][ELEMENTS])(const Shrink&, int64_t first_row, int64_t end_row);
   void (*expand[ELEMENTS][ELEMENTS])(const Expand&, int64_t first_row, int64_t end_row);
-  void (*gram[ELEMENTS])(const Gram&, const int64_t* segments, int64_t count, int64_t first_column, int64_t end_column);
+  // One slot's segments, of which there is one; gives the sum of the squares, if it is asked for.
+  double (*gram[ELEMENTS])(const Gram&, const int64_t* segments, int64_t count, int64_t first_column, int64_t end_column);
   double (*sum_of_squares[ELEMENTS])(const void* x, int64_t count);
   void (*update[ELEMENTS])(const Update&);
   void (*attend[ELEMENTS])(const Attend&, int64_t row, int64_t head, const int32_t* columns, int64_t count, void* scratch);
