@@ -212,7 +212,8 @@ def beside(work: Work, device: str, dtype: torch.dtype, note: Callable[[str], No
     chat = Chat(tokenizer, model)
     task = Counted(chat, work)
     episodes = [task.episode(str(i), "train") for i in range(work.train.rl_episodes)]
-    return trl_step.measured(work, model, [chat.prompt(list_prompt(text)) for e in episodes for text in e.chunks], note)
+    prompts = [chat.prompt(list_prompt(text)) for e in episodes for text in e.chunks]
+    return trl_step.measured(work.train, work.agent.write.max_new, model, prompts, note)
 
 
 def _step(agent: Agent, policy: LowRank, work: Work, number: int, clock: Clock, note: Callable[[str], None]) -> dict:

@@ -12,22 +12,20 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..models import loading
-
-if TYPE_CHECKING:
-    from .full_step import Work
+from ..rl.config import TrainConfig
 
 
-def measured(work: Work, model, prompts: list[list[int]], note: Callable[[str], None]) -> dict[str, Any]:
+def measured(train: TrainConfig, most: int, model, prompts: list[list[int]], note: Callable[[str], None]) -> dict[str, Any]:
     """{"version", "seconds", "tokens", "tokens_per_second", "prompt_tokens", "micro_batch"} of a step after one like it; where
     TRL is not installed, {"installed": False}.
 
-    prompts: token ids, of each `work.train.rl_group` completions of `work.agent.write.max_new` tokens. `note` is told what
-    begins, and may raise to end it.
+    prompts: token ids, of each `train.rl_group` completions of `most` tokens. `note` is told what begins, and may raise to end
+    it.
     """
     try:
         installed = version("trl")
@@ -38,7 +36,7 @@ def measured(work: Work, model, prompts: list[list[int]], note: Callable[[str], 
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    tokenizer, train, most = loading.load_tokenizer(), work.train, work.agent.write.max_new
+    tokenizer = loading.load_tokenizer()
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     device = next(model.parameters()).device.type
     size, longest = len(prompts) * train.rl_group, max(map(len, prompts)) + most

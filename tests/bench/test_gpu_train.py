@@ -104,7 +104,7 @@ def test_the_other_trainer_may_fail_and_the_step_is_whole(no_gpu, tmp_path, monk
     """The prompts that it is given are those of the writes."""
     given = []
 
-    def broken(work, model, prompts, note):
+    def broken(train, most, model, prompts, note):
         given.extend(prompts)
         raise RuntimeError("no such\noption")
 
