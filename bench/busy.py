@@ -16,11 +16,11 @@ OPS = ("aten::", "tmem::")  # of a CPU; what autograd and its functions in Pytho
 
 
 class Busy(Clock):
-    """A clock that keeps in `in_ops`, by the same names, for how many of the seconds some op was running; on a GPU: some kernel
-    or copy. Parts do not nest.
+    """A clock that keeps in `in_ops`, by the same names, for how many of the seconds some op was running; on a GPU: some
+    kernel or copy. Parts do not nest.
 
-    By torch.profiler, whose own time counts as taken and not as an op's: the share of ops is a lower bound. It keeps every op of
-    a part in memory, some 2 KB each.
+    By torch.profiler, whose own time counts as taken and not as an op's: the share of ops is a lower bound. It keeps every op
+    of a part in memory, some 2 KB each.
     """
 
     def __init__(self) -> None:
