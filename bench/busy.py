@@ -30,13 +30,13 @@ class Busy(Clock):
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         cuda = torch.cuda.is_available()
-        with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU], acc_events=True) as found:
+        with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as found:
             start = time.perf_counter()
             yield
             if cuda:
                 torch.cuda.synchronize()
             taken = time.perf_counter() - start
-        # As objects of Python the events of a step would take gigabytes.
+        # Read as they are: as objects of Python the events of a step would take gigabytes.
         spans = sorted(
             (e.start_ns(), e.start_ns() + e.duration_ns())
             for e in found.profiler.kineto_results.events()
