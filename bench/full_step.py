@@ -10,6 +10,7 @@ answers "unknown", so that each has an advantage and every token is in the updat
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ..agent.agent import Agent
 from ..agent.config import AgentConfig, agent_config
 from ..agent.loop import Clock
 from ..agent.sampling import forced
-from ..agent.write import render
+from ..agent.write import list_prompt, render
 from ..episode import Episode, Pair, Question
 from ..machine import peak_memory
 from ..models import loading
@@ -32,6 +33,7 @@ from ..rl.config import TrainConfig, train_config
 from ..rl.log import finite
 from ..rl.low_rank import LowRank
 from ..tasks.task import Task
+from . import trl_step
 from .measure import ceilings
 from .train import Waiting
 
@@ -199,6 +201,19 @@ def measured(work: Work, device: str, dtype: torch.dtype, note: Callable[[str], 
         },
         "row": finite(row),
     }  # fmt: skip
+
+
+def beside(work: Work, device: str, dtype: torch.dtype, note: Callable[[str], None]) -> dict:
+    """What TRL takes for the writes of such a step: see `trl_step`."""
+    gc.collect()  # what measured the step before
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    model, tokenizer = random_model(work.shape, work.head, device, dtype), loading.load_tokenizer()
+    chat = Chat(tokenizer, model)
+    task = Counted(chat, work)
+    episodes = [task.episode(str(i), "train") for i in range(work.train.rl_episodes)]
+    prompts = [chat.prompt(list_prompt(text)) for e in episodes for text in e.chunks]
+    return trl_step.measured(work.train, work.agent.write.max_new, model, prompts, note)
 
 
 def _step(agent: Agent, policy: LowRank, work: Work, number: int, clock: Clock, note: Callable[[str], None]) -> dict:

@@ -53,11 +53,13 @@ from ..rl.policy import Policy, Replicated
 from ..rl.rollout import scores
 from ..tasks.stream import Stream
 from ..testing import rel_rms
+from .busy import Busy
 from .measure import WrongNumbers, ceilings
 from .padded import batch_of
 
 PARTS = ("write", "learn", "answer", "score", "backward", "optimizer")
 AIMS = {"cpu": 4.0, "cuda": 15.0}  # how many times faster a whole step is to be
+OUTSIDE = 0.1  # of a step that may pass outside of ops
 # What the ways may differ by: mean |Δ log p|; an answer token's loss before and after learning, as a share of the loss before;
 # relative RMS of θ0's gradient. bf16 says little about a gradient: given tokens are improbable, and where two roundings
 # of one stand on either side of PPO's clip, only one way counts it.
@@ -148,14 +150,18 @@ class Ours:
     def step(self, clock: Clock) -> None:
         """One step, its parts and the "whole" told to `clock`."""
         with clock("whole"):
-            rollouts = self._rollouts(clock)
-            with clock("score"):
-                for rollout in rollouts:
-                    scores(self.task, rollout)
-            with clock("backward"):
-                self.backward(rollouts)
-            with clock("optimizer"):
-                self.policy.step(0.0, self.config.grad_clip)
+            self.parts(clock)
+
+    def parts(self, clock: Clock) -> None:
+        """One step, its parts told to `clock`."""
+        rollouts = self._rollouts(clock)
+        with clock("score"):
+            for rollout in rollouts:
+                scores(self.task, rollout)
+        with clock("backward"):
+            self.backward(rollouts)
+        with clock("optimizer"):
+            self.policy.step(0.0, self.config.grad_clip)
 
     def backward(self, rollouts: Sequence[Rollout]) -> None:
         replay.backward(
@@ -343,11 +349,12 @@ def ways(size: Size, quick: bool, device: str, dtype: torch.dtype) -> tuple[Ours
 
 
 def time_grpo_step(quick: bool, watch: Callable[[str, int, int], None], kept: Callable) -> dict:
-    """{"rows", "ceilings", "aims", "work", "off"}: a row for every part and the whole.
+    """{"rows", "ceilings", "aims", "work", "off", "outside"}: a row for every part and the whole.
 
     tmem, plain: seconds, medians of the rounds, in each of which both ways take the whole step twice and the second one
     counts; ratio: the median of the rounds' plain/tmem. tokens, least: see `needs`. work: what a step is; off: see `check`.
-    Nothing is `kept`: times are compared within one run.
+    outside: the share of one more of tmem's steps in which no op was running, see `Busy`. Nothing is `kept`: times are
+    compared within one run.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = Size.of(quick, device)
@@ -370,6 +377,8 @@ def time_grpo_step(quick: bool, watch: Callable[[str, int, int], None], kept: Ca
             way.step(Waiting())  # untimed: a run's steps find their memory as the step before left it
             times[way.name].append(Waiting())
             way.step(times[way.name][-1])
+    watched = Busy()
+    ours.parts(watched)
     needed = needs(ours, limits, dtype_name)
     rows = []
     for part in (*PARTS, "whole"):
@@ -387,7 +396,12 @@ def time_grpo_step(quick: bool, watch: Callable[[str, int, int], None], kept: Ca
         "work": f"one GRPO step on {size.episodes * size.group} rollouts: over the straightforward implementation",
         "aim": f"≥ {AIMS[device]:.2f}x", "reached": rows[-1]["ratio"], "met": rows[-1]["ratio"] >= AIMS[device],
     }  # fmt: skip
-    return {"ceilings": limits, "rows": rows, "aims": [aim], "work": work, "off": off}
+    outside = watched.outside
+    trainer = {
+        "work": "one GRPO step: share of the time in which no op runs", "aim": f"≤ {OUTSIDE:.2f}x", "reached": outside,
+        "met": outside <= OUTSIDE,
+    }  # fmt: skip
+    return {"ceilings": limits, "rows": rows, "aims": [aim, trainer], "work": work, "off": off, "outside": outside}
 
 
 def needs(ours: Ours, limits: dict[str, float], dtype: str) -> dict[str, dict]:
@@ -453,7 +467,8 @@ def tables(found: dict) -> list[Table]:
         title_justify="left", title_style="", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
         caption=f"limit: the least flops and bytes of the part at the GEMM and copy rates below. Tokens: generated; in learn "
         f"and backward those passed through the model. Both ways compared before, in float32: |Δ log p| {off['log p']:.1g}, "
-        f"loss after learning {off['loss after']:.1g} of that before apart, θ0's gradient {off['gradient']:.1g}.",
+        f"loss after learning {off['loss after']:.1g} of that before apart, θ0's gradient {off['gradient']:.1g}. "
+        f"Outside of ops: {found['outside']:.1%} of tmem's step.",
         caption_justify="left", caption_style="",
     )  # fmt: skip
     for i, column in enumerate(("part", "tmem", "plain", "ratio", "tmem tok/s", "plain tok/s", "limit", "reached")):

@@ -400,6 +400,11 @@ def lora_decode_multi_(
         lora_decode_(one, x, a_one, bt_one, row_slot, rank, scale)
 
 
+def row_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + b.  x [M,K], w [N,K], bias [N] -> [M,N]."""
+    return torch.nn.functional.linear(x, w, bias)
+
+
 def _adapted(y: list[Tensor], x, a, bt, row_slot, rank, scale) -> list[Tensor]:
     """y with their adapters' parts, not rounded."""
     wide = [one.to(_accumulator(one), copy=True) for one in y]

@@ -20,14 +20,14 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from tmem import machine
 from tmem.bench import about
-from tmem.bench.full_step import MODELS, PRESET, Work, measured
+from tmem.bench.full_step import MODELS, PRESET, Work, beside, measured
 from tmem.files.folders import atomic_file, atomic_folder
 from tmem.files.objects import write_json
 from tmem.models import loading
@@ -111,12 +111,22 @@ def shaped(out: Path, found: dict, limit: Limit, size: str, episodes: int, tiny:
         found |= measured(work, device, dtype, note)
         row = found["row"]
         found["complete"] = row["live_tokens"] == row["tokens"] and not (row["skipped_groups"] or row["update_skipped"])
+        write_json(path, found)  # whatever becomes of the other trainer
+        found["trl"] = _beside(work, device, dtype, note)
     except Exception as error:  # the plan is still worth keeping
         found |= _failed(error)
     write_json(path, found)
-    for name in ("seconds", "tokens_per_second", "mfu", "share_of_gemm_rate", "memory"):
+    for name in ("seconds", "tokens_per_second", "mfu", "share_of_gemm_rate", "memory", "trl"):
         print(name, found.get(name))
     return found["complete"]
+
+
+def _beside(work: Work, device: str, dtype: torch.dtype, note: Callable[[str], None]) -> dict:
+    """What TRL takes for the writes; its failure is no failure of the step."""
+    try:
+        return beside(work, device, dtype, note)
+    except Exception as error:
+        return _failed(error)
 
 
 def _failed(error: Exception) -> dict[str, str]:

@@ -4,6 +4,7 @@
 #include "expand.h"
 #include "gram.h"
 #include "kernels.h"
+#include "product.h"
 #include "shrink.h"
 #include "skinny.h"
 #include "step.h"
@@ -31,6 +32,7 @@ const Kernels TMEM_JOIN(kernels_, TMEM_ISA) = {
     {sum_of_squares<float>, nullptr, nullptr, sum_of_squares<double>},
     {update<float>, nullptr, nullptr, update<double>},
     {attend<float>, attend<bf16>, attend<f16>, attend<double>},
+    {product<float>, product<bf16>, product<f16>, product<double>},
     skinny,
     {widen<float>, widen<bf16>, widen<f16>},
     {magnitude<float, uint32_t>, magnitude<bf16, uint16_t>, magnitude<f16, uint16_t>},

@@ -87,6 +87,12 @@ struct Attend {
   double scale;
 };
 
+struct Product {  // y[m,n] = sum over k of x[m,k] w[n,k], + bias[n] if given; y [rows, outputs] contiguous
+  const void *x, *w, *bias;
+  void* y;
+  int64_t x_row, w_row, rows, outputs, depth;
+};
+
 constexpr int64_t DEPTH = 128;  // terms that are summed before the sum goes to memory
 
 enum Weight { W_F32, W_BF16, W_F16, WEIGHTS };
@@ -102,6 +108,7 @@ struct Kernels {
   double (*sum_of_squares[ELEMENTS])(const void* x, int64_t count);
   void (*update[ELEMENTS])(const Update&);
   void (*attend[ELEMENTS])(const Attend&, int64_t row, int64_t head, const int32_t* columns, int64_t count, void* scratch);
+  void (*product[ELEMENTS])(const Product&, int64_t first_output, int64_t end_output);
   void (*skinny)(const Skinny&, int64_t first_row, int64_t end_row);
   void (*widen[WEIGHTS])(const void* from, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns, float* out);
   float (*magnitude[WEIGHTS])(const void* from, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns);

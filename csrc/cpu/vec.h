@@ -7,7 +7,8 @@
 #include <immintrin.h>
 #endif
 
-#define TMEM_INLINE static inline __attribute__((always_inline))
+#define TMEM_INLINE_MEMBER inline __attribute__((always_inline))
+#define TMEM_INLINE static TMEM_INLINE_MEMBER
 
 namespace {
 
@@ -139,6 +140,30 @@ TMEM_INLINE double sum(f64v x) {
   x += TMEM_SHUFFLE64(x, 4, 5, 6, 7, 0, 1, 2, 3);
   x += TMEM_SHUFFLE64(x, 2, 3, 0, 1, 6, 7, 4, 5);
   return x[0] + x[1];
+}
+// The sums of four vectors, each as the tree of `sum`, in every lane of a quarter.
+#ifdef __clang__
+#define TMEM_SHUFFLE_TWO(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define TMEM_SHUFFLE_TWO(x, y, ...) __builtin_shuffle(x, y, (i32v){__VA_ARGS__})
+#endif
+TMEM_INLINE f32v halves(f32v x, f32v y) {
+  return TMEM_SHUFFLE_TWO(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+         TMEM_SHUFFLE_TWO(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+}
+TMEM_INLINE f32v sums(const f32v x[4]) {
+  const f32v ab = halves(x[0], x[1]), cd = halves(x[2], x[3]);
+  f32v all = TMEM_SHUFFLE_TWO(ab, cd, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+             TMEM_SHUFFLE_TWO(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  all += TMEM_SHUFFLE32(all, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+  return all + TMEM_SHUFFLE32(all, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+}
+// Those of four times four: lane 4 m + n has that of x[m][n].
+TMEM_INLINE f32v sums(const f32v x[4][4]) {
+  const f32v a = sums(x[0]), b = sums(x[1]), c = sums(x[2]), d = sums(x[3]);
+  return TMEM_SHUFFLE_TWO(TMEM_SHUFFLE_TWO(a, b, 0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0),
+                          TMEM_SHUFFLE_TWO(c, d, 0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0), 0, 1, 2, 3, 4, 5,
+                          6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
 }
 
 TMEM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -1,6 +1,9 @@
 """One token of every row through a decoder's layers in few kernels, against the layers of transformers. On a CPU, where the
 formulas serve; tests/ops/test_triton.py holds the kernels against the formulas."""
 
+from functools import partial
+from unittest.mock import patch
+
 import pytest
 import tiny
 import tiny_bank
@@ -9,6 +12,7 @@ import torch
 from tmem.adapters import token
 from tmem.agent import steps
 from tmem.agent.decode import decode
+from tmem.agent.sampling import forced
 from tmem.agent.steps import Spots, Steps
 from tmem.models import forward as fw
 from tmem.testing import rel_rms
@@ -24,6 +28,9 @@ def spots(t, slots=(0, -1, -1, 1)):
     column = COLUMN + t * (COLUMN > 0)
     seen = (at < COLUMN[:, None] - 2) | ((at >= first[:, None]) & (at <= column[:, None]))
     return Spots(torch.tensor([5, 6, 0, 9]) + t, column + 1, column, list(slots), seen, 512)
+
+
+ROWS = patch.object(token, "layers", partial(token.layers, rows=True))  # as a step on a CPU takes them
 
 
 def logits(family, dtype, few, *, targets=tiny_bank.ALL, copy=None, cache=None, slots=(0, -1, -1, 1)):
@@ -49,6 +56,8 @@ def test_it_computes_what_the_layers_compute(family, targets):
     """In fp64, in which transformers' norms and angles are still those of fp32."""
     few, many = (logits(family, torch.float64, x, targets=targets) for x in (True, False))
     assert rel_rms(few, many) < 2e-6
+    with ROWS:
+        assert rel_rms(logits(family, torch.float64, True, targets=targets), many) < 2e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -65,12 +74,15 @@ def test_it_rounds_no_worse(family, dtype):
         return made
 
     few, many = (logits(family, dtype, x, targets=None) for x in (True, False))
+    with ROWS:
+        rows = logits(family, dtype, True, targets=None)
     tiny.model = of_rounded
     try:
         want = logits(family, kept, False, targets=None)
     finally:
         tiny.model = exact
-    assert rel_rms(few, want) < 1.25 * rel_rms(many, want) + 1e-6
+    for found in (few, rows):
+        assert rel_rms(found, want) < 1.25 * rel_rms(many, want) + 1e-6
 
 
 def test_a_row_has_its_bits_among_any_others():
@@ -90,6 +102,8 @@ def test_families_that_it_knows(family):
     """The others' layers are not of this shape: they run as before."""
     assert token.known(tiny.model(family)) == (family in FAMILIES)
     assert not token.fits(tiny.model(family), torch.device("cpu"))
+    assert not token.fits_rows(tiny.model(family))
+    assert token.fits_rows(tiny.model(family).bfloat16()) == (family in FAMILIES)
 
 
 def test_what_it_does_not_know_is_left():
@@ -113,6 +127,33 @@ def test_the_decode_loop_takes_it(monkeypatch, family):
     bank.__dict__.pop("_decode_steps")
     got = decode(network, prompts, **wanted)
     assert calls and [g.ids for g in got] == [w.ids for w in want]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_bf16_on_a_cpu_is_decoded_by_rows(monkeypatch, family):
+    """A row among others has the tokens and the bits that it has alone, and those of transformers' layers up to rounding."""
+    network = tiny.model(family).bfloat16()
+    bank = tiny_bank.bank_of(network)
+    tiny_bank.fill(bank, bank.alloc(), bank.alloc(rank=2))
+    prompts, slots = [[7, 8, 9], [11] * 30, [5, 6] * 20, [3], [99, 98]], [0, 1, -1, 0, 1]
+    said = {str(i): [4] * 12 for i in range(5)}
+    calls, plain = [], token.layers
+    monkeypatch.setattr(token, "layers", lambda *args, **named: (calls.append(named), plain(*args, **named))[1])
+
+    def found(which):
+        with forced(said):
+            some = decode(
+                network, [prompts[i] for i in which], bank=bank, slots=[slots[i] for i in which], end=0, max_new=12,
+                temperature=1.0, keys=[str(i) for i in which],
+            )  # fmt: skip
+        return torch.tensor([g.logprobs for g in some])
+
+    together = found(range(5))
+    assert calls and all(named == {"rows": True} for named in calls)
+    for i in range(5):
+        assert torch.equal(found([i])[0], together[i])
+    monkeypatch.setattr(token, "fits_rows", lambda model: False)
+    assert (found(range(5)) - together).abs().mean() < 0.02
 
 
 def test_the_last_norm_is_not_taken_twice():

@@ -92,6 +92,7 @@ def test_a_study_leaves_its_rows_and_pictures(name, tmp_path):
         assert found["rows"][0]["ratio"] == 1 and found["rows"][0]["energy"][0] > 0.999
     elif name == "train":
         assert [r["part"] for r in found["rows"]] == [*bench.train.PARTS, "whole"]
+        assert 0 < found["outside"] < 1
         *parts, whole = found["rows"]
         for row in found["rows"]:
             assert row["tmem"] > 0 and row["plain"] > 0 and row["ratio"] > 0 and row["least"] >= 0

@@ -1,6 +1,7 @@
 """tools/gpu_train.py at its tiny size: both modes to the last line, what they leave, and what they do where they cannot."""
 
 import json
+from importlib.metadata import PackageNotFoundError
 
 import gpu_train
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tiny_run import lines
 
 from tmem.agent.passages import cut
+from tmem.bench import trl_step
 from tmem.bench.full_step import HEAD, MODELS, Counted, Said, Work, random_model
 from tmem.files.folders import UNFINISHED
 from tmem.machine import provenance
@@ -29,6 +31,16 @@ def one_thread():
 @pytest.fixture
 def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def no_trl(monkeypatch):
+    """As where TRL is not installed."""
+
+    def version(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(trl_step, "version", version)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +83,7 @@ def test_a_run_leaves_its_evaluations_and_its_adapter(no_gpu, tmp_path):
 
 
 @pytest.mark.parametrize("size, episodes", [("4b", 1), ("8b", 2)])
-def test_a_step_does_the_work_that_its_plan_counts(no_gpu, tmp_path, size, episodes):
+def test_a_step_does_the_work_that_its_plan_counts(no_gpu, no_trl, tmp_path, size, episodes):
     words = ["--tiny", "--shape", size, "--episodes", str(episodes), "--out", str(tmp_path)]
     assert gpu_train.main(words) == 0
     found, work = left(tmp_path, f"shape-{size}.json"), Work.of(size, episodes, tiny=True)
@@ -85,9 +97,24 @@ def test_a_step_does_the_work_that_its_plan_counts(no_gpu, tmp_path, size, episo
     assert sum(seconds[name] for name in ("write", "learn", "answer")) == pytest.approx(seconds["rollout"])
     assert found["memory"]["plan_gib"] == pytest.approx(sum(found["plan"]["gib"].values()))
     assert found["mfu"] is None and found["share_of_gemm_rate"] > 0
+    assert found["trl"] == {"installed": False}
 
 
-def test_a_step_whose_rollouts_all_answer_alike_is_not_a_whole_one(no_gpu, tmp_path, monkeypatch):
+def test_the_other_trainer_may_fail_and_the_step_is_whole(no_gpu, tmp_path, monkeypatch):
+    """The prompts that it is given are those of the writes."""
+    given = []
+
+    def broken(train, most, model, prompts, note):
+        given.extend(prompts)
+        raise RuntimeError("no such\noption")
+
+    monkeypatch.setattr(trl_step, "measured", broken)
+    assert gpu_train.main(["--tiny", "--shape", "4b", "--out", str(tmp_path)]) == 0
+    assert left(tmp_path, "shape-4b.json")["trl"] == {"failed": "RuntimeError: no such option"}
+    assert len(given) == Work.of("4b", 1, tiny=True).writes and all(len(ids) > 100 for ids in given)
+
+
+def test_a_step_whose_rollouts_all_answer_alike_is_not_a_whole_one(no_gpu, no_trl, tmp_path, monkeypatch):
     """Without an advantage there is no update."""
     monkeypatch.setattr(Counted, "score", lambda *_: {"f1": 1.0, "em": 1.0, "intrusion": 0.0})
     assert gpu_train.main(["--tiny", "--shape", "4b", "--out", str(tmp_path)]) == 1

@@ -53,8 +53,10 @@ def build() -> None:
 def sets() -> list[str]:
     import torch
 
+    from tmem.machine import cpu_bf16
+
     level = {"DEFAULT": 0, "AVX2": 1, "AVX512": 2}.get(torch.backends.cpu.get_cpu_capability(), 0)
-    return ["baseline", "avx2", "avx512"][: level + 1]
+    return ["baseline", "avx2", "avx512", "avx512bf16"][: level + 1 + (level == 2 and cpu_bf16() != "")]
 
 
 def child(runtime: str, instructions: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -80,6 +82,7 @@ def inside(*arguments: str) -> None:
     torch.ops.load_library = lambda path: load(str(BUILD / "libtmem_cpu.so") if path.endswith("libtmem_cpu.so") else path)
     import checks
     import fuzz
+    import token_checks
     from fuzz import OPS
 
     from tmem import ops
@@ -90,7 +93,7 @@ def inside(*arguments: str) -> None:
     raw = 0
     for seed in range(calls):
         raw += fuzz.refused_raw(seed, OPS[seed % len(OPS)])
-    for check in (checks.strided, checks.attend, checks.step, checks.copy, checks.decode):
+    for check in (checks.strided, checks.attend, checks.step, checks.copy, checks.decode, token_checks.few_rows):
         check(ops)
     print(f"{calls} calls, and {calls} spoiled ones past the checks, of which {raw} were refused,", end=" ")
 

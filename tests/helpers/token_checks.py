@@ -150,6 +150,22 @@ def neighbours(ops) -> None:
                 assert all(torch.equal(one[0], all_[row]) for one, all_ in zip(alone, together))
 
 
+def few_rows(ops) -> None:
+    """row_linear of every tail of the depth, of outputs and rows that fill no tile, strided; a row's bits alone, beside NaN."""
+    for dtype in (FP32, BF16, FP16, torch.float64):
+        for m, k, n in ((1, 5, 3), (3, 33, 9), (5, 64, 1), (7, 1100, 130), (16, 95, 22), (4, 32, 0), (0, 3, 3)):
+            x, w, bias = rows(m, 2 * k, dtype=dtype)[:, :k], rows(n, k + 3, dtype=dtype)[:, 3:], rows(n, dtype=dtype)
+            for b in (None, bias):
+                got = ops.row_linear(x, w, b)
+                assert got.dtype == dtype and got.is_contiguous()
+                assert_close("y", got, reference.row_linear(*wide((x, w, b))), TOLERANCES[dtype])
+            for row in range(m):
+                among = torch.full((9, k), NAN).to(dtype)
+                among[4] = x[row]
+                assert torch.equal(ops.row_linear(among, w, b)[4], got[row]), "a row depends on its neighbours"
+                assert torch.equal(ops.row_linear(x[row : row + 1].clone(), w, b)[0], got[row])
+
+
 TOKEN = [projections, norms, products, rotations]
 
 

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tmem import ops, reference
+from tmem.machine import cpu_bf16
 from tmem.testing import TOLERANCES, Case, assert_close, dense, make_case, rel_rms, segments
 
 pytestmark = pytest.mark.usefixtures("poison")
 NAMES = ops.OPS
+SETS = ["baseline", "avx2", "avx512", "avx512bf16"]
 
 
 @pytest.mark.parametrize("check", [*checks.ALL, checks.rows_alone], ids=lambda check: check.__name__)
@@ -162,18 +164,19 @@ def test_in_place_writes_are_seen_by_autograd():
         product.sum().backward()
 
 
-@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("name", SETS)
 def test_every_instruction_set(name):
     """The sets this processor can run hold all promises; one that it cannot run is refused by name."""
     code = (
-        "import torch, checks; from tmem import ops; torch.set_num_threads(2); torch.manual_seed(0);"
-        "[check(ops) for check in (checks.values, checks.strided, checks.invariance, checks.isolation, checks.step)];"
+        "import torch, checks, token_checks; from tmem import ops; torch.set_num_threads(2); torch.manual_seed(0);"
+        "[check(ops) for check in (checks.values, checks.strided, checks.invariance, checks.isolation, checks.step,"
+        " token_checks.few_rows)];"
         "print(ops.kernel_for('lora_shrink', 'cpu'))"
     )
     env = {**os.environ, "TMEM_CPU": name, "PYTHONPATH": os.path.dirname(checks.__file__)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     level = {"DEFAULT": 0, "AVX2": 1, "AVX512": 2}.get(torch.backends.cpu.get_cpu_capability(), 0)
-    if ["baseline", "avx2", "avx512"].index(name) <= level:
+    if SETS.index(name) <= level + (level == 2 and cpu_bf16() != ""):
         assert done.stdout.strip() == f"C++ CPU ({name})", done.stderr
     else:
         assert done.returncode and "TMEM_CPU must name a set" in done.stderr

@@ -49,16 +49,16 @@ def arguments(name, dtype=torch.float32, case=None):
 
 def test_all_ops_are_listed():
     declared = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("tmem::")}
-    listed = *ops.OPS, *ops.SVD_PARTS, *ops.LAYER_PARTS, *ops.TOKEN_PARTS, "cpu_instructions"
+    listed = *ops.OPS, *ops.SVD_PARTS, *ops.LAYER_PARTS, *ops.TOKEN_PARTS, *ops.CPU_PARTS, "cpu_instructions"
     assert {f"tmem::{name}" for name in listed} == declared
     assert len(SERVED) == len(set(SERVED)) == 13 and set(SERVED) < set(ops.__all__)
     assert all(hasattr(ops, name) for name in ops.__all__)
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", [*SERVED, *ops.CPU_PARTS])
 def test_cpu_is_served_by_cpp(name):
     """A silent fall-back to the reference is a bug."""
-    compiled = [f"C++ CPU ({set_})" for set_ in ("avx512", "avx2", "baseline")]
+    compiled = [f"C++ CPU ({set_})" for set_ in ("avx512bf16", "avx512", "avx2", "baseline")]
     # No kernel of the CPU reads a plan.
     assert ops.kernel_for(name, "cpu") in (["PyTorch reference"] if name == "lora_plan" else compiled)
     assert ops.kernel_for(name, "mps") == "PyTorch reference"

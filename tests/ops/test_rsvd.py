@@ -411,7 +411,7 @@ def test_all_parts_are_listed():
 @pytest.mark.parametrize("part", sorted(PARTS))
 def test_which_kernel_serves(part):
     """On a CPU, what reads the matrices is C++ and small dense problems are LAPACK's, by way of PyTorch."""
-    compiled = [f"C++ CPU ({set_})" for set_ in ("avx512", "avx2", "baseline")]
+    compiled = [f"C++ CPU ({set_})" for set_ in ("avx512bf16", "avx512", "avx2", "baseline")]
     assert ops.kernel_for(part, "cpu") in (["PyTorch reference"] if part in LAPACK else compiled)
 
 

@@ -22,10 +22,15 @@ WRONG = {
     "rope_writes_the_last_column": token_checks.rotations,
     "projections_of_one": token_checks.projections,
     "attend_reads_all": token_checks.lengths,
+    "row_linear_drops_the_tail": token_checks.few_rows,
+    "row_linear_adds_to_the_first": token_checks.few_rows,
 }
 
 
-@pytest.mark.parametrize("check", [*token_checks.TOKEN, token_checks.lengths], ids=lambda check: check.__name__)
+CHECKS = [*token_checks.TOKEN, token_checks.lengths, token_checks.few_rows]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_values(check):
     check(ops)
 
@@ -33,7 +38,7 @@ def test_values(check):
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_implementations_are_caught(name):
     module = importlib.import_module(f"wrong.{name}")
-    names = ("attend", *ops.TOKEN_PARTS)
+    names = ("attend", *ops.TOKEN_PARTS, *ops.CPU_PARTS)
     right = {op: getattr(torch.ops.tmem, op) for op in names}
     fault = {op: getattr(module, op) for op in names if hasattr(module, op)}
     assert fault
@@ -51,6 +56,7 @@ def arguments(name, dtype=torch.float32):
         "lora_decode_multi_": {"y": [y, other], "a": [case.a, case.a], "bt": [case.bt, case.bt], **adapter},
         "lora_norm": {"y": y, "residual": other, "before": None, "weight": y[0].clone(), "eps": 1e-6, "plus": 1.0,
                       "a": [case.a], "bt": [case.bt], **adapter},
+        "row_linear": {"x": y, "w": torch.randn(7, 16).to(dtype), "bias": torch.randn(7).to(dtype)},
         "lora_glu": {"gate": y, "up": other, "gelu": True, "a": [case.a] * 2, "bt": [case.bt] * 2, **adapter},
         "rope_write_": {"keys": cache[0], "values": cache[1], "q": torch.randn(3, 32).to(dtype), "k": y, "v": other,
                         "cos": y[:, :8].clone(), "sin": other[:, :8].clone(), "at": torch.tensor([4, 0, 2]),
@@ -65,7 +71,7 @@ def arguments_of_a_token(name, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("name", ops.TOKEN_PARTS)
+@pytest.mark.parametrize("name", [*ops.TOKEN_PARTS, *ops.CPU_PARTS])
 def test_opcheck(name, dtype):
     torch.library.opcheck(getattr(torch.ops.tmem, name).default, (), arguments(name, dtype))
 
@@ -106,6 +112,9 @@ def test_on_a_gpu(name):
         ("lora_glu", {"up": torch.zeros(3, 15)}, ValueError, r"up must have shape \[3, 16\]"),
         ("lora_glu", {"bt": [torch.zeros(2, 5, 16)]}, ValueError, "adapters are x, 2 of a and of bt"),
         ("lora_glu", {"gelu": "gelu"}, TypeError, "gelu must be True or False"),
+        ("row_linear", {"x": torch.zeros(3, 4, 16)}, ValueError, "x must have"),
+        ("row_linear", {"w": torch.zeros(7, 15)}, ValueError, r"w must have shape \[any, 16\]"),
+        ("row_linear", {"bias": torch.zeros(7).double()}, TypeError, "bias must be float32, got float64"),
         ("rope_write_", {"at": torch.zeros(3).int()}, TypeError, "at must be int64"),
         ("rope_write_", {"q_weight": None}, ValueError, "give both or neither"),
         ("rope_write_", {"q": torch.zeros(3, 31)}, ValueError, "whole heads of 8, got 31"),

@@ -1,17 +1,22 @@
-"""One new token of every row through a decoder's layers in few kernels: what a GPU takes for a step of decoding.
+"""One new token of every row through a decoder's layers in few kernels: what a step of decoding takes.
 
-Everything beside the products with frozen weights is one of four ops: see tmem.ops.TOKEN_PARTS. A projection's adapter is added
-by the op that reads the projection next, but for those of q, k and v, which one op adds. transformers' modules say what is
-computed, and hold the weights.
+On a GPU everything beside the products with frozen weights is one of four ops: see tmem.ops.TOKEN_PARTS. A projection's
+adapter is added by the op that reads the projection next, but for those of q, k and v, which one op adds. transformers' modules
+say what is computed, and hold the weights.
+
+On a CPU the products take the time, and more than half of it if weights are packed for them first. There they are `row_linear`,
+and the rest is what transformers' layers do, with their rounding.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..models import bases
 from ..models import forward as fw
 from ..models.families import FAMILIES
 from ..models.masks import windowed
@@ -19,6 +24,7 @@ from ..ops import attend, kernel_for, lora_decode_multi_, lora_glu, lora_norm, r
 from ..ops.attend import WIDEST
 from .attach import Route, Site, alone
 
+_decode_, _attend, _row_linear = (getattr(torch.ops.tmem, name).default for name in ("lora_decode_", "attend", "row_linear"))
 _GELU = {"SiLU": False, "SiLUActivation": False, "GELUTanh": True}  # of an activation's class: whether it is GELU by tanh
 
 
@@ -38,6 +44,14 @@ def fits(model: nn.Module, device: torch.device) -> bool:
     return known(model)
 
 
+def fits_rows(model: nn.Module) -> bool:
+    """Whether they are with `rows`: on a CPU in bf16, for whose products torch packs weights."""
+    weight = next(model.parameters())
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
+        return False
+    return kernel_for("row_linear", "cpu") != "PyTorch reference" and known(model)
+
+
 def known(model: nn.Module) -> bool:
     """Whether this file computes what the model's layers do."""
     if FAMILIES[model.config.model_type].norms is None:
@@ -48,13 +62,17 @@ def known(model: nn.Module) -> bool:
 
 
 def layers(
-    model: nn.Module, hidden: Tensor, positions: Tensor, mask: Tensor, cache: Columns, route: Route | None
+    model: nn.Module, hidden: Tensor, positions: Tensor, mask: Tensor, cache: Columns, route: Route | None, *,
+    rows: bool = False,
 ) -> Tensor:  # fmt: skip
-    """As `forward.layers` of all layers and one token a row, hidden [M,1,D], and the norm after them: [M,D]."""
+    """As `forward.layers` of all layers and one token a row, hidden [M,1,D], and the norm after them: [M,D].
+
+    rows: with `row_linear` and transformers' norms, instead of the few kernels of a GPU.
+    """
     decoder = fw.parts(model)
     kinds, rotaries = fw.surroundings(model, hidden, positions)
     masks = {kind: windowed(mask, fw.window(model.config, kind)) for kind in rotaries}
-    step, own = _Step(model, hidden, route), list(decoder.layers)
+    step, own = (_Rows if rows else _Step)(model, hidden, route), list(decoder.layers)
     h = hidden[:, 0]
     n = own[0].input_layernorm(h)
     nexts = [*(layer.input_layernorm for layer in own[1:]), decoder.norm]
@@ -123,6 +141,55 @@ class _Step:
             adapters = ()
         x = lora_glu(gate, up, _GELU[type(module.act_fn).__name__], *adapters)
         return self.product(module.down_proj, x), x
+
+
+class _Rows(_Step):
+    """The pieces of a layer on a CPU."""
+
+    def product(self, module: nn.Module, x: Tensor) -> Tensor:
+        own = module in self.sites or "forward" not in vars(module)
+        return product(module, x) if own and bases.plain_weight(module) is not None else super().product(module, x)
+
+    def adapted(self, module: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The layer with its adapter; y: without it, which is written over."""
+        y = self.product(module, x) if y is None else y
+        if module in self.sites:
+            _decode_(y, x, *self.sites[module].decoded, *self.named)
+        return y
+
+    def attention(self, module: nn.Module, n: Tensor, rotary, cache, at: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        size = module.head_dim
+        q, k, v = (self.adapted(one, n).unflatten(1, (-1, size)) for one in (module.q_proj, module.k_proj, module.v_proj))
+        if getattr(module, "q_norm", None) is not None:
+            q, k = module.q_norm(q), module.k_norm(k)
+        both, (cos, sin) = torch.cat([q, k], 1), (wave[:, None] for wave in rotary)
+        both = both * cos + torch.cat([-both[..., size // 2 :], both[..., : size // 2]], -1) * sin
+        q, k = both.split([q.shape[1], k.shape[1]], 1)
+        rows = torch.arange(len(at))
+        for kept, new in zip(cache, (k, v)):
+            kept[rows, :, at] = new.to(kept.dtype)
+        x = _attend(q.to(cache[0].dtype), *cache, seen, module.scaling).flatten(1).to(n.dtype)
+        return self.product(module.o_proj, x), x
+
+    def norm(self, y: Tensor, h: Tensor, before: nn.Module | None, norm: nn.Module, of: nn.Module, x: Tensor):
+        y = self.adapted(of, x, y)
+        h = h + (y if before is None else before(y))
+        return h, norm(h)
+
+    def mlp(self, module: nn.Module, n: Tensor) -> tuple[Tensor, Tensor]:
+        x = module.act_fn(self.adapted(module.gate_proj, n)) * self.adapted(module.up_proj, n)
+        return self.product(module.down_proj, x), x
+
+
+def product(module: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer of floats without an adapter, x [M,K] of its dtype."""
+    return _row_linear(x, module._parameters["weight"], module._parameters["bias"])
+
+
+def logits(model: nn.Module, n: Tensor) -> Tensor:
+    """What `layers` gave with `rows`, [M,D] -> logits fp32 [M,V]."""
+    own = bases.plain_weight(model.lm_head) is not None
+    return fw.logits(model, n, normed=True, linear=partial(product, model.lm_head) if own else None)
 
 
 def _eps(norm: nn.Module) -> float:

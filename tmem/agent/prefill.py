@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..adapters.attach import Route
 from ..adapters.bank import AdapterBank
 from ..adapters.routes import alone
 from ..models import forward as fw
@@ -80,10 +81,10 @@ class Read(NamedTuple):
 
 
 @contextlib.contextmanager
-def routed(bank: AdapterBank | None, slots: list[int] | None, lengths: list[int] | None = None) -> Iterator[None]:
+def routed(bank: AdapterBank | None, slots: list[int] | None, lengths: list[int] | None = None) -> Iterator[Route | None]:
     """This route alone: whatever is open around decode serves another batch."""
-    with alone(), contextlib.nullcontext() if slots is None else bank.route(slots, learn=False, lengths=lengths):
-        yield
+    with alone(), contextlib.nullcontext() if slots is None else bank.route(slots, learn=False, lengths=lengths) as route:
+        yield route
 
 
 def at_once(first: int, then: int) -> int:

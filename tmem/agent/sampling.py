@@ -10,10 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .nucleus import nucleus
 
+BLOCK = 128  # tokens whose probability is one step of a coarse cumulative sum: a fine one over all of them is slow
+BELOW_ONE = 1 - 2.0**-53
 SLIGHT = 0.1  # of the likeliest first token's probability; a generation that begins with a less probable one is not followed
 
 _forced: ContextVar[Mapping[str, Sequence[int]] | None] = ContextVar("forced", default=None)
@@ -95,7 +98,7 @@ def _chosen(
     if temperature <= 0.0:
         token = ranked(logits, [0 if count else s.how.rank for s, count in zip(samplers, counts)])
         return token, logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
-    logp = nucleus((logits / temperature).log_softmax(-1), top_p)
+    logp = nucleus((logits if temperature == 1.0 else logits / temperature).log_softmax(-1), top_p)
     noise = [s.noise[count] for s, count in zip(samplers, counts)]
     token = _drawn(logp, torch.tensor(noise, dtype=torch.float64, device=logits.device))
     if samplers[0].text is not None:
@@ -121,6 +124,12 @@ def slight(logits: Tensor, samplers: Sequence[Sampler]) -> list[bool]:
 
 
 def _drawn(logp: Tensor, noise: Tensor) -> Tensor:
-    """Inverse-CDF sampling with `noise` [rows] in [0, 1)."""
-    cdf = logp.exp().double().cumsum(-1)
-    return torch.searchsorted(cdf, noise[:, None] * cdf[:, -1:], right=True)[:, 0].clamp_(max=logp.shape[-1] - 1)
+    """Inverse-CDF sampling with `noise` [rows] in [0, 1), fp64: first among blocks of tokens, then inside one."""
+    blocks = F.pad(logp.exp(), (0, -logp.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    cdf = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    aim = noise[:, None] * cdf[:, -1:]
+    block = torch.searchsorted(cdf, aim, right=True).clamp_(max=blocks.shape[1] - 1)
+    inside = blocks[torch.arange(len(blocks), device=logp.device), block[:, 0]].double().cumsum(-1)
+    # A sum of another order is another by rounding: what is aimed at stays below it.
+    aim = torch.minimum(aim - F.pad(cdf, (1, 0)).gather(-1, block), inside[:, -1:] * BELOW_ONE)
+    return (block * BLOCK + torch.searchsorted(inside, aim, right=True))[:, 0]

@@ -200,6 +200,7 @@ class Growing:
         self.model, self.bank = model, bank
         self.rows, self.columns = 0, 0
         self.cache: _Columns | None = None
+        self.by_rows = token.fits_rows(model)
 
     def resize(self, kept: Sequence[int], rows: int, columns: int, like: Tensor | None = None) -> None:
         """Go on with `rows` rows of `columns` columns, first those of now that are `kept`. like: keys of a prompt, at first."""
@@ -217,9 +218,12 @@ class Growing:
         """Logits [rows, V] of the next tokens, fp32."""
         self.cache.at, self.cache.shown = spots.column, spots.shown
         mask = spots.visible[:, None, None, : spots.shown]
-        with routed(self.bank, None if self.bank is None else spots.slots):
-            embedded = fw.embed(self.model, spots.token[:, None])
-            hidden = fw.layers(self.model, embedded, spots.position[:, None], mask, cache=self.cache)[:, 0]
+        with routed(self.bank, None if self.bank is None else spots.slots) as route:
+            embedded, position = fw.embed(self.model, spots.token[:, None]), spots.position[:, None]
+            if self.by_rows and not torch.is_autocast_enabled("cpu"):
+                normed = token.layers(self.model, embedded, position, mask, self.cache, route, rows=True)
+                return token.logits(self.model, normed)
+            hidden = fw.layers(self.model, embedded, position, mask, cache=self.cache)[:, 0]
         return fw.logits(self.model, hidden)
 
 

@@ -9,7 +9,7 @@ the batch, and drops a mask that is all ones, which changes bits).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -125,17 +125,17 @@ def embed(model: nn.Module, ids: Tensor) -> Tensor:
     return hidden if times is None else hidden * getattr(model.config, times)
 
 
-def logits(model: nn.Module, hidden: Tensor, normed: bool = False) -> Tensor:
+def logits(model: nn.Module, hidden: Tensor, normed: bool = False, linear: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Last-layer states [..., D] -> fp32 (fp64 for an fp64 model) logits [..., V]: norm, unless they are `normed`, head,
-    up-cast."""
-    out = head(model, hidden, normed)
+    up-cast. linear: computes the head's product in place of the module."""
+    out = head(model, hidden, normed, linear)
     return out if out.dtype == torch.float64 else out.float()
 
 
-def head(model: nn.Module, hidden: Tensor, normed: bool = False) -> Tensor:
+def head(model: nn.Module, hidden: Tensor, normed: bool = False, linear: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Last-layer states [..., D] -> logits [..., V] in the model's dtype."""
     hidden = hidden if normed else parts(model).norm(hidden)
-    out, over = model.lm_head(hidden), FAMILIES[model.config.model_type].divides
+    out, over = (linear or model.lm_head)(hidden), FAMILIES[model.config.model_type].divides
     return out if over is None else out / getattr(model.config, over)
 
 

@@ -10,7 +10,7 @@ arXiv 2310.18547).
 S slots, R stored rows of a factor, M rows of a batch, G segments; fp32, bf16, fp16 and fp64 are torch.float32,
 torch.bfloat16, torch.float16 and torch.float64. HYPER: the settings of `bank_step_`, by column. SQUARED: the columns of a
 gradient for each entry of its `squares`. OPS and SVD_PARTS: the names that `kernel_for` knows, and TOKEN_PARTS, of which a step
-of decoding on a GPU is made.
+of decoding on a GPU is made; CPU_PARTS, of which one on a CPU is.
 """
 
 import importlib.util
@@ -29,6 +29,7 @@ from tmem.ops.gram_step import lora_gram_step_
 from tmem.ops.linear import lora_linear
 from tmem.ops.norm import lora_norm
 from tmem.ops.plan import lora_plan
+from tmem.ops.product import row_linear
 from tmem.ops.rope import rope_write_
 from tmem.ops.rsvd import batched_rsvd
 from tmem.ops.shrink import lora_shrink, lora_shrink_multi
@@ -36,9 +37,11 @@ from tmem.ops.step import HYPER, bank_step_
 
 SVD_PARTS = tuple(name for name in defined if name.startswith("svd_"))  # what batched_rsvd is made of
 TOKEN_PARTS = "lora_decode_multi_", "lora_norm", "lora_glu", "rope_write_"  # what a decoder's layer does for one token a row
-OPS = tuple(name for name in defined if name not in (*SVD_PARTS, *LAYER_PARTS, *TOKEN_PARTS))
+CPU_PARTS = ("row_linear",)  # what a step of decoding on a CPU is made of, beside attend and lora_decode_
+OPS = tuple(name for name in defined if name not in (*SVD_PARTS, *LAYER_PARTS, *TOKEN_PARTS, *CPU_PARTS))
 
 __all__ = [
+    "CPU_PARTS",
     "HYPER",
     "OPS",
     "SQUARED",
@@ -62,6 +65,7 @@ __all__ = [
     "lora_plan",
     "lora_shrink",
     "lora_shrink_multi",
+    "row_linear",
     "rope_write_",
 ]
 

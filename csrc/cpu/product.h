@@ -1,0 +1,93 @@
+// y = x Wᵀ of few rows, read straight from W: what packs W first, as a product of many rows does, reads it three times. Sums
+// run over the depth lane by lane, whatever tile an element falls into: a row's bits depend on that row alone.
+#pragma once
+#include "kernels.h"
+#include "vec.h"
+
+namespace {
+
+// How many terms are added to a vector of sums at once, and how.
+template <class T>
+struct Dot {
+  using vec = typename Compute<T>::vec;
+  using terms = vec;
+  static constexpr int count = Compute<T>::lanes;
+  static TMEM_INLINE_MEMBER terms get(const T* p) { return load(p); }
+  static TMEM_INLINE_MEMBER terms get_first(const T* p, int64_t n) { return load_first(p, n); }
+  static TMEM_INLINE_MEMBER vec add(vec sums, terms x, terms w) { return sums + x * w; }
+};
+#ifdef __AVX512BF16__
+template <>
+struct Dot<bf16> {  // pairs of products: twice the rate, no widening
+  using vec = f32v;
+  using terms = __m512bh;
+  static constexpr int count = 32;
+  static TMEM_INLINE_MEMBER terms get(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static TMEM_INLINE_MEMBER terms get_first(const bf16* p, int64_t n) {
+    return (__m512bh)_mm512_maskz_loadu_epi16((__mmask32)((1u << n) - 1), p);
+  }
+  static TMEM_INLINE_MEMBER vec add(vec sums, terms x, terms w) { return (f32v)_mm512_dpbf16_ps((__m512)sums, x, w); }
+};
+#endif
+
+template <class T, int M, int N>
+TMEM_INLINE void product_tile(const tmem::Product& p, int64_t row, int64_t output) {
+  using D = Dot<T>;
+  const T* x = static_cast<const T*>(p.x) + row * p.x_row;
+  const T* w = static_cast<const T*>(p.w) + output * p.w_row;
+  // Of more rows than one tile the second computes from the cache: time to fetch what the next outputs read.
+  const bool ahead = row == M && output + 2 * N <= p.outputs;
+  typename D::vec total[M][N] = {};
+  int64_t k = 0;
+  for (; k + D::count <= p.depth; k += D::count) {
+    typename D::terms b[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) {
+      b[n] = D::get(w + n * p.w_row + k);
+      if (ahead) __builtin_prefetch(w + (n + N) * p.w_row + k);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) {
+      const typename D::terms a = D::get(x + m * p.x_row + k);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; n++) total[m][n] = D::add(total[m][n], a, b[n]);
+    }
+  }
+  if (k < p.depth)
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+      for (int n = 0; n < N; n++)
+        total[m][n] = D::add(total[m][n], D::get_first(x + m * p.x_row + k, p.depth - k),
+                             D::get_first(w + n * p.w_row + k, p.depth - k));
+  T* y = static_cast<T*>(p.y) + row * p.outputs + output;
+  const T* bias = p.bias ? static_cast<const T*>(p.bias) + output : nullptr;
+  if constexpr (M == 4 && N == 4 && Compute<T>::lanes == 16) {
+    T made[16], added[16];
+    for (int m = 0; bias && m < 4; m++) memcpy(added + 4 * m, bias, 4 * sizeof(T));
+    store(made, bias ? sums(total) + load(added) : sums(total));
+    for (int m = 0; m < 4; m++) memcpy(y + m * p.outputs, made + 4 * m, 4 * sizeof(T));
+  } else {
+    for (int m = 0; m < M; m++)
+      for (int n = 0; n < N; n++) {
+        typename D::vec one = {sum(total[m][n])};
+        if (bias) one += load_first(bias + n, 1);
+        store_first(y + m * p.outputs + n, one, 1);
+      }
+  }
+}
+
+template <class T, int N>
+TMEM_INLINE void product_outputs(const tmem::Product& p, int64_t output) {
+  int64_t row = 0;
+  for (; row + 4 <= p.rows; row += 4) product_tile<T, 4, N>(p, row, output);
+  for (; row < p.rows; row++) product_tile<T, 1, N>(p, row, output);
+}
+
+template <class T>
+void product(const tmem::Product& p, int64_t output, int64_t end) {
+  for (; output + 4 <= end; output += 4) product_outputs<T, 4>(p, output);
+  for (; output < end; output++) product_outputs<T, 1>(p, output);
+}
+
+}  // namespace
