@@ -3,13 +3,14 @@ layer's adapters alone."""
 
 from __future__ import annotations
 
-import contextlib
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..adapters import token
+from ..adapters.bank import AdapterBank
+from ..agent.steps import Growing, Spots
 from ..models import forward as fw
 from ..ops import lora_decode_, lora_decode_multi_
 from .cases import ALL, MLP, SMOL, TINY, Adapters, ModelCase, Work
@@ -70,29 +71,34 @@ class _Step:
         self.network = decoder(case, device)
         self.bank = bank_of(case, self.network, self.slots)
         self.bank.detach()
-        self.cache = fw.KVCache(self.context + 1)
         generator = torch.Generator().manual_seed(1)
-        self.ids = torch.randint(1, 150, (self.slots, self.context + 1), generator=generator).to(device)
+        ids = torch.randint(1, 150, (self.slots, self.context + 1), generator=generator).to(device)
+        cache, rows = fw.KVCache(self.context), torch.arange(self.slots, device=device)
         with torch.inference_mode():
-            embedded, positions = fw.embed(self.network, self.ids[:, :-1]), torch.arange(self.context)[None]
-            fw.layers(self.network, embedded, positions, None, cache=self.cache)
-        columns = torch.arange(fw.shown(self.context + 1), device=device)
-        self.mask = (columns[None, None, None] <= self.context).expand(self.slots, -1, -1, -1)
-        self.position = torch.full((self.slots, 1), self.context, device=device)
+            embedded, positions = fw.embed(self.network, ids[:, :-1]), torch.arange(self.context, device=device)[None]
+            fw.layers(self.network, embedded, positions, None, cache=cache)
+            self.steps = Growing(self.network, None)
+            columns = fw.shown(self.context + 1)
+            self.steps.resize([], self.slots, columns, next(self.network.parameters()))
+            self.steps.put(range(self.slots), (cache, rows))
+        last = torch.full_like(rows, self.context)
+        visible = (torch.arange(columns, device=device) <= self.context).expand(self.slots, -1)
+        self.spots = Spots(ids[:, -1], last, last, list(range(self.slots)), visible, columns)
 
     @torch.inference_mode()
-    def _run(self, route: AbstractContextManager) -> Tensor:
-        self.cache.length = self.context
-        with route:
-            embedded = fw.embed(self.network, self.ids[:, -1:])
-            hidden = fw.layers(self.network, embedded, self.position, self.mask, cache=self.cache)
-            return fw.logits(self.network, hidden[:, 0])
+    def _run(self, bank: AdapterBank | None = None, by_rows: bool = True) -> Tensor:
+        self.steps.bank, self.steps.by_rows = bank, by_rows and token.fits_rows(self.network)
+        return self.steps(self.spots)
 
     def base(self) -> Tensor:
-        return self._run(contextlib.nullcontext())
+        return self._run()
+
+    def layers(self) -> Tensor:
+        """The frozen decoder as transformers runs it."""
+        return self._run(by_rows=False)
 
     def tmem(self) -> Tensor:
-        return self._run(self.bank.route(list(range(self.slots)), learn=False))
+        return self._run(self.bank)
 
     @torch.inference_mode()
     def dense(self) -> Tensor:
@@ -122,9 +128,11 @@ class _Step:
 
 def _model(case: ModelCase, device: str) -> dict[str, Provider]:
     step = _Step(case, device)
+    layers = step.layers()
     # A rounded sum of weights is another rounding.
     return {
-        "base": Provider(step.base, lambda: {"logits": step.base()}, {"logits": step.base()}, step.bank.detach),
+        "base": Provider(step.base, lambda: {"logits": step.base()}, {"logits": layers}, step.bank.detach, tolerance=0.05),
+        "transformers' layers": Provider(step.layers, lambda: {"logits": step.layers()}, {"logits": layers}, step.bank.detach),
         "tmem": Provider(step.tmem, step.adapted, {"logits": step.dense()}, step.attach, tolerance=0.05),
     }
 

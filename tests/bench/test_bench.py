@@ -25,7 +25,7 @@ PROVIDERS = {
     "step": ({"tmem", "tmem, sums to make", "group per slot", "flat", "flat, zeroing"}, "flat"),
     "fused": ({"tmem", "gram, then step"}, "gram, then step"),
     "idle": ({"tmem", "tmem, no idle rows"}, "tmem, no idle rows"),
-    "decode": ({"base", "tmem"}, "base"),
+    "decode": ({"base", "transformers' layers", "tmem"}, "base"),
     "loop": ({"base", "tmem", "base, not captured", "tmem, not captured"}, "base"),
     "attend": ({"tmem", "torch sdpa, folded", "torch sdpa, enable_gqa"}, "tmem"),
     "token": ({"tmem", "apart"}, "apart"),
