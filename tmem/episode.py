@@ -89,7 +89,12 @@ class Outcome:
 
 
 class Scene:
-    """An episode's turns, under way: observe, act, observe, ... A class of one's own derives from it."""
+    """An episode's turns, under way: observe, act, observe, ... A class of one's own derives from it.
+
+    recalls  whether its turns are taken under Δ; else that is for the questions afterwards alone
+    """
+
+    recalls = True
 
     def observe(self) -> Observation | None:
         """What the agent is shown next; None: the scene is over. Asking twice changes nothing."""
@@ -121,6 +126,7 @@ class Episode:
         questions  asked when all was read
         note       what a reader of its scores should know
         begin      makes the scene, anew for every rollout, after the stream was read
+        reading    passages with gold pairs that supervised steps ask beside them, and no rollout reads
 
     A chunk is one conversation session with a date header.
     """
@@ -131,3 +137,4 @@ class Episode:
     questions: tuple[Question, ...]
     note: str = ""
     begin: Callable[[Clip], Scene] | None = None
+    reading: tuple[tuple[str, tuple[Pair, ...]], ...] = ()

@@ -24,8 +24,9 @@ def task_of(config: TrainConfig) -> Environment:
         return passages
     if config.task == "search":
         found: Environment = Searches(
-            config.data, config.corpus, objectives=config.objectives, turns=config.turns, max_new=config.turn_tokens, step=step
-        )
+            config.data, config.corpus, objectives=config.objectives, turns=config.turns, max_new=config.turn_tokens,
+            each=config.each, step=step,
+        )  # fmt: skip
         found.require("train", config.eval_split)
     elif config.task == "verifiers":
         found = Verifiers(config.environment, turns=config.turns, max_new=config.turn_tokens, step=step)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ..episode import Clip, Observation, Outcome, Pair, Scene
-from ..words import normalise
+from ..words import POLAR, normalise
 from . import search
 from .corpus import Document, Index
 from .multihop import Hop
@@ -47,6 +47,8 @@ class SearchScene(Scene):
         max_new  tokens of a turn
         known    the questions stand in the prompts that write down what was found
         stays    what was found stands in the reply to its turn, instead of leaving the context
+        each     every question is asked by itself when the scene is over. So it ends with its turns, or with the first one that
+                 answers, whatever that says, and no turn needs what was learned
 
     After each action: `said`, as it was understood; `shown`, the turn and its reply as the next may see them; `titles` that it
     found; `answer`, None until there is one.
@@ -54,8 +56,9 @@ class SearchScene(Scene):
 
     def __init__(
         self, task: Objectives, find: Tool[list[Document]] | None, clip: Clip, *, turns: int, max_new: int = 128,
-        observation: int = OBSERVATION, known: bool = True, stays: bool = False,
+        observation: int = OBSERVATION, known: bool = True, stays: bool = False, each: bool = False,
     ):  # fmt: skip
+        self.each, self.recalls = each, not each
         self.task, self.find, self.clip, self.turns, self.max_new = task, find, clip, turns, max_new
         self.observation, self.known, self.stays = observation, known, stays
         self.taken = 0
@@ -67,7 +70,12 @@ class SearchScene(Scene):
     @property
     def questions(self) -> tuple[str, ...]:
         """As they are known to be asked."""
-        return tuple(map(_question, self.task.hops))
+        return tuple(map(question, self.task.hops))
+
+    @property
+    def over(self) -> bool:
+        """Whether the agent has no more turn."""
+        return self.answer is not None or self.each and self.taken >= self.turns
 
     @property
     def opened(self) -> str:
@@ -76,9 +84,9 @@ class SearchScene(Scene):
 
     def observe(self) -> Observation | None:
         """The instruction with the questions, and the last turn."""
-        if self.answer is not None:
+        if self.over:
             return None
-        text = "\n".join(filter(None, (search.prompt(self.task), self.shown)))
+        text = "\n".join(filter(None, (search.prompt(self.task, each=self.each), self.shown)))
         return Observation(text, self.opened, "turn" if self.taken < self.turns else "answer", self.max_new)
 
     def act(self, said: str) -> Outcome:
@@ -109,35 +117,39 @@ class SearchScene(Scene):
 
     def scores(self) -> list[dict[str, float]]:
         """f1 and em of every question, all 0 where there are not as many answers; `counted`, whether there are; `found`, the
-        share of all evidence that was found."""
+        share of all evidence that was found. Where each question is asked by itself, `found` alone."""
+        found = search.recall(self.task, list(self.met)) or 0.0
+        if self.each:
+            return [{"found": found}]
         parts = [p.strip() for p in (self.answer or "").split(";")]
         counted = float(len(parts) == len(self.task.hops) and self.answer is not None)
-        found = search.recall(self.task, list(self.met)) or 0.0
-        out = []
-        for i, hop in enumerate(self.task.hops):
-            own = search.score(Objectives(hop.id, (hop,)), parts[i] if counted else None)
-            out.append({"f1": own["f1"], "em": own["em"], "counted": counted, "found": found})
-        return out
+        said = [search.compared(parts[i] if counted else "", hop.answers) for i, hop in enumerate(self.task.hops)]
+        return [{"f1": f1, "em": em, "counted": counted, "found": found} for em, f1 in said]
 
     # what is right to do, by the supporting facts ----------------------------------------------------------------------
 
     def right(self) -> str | None:
         """Search for the first question whose evidence was not found, in its own words, then for the articles that it names;
-        answer when there is nothing left to search for. None where the data name no evidence."""
+        answer when there is nothing left to search for. None where the data name no evidence.
+
+        The thought notes what is known of each question, or, where they are asked one by one, that this one is not known. Then
+        the answer says nothing."""
         if not all(hop.evidence for hop in self.task.hops):
             return None
-        answer = f"<answer>{'; '.join(hop.answers[0] for hop in self.task.hops)}</answer>"
+        answer = "" if self.each else "; ".join(hop.answers[0] for hop in self.task.hops)
         if self.taken >= self.turns:
-            return answer
+            return f"<answer>{answer}</answer>"
+        queries = map(self._query, self.task.hops)
+        number, query = next(((i, q) for i, q in enumerate(queries, 1) if q is not None), (0, None))
         known = [self._answered(hop) or _UNKNOWN for hop in self.task.hops]
-        query = next(filter(None, map(self._query, self.task.hops)), None)
-        think = " ".join(f"{i}: {search.escape(note)}." for i, note in enumerate(known, 1))
-        return f"<think>{think}</think>\n{answer if query is None else f'<search>{query}</search>'}"
+        notes = [f"{i}: {search.escape(note)}." for i, note in enumerate(known, 1) if i == number or not self.each]
+        action = f"<answer>{answer}</answer>" if query is None else f"<search>{query}</search>"
+        return f"<think>{' '.join(notes)}</think>\n{action}"
 
     def _query(self, hop: Hop) -> str | None:
         if self._answered(hop) or set(hop.evidence) <= self.met.keys():
             return None
-        named = [t for t in hop.evidence if t not in self.met and _stands(t, hop.question)]
+        named = [t for t in hop.evidence if t not in self.met and stands(t, hop.question)]
         return next((q for q in (search.escape(hop.question), *named) if normalise(q) not in self.asked), None)
 
     def _new(self, found: Sequence[Document]) -> list[Document]:
@@ -149,22 +161,29 @@ class SearchScene(Scene):
 
     def _answered(self, hop: Hop) -> str:
         """The answer that stands in what was found of a question's evidence; a yes or no when all of it was found; ""."""
-        if normalise(hop.answers[0]) in ("yes", "no"):
+        if normalise(hop.answers[0]) in POLAR:
             return hop.answers[0] if set(hop.evidence) <= self.met.keys() else ""
         text = " ".join(d.text for title, d in self.met.items() if title in hop.evidence)
-        return next((a for a in hop.answers if _stands(a, text)), "")
+        return next((a for a in hop.answers if stands(a, text)), "")
 
     def _pairs(self, new: Sequence[Document]) -> tuple[Pair, ...]:
         """Of every question that new evidence answers the pair to learn."""
         found = {d.title for d in new}
         told = [(hop, self._answered(hop)) for hop in self.task.hops if found & set(hop.evidence)]
-        return tuple(Pair(_question(hop), answer) for hop, answer in told if answer)
+        return tuple(Pair(question(hop), answer) for hop, answer in told if answer)
 
 
-def _question(hop: Hop) -> str:
+def question(hop: Hop) -> str:
     """A question as it is known to be asked."""
-    return search.escape(hop.question if hop.question.endswith("?") else f"{hop.question}?")
+    return search.escape(search.asked(hop))
 
 
-def _stands(words: str, text: str) -> bool:
+def telling(hop: Hop) -> list[Document]:
+    """The passages of a question's evidence that say its answer: those in which it stands, of a yes or no all of them."""
+    polar = normalise(hop.answers[0]) in POLAR
+    return [Document(*p) for p in hop.passages if polar or any(stands(a, p[1]) for a in hop.answers)]
+
+
+def stands(words: str, text: str) -> bool:
+    """Whether words stand in a text one after another, apart from case and punctuation."""
     return f" {normalise(words)} " in f" {normalise(text)} "
