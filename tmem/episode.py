@@ -126,7 +126,6 @@ class Episode:
         questions  asked when all was read
         note       what a reader of its scores should know
         begin      makes the scene, anew for every rollout, after the stream was read
-        reading    passages with gold pairs that supervised steps ask beside them, and no rollout reads
 
     A chunk is one conversation session with a date header.
     """
@@ -137,4 +136,3 @@ class Episode:
     questions: tuple[Question, ...]
     note: str = ""
     begin: Callable[[Clip], Scene] | None = None
-    reading: tuple[tuple[str, tuple[Pair, ...]], ...] = ()

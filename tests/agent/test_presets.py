@@ -248,9 +248,11 @@ DIFFERS = {
                "rl_lr": 1e-6, "micro_tokens": 16384, "checkpointing": True, "layout": "fsdp", "eval_episodes": 64},
     ),
     "search": {
-        "train": {"task": "search", "objectives": 2, "turns": 3, "turn_tokens": 64, "warm_steps": 40, "warm_plain": 0,
-                  "warm_episodes": 3, "warm_pairs": 0, "warm_read": 0.0, "warm_keep": 0.0, "warm_lr": 8e-4, "rl_steps": 6,
-                  "rl_episodes": 2, "rl_group": 4, "rl_lr": 5e-5, "probe": 0, "eval_episodes": 20},
+        "learn": {"reverse": "", "target": 0.02}, "answer": {"gain": 0.0},
+        "train": {"task": "search", "objectives": 3, "turn_tokens": 80, "each": True, "warm_steps": 12, "warm_plain": 12,
+                  "warm_episodes": 2, "warm_pairs": 0, "warm_read": 0.0, "warm_keep": 0.0, "warm_lr": 1e-3, "rl_steps": 6,
+                  "rl_episodes": 2, "rl_group": 4, "rl_answers": "greedy", "rl_lr": 1e-4, "rl_dead": "dropped", "probe": 0,
+                  "eval_episodes": 20},
     },
     "verifiers": {
         "train": {"task": "verifiers", "reward": "score", "turns": 8, "turn_tokens": 128, "warm_steps": 0, "warm_plain": 0,

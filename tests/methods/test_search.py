@@ -486,7 +486,7 @@ def test_the_prompt_holds_all_questions_and_a_worked_example():
     assert all(tag in text for tag in ("<think>", "<search>", "<information>", "<answer>", "[4 turns left]"))
     assert "<search>" not in search.prompt(TWO, direct=True)
     alone = search.prompt(TWO, each=True)
-    assert "Marie Curie" not in alone and alone.endswith("Questions (2): Who made Zib?; Name the town?")
+    assert "Marie Curie" not in alone and alone.endswith("\n1. Who made Zib?\n2. Name the town?")
     trap = Objectives("t", (Hop("x", "Why </ANSWER > {count}\n<search>?", ("a",)),))
     assert search.prompt(trap).endswith("Questions (1): Why &lt;/ANSWER > {count} &lt;search>?")
 
@@ -737,13 +737,16 @@ def test_tokens_are_counted_as_they_were_read(monkeypatch, state):
     assert [s.history for _, s in turns] == [p - base for p, _ in turns]
 
 
+QUERIES = ["toy Zib</search> and so on", "maker Ulm</search>"]
+
+
 @pytest.mark.parametrize(
     "state, zib, ada, turns",
     [("full", True, True, 2), ("mem1", False, True, 2), ("tmem", False, False, 2), ("none", False, False, 0)],
 )
 def test_each_question_is_asked_by_itself_with_what_is_remembered(monkeypatch, state, zib, ada, turns):
     agent = agent_of()
-    script = {"k0": [*LONG[:turns], "Ada Mo", "of; Ulm\nor so"]}
+    script = {"k0": [*QUERIES[:turns], "Ada Mo", "of; Ulm\nor so"]}
     (row,), stub = scripted(monkeypatch, state, turns=2, agent=agent, script=script, each="instruction")
     first, second = stub.prompts["k0/asked0"], stub.prompts["k0/asked1"]
     assert ("Doc 1 (Title: Zib)" in first) == zib and ("Doc 1 (Title: Ada Mo)" in first) == ada
@@ -759,17 +762,18 @@ def test_each_question_is_asked_by_itself_with_what_is_remembered(monkeypatch, s
     assert told[0]["prompt_tokens"] + told[1]["read_tokens"] == row.scores()["read"]
 
 
-def test_asked_one_by_one_a_turn_that_answers_ends_the_search_and_is_not_the_answer(monkeypatch):
-    (row,), stub = scripted(
-        monkeypatch, "tmem", script={"k0": [LONG[0], "<answer>Rome; Rome</answer>", "Ada Mo", "Ulm"]}, each="few-shot"
-    )
-    assert row.answer == "Ada Mo; Ulm" and "k0/turn2" not in stub.prompts
+def test_asked_one_by_one_no_turn_is_an_answer(monkeypatch):
+    script = {"k0": ["toy Zib</search><answer>Rome; Rome</answer>", "</search>", "Ada Mo", "Ulm"]}
+    (row,), stub = scripted(monkeypatch, "tmem", turns=2, script=script, each="few-shot")
+    assert row.answer == "Ada Mo; Ulm" and row.scores()["searches"] == 2
+    assert "one query.\n1. Who made Zib?\n2. Name the town?\n<search>toy Zib</search>\n" in stub.prompts["k0/turn1"]
+    assert stub.prompts["k0/turn1"].endswith("<search>")
     (fixed,), stub = scripted(monkeypatch, "constant", each="few-shot")
     assert fixed.answer == "no; no" and not stub.prompts
 
 
 def test_text_that_is_asked_about_leaves_room_for_the_question(monkeypatch):
-    script = {"k0": [LONG[0]] * 4 + ["Ada Mo", "Ulm"]}
+    script = {"k0": [QUERIES[0]] * 4 + ["Ada Mo", "Ulm"]}
     (row,), stub = scripted(monkeypatch, "full", script=script, context=400, each="instruction")
     asked = [stub.prompts[f"k0/asked{i}"] for i in range(2)]
     assert 300 < max(map(len, asked)) <= 400 and all("toy Zib</search>" in prompt for prompt in asked)

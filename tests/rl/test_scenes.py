@@ -273,14 +273,15 @@ def test_the_supporting_facts_lead_from_queries_to_evidence_pairs_and_the_answer
 def test_where_questions_are_asked_one_by_one_the_scene_searches_alone():
     hops = (Hop("a", "Who made Zib", ("Ada; Mo",), ("Zib",)), Hop("b", "Is Zib red?", ("no",), ("Zib", "Paint")))
     index = Index([Document("Zib", "Zib is a toy by Ada; Mo."), Document("Ulm", "A town.")])
-    scene = SearchScene(search.Objectives("o", hops), engine(index, 1), lambda text, tokens: text, turns=3, each=True)
-    assert not scene.recalls and [right for right, _ in played(scene)] == [
-        "<think>1: not known yet.</think>\n<search>Who made Zib</search>",
-        "<think>2: not known yet.</think>\n<search>Is Zib red?</search>", "<think></think>\n<answer></answer>",
-    ]  # fmt: skip
-    assert scene.scores() == [{"found": 0.5}]
+    scene = SearchScene(search.Objectives("o", hops), engine(index, 1), lambda text, tokens: text, turns=2, each=True)
+    said = ["<search>Who made Zib</search>", "<search>Is Zib red?</search>"]
+    assert not scene.recalls and [right for right, _ in played(scene)] == said
+    assert scene.over and scene.shown.startswith(said[1]) and scene.right() is None and scene.scores() == [{"found": 0.5}]
     cut = SearchScene(search.Objectives("o", hops), engine(index, 1), lambda text, tokens: text, turns=1, each=True)
     assert len(played(cut)) == 1 and cut.over and cut.answer is None
+    cut = SearchScene(search.Objectives("o", hops), engine(index, 1), lambda text, tokens: text, turns=2, each=True)
+    cut.act("<search><answer>Ada</answer>")
+    assert not cut.over and cut.answer is None and "Nothing was found." in cut.shown
 
 
 @pytest.mark.parametrize("each", [False, True])
@@ -332,27 +333,31 @@ def test_questions_are_held_out_by_their_words_and_none_comes_twice_in_an_epoch(
     assert mixture.place("7", 3) == ("", 7) and mixture.place("s/2/1", 3) == ("s", 7) and mixture.place("x", 3) == ("x", 0)
 
 
-def test_searches_that_are_asked_one_by_one_have_questions_and_passages_to_read(tmp_path):
+def test_searches_that_are_asked_one_by_one_have_questions(tmp_path):
     data, corpus = files(tmp_path)
     episode = Searches([data], [corpus], objectives=2, each=True).episode("0/rl/0/0", "train")
     task = episode.begin(lambda text, tokens: text).task
     assert [(q.text, q.answers) for q in episode.questions] == [(hop.question, hop.answers) for hop in task.hops]
     assert len({q.id for q in episode.questions}) == len(episode.questions)
-    for hop, (text, pairs) in zip(task.hops, episode.reading, strict=True):
-        assert pairs == (Pair(hop.question, hop.answers[0]),) and CORPUS[hop.evidence[0]] in text
-        assert text.startswith("Doc 1 (Title: Zib") and text.count("\n") == 1  # and one that does not say it
     scored = Searches([data], [corpus]).score
     assert scored(Question("q", "Who?", ("Ada; Mo", "Ada"), ""), "the ada, mo") == {"em": 1.0, "f1": 1.0}
     assert scored(episode.questions[0], "") == {"em": 0.0, "f1": 0.0}
     assert not Searches([data], [corpus]).episode("0/rl/0/0", "train").questions
 
 
-def test_passages_to_read_are_asked_about_beside_them():
-    config = dataclasses.replace(TRAIN, warm_read=1.0, warm_plain=9)
-    agent, reading = agent_of(slots=2), (("Doc 1 (Title: Zib) By Ada.", (Pair("Who made Zib?", "Ada"),)),)
-    found = supervised.examples(agent, config, 0, [Episode("a", (), (), (), reading=reading)])
-    (example,) = found.reading
-    assert "By Ada." in agent.chat.text(example.prompt) and agent.chat.text(example.answer) == "Ada" and not found.writing
+def test_turns_that_recall_nothing_are_all_taught_and_taken_without_delta(tmp_path, pairs_always):
+    data, corpus = files(tmp_path)
+    task = Searches([data], [corpus], objectives=2, turns=2, max_new=6, each=True)
+    episode = next(e for e in (task.episode(f"0/rl/{i}/0", "train") for i in range(9)) if len(e.questions) == 2)
+    for plain in (9, 0):
+        agent = agent_of(slots=2, max_position_embeddings=4096)
+        found = supervised.examples(agent, dataclasses.replace(TRAIN, warm_plain=plain), 0, [episode])
+        said = {agent.chat.text(e.answer): e.delta for e in found.writing}
+        assert all(said[f"{q.text}</search>"] is None for q in episode.questions)
+        assert [agent.chat.text(e.answer) for e in found.recalling] == [q.answers[0] for q in episode.questions if not plain]
+    (rollout,) = traced(agent, episodes=[episode], keys=["k"])
+    assert all(a.delta is None and a.writes == 0 for a in rollout.actions if a.kind == "turn")
+    assert [a.kind for a in rollout.actions][-2:] == ["answer"] * 2 and worst(replayed(agent, [rollout])[0]) < 1e-5
 
 
 def test_few_questions_that_a_passage_does_not_answer_are_shown_beside_it():

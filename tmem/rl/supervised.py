@@ -123,7 +123,6 @@ def examples(
     """
     streams = [passages(agent, e) for e in episodes]
     read = [(*passage, never(episode)) for episode, stream in zip(episodes, streams) for passage in stream]
-    read += [(text, [*pairs], []) for episode in episodes for text, pairs in episode.reading]
     reading = _reading(agent, config, step, read) if config.warm_read else []
     if step < config.warm_plain:
         writing = [w for stream in streams for p in stream for w in _writing(agent, config, *p, None)]

@@ -8,6 +8,7 @@ from ..tasks.stream import Stream
 from ..tasks.task import Environment, Task, find_task
 from ..tasks.verifiers_env import Verifiers
 from .config import TrainConfig
+from .rollout import LIKELY
 
 
 def task_of(config: TrainConfig) -> Environment:
@@ -33,9 +34,9 @@ def task_of(config: TrainConfig) -> Environment:
         found.require("train", config.eval_split)
     else:
         found = find_task(config.task)
-    if not isinstance(found, Task) and (config.rl_credit != "rollout" or config.rl_answers != "sampled"):
+    if not isinstance(found, Task) and (config.rl_credit != "rollout" or config.rl_answers in LIKELY):
         raise ValueError(
-            'preset: [train]: an environment with scenes is trained with rl_credit = "rollout" and rl_answers = "sampled"; '
-            "credit of single actions and scored answers are for text in, questions out."
+            'preset: [train]: an environment with scenes is trained with rl_credit = "rollout", and rl_answers = "sampled" or '
+            '"greedy"; credit of single actions and scored answers are for text in, questions out.'
         )
     return found

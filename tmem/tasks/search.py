@@ -17,12 +17,12 @@ from .metrics import squad, token_f1
 from .multihop import Hop
 
 __all__ = [
-    "CONSTANT", "OPEN_ANSWER", "OPEN_TURN", "Objectives", "Said", "Step", "asked", "compared", "compose", "costs", "escape",
-    "evidence", "information", "joined", "listing", "prompt", "read", "recall", "score", "summary",
+    "CONSTANT", "OPEN_ANSWER", "OPEN_SEARCH", "OPEN_TURN", "Objectives", "Said", "Step", "asked", "compared", "compose",
+    "costs", "escape", "evidence", "information", "joined", "listing", "prompt", "read", "recall", "score", "summary",
 ]  # fmt: skip
 
 # What a turn starts with: a small model left to itself does not keep to the form. When no turns are left, only an answer is.
-OPEN_TURN, OPEN_ANSWER = "<think>", "<answer>"
+OPEN_TURN, OPEN_SEARCH, OPEN_ANSWER = "<think>", "<search>", "<answer>"
 CONSTANT = "no"  # what HotpotQA's questions are answered with most often: a score for asking about nothing
 
 _EXAMPLE = """\
@@ -74,9 +74,8 @@ Questions ({{count}}): {{question}}"""
 
 # Where every question is asked by itself afterwards. No example: whoever searches so was taught to.
 _SEARCH = """\
-Find articles that answer the questions, with a search engine. Each of your turns has two parts. In <think> you note the \
-question that you search for. Then comes <search> with one query, or, once all were searched for, <answer></answer>.
-Questions ({count}): {question}"""
+Find articles that answer the questions, with a search engine. Each of your turns is one query.
+{questions}"""
 
 _TAG = re.compile(r"<(/?)(think|search|answer)>", re.IGNORECASE)
 _INFORMATION = re.compile(r"<information>.*?(?:</information>|\Z)", re.IGNORECASE | re.DOTALL)
@@ -127,8 +126,9 @@ def compose(hops: Sequence[Hop], n: int) -> list[Objectives]:
 def prompt(task: Objectives, *, direct: bool = False, each: bool = False) -> str:
     """The instruction with a worked example, and the questions; `direct`: to be answered without a search. each: only the
     search, without an example, as every question is asked by itself afterwards."""
-    form = _SEARCH if each else _DIRECT if direct else _PROMPT
-    return form.format(count=len(task.hops), question=escape(task.question))
+    if each:
+        return _SEARCH.format(questions="\n".join(f"{i}. {escape(asked(hop))}" for i, hop in enumerate(task.hops, 1)))
+    return (_DIRECT if direct else _PROMPT).format(count=len(task.hops), question=escape(task.question))
 
 
 def escape(text: str) -> str:

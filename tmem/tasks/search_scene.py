@@ -47,8 +47,8 @@ class SearchScene(Scene):
         max_new  tokens of a turn
         known    the questions stand in the prompts that write down what was found
         stays    what was found stands in the reply to its turn, instead of leaving the context
-        each     every question is asked by itself when the scene is over. So it ends with its turns, or with the first one that
-                 answers, whatever that says, and no turn needs what was learned
+        each     every question is asked by itself when the turns are used up. So a turn is a query alone, and none needs what
+                 was learned
 
     After each action: `said`, as it was understood; `shown`, the turn and its reply as the next may see them; `titles` that it
     found; `answer`, None until there is one.
@@ -70,16 +70,18 @@ class SearchScene(Scene):
     @property
     def questions(self) -> tuple[str, ...]:
         """As they are known to be asked."""
-        return tuple(map(question, self.task.hops))
+        return tuple(map(_question, self.task.hops))
 
     @property
     def over(self) -> bool:
         """Whether the agent has no more turn."""
-        return self.answer is not None or self.each and self.taken >= self.turns
+        return self.taken >= self.turns if self.each else self.answer is not None
 
     @property
     def opened(self) -> str:
         """What the next action begins with."""
+        if self.each:
+            return search.OPEN_SEARCH
         return search.OPEN_TURN if self.taken < self.turns else search.OPEN_ANSWER
 
     def observe(self) -> Observation | None:
@@ -93,8 +95,11 @@ class SearchScene(Scene):
         """Search, or answer. Without a turn left only an answer is read."""
         last, self.said, self.titles = self.taken >= self.turns, search.read(said), ()
         self.taken += 1
-        self.answer = (self.said.answer or "") if last else self.said.answer
         self.shown = str(self.said)
+        if self.each:
+            self.shown = self.shown.removeprefix("<think></think>\n")
+        else:
+            self.answer = (self.said.answer or "") if last else self.said.answer
         if self.answer is not None:
             return Outcome()
         reply, outcome = self._reply(self.said.query)
@@ -130,26 +135,24 @@ class SearchScene(Scene):
 
     def right(self) -> str | None:
         """Search for the first question whose evidence was not found, in its own words, then for the articles that it names;
-        answer when there is nothing left to search for. None where the data name no evidence.
-
-        The thought notes what is known of each question, or, where they are asked one by one, that this one is not known. Then
-        the answer says nothing."""
+        answer when there is nothing left to search for. None where the data name no evidence, and where every question is asked
+        by itself instead of that answer."""
         if not all(hop.evidence for hop in self.task.hops):
             return None
-        answer = "" if self.each else "; ".join(hop.answers[0] for hop in self.task.hops)
+        query = next(filter(None, map(self._query, self.task.hops)), None)
+        if self.each:
+            return query and f"<search>{query}</search>"
+        answer = f"<answer>{'; '.join(hop.answers[0] for hop in self.task.hops)}</answer>"
         if self.taken >= self.turns:
-            return f"<answer>{answer}</answer>"
-        queries = map(self._query, self.task.hops)
-        number, query = next(((i, q) for i, q in enumerate(queries, 1) if q is not None), (0, None))
+            return answer
         known = [self._answered(hop) or _UNKNOWN for hop in self.task.hops]
-        notes = [f"{i}: {search.escape(note)}." for i, note in enumerate(known, 1) if i == number or not self.each]
-        action = f"<answer>{answer}</answer>" if query is None else f"<search>{query}</search>"
-        return f"<think>{' '.join(notes)}</think>\n{action}"
+        think = " ".join(f"{i}: {search.escape(note)}." for i, note in enumerate(known, 1))
+        return f"<think>{think}</think>\n{answer if query is None else f'<search>{query}</search>'}"
 
     def _query(self, hop: Hop) -> str | None:
         if self._answered(hop) or set(hop.evidence) <= self.met.keys():
             return None
-        named = [t for t in hop.evidence if t not in self.met and stands(t, hop.question)]
+        named = [t for t in hop.evidence if t not in self.met and _stands(t, hop.question)]
         return next((q for q in (search.escape(hop.question), *named) if normalise(q) not in self.asked), None)
 
     def _new(self, found: Sequence[Document]) -> list[Document]:
@@ -164,26 +167,19 @@ class SearchScene(Scene):
         if normalise(hop.answers[0]) in POLAR:
             return hop.answers[0] if set(hop.evidence) <= self.met.keys() else ""
         text = " ".join(d.text for title, d in self.met.items() if title in hop.evidence)
-        return next((a for a in hop.answers if stands(a, text)), "")
+        return next((a for a in hop.answers if _stands(a, text)), "")
 
     def _pairs(self, new: Sequence[Document]) -> tuple[Pair, ...]:
         """Of every question that new evidence answers the pair to learn."""
         found = {d.title for d in new}
         told = [(hop, self._answered(hop)) for hop in self.task.hops if found & set(hop.evidence)]
-        return tuple(Pair(question(hop), answer) for hop, answer in told if answer)
+        return tuple(Pair(_question(hop), answer) for hop, answer in told if answer)
 
 
-def question(hop: Hop) -> str:
+def _question(hop: Hop) -> str:
     """A question as it is known to be asked."""
     return search.escape(search.asked(hop))
 
 
-def telling(hop: Hop) -> list[Document]:
-    """The passages of a question's evidence that say its answer: those in which it stands, of a yes or no all of them."""
-    polar = normalise(hop.answers[0]) in POLAR
-    return [Document(*p) for p in hop.passages if polar or any(stands(a, p[1]) for a in hop.answers)]
-
-
-def stands(words: str, text: str) -> bool:
-    """Whether words stand in a text one after another, apart from case and punctuation."""
+def _stands(words: str, text: str) -> bool:
     return f" {normalise(words)} " in f" {normalise(text)} "

@@ -11,12 +11,12 @@ import random
 from collections.abc import Sequence
 from functools import partial
 
-from ..episode import Episode, Pair, Question
+from ..episode import Episode, Question
 from ..words import normalise
 from . import corpus, mixture, multihop, search
 from .multihop import Hop
 from .search import Objectives
-from .search_scene import SearchScene, engine, question, telling
+from .search_scene import SearchScene, engine
 from .task import Environment
 
 __all__ = ["SPLITS", "Searches", "side"]
@@ -87,22 +87,11 @@ class Searches(Environment):
             drawn.setdefault(held[file][item].id, held[file][item])
         task = Objectives(f"search/{split}/{key}", tuple(drawn.values()))
         asked = [Question(f"{task.id}/{hop.id}", search.asked(hop), hop.answers, hop.source.stem) for hop in task.hops]
-        reading = [self._reading(hop, rng) for hop in task.hops if telling(hop)]
-        return Episode(
-            task.id, (), (), tuple(asked if self.each else ()), begin=partial(self._scene, task), reading=tuple(reading)
-        )
+        return Episode(task.id, (), (), tuple(asked if self.each else ()), begin=partial(self._scene, task))
 
     def score(self, question: Question, answer: str) -> dict[str, float]:
         """em and f1, as in an evaluation; see tmem.tasks.search.compared."""
         return dict(zip(("em", "f1"), search.compared(answer, question.answers)))
-
-    def _reading(self, hop: Hop, rng: random.Random) -> tuple[str, tuple[Pair, ...]]:
-        """What a search might find for a question, with the answer in it: that passage and another one, in any order."""
-        found, _ = self.find(hop.question)
-        documents = telling(hop)[:2]
-        documents += [d for d in found or [] if d.title not in hop.evidence][:1]
-        rng.shuffle(documents)
-        return search.listing(documents), (Pair(question(hop), hop.answers[0]),)
 
     def _scene(self, task: Objectives, clip) -> SearchScene:
         return SearchScene(task, self.find, clip, turns=self.turns, max_new=self.max_new, each=self.each)
