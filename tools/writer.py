@@ -1,8 +1,8 @@
 """The mean of adapters, such as the one that comes with tmem: python tools/writer.py [--out FOLDER] RUN[:WEIGHT] ...
 
 Of each run it takes the adapter of the warm start; "default" is the one that comes with tmem. It writes their mean by weight,
-tensor by tensor, to tmem/writer or to FOLDER, rounded to bf16, which halves the file. The mean of a run and one that went on from
-it may do better than both (arXiv 2109.01903). The card of tmem/writer, README.md, stays as it is.
+tensor by tensor, to tmem/writer or to FOLDER, rounded to bf16, which halves the file. The mean of a run and one that went on
+from it may do better than both (arXiv 2109.01903). The card of tmem/writer, README.md, stays as it is.
 """
 
 import sys

@@ -33,7 +33,7 @@ def said(tmp_path, text, before=EXTENDS):
     with pytest.raises(ValueError) as found:
         settings(file)
     sentence = str(found.value)
-    assert sentence.startswith("preset: ") and len(sentence) < 700, sentence
+    assert sentence.startswith("preset: ") and len(sentence) < 750, sentence
     return sentence
 
 

@@ -153,9 +153,10 @@ def _with_room(config: EvalConfig, positions: int) -> EvalConfig:
 
 
 def answer_of(method: str, seed: int, t: Trajectory) -> dict:
-    """The row of answers.jsonl: scores and counts of a trajectory, and the tokens of the generations that held its answer."""
+    """The row of answers.jsonl: scores and counts of a trajectory, and the tokens of its last generation, which held its answer
+    or the answer to its last question."""
     scores = t.scores()
-    last = t.steps[len(t.steps) - t.answering :]
+    last = t.steps[-1:]
     return {
         "seed": seed,
         "method": method,
@@ -178,8 +179,8 @@ def answer_of(method: str, seed: int, t: Trajectory) -> dict:
 
 
 def reading_of(method: str, seed: int, t: Trajectory) -> dict:
-    """The row of readings.jsonl: what was kept, and the tokens of all generations but those that held the answer."""
-    before = t.steps[: len(t.steps) - t.answering]
+    """The row of readings.jsonl: what was kept, and the tokens of all generations but the last."""
+    before = t.steps[:-1]
     return {
         "seed": seed,
         "method": method,

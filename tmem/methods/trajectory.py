@@ -63,11 +63,6 @@ class Trajectory:
     state: int = 0
     seconds: float = 0.0
 
-    @property
-    def answering(self) -> int:
-        """How many of its last steps held the answer."""
-        return max(len(self.steps[-1:]), sum(step.kind == "answer" for step in self.steps))
-
     def scores(self) -> dict[str, float]:
         """Scores of the answer and costs of the way there, by name; see tasks.search."""
         titles = [title for step in self.steps for title in step.titles]
