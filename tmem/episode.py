@@ -89,7 +89,12 @@ class Outcome:
 
 
 class Scene:
-    """An episode's turns, under way: observe, act, observe, ... A class of one's own derives from it."""
+    """An episode's turns, under way: observe, act, observe, ... A class of one's own derives from it.
+
+    recalls  whether its turns are taken under Δ; else that is for the questions afterwards alone
+    """
+
+    recalls = True
 
     def observe(self) -> Observation | None:
         """What the agent is shown next; None: the scene is over. Asking twice changes nothing."""

@@ -6,6 +6,7 @@ _FUNCTION_WORDS = frozenset(
     "a an the is are was were do does did has have had of s to in on at for with by from and or it its what which who whom "
     "whose when where how that this her his their".split()
 )
+POLAR = ("yes", "no")  # answers that stand in no text
 
 
 def normalise(text: str) -> str:

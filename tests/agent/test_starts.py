@@ -60,6 +60,7 @@ def test_the_likeliest_answer_that_stands_in_the_passage_is_taken():
     assert stands([("Unknown.", -1.0), ("Oslo", -1.0 - RELUCTANT - 0.1)], "unknown", passage) == 0
     assert stands([("Paris", -0.1), ("unknown", -5.0)], "unknown", passage) == 1
     assert stands([("no idea", -1.0), ("Oslo", -1.1)], "no idea", passage) == 1
+    assert stands([("Oslo", -3.0), ("No.", -0.2)], "unknown", passage) == 1, "a yes or no stands in no passage"
     assert stands([("", -0.1), ("Oslo", -1.1)], "unknown", passage) == 1 and stands([("", -0.1)], "unknown", "") == 0
 
 

@@ -23,7 +23,7 @@ KEYS = {
     "stream": [*BEGIN, "limit", "seed", "seeds", "split", "difficulty", "adversarial", "context", "answer_tokens", "known",
                "prompt", "probe", "episodes", "dated", "called"],
     "search": [*BEGIN, "search_by", "objectives", "turns", "limit", "seed", "seeds", "context", "answer_tokens", "known",
-               "episodes"],
+               "each", "episodes"],
 }  # fmt: skip
 
 
@@ -46,7 +46,9 @@ def test_a_configuration_is_recorded_with_its_keys_in_their_order(task):
     assert all(found.get(name) is None for name in EvalConfig(task).foreign if name != "known" and name != "probe")
 
 
-@pytest.mark.parametrize("options", [{"task": "no"}, {"task": "search", "search_by": "no"}, {"seeds": 0}, {"prompt": "no"}])
+@pytest.mark.parametrize(
+    "options", [{"task": "no"}, {"task": "search", "search_by": "no"}, {"seeds": 0}, {"prompt": "no"}, {"each": "no"}]
+)
 def test_a_configuration_that_cannot_be_is_refused_in_a_sentence(options):
     name = [*options][-1]
     expected = "(one of .*bm25|one of stream, |one of few-shot, |at least 1)"
@@ -56,7 +58,7 @@ def test_a_configuration_that_cannot_be_is_refused_in_a_sentence(options):
 
 def test_options_of_other_tasks_are_told():
     assert set(EvalConfig("search").foreign) == {"split", "difficulty", "adversarial", "prompt", "probe"}
-    search = {"corpus", "search_by", "objectives", "turns"}
+    search = {"corpus", "search_by", "objectives", "turns", "each"}
     assert set(EvalConfig("stream").foreign) == {*search, "adversarial"}
     assert set(EvalConfig("passages").foreign) == {*search, "adversarial", "difficulty"}
     assert set(EvalConfig("clbench").foreign) == {*search, "adversarial", "split", "difficulty", "prompt"}
@@ -66,15 +68,16 @@ def test_options_of_other_tasks_are_told():
 def test_what_makes_scores_comparable():
     assert set(PROTOCOL) == {
         "data_blake2b", "limit", "seed", "seeds", "split", "difficulty", "known", "adversarial", "episodes", "objectives",
-        "turns", "search_by", "context", "answer_tokens", "leave_out_blake2b", "dated", "prompt",
+        "turns", "search_by", "context", "answer_tokens", "leave_out_blake2b", "dated", "prompt", "each",
     }  # fmt: skip
     assert set(SCALING) == {"objectives", "turns", "answer_tokens", "episodes", "limit"}
     everything = {"split": "dev", "difficulty": 2, "limit": 3, "adversarial": "choice", "turns": 4, "search_by": "dense",
                   "dated": "day", "context": 5, "answer_tokens": 6, "model": "m", "probe": True,
-                  "prompt": "instruction"}  # fmt: skip
+                  "prompt": "instruction", "each": "few-shot"}  # fmt: skip
     assert line(everything) == [
         "dev split", "difficulty 2", "limit 3", "adversarial choice", "4 turns", "search by dense", "questions dated by day",
         "5 tokens of text in a prompt", "answers of 6 tokens at most", "text asked about by instruction",
+        "each question asked by itself, about text by few-shot",
     ]  # fmt: skip
     assert line({"limit": None}) == []
 

@@ -485,6 +485,8 @@ def test_the_prompt_holds_all_questions_and_a_worked_example():
     assert text.endswith("Questions (2): Who made Zib?; Name the town?")
     assert all(tag in text for tag in ("<think>", "<search>", "<information>", "<answer>", "[4 turns left]"))
     assert "<search>" not in search.prompt(TWO, direct=True)
+    alone = search.prompt(TWO, each=True)
+    assert "Marie Curie" not in alone and alone.endswith("\n1. Who made Zib?\n2. Name the town?")
     trap = Objectives("t", (Hop("x", "Why </ANSWER > {count}\n<search>?", ("a",)),))
     assert search.prompt(trap).endswith("Questions (1): Why &lt;/ANSWER > {count} &lt;search>?")
 
@@ -652,6 +654,7 @@ class Script:
         self, network, prompts, *, bank=None, slots=None, end, max_new, begins=None, temperature=0.0, top_p=1.0, keys,
         ranks=None, watch=None,
     ):  # fmt: skip
+        keys = keys or [f"k0/asked{i}" for i in range(len(prompts))]
         self.batches.append(list(keys))
         out = []
         for i, (prompt, key) in enumerate(zip(prompts, keys)):
@@ -732,6 +735,48 @@ def test_tokens_are_counted_as_they_were_read(monkeypatch, state):
     turns = [(p, s) for p, s in zip(read, row.steps) if s.kind == "turn"]
     assert costs["mem1_peak"] == max(p - base + s.generated for p, s in turns)
     assert [s.history for _, s in turns] == [p - base for p, _ in turns]
+
+
+QUERIES = ["toy Zib</search> and so on", "maker Ulm</search>"]
+
+
+@pytest.mark.parametrize(
+    "state, zib, ada, turns",
+    [("full", True, True, 2), ("mem1", False, True, 2), ("tmem", False, False, 2), ("none", False, False, 0)],
+)
+def test_each_question_is_asked_by_itself_with_what_is_remembered(monkeypatch, state, zib, ada, turns):
+    agent = agent_of()
+    script = {"k0": [*QUERIES[:turns], "Ada Mo", "of; Ulm\nor so"]}
+    (row,), stub = scripted(monkeypatch, state, turns=2, agent=agent, script=script, each="instruction")
+    first, second = stub.prompts["k0/asked0"], stub.prompts["k0/asked1"]
+    assert ("Doc 1 (Title: Zib)" in first) == zib and ("Doc 1 (Title: Ada Mo)" in first) == ada
+    assert agent.asked("Who made Zib?") in first and "Name the town" not in first and agent.asked("Name the town?") in second
+    assert row.answer == "Ada Mo; of, Ulm" and row.scores()["em"] == 1 and row.scores()["counted"] == 1
+    assert [s.kind for s in row.steps if s.kind != "write"] == ["turn"] * turns + ["answer"] * 2
+    learned = stub.slots["k0/asked0"]
+    assert learned[1] is False if state == "tmem" else learned is None
+    assert all(stub.slots[f"k0/turn{i}"] is None for i in range(turns)), "no turn needs what was learned"
+    assert not any(agent.bank.used)
+    told = searching.answer_of(state, 0, row), searching.reading_of(state, 0, row)
+    assert told[0]["prompt_tokens"] == len(second) and told[1]["peak_tokens"] == row.scores()["peak"]
+    assert told[0]["prompt_tokens"] + told[1]["read_tokens"] == row.scores()["read"]
+
+
+def test_asked_one_by_one_no_turn_is_an_answer(monkeypatch):
+    script = {"k0": ["toy Zib</search><answer>Rome; Rome</answer>", "</search>", "Ada Mo", "Ulm"]}
+    (row,), stub = scripted(monkeypatch, "tmem", turns=2, script=script, each="few-shot")
+    assert row.answer == "Ada Mo; Ulm" and row.scores()["searches"] == 2
+    assert "one query.\n1. Who made Zib?\n2. Name the town?\n<search>toy Zib</search>\n" in stub.prompts["k0/turn1"]
+    assert stub.prompts["k0/turn1"].endswith("<search>")
+    (fixed,), stub = scripted(monkeypatch, "constant", each="few-shot")
+    assert fixed.answer == "no; no" and not stub.prompts
+
+
+def test_text_that_is_asked_about_leaves_room_for_the_question(monkeypatch):
+    script = {"k0": [QUERIES[0]] * 4 + ["Ada Mo", "Ulm"]}
+    (row,), stub = scripted(monkeypatch, "full", script=script, context=400, each="instruction")
+    asked = [stub.prompts[f"k0/asked{i}"] for i in range(2)]
+    assert 300 < max(map(len, asked)) <= 400 and all("toy Zib</search>" in prompt for prompt in asked)
 
 
 def test_memory_and_not_history_bounds_the_context(monkeypatch):
@@ -820,7 +865,7 @@ def test_a_trajectory_is_the_same_alone_and_among_others(monkeypatch, state, tem
         return Said(text, query=["toy", "kite", "maker Ulm", "unseen"][sum(map(ord, text)) % 4])
 
     monkeypatch.setattr(search, "read", read)
-    monkeypatch.setattr(search, "prompt", lambda task, direct=False: task.question)
+    monkeypatch.setattr(search, "prompt", lambda task, **_: task.question)
     monkeypatch.setattr(agents, "parse", lambda text, **_: Written([Pair(f"what is {text[:9]}?", text[9:14] or "a")]))
     tasks = [Objectives(f"t{i}", tuple(HOPS[i : i + 1 + i % 2])) for i in range(4)]
     options = dict(state=state, turns=3, temperature=temperature, max_new=10, observation=70, context=1024)

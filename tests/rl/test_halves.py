@@ -2,10 +2,13 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
+from tiny_agent import TRAIN
 from wrong import halves_of_all_groups
 
+from tmem.rl import grpo
 from tmem.rl.halves import NOISY, correlation, halves, verdict
 
 
@@ -58,3 +61,11 @@ def test_training_warns_where_the_mean_of_ten_steps_is_not_above_zero():
     assert said[:9] == [None] * 9 and "split_half -0.10" in said[9] and "follows noise" in said[9] and seen == []
     assert [verdict(seen, r) for r in [0.7, -0.5] * 5] == [None] * 10
     assert verdict(seen, -0.5) is None and seen == [-0.5]
+
+
+def test_what_a_scene_alone_is_scored_by_is_in_no_half():
+    """Of a search whose questions are asked one by one only the questions have the rewarded score."""
+    f1 = (0.0, 1.0), (0.5, 0.5)
+    found = [SimpleNamespace(questions=[{"found": 0.5}, *({"f1": value} for value in row)]) for row in f1]
+    group = SimpleNamespace(rewards=[0.5, 0.5], tokens=1, tries=1, values=[], found=found)
+    assert grpo._told(group, TRAIN, "k").halves == halves(f1, "k")

@@ -270,7 +270,22 @@ def test_the_supporting_facts_lead_from_queries_to_evidence_pairs_and_the_answer
     assert unknown.right() is None
 
 
-def test_the_prompts_of_training_are_those_of_an_evaluation(monkeypatch):
+def test_where_questions_are_asked_one_by_one_the_scene_searches_alone():
+    hops = (Hop("a", "Who made Zib", ("Ada; Mo",), ("Zib",)), Hop("b", "Is Zib red?", ("no",), ("Zib", "Paint")))
+    index = Index([Document("Zib", "Zib is a toy by Ada; Mo."), Document("Ulm", "A town.")])
+    scene = SearchScene(search.Objectives("o", hops), engine(index, 1), lambda text, tokens: text, turns=2, each=True)
+    said = ["<search>Who made Zib</search>", "<search>Is Zib red?</search>"]
+    assert not scene.recalls and [right for right, _ in played(scene)] == said
+    assert scene.over and scene.shown.startswith(said[1]) and scene.right() is None and scene.scores() == [{"found": 0.5}]
+    cut = SearchScene(search.Objectives("o", hops), engine(index, 1), lambda text, tokens: text, turns=1, each=True)
+    assert len(played(cut)) == 1 and cut.over and cut.answer is None
+    cut = SearchScene(search.Objectives("o", hops), engine(index, 1), lambda text, tokens: text, turns=2, each=True)
+    cut.act("<search><answer>Ada</answer>")
+    assert not cut.over and cut.answer is None and "Nothing was found." in cut.shown
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_the_prompts_of_training_are_those_of_an_evaluation(monkeypatch, each):
     """Greedy, the same episode in tmem.agent.loop and in tmem.methods.search: the same tokens read and said, the same Δ."""
     from tmem.methods import search as method
     from tmem.methods.methods import METHODS
@@ -279,23 +294,25 @@ def test_the_prompts_of_training_are_those_of_an_evaluation(monkeypatch):
     monkeypatch.setattr(agent_module, "parse", lambda text, **_: Written([Pair("Who made Zib?", "Ada")]))
     hops = (Hop("a", "Who made Zib?", ("Ada Mo",), ("Zib",)), Hop("b", "Where is Ulm?", ("here",), ("Ulm",)))
     index = Index([Document("Zib", "Zib is a toy by Ada Mo."), Document("Ulm", "Ulm is here.")])
-    turns = iter(["<search>Zib</search>", "garbage", "<search>Ulm</search>", "x"] * 2)
+    turns = iter(["<search>Zib</search>", "garbage", "<search>Ulm</search>", "x"][: 3 if each else 4] * 2)
     monkeypatch.setattr("tmem.tasks.search_scene.search.read", lambda text, read=search.read: read(next(turns)))
     config = dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, window=200))
     sizes = {"slots": 2, "config": config, "max_position_embeddings": 4096}
     task = search.Objectives("o", hops)
-    (found,) = method.run(
-        agent_of(**sizes), [task], index, METHODS["tmem"].search, config=SearchConfig(turns=3, max_new=8, known=True)
-    )
+    limits = SearchConfig(turns=3, max_new=8, known=True, each="instruction" if each else None)
+    (found,) = method.run(agent_of(**sizes), [task], index, METHODS["tmem"].search, config=limits)
 
     def begin(clip):
-        return SearchScene(task, engine(index), clip, turns=3, max_new=8)
+        return SearchScene(task, engine(index), clip, turns=3, max_new=8, each=each)
 
-    (rollout,) = run(agent_of(**sizes), [Episode("o", (), (), (), begin=begin)], ["o"], trace=True)
+    asked = tuple(Question(hop.id, hop.question, hop.answers, "") for hop in hops) if each else ()
+    (rollout,) = run(agent_of(**sizes), [Episode("o", (), (), asked, begin=begin)], ["o"], trace=True)
     mine = [(a.kind, len(a.prompt), len(a.generation.ids)) for a in rollout.actions]
     assert mine == [(s.kind, s.prompt, s.generated) for s in found.steps]
-    assert [t.said for t in rollout.turns] == [s.text for s in found.steps if s.kind != "write"]
+    said = [s.text for s in found.steps if s.kind != "write"]
+    assert [t.said for t in rollout.turns] == said[: -2 if each else None]
     assert [e.learned for e in rollout.log] == [e.learned for e in found.log] and len(rollout.log) == 2
+    assert not each or search.joined(rollout.answers) == found.answer
 
 
 def test_questions_are_held_out_by_their_words_and_none_comes_twice_in_an_epoch(tmp_path):
@@ -314,6 +331,44 @@ def test_questions_are_held_out_by_their_words_and_none_comes_twice_in_an_epoch(
         met += asked
     assert len(met) == len(set(met))
     assert mixture.place("7", 3) == ("", 7) and mixture.place("s/2/1", 3) == ("s", 7) and mixture.place("x", 3) == ("x", 0)
+
+
+def test_searches_that_are_asked_one_by_one_have_questions(tmp_path):
+    data, corpus = files(tmp_path)
+    episode = Searches([data], [corpus], objectives=2, each=True).episode("0/rl/0/0", "train")
+    task = episode.begin(lambda text, tokens: text).task
+    assert [(q.text, q.answers) for q in episode.questions] == [(hop.question, hop.answers) for hop in task.hops]
+    assert len({q.id for q in episode.questions}) == len(episode.questions)
+    scored = Searches([data], [corpus]).score
+    assert scored(Question("q", "Who?", ("Ada; Mo", "Ada"), ""), "the ada, mo") == {"em": 1.0, "f1": 1.0}
+    assert scored(episode.questions[0], "") == {"em": 0.0, "f1": 0.0}
+    assert not Searches([data], [corpus]).episode("0/rl/0/0", "train").questions
+
+
+def test_turns_that_recall_nothing_are_all_taught_and_taken_without_delta(tmp_path, pairs_always):
+    data, corpus = files(tmp_path)
+    task = Searches([data], [corpus], objectives=2, turns=2, max_new=6, each=True)
+    episode = next(e for e in (task.episode(f"0/rl/{i}/0", "train") for i in range(9)) if len(e.questions) == 2)
+    for plain in (9, 0):
+        agent = agent_of(slots=2, max_position_embeddings=4096)
+        found = supervised.examples(agent, dataclasses.replace(TRAIN, warm_plain=plain), 0, [episode])
+        said = {agent.chat.text(e.answer): e.delta for e in found.writing}
+        assert all(said[f"{q.text}</search>"] is None for q in episode.questions)
+        assert [agent.chat.text(e.answer) for e in found.recalling] == [q.answers[0] for q in episode.questions if not plain]
+    (rollout,) = traced(agent, episodes=[episode], keys=["k"])
+    assert all(a.delta is None and a.writes == 0 for a in rollout.actions if a.kind == "turn")
+    assert [a.kind for a in rollout.actions][-2:] == ["answer"] * 2 and worst(replayed(agent, [rollout])[0]) < 1e-5
+
+
+def test_few_questions_that_a_passage_does_not_answer_are_shown_beside_it():
+    """One for two that it answers, on average: a model that is shown more of them abstains."""
+    write = dataclasses.replace(CONFIG.write, replies=2, window=4000)
+    agent = agent_of(slots=2, config=dataclasses.replace(CONFIG, write=write))
+    asked, said = ("Who made it?", "Where?", "When?", "Why?"), []
+    for i in range(60):
+        outcome = Outcome(f"{i}: Ada made it.", asked, (Pair("Who made it?", "Ada"),))
+        said += [agent.chat.text(e.answer) for e in supervised._written(agent, TRAIN, outcome, None)]
+    assert said.count("Ada") == 60 and 15 <= said.count("unknown") == len(said) - 60 <= 45
 
 
 def test_data_without_enough_questions_and_settings_that_mean_nothing_are_one_sentence(tmp_path):

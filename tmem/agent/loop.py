@@ -222,7 +222,7 @@ class _Batch:
             with self.clock("act"):
                 replies = self.agent.say(
                     [opened_prompt(self.agent, seen[i]) for i in mine],
-                    [self.slots[i] for i in mine],
+                    [self.slots[i] if self.rollouts[i].scene.recalls else -1 for i in mine],
                     max_new=most,
                     temperature=self.how.temperature,
                     keys=[f"{self.rollouts[i].key}/act{len(self.rollouts[i].turns)}" for i in mine],
@@ -230,7 +230,7 @@ class _Batch:
             for i, reply in zip(mine, replies):
                 rollout = self.rollouts[i]
                 if self.how.trace:
-                    under = rollout.delta, len(rollout.log)
+                    under = (rollout.delta, len(rollout.log)) if rollout.scene.recalls else (None, 0)
                     rollout.actions.append(Action(seen[i].kind, reply.prompt, reply.generation, *under, len(rollout.turns)))
                 out[i] = seen[i].opened + reply.text
         return out

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..episode import Pair
-from ..words import content, normalise
+from ..words import POLAR, content, normalise
 from .passages import absolute
 
 _LIST = "Write each fact above as a question that names the person, and a short answer, on two lines:\nQ: question\nA: answer"
@@ -200,15 +200,17 @@ def surest(written: Written, before: Mapping[str, float], unknown: str = "") -> 
 def stands(said: Sequence[tuple[str, float]], unknown: str, passage: str) -> int:
     """Which of several answers to one question from a passage is taken, of each its text and the log-probability of it all.
 
-    The likeliest that stands in the passage. An abstention stands as well, less `RELUCTANT`. Where none does, the likeliest.
-    Greedy decoding follows the likeliest first token. All abstentions begin alike and answers do not, so an abstention may have
-    the likeliest beginning without being likelier than an answer. `tools/writer_scores.py` says what this gains.
+    The likeliest that stands in the passage. So does a yes or no, and an abstention, less `RELUCTANT`. Where none does, the
+    likeliest. Greedy decoding follows the likeliest first token. All abstentions begin alike and answers do not, so an
+    abstention may have the likeliest beginning without being likelier than an answer. `tools/writer_scores.py` says what this
+    gains.
     """
     text, key = f" {normalise(passage)} ", normalise(unknown)
     worth = []
     for answer, logp in said:
-        abstains = normalise(answer) == key
-        worth.append((abstains or f" {normalise(answer)} " in text, logp - RELUCTANT * abstains))
+        words = normalise(answer)
+        abstains = words == key
+        worth.append((abstains or words in POLAR or f" {words} " in text, logp - RELUCTANT * abstains))
     return max(range(len(said)), key=lambda k: worth[k])
 
 

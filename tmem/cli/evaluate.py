@@ -149,6 +149,11 @@ OF_JUDGE = ("judge_model", "judge_concurrency", "judge_tokens", "judge_prices")
     'do not know, answer: unknown.", for a model trained to read in these words.',
 )
 @click.option(
+    "--each",
+    type=click.Choice(["few-shot", "instruction"]),
+    help="search: ask each question by itself when the search is over, about text in this form. [default: a turn answers all]",
+)
+@click.option(
     "--probe", is_flag=True, help="After each write, also ask for its pairs in a paraphrase, and about another person."
 )
 @click.option(

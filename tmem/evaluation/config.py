@@ -64,7 +64,8 @@ class EvalConfig:
     of an answer at most; of a search: of a turn. known: each question is an episode of its own and stands in the prompts that
     write (the paper's protocol: the history is read once for every question); in a search all of a set stand there. prompt:
     how the methods that show text are asked, "few-shot", or "instruction" for a model that was trained to read in those words,
-    see tmem.methods.prompts. probe: ask paraphrases after each write. adapter: over the model, see tmem.models.loading.apart.
+    see tmem.methods.prompts. each: of a search, ask every question by itself at the end, about text in that form; None: a turn
+    answers them all. probe: ask paraphrases after each write. adapter: over the model, see tmem.models.loading.apart.
     bits: of its linear layers, see tmem.models.quantised.
     Raises ValueError for a task, a prompt or a way to search that is not there, and for less than one seed.
     """
@@ -89,13 +90,16 @@ class EvalConfig:
     context: int | None = _option(words="{} tokens of text in a prompt", place=8)
     answer_tokens: int | None = _option(scales=True, words="answers of {} tokens at most", place=9)
     known: bool = _option(False)
+    each: str | None = _option(of=SEARCH, words="each question asked by itself, about text by {}", place=11)
     prompt: str = _option(FEW_SHOT, of=COMPARED, words="text asked about by {}", place=10)
     probe: bool = _option(False, of=READ, protocol=False)
 
     def __post_init__(self):
-        for name, every in (("task", TASKS), ("search_by", ("bm25", "dense")), ("prompt", FORMS)):
+        for name, every in (
+            ("task", TASKS), ("search_by", ("bm25", "dense")), ("prompt", FORMS), ("each", (None, *FORMS)),
+        ):  # fmt: skip
             if (value := getattr(self, name)) not in every:
-                raise ValueError(f"eval: {name} is {value!r}; expected one of {', '.join(every)}.")
+                raise ValueError(f"eval: {name} is {value!r}; expected one of {', '.join(filter(None, every))}.")
         if self.seeds < 1:
             raise ValueError(f"eval: seeds is {self.seeds}; expected at least 1.")
 

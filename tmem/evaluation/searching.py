@@ -93,7 +93,10 @@ class Searching(Work):
         if not left:
             return
         tell(f"search {len(self.documents)} documents", 0)
-        limits = SearchConfig(self.config.turns, self.config.answer_tokens, self.config.context, known=self.config.known)
+        limits = SearchConfig(
+            self.config.turns, self.config.answer_tokens, self.config.context, known=self.config.known,
+            each=self.config.each,
+        )  # fmt: skip
         trajectories = run(
             agent, left, self.index, METHODS[method].search, config=limits, keys=[f"{seed}/{t.id}" for t in left],
             on_event=lambda phase, *_: tell(phase, 0),
@@ -150,7 +153,8 @@ def _with_room(config: EvalConfig, positions: int) -> EvalConfig:
 
 
 def answer_of(method: str, seed: int, t: Trajectory) -> dict:
-    """The row of answers.jsonl: scores and counts of a trajectory, and the tokens of the generation that held its answer."""
+    """The row of answers.jsonl: scores and counts of a trajectory, and the tokens of its last generation, which held its answer
+    or the answer to its last question."""
     scores = t.scores()
     last = t.steps[-1:]
     return {
@@ -175,7 +179,7 @@ def answer_of(method: str, seed: int, t: Trajectory) -> dict:
 
 
 def reading_of(method: str, seed: int, t: Trajectory) -> dict:
-    """The row of readings.jsonl: what was kept, and the tokens of all generations but the one that held the answer."""
+    """The row of readings.jsonl: what was kept, and the tokens of all generations but the last."""
     before = t.steps[:-1]
     return {
         "seed": seed,

@@ -1,4 +1,8 @@
-"""The search loop: think, search, read what was found, ..., answer; many trajectories in lock step."""
+"""The search loop: think, search, read what was found, ..., answer; many trajectories in lock step.
+
+The answer is one turn of the agent, as in MEM1, or every question is asked by itself with what is remembered, as after reading
+(tmem.methods.reader), and the answers are joined.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..agent.agent import Agent
+from ..episode import Question
 from ..tasks import search as task
 from ..tasks.corpus import Index
 from ..tasks.search_scene import SearchScene, engine
+from . import prompts
+from .reader import Kept, Settings, ask
 from .states import State
 from .trajectory import SearchConfig, Trajectory
 
@@ -48,7 +55,10 @@ def run(
             rows, at = out[at : at + len(slots)], at + len(slots)
             for row, slot in zip(rows, slots):
                 row.slot = slot
-            _Batch(agent, rows, index, state, config, on_event or (lambda *_: None)).work()
+            batch = _Batch(agent, rows, index, state, config, on_event or (lambda *_: None))
+            batch.work()
+            kept = [batch.kept(row) for row in rows if config.each and state.fixed is None]
+        batch.ask(kept)
         seconds = (time.perf_counter() - start) / len(rows)
         for row in rows:
             row.slot, row.scene, row.seconds = None, None, seconds
@@ -81,10 +91,44 @@ class _Batch:
             self.tell("answer", turns, turns)
             self._act(rows, "answer")
 
+    def kept(self, row: Trajectory) -> Kept:
+        """What a row remembers when its search is over; text as long as the context has room for beside a question."""
+        config, state, chat = self.config, self.state, self.agent.chat
+        room = config.context - self._beside(row)
+        turns = [step.shown for step in row.steps if step.kind == "turn"] if state.stays else []
+        turns = turns if state.every else turns[-1:]
+        notes = [state.text(self.agent, row, config, room)] if row.notes else []
+        text = chat.clip("\n".join([*notes, *turns]), room)
+        delta = None if row.slot is None else self.agent.bank.snapshot(row.slot, optimizer=False)
+        row.state = max(row.state, self._kept(row, turns))
+        return Kept(text=text or None, delta=delta)
+
+    def ask(self, kept: Sequence[Kept]) -> None:
+        """Each of the rows' questions by itself; the answer of a row is what was said to all of its own."""
+        if not kept:
+            return
+        self.tell("answer", 0, len(kept))
+        asked = [(k, question) for k, row in zip(kept, self.rows) for question in _questions(row)]
+        said = iter(ask(self.agent, asked, Settings(form=self._form)))
+        for row, own in zip(self.rows, kept):
+            answers = [next(said) for _ in row.task.hops]
+            history = 0 if own.text is None else self.agent.chat.count(str(own.text))
+            row.steps += [task.Step("answer", a.text, a.prompt, history, a.generated) for a in answers]
+            row.answer = task.joined([a.text for a in answers])
+
+    @property
+    def _form(self) -> str:
+        """How a question is worded: text in the form chosen for it, Δ as it was taught."""
+        return prompts.AS_TAUGHT if self.state.delta else self.config.each or prompts.FEW_SHOT
+
+    def _beside(self, row: Trajectory) -> int:
+        """Tokens that stand beside the text when a row's longest question is asked."""
+        return max(len(prompts.ids(self.agent, self._form, "", question.text)) for question in _questions(row))
+
     @property
     def _open(self) -> list[Trajectory]:
-        """The rows without an answer."""
-        return [row for row in self.rows if row.answer is None]
+        """The rows that go on."""
+        return [row for row in self.rows if row.answer is None and not row.scene.over]
 
     def _begin(self) -> None:
         config, state = self.config, self.state
@@ -92,7 +136,7 @@ class _Batch:
         for row in self.rows:
             row.scene = SearchScene(
                 row.task, find, self.agent.chat.beginning, turns=config.turns if state.searches else 0,
-                observation=config.observation, known=config.known, stays=state.stays,
+                observation=config.observation, known=config.known, stays=state.stays, each=config.each is not None,
             )  # fmt: skip
             if state.fixed is not None:
                 row.answer = "; ".join([state.fixed] * len(row.task.hops))
@@ -116,7 +160,7 @@ class _Batch:
         contexts = [self._context(row, self.agent.chat.said(opened)) for row in rows]
         replies = self.agent.say(
             [ids for ids, *_ in contexts],
-            [row.slot for row in rows] if self.state.delta else None,
+            [row.slot for row in rows] if self.state.delta and rows[0].scene.recalls else None,
             max_new=self.config.max_new,
             temperature=self.config.temperature,
             keys=[f"{row.key}/{name}" for row in rows],
@@ -138,7 +182,7 @@ class _Batch:
         What was kept for it counts into `row.state`.
         """
         chat, state, room = self.agent.chat, self.state, self.config.context
-        head = task.prompt(row.task, direct=not state.searches)
+        head = task.prompt(row.task, direct=not state.searches, each=row.scene.each)
         instruction = len(chat.prompt(head))
         beside = chat.count("\n" + _NOTES.format(text="")) + len(opened)
         notes = state.text(self.agent, row, self.config, room - instruction - beside) if row.notes else ""
@@ -161,3 +205,8 @@ class _Batch:
         if row.slot is not None:
             kept += self.agent.bank.param[row.slot].numel() * self.agent.bank.param.element_size()
         return kept
+
+
+def _questions(row: Trajectory) -> list[Question]:
+    """A row's questions as they are asked one by one."""
+    return [Question(hop.id, question, hop.answers, "") for hop, question in zip(row.task.hops, row.scene.questions)]

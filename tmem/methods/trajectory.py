@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from ..agent.loop import LogEntry
 from ..agent.teach import Lesson
@@ -16,7 +16,8 @@ class SearchConfig:
 
     turns: generations before the answer is asked for, once. max_new: of one turn. context: of a prompt. observation: of what
     one reply shows of documents. documents: how many a search finds. temperature: 0 is greedy. known: the questions stand in
-    the prompts that write pairs (the paper's protocol).
+    the prompts that write pairs (the paper's protocol). each: every question is asked by itself at the end, about text in this
+    form (tmem.methods.prompts); None: a turn answers them all.
     """
 
     turns: int = 6
@@ -26,11 +27,12 @@ class SearchConfig:
     documents: int = DOCUMENTS
     temperature: float = 0.0
     known: bool = False
+    each: str | None = None
 
     def __post_init__(self):
-        for f in fields(self)[:-2]:
-            if (value := getattr(self, f.name)) < 1:
-                raise ValueError(f"search: {f.name} is {value}, expected at least 1.")
+        for name in ("turns", "max_new", "context", "observation", "documents"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"search: {name} is {value}, expected at least 1.")
 
     @property
     def notes(self) -> int:

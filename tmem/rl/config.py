@@ -18,6 +18,7 @@ OF_PASSAGES = ("data", "join", "cut_words", "swap_names", "resolve_dates")
 BEFORE = {
     "policy": "full",
     "data": [],
+    "each": False,
     "warm_read": 0.0,
     "warm_keep": 0.0,
     "warm_decay": 0.0,
@@ -62,6 +63,7 @@ class TrainConfig:
     objectives       an episode asks 1 to so many questions at once, drawn at random
     turns            before the answer is asked for; of verifiers: replies of an episode at most
     turn_tokens      that a turn may say; so of verifiers
+    each             whether every question is asked by itself when the search is over, of Δ alone; else a turn answers all
 
     Of verifiers, see tmem.tasks.verifiers_env:
     environment      the name of an installed environment, or a .py file of one; it is imported
@@ -144,6 +146,7 @@ class TrainConfig:
     objectives: int
     turns: int
     turn_tokens: int
+    each: bool
     environment: str
     warm_steps: int
     warm_plain: int

@@ -127,7 +127,7 @@ def _counted(config: TrainConfig, groups: Sequence[Group], advantages: Sequence[
 def _told(group: Group, config: TrainConfig, key: str) -> Told:
     """What the other ranks need of a group; `key` draws the halves of its questions."""
     name = rewarded(config)
-    found = halves([[q[name] for q in s.questions] for s in group.found], key)
+    found = halves([[q[name] for q in s.questions if name in q] for s in group.found], key)
     return Told(group.rewards, group.tokens, group.tries, group.values, found)
 
 

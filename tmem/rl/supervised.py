@@ -25,6 +25,7 @@ from .rows import Row, grouped, logits_of
 
 WORDED = 0.67  # share of the questions beside a passage that are asked as an agent asks
 STRANGE = 0.25  # share of the passages beside which another passage's question is asked
+SILENT = 0.5  # questions that a found passage does not answer, for each that it does
 UNTOLD = 0.5  # and of those that seem to answer something and do not, beside which that is asked
 OTHERWISE = 0.25  # share of the questions in the words of an agent that name another word for abstaining than the agent's own
 WORDS = ("not mentioned", "no information", "no answer", "I do not know", "none")
@@ -175,7 +176,8 @@ class Taught:
 
 def _acting(agent: Agent, config: TrainConfig, episodes: Sequence[Episode], taught: Taught | None) -> list[Example]:
     """What is right in every turn of the scenes, under the Δ of the gold pairs of what left the context before, and what is to
-    be written of that. A scene ends where it does not know what is right; without `taught` where something is learned.
+    be written of that. A scene ends where it does not know what is right; without `taught` where something is learned that its
+    next turns recall.
     """
     out: list[Example] = []
     begun = {i: e.begin(agent.chat.beginning) for i, e in enumerate(episodes) if e.begin is not None}
@@ -193,7 +195,7 @@ def _acting(agent: Agent, config: TrainConfig, episodes: Sequence[Episode], taug
                 raise ValueError(f"scene: right() begins with {right[:20]!r}, and the action is opened with {seen.opened!r}.")
             chat, rest = agent.chat, right[len(seen.opened) :]
             answer = [*chat.plain(rest), chat.end] if seen.opened else chat.answer(right)
-            said.append((opened_prompt(agent, seen), answer, taught.deltas[i] if taught else None))
+            said.append((opened_prompt(agent, seen), answer, taught.deltas[i] if taught and scene.recalls else None))
             outcome = scene.act(right)
             if outcome.passage:
                 left[i] = outcome
@@ -204,7 +206,7 @@ def _acting(agent: Agent, config: TrainConfig, episodes: Sequence[Episode], taug
         if taught:
             taught.teach(agent, {i: outcome.pairs for i, outcome in left.items() if outcome.pairs})
         else:
-            scenes = {i: scene for i, scene in scenes.items() if i not in left}
+            scenes = {i: scene for i, scene in scenes.items() if i not in left or not scene.recalls}
     return out
 
 
@@ -219,7 +221,8 @@ def _written(agent: Agent, config: TrainConfig, outcome: Outcome, delta: Snapsho
     """What is to be written of what left the context, passage by passage as the agent cuts it.
 
     A pair belongs to the passages in which its answer stands, and to the last one where it stands in none. A passage without a
-    pair is no example: most have none, and a model that is shown them abstains.
+    pair is no example: most have none, and a model that is shown them abstains. So of the known questions that a passage does
+    not answer only some are asked, half as many as it answers.
     """
     chat, passages = agent.chat, cut(agent.chat, [outcome.passage], agent.config.write.window)
     stands = [[f" {normalise(p.answer)} " in f" {normalise(text)} " for p in outcome.pairs] for text in passages]
@@ -236,7 +239,9 @@ def _written(agent: Agent, config: TrainConfig, outcome: Outcome, delta: Snapsho
             out.append(Example(chat.prompt(list_prompt(text, outcome.asked)), chat.answer(render(own)), delta))
         else:
             answers = {p.question: p.answer for p in own}
-            for question in outcome.asked:
+            draw = random.Random(f"{config.seed}/{text}")
+            share = SILENT * len(answers) / max(1, len(outcome.asked) - len(answers))
+            for question in (q for q in outcome.asked if q in answers or draw.random() < share):
                 prompt = chat.prompt(beside(text, agent.beside(question)))
                 answer = answers.get(question, agent.config.write.unknown)
                 out.append(Example(prompt, chat.answer(answer), delta, agent.begin(text, prompt)))

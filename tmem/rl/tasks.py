@@ -8,6 +8,7 @@ from ..tasks.stream import Stream
 from ..tasks.task import Environment, Task, find_task
 from ..tasks.verifiers_env import Verifiers
 from .config import TrainConfig
+from .rollout import LIKELY
 
 
 def task_of(config: TrainConfig) -> Environment:
@@ -24,17 +25,18 @@ def task_of(config: TrainConfig) -> Environment:
         return passages
     if config.task == "search":
         found: Environment = Searches(
-            config.data, config.corpus, objectives=config.objectives, turns=config.turns, max_new=config.turn_tokens, step=step
-        )
+            config.data, config.corpus, objectives=config.objectives, turns=config.turns, max_new=config.turn_tokens,
+            each=config.each, step=step,
+        )  # fmt: skip
         found.require("train", config.eval_split)
     elif config.task == "verifiers":
         found = Verifiers(config.environment, turns=config.turns, max_new=config.turn_tokens, step=step)
         found.require("train", config.eval_split)
     else:
         found = find_task(config.task)
-    if not isinstance(found, Task) and (config.rl_credit != "rollout" or config.rl_answers != "sampled"):
+    if not isinstance(found, Task) and (config.rl_credit != "rollout" or config.rl_answers in LIKELY):
         raise ValueError(
-            'preset: [train]: an environment with scenes is trained with rl_credit = "rollout" and rl_answers = "sampled"; '
-            "credit of single actions and scored answers are for text in, questions out."
+            'preset: [train]: an environment with scenes is trained with rl_credit = "rollout", and rl_answers = "sampled" or '
+            '"greedy"; credit of single actions and scored answers are for text in, questions out.'
         )
     return found

@@ -17,12 +17,12 @@ from .metrics import squad, token_f1
 from .multihop import Hop
 
 __all__ = [
-    "CONSTANT", "OPEN_ANSWER", "OPEN_TURN", "Objectives", "Said", "Step", "compose", "costs", "escape", "evidence",
-    "information", "listing", "prompt", "read", "recall", "score", "summary",
+    "CONSTANT", "OPEN_ANSWER", "OPEN_SEARCH", "OPEN_TURN", "Objectives", "Said", "Step", "asked", "compared", "compose",
+    "costs", "escape", "evidence", "information", "joined", "listing", "prompt", "read", "recall", "score", "summary",
 ]  # fmt: skip
 
 # What a turn starts with: a small model left to itself does not keep to the form. When no turns are left, only an answer is.
-OPEN_TURN, OPEN_ANSWER = "<think>", "<answer>"
+OPEN_TURN, OPEN_SEARCH, OPEN_ANSWER = "<think>", "<search>", "<answer>"
 CONSTANT = "no"  # what HotpotQA's questions are answered with most often: a score for asking about nothing
 
 _EXAMPLE = """\
@@ -72,6 +72,11 @@ Example
 Now it is your turn.
 Questions ({{count}}): {{question}}"""
 
+# Where every question is asked by itself afterwards. No example: whoever searches so was taught to.
+_SEARCH = """\
+Find articles that answer the questions, with a search engine. Each of your turns is one query.
+{questions}"""
+
 _TAG = re.compile(r"<(/?)(think|search|answer)>", re.IGNORECASE)
 _INFORMATION = re.compile(r"<information>.*?(?:</information>|\Z)", re.IGNORECASE | re.DOTALL)
 _STRUCTURE = re.compile(r"<(?=\s*/?\s*(?:think|search|answer|information)\b)", re.IGNORECASE)
@@ -88,7 +93,12 @@ class Objectives:
     @property
     def question(self) -> str:
         """All questions as one, each ending with a question mark."""
-        return "; ".join(h.question if h.question.endswith("?") else f"{h.question}?" for h in self.hops)
+        return "; ".join(map(asked, self.hops))
+
+
+def asked(hop: Hop) -> str:
+    """A question with its question mark."""
+    return hop.question if hop.question.endswith("?") else f"{hop.question}?"
 
 
 def compose(hops: Sequence[Hop], n: int) -> list[Objectives]:
@@ -113,8 +123,11 @@ def compose(hops: Sequence[Hop], n: int) -> list[Objectives]:
 # what the agent sees --------------------------------------------------------------------------------------------------
 
 
-def prompt(task: Objectives, *, direct: bool = False) -> str:
-    """The instruction with a worked example, and the questions; `direct`: to be answered without a search."""
+def prompt(task: Objectives, *, direct: bool = False, each: bool = False) -> str:
+    """The instruction with a worked example, and the questions; `direct`: to be answered without a search. each: only the
+    search, without an example, as every question is asked by itself afterwards."""
+    if each:
+        return _SEARCH.format(questions="\n".join(f"{i}. {escape(asked(hop))}" for i, hop in enumerate(task.hops, 1)))
     return (_DIRECT if direct else _PROMPT).format(count=len(task.hops), question=escape(task.question))
 
 
@@ -181,22 +194,35 @@ def read(text: str) -> Said:
     return Said(think, answer=[body for tag, body in opened if tag == "answer"][-1])
 
 
+def joined(answers: Sequence[str]) -> str:
+    """Answers to single questions as the one answer to all of them: `score` finds as many parts again."""
+    return "; ".join(answer.replace(";", ",") for answer in answers)
+
+
 # scores ---------------------------------------------------------------------------------------------------------------
+
+
+def compared(said: str, answers: Sequence[str]) -> tuple[float, float]:
+    """em and f1 of what was said to one question, in 0..1, as SQuAD compares: lower case, no punctuation, no articles; with the
+    best of the right answers."""
+    if not said:
+        return 0.0, 0.0
+    words = squad(said)
+    return float(words in map(squad, answers)), max(token_f1(words.split(), squad(a).split()) for a in answers)
 
 
 def score(task: Objectives, answer: str | None) -> dict[str, float]:
     """em, f1 and mem1_f1 of an answer, each a sum over the N objectives (0..N); `counted`: 1.0 if it had N parts.
 
-    The answer is split at semicolons; where the count is not N everything is 0. em and f1 compare as SQuAD does: lower case,
-    no punctuation, no articles; the best of an objective's answers counts. mem1_f1 is that of MEM1's eval.py: F1 over sets
-    of words, punctuation a space, articles kept.
+    The answer is split at semicolons; where the count is not N everything is 0. em and f1 are those of `compared`. mem1_f1 is
+    that of MEM1's eval.py: F1 over sets of words, punctuation a space, articles kept.
     """
     parts = [p.strip() for p in (answer or "").split(";")]
     counted = answer is not None and len(parts) == len(task.hops)
     pairs = [(part, hop.answers) for part, hop in zip(parts, task.hops) if part] if counted else []
     return {
-        "em": sum((float(squad(p) in map(squad, answers)) for p, answers in pairs), 0.0),
-        "f1": sum((max(token_f1(squad(p).split(), squad(a).split()) for a in answers) for p, answers in pairs), 0.0),
+        "em": sum((compared(*pair)[0] for pair in pairs), 0.0),
+        "f1": sum((compared(*pair)[1] for pair in pairs), 0.0),
         "mem1_f1": sum((max(_set_f1(p, a) for a in answers) for p, answers in pairs), 0.0),
         "counted": float(counted),
     }

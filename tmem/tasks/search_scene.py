@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ..episode import Clip, Observation, Outcome, Pair, Scene
-from ..words import normalise
+from ..words import POLAR, normalise
 from . import search
 from .corpus import Document, Index
 from .multihop import Hop
@@ -47,6 +47,8 @@ class SearchScene(Scene):
         max_new  tokens of a turn
         known    the questions stand in the prompts that write down what was found
         stays    what was found stands in the reply to its turn, instead of leaving the context
+        each     every question is asked by itself when the turns are used up. So a turn is a query alone, and none needs what
+                 was learned
 
     After each action: `said`, as it was understood; `shown`, the turn and its reply as the next may see them; `titles` that it
     found; `answer`, None until there is one.
@@ -54,8 +56,9 @@ class SearchScene(Scene):
 
     def __init__(
         self, task: Objectives, find: Tool[list[Document]] | None, clip: Clip, *, turns: int, max_new: int = 128,
-        observation: int = OBSERVATION, known: bool = True, stays: bool = False,
+        observation: int = OBSERVATION, known: bool = True, stays: bool = False, each: bool = False,
     ):  # fmt: skip
+        self.each, self.recalls = each, not each
         self.task, self.find, self.clip, self.turns, self.max_new = task, find, clip, turns, max_new
         self.observation, self.known, self.stays = observation, known, stays
         self.taken = 0
@@ -70,23 +73,33 @@ class SearchScene(Scene):
         return tuple(map(_question, self.task.hops))
 
     @property
+    def over(self) -> bool:
+        """Whether the agent has no more turn."""
+        return self.taken >= self.turns if self.each else self.answer is not None
+
+    @property
     def opened(self) -> str:
         """What the next action begins with."""
+        if self.each:
+            return search.OPEN_SEARCH
         return search.OPEN_TURN if self.taken < self.turns else search.OPEN_ANSWER
 
     def observe(self) -> Observation | None:
         """The instruction with the questions, and the last turn."""
-        if self.answer is not None:
+        if self.over:
             return None
-        text = "\n".join(filter(None, (search.prompt(self.task), self.shown)))
+        text = "\n".join(filter(None, (search.prompt(self.task, each=self.each), self.shown)))
         return Observation(text, self.opened, "turn" if self.taken < self.turns else "answer", self.max_new)
 
     def act(self, said: str) -> Outcome:
         """Search, or answer. Without a turn left only an answer is read."""
         last, self.said, self.titles = self.taken >= self.turns, search.read(said), ()
         self.taken += 1
-        self.answer = (self.said.answer or "") if last else self.said.answer
         self.shown = str(self.said)
+        if self.each:
+            self.shown = self.shown.removeprefix("<think></think>\n")
+        else:
+            self.answer = (self.said.answer or "") if last else self.said.answer
         if self.answer is not None:
             return Outcome()
         reply, outcome = self._reply(self.said.query)
@@ -109,28 +122,30 @@ class SearchScene(Scene):
 
     def scores(self) -> list[dict[str, float]]:
         """f1 and em of every question, all 0 where there are not as many answers; `counted`, whether there are; `found`, the
-        share of all evidence that was found."""
+        share of all evidence that was found. Where each question is asked by itself, `found` alone."""
+        found = search.recall(self.task, list(self.met)) or 0.0
+        if self.each:
+            return [{"found": found}]
         parts = [p.strip() for p in (self.answer or "").split(";")]
         counted = float(len(parts) == len(self.task.hops) and self.answer is not None)
-        found = search.recall(self.task, list(self.met)) or 0.0
-        out = []
-        for i, hop in enumerate(self.task.hops):
-            own = search.score(Objectives(hop.id, (hop,)), parts[i] if counted else None)
-            out.append({"f1": own["f1"], "em": own["em"], "counted": counted, "found": found})
-        return out
+        said = [search.compared(parts[i] if counted else "", hop.answers) for i, hop in enumerate(self.task.hops)]
+        return [{"f1": f1, "em": em, "counted": counted, "found": found} for em, f1 in said]
 
     # what is right to do, by the supporting facts ----------------------------------------------------------------------
 
     def right(self) -> str | None:
         """Search for the first question whose evidence was not found, in its own words, then for the articles that it names;
-        answer when there is nothing left to search for. None where the data name no evidence."""
+        answer when there is nothing left to search for. None where the data name no evidence, and where every question is asked
+        by itself instead of that answer."""
         if not all(hop.evidence for hop in self.task.hops):
             return None
+        query = next(filter(None, map(self._query, self.task.hops)), None)
+        if self.each:
+            return query and f"<search>{query}</search>"
         answer = f"<answer>{'; '.join(hop.answers[0] for hop in self.task.hops)}</answer>"
         if self.taken >= self.turns:
             return answer
         known = [self._answered(hop) or _UNKNOWN for hop in self.task.hops]
-        query = next(filter(None, map(self._query, self.task.hops)), None)
         think = " ".join(f"{i}: {search.escape(note)}." for i, note in enumerate(known, 1))
         return f"<think>{think}</think>\n{answer if query is None else f'<search>{query}</search>'}"
 
@@ -149,7 +164,7 @@ class SearchScene(Scene):
 
     def _answered(self, hop: Hop) -> str:
         """The answer that stands in what was found of a question's evidence; a yes or no when all of it was found; ""."""
-        if normalise(hop.answers[0]) in ("yes", "no"):
+        if normalise(hop.answers[0]) in POLAR:
             return hop.answers[0] if set(hop.evidence) <= self.met.keys() else ""
         text = " ".join(d.text for title, d in self.met.items() if title in hop.evidence)
         return next((a for a in hop.answers if _stands(a, text)), "")
@@ -163,7 +178,7 @@ class SearchScene(Scene):
 
 def _question(hop: Hop) -> str:
     """A question as it is known to be asked."""
-    return search.escape(hop.question if hop.question.endswith("?") else f"{hop.question}?")
+    return search.escape(search.asked(hop))
 
 
 def _stands(words: str, text: str) -> bool:

@@ -11,9 +11,9 @@ import random
 from collections.abc import Sequence
 from functools import partial
 
-from ..episode import Episode
+from ..episode import Episode, Question
 from ..words import normalise
-from . import corpus, mixture, multihop
+from . import corpus, mixture, multihop, search
 from .multihop import Hop
 from .search import Objectives
 from .search_scene import SearchScene, engine
@@ -32,6 +32,7 @@ class Searches(Environment):
         objectives  an episode asks 1 to so many questions, drawn at random
         turns       before the answer is asked for
         max_new     tokens of a turn
+        each        every question is asked by itself when the search is over, of Δ alone; else a turn answers them all
         step        episodes of a training step at most; with it no question comes twice in an epoch, see tmem.tasks.mixture
 
     Raises FileNotFoundError, and ValueError for no data, a file of another format, or records that ask several questions.
@@ -39,9 +40,9 @@ class Searches(Environment):
 
     def __init__(
         self, data: Sequence[str], documents: Sequence[str] = (), *, objectives: int = 1, turns: int = 3, max_new: int = 96,
-        step: int = 1,
+        each: bool = False, step: int = 1,
     ):  # fmt: skip
-        self.objectives, self.turns, self.max_new, self.step = objectives, turns, max_new, step
+        self.objectives, self.turns, self.max_new, self.each, self.step = objectives, turns, max_new, each, step
         self.weights = mixture.weighted(data)
         if not self.weights:
             raise ValueError("search: no data; name files of questions with --data FILE or, in [train] of a preset, data.")
@@ -85,10 +86,15 @@ class Searches(Environment):
             )
             drawn.setdefault(held[file][item].id, held[file][item])
         task = Objectives(f"search/{split}/{key}", tuple(drawn.values()))
-        return Episode(task.id, (), (), (), begin=partial(self._scene, task))
+        asked = [Question(f"{task.id}/{hop.id}", search.asked(hop), hop.answers, hop.source.stem) for hop in task.hops]
+        return Episode(task.id, (), (), tuple(asked if self.each else ()), begin=partial(self._scene, task))
+
+    def score(self, question: Question, answer: str) -> dict[str, float]:
+        """em and f1, as in an evaluation; see tmem.tasks.search.compared."""
+        return dict(zip(("em", "f1"), search.compared(answer, question.answers)))
 
     def _scene(self, task: Objectives, clip) -> SearchScene:
-        return SearchScene(task, self.find, clip, turns=self.turns, max_new=self.max_new)
+        return SearchScene(task, self.find, clip, turns=self.turns, max_new=self.max_new, each=self.each)
 
 
 def side(question: str) -> str:
