@@ -145,4 +145,5 @@ def rounds_once(ops, dtype=torch.bfloat16) -> None:
         assert (y != exact.to(dtype)).float().mean() < 0.01
 
 
-ALL = [lost_rows, sick_rows, wide_rows, bad_pairs, long_rows, settings, one_read, clipped]
+EMULATED = [lost_rows, sick_rows, wide_rows, bad_pairs, long_rows, settings, one_read]
+ALL = [*EMULATED, clipped]  # on a GPU, where Triton steps in gram; a CPU refuses

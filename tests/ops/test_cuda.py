@@ -15,7 +15,7 @@ from emulator import told
 
 from tmem import ops
 
-EMULATED = [c.__name__ for c in (checks.decode, *checks.BANK, *gpu_rows.ALL)]
+EMULATED = [c.__name__ for c in (checks.decode, *checks.BANK, *gpu_rows.EMULATED)]
 OPS = ("lora_decode_", "bank_step_", "bank_copy_", *ops.SVD_PARTS)
 LIBRARY = Path(__file__).parents[2] / "tmem/libtmem_cuda.so"
 needs_library = pytest.mark.skipif(not LIBRARY.exists(), reason="the CUDA library was not built: no nvcc was found")
