@@ -142,7 +142,7 @@ void attend(const tmem::Attend& a, int64_t row, int64_t head, const int32_t* col
     const T* q = static_cast<const T*>(a.q) + row * a.q_row + h * a.q_head;
     T* o = static_cast<T*>(a.o) + (row * a.heads * a.share + h) * a.width;
     if (count == 0) {
-      memset(o, 0, a.width * sizeof(T));
+      if (a.width) memset(o, 0, a.width * sizeof(T));  // of no width there may be no memory either
       n += 1;
     } else if (a.share - n >= 4) {
       attend_heads<4>(a, q, k, v, o, columns, count, p);
