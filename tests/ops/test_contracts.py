@@ -19,6 +19,7 @@ from tmem.adapters.bank import AdapterBank
 from tmem.agent.decode import decode
 from tmem.agent.learn import learn
 from tmem.models.attention import _Short
+from tmem.models.masks import bias, causal
 from tmem.models.chat import Chat
 from tmem.ops import _memory
 from tmem.testing import TOLERANCES, assert_close, make_case
@@ -185,8 +186,7 @@ def test_second_derivatives_are_refused(needed, loss):
 
 def test_second_derivatives_of_short_attention_are_refused():
     leaves = [torch.randn(1, 2, 5, 4, requires_grad=True) for _ in range(3)]
-    mask = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
-    out = _Short.apply(*(leaf * 1 for leaf in leaves), mask, 0.5)
+    out = _Short.apply(*(leaf * 1 for leaf in leaves), bias(causal(5), torch.float32), 0.5)
     for gradient in torch.autograd.grad(out.sum(), leaves, create_graph=True):
         for leaf in leaves[:2]:
             with pytest.raises(RuntimeError, match=f"attention: {ONCE}"):

@@ -43,7 +43,7 @@ def choose(hidden: Tensor, mask: Tensor | masks.Branches | None, window: int | N
     if not cached and hidden.device.type == "cpu" and hidden.dtype == torch.bfloat16 and length <= MOST:
         if torch.is_grad_enabled():
             mask = masks.causal(length) if mask is None else mask
-            return partial(_short, mask=masks.windowed(mask, window))
+            return partial(_short, bias=masks.bias(masks.windowed(mask, window), hidden.dtype))
     if isinstance(mask, masks.Branches):
         return partial(_chunks, mask=mask, window=window)
     if mask is not None:
@@ -137,27 +137,28 @@ def _one_token(module, query, key, value, _mask, scaling=None, *, mask: Tensor, 
     return out.reshape(batch, 1, heads, size), None
 
 
-def _short(module, query, key, value, _mask, scaling=None, *, mask: Tensor, **_kwargs) -> tuple[Tensor, None]:
-    """L = T, mask bool [1 or B, 1, T, T]; keys are not repeated."""
+def _short(module, query, key, value, _mask, scaling=None, *, bias: Tensor, **_kwargs) -> tuple[Tensor, None]:
+    """L = T, bias [1 or B, 1, T, T] as masks.bias makes it; keys are not repeated."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key = query.to(value.dtype), key.to(value.dtype)  # torch.autocast leaves them wider, after the rotation
-    return _Short.apply(query, key, value, mask, scaling).transpose(1, 2), None
+    return _Short.apply(query, key, value, bias, scaling).transpose(1, 2), None
 
 
 class _Short(torch.autograd.Function):
     """P = softmax(c Q Kᵀ), O = P V; dV = Pᵀ dO, dS = P ∘ (dP - rowsum(P ∘ dP)) with dP = dO Vᵀ, dQ = c dS K, dK = c dSᵀ Q.
 
-    Products in the inputs' dtype with fp32 sums inside, the softmax in fp32.
+    Products in the inputs' dtype with fp32 sums inside, the softmax and its backward in fp32, rounded once: one pass over the
+    scores each, which are many times as large as all else.
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, mask, scaling):
+    def forward(ctx, query, key, value, bias, scaling):
         batch, heads, length, size = query.shape
         groups = key.shape[1]
         rows = (query * scaling).reshape(batch, groups, -1, size)
         scores = (rows @ key.transpose(-1, -2)).view(batch, groups, -1, length, length)
-        scores.masked_fill_(~mask[:, :, None], float("-inf"))
-        p = scores.softmax(-1, dtype=torch.float32).to(query.dtype).view(batch, groups, -1, length)
+        scores += bias[:, :, None]
+        p = scores.softmax(-1).view(batch, groups, -1, length)
         ctx.save_for_backward(query, key, value, p)
         ctx.scaling = scaling
         return (p @ value).view(batch, heads, length, size)
@@ -170,7 +171,7 @@ class _Short(torch.autograd.Function):
         shape, grad = grad.shape, grad.reshape(rows.shape)
         d_value = p.transpose(-1, -2) @ grad
         d_scores = grad @ value.transpose(-1, -2)
-        d_scores = d_scores.sub_((d_scores * p).sum(-1, keepdim=True, dtype=torch.float32)).mul_(p)
+        d_scores = torch._softmax_backward_data(d_scores, p, -1, p.dtype)
         d_key = d_scores.transpose(-1, -2) @ rows  # the rows carry the scale
         d_query = (d_scores @ key).mul_(ctx.scaling).view(shape)
         return d_query, d_key, d_value, None, None

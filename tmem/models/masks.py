@@ -52,6 +52,11 @@ def band(length: int, before: int, window: int, like: Tensor) -> Tensor:
     return like.new_zeros(behind.shape).masked_fill_((behind < 0) | (behind >= window), float("-inf"))
 
 
+def bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """`mask` (bool) to be added to scores: 0 where a query sees a key, else -inf."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+
+
 def windowed(mask: Tensor, window: int | None) -> Tensor:
     """`mask` bool [..., columns] with the last `window` True columns of every query alone; None: as it is."""
     if window is None or mask.shape[-1] <= window:
