@@ -22,14 +22,14 @@ from .rope import rotation
 
 # One minibatch holds sequences of one bucket only, right-padded to it: a row's bits depend on its own bucket, never on
 # the other rows. Buckets finer than powers of two waste fewer padded tokens.
-_BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256)
+_BUCKETS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 # An fp32 GEMM of M rows rounds the last M mod 4 rows otherwise than the rest while M < 12 (oneDNN and MKL on x86): batches
 # and label lists are filled with dummy rows up to a multiple of this.
 ROWS = 4
 
 
 def bucket(length: int) -> int:
-    """The padded length, in tokens, of a sequence of `length` tokens: 16, 32, 48, 64, 96, 128, 192, 256, 320, ..."""
+    """The padded length, in tokens, of a sequence of `length` tokens: by 16 up to 128, by 32 up to 256, then by 64."""
     for size in _BUCKETS:
         if length <= size:
             return size
