@@ -1,6 +1,5 @@
-"""The Triton kernels without a GPU: interpreted, compiled for every architecture, held to budgets, never compiled twice."""
+"""The Triton kernels without a GPU: compiled for every architecture, held to budgets, never compiled twice."""
 
-import itertools
 import json
 import os
 import random
@@ -15,56 +14,19 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is for Linux on x86-64 and arm64")
 
 import budgets  # noqa: E402
-import checks  # noqa: E402
-import gpu_rows  # noqa: E402
 import loads  # noqa: E402
 import targets  # noqa: E402
-import token_checks  # noqa: E402
 
 from tmem.ops import _triton  # noqa: E402
 from tmem.ops.attend import WIDEST  # noqa: E402
 from tmem.testing import make_case  # noqa: E402
 from tmem.triton_kernels import configs, gemm  # noqa: E402
 
-SETS = (checks.ADAPTERS, checks.ATTENTION, checks.BANK, gpu_rows.ALL, token_checks.TOKEN, token_checks.GPU)
-INTERPRETED = [c.__name__ for c in itertools.chain(*SETS)]
-INTERPRETED += [
-    "plans",
-    "sixteen_bits",
-    "steps_in_gram",
-    "small_operands",
-    "bits_of_halves",
-    "large_ranks",
-    "infinite_operands",
-    "rounds_once",
-    "lost_slots",
-    "bad_offsets",
-    "stale_plan",
-    "one_gemm",
-    "a_step",
-    "an_update",
-]
 ROWS = json.loads(budgets.FILE.read_text())
 OTHERS = [name for name in targets.CUDA if name != "sm_90"]
 of_this_triton = pytest.mark.skipif(
     triton.__version__ != "3.6.0", reason="another Triton has another assembler, which counts otherwise"
 )
-
-
-@pytest.fixture(scope="session")
-def interpreted():
-    script = Path(__file__).parents[1] / "helpers" / "interpreted.py"
-    env = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.mark.parametrize("check", INTERPRETED)
-def test_interpreted(interpreted, check):
-    """The promises that the C++ kernels keep, kept by the Triton kernels; and what is theirs alone."""
-    assert not interpreted[check], interpreted[check]
-    assert len(interpreted) == len(INTERPRETED)
 
 
 @pytest.fixture(scope="session")
