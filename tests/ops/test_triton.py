@@ -54,7 +54,7 @@ def test_every_kernel_for_sm_90_is_within_its_budget(compiled):
 @of_this_triton
 @pytest.mark.parametrize("architecture", OTHERS)
 def test_the_tightest_kernels_for_another_card_are_within_their_budgets(architecture):
-    """Of each kernel and pair of sizes of types, by which its tiles are chosen, the types and the rank that take most registers;
+    """Of each kernel and pair of sizes of types, by which its tiles are chosen, the types and rank that take most registers;
     budgets.py compiles all."""
     rows = budgets.of_triton(ROWS, architecture)
     names = budgets.tightest(rows, lambda name: name.rpartition(" ")[0].replace("fp16", "bf16"))
