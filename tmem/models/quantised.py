@@ -130,8 +130,8 @@ def _nf4(linear: nn.Linear, bits: str, device: torch.device | str, dtype: torch.
 
 
 def hush() -> None:
-    """Keep bitsandbytes from saying, whoever imports it, that it lacks a CPU kernel for inference, which nothing here calls (see
-    `settle_`). For commands, not for libraries: it holds for the whole process."""
+    """Keep bitsandbytes from saying, whoever imports it, that it lacks a CPU kernel for inference, which nothing here calls
+    (see `settle_`). For commands, not for libraries: it holds for the whole process."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
