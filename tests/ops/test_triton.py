@@ -1,5 +1,5 @@
-"""The Triton kernels without a GPU: compiled for every architecture, held to budgets, never compiled twice. test_triton_tiles.py
-and test_triton_rows.py have what sm_90 takes."""
+"""The Triton kernels without a GPU: compiled for every architecture, held to budgets, never compiled twice. For sm_90 see also
+test_triton_tiles.py and test_triton_rows.py."""
 
 import json
 import os
