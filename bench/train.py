@@ -81,7 +81,7 @@ class Size:
     @classmethod
     def of(cls, quick: bool, device: str) -> Size:
         if quick:
-            return cls(2, 2, 1, 2)
+            return cls(2, 2, 2, 2)
         return cls(8, 8, 2) if device == "cuda" else cls(2, 8, 2)
 
 
