@@ -21,6 +21,7 @@ import torch
 from ..agent.agent import Agent
 from ..agent.config import DEFAULT_PRESET, agent_config
 from ..models import loading
+from ..models.quantised import hush
 from ..models.tiny import default_or_tiny
 
 NAMES = ("tmem", "straightforward")
@@ -105,6 +106,7 @@ class _Heard:
 
 
 def _serve(name: str, setup: Setup, pipe: Connection) -> None:
+    hush()
     torch.set_num_threads(setup.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = loading.default_dtype(device)

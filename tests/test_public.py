@@ -66,15 +66,34 @@ def test_every_op_says_shapes_and_errors():
 
 
 @pytest.fixture(scope="module")
-def page():
+def api():
     pytest.importorskip("griffe2md", reason="the generator needs Python 3.11")
     import api
 
+    return api
+
+
+@pytest.fixture(scope="module")
+def page(api):
     return api.page()
 
 
 def test_the_page_of_the_api_is_the_docstrings(page):
     assert (ROOT / "docs" / "api.md").read_text() == page, "run `make docs` and commit docs/api.md"
+
+
+def test_the_generator_checks_or_writes_a_file_and_takes_no_other_word(api, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(api, "page", lambda: "made\n")
+    file = tmp_path / "api.md"
+    assert api.main(["--check", str(file)]) == 1 and not file.exists()
+    assert api.main([str(file)]) == 0 and file.read_text() == "made\n"
+    assert api.main(["--check", str(file)]) == 0
+    file.write_text("older\n")
+    assert api.main(["--check", str(file)]) == 1 and file.read_text() == "older\n"
+    with pytest.raises(SystemExit, match="2"):
+        api.main(["--chek"])
+    assert "unrecognized arguments: --chek" in capsys.readouterr().err and [f.name for f in tmp_path.iterdir()] == ["api.md"]
 
 
 def test_the_page_of_the_api_has_all_of_it(page):

@@ -1,5 +1,6 @@
-"""Makes docs/api.md of the docstrings of what is public: `make docs`, or python tools/api.py [FILE]"""
+"""Makes docs/api.md of the docstrings of what is public: `make docs`, or python tools/api.py [--check] [FILE]"""
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,5 +60,16 @@ def page() -> str:
     return f"{HEAD}\n{section('tmem', package)}\n"
 
 
+def main(words: list[str] | None = None) -> int:
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("file", nargs="?", type=Path, default=ROOT / "docs" / "api.md", help="[docs/api.md]")
+    asked.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the file is not what would be made")
+    chosen, made = asked.parse_args(words), page()
+    if chosen.check:
+        return int(not chosen.file.is_file() or chosen.file.read_text(encoding="utf-8") != made)
+    chosen.file.write_text(made, encoding="utf-8")
+    return 0
+
+
 if __name__ == "__main__":
-    Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs" / "api.md").write_text(page())
+    sys.exit(main())

@@ -1,5 +1,5 @@
 """One token of every row through a decoder's layers in few kernels, against the layers of transformers. On a CPU, where the
-formulas serve; tests/ops/test_triton.py holds the kernels against the formulas."""
+formulas serve; tests/ops/test_interpreted.py holds the kernels against the formulas."""
 
 from functools import partial
 from unittest.mock import patch

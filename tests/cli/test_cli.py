@@ -40,6 +40,16 @@ def raises(error):
     return body
 
 
+def test_bitsandbytes_does_not_tell_of_a_kernel_that_nobody_calls(verb, caplog):
+    from bitsandbytes.backends.cpu import ops
+
+    caplog.clear()
+    assert verb(lambda: ops.logger.warning("Failed to load CPU gemm_4bit_forward")).exit_code == 0
+    assert not caplog.records
+    verb(lambda: ops.logger.error("what is not to be lost"))
+    assert [record.getMessage() for record in caplog.records] == ["what is not to be lost"]
+
+
 def test_help_names_every_verb():
     shown = CliRunner().invoke(cli.main, ["--help"]).output
     assert "Examples:" in shown

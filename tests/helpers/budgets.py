@@ -147,6 +147,11 @@ def triton(architecture: str, names: Iterable[str] | None = None) -> dict[str, t
     return taken
 
 
+def of_tiles() -> set[str]:
+    """The names of kernels whose tiles the tuning table chooses."""
+    return {name for name in launches() if name.startswith((*configs.TABLE, "step of gram"))}
+
+
 def of_triton(rows: dict[str, dict], architecture: str) -> dict[str, dict]:
     """Of the rows of budgets.json, those of Triton's kernels on an architecture, by name."""
     return {name.partition(" ")[2]: row for name, row in rows.items() if name.startswith(architecture + " ")}
@@ -156,6 +161,17 @@ def tightest(rows: dict[str, dict], kind: Callable[[str], str]) -> list[str]:
     """Of every kind of kernel, the one that takes most registers: the first to spill."""
     order = sorted(rows, key=lambda name: (-rows[name]["registers"], name))
     return list({kind(name): name for name in reversed(order)}.values())
+
+
+def within(taken: dict[str, targets.Compiled], architecture: str) -> None:
+    """No kernel spills, and each keeps to its row."""
+    allowed = of_triton(json.loads(FILE.read_text()), architecture)
+    assert taken and {name: k.local for name, k in taken.items() if k.local} == {}
+    over = {
+        name: (k.registers, k.shared) for name, k in taken.items()
+        if k.registers > allowed[name]["registers"] or k.shared > allowed[name]["shared"]
+    }  # fmt: skip
+    assert not over
 
 
 def _dump(tool, *arguments: object) -> str:

@@ -1,4 +1,4 @@
-"""What the Triton kernels of a layer move, counted by running them: `TRITON_INTERPRET=1 python tests/helpers/traffic.py`.
+"""What the Triton kernels of a layer move, counted by running them: `python tests/helpers/traffic.py`.
 
 Every load, store and atomic addition of a kernel is followed; what counts is each byte once a kernel, as the second-level cache
 gives the rest: bytes read and bytes written, an addition being both. A layer's bytes are a·D + b for its width D = K = N, so
@@ -6,10 +6,8 @@ that two small widths give those of any. Prints one JSON object: case -> kernel 
 """
 
 import json
-import os
 
-os.environ["TRITON_INTERPRET"] = "1"
-
+import interpreting  # first, as it has Triton interpret
 import numpy as np
 import torch
 from triton.runtime.interpreter import interpreter_builder
@@ -99,4 +97,5 @@ def of_a_layer(rank: int, slots: int, rows: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    interpreting.mended()
     print(json.dumps({name: of_a_layer(*case) for name, case in CASES.items()}))

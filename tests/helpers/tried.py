@@ -5,7 +5,7 @@ import json
 from types import SimpleNamespace
 
 import gpu_rows
-import interpreted  # first, as it has Triton interpret
+import interpreting  # first, as it has Triton interpret
 import torch
 
 from tmem.bench import attend as bench
@@ -36,7 +36,7 @@ def bits(entrant) -> str:
 
 
 def main():
-    interpreted.mend_bf16()
+    interpreting.mended()
     torch.set_num_threads(1)
     measure.TOLERANCES = {**measure.TOLERANCES, torch.float32: measure.SPLIT}  # fp32 operands are split in two
     for name in ("lora_shrink_multi", "lora_expand_", "lora_gram_", "lora_backward_"):

@@ -1,5 +1,5 @@
 """The ops that a layer is made of for one new token of every row: values against fp64, errors, what PyTorch sees. Their
-kernels: test_triton.py, and on a GPU test_gpu.py."""
+kernels: test_interpreted.py, and on a GPU test_gpu.py."""
 
 import importlib
 import inspect

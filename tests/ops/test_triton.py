@@ -1,10 +1,9 @@
-"""The Triton kernels without a GPU: interpreted, compiled for every architecture, held to budgets, never compiled twice."""
+"""The Triton kernels without a GPU: compiled for every architecture, held to budgets, never compiled twice. For sm_90 see also
+test_triton_tiles.py and test_triton_rows.py."""
 
-import itertools
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,35 +14,13 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is for Linux on x86-64 and arm64")
 
 import budgets  # noqa: E402
-import checks  # noqa: E402
-import gpu_rows  # noqa: E402
-import loads  # noqa: E402
 import targets  # noqa: E402
-import token_checks  # noqa: E402
 
 from tmem.ops import _triton  # noqa: E402
 from tmem.ops.attend import WIDEST  # noqa: E402
 from tmem.testing import make_case  # noqa: E402
 from tmem.triton_kernels import configs, gemm  # noqa: E402
 
-SETS = (checks.ADAPTERS, checks.ATTENTION, checks.BANK, gpu_rows.ALL, token_checks.TOKEN, token_checks.GPU)
-INTERPRETED = [c.__name__ for c in itertools.chain(*SETS)]
-INTERPRETED += [
-    "plans",
-    "sixteen_bits",
-    "steps_in_gram",
-    "small_operands",
-    "bits_of_halves",
-    "large_ranks",
-    "infinite_operands",
-    "rounds_once",
-    "lost_slots",
-    "bad_offsets",
-    "stale_plan",
-    "one_gemm",
-    "a_step",
-    "an_update",
-]
 ROWS = json.loads(budgets.FILE.read_text())
 OTHERS = [name for name in targets.CUDA if name != "sm_90"]
 of_this_triton = pytest.mark.skipif(
@@ -51,57 +28,21 @@ of_this_triton = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="session")
-def interpreted():
-    script = Path(__file__).parents[1] / "helpers" / "interpreted.py"
-    env = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.mark.parametrize("check", INTERPRETED)
-def test_interpreted(interpreted, check):
-    """The promises that the C++ kernels keep, kept by the Triton kernels; and what is theirs alone."""
-    assert not interpreted[check], interpreted[check]
-    assert len(interpreted) == len(INTERPRETED)
-
-
-@pytest.fixture(scope="session")
-def compiled():
-    return budgets.triton("sm_90")
-
-
-def within(compiled, architecture):
-    """No kernel spills, and each keeps to its row."""
-    allowed = budgets.of_triton(ROWS, architecture)
-    assert {name: k.local for name, k in compiled.items() if k.local} == {}
-    over = {
-        name: (k.registers, k.shared) for name, k in compiled.items()
-        if k.registers > allowed[name]["registers"] or k.shared > allowed[name]["shared"]
-    }  # fmt: skip
-    assert not over
-
-
-@of_this_triton
-def test_every_kernel_for_sm_90_is_within_its_budget(compiled):
-    """After a change that is meant: python tests/helpers/budgets.py, and look at the diff."""
-    within(compiled, "sm_90")
-
-
 @of_this_triton
 @pytest.mark.parametrize("architecture", OTHERS)
 def test_the_tightest_kernels_for_another_card_are_within_their_budgets(architecture):
-    """Of each kernel and pair of types, the rank that takes most registers; budgets.py compiles all."""
+    """Of each kernel and pair of sizes of types, by which its tiles are chosen, the types and rank that take most registers;
+    budgets.py compiles all."""
     rows = budgets.of_triton(ROWS, architecture)
-    within(budgets.triton(architecture, budgets.tightest(rows, lambda name: name.rpartition(" ")[0])), architecture)
+    names = budgets.tightest(rows, lambda name: name.rpartition(" ")[0].replace("fp16", "bf16"))
+    budgets.within(budgets.triton(architecture, names), architecture)
 
 
 @of_this_triton
 def test_kernels_for_an_amd_gpu_compile():
     """Of each pair of types, the kernel that takes most registers; budgets.py compiles all. None was ever run."""
     rows = budgets.of_triton(ROWS, "gfx942")
-    within(budgets.triton("gfx942", budgets.tightest(rows, lambda name: " ".join(name.split(" ")[-3:-1]))), "gfx942")
+    budgets.within(budgets.triton("gfx942", budgets.tightest(rows, lambda name: " ".join(name.split(" ")[-3:-1]))), "gfx942")
 
 
 @pytest.mark.parametrize("architecture", targets.SHARED)
@@ -109,46 +50,6 @@ def test_every_row_is_measured_and_fits_the_card(architecture):
     rows = budgets.of_triton(ROWS, architecture)
     assert rows.keys() == budgets.launches().keys()
     assert max(row["shared"] for row in rows.values()) <= targets.SHARED[architecture]
-
-
-def test_products_are_made_by_matrix_units_from_memory_loaded_ahead(compiled):
-    """wgmma where a product has its 64 rows: a tile's, and of gram the columns of 16-bit rows or the ranks of fp32 ones.
-    mma.sync elsewhere, and for a segment of few rows. cp.async where a loop streams rows."""
-    for name, kernel in compiled.items():
-        if not name.startswith(("shrink", "expand", "gram", "backward")):
-            continue
-        kind, dtype, _, rank = name.rsplit(" ", 3)
-        small = False
-        if kind.startswith("gram"):
-            bits = 16 if dtype == "bf16" else 32  # fp16 beside fp32 takes the rows of fp32
-            columns = configs.chosen("sm_90", kind, bits, 32, int(rank)).bd
-            small = (int(rank) if dtype == "fp32" else columns) < 64
-        assert ("wgmma.mma_async" in kernel.text) != small, name
-        assert ("mma.sync" in kernel.text) == (small or not kind.startswith("gram")), name
-        assert ("cp.async" in kernel.text) == (kind != "expand"), name
-
-
-def test_what_is_loaded_ahead_comes_16_bytes_at_a_time(compiled):
-    """gram of 16-bit rows at every rank; shrink and backward to rank 64 where both are of bf16; keys and values. tf32 products
-    want fp32 rows turned over, which only single numbers can be."""
-    for name, kernel in compiled.items():
-        name = name.removeprefix("step of ")
-        if not name.startswith(("shrink", "gram", "backward", "attend parts")):
-            continue
-        kind, (dtype, factor, rank) = name.split(" ")[0], name.split(" ")[-3:]
-        both = (dtype, factor) == ("bf16", "bf16") and rank != "128"
-        if kind in ("gram", "attend") and dtype != "fp32" or kind in ("shrink", "backward") and both:
-            sizes = set(re.findall(r"cp\.async\.c\w\.shared\.global [^;]*?, (0x\w+),", kernel.text))
-            assert sizes == {"0x10"}, (name, sizes)
-
-
-def test_rows_are_loaded_after_two_loads(compiled):
-    """Descriptor and rank, or slot and span: no more stands between a program's start and its first rows."""
-    for name, kernel in compiled.items():
-        kind = name.split(" ")[0]
-        if kind in ("shrink", "expand", "gram", "backward") or name.startswith("step of gram"):
-            first = loads.depths(kernel.ir)["o" if kind == "expand" else "v"]
-            assert min(first) - 1 <= 2, (name, first)
 
 
 def test_a_layer_moves_what_it_must():
@@ -184,14 +85,6 @@ def test_a_card_takes_the_configurations_of_its_architecture():
     for name, columns in (("sm_90", 128), ("sm_120", 32), ("gfx942", 128), ("gfx1100", 32)):
         with targets.compiling(name):
             assert configs.config("expand", torch.bfloat16, torch.float32, 40).bd == columns, name
-
-
-def test_rows_are_read_16_bytes_at_a_time(compiled):
-    """Where they are aligned: factors of single rows, and all that goes over a bank."""
-    for name, kernel in compiled.items():
-        if name.startswith(("decode", "norm", "glu", "step squares", "step move", "copy")):
-            wide = len(re.findall(r"ld\.global\.v4\.b32", kernel.text))
-            assert (wide > 0) == (name != "copy of odd rows" and not name.startswith("glu alone")), name
 
 
 def test_a_rank_above_the_largest_is_refused():

@@ -151,10 +151,10 @@ def test_a_run_trains_an_adapter_over_few_bits(undisturbed):
         start(out, extra=EXTRA, resume=True)
 
 
-@pytest.mark.parametrize("where, count", [("update", 4), ("checkpoint", 9)])
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path, undisturbed, where, count):
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, undisturbed):
+    """Where only the optimizer has the step. What a checkpoint holds is an adapter, of which test_low_rank.py kills one too."""
     out = tmp_path / "undisturbed"
-    command = [sys.executable, SCRIPT, str(out), "--kill", where, str(count), "--extra", EXTRA, "--bits", "nf4"]
+    command = [sys.executable, SCRIPT, str(out), "--kill", "update", "4", "--extra", EXTRA, "--bits", "nf4"]
     started = subprocess.run(command, capture_output=True, text=True)
     assert started.returncode == -signal.SIGKILL, started.stderr
     (file, *_) = sorted(out.glob("checkpoints/step-*/*.safetensors"))[-1:]

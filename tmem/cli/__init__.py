@@ -3,6 +3,7 @@
 import click
 
 from ..machine import rows_apart
+from ..models.quantised import hush
 from .group import Verbs
 
 VERBS = {
@@ -49,3 +50,4 @@ def main() -> None:
     converted models [default: ~/.cache/tmem].
     """
     rows_apart()
+    hush()

@@ -129,6 +129,12 @@ def _nf4(linear: nn.Linear, bits: str, device: torch.device | str, dtype: torch.
     return settle_(made.train(linear.training))
 
 
+def hush() -> None:
+    """Keep bitsandbytes from saying, whoever imports it, that it lacks a CPU kernel for inference, which nothing here calls
+    (see `settle_`). For commands, not for libraries: it holds for the whole process."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what the libraries say of kernels of their own that this machine lacks, and of torch's future."""

@@ -26,8 +26,8 @@ from ..agent.learn import _minibatches, _pass
 from ..agent.renderings import BARE
 from ..episode import Pair
 from ..models import forward as fw
-from ..models import loading
 from ..models.chat import Chat
+from ..models.tiny import default_or_tiny
 from ..ops import batched_rsvd
 from ..tasks import stream
 from ..words import normalise
@@ -78,12 +78,12 @@ def facts_of(seed: int, split: str, count: int) -> Facts:
 def compare_inits(quick: bool, watch: Callable[[str, int, int], None], kept: Callable[[str, Callable[[], list]], list]) -> dict:
     """{"rows", "energy"}: a row for every init, reach, seed and number of steps; where the layers' inputs lie.
 
-    The default model on the CPU. Rows have phase "tuning" or "judging", optimizer, init, reach, lr, swept (False: the
-    learning rate that is the same for all), seed, steps, loss (nats per answer token of what is taught), recall (share of
-    the paraphrases answered word for word) and norm (‖ΔW‖_F). `kept`: see bench.study.
+    The default model on the CPU; `quick`: a tiny one. Rows have phase "tuning" or "judging", optimizer, init, reach, lr, swept
+    (False: the learning rate that is the same for all), seed, steps, loss (nats per answer token of what is taught), recall
+    (share of the paraphrases answered word for word) and norm (‖ΔW‖_F). `kept`: see bench.study.
     """
     design = Design.quick() if quick else Design()
-    model, tokenizer = loading.load_model(dtype=torch.float32, device="cpu")
+    model, tokenizer = default_or_tiny(quick, "cpu", torch.float32)
     chat = Chat(tokenizer)
     model.requires_grad_(False)
     todo = [("tuning", "adamw", init) for init in design.inits]
@@ -122,7 +122,8 @@ def _taught(model, chat, init: str, optimizer: str, conversations: list[Facts], 
     """All conversations at all settings at once: a slot each."""
     slots = len(conversations) * len(settings)
     texts = [chat.plain(text) for text in TEXTS] if init == "activation" else ()
-    bank = AdapterBank(model, slots, RANK, last_layers=LAST_LAYERS, init=init, texts=texts, optimizer=optimizer)
+    last = min(LAST_LAYERS, len(model.model.layers))
+    bank = AdapterBank(model, slots, RANK, last_layers=last, init=init, texts=texts, optimizer=optimizer)
     try:
         length = torch.stack([site.a.square().sum() / RANK for site in bank.sites]).mean().sqrt().item()
         per_lr = length if optimizer == "adamw" else length**2
