@@ -49,9 +49,8 @@ def fits(model: nn.Module, device: torch.device) -> bool:
 
 
 def fits_rows(model: nn.Module) -> bool:
-    """Whether they are with `rows`: on a CPU in bf16, for whose products torch packs weights."""
-    weight = next(model.parameters())
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
+    """Whether they are with `rows`: on a CPU, where torch packs weights for each of its products."""
+    if next(model.parameters()).device.type != "cpu":
         return False
     return kernel_for("row_linear", "cpu") != "PyTorch reference" and known(model)
 
