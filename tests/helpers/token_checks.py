@@ -166,34 +166,34 @@ def few_rows(ops) -> None:
                 assert torch.equal(ops.row_linear(x[row : row + 1].clone(), w, b)[0], got[row])
 
 
+def _of_rows(ops, among, adapter, sums, norm, heads, cache, turned):
+    """What every op makes of the rows `among` these, written columns too."""
+    x, a, bt, row_slot, rank, scale = adapter
+    x, row_slot, first, second, *heads = (t[among].clone() for t in (x, row_slot, *sums, *heads))
+    named, kept, made = (row_slot, rank, scale), cache[:, among].clone(), [first.clone(), second.clone()]
+    ops.lora_decode_multi_(made, x, a, bt, *named)
+    normed = ops.lora_norm(first, second, *norm, 1e-6, 1.0, x, a[:1], bt[:1], *named)
+    glu = ops.lora_glu(first, second, True, x, a, bt, *named)
+    out = ops.rope_write_(*kept, *heads, *turned, 1e-6, 0.0)
+    return [t.nan_to_num(9) for t in (*made, *normed, glu, out, *kept)]
+
+
 def alone(ops) -> None:
     """What a row gives, written columns too, has the bits that it has by itself, on 1 or 2 threads. Wide enough for two."""
-    threads = torch.get_num_threads()
+    threads, n = torch.get_num_threads(), 1537
     for dtype, factor_dtype in ((FP32, FP32), (BF16, FP32), (torch.float64, torch.float64)):
-        adapter, n = adapted(dtype, factor_dtype, 2, 1537), 1537
-        y, other, weights = rows(5, n, dtype=dtype), rows(5, n, dtype=dtype), rows(2, n, dtype=dtype)
-        q, k, v = (rows(5, heads * 96, dtype=dtype) for heads in (16, 4, 4))
-        cos, sin, cache, turned = *rows(2, 5, 96, dtype=dtype), rows(2, 5, 4, 9, 96, dtype=dtype), rows(2, 96, dtype=dtype)
-        at = torch.tensor([3, 0, 8, 9, -1])
-
-        def computed(among):
-            x, a, bt, row_slot, rank, scale = adapter
-            here = [t[among].clone() for t in (y, other, x, row_slot)]
-            first, second, x, row_slot = here
-            named, kept, sums = (row_slot, rank, scale), cache[:, among].clone(), [first.clone(), second.clone()]
-            ops.lora_decode_multi_(sums, x, a, bt, *named)
-            normed = ops.lora_norm(first, second, *weights, 1e-6, 1.0, x, a[:1], bt[:1], *named)
-            glu = ops.lora_glu(first, second, True, x, a, bt, *named)
-            out = ops.rope_write_(*kept, *(t[among].clone() for t in (q, k, v, cos, sin, at)), *turned, 1e-6, 0.0)
-            return [t.nan_to_num(9) for t in (*sums, *normed, glu, out, *kept)]
-
-        together = computed(slice(0, 5))
+        heads = [rows(5, width, dtype=dtype) for width in (16 * 96, 4 * 96, 4 * 96, 96, 96)]
+        heads.append(torch.tensor([3, 0, 8, 9, -1]))
+        cache, turned = rows(2, 5, 4, 9, 96, dtype=dtype), rows(2, 96, dtype=dtype)
+        given = adapted(dtype, factor_dtype, 2, n), rows(2, 5, n, dtype=dtype), rows(2, n, dtype=dtype), heads, cache, turned
+        together = _of_rows(ops, slice(0, 5), *given)
         try:
             for count in (1, 2):
                 torch.set_num_threads(count)
-                assert all(map(torch.equal, computed(slice(0, 5)), together)), f"bits changed with {count} threads"
+                again = _of_rows(ops, slice(0, 5), *given)
+                assert all(map(torch.equal, again, together)), f"bits changed with {count} threads"
                 for row in range(5):
-                    for one, all_ in zip(computed(slice(row, row + 1)), together):
+                    for one, all_ in zip(_of_rows(ops, slice(row, row + 1), *given), together):
                         assert torch.equal(one[0], all_[row]), "a row depends on its neighbours"
         finally:
             torch.set_num_threads(threads)
