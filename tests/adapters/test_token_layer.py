@@ -166,6 +166,16 @@ def test_a_cpu_decodes_by_rows(monkeypatch, family, dtype):
     assert (together - want).abs().mean() < 1.1 * (theirs - want).abs().mean()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_bank_that_serves_nobody_changes_no_bit(dtype):
+    network = tiny.model(dtype=dtype)
+    want = decode(network, [[7, 8, 9], [11] * 30], end=0, max_new=6)
+    bank = tiny_bank.bank_of(network)
+    tiny_bank.fill(bank, bank.alloc())
+    assert decode(network, [[7, 8, 9], [11] * 30], end=0, max_new=6) == want
+    assert decode(network, [[7, 8, 9], [11] * 30], end=0, max_new=6, bank=bank, slots=[-1, -1]) == want
+
+
 def test_the_last_norm_is_not_taken_twice():
     network = tiny.model()
     hidden = torch.randn(4, 64)

@@ -21,7 +21,7 @@ from ..models.families import FAMILIES
 from ..models.masks import windowed
 from ..ops import kernel_for
 from ..ops.attend import WIDEST
-from .attach import Route, Site, alone
+from .attach import Route, Site, alone, as_built
 
 # Past the checks of the public functions, which cost as much as the kernels of a CPU: a bank and a cache give what ops take.
 _decode_multi_, _norm, _glu, _rope_write_, _attend, _row_linear = (
@@ -148,7 +148,7 @@ class _Rows(_Step):
     """The same with products of few rows, on a CPU."""
 
     def product(self, module: nn.Module, x: Tensor) -> Tensor:
-        own = module in self.sites or "forward" not in vars(module)
+        own = module in self.sites or as_built(module)
         return product(module, x) if own and bases.plain_weight(module) is not None else super().product(module, x)
 
 
