@@ -166,6 +166,16 @@ def test_a_cpu_decodes_by_rows(monkeypatch, family, dtype):
     assert (together - want).abs().mean() < 1.1 * (theirs - want).abs().mean()
 
 
+def test_autocast_to_another_dtype_is_left_to_the_layers(monkeypatch):
+    calls, plain = [], token.layers
+    monkeypatch.setattr(token, "layers", lambda *args, **named: (calls.append(1), plain(*args, **named))[1])
+    for dtype, taken in ((torch.float32, False), (torch.bfloat16, True)):
+        calls.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            decode(tiny.model(dtype=dtype), [[7, 8, 9]], end=0, max_new=3)
+        assert bool(calls) == taken
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_a_bank_that_serves_nobody_changes_no_bit(dtype):
     network = tiny.model(dtype=dtype)
