@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "adapter_launch.h"
 #include "gram_launch.h"
 
 namespace tmem {
@@ -13,35 +14,6 @@ namespace tmem {
 using torch::stable::parallel_for;
 
 constexpr int64_t COLUMNS = 64;  // of one task of gram
-constexpr int64_t ROWS = 16;  // rows of one task of shrink and expand, where there are enough for all threads
-// work(first row, end row) over all rows, each row once; `cost` multiply-adds a row.
-template <class Work>
-static void share_rows(int64_t rows, int64_t cost, const Work& work) {
-  const int64_t threads = torch::stable::get_num_threads(), task = std::clamp<int64_t>(rows / threads, 1, ROWS);
-  parallel_for(0, (rows + task - 1) / task, grain(task * cost),
-               [&](int64_t first, int64_t end) { work(first * task, std::min(end * task, rows)); });
-}
-
-static const Tensor& checked_scale(const char* op, const Tensor& scale, int64_t slots) {
-  check_dtype(op, "scale", scale, ScalarType::Float);
-  check_dim(op, "scale", scale, 1);
-  check_size(op, "scale", scale, 0, slots);
-  return scale;
-}
-
-// Elements from one row to the next of a tensor whose last dimension is contiguous; one of another shape than
-// [rows, width] is contiguous as a whole.
-static int64_t row_stride(const Tensor& x) { return x.dim() == 2 ? x.stride(0) : x.dim() ? x.size(x.dim() - 1) : 1; }
-
-// The kernels on checked tensors whose last dimension is contiguous; z [rows, ranks] is written in full.
-static Shrink shrink_of(const Segments& seg, const Tensor& v, const Tensor& f, const Tensor& scale, void* z) {
-  return {seg, v.const_data_ptr(), row_stride(v), factor(f), static_cast<const float*>(scale.const_data_ptr()), z,
-          f.size(1), f.size(2)};
-}
-
-static Expand expand_of(const Segments& seg, const Tensor& o, const Tensor& z, const Tensor& f) {
-  return {seg, o.mutable_data_ptr(), row_stride(o), z.const_data_ptr(), row_stride(z), factor(f), f.size(2)};
-}
 
 static void run_shrink(Pair pair, const Segments& seg, const Tensor& v, const Tensor& f, const Tensor& scale, void* z) {
   const Shrink a = shrink_of(seg, v, f, scale, z);
@@ -218,39 +190,10 @@ std::tuple<Tensor, Tensor> lora_linear(const Tensor& x, const Tensor& w, std::op
   return {y, z};
 }
 
-void lora_decode_(const Tensor& y, const Tensor& x, const Tensor& a, const Tensor& bt, const Tensor& row_slot,
-                  const Tensor& rank, const Tensor& scale) {
-  const char* op = "lora_decode_";
-  check_activation(op, "y", y);
-  check_dim(op, "y", y, 2);
-  check_dtype(op, "x", x, y.scalar_type());
-  check_dim(op, "x", x, 2);
-  const int64_t rows = y.size(0);
-  check_size(op, "x", x, 0, rows);
-  check_dtype(op, "row_slot", row_slot, ScalarType::Int);
-  check_dim(op, "row_slot", row_slot, 1);
-  check_size(op, "row_slot", row_slot, 0, rows);
-  check_dim(op, "a", a, 3);
-  const Tensor offsets = empty({rows + 1}, ScalarType::Int);
-  for (int64_t i = 0; i <= rows; i++) static_cast<int32_t*>(offsets.mutable_data_ptr())[i] = i;
-  const Descriptor descriptor(op, offsets, row_slot, rank, rows, a.size(1));
-  check_factor(op, "a", a, descriptor.slots(), a.size(1), x.size(1));
-  check_factor(op, "bt", bt, descriptor.slots(), a.size(1), y.size(1));
-  check_size(op, "bt", bt, 0, descriptor.slots());
-  const Pair down = pair_of(op, "a", x, a), up = pair_of(op, "bt", x, bt);
-  checked_scale(op, scale, descriptor.slots());
-  const Tensor z = empty({rows, a.size(1)}, accumulator(x));
-  Written written(y);
-  run_adapter(down, up, descriptor.segments(), readable(x), readable(a), readable(scale), z, written.rows(),
-              readable(bt));
-  written.finish();
-}
-
 STABLE_TORCH_LIBRARY_IMPL(tmem, CPU, m) {
   m.impl("lora_shrink", TORCH_BOX(&lora_shrink));
   m.impl("lora_shrink_multi", TORCH_BOX(&lora_shrink_multi));
   m.impl("lora_backward_", TORCH_BOX(&lora_backward_));
-  m.impl("lora_decode_", TORCH_BOX(&lora_decode_));
   m.impl("lora_expand_", TORCH_BOX(&lora_expand_));
   m.impl("lora_gram_", TORCH_BOX(&lora_gram_));
   m.impl("lora_gram", TORCH_BOX(&lora_gram));

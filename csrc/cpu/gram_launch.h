@@ -9,8 +9,6 @@ namespace tmem {
 
 constexpr int64_t SQUARED = 16;  // columns of an entry of squares: see tmem/reference.py
 
-inline int64_t grain(int64_t task_cost) { return std::max<int64_t>(1, TASK / std::max<int64_t>(1, task_cost)); }
-
 inline void check_z(const char* op, const Tensor& z, const Tensor& activation) {
   check_dtype(op, "z", z, accumulator(activation));
   check_dim(op, "z", z, 2);

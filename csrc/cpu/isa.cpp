@@ -8,6 +8,7 @@
 #include "shrink.h"
 #include "skinny.h"
 #include "step.h"
+#include "token.h"
 
 #define TMEM_JOIN2(a, b) a##b
 #define TMEM_JOIN(a, b) TMEM_JOIN2(a, b)
@@ -20,6 +21,7 @@
       nullptr, nullptr, nullptr, kernel<double, double>                                             \
     }                                                                                               \
   }
+#define TMEM_ALL(kernel, T) {kernel<T, float>, kernel<T, bf16>, kernel<T, f16>, kernel<T, double>}
 
 namespace tmem {
 
@@ -36,6 +38,9 @@ const Kernels TMEM_JOIN(kernels_, TMEM_ISA) = {
     skinny,
     {widen<float>, widen<bf16>, widen<f16>},
     {magnitude<float, uint32_t>, magnitude<bf16, uint16_t>, magnitude<f16, uint16_t>},
+    {token_norm<float>, token_norm<bf16>, token_norm<f16>, token_norm<double>},
+    {token_glu<float>, token_glu<bf16>, token_glu<f16>, token_glu<double>},
+    {TMEM_ALL(token_rope, float), TMEM_ALL(token_rope, bf16), TMEM_ALL(token_rope, f16), TMEM_ALL(token_rope, double)},
 };
 
 }  // namespace tmem

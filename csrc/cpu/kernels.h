@@ -93,6 +93,33 @@ struct Product {  // y[m,n] = sum over k of x[m,k] w[n,k], + bias[n] if given; y
   int64_t x_row, w_row, rows, outputs, depth;
 };
 
+// h = residual + sum, n = h (mean(h²) + eps)^-1/2 (plus + weight); the sum is normed by `before` first, if given. before and
+// weight in the accumulator's type; h and n [rows, width] contiguous.
+struct TokenNorm {
+  const void *residual, *before, *weight;
+  void *h, *n;
+  int64_t residual_row, width;
+  double eps, plus;
+};
+
+struct TokenGlu {  // o [rows, width] contiguous
+  void* o;
+  int64_t width;
+  bool gelu;
+};
+
+// Strides in elements, the size contiguous; cos, sin and the weights, which may be null, in the accumulator's type; out
+// [rows, heads, size] contiguous. A row's k and v go to its column of keys and values.
+struct TokenRope {
+  const void *q, *k, *v, *cos, *sin, *q_weight, *k_weight;
+  const int64_t* at;
+  void *out, *keys, *values;
+  int64_t q_row, k_row, v_row, cos_row, sin_row;
+  int64_t key_row, key_head, key_column, value_row, value_head, value_column;
+  int64_t heads, groups, columns, size;
+  double eps, plus;
+};
+
 constexpr int64_t DEPTH = 128;  // terms that are summed before the sum goes to memory
 
 enum Weight { W_F32, W_BF16, W_F16, WEIGHTS };
@@ -112,6 +139,9 @@ struct Kernels {
   void (*skinny)(const Skinny&, int64_t first_row, int64_t end_row);
   void (*widen[WEIGHTS])(const void* from, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns, float* out);
   float (*magnitude[WEIGHTS])(const void* from, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns);
+  void (*token_norm[ELEMENTS])(const TokenNorm&, int64_t row, const void* sum);
+  void (*token_glu[ELEMENTS])(const TokenGlu&, int64_t row, const void* gate, const void* up);
+  void (*token_rope[ELEMENTS][ELEMENTS])(const TokenRope&, int64_t row, void* scratch);  // of q, k and v; of the cache
 };
 
 const Kernels& kernels();  // the best set this processor runs

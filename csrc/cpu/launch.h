@@ -13,6 +13,7 @@ namespace tmem {
 
 // Multiply-adds that are worth waking another thread for.
 constexpr int64_t TASK = 1 << 17;
+inline int64_t grain(int64_t task_cost) { return std::max<int64_t>(1, TASK / std::max<int64_t>(1, task_cost)); }
 
 inline ScalarType accumulator(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;

@@ -102,8 +102,7 @@ def test_families_that_it_knows(family):
     """The others' layers are not of this shape: they run as before."""
     assert token.known(tiny.model(family)) == (family in FAMILIES)
     assert not token.fits(tiny.model(family), torch.device("cpu"))
-    assert not token.fits_rows(tiny.model(family))
-    assert token.fits_rows(tiny.model(family).bfloat16()) == (family in FAMILIES)
+    assert token.fits_rows(tiny.model(family)) == token.fits_rows(tiny.model(family).bfloat16()) == (family in FAMILIES)
 
 
 def test_what_it_does_not_know_is_left():
@@ -129,18 +128,25 @@ def test_the_decode_loop_takes_it(monkeypatch, family):
     assert calls and [g.ids for g in got] == [w.ids for w in want]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_bf16_on_a_cpu_is_decoded_by_rows(monkeypatch, family):
-    """A row among others has the tokens and the bits that it has alone, and those of transformers' layers up to rounding."""
-    network = tiny.model(family).bfloat16()
-    bank = tiny_bank.bank_of(network)
-    tiny_bank.fill(bank, bank.alloc(), bank.alloc(rank=2))
+def test_a_cpu_decodes_by_rows(monkeypatch, family, dtype):
+    """A row among others has the bits that it has alone, and is no further off the same weights in fp64 than by transformers'
+    layers."""
+    network, exact = tiny.model(family, dtype=dtype), tiny.model(family, dtype=torch.float64)
+    exact.load_state_dict(network.state_dict())
+    bank, wide = tiny_bank.bank_of(network), tiny_bank.bank_of(exact, dtype=torch.float64)
+    for one in (bank, wide):
+        tiny_bank.fill(one, one.alloc(), one.alloc(rank=2))
+    for site, other in zip(wide.sites, bank.sites):
+        site.a.copy_(other.a)
+        site.bt.copy_(other.bt)
     prompts, slots = [[7, 8, 9], [11] * 30, [5, 6] * 20, [3], [99, 98]], [0, 1, -1, 0, 1]
     said = {str(i): [4] * 12 for i in range(5)}
     calls, plain = [], token.layers
     monkeypatch.setattr(token, "layers", lambda *args, **named: (calls.append(named), plain(*args, **named))[1])
 
-    def found(which):
+    def found(which, network=network, bank=bank):
         with forced(said):
             some = decode(
                 network, [prompts[i] for i in which], bank=bank, slots=[slots[i] for i in which], end=0, max_new=12,
@@ -152,8 +158,32 @@ def test_bf16_on_a_cpu_is_decoded_by_rows(monkeypatch, family):
     assert calls and all(named == {"rows": True} for named in calls)
     for i in range(5):
         assert torch.equal(found([i])[0], together[i])
+    want = found(range(5), exact, wide)
+    calls.clear()
     monkeypatch.setattr(token, "fits_rows", lambda model: False)
-    assert (found(range(5)) - together).abs().mean() < 0.02
+    theirs = found(range(5))
+    assert not calls
+    assert (together - want).abs().mean() < 1.1 * (theirs - want).abs().mean()
+
+
+def test_autocast_to_another_dtype_is_left_to_the_layers(monkeypatch):
+    calls, plain = [], token.layers
+    monkeypatch.setattr(token, "layers", lambda *args, **named: (calls.append(1), plain(*args, **named))[1])
+    for dtype, taken in ((torch.float32, False), (torch.bfloat16, True)):
+        calls.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            decode(tiny.model(dtype=dtype), [[7, 8, 9]], end=0, max_new=3)
+        assert bool(calls) == taken
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_bank_that_serves_nobody_changes_no_bit(dtype):
+    network = tiny.model(dtype=dtype)
+    want = decode(network, [[7, 8, 9], [11] * 30], end=0, max_new=6)
+    bank = tiny_bank.bank_of(network)
+    tiny_bank.fill(bank, bank.alloc())
+    assert decode(network, [[7, 8, 9], [11] * 30], end=0, max_new=6) == want
+    assert decode(network, [[7, 8, 9], [11] * 30], end=0, max_new=6, bank=bank, slots=[-1, -1]) == want
 
 
 def test_the_last_norm_is_not_taken_twice():

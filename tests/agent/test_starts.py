@@ -30,7 +30,7 @@ def test_a_generation_begins_with_the_token_of_its_rank_and_is_greedy_after_it(f
             assert one.ids[0] == token and one.logprobs[0] == pytest.approx(float(first.values[rank]), abs=1e-4)
             if token not in agent.chat.ends:
                 assert one.ids[1:] == decode(agent.model, [[*prompt, token]], end=agent.chat.ends, max_new=5)[0].ids
-            assert one == said(agent, [prompt], ranks=[rank])[0]
+            assert one == said(agent, [prompt], ranks=[rank], fixed=fixed)[0]
     assert said(agent, PROMPTS, ranks=[0] * len(PROMPTS)) == said(agent, PROMPTS)
 
 

@@ -83,7 +83,7 @@ def inside(*arguments: str) -> None:
     import checks
     import fuzz
     import token_checks
-    from fuzz import OPS
+    from fuzz import FUZZED
 
     from tmem import ops
 
@@ -92,8 +92,9 @@ def inside(*arguments: str) -> None:
     fuzz.run(ops, 0, calls)
     raw = 0
     for seed in range(calls):
-        raw += fuzz.refused_raw(seed, OPS[seed % len(OPS)])
-    for check in (checks.strided, checks.attend, checks.step, checks.copy, checks.decode, token_checks.few_rows):
+        raw += fuzz.refused_raw(seed, FUZZED[seed % len(FUZZED)])
+    mine = checks.strided, checks.attend, checks.step, checks.copy, checks.decode
+    for check in (*mine, *token_checks.TOKEN, *token_checks.CPU):
         check(ops)
     print(f"{calls} calls, and {calls} spoiled ones past the checks, of which {raw} were refused,", end=" ")
 

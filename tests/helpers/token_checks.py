@@ -166,6 +166,61 @@ def few_rows(ops) -> None:
                 assert torch.equal(ops.row_linear(x[row : row + 1].clone(), w, b)[0], got[row])
 
 
+def _of_rows(ops, among, adapter, sums, norm, heads, cache, turned):
+    """What every op makes of the rows `among` these, written columns too."""
+    x, a, bt, row_slot, rank, scale = adapter
+    x, row_slot, first, second, *heads = (t[among].clone() for t in (x, row_slot, *sums, *heads))
+    named, kept, made = (row_slot, rank, scale), cache[:, among].clone(), [first.clone(), second.clone()]
+    ops.lora_decode_multi_(made, x, a, bt, *named)
+    normed = ops.lora_norm(first, second, *norm, 1e-6, 1.0, x, a[:1], bt[:1], *named)
+    glu = ops.lora_glu(first, second, True, x, a, bt, *named)
+    out = ops.rope_write_(*kept, *heads, *turned, 1e-6, 0.0)
+    return [t.nan_to_num(9) for t in (*made, *normed, glu, out, *kept)]
+
+
+def alone(ops) -> None:
+    """What a row gives, written columns too, has the bits that it has by itself, on 1 or 2 threads. Wide enough for two."""
+    threads, n = torch.get_num_threads(), 1537
+    for dtype, factor_dtype in ((FP32, FP32), (BF16, FP32), (torch.float64, torch.float64)):
+        heads = [rows(5, width, dtype=dtype) for width in (16 * 96, 4 * 96, 4 * 96, 96, 96)]
+        heads.append(torch.tensor([3, 0, 8, 9, -1]))
+        cache, turned = rows(2, 5, 4, 9, 96, dtype=dtype), rows(2, 96, dtype=dtype)
+        given = adapted(dtype, factor_dtype, 2, n), rows(2, 5, n, dtype=dtype), rows(2, n, dtype=dtype), heads, cache, turned
+        together = _of_rows(ops, slice(0, 5), *given)
+        try:
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                again = _of_rows(ops, slice(0, 5), *given)
+                assert all(map(torch.equal, again, together)), f"bits changed with {count} threads"
+                for row in range(5):
+                    for one, all_ in zip(_of_rows(ops, slice(row, row + 1), *given), together):
+                        assert torch.equal(one[0], all_[row]), "a row depends on its neighbours"
+        finally:
+            torch.set_num_threads(threads)
+
+
+def dtypes(ops) -> None:
+    """Weights, angles and the cache of other dtypes than the rows, fp64 among them."""
+    every = FP32, BF16, FP16, torch.float64
+    for dtype in every:
+        for other in every:
+            tolerance = max(TOLERANCES[dtype], TOLERANCES[other])
+            y, residual, weights = rows(3, 37, dtype=dtype), rows(3, 37, dtype=dtype), rows(2, 37, dtype=other)
+            fixed = *weights, 1e-5, 1.0, None, [], [], None, None
+            for one, expected in zip(ops.lora_norm(y, residual, *fixed, None), oracle("lora_norm", y, residual, *fixed, None)):
+                assert one.dtype == dtype
+                assert_close("normed", one, expected, TOLERANCES[dtype])
+            q, k, v = (rows(3, heads * 38, dtype=dtype) for heads in (4, 2, 2))
+            cos, sin, turned, cache = *rows(2, 3, 38, dtype=other), rows(2, 38, dtype=other), rows(2, 3, 2, 5, 38, dtype=other)
+            at, want = torch.tensor([4, 0, 2]), cache.double()
+            expected = reference.rope_write_(*want, *wide([q, k, v, cos, sin]), at, *wide(turned.unbind()), 1e-6, 1.0)
+            got = ops.rope_write_(*cache, q, k, v, cos, sin, at, *turned, 1e-6, 1.0)
+            assert got.dtype == dtype
+            assert_close("q", got, expected, TOLERANCES[dtype])
+            assert_close("keys", cache[0], want[0], tolerance)
+            assert torch.equal(cache[1], want[1].to(other)), "values are not those that came"
+
+
 TOKEN = [projections, norms, products, rotations]
 
 
@@ -216,4 +271,5 @@ def sick(ops) -> None:
             assert got[row].isnan().any() and torch.equal(got[others], want[others]), what
 
 
+CPU = [sick, lengths, neighbours, alone, dtypes, few_rows]
 GPU = [lost, sick, lengths, neighbours]

@@ -55,7 +55,7 @@ def test_all_ops_are_listed():
     assert all(hasattr(ops, name) for name in ops.__all__)
 
 
-@pytest.mark.parametrize("name", [*SERVED, *ops.CPU_PARTS])
+@pytest.mark.parametrize("name", [*SERVED, *ops.TOKEN_PARTS, *ops.CPU_PARTS])
 def test_cpu_is_served_by_cpp(name):
     """A silent fall-back to the reference is a bug."""
     compiled = [f"C++ CPU ({set_})" for set_ in ("avx512bf16", "avx512", "avx2", "baseline")]

@@ -527,6 +527,14 @@ def _carries(module: nn.Module, bank: Bank | None = None) -> bool:
     return isinstance(mine, Replaced) and bank in (None, mine.args[0])
 
 
+def as_built(module: nn.Module) -> bool:
+    """Whether the module computes here what its class does: its forward is its own, or that of a bank without an open route."""
+    mine = vars(module).get("forward")
+    if isinstance(mine, Replaced):
+        return not routes.opened() or routes.current(mine.args[0]) is None
+    return mine is None
+
+
 def attach(bank: Bank, mixtures: Mapping[nn.Module, Callable] = MappingProxyType({})) -> None:
     """Replace `forward` of every site's module. Raises RuntimeError if a module already carries a bank.
 

@@ -1,11 +1,10 @@
 """One new token of every row through a decoder's layers in few kernels: what a step of decoding takes.
 
-On a GPU everything beside the products with frozen weights is one of four ops: see tmem.ops.TOKEN_PARTS. A projection's
+Everything beside the products with frozen weights is `attend` or one of four ops: see tmem.ops.TOKEN_PARTS. A projection's
 adapter is added by the op that reads the projection next, but for those of q, k and v, which one op adds. transformers' modules
 say what is computed, and hold the weights.
 
-On a CPU the products take the time, and more than half of it if weights are packed for them first. There they are `row_linear`,
-and the rest is what transformers' layers do, with their rounding.
+On a CPU the products take the time, and more than half of it if weights are packed for them first. There they are `row_linear`.
 """
 
 from __future__ import annotations
@@ -20,11 +19,16 @@ from ..models import bases
 from ..models import forward as fw
 from ..models.families import FAMILIES
 from ..models.masks import windowed
-from ..ops import attend, kernel_for, lora_decode_multi_, lora_glu, lora_norm, rope_write_
+from ..ops import kernel_for
 from ..ops.attend import WIDEST
-from .attach import Route, Site, alone
+from .attach import Route, Site, alone, as_built
 
-_decode_, _attend, _row_linear = (getattr(torch.ops.tmem, name).default for name in ("lora_decode_", "attend", "row_linear"))
+# Past the checks of the public functions, which cost as much as the kernels of a CPU: a bank and a cache give what ops take.
+_decode_multi_, _norm, _glu, _rope_write_, _attend, _row_linear = (
+    getattr(torch.ops.tmem, name).default
+    for name in ("lora_decode_multi_", "lora_norm", "lora_glu", "rope_write_", "attend", "row_linear")
+)
+_NONE = None, [], [], None, None, None  # no adapters
 _GELU = {"SiLU": False, "SiLUActivation": False, "GELUTanh": True}  # of an activation's class: whether it is GELU by tanh
 
 
@@ -45,9 +49,8 @@ def fits(model: nn.Module, device: torch.device) -> bool:
 
 
 def fits_rows(model: nn.Module) -> bool:
-    """Whether they are with `rows`: on a CPU in bf16, for whose products torch packs weights."""
-    weight = next(model.parameters())
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
+    """Whether they are with `rows`: on a CPU, where torch packs weights for each of its products."""
+    if next(model.parameters()).device.type != "cpu":
         return False
     return kernel_for("row_linear", "cpu") != "PyTorch reference" and known(model)
 
@@ -67,20 +70,18 @@ def layers(
 ) -> Tensor:  # fmt: skip
     """As `forward.layers` of all layers and one token a row, hidden [M,1,D], and the norm after them: [M,D].
 
-    rows: with `row_linear` and transformers' norms, instead of the few kernels of a GPU.
+    rows: products are those of `row_linear`, on a CPU.
     """
-    decoder = fw.parts(model)
+    decoder, count = fw.parts(model), len(hidden)
     kinds, rotaries = fw.surroundings(model, hidden, positions)
-    masks = {kind: windowed(mask, fw.window(model.config, kind)) for kind in rotaries}
+    masks = {kind: windowed(mask, fw.window(model.config, kind))[:, 0, 0].expand(count, -1) for kind in rotaries}
+    waves = {kind: tuple(x[:, 0].expand(count, -1) for x in rotary) for kind, rotary in rotaries.items()}
     step, own = (_Rows if rows else _Step)(model, hidden, route), list(decoder.layers)
     h = hidden[:, 0]
     n = own[0].input_layernorm(h)
     nexts = [*(layer.input_layernorm for layer in own[1:]), decoder.norm]
     for index, (layer, kind, then) in enumerate(zip(own, kinds, nexts)):
-        cos, sin = (x[:, 0].expand(len(h), -1) for x in rotaries[kind])
-        keys, values = cache.layer(index)
-        seen = masks[kind][:, 0, 0].expand(len(h), -1)
-        y, x = step.attention(layer.self_attn, n, (cos, sin), (keys, values), cache.at, seen)
+        y, x = step.attention(layer.self_attn, n, waves[kind], cache.layer(index), cache.at, masks[kind])
         before = after = None
         middle = layer.post_attention_layernorm
         if hasattr(layer, "pre_feedforward_layernorm"):  # norms on both sides of each half
@@ -106,10 +107,10 @@ class _Step:
         return alone(self.sites[module], x) if module in self.sites else module(x)
 
     def adapters(self, modules: list[nn.Module], x: Tensor) -> tuple:
-        """x, a, bt, row_slot, rank and scale of these modules, as the ops take them; nothing where none has an adapter."""
+        """x, a, bt, row_slot, rank and scale of these modules, as the ops take them."""
         factors = [self.sites[module].decoded for module in modules if module in self.sites]
         if not factors:
-            return ()
+            return _NONE
         a, bt = map(list, zip(*factors))
         return x, a, bt, *self.named
 
@@ -117,68 +118,38 @@ class _Step:
         """What o_proj makes, without its adapter, and of what."""
         projections = [module.q_proj, module.k_proj, module.v_proj]
         made = [self.product(one, n) for one in projections]
-        if adapters := self.adapters(projections, n):
-            lora_decode_multi_([y for y, one in zip(made, projections) if one in self.sites], *adapters)
+        if adapted := [y for y, one in zip(made, projections) if one in self.sites]:
+            _decode_multi_(adapted, *self.adapters(projections, n))
         norms = getattr(module, "q_norm", None), getattr(module, "k_norm", None)
         weights = [None if norm is None else norm.weight for norm in norms]
         eps = 0.0 if norms[0] is None else _eps(norms[0])
-        q = rope_write_(*cache, *made, *rotary, at, *weights, eps, self.plus)
-        x = attend(q.to(cache[0].dtype), *cache, seen, module.scaling).flatten(1).to(n.dtype)
+        q = _rope_write_(*cache, *made, *rotary, at, *weights, eps, self.plus)
+        x = _attend(q.to(cache[0].dtype), *cache, seen, module.scaling).flatten(1).to(n.dtype)
         return self.product(module.o_proj, x), x
 
     def norm(self, y: Tensor, h: Tensor, before: nn.Module | None, norm: nn.Module, of: nn.Module, x: Tensor):
         """The residual sum with what the projection `of` makes of x, and its norm."""
         first = None if before is None else before.weight
-        return lora_norm(y, h, first, norm.weight, _eps(norm), self.plus, *self.adapters([of], x))
+        return _norm(y, h, first, norm.weight, _eps(norm), self.plus, *self.adapters([of], x))
 
     def mlp(self, module: nn.Module, n: Tensor) -> tuple[Tensor, Tensor]:
         """What down_proj makes, without its adapter, and of what."""
         projections = [module.gate_proj, module.up_proj]
         gate, up = (self.product(one, n) for one in projections)
         adapters = self.adapters(projections, n)
-        if adapters and len(adapters[1]) == 1:  # a bank may leave one of the two out
-            lora_decode_multi_([gate if projections[0] in self.sites else up], *adapters)
-            adapters = ()
-        x = lora_glu(gate, up, _GELU[type(module.act_fn).__name__], *adapters)
+        if len(adapters[1]) == 1:  # a bank may leave one of the two out
+            _decode_multi_([gate if projections[0] in self.sites else up], *adapters)
+            adapters = _NONE
+        x = _glu(gate, up, _GELU[type(module.act_fn).__name__], *adapters)
         return self.product(module.down_proj, x), x
 
 
 class _Rows(_Step):
-    """The pieces of a layer on a CPU."""
+    """The same with products of few rows, on a CPU."""
 
     def product(self, module: nn.Module, x: Tensor) -> Tensor:
-        own = module in self.sites or "forward" not in vars(module)
+        own = module in self.sites or as_built(module)
         return product(module, x) if own and bases.plain_weight(module) is not None else super().product(module, x)
-
-    def adapted(self, module: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The layer with its adapter; y: without it, which is written over."""
-        y = self.product(module, x) if y is None else y
-        if module in self.sites:
-            _decode_(y, x, *self.sites[module].decoded, *self.named)
-        return y
-
-    def attention(self, module: nn.Module, n: Tensor, rotary, cache, at: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        size = module.head_dim
-        q, k, v = (self.adapted(one, n).unflatten(1, (-1, size)) for one in (module.q_proj, module.k_proj, module.v_proj))
-        if getattr(module, "q_norm", None) is not None:
-            q, k = module.q_norm(q), module.k_norm(k)
-        both, (cos, sin) = torch.cat([q, k], 1), (wave[:, None] for wave in rotary)
-        both = both * cos + torch.cat([-both[..., size // 2 :], both[..., : size // 2]], -1) * sin
-        q, k = both.split([q.shape[1], k.shape[1]], 1)
-        rows = torch.arange(len(at))
-        for kept, new in zip(cache, (k, v)):
-            kept[rows, :, at] = new.to(kept.dtype)
-        x = _attend(q.to(cache[0].dtype), *cache, seen, module.scaling).flatten(1).to(n.dtype)
-        return self.product(module.o_proj, x), x
-
-    def norm(self, y: Tensor, h: Tensor, before: nn.Module | None, norm: nn.Module, of: nn.Module, x: Tensor):
-        y = self.adapted(of, x, y)
-        h = h + (y if before is None else before(y))
-        return h, norm(h)
-
-    def mlp(self, module: nn.Module, n: Tensor) -> tuple[Tensor, Tensor]:
-        x = module.act_fn(self.adapted(module.gate_proj, n)) * self.adapted(module.up_proj, n)
-        return self.product(module.down_proj, x), x
 
 
 def product(module: nn.Module, x: Tensor) -> Tensor:

@@ -220,11 +220,17 @@ class Growing:
         mask = spots.visible[:, None, None, : spots.shown]
         with routed(self.bank, None if self.bank is None else spots.slots) as route:
             embedded, position = fw.embed(self.model, spots.token[:, None]), spots.position[:, None]
-            if self.by_rows and not torch.is_autocast_enabled("cpu"):
-                normed = token.layers(self.model, embedded, position, mask, self.cache, route, rows=True)
-                return token.logits(self.model, normed)
+            if self.by_rows and not _lowered(embedded.dtype):
+                with torch.autocast("cpu", enabled=False):
+                    normed = token.layers(self.model, embedded, position, mask, self.cache, route, rows=True)
+                    return token.logits(self.model, normed)
             hidden = fw.layers(self.model, embedded, position, mask, cache=self.cache)[:, 0]
         return fw.logits(self.model, hidden)
+
+
+def _lowered(dtype: torch.dtype) -> bool:
+    """Whether torch.autocast asks for another dtype on a CPU than that of the weights."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != dtype
 
 
 class Lent:

@@ -30,8 +30,8 @@ def lora_glu(
     """o = f(gate + Δ0(x))·(up + Δ1(x)), [M,N] each; f is silu, or with `gelu` GELU by tanh. Not differentiable.
 
     gate, up of one dtype, fp32, bf16, fp16 or fp64. Δ(x): what lora_decode_ adds to each, with two a and two bt in lists;
-    without adapters the lists are empty and the rest None. Computed in fp32, rounded once. On a GPU a row's bits do not depend
-    on its neighbours. Raises ValueError or TypeError before anything is computed.
+    without adapters the lists are empty and the rest None. Computed in fp32, rounded once. A row's bits do not depend on its
+    neighbours. Raises ValueError or TypeError before anything is computed.
     """
     op = "lora_glu"
     _checks.shape(op, "gate", gate, None, None)

@@ -33,7 +33,7 @@ def lora_norm(
     y, residual [M,N] of one dtype, fp32, bf16, fp16 or fp64; weight [N] and before [N] or None of any of these. Δ(x): what
     lora_decode_ adds to y, with one a and one bt in lists; without an adapter the lists are empty and the rest None. Sums in
     fp32, h rounded once, and n from h as it is rounded. With `before`, y + Δ(x) is rounded, and normed by `before` in place of
-    `weight`, before it is added. On a GPU a row's bits do not depend on its neighbours. Raises ValueError or TypeError before
+    `weight`, before it is added. A row's bits do not depend on its neighbours. Raises ValueError or TypeError before
     anything is computed.
     """
     op = "lora_norm"

@@ -31,8 +31,8 @@ def rope_write_(
     Rotated: x·cos + (-x[D/2:], x[:D/2])·sin of every head, with cos and sin [M,D]. q [M,H·D], k and v [M,G·D]; with weights
     [D], q and k are first x·(mean(x²) + eps)^-1/2·(plus + weight) over D, which is even. q, k and v of one dtype, keys and
     values of one, cos, sin and weights of any: fp32, bf16, fp16 or fp64; at int64 [M]. Computed in fp32, rounded once. Not
-    differentiable. A row whose column is not there writes nothing, and its q is NaN. Raises ValueError or TypeError before
-    anything is written.
+    differentiable. A row whose column is not there writes nothing, and its q is NaN. A row's bits do not depend on its
+    neighbours. Raises ValueError or TypeError before anything is written.
     """
     op = "rope_write_"
     _checks.shape(op, "keys", keys, None, None, None, None)
