@@ -4,6 +4,7 @@
 #include "expand.h"
 #include "gram.h"
 #include "kernels.h"
+#include "layer.h"
 #include "product.h"
 #include "shrink.h"
 #include "skinny.h"
@@ -36,6 +37,11 @@ const Kernels TMEM_JOIN(kernels_, TMEM_ISA) = {
     skinny,
     {widen<float>, widen<bf16>, widen<f16>},
     {magnitude<float, uint32_t>, magnitude<bf16, uint16_t>, magnitude<f16, uint16_t>},
+    {gated_product<float>, gated_product<bf16>, gated_product<f16>, gated_product<double>},
+    {gated_product_backward<float>, gated_product_backward<bf16>, gated_product_backward<f16>, gated_product_backward<double>},
+    {rms_norm<float>, rms_norm<bf16>, rms_norm<f16>, rms_norm<double>},
+    {rms_norm_backward<float>, rms_norm_backward<bf16>, rms_norm_backward<f16>, rms_norm_backward<double>},
+    {rotate<float>, rotate<bf16>, rotate<f16>, rotate<double>},
 };
 
 }  // namespace tmem

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..models import bases
+from ..models import bases, pieces
 from ..models import forward as fw
 from ..models.families import FAMILIES
 from ..models.masks import windowed
@@ -25,7 +25,6 @@ from ..ops.attend import WIDEST
 from .attach import Route, Site, alone
 
 _decode_, _attend, _row_linear = (getattr(torch.ops.tmem, name).default for name in ("lora_decode_", "attend", "row_linear"))
-_GELU = {"SiLU": False, "SiLUActivation": False, "GELUTanh": True}  # of an activation's class: whether it is GELU by tanh
 
 
 class Columns(Protocol):
@@ -54,11 +53,8 @@ def fits_rows(model: nn.Module) -> bool:
 
 def known(model: nn.Module) -> bool:
     """Whether this file computes what the model's layers do."""
-    if FAMILIES[model.config.model_type].norms is None:
-        return False
-    layers = fw.parts(model).layers
-    size, most = layers[0].self_attn.head_dim, WIDEST.get(next(model.parameters()).dtype, 0)
-    return size % 2 == 0 and size <= most and all(type(layer.mlp.act_fn).__name__ in _GELU for layer in layers)
+    layers, most = fw.parts(model).layers, WIDEST.get(next(model.parameters()).dtype, 0)
+    return pieces.known(model, layers) and layers[0].self_attn.head_dim <= most
 
 
 def layers(
@@ -81,10 +77,7 @@ def layers(
         keys, values = cache.layer(index)
         seen = masks[kind][:, 0, 0].expand(len(h), -1)
         y, x = step.attention(layer.self_attn, n, (cos, sin), (keys, values), cache.at, seen)
-        before = after = None
-        middle = layer.post_attention_layernorm
-        if hasattr(layer, "pre_feedforward_layernorm"):  # norms on both sides of each half
-            before, middle, after = middle, layer.pre_feedforward_layernorm, layer.post_feedforward_layernorm
+        _, before, middle, after = pieces.norms(layer)
         h, n = step.norm(y, h, before, middle, layer.self_attn.o_proj, x)
         y, x = step.mlp(layer.mlp, n)
         h, n = step.norm(y, h, after, then, layer.mlp.down_proj, x)
@@ -121,7 +114,7 @@ class _Step:
             lora_decode_multi_([y for y, one in zip(made, projections) if one in self.sites], *adapters)
         norms = getattr(module, "q_norm", None), getattr(module, "k_norm", None)
         weights = [None if norm is None else norm.weight for norm in norms]
-        eps = 0.0 if norms[0] is None else _eps(norms[0])
+        eps = 0.0 if norms[0] is None else pieces.eps(norms[0])
         q = rope_write_(*cache, *made, *rotary, at, *weights, eps, self.plus)
         x = attend(q.to(cache[0].dtype), *cache, seen, module.scaling).flatten(1).to(n.dtype)
         return self.product(module.o_proj, x), x
@@ -129,7 +122,7 @@ class _Step:
     def norm(self, y: Tensor, h: Tensor, before: nn.Module | None, norm: nn.Module, of: nn.Module, x: Tensor):
         """The residual sum with what the projection `of` makes of x, and its norm."""
         first = None if before is None else before.weight
-        return lora_norm(y, h, first, norm.weight, _eps(norm), self.plus, *self.adapters([of], x))
+        return lora_norm(y, h, first, norm.weight, pieces.eps(norm), self.plus, *self.adapters([of], x))
 
     def mlp(self, module: nn.Module, n: Tensor) -> tuple[Tensor, Tensor]:
         """What down_proj makes, without its adapter, and of what."""
@@ -139,7 +132,7 @@ class _Step:
         if adapters and len(adapters[1]) == 1:  # a bank may leave one of the two out
             lora_decode_multi_([gate if projections[0] in self.sites else up], *adapters)
             adapters = ()
-        x = lora_glu(gate, up, _GELU[type(module.act_fn).__name__], *adapters)
+        x = lora_glu(gate, up, pieces.GELU[type(module.act_fn).__name__], *adapters)
         return self.product(module.down_proj, x), x
 
 
@@ -190,7 +183,3 @@ def logits(model: nn.Module, n: Tensor) -> Tensor:
     """What `layers` gave with `rows`, [M,D] -> logits fp32 [M,V]."""
     own = bases.plain_weight(model.lm_head) is not None
     return fw.logits(model, n, normed=True, linear=partial(product, model.lm_head) if own else None)
-
-
-def _eps(norm: nn.Module) -> float:
-    return norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps

@@ -1,10 +1,10 @@
 """Run a Hugging Face decoder in pieces.
 
-All families share one shape: embed -> layers -> norm -> head. transformers' own modules run here as well, and what they leave
-to their caller is in the table of `families`. Running the pieces ourselves allows three things that `model(...)` does not: the
-frozen trunk below the adapted layers runs once per online update, logits are computed only where there is a label, and what
-each token sees is said by the caller, so that a row's bits do not depend on its neighbours (transformers looks for padding in
-the batch, and drops a mask that is all ones, which changes bits).
+All families share one shape: embed -> layers -> norm -> head. transformers' own modules run here as well, on a CPU with gradients
+by their `pieces`. What they leave to their caller is in the table of `families`. Running the pieces ourselves allows three things
+that `model(...)` does not: the frozen trunk below the adapted layers runs once per online update, logits are computed only where
+there is a label, and what each token sees is said by the caller, so that a row's bits do not depend on its neighbours
+(transformers looks for padding in the batch, and drops a mask that is all ones, which changes bits).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from . import pieces
 from .attention import choose
 from .families import APART, FAMILIES, SLIDING, kinds, unlike
 from .masks import Branches, shown
@@ -78,7 +79,11 @@ def layers(
     if mask is None and cache is not None and cache.length:
         raise ValueError(f"forward: the cache holds {cache.length} columns; mask must say which of these every token sees.")
     attend_by = {kind: choose(hidden, mask, window(config, kind), cache is not None) for kind in rotaries}
+    ours, plus = cache is None and pieces.serve(model, decoder.layers, hidden), FAMILIES[config.model_type].norms
     for layer, kind in zip(decoder.layers[start:stop], of):
+        if ours and pieces.whole(layer, hidden.dtype):
+            hidden = pieces.run(layer, plus, hidden, rotaries[kind], attend_by[kind])
+            continue
         hidden = layer(
             hidden,
             attention_mask=None,
