@@ -20,13 +20,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..adapters import routes
 from ..adapters.attach import Route
 from ..adapters.bank import AdapterBank, Snapshot
 from ..episode import Pair
 from ..models import forward as fw
 from ..models.chat import Chat
 from ..models.families import FAMILIES
-from .captured_update import FixedSteps, fits, label_losses, places
+from .captured_update import FixedSteps, fits, label_losses, labelled, places
 from .config import LearnConfig
 from .renderings import rendered
 from .turns import turn
@@ -348,6 +349,8 @@ def _pass(model, bank, blocks: list[_Block], *, backward: bool) -> dict[int, flo
         at, targets = (torch.tensor(values, device=bank.device) for values in (places(block), block.targets))
         weights = torch.tensor(block.weights, dtype=torch.float32, device=bank.device)
         with bank.route(block.slots, learn=backward, lengths=block.lengths):
+            for route in routes.here():
+                route.narrow(labelled(block), len(block.targets))
             inputs = block.hidden, block.positions, block.branches
             found = label_losses(model, *inputs, trunk_layers(model, bank), at, targets, weights)
             if backward:

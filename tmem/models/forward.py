@@ -66,12 +66,15 @@ def layers(
     start: int = 0,
     stop: int | None = None,
     cache: KVCache | None = None,
+    at: Tensor | None = None,
 ) -> Tensor:
     """Pass `hidden` [B, T, D] through decoder layers `start:stop`; `positions` int64 [1 or B, T].
 
     mask: the columns that every token sees, bool [1 or B, 1, T, L] or the rule that they follow; None: every row is one text
     from its beginning, padded on the right. They are those of its own text, in their order, itself last; layers with a sliding
     window see the last of these alone. Memory grows as T with a rule or None.
+    at: int64 [L], places among the B·T tokens, whose states alone are given, [L, D]. Then the last layer may compute no others:
+    its adapters see inputs [L, 1, K].
     Raises ValueError for a model that computes attention or experts otherwise, and for None behind what a cache holds.
     """
     decoder, config = parts(model), model.config
@@ -80,9 +83,13 @@ def layers(
         raise ValueError(f"forward: the cache holds {cache.length} columns; mask must say which of these every token sees.")
     attend_by = {kind: choose(hidden, mask, window(config, kind), cache is not None) for kind in rotaries}
     ours, plus = cache is None and pieces.serve(model, decoder.layers, hidden), FAMILIES[config.model_type].norms
-    for layer, kind in zip(decoder.layers[start:stop], of):
+    own = decoder.layers[start:stop]
+    for layer, kind in zip(own, of):
         if ours and pieces.whole(layer, hidden.dtype):
-            hidden = pieces.run(layer, plus, hidden, rotaries[kind], attend_by[kind])
+            only = at if layer is own[-1] else None
+            hidden = pieces.run(layer, plus, hidden, rotaries[kind], attend_by[kind], only)
+            if only is not None:
+                return hidden[:, 0]
             continue
         hidden = layer(
             hidden,
@@ -93,7 +100,7 @@ def layers(
             position_embeddings=rotaries[kind],
             attend_by=attend_by[kind],
         )
-    return hidden
+    return hidden if at is None else hidden.flatten(0, 1).index_select(0, at)
 
 
 def surroundings(

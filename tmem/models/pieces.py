@@ -72,12 +72,15 @@ def _shared(module: nn.Module) -> bool:
     return "forward" in vars(module) or any(hooks)
 
 
-def run(layer: nn.Module, plus: float, hidden: Tensor, rotary: tuple[Tensor, Tensor], attend_by: Callable) -> Tensor:
+def run(
+    layer: nn.Module, plus: float, hidden: Tensor, rotary: tuple[Tensor, Tensor], attend_by: Callable, at: Tensor | None = None
+) -> Tensor:
     """What a whole layer makes of `hidden` [B, T, D].
 
     plus       what is added to the weights of its norms
     rotary     cos and sin [1 or B, T, head]
     attend_by  see attention.choose
+    at         int64 [L], places among the B·T tokens: what comes after attention is computed of these alone, [L, 1, D]
     """
 
     def normed(norm: nn.Module | None, x: Tensor) -> Tensor:
@@ -89,7 +92,10 @@ def run(layer: nn.Module, plus: float, hidden: Tensor, rotary: tuple[Tensor, Ten
     q, k = (rotate(normed(getattr(own, name, None), y), *rotary) for name, y in (("q_norm", q), ("k_norm", k)))
     dropout = own.attention_dropout if own.training else 0.0
     x, _ = attend_by(own, q, k, v.transpose(1, 2), None, dropout=dropout, scaling=own.scaling)
-    hidden = hidden + normed(attended, own.o_proj(x.flatten(2)))
+    x = x.flatten(2)
+    if at is not None:
+        x, hidden = (y.flatten(0, 1).index_select(0, at)[:, None] for y in (x, hidden))
+    hidden = hidden + normed(attended, own.o_proj(x))
     x, own = normed(second, hidden), layer.mlp
     x = gated_product(own.gate_proj(x), own.up_proj(x), GELU[type(own.act_fn).__name__])
     return hidden + normed(passed, own.down_proj(x))
