@@ -109,6 +109,42 @@ def test_adapters_run_inside_of_the_pieces(counted, monkeypatch):
         assert_close("a pass under a route", got, want, 2e-6)
 
 
+def test_the_states_that_are_asked_for_are_those_of_all_and_so_are_the_gradients(counted):
+    """Places of tokens in two slots, of a row without a slot and of one without places."""
+    made = network()
+    bank = AdapterBank(made, 2, 4)
+    slots = [bank.alloc(), bank.alloc()]
+    routed, counts = [slots[0], slots[1], -1, slots[0], slots[1]], [2, 0, 1, 3, 1]
+    for site in bank.sites:
+        site.bt.copy_(0.1 * torch.randn(site.bt.shape))
+    places = torch.tensor([3, 39, 85, 120, 121, 159, 160, 0])  # the last fills the list up
+    out_grad = torch.randn(len(places), 64)
+    out_grad[-1] = 0.0
+
+    def states(at, counts=counts):
+        bank.grad.zero_()
+        with bank.route(routed) as route:
+            route.narrow(counts, len(places))
+            out = fw.layers(made, fw.embed(made, IDS), AT, None, at=at)
+            out = out if at is not None else out.flatten(0, 1)[places]
+            (out * out_grad).sum().backward()
+        return out.detach()[:-1], bank.grad.clone()
+
+    want, got = states(None), states(places)
+    for ours, theirs in zip(got, want):
+        assert_close("states of places", ours, theirs, 2e-6)
+    with pytest.raises(AssertionError):
+        assert_close("tokens of another row's slot", states(places, [1, 1, 1, 3, 1])[0], want[0], 2e-6)
+    assert len(counted) == 12
+
+
+def test_places_without_adapters_for_them_are_refused():
+    made = network()
+    bank = AdapterBank(made, 1, 4)
+    with bank.route([bank.alloc()] * len(IDS)), pytest.raises(ValueError, match="the model saw a batch of 3 rows, but 5 slots"):
+        fw.layers(made, fw.embed(made, IDS), AT, None, at=torch.tensor([0, 1, 2]))
+
+
 @contextlib.contextmanager
 def checkpointed(made):
     made.gradient_checkpointing_enable()

@@ -82,7 +82,8 @@ def layers(
     if mask is None and cache is not None and cache.length:
         raise ValueError(f"forward: the cache holds {cache.length} columns; mask must say which of these every token sees.")
     attend_by = {kind: choose(hidden, mask, window(config, kind), cache is not None) for kind in rotaries}
-    ours, plus = cache is None and pieces.serve(model, decoder.layers, hidden), FAMILIES[config.model_type].norms
+    learns = cache is None and (at is not None or torch.is_grad_enabled())
+    ours, plus = learns and pieces.serve(model, decoder.layers, hidden), FAMILIES[config.model_type].norms
     own = decoder.layers[start:stop]
     for layer, kind in zip(own, of):
         if ours and pieces.whole(layer, hidden.dtype):

@@ -1,8 +1,8 @@
 """A decoder's layer by its pieces: its norms, its gate, and a pass with gradients through them on a CPU. There one op reads memory
 once for what a module of transformers reads it many times for, forward and backward.
 
-Products and attention stay as they are. Without gradients transformers' modules run, and a pass has their bits. They also run
-where others have a part in a layer: hooks such as FSDP's, another `forward`, checkpoints, torch.autocast and torch.compile.
+Products and attention stay as they are. Without gradients, and where not the states of labels alone are asked for, transformers'
+modules run, and a pass has their bits. They also run where others have a part in a layer: hooks such as FSDP's, another `forward`, checkpoints, torch.autocast and torch.compile.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def known(model: nn.Module, layers: nn.ModuleList) -> bool:
 
 def serve(model: nn.Module, layers: nn.ModuleList, hidden: Tensor) -> bool:
     """Whether ops serve a pass over `hidden` [B, T, D], in layers that are `whole`."""
-    if not torch.is_grad_enabled() or torch._C._is_any_autocast_enabled() or torch.compiler.is_compiling():
+    if torch._C._is_any_autocast_enabled() or torch.compiler.is_compiling():
         return False
     if hidden.dtype == torch.float64:  # of which transformers' norms compute in fp32
         return False
