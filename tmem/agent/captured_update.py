@@ -63,7 +63,7 @@ def label_losses(
 ) -> Tensor:
     """The loss of every label times its weight [L], of a pass over hidden [B, T, D] from layer `start` on; at: int64 [L], the
     places of the labels' states in the B · T."""
-    hidden = fw.layers(model, hidden, positions, fw.Branches(branches), start=start)
+    hidden = fw.layers(model, hidden, positions, fw.Branches(branches), start=start, by_pieces=True)
     logits = fw.logits(model, hidden.flatten(0, 1).index_select(0, at))
     return F.cross_entropy(logits, targets, reduction="none") * weights
 
