@@ -474,8 +474,8 @@ def rope_write_(
     return torch.where(there[:, None, None], rotated(q, q_weight), torch.nan).to(q.dtype)
 
 
-# What a decoder's layer does in a whole pass, beside its products and attention. Results are rounded where transformers' modules
-# round them, gradients once.
+# What a decoder's layer does in a whole pass, beside its products and attention. Results are rounded where transformers'
+# modules round them, gradients once.
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, plus: float) -> Tensor:
@@ -485,9 +485,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, plus: float) -> Tensor:
     return (normed(x, torch.ones_like(weight), eps, 0.0).to(x.dtype) * weight).contiguous()
 
 
-def rms_norm_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, eps: float, plus: float, need_dw: bool
-) -> tuple[Tensor, Tensor]:
+def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float, plus: float, need_dw: bool) -> tuple[Tensor, Tensor]:
     """With r = (mean(x²) + eps)^-1/2 and u = dy·(plus + weight): dx = r·u - x·r³·mean(u·x), and dw = Σ dy·x·r, not rounded."""
     wide, grad = x.to(_accumulator(x)), dy.to(_accumulator(x))
     r = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()

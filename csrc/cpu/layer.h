@@ -8,8 +8,8 @@
 
 namespace {
 
-// f(d, left) for the vectors of a row, of which `left` elements are there: all of them, but for the last one. Written out twice,
-// so that the whole ones need not ask.
+// f(d, left) for the vectors of a row, of which `left` elements are there: all of them, but for the last one. Written out
+// twice, so that the whole ones need not ask.
 template <class T, class F>
 TMEM_INLINE void each(int64_t width, F f) {
   constexpr int L = Compute<T>::lanes;

@@ -94,7 +94,8 @@ TMEM_INLINE f32v load(const f16* p) {
 
 TMEM_INLINE void store(float* p, f32v x) { memcpy(p, &x, sizeof x); }
 TMEM_INLINE void store(double* p, f64v x) { memcpy(p, &x, sizeof x); }
-// The bits of a bf16 in the upper half, and below them what is cut off. To nearest, ties to even; NaN becomes the quiet NaN 0x7fc0.
+// The bits of a bf16 in the upper half, and below them what is cut off. To nearest, ties to even; NaN becomes the quiet NaN
+// 0x7fc0.
 TMEM_INLINE u32v to_bf16(f32v x) {
   const u32v bits = (u32v)x, nan = (u32v)(x != x);
   return (nan & 0x7fc00000u) | (~nan & (bits + 0x7fffu + ((bits >> 16) & 1u)));

@@ -1,5 +1,5 @@
-"""A pass with gradients by pieces of layers is the pass of transformers' modules, in all that it gives; and who else has a part
-in a layer keeps it."""
+"""A pass by pieces of layers is the pass of transformers' modules, in all that it gives; and who else has a part in a layer
+keeps it."""
 
 import contextlib
 
@@ -40,7 +40,7 @@ def computed(made, ids=IDS, mask=None):
     """The states after all layers, and of a weighted sum of them the gradients of the embeddings and of every parameter."""
     made.requires_grad_(True)
     hidden = fw.embed(made, ids).detach().requires_grad_()
-    out = fw.layers(made, hidden, AT[:, : ids.shape[1]], mask)
+    out = fw.layers(made, hidden, AT[:, : ids.shape[1]], mask, by_pieces=True)
     weights = torch.randn(out.shape[1:], generator=torch.Generator().manual_seed(1)).to(out.dtype)
     trained = {name: p for name, p in fw.parts(made).layers.named_parameters()}
     grads = torch.autograd.grad((out * weights).sum(), [hidden, *trained.values()])
@@ -101,7 +101,7 @@ def test_adapters_run_inside_of_the_pieces(counted, monkeypatch):
         with monkeypatch.context() as patch, bank.route([slots[0], slots[1], -1, slots[0], -1]):
             if not ours:
                 patch.setattr(pieces, "serve", lambda *_: False)
-            out = fw.layers(made, fw.embed(made, IDS), AT, None)
+            out = fw.layers(made, fw.embed(made, IDS), AT, None, by_pieces=True)
             out.square().sum().backward()
         found.append((out.detach(), bank.grad.clone()))
     assert len(counted) == 4
@@ -125,7 +125,7 @@ def test_the_states_that_are_asked_for_are_those_of_all_and_so_are_the_gradients
         bank.grad.zero_()
         with bank.route(routed) as route:
             route.narrow(counts, len(places))
-            out = fw.layers(made, fw.embed(made, IDS), AT, None, at=at)
+            out = fw.layers(made, fw.embed(made, IDS), AT, None, by_pieces=True, at=at)
             out = out if at is not None else out.flatten(0, 1)[places]
             (out * out_grad).sum().backward()
         return out.detach()[:-1], bank.grad.clone()
@@ -142,7 +142,7 @@ def test_places_without_adapters_for_them_are_refused():
     made = network()
     bank = AdapterBank(made, 1, 4)
     with bank.route([bank.alloc()] * len(IDS)), pytest.raises(ValueError, match="the model saw a batch of 3 rows, but 5 slots"):
-        fw.layers(made, fw.embed(made, IDS), AT, None, at=torch.tensor([0, 1, 2]))
+        fw.layers(made, fw.embed(made, IDS), AT, None, by_pieces=True, at=torch.tensor([0, 1, 2]))
 
 
 @contextlib.contextmanager
@@ -161,7 +161,6 @@ def compiling(made):
 
 
 OTHERS = {
-    "no gradients": lambda made: torch.no_grad(),
     "autocast": lambda made: torch.autocast("cpu", torch.bfloat16),
     "checkpoints": checkpointed,
     "torch.compile": compiling,
@@ -173,14 +172,20 @@ OTHERS = {
 def test_the_modules_run(name, counted):
     made = network()
     with OTHERS[name](made):
-        out = fw.layers(made, fw.embed(made, IDS), AT, None)
+        out = fw.layers(made, fw.embed(made, IDS), AT, None, by_pieces=True)
     assert not counted and out.isfinite().all()
 
 
-def test_a_cache_is_filled_by_the_modules(counted):
-    made, cache = network(), fw.KVCache(40)
-    fw.layers(made, fw.embed(made, IDS), AT, None, cache=cache)
-    assert not counted and cache.layer(3)[0].any()
+def test_what_asks_for_labels_goes_by_pieces_with_gradients_or_without(counted):
+    """To the same bits in fp32. What reads a prompt does not."""
+    made = network()
+    fw.layers(made, fw.embed(made, IDS), AT, None)
+    assert not counted
+    with torch.enable_grad():
+        want = fw.token_logits(made, IDS, [0, 4], [39, 7])
+    with torch.no_grad():
+        assert torch.equal(fw.token_logits(made, IDS, [0, 4], [39, 7]), want)
+    assert len(counted) == 8
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook")  # of a module that takes its input by name
@@ -199,7 +204,7 @@ def test_a_layer_in_which_somebody_else_has_a_part_is_called(kind, where, counte
     else:
         module.forward = lambda *given, own=module.forward, **named: [seen.append(kind), own(*given, **named)][1]
     hidden = fw.embed(made, IDS).detach().requires_grad_()
-    fw.layers(made, hidden, AT, None).sum().backward()
+    fw.layers(made, hidden, AT, None, by_pieces=True).sum().backward()
     assert seen == [kind] and len(counted) == 3
 
 
@@ -208,5 +213,5 @@ def test_a_norm_in_another_dtype_is_called(counted):
     norm = fw.parts(made).layers[0].input_layernorm
     norm.weight.data = norm.weight.data.double()  # as a sum it would be too wide for what comes next
     with pytest.raises(RuntimeError, match="same dtype"):
-        fw.layers(made, fw.embed(made, IDS), AT, None)
+        fw.layers(made, fw.embed(made, IDS), AT, None, by_pieces=True)
     assert not counted

@@ -1,4 +1,4 @@
-"""The ops that a decoder's layer is made of in a pass with gradients: values and gradients against fp64, bits, errors, and what
+"""The ops that a decoder's layer is made of in a pass over labels: values and gradients against fp64, bits, errors, and what
 PyTorch and transformers see of them."""
 
 import importlib

@@ -64,7 +64,7 @@ def label_losses(
 ) -> Tensor:
     """The loss of every label times its weight [L], of a pass over hidden [B, T, D] from layer `start` on; at: int64 [L], the
     places of the labels' states in the B · T. Routes must serve [L, 1, K] as well, see Route.narrow."""
-    hidden = fw.layers(model, hidden, positions, fw.Branches(branches), start=start, at=at)
+    hidden = fw.layers(model, hidden, positions, fw.Branches(branches), start=start, by_pieces=True, at=at)
     return F.cross_entropy(fw.logits(model, hidden), targets, reduction="none") * weights
 
 

@@ -1,8 +1,8 @@
-"""A decoder's layer by its pieces: its norms, its gate, and a pass with gradients through them on a CPU. There one op reads memory
-once for what a module of transformers reads it many times for, forward and backward.
+"""A decoder's layer by its pieces: its norms, its gate, and a pass through them on a CPU. There an op goes over memory once
+where a module of transformers does so many times, forward and backward.
 
-Products and attention stay as they are. Without gradients, and where not the states of labels alone are asked for, transformers'
-modules run, and a pass has their bits. They also run where others have a part in a layer: hooks such as FSDP's, another `forward`, checkpoints, torch.autocast and torch.compile.
+Products and attention stay as they are. transformers' modules run where others have a part in a layer: hooks such as FSDP's,
+another `forward`, checkpoints, torch.autocast and torch.compile.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def serve(model: nn.Module, layers: nn.ModuleList, hidden: Tensor) -> bool:
     """Whether ops serve a pass over `hidden` [B, T, D], in layers that are `whole`."""
     if torch._C._is_any_autocast_enabled() or torch.compiler.is_compiling():
         return False
-    if hidden.dtype == torch.float64:  # of which transformers' norms compute in fp32
+    if hidden.dtype == torch.float64:  # in which transformers' norms compute in fp32, and bits of fp64 are not theirs
         return False
     return all(kernel_for(op, hidden.device.type) != "PyTorch reference" for op in PASS_PARTS) and known(model, layers)
 
@@ -62,12 +62,15 @@ def whole(layer: nn.Module, dtype: torch.dtype) -> bool:
     attention = layer.self_attn
     normed = *norms(layer), getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     own = [norm for norm in normed if norm is not None]
-    if layer.training and layer.gradient_checkpointing or any(map(_shared, (layer, attention, layer.mlp, layer.mlp.act_fn, *own))):
+    if layer.training and layer.gradient_checkpointing:
+        return False
+    if any(map(_shared, (layer, attention, layer.mlp, layer.mlp.act_fn, *own))):
         return False
     return all(type(norm.weight) is nn.Parameter and norm.weight.dtype == dtype for norm in own)
 
 
 def _shared(module: nn.Module) -> bool:
+    """Whether somebody runs before a module's own code, after it, or instead of it."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
     return "forward" in vars(module) or any(hooks)
 

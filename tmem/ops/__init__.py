@@ -10,7 +10,7 @@ arXiv 2310.18547).
 S slots, R stored rows of a factor, M rows of a batch, G segments; fp32, bf16, fp16 and fp64 are torch.float32,
 torch.bfloat16, torch.float16 and torch.float64. HYPER: the settings of `bank_step_`, by column. SQUARED: the columns of a
 gradient for each entry of its `squares`. OPS and SVD_PARTS: the names that `kernel_for` knows, and TOKEN_PARTS, of which a step
-of decoding on a GPU is made; CPU_PARTS, of which one on a CPU is; PASS_PARTS, which a pass with gradients on a CPU takes.
+of decoding on a GPU is made; CPU_PARTS, of which one on a CPU is; PASS_PARTS, which a pass over labels on a CPU takes.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ from tmem.ops.step import HYPER, bank_step_
 SVD_PARTS = tuple(name for name in defined if name.startswith("svd_"))  # what batched_rsvd is made of
 TOKEN_PARTS = "lora_decode_multi_", "lora_norm", "lora_glu", "rope_write_"  # what a decoder's layer does for one token a row
 CPU_PARTS = ("row_linear",)  # what a step of decoding on a CPU is made of, beside attend and lora_decode_
-PASS_PARTS = (  # what a decoder's layer does in a pass with gradients on a CPU, beside its products and attention
+PASS_PARTS = (  # what a decoder's layer does in a pass over labels on a CPU, beside its products and attention
     "rms_norm", "rms_norm_backward", "gated_product", "gated_product_backward", "rotate",
 )  # fmt: skip
 OPS = tuple(name for name in defined if name not in (*SVD_PARTS, *LAYER_PARTS, *TOKEN_PARTS, *CPU_PARTS, *PASS_PARTS))

@@ -1,4 +1,4 @@
-"""rotate: the heads of queries or keys rotated by their positions, and laid out as attention reads them; differentiable in x."""
+"""rotate: the heads of queries or keys rotated by their positions and laid out as attention reads them; differentiable in x."""
 
 import torch
 from torch import Tensor
