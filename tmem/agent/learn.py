@@ -316,7 +316,8 @@ def _block(model, bank, group: list[_Row], length: int, labels: dict[int, int]) 
     kinds = ([row.ids for row in group], [row.positions for row in group], [row.numbers for row in group])
     # No dummy rows: products have 16 rows and more.
     ids, positions, numbers = (fw.pad(kind, length, device=bank.device, dummies=False) for kind in kinds)
-    hidden = fw.layers(model, fw.embed(model, ids), positions, fw.Branches(numbers), stop=trunk_layers(model, bank))
+    embedded, branches = fw.embed(model, ids), fw.Branches(numbers)
+    hidden = fw.layers(model, embedded, positions, branches, stop=trunk_layers(model, bank), by_pieces=True)
     # The state at column c predicts token c + 1.
     spots = [(r, c - 1, row.ids[c], 1.0 / labels[row.slot]) for r, row in enumerate(group) for c in row.labels]
     return _Block.filled(hidden, positions, numbers, [row.slot for row in group], [len(row.ids) for row in group], spots)
