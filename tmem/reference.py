@@ -22,6 +22,7 @@ Every op builds it by itself where it is not given; the CPU's kernels and these 
 """
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -471,3 +472,52 @@ def rope_write_(
         before = cache[rows, :, column]
         cache[rows, :, column] = torch.where(there[:, None, None], new.to(cache.dtype), before)
     return torch.where(there[:, None, None], rotated(q, q_weight), torch.nan).to(q.dtype)
+
+
+# What a decoder's layer does in a whole pass, beside its products and attention. Results are rounded where transformers'
+# modules round them, gradients once.
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, plus: float) -> Tensor:
+    """normed(x), [..., N]; with `plus` 0 rounded before it is multiplied by the weight, as Llama's is and Gemma's is not."""
+    if plus:
+        return normed(x, weight, eps, plus).to(x.dtype).contiguous()
+    return (normed(x, torch.ones_like(weight), eps, 0.0).to(x.dtype) * weight).contiguous()
+
+
+def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float, plus: float, need_dw: bool) -> tuple[Tensor, Tensor]:
+    """With r = (mean(x²) + eps)^-1/2 and u = dy·(plus + weight): dx = r·u - x·r³·mean(u·x), and dw = Σ dy·x·r, not rounded."""
+    wide, grad = x.to(_accumulator(x)), dy.to(_accumulator(x))
+    r = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
+    u = grad * (plus + weight.to(wide.dtype))
+    dx = r * (u - wide * (r.square() * (u * wide).mean(-1, keepdim=True)))
+    return dx.to(x.dtype).contiguous(), rows_of(grad * wide * r).sum(0) if need_dw else wide.new_empty(0)
+
+
+def gated_product(gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
+    """o = f(gate)·up, f as in lora_glu."""
+    gated = torch.nn.functional.gelu(gate, approximate="tanh") if gelu else torch.nn.functional.silu(gate)
+    return (gated * up).contiguous()
+
+
+def gated_product_backward(grad: Tensor, gate: Tensor, up: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
+    """With f(g) = g·s, s = σ(t): d_gate = grad·up·s·(1 + g·(1 - s)·t'), d_up = grad·f(gate).
+
+    silu: t = g. GELU by tanh: t = 2·(2/π)^1/2·(g + 0.044715·g³), as (1 + tanh z)/2 = σ(2z).
+    """
+    d, g, u = (x.to(_accumulator(gate)) for x in (grad, gate, up))
+    factor = 2 * (2 / math.pi) ** 0.5
+    t, slope = (factor * (g + 0.044715 * g**3), factor * (1 + 3 * 0.044715 * g**2)) if gelu else (g, 1.0)
+    s, rest = t.sigmoid(), (-t).sigmoid()
+    return tuple(x.to(gate.dtype).contiguous() for x in (d * u * s * (1 + g * rest * slope), d * (g * s)))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
+    """x·cos + turn(x)·sin as in rope_write_, [B,T,H,D] -> [B,H,T,D]; back: its transpose, [B,H,T,D] -> [B,T,H,D]."""
+    half = x.shape[-1] // 2
+    if back:
+        swapped = x * sin[:, None]
+        out = x * cos[:, None] + torch.cat([swapped[..., half:], -swapped[..., :half]], -1)
+    else:
+        out = x * cos[:, :, None] + torch.cat([-x[..., half:], x[..., :half]], -1) * sin[:, :, None]
+    return out.transpose(1, 2).contiguous()

@@ -4,6 +4,7 @@
 #include "expand.h"
 #include "gram.h"
 #include "kernels.h"
+#include "layer.h"
 #include "product.h"
 #include "shrink.h"
 #include "skinny.h"
@@ -41,6 +42,11 @@ const Kernels TMEM_JOIN(kernels_, TMEM_ISA) = {
     {token_norm<float>, token_norm<bf16>, token_norm<f16>, token_norm<double>},
     {token_glu<float>, token_glu<bf16>, token_glu<f16>, token_glu<double>},
     {TMEM_ALL(token_rope, float), TMEM_ALL(token_rope, bf16), TMEM_ALL(token_rope, f16), TMEM_ALL(token_rope, double)},
+    {gated_product<float>, gated_product<bf16>, gated_product<f16>, gated_product<double>},
+    {gated_product_backward<float>, gated_product_backward<bf16>, gated_product_backward<f16>, gated_product_backward<double>},
+    {rms_norm<float>, rms_norm<bf16>, rms_norm<f16>, rms_norm<double>},
+    {rms_norm_backward<float>, rms_norm_backward<bf16>, rms_norm_backward<f16>, rms_norm_backward<double>},
+    {rotate<float>, rotate<bf16>, rotate<f16>, rotate<double>},
 };
 
 }  // namespace tmem

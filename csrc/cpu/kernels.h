@@ -120,6 +120,30 @@ struct TokenRope {
   double eps, plus;
 };
 
+// Elements next to each other. f = silu or, with `gelu`, GELU by tanh.
+struct GatedProduct {  // o = f(gate) up; backward d_gate = grad up f'(gate), d_up = grad f(gate)
+  const void *gate, *up, *grad;
+  void *o, *d_gate, *d_up;
+  bool gelu;
+};
+
+// Contiguous rows. With `plus` 0, x (mean(x^2) + eps)^-1/2 is rounded before the product.
+struct RmsNorm {  // y = x (mean(x^2) + eps)^-1/2 (plus + weight); backward dx of dy
+  const void *x, *weight, *dy;
+  void *y, *dx;
+  int64_t width;
+  double eps, plus;
+};
+
+// Heads with their width contiguous and even; strides in elements.
+struct Rotate {  // o = x cos + (-x2, x1) sin; back: its transpose
+  const void *x, *cos, *sin;
+  void* o;
+  int64_t x_row, x_token, x_head, o_row, o_token, o_head, cos_row, cos_token, sin_row, sin_token;
+  int64_t tokens, heads, width;
+  bool back;
+};
+
 constexpr int64_t DEPTH = 128;  // terms that are summed before the sum goes to memory
 
 enum Weight { W_F32, W_BF16, W_F16, WEIGHTS };
@@ -142,6 +166,12 @@ struct Kernels {
   void (*token_norm[ELEMENTS])(const TokenNorm&, int64_t row, const void* sum);
   void (*token_glu[ELEMENTS])(const TokenGlu&, int64_t row, const void* gate, const void* up);
   void (*token_rope[ELEMENTS][ELEMENTS])(const TokenRope&, int64_t row, void* scratch);  // of q, k and v; of the cache
+  void (*gated_product[ELEMENTS])(const GatedProduct&, int64_t first, int64_t end);  // first of whole vectors of 16
+  void (*gated_product_backward[ELEMENTS])(const GatedProduct&, int64_t first, int64_t end);
+  void (*rms_norm[ELEMENTS])(const RmsNorm&, int64_t first_row, int64_t end_row);
+  // dw, of the accumulator's type, null or added to: the rows' sum, in order.
+  void (*rms_norm_backward[ELEMENTS])(const RmsNorm&, int64_t first_row, int64_t end_row, void* dw);
+  void (*rotate[ELEMENTS])(const Rotate&, int64_t first_token, int64_t end_token);
 };
 
 const Kernels& kernels();  // the best set this processor runs

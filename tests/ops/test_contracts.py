@@ -19,8 +19,8 @@ from tmem.adapters.bank import AdapterBank
 from tmem.agent.decode import decode
 from tmem.agent.learn import learn
 from tmem.models.attention import _Short
-from tmem.models.masks import bias, causal
 from tmem.models.chat import Chat
+from tmem.models.masks import bias, causal
 from tmem.ops import _memory
 from tmem.testing import TOLERANCES, assert_close, make_case
 

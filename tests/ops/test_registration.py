@@ -49,13 +49,13 @@ def arguments(name, dtype=torch.float32, case=None):
 
 def test_all_ops_are_listed():
     declared = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("tmem::")}
-    listed = *ops.OPS, *ops.SVD_PARTS, *ops.LAYER_PARTS, *ops.TOKEN_PARTS, *ops.CPU_PARTS, "cpu_instructions"
+    listed = *ops.OPS, *ops.SVD_PARTS, *ops.LAYER_PARTS, *ops.TOKEN_PARTS, *ops.CPU_PARTS, *ops.PASS_PARTS, "cpu_instructions"
     assert {f"tmem::{name}" for name in listed} == declared
     assert len(SERVED) == len(set(SERVED)) == 13 and set(SERVED) < set(ops.__all__)
     assert all(hasattr(ops, name) for name in ops.__all__)
 
 
-@pytest.mark.parametrize("name", [*SERVED, *ops.TOKEN_PARTS, *ops.CPU_PARTS])
+@pytest.mark.parametrize("name", [*SERVED, *ops.TOKEN_PARTS, *ops.CPU_PARTS, *ops.PASS_PARTS])
 def test_cpu_is_served_by_cpp(name):
     """A silent fall-back to the reference is a bug."""
     compiled = [f"C++ CPU ({set_})" for set_ in ("avx512bf16", "avx512", "avx2", "baseline")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -251,6 +251,14 @@ class Route:
     def _of(self, off: Tensor, slot: Tensor, rows: int, filled: int) -> Segments:
         plan = torch.ops.tmem.lora_plan(off, slot, self.bank.rank, rows) if off.is_cuda else None
         return Segments(off, slot, self.bank.rank, self.bank.scale, plan, filled)
+
+    def narrow(self, counts: Sequence[int], length: int) -> None:
+        """From now on inputs [length, 1, K] are served too: counts[i] tokens of batch row i, row after row, then some without a
+        slot."""
+        off = torch.tensor([0, *itertools.accumulate(counts), length], dtype=torch.int32, device=self.bank.device)
+        slot = torch.tensor([*self.slots, -1], dtype=torch.int32, device=self.bank.device)
+        filled = bits(s for s, n in zip(self.slots, counts) if s >= 0 and n)
+        self._segments[torch.Size((length, 1))] = self._of(off, slot, length, filled)
 
     def lay(self, shape: torch.Size, off: Tensor, slot: Tensor) -> None:
         """From now on these are the segments of inputs of this shape [B, ...], int32 [G+1] and [G], whatever they hold when an

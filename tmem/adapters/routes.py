@@ -18,10 +18,12 @@ from typing import Protocol
 
 
 class Routed(Protocol):
-    """A route, of which this module asks only whose layers it serves."""
+    """A route, of which this module asks only whose layers it serves; see attach.Route."""
 
     @property
     def bank(self) -> object: ...
+
+    def narrow(self, counts: Sequence[int], length: int) -> None: ...
 
 
 class _Block:
@@ -135,12 +137,17 @@ def _leave(ended: _Block) -> None:
     _blocks.set(tuple(b for b in blocks if b is not ended))
 
 
-def kept() -> Callable[..., object]:
-    """What calls a function under the routes that are open here now, wherever and whenever it is called."""
+def here() -> list[Routed]:
+    """The routes that are open here."""
     for block in _blocks.get():
         if block.ended:
             _leave(block)
-    routes = [block.route for block in _blocks.get() if block.route is not None]
+    return [block.route for block in _blocks.get() if block.route is not None]
+
+
+def kept() -> Callable[..., object]:
+    """What calls a function under the routes that are open here now, wherever and whenever it is called."""
+    routes = here()
 
     def call(function, *args):
         with alone(routes):

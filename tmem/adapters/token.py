@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..models import bases
+from ..models import bases, pieces
 from ..models import forward as fw
 from ..models.families import FAMILIES
 from ..models.masks import windowed
@@ -29,7 +29,6 @@ _decode_multi_, _norm, _glu, _rope_write_, _attend, _row_linear = (
     for name in ("lora_decode_multi_", "lora_norm", "lora_glu", "rope_write_", "attend", "row_linear")
 )
 _NONE = None, [], [], None, None, None  # no adapters
-_GELU = {"SiLU": False, "SiLUActivation": False, "GELUTanh": True}  # of an activation's class: whether it is GELU by tanh
 
 
 class Columns(Protocol):
@@ -57,11 +56,8 @@ def fits_rows(model: nn.Module) -> bool:
 
 def known(model: nn.Module) -> bool:
     """Whether this file computes what the model's layers do."""
-    if FAMILIES[model.config.model_type].norms is None:
-        return False
-    layers = fw.parts(model).layers
-    size, most = layers[0].self_attn.head_dim, WIDEST.get(next(model.parameters()).dtype, 0)
-    return size % 2 == 0 and size <= most and all(type(layer.mlp.act_fn).__name__ in _GELU for layer in layers)
+    layers, most = fw.parts(model).layers, WIDEST.get(next(model.parameters()).dtype, 0)
+    return pieces.known(model, layers) and layers[0].self_attn.head_dim <= most
 
 
 def layers(
@@ -82,10 +78,7 @@ def layers(
     nexts = [*(layer.input_layernorm for layer in own[1:]), decoder.norm]
     for index, (layer, kind, then) in enumerate(zip(own, kinds, nexts)):
         y, x = step.attention(layer.self_attn, n, waves[kind], cache.layer(index), cache.at, masks[kind])
-        before = after = None
-        middle = layer.post_attention_layernorm
-        if hasattr(layer, "pre_feedforward_layernorm"):  # norms on both sides of each half
-            before, middle, after = middle, layer.pre_feedforward_layernorm, layer.post_feedforward_layernorm
+        _, before, middle, after = pieces.norms(layer)
         h, n = step.norm(y, h, before, middle, layer.self_attn.o_proj, x)
         y, x = step.mlp(layer.mlp, n)
         h, n = step.norm(y, h, after, then, layer.mlp.down_proj, x)
@@ -122,7 +115,7 @@ class _Step:
             _decode_multi_(adapted, *self.adapters(projections, n))
         norms = getattr(module, "q_norm", None), getattr(module, "k_norm", None)
         weights = [None if norm is None else norm.weight for norm in norms]
-        eps = 0.0 if norms[0] is None else _eps(norms[0])
+        eps = 0.0 if norms[0] is None else pieces.eps(norms[0])
         q = _rope_write_(*cache, *made, *rotary, at, *weights, eps, self.plus)
         x = _attend(q.to(cache[0].dtype), *cache, seen, module.scaling).flatten(1).to(n.dtype)
         return self.product(module.o_proj, x), x
@@ -130,7 +123,7 @@ class _Step:
     def norm(self, y: Tensor, h: Tensor, before: nn.Module | None, norm: nn.Module, of: nn.Module, x: Tensor):
         """The residual sum with what the projection `of` makes of x, and its norm."""
         first = None if before is None else before.weight
-        return _norm(y, h, first, norm.weight, _eps(norm), self.plus, *self.adapters([of], x))
+        return _norm(y, h, first, norm.weight, pieces.eps(norm), self.plus, *self.adapters([of], x))
 
     def mlp(self, module: nn.Module, n: Tensor) -> tuple[Tensor, Tensor]:
         """What down_proj makes, without its adapter, and of what."""
@@ -140,7 +133,7 @@ class _Step:
         if len(adapters[1]) == 1:  # a bank may leave one of the two out
             _decode_multi_([gate if projections[0] in self.sites else up], *adapters)
             adapters = _NONE
-        x = _glu(gate, up, _GELU[type(module.act_fn).__name__], *adapters)
+        x = _glu(gate, up, pieces.GELU[type(module.act_fn).__name__], *adapters)
         return self.product(module.down_proj, x), x
 
 
@@ -161,7 +154,3 @@ def logits(model: nn.Module, n: Tensor) -> Tensor:
     """What `layers` gave with `rows`, [M,D] -> logits fp32 [M,V]."""
     own = bases.plain_weight(model.lm_head) is not None
     return fw.logits(model, n, normed=True, linear=partial(product, model.lm_head) if own else None)
-
-
-def _eps(norm: nn.Module) -> float:
-    return norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps

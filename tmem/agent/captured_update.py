@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -62,16 +63,21 @@ def label_losses(
     model, hidden: Tensor, positions: Tensor, branches: Tensor, start: int, at: Tensor, targets: Tensor, weights: Tensor
 ) -> Tensor:
     """The loss of every label times its weight [L], of a pass over hidden [B, T, D] from layer `start` on; at: int64 [L], the
-    places of the labels' states in the B · T."""
-    hidden = fw.layers(model, hidden, positions, fw.Branches(branches), start=start)
-    logits = fw.logits(model, hidden.flatten(0, 1).index_select(0, at))
-    return F.cross_entropy(logits, targets, reduction="none") * weights
+    places of the labels' states in the B · T. Routes must serve [L, 1, K] as well, see Route.narrow."""
+    hidden = fw.layers(model, hidden, positions, fw.Branches(branches), start=start, by_pieces=True, at=at)
+    return F.cross_entropy(fw.logits(model, hidden), targets, reduction="none") * weights
 
 
 def places(block: Block) -> list[int]:
     """Where the labels' states are among all tokens of a block."""
     length = block.hidden.shape[1]
     return [row * length + column for row, column in zip(block.rows, block.columns)]
+
+
+def labelled(block: Block) -> list[int]:
+    """How many labels every row of a block has; dummies are nobody's."""
+    found = Counter(row for row, weight in zip(block.rows, block.weights) if weight)
+    return [found[row] for row in range(len(block.slots))]
 
 
 class Extent(NamedTuple):
@@ -114,12 +120,13 @@ class Step:
         self.hidden = zeros(rows, length, like.shape[2], dtype=like.dtype)
         self.positions, self.branches = (zeros(rows, length, dtype=torch.int64) for _ in range(2))
         self.off, self.slot = zeros(2 * rows + 1, dtype=torch.int32), zeros(2 * rows, dtype=torch.int32)
+        self.label_off, self.label_slot = zeros(rows + 2, dtype=torch.int32), zeros(rows + 1, dtype=torch.int32)
         self.at, self.targets = (zeros(labels, dtype=torch.int64) for _ in range(2))
         self.weights = zeros(labels, dtype=torch.float32)
         self.moving = zeros(bank.slots, dtype=torch.bool)
         self.losses = zeros(labels, dtype=torch.promote_types(like.dtype, torch.float32))
         self.route = Route(bank, [-1] * rows, learn=True, lengths=None)
-        self._segments([], [])
+        self._segments([], [], [])
         self.run = self._run if record is None else record(self._run)
 
     def take(self, block: Block, moves: bool) -> None:
@@ -127,24 +134,27 @@ class Step:
         rows, spare = len(block.slots), self.extent.labels - len(block.targets)
         for mine, theirs in ((self.hidden, block.hidden), (self.positions, block.positions), (self.branches, block.branches)):
             mine[:rows] = theirs
-        self._segments(block.slots, block.lengths)
+        self._segments(block.slots, block.lengths, labelled(block))
         _put(self.at, [*places(block), *[0] * spare])
         _put(self.targets, [*block.targets, *[0] * spare])
         _put(self.weights, [*block.weights, *[0.0] * spare])
         stepped = set(block.slots) if moves else ()
         _put(self.moving, [slot in stepped for slot in range(self.bank.slots)])
 
-    def _segments(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
-        """Real tokens of every row, then its padding; nobody's rows are padding alone."""
-        rows, length, _ = self.extent
+    def _segments(self, slots: Sequence[int], lengths: Sequence[int], counts: Sequence[int]) -> None:
+        """Real tokens of every row, then its padding; nobody's rows are padding alone. counts: labels of every row."""
+        rows, length, labels = self.extent
         spare = rows - len(slots)
         own = [n for real in (*lengths, *[0] * spare) for n in (real, length - real)]
         _put(self.off, [0, *itertools.accumulate(own)])
         _put(self.slot, [named for slot in (*slots, *[-1] * spare) for named in (slot, -1)])
+        _put(self.label_off, [0, *itertools.accumulate((*counts, *[0] * spare)), labels])
+        _put(self.label_slot, [*slots, *[-1] * (spare + 1)])
 
     @torch.enable_grad()
     def _run(self) -> None:
         self.route.lay(self.hidden.shape[:-1], self.off, self.slot)
+        self.route.lay(torch.Size((self.extent.labels, 1)), self.label_off, self.label_slot)
         with routes.alone([self.route]):
             inputs = self.hidden, self.positions, self.branches
             losses = label_losses(self.model, *inputs, self.start, self.at, self.targets, self.weights)

@@ -20,13 +20,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..adapters import routes
 from ..adapters.attach import Route
 from ..adapters.bank import AdapterBank, Snapshot
 from ..episode import Pair
 from ..models import forward as fw
 from ..models.chat import Chat
 from ..models.families import FAMILIES
-from .captured_update import FixedSteps, fits, label_losses, places
+from .captured_update import FixedSteps, fits, label_losses, labelled, places
 from .config import LearnConfig
 from .renderings import rendered
 from .turns import turn
@@ -315,7 +316,8 @@ def _block(model, bank, group: list[_Row], length: int, labels: dict[int, int]) 
     kinds = ([row.ids for row in group], [row.positions for row in group], [row.numbers for row in group])
     # No dummy rows: products have 16 rows and more.
     ids, positions, numbers = (fw.pad(kind, length, device=bank.device, dummies=False) for kind in kinds)
-    hidden = fw.layers(model, fw.embed(model, ids), positions, fw.Branches(numbers), stop=trunk_layers(model, bank))
+    embedded, branches = fw.embed(model, ids), fw.Branches(numbers)
+    hidden = fw.layers(model, embedded, positions, branches, stop=trunk_layers(model, bank), by_pieces=True)
     # The state at column c predicts token c + 1.
     spots = [(r, c - 1, row.ids[c], 1.0 / labels[row.slot]) for r, row in enumerate(group) for c in row.labels]
     return _Block.filled(hidden, positions, numbers, [row.slot for row in group], [len(row.ids) for row in group], spots)
@@ -348,6 +350,8 @@ def _pass(model, bank, blocks: list[_Block], *, backward: bool) -> dict[int, flo
         at, targets = (torch.tensor(values, device=bank.device) for values in (places(block), block.targets))
         weights = torch.tensor(block.weights, dtype=torch.float32, device=bank.device)
         with bank.route(block.slots, learn=backward, lengths=block.lengths):
+            for route in routes.here():
+                route.narrow(labelled(block), len(block.targets))
             inputs = block.hidden, block.positions, block.branches
             found = label_losses(model, *inputs, trunk_layers(model, bank), at, targets, weights)
             if backward:

@@ -30,7 +30,7 @@ class Family:
     ropes    whether each kind of layer has positions of its own
     fused    projections that are one linear layer, some of FUSED
     experts  whether layers choose among experts, which memories adapt and no training does
-    norms    what is added to the weights of its RMSNorms, where `adapters.token` knows its layers; None: it does not
+    norms    what is added to the weights of its RMSNorms, where `pieces` knows its layers; None: it does not
     reads    keys that the modules read, and other families' pass over
     """
 

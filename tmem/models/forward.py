@@ -1,10 +1,10 @@
 """Run a Hugging Face decoder in pieces.
 
-All families share one shape: embed -> layers -> norm -> head. transformers' own modules run here as well, and what they leave
-to their caller is in the table of `families`. Running the pieces ourselves allows three things that `model(...)` does not: the
-frozen trunk below the adapted layers runs once per online update, logits are computed only where there is a label, and what
-each token sees is said by the caller, so that a row's bits do not depend on its neighbours (transformers looks for padding in
-the batch, and drops a mask that is all ones, which changes bits).
+All families share one shape: embed -> layers -> norm -> head. transformers' own modules run here as well, or their `pieces`,
+and what they leave to their caller is in the table of `families`. Running the pieces ourselves allows three things that
+`model(...)` does not: the frozen trunk below the adapted layers runs once per online update, logits are computed only where
+there is a label, and what each token sees is said by the caller, so that a row's bits do not depend on its neighbours
+(transformers looks for padding in the batch, and drops a mask that is all ones, which changes bits).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from . import pieces
 from .attention import choose
 from .families import APART, FAMILIES, SLIDING, kinds, unlike
 from .masks import Branches, shown
@@ -65,12 +66,18 @@ def layers(
     start: int = 0,
     stop: int | None = None,
     cache: KVCache | None = None,
+    by_pieces: bool = False,
+    at: Tensor | None = None,
 ) -> Tensor:
     """Pass `hidden` [B, T, D] through decoder layers `start:stop`; `positions` int64 [1 or B, T].
 
     mask: the columns that every token sees, bool [1 or B, 1, T, L] or the rule that they follow; None: every row is one text
     from its beginning, padded on the right. They are those of its own text, in their order, itself last; layers with a sliding
     window see the last of these alone. Memory grows as T with a rule or None.
+    by_pieces: layers without a cache go by their `pieces` where ops serve these, as in every pass over labels, with gradients
+    or without; they have transformers' bits otherwise.
+    at: int64 [L], places among the B·T tokens, whose states alone are given, [L, D]. By its pieces the last layer computes no
+    others after its attention: its adapters see inputs [L, 1, K].
     Raises ValueError for a model that computes attention or experts otherwise, and for None behind what a cache holds.
     """
     decoder, config = parts(model), model.config
@@ -78,7 +85,15 @@ def layers(
     if mask is None and cache is not None and cache.length:
         raise ValueError(f"forward: the cache holds {cache.length} columns; mask must say which of these every token sees.")
     attend_by = {kind: choose(hidden, mask, window(config, kind), cache is not None) for kind in rotaries}
-    for layer, kind in zip(decoder.layers[start:stop], of):
+    by_pieces = by_pieces and cache is None and pieces.serve(model, decoder.layers, hidden)
+    own = decoder.layers[start:stop]
+    for layer, kind in zip(own, of):
+        if by_pieces and pieces.whole(layer, hidden.dtype):
+            only, plus = at if layer is own[-1] else None, FAMILIES[config.model_type].norms
+            hidden = pieces.run(layer, plus, hidden, rotaries[kind], attend_by[kind], only)
+            if only is not None:
+                return hidden[:, 0]
+            continue
         hidden = layer(
             hidden,
             attention_mask=None,
@@ -88,7 +103,7 @@ def layers(
             position_embeddings=rotaries[kind],
             attend_by=attend_by[kind],
         )
-    return hidden
+    return hidden if at is None else hidden.flatten(0, 1).index_select(0, at)
 
 
 def surroundings(
@@ -157,7 +172,7 @@ def token_logits(
         for row, column in zip(rows, columns):
             ends[row] = max(ends[row], column + 1)
         positions = standing(model.config, ends, length, ids.device)
-    hidden = layers(model, embed(model, ids), positions, None if branches is None else Branches(branches))
+    hidden = layers(model, embed(model, ids), positions, None if branches is None else Branches(branches), by_pieces=True)
     return head(model, hidden[rows, columns])
 
 

@@ -10,7 +10,7 @@ arXiv 2310.18547).
 S slots, R stored rows of a factor, M rows of a batch, G segments; fp32, bf16, fp16 and fp64 are torch.float32,
 torch.bfloat16, torch.float16 and torch.float64. HYPER: the settings of `bank_step_`, by column. SQUARED: the columns of a
 gradient for each entry of its `squares`. OPS and SVD_PARTS: the names that `kernel_for` knows, and TOKEN_PARTS, of which a step
-of decoding is made, on a CPU with CPU_PARTS.
+of decoding is made, on a CPU with CPU_PARTS; PASS_PARTS, which a pass over labels on a CPU takes.
 """
 
 import importlib.util
@@ -23,6 +23,7 @@ from tmem.ops.backward import lora_backward_
 from tmem.ops.copy import bank_copy_
 from tmem.ops.decode import lora_decode_, lora_decode_multi_
 from tmem.ops.expand import lora_expand_
+from tmem.ops.gated_product import gated_product
 from tmem.ops.glu import lora_glu
 from tmem.ops.gram import SQUARED, lora_gram, lora_gram_
 from tmem.ops.gram_step import lora_gram_step_
@@ -30,7 +31,9 @@ from tmem.ops.linear import lora_linear
 from tmem.ops.norm import lora_norm
 from tmem.ops.plan import lora_plan
 from tmem.ops.product import row_linear
+from tmem.ops.rms_norm import rms_norm
 from tmem.ops.rope import rope_write_
+from tmem.ops.rotate import rotate
 from tmem.ops.rsvd import batched_rsvd
 from tmem.ops.shrink import lora_shrink, lora_shrink_multi
 from tmem.ops.step import HYPER, bank_step_
@@ -38,12 +41,16 @@ from tmem.ops.step import HYPER, bank_step_
 SVD_PARTS = tuple(name for name in defined if name.startswith("svd_"))  # what batched_rsvd is made of
 TOKEN_PARTS = "lora_decode_multi_", "lora_norm", "lora_glu", "rope_write_"  # what a decoder's layer does for one token a row
 CPU_PARTS = ("row_linear",)  # and on a CPU its products
-OPS = tuple(name for name in defined if name not in (*SVD_PARTS, *LAYER_PARTS, *TOKEN_PARTS, *CPU_PARTS))
+PASS_PARTS = (  # what a decoder's layer does in a pass over labels on a CPU, beside its products and attention
+    "rms_norm", "rms_norm_backward", "gated_product", "gated_product_backward", "rotate",
+)  # fmt: skip
+OPS = tuple(name for name in defined if name not in (*SVD_PARTS, *LAYER_PARTS, *TOKEN_PARTS, *CPU_PARTS, *PASS_PARTS))
 
 __all__ = [
     "CPU_PARTS",
     "HYPER",
     "OPS",
+    "PASS_PARTS",
     "SQUARED",
     "SVD_PARTS",
     "TOKEN_PARTS",
@@ -51,6 +58,7 @@ __all__ = [
     "bank_copy_",
     "bank_step_",
     "batched_rsvd",
+    "gated_product",
     "kernel_for",
     "lora_backward_",
     "lora_decode_",
@@ -65,8 +73,10 @@ __all__ = [
     "lora_plan",
     "lora_shrink",
     "lora_shrink_multi",
-    "row_linear",
+    "rms_norm",
     "rope_write_",
+    "rotate",
+    "row_linear",
 ]
 
 load_compiled()

@@ -1,0 +1,118 @@
+"""What must hold of the ops that a decoder's layer is made of in a pass over labels. Each check takes an object with the
+ops, those of backward too, as attributes; gradients are held against autograd of the formula in fp64."""
+
+from functools import partial
+
+import torch
+
+from tmem import reference
+from tmem.testing import TOLERANCES, assert_close
+
+DTYPES = list(TOLERANCES)
+NAN = float("nan")
+
+
+def rows(*shape, dtype):
+    return torch.randn(shape).to(dtype)
+
+
+def exact(formula, leaves, grad):
+    """What a formula gives in fp64, and the gradients of its leaves."""
+    wide = [leaf.double().requires_grad_() for leaf in leaves]
+    with torch.enable_grad():
+        out = formula(*wide)
+    return out.detach(), torch.autograd.grad(out, wide, grad.double())
+
+
+def norms(ops) -> None:
+    """y, dx and dw of rows of every tail, of no rows, of several blocks of them; rows that are large, small and strided."""
+    for dtype in DTYPES:
+        sums = TOLERANCES[torch.float64 if dtype == torch.float64 else torch.float32]
+        for shape in ((3, 5, 576), (7, 130), (1, 6), (300, 33), (2, 0, 16), (0, 3)):
+            for plus in (0.0, 1.0):
+                x, dy = (rows(*shape[:-1], 2 * shape[-1], dtype=dtype)[..., : shape[-1]] for _ in range(2))
+                weight = rows(2 * shape[-1], dtype=dtype)[::2]
+                if len(shape) == 2 and shape[0]:
+                    x[0], x[-1] = 100 * x[0], x[-1] / 100
+                y, want = ops.rms_norm(x, weight, 1e-5, plus), (x.double(), weight.double())
+                expected, (dx, dw) = exact(lambda x, w, plus=plus: reference.rms_norm(x, w, 1e-5, plus), want, dy)
+                got = ops.rms_norm_backward(dy, x, weight, 1e-5, plus, True)
+                assert y.dtype == got[0].dtype == dtype and y.is_contiguous()
+                assert_close("y", y, expected, TOLERANCES[dtype])
+                assert_close("dx", got[0], dx, TOLERANCES[dtype])
+                assert_close("dw", got[1], dw, sums)
+                assert len(ops.rms_norm_backward(dy, x, weight, 1e-5, plus, False)[1]) == 0
+
+
+def products(ops) -> None:
+    """o, d_gate and d_up of both kinds, of small gates and of large ones, of any number of elements."""
+    for dtype in DTYPES:
+        for shape in ((3, 5, 96), (7, 33), (13,), (0, 4), (), (2000, 19)):
+            gate, up, grad = (rows(*shape, dtype=dtype) for _ in range(3))
+            gate = 3 * gate if shape else gate.fill_(0.5)
+            if shape == (7, 33):
+                gate[:, :4] = torch.tensor([-200.0, 200.0, 1e-6, 0.0])
+            for gelu in (False, True):
+                want, gradients = exact(lambda g, u, gelu=gelu: reference.gated_product(g, u, gelu), (gate, up), grad)
+                got = ops.gated_product(gate, up, gelu), *ops.gated_product_backward(grad, gate, up, gelu)
+                for name, one, other in zip(("o", "d_gate", "d_up"), got, (want, *gradients)):
+                    assert one.dtype == dtype and one.shape == gate.shape
+                    assert_close(name, one, other, TOLERANCES[dtype])
+    strided = rows(5, 80, dtype=torch.float32)
+    gate, up = strided[:, ::2], strided[:, 1::2]
+    want = reference.gated_product(gate.double(), up.double(), False)
+    assert_close("o of strided rows", ops.gated_product(gate, up, False), want, TOLERANCES[torch.float32])
+
+
+def rotated(x, cos, sin):
+    half = x.shape[-1] // 2
+    turned = torch.cat([-x[..., half:], x[..., :half]], -1)
+    return (x * cos[:, :, None] + turned * sin[:, :, None]).transpose(1, 2)
+
+
+def rotations(ops) -> None:
+    """Heads of every tail rotated, and their gradients rotated back; halves of cos and sin that differ; any strides."""
+    for dtype in DTYPES:
+        for sizes in ((2, 5, 3, 64), (1, 1, 1, 2), (3, 40, 4, 20), (2, 3, 1, 128), (0, 3, 2, 4), (2, 0, 2, 4)):
+            batch, length, heads, size = sizes
+            x = rows(batch, heads, length, 2 * size, dtype=dtype)[..., :size].transpose(1, 2)
+            cos, sin = rows(1, length, size, dtype=dtype), rows(1, length, size, dtype=dtype)
+            if length == 40:
+                cos, sin = rows(batch, length, size, dtype=dtype), rows(1, length, size, dtype=dtype).expand(batch, -1, -1)
+            grad = rows(batch, length, heads, size, dtype=dtype).transpose(1, 2)
+            want, (dx,) = exact(partial(rotated, cos=cos.double(), sin=sin.double()), [x], grad)
+            got, back = ops.rotate(x, cos, sin, False), ops.rotate(grad, cos, sin, True)
+            assert got.dtype == dtype and got.is_contiguous() and back.is_contiguous()
+            assert_close("o", got, want, TOLERANCES[dtype])
+            assert_close("dx", back, dx, TOLERANCES[dtype])
+
+
+def neighbours(ops) -> None:
+    """A row has the bits that it has alone, wherever it lies, beside rows of NaN."""
+    for dtype in DTYPES:
+        x, dy, weight = rows(9, 83, dtype=dtype), rows(9, 83, dtype=dtype), rows(83, dtype=dtype)
+        cos, sin = rows(1, 9, 82, dtype=dtype), rows(1, 9, 82, dtype=dtype)
+
+        def computed(x, dy, cos, sin, weight=weight):
+            wave, heads = (cos, sin), x[None, :, None, :82]
+            yield from (ops.rms_norm(x, weight, 1e-6, plus) for plus in (0.0, 1.0))
+            yield ops.rms_norm_backward(dy, x, weight, 1e-6, 0.0, True)[0]
+            for gelu in (False, True):
+                yield ops.gated_product(x, dy, gelu)
+                yield from ops.gated_product_backward(dy, x, x, gelu)
+            yield ops.rotate(heads, *wave, False)[0, 0]
+            yield ops.rotate(heads.transpose(1, 2), *wave, True)[0, :, 0]
+
+        together = list(computed(x, dy, cos, sin))
+        for row in range(9):
+            one = slice(row, row + 1)
+            alone = computed(x[one].clone(), dy[one].clone(), cos[:, one].clone(), sin[:, one].clone())
+            sick = [torch.full_like(t, NAN) for t in (x, dy)]
+            for mine, of in zip(sick, (x, dy)):
+                mine[row] = of[row]
+            beside = computed(*sick, cos, sin)
+            for a, b, c in zip(alone, beside, together):
+                assert torch.equal(a[0], c[row]) and torch.equal(b[row], c[row]), "a row depends on its neighbours"
+
+
+PASS = [norms, products, rotations, neighbours]
