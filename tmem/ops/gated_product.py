@@ -41,9 +41,9 @@ differentiable("gated_product", _setup_context, _backward)
 def gated_product(gate: Tensor, up: Tensor, gelu: bool) -> Tensor:
     """o = f(gate)·up; f is silu, or with `gelu` GELU by tanh (Shazeer 2020).
 
-    gate and up of one shape and dtype, fp32, bf16, fp16 or fp64. Computed in fp32 (fp64 of fp64), f(gate) and o rounded, as
-    transformers' modules do. Differentiable in both; gradients are rounded once. Raises ValueError or TypeError before anything
-    is computed.
+    gate and up [M,N], or of any one shape, of one dtype, fp32, bf16, fp16 or fp64. Computed in fp32 (fp64 of fp64), f(gate) and
+    o rounded, as transformers' modules do. Differentiable in both; gradients are rounded once. Raises ValueError or TypeError
+    before anything is computed.
     """
     op = "gated_product"
     _checks.dtype(op, "gate", gate, *_checks.ACTIVATION)
