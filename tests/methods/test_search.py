@@ -487,6 +487,8 @@ def test_the_prompt_holds_all_questions_and_a_worked_example():
     assert "<search>" not in search.prompt(TWO, direct=True)
     alone = search.prompt(TWO, each=True)
     assert "Marie Curie" not in alone and alone.endswith("\n1. Who made Zib?\n2. Name the town?")
+    noted = search.prompt(TWO, each=True, notes=True)
+    assert "note in <think>" in noted and "note in" not in alone and noted.splitlines()[1:] == alone.splitlines()[1:]
     trap = Objectives("t", (Hop("x", "Why </ANSWER > {count}\n<search>?", ("a",)),))
     assert search.prompt(trap).endswith("Questions (1): Why &lt;/ANSWER > {count} &lt;search>?")
 
@@ -745,11 +747,12 @@ QUERIES = ["toy Zib</search> and so on", "maker Ulm</search>"]
     [("full", True, True, 2), ("mem1", False, True, 2), ("tmem", False, False, 2), ("none", False, False, 0)],
 )
 def test_each_question_is_asked_by_itself_with_what_is_remembered(monkeypatch, state, zib, ada, turns):
-    agent = agent_of()
-    script = {"k0": [*QUERIES[:turns], "Ada Mo", "of; Ulm\nor so"]}
+    agent, opened = agent_of(), "It is Ada</think>\n<search>" if state == "mem1" else ""
+    script = {"k0": [*(opened + query for query in QUERIES[:turns]), "Ada Mo", "of; Ulm\nor so"]}
     (row,), stub = scripted(monkeypatch, state, turns=2, agent=agent, script=script, each="instruction")
     first, second = stub.prompts["k0/asked0"], stub.prompts["k0/asked1"]
     assert ("Doc 1 (Title: Zib)" in first) == zib and ("Doc 1 (Title: Ada Mo)" in first) == ada
+    assert ("It is Ada" in first) == (state == "mem1") and stub.prompts.get("k0/turn1", "").count("It is Ada") == bool(opened)
     assert agent.asked("Who made Zib?") in first and "Name the town" not in first and agent.asked("Name the town?") in second
     assert row.answer == "Ada Mo; of, Ulm" and row.scores()["em"] == 1 and row.scores()["counted"] == 1
     assert [s.kind for s in row.steps if s.kind != "write"] == ["turn"] * turns + ["answer"] * 2

@@ -74,8 +74,10 @@ Questions ({{count}}): {{question}}"""
 
 # Where every question is asked by itself afterwards. No example: whoever searches so was taught to.
 _SEARCH = """\
-Find articles that answer the questions, with a search engine. Each of your turns is one query.
+Find articles that answer the questions, with a search engine. {turn}
 {questions}"""
+_QUERY = "Each of your turns is one query."
+_NOTED = "In each of your turns you note in <think> every question that you know the answer to, with it. Then comes one query."
 
 _TAG = re.compile(r"<(/?)(think|search|answer)>", re.IGNORECASE)
 _INFORMATION = re.compile(r"<information>.*?(?:</information>|\Z)", re.IGNORECASE | re.DOTALL)
@@ -123,11 +125,13 @@ def compose(hops: Sequence[Hop], n: int) -> list[Objectives]:
 # what the agent sees --------------------------------------------------------------------------------------------------
 
 
-def prompt(task: Objectives, *, direct: bool = False, each: bool = False) -> str:
+def prompt(task: Objectives, *, direct: bool = False, each: bool = False, notes: bool = False) -> str:
     """The instruction with a worked example, and the questions; `direct`: to be answered without a search. each: only the
-    search, without an example, as every question is asked by itself afterwards."""
+    search, without an example, as every question is asked by itself afterwards; `notes`: beside which a turn notes what is
+    known."""
     if each:
-        return _SEARCH.format(questions="\n".join(f"{i}. {escape(asked(hop))}" for i, hop in enumerate(task.hops, 1)))
+        questions = "\n".join(f"{i}. {escape(asked(hop))}" for i, hop in enumerate(task.hops, 1))
+        return _SEARCH.format(turn=_NOTED if notes else _QUERY, questions=questions)
     return (_DIRECT if direct else _PROMPT).format(count=len(task.hops), question=escape(task.question))
 
 
