@@ -747,12 +747,12 @@ QUERIES = ["toy Zib</search> and so on", "maker Ulm</search>"]
     [("full", True, True, 2), ("mem1", False, True, 2), ("tmem", False, False, 2), ("none", False, False, 0)],
 )
 def test_each_question_is_asked_by_itself_with_what_is_remembered(monkeypatch, state, zib, ada, turns):
-    agent, opened = agent_of(), "It is Ada</think>\n<search>" if state == "mem1" else ""
-    script = {"k0": [*(opened + query for query in QUERIES[:turns]), "Ada Mo", "of; Ulm\nor so"]}
+    agent, note = agent_of(), "<think>It is Ada</think>" if state == "mem1" else ""
+    script = {"k0": [*(query + note for query in QUERIES[:turns]), "Ada Mo", "of; Ulm\nor so"]}
     (row,), stub = scripted(monkeypatch, state, turns=2, agent=agent, script=script, each="instruction")
     first, second = stub.prompts["k0/asked0"], stub.prompts["k0/asked1"]
     assert ("Doc 1 (Title: Zib)" in first) == zib and ("Doc 1 (Title: Ada Mo)" in first) == ada
-    assert ("It is Ada" in first) == (state == "mem1") and stub.prompts.get("k0/turn1", "").count("It is Ada") == bool(opened)
+    assert ("It is Ada" in first) == (state == "mem1") and stub.prompts.get("k0/turn1", "").count("It is Ada") == bool(note)
     assert agent.asked("Who made Zib?") in first and "Name the town" not in first and agent.asked("Name the town?") in second
     assert row.answer == "Ada Mo; of, Ulm" and row.scores()["em"] == 1 and row.scores()["counted"] == 1
     assert [s.kind for s in row.steps if s.kind != "write"] == ["turn"] * turns + ["answer"] * 2
@@ -862,7 +862,7 @@ def test_a_run_that_cannot_be_is_refused(options, error, sentence):
 def test_a_trajectory_is_the_same_alone_and_among_others(monkeypatch, state, temperature):
     """A random model's turns, read as searches for a document that they choose, with pairs that depend on what was said."""
 
-    def read(text):
+    def read(text, _):
         if text.startswith("<answer>"):
             return Said(answer=text)
         return Said(text, query=["toy", "kite", "maker Ulm", "unseen"][sum(map(ord, text)) % 4])
@@ -1235,7 +1235,7 @@ def test_a_dense_search_asks_the_embeddings(evaluated, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(searching, "require_dense", lambda: None)
     monkeypatch.setattr(searching, "dense", lambda: lambda texts: asked.append(list(texts)) or by_letters(texts))
-    monkeypatch.setattr(search, "read", lambda text: Said(text, query="toga") if "<think>" in text else Said(answer=text))
+    monkeypatch.setattr(search, "read", lambda text, _: Said(text, query="toga") if "<think>" in text else Said(answer=text))
     assert evaluated("--limit", "1", "--methods", "mem1", "--search-by", "dense").exit_code == 0
     assert asked == [["Rome Rome lies on seven hills."], ["toga"]]
     (row,) = read_jsonl(tmp_path / "out/answers.jsonl")
@@ -1243,7 +1243,8 @@ def test_a_dense_search_asks_the_embeddings(evaluated, tmp_path, monkeypatch):
 
 
 def test_what_was_written_of_what_was_found_is_recorded(evaluated, tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "read", lambda text: Said(text, query="toga hills") if "<think>" in text else Said(answer=text))
+    said = {"query": "toga hills"}
+    monkeypatch.setattr(search, "read", lambda text, _: Said(text, **said) if "<think>" in text else Said(answer=text))
     monkeypatch.setattr(agents, "parse", lambda *_, **__: Written([Pair("where is Rome?", "on hills")]))
     assert evaluated("--limit", "2", "--methods", "pairs,tmem").exit_code == 0
     found = json.loads((tmp_path / "out/results.json").read_text())["methods"]

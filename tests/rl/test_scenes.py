@@ -293,7 +293,7 @@ def test_what_is_not_seen_again_is_noted_and_what_stays_is_asked_about():
     tool = Tool(finds.__getitem__, sound=lambda value: isinstance(value, list))
     queries = ["<search>Who made Zib</search>", "<search>Where is Ulm?</search>", "<search>Is Zib red?</search>"]
     known = ["", "Who made Zib? Ada", "Who made Zib? Ada Where is Ulm? Bonn"]
-    noted = [f"<think>{words}</think>\n{query}" for words, query in zip(known, queries)]
+    noted = [queries[0], *(f"{query}\n<think>{words}</think>" for words, query in zip(known[1:], queries[1:]))]
     task = search.Objectives("o", hops)
     for method, right, seen in (("tmem", queries, ""), ("full", queries, "ZU"), ("mem1", noted, "U")):
         scene = SearchScene(task, tool, lambda text, tokens: text, turns=3, each=True, **MEMORIES[method])
@@ -361,8 +361,8 @@ def test_the_prompts_of_training_are_those_of_an_evaluation(monkeypatch, name, e
     monkeypatch.setattr(agent_module, "parse", lambda text, **_: Written([Pair("Who made Zib?", "Ada")]))
     hops = (Hop("a", "Who made Zib?", ("Ada Mo",), ("Zib",)), Hop("b", "Where is Ulm?", ("here",), ("Ulm",)))
     index = Index([Document("Zib", "Zib is a toy by Ada Mo."), Document("Ulm", "Ulm is here.")])
-    turns = iter(["<think>Ada</think><search>Zib</search>", "garbage", "<search>Ulm</search>", "x"][: 3 if each else 4] * 2)
-    monkeypatch.setattr("tmem.tasks.search_scene.search.read", lambda text, read=search.read: read(next(turns)))
+    turns = iter(["<search>Zib</search><think>Ada</think>", "garbage", "<search>Ulm</search>", "x"][: 3 if each else 4] * 2)
+    monkeypatch.setattr("tmem.tasks.search_scene.search.read", lambda text, *notes, read=search.read: read(next(turns), *notes))
     config = dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, window=200))
     sizes = {"slots": 2, "config": config, "max_position_embeddings": 4096}
     task = search.Objectives("o", hops)

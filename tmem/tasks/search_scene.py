@@ -49,7 +49,7 @@ class SearchScene(Scene):
         stays    what was found stands in the reply to its turn, instead of leaving the context
         every    all earlier turns are seen, else the last one alone
         each     every question is asked by itself when the turns are used up, beside what `stays`. So a turn is a query alone,
-                 and none needs what was learned. Before its query it notes what is known where what stays is not seen again
+                 and none needs what was learned. Behind its query it notes what is known, where what stays is not seen again
 
     After each action: `said`, as it was understood; `shown`, the turn and its reply as the next may see them; `titles` that it
     found; `answer`, None until there is one.
@@ -83,7 +83,7 @@ class SearchScene(Scene):
     def opened(self) -> str:
         """What the next action begins with."""
         if self.each:
-            return search.OPEN_TURN if self.notes else search.OPEN_SEARCH
+            return search.OPEN_SEARCH
         return search.OPEN_TURN if self.taken < self.turns else search.OPEN_ANSWER
 
     @property
@@ -111,7 +111,7 @@ class SearchScene(Scene):
 
     def act(self, said: str) -> Outcome:
         """Search, or answer. Without a turn left only an answer is read."""
-        last, self.said, self.titles = self.taken >= self.turns, search.read(said), ()
+        last, self.said, self.titles = self.taken >= self.turns, search.read(said, self.notes), ()
         self.taken += 1
         self.shown = str(self.said)
         if self.each:
@@ -161,7 +161,7 @@ class SearchScene(Scene):
         query = next(filter(None, map(self._query, self.task.hops)), None)
         if self.each:
             known = " ".join(f"{p.question} {search.escape(p.answer)}" for p in self._pairs(self.met.values()))
-            return query and f"<think>{known}</think>\n" * self.notes + f"<search>{query}</search>"
+            return query and f"<search>{query}</search>" + f"\n<think>{known}</think>" * bool(self.notes and known)
         answer = f"<answer>{'; '.join(hop.answers[0] for hop in self.task.hops)}</answer>"
         if self.taken >= self.turns:
             return answer
