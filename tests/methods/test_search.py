@@ -537,6 +537,13 @@ def test_a_turn_is_understood(text, want):
     assert search.read(text) == want
 
 
+def test_notes_are_read_behind_a_query_where_a_turn_has_them():
+    said = "<search>q</search>\n<think>a</think>"
+    assert search.read(said) == Said(query="q") and search.read(said, True) == Said("a", query="q")
+    assert search.read("<search>q</search><information>a</information>", True) == Said(query="q")
+    assert search.read("<search>q</search><search>r</search><think>a", True) == Said("a", query="q")
+
+
 def test_a_turn_is_shown_in_the_form_asked_for():
     for said in (Said("a", query="q"), Said("", answer="x; y"), Said("a")):
         assert search.read(str(said)) == said
