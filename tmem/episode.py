@@ -92,9 +92,12 @@ class Scene:
     """An episode's turns, under way: observe, act, observe, ... A class of one's own derives from it.
 
     recalls  whether its turns are taken under Δ; else that is for the questions afterwards alone
+    kept     what stands beside each of the questions afterwards, as if it left the context; without a passage there is none,
+             and they are asked of Δ alone
     """
 
     recalls = True
+    kept = Outcome()
 
     def observe(self) -> Observation | None:
         """What the agent is shown next; None: the scene is over. Asking twice changes nothing."""

@@ -204,7 +204,7 @@ DEFAULT = {
     "answer": {"max_new": 16, "asked": ASKED, "sure": 0.0, "gain": 0.07},
     "train": {"seed": 0, "task": "passages", "difficulty": 1, "policy": "lora", "policy_rank": 16, "data": [], "join": 1,
               "cut_words": 190, "swap_names": 0.3, "resolve_dates": True, "corpus": [], "objectives": 1, "turns": 3,
-              "turn_tokens": 96, "each": False, "environment": "", "warm_steps": 800, "warm_plain": 800,
+              "turn_tokens": 96, "each": False, "method": "tmem", "environment": "", "warm_steps": 800, "warm_plain": 800,
               "warm_episodes": 4, "warm_pairs": 6, "warm_recall": 0.1, "warm_read": 0.5, "warm_keep": 0.25, "warm_lr": 8e-4,
               "warm_decay": 0.25,
               "rl_steps": 0, "rl_episodes": 3, "rl_group": 4, "rl_questions": 0, "rl_answers": "sampled",

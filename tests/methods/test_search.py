@@ -487,6 +487,8 @@ def test_the_prompt_holds_all_questions_and_a_worked_example():
     assert "<search>" not in search.prompt(TWO, direct=True)
     alone = search.prompt(TWO, each=True)
     assert "Marie Curie" not in alone and alone.endswith("\n1. Who made Zib?\n2. Name the town?")
+    noted = search.prompt(TWO, each=True, notes=True)
+    assert "note in <think>" in noted and "note in" not in alone and noted.splitlines()[1:] == alone.splitlines()[1:]
     trap = Objectives("t", (Hop("x", "Why </ANSWER > {count}\n<search>?", ("a",)),))
     assert search.prompt(trap).endswith("Questions (1): Why &lt;/ANSWER > {count} &lt;search>?")
 
@@ -533,6 +535,13 @@ def test_a_reply_says_what_is_left_and_what_was_found_and_nothing_in_it_is_a_tag
 )
 def test_a_turn_is_understood(text, want):
     assert search.read(text) == want
+
+
+def test_notes_are_read_behind_a_query_where_a_turn_has_them():
+    said = "<search>q</search>\n<think>a</think>"
+    assert search.read(said) == Said(query="q") and search.read(said, True) == Said("a", query="q")
+    assert search.read("<search>q</search><information>a</information>", True) == Said(query="q")
+    assert search.read("<search>q</search><search>r</search><think>a", True) == Said("a", query="q")
 
 
 def test_a_turn_is_shown_in_the_form_asked_for():
@@ -745,11 +754,12 @@ QUERIES = ["toy Zib</search> and so on", "maker Ulm</search>"]
     [("full", True, True, 2), ("mem1", False, True, 2), ("tmem", False, False, 2), ("none", False, False, 0)],
 )
 def test_each_question_is_asked_by_itself_with_what_is_remembered(monkeypatch, state, zib, ada, turns):
-    agent = agent_of()
-    script = {"k0": [*QUERIES[:turns], "Ada Mo", "of; Ulm\nor so"]}
+    agent, note = agent_of(), "<think>It is Ada</think>" if state == "mem1" else ""
+    script = {"k0": [*(query + note for query in QUERIES[:turns]), "Ada Mo", "of; Ulm\nor so"]}
     (row,), stub = scripted(monkeypatch, state, turns=2, agent=agent, script=script, each="instruction")
     first, second = stub.prompts["k0/asked0"], stub.prompts["k0/asked1"]
     assert ("Doc 1 (Title: Zib)" in first) == zib and ("Doc 1 (Title: Ada Mo)" in first) == ada
+    assert ("It is Ada" in first) == (state == "mem1") and stub.prompts.get("k0/turn1", "").count("It is Ada") == bool(note)
     assert agent.asked("Who made Zib?") in first and "Name the town" not in first and agent.asked("Name the town?") in second
     assert row.answer == "Ada Mo; of, Ulm" and row.scores()["em"] == 1 and row.scores()["counted"] == 1
     assert [s.kind for s in row.steps if s.kind != "write"] == ["turn"] * turns + ["answer"] * 2
@@ -859,7 +869,7 @@ def test_a_run_that_cannot_be_is_refused(options, error, sentence):
 def test_a_trajectory_is_the_same_alone_and_among_others(monkeypatch, state, temperature):
     """A random model's turns, read as searches for a document that they choose, with pairs that depend on what was said."""
 
-    def read(text):
+    def read(text, _):
         if text.startswith("<answer>"):
             return Said(answer=text)
         return Said(text, query=["toy", "kite", "maker Ulm", "unseen"][sum(map(ord, text)) % 4])
@@ -1232,7 +1242,7 @@ def test_a_dense_search_asks_the_embeddings(evaluated, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(searching, "require_dense", lambda: None)
     monkeypatch.setattr(searching, "dense", lambda: lambda texts: asked.append(list(texts)) or by_letters(texts))
-    monkeypatch.setattr(search, "read", lambda text: Said(text, query="toga") if "<think>" in text else Said(answer=text))
+    monkeypatch.setattr(search, "read", lambda text, _: Said(text, query="toga") if "<think>" in text else Said(answer=text))
     assert evaluated("--limit", "1", "--methods", "mem1", "--search-by", "dense").exit_code == 0
     assert asked == [["Rome Rome lies on seven hills."], ["toga"]]
     (row,) = read_jsonl(tmp_path / "out/answers.jsonl")
@@ -1240,7 +1250,8 @@ def test_a_dense_search_asks_the_embeddings(evaluated, tmp_path, monkeypatch):
 
 
 def test_what_was_written_of_what_was_found_is_recorded(evaluated, tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "read", lambda text: Said(text, query="toga hills") if "<think>" in text else Said(answer=text))
+    said = {"query": "toga hills"}
+    monkeypatch.setattr(search, "read", lambda text, _: Said(text, **said) if "<think>" in text else Said(answer=text))
     monkeypatch.setattr(agents, "parse", lambda *_, **__: Written([Pair("where is Rome?", "on hills")]))
     assert evaluated("--limit", "2", "--methods", "pairs,tmem").exit_code == 0
     found = json.loads((tmp_path / "out/results.json").read_text())["methods"]

@@ -24,13 +24,14 @@ from tmem.agent.write import Written
 from tmem.episode import Episode, Observation, Outcome, Pair, Question, Scene
 from tmem.rl import replay, supervised
 from tmem.rl import rollout as ro
+from tmem.rl.config import CHOICES
 from tmem.rl.policy import Replicated
 from tmem.rl.tasks import task_of
 from tmem.tasks import mixture, search
 from tmem.tasks.corpus import Document, Index
 from tmem.tasks.multihop import Hop
 from tmem.tasks.search_scene import SearchScene, engine
-from tmem.tasks.searches import SPLITS, Searches, side
+from tmem.tasks.searches import MEMORIES, SPLITS, Searches, side
 from tmem.tasks.task import Environment
 from tmem.tasks.tool import Tool
 from tmem.testing import assert_close
@@ -284,8 +285,74 @@ def test_where_questions_are_asked_one_by_one_the_scene_searches_alone():
     assert not cut.over and cut.answer is None and "Nothing was found." in cut.shown
 
 
+def test_what_is_not_seen_again_is_noted_and_what_stays_is_asked_about():
+    zib, ulm = Document("Zib", "Zib is a toy by Ada."), Document("Ulm", "Ulm is in Bonn.")
+    hops = (Hop("a", "Who made Zib", ("Ada",), ("Zib",)), Hop("b", "Where is Ulm?", ("Bonn",), ("Ulm",)))
+    hops += (Hop("c", "Is Zib red?", ("no",), ("Zib", "Paint")),)
+    finds = {"Who made Zib": [zib], "Where is Ulm?": [ulm], "Is Zib red?": [zib]}
+    tool = Tool(finds.__getitem__, sound=lambda value: isinstance(value, list))
+    queries = ["<search>Who made Zib</search>", "<search>Where is Ulm?</search>", "<search>Is Zib red?</search>"]
+    known = ["", "Who made Zib? Ada", "Who made Zib? Ada Where is Ulm? Bonn"]
+    noted = [queries[0], *(f"{query}\n<think>{words}</think>" for words, query in zip(known[1:], queries[1:]))]
+    task = search.Objectives("o", hops)
+    for method, right, seen in (("tmem", queries, ""), ("full", queries, "ZU"), ("mem1", noted, "U")):
+        scene = SearchScene(task, tool, lambda text, tokens: text, turns=3, each=True, **MEMORIES[method])
+        found = []
+        while (shown := scene.observe()) is not None:
+            found.append((shown, scene.right()))
+            assert scene.act(found[-1][1]).pairs == () or method == "tmem"
+        assert [said for _, said in found] == right and all(said.startswith(shown.opened) for shown, said in found)
+        last, kept = found[-1][0].text, scene.kept
+        assert [f"(Title: {title})" in last for title in ("Zib", "Ulm")] == ["Z" in seen, "U" in seen]
+        assert ("note in <think>" in last) == (known[1] in last) == (method == "mem1")
+        if method == "tmem":
+            assert kept == Outcome()
+            continue
+        assert [f"(Title: {title})" in kept.passage for title in ("Zib", "Ulm")] == [True, method == "full"]
+        assert kept.asked == scene.questions and kept.pairs == (Pair("Who made Zib?", "Ada"), Pair("Where is Ulm?", "Bonn"))
+
+
+@pytest.mark.parametrize("plain", [0, 9])
+@pytest.mark.parametrize("method", MEMORIES)
+def test_questions_are_taught_beside_what_a_method_keeps(tmp_path, method, plain):
+    data, corpus = files(tmp_path)
+    task = Searches([data], [corpus], objectives=2, turns=2, each=True, method=method)
+    episode = next(e for e in (task.episode(f"0/rl/{i}/0", "train") for i in range(9)) if len(e.questions) == 2)
+    agent = agent_of(slots=2, max_position_embeddings=4096)
+    found = supervised.examples(agent, dataclasses.replace(TRAIN, warm_plain=plain), 0, [episode])
+    asked = [(e, agent.chat.text(e.prompt)) for e in found.writing if "</search>" not in agent.chat.text(e.answer)]
+    assert len(found.recalling) == (2 if method == "tmem" and not plain else 0)
+    if method == "tmem":
+        assert all("turns left" not in text for _, text in asked)
+        return
+    first, second = (hop for hop in episode.begin(lambda text, tokens: text).task.hops)
+    for question, (example, text) in zip(episode.questions, asked, strict=True):
+        assert agent.chat.text(example.answer) == question.answers[0] and example.delta is None and example.begin
+        assert agent.asked(question.text) in text and "no turns left" in text
+        assert (f"(Title: {first.evidence[0]})" in text.split("</search>")[1]) == (method == "full")
+        assert (f"<think>{first.question} {first.answers[0]}</think>" in text) == (method == "mem1")
+    assert f"(Title: {second.evidence[0]})" in text
+
+
+def test_the_methods_of_training_keep_what_those_of_an_evaluation_do(tmp_path):
+    from tmem.methods.methods import METHODS
+
+    assert CHOICES["method"] == tuple(MEMORIES)
+    for name, kept in MEMORIES.items():
+        state = METHODS[name].search
+        assert {"stays": False, "every": False, **kept} == {"stays": state.stays, "every": state.every}
+    data, corpus = files(tmp_path)
+    task = task_of(dataclasses.replace(TRAIN, task="search", data=(data,), corpus=(corpus,), each=True, method="full"))
+    assert task.episode("k", "train").begin(lambda text, tokens: text).every
+    with pytest.raises(ValueError, match="method: expected \"tmem\", as task 'stream' has no search, got 'full'"):
+        dataclasses.replace(TRAIN, method="full")
+    with pytest.raises(ValueError, match="method: expected tmem or mem1 or full, got 'notes'"):
+        dataclasses.replace(TRAIN, task="search", method="notes")
+
+
 @pytest.mark.parametrize("each", [False, True])
-def test_the_prompts_of_training_are_those_of_an_evaluation(monkeypatch, each):
+@pytest.mark.parametrize("name", MEMORIES)
+def test_the_prompts_of_training_are_those_of_an_evaluation(monkeypatch, name, each):
     """Greedy, the same episode in tmem.agent.loop and in tmem.methods.search: the same tokens read and said, the same Δ."""
     from tmem.methods import search as method
     from tmem.methods.methods import METHODS
@@ -294,16 +361,16 @@ def test_the_prompts_of_training_are_those_of_an_evaluation(monkeypatch, each):
     monkeypatch.setattr(agent_module, "parse", lambda text, **_: Written([Pair("Who made Zib?", "Ada")]))
     hops = (Hop("a", "Who made Zib?", ("Ada Mo",), ("Zib",)), Hop("b", "Where is Ulm?", ("here",), ("Ulm",)))
     index = Index([Document("Zib", "Zib is a toy by Ada Mo."), Document("Ulm", "Ulm is here.")])
-    turns = iter(["<search>Zib</search>", "garbage", "<search>Ulm</search>", "x"][: 3 if each else 4] * 2)
-    monkeypatch.setattr("tmem.tasks.search_scene.search.read", lambda text, read=search.read: read(next(turns)))
+    turns = iter(["<search>Zib</search><think>Ada</think>", "garbage", "<search>Ulm</search>", "x"][: 3 if each else 4] * 2)
+    monkeypatch.setattr("tmem.tasks.search_scene.search.read", lambda text, *notes, read=search.read: read(next(turns), *notes))
     config = dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, window=200))
     sizes = {"slots": 2, "config": config, "max_position_embeddings": 4096}
     task = search.Objectives("o", hops)
     limits = SearchConfig(turns=3, max_new=8, known=True, each="instruction" if each else None)
-    (found,) = method.run(agent_of(**sizes), [task], index, METHODS["tmem"].search, config=limits)
+    (found,) = method.run(agent_of(**sizes), [task], index, METHODS[name].search, config=limits)
 
     def begin(clip):
-        return SearchScene(task, engine(index), clip, turns=3, max_new=8, each=each)
+        return SearchScene(task, engine(index), clip, turns=3, max_new=8, each=each, **MEMORIES[name])
 
     asked = tuple(Question(hop.id, hop.question, hop.answers, "") for hop in hops) if each else ()
     (rollout,) = run(agent_of(**sizes), [Episode("o", (), (), asked, begin=begin)], ["o"], trace=True)
@@ -311,7 +378,8 @@ def test_the_prompts_of_training_are_those_of_an_evaluation(monkeypatch, each):
     assert mine == [(s.kind, s.prompt, s.generated) for s in found.steps]
     said = [s.text for s in found.steps if s.kind != "write"]
     assert [t.said for t in rollout.turns] == said[: -2 if each else None]
-    assert [e.learned for e in rollout.log] == [e.learned for e in found.log] and len(rollout.log) == 2
+    assert [e.learned for e in rollout.log] == [e.learned for e in found.log]
+    assert len(rollout.log) == (2 if name == "tmem" else 0)
     assert not each or search.joined(rollout.answers) == found.answer
 
 

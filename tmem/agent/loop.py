@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from ..adapters.bank import Snapshot
-from ..episode import Episode, Observation, Outcome, Pair, Scene
+from ..episode import Episode, Observation, Outcome, Pair, Question, Scene
 from .agent import Agent, Draft
 from .decode import Generation
 from .learn import Learned
@@ -22,7 +22,7 @@ from .passages import cut
 from .probe import asked_back
 from .scored import Likelihood, likelihoods
 from .teach import Lesson
-from .write import DROPPED, Written, first_line, surest
+from .write import DROPPED, Written, beside, first_line, surest
 
 WRITES = 64  # made at once where they depend on no Δ
 
@@ -180,6 +180,12 @@ def opened_prompt(agent: Agent, seen: Observation) -> list[int]:
     return agent.chat.prompt(seen.text) + (agent.chat.said(seen.opened) if seen.opened else [])
 
 
+def _asked(agent: Agent, rollout: Rollout, question: Question) -> str:
+    """A question as it is asked at the end, beside what the scene kept."""
+    text = rollout.scene.kept.passage if rollout.scene else ""
+    return beside(text, agent.asked(question.text)) if text else agent.asked(question.text)
+
+
 @dataclass
 class _Batch:
     """Episodes that run at once, each in its slot; `probed`: the places of those whose pairs are asked back."""
@@ -311,7 +317,7 @@ class _Batch:
                 return
             sampled = self.how.answering != "greedy" and self.how.temperature > 0.0
             replies = agent.say(
-                [agent.asked(q.text) for *_, q in asked],
+                [_asked(agent, r, q) for r, _, q in asked],
                 [slot for _, slot, _ in asked],
                 max_new=agent.config.answer.max_new,
                 temperature=self.how.temperature if sampled else 0.0,

@@ -95,8 +95,7 @@ class _Batch:
         """What a row remembers when its search is over; text as long as the context has room for beside a question."""
         config, state, chat = self.config, self.state, self.agent.chat
         room = config.context - self._beside(row)
-        turns = [step.shown for step in row.steps if step.kind == "turn"] if state.stays else []
-        turns = turns if state.every else turns[-1:]
+        turns = row.scene.seen if state.stays else []
         notes = [state.text(self.agent, row, config, room)] if row.notes else []
         text = chat.clip("\n".join([*notes, *turns]), room)
         delta = None if row.slot is None else self.agent.bank.snapshot(row.slot, optimizer=False)
@@ -136,7 +135,8 @@ class _Batch:
         for row in self.rows:
             row.scene = SearchScene(
                 row.task, find, self.agent.chat.beginning, turns=config.turns if state.searches else 0,
-                observation=config.observation, known=config.known, stays=state.stays, each=config.each is not None,
+                observation=config.observation, known=config.known, stays=state.stays, every=state.every,
+                each=config.each is not None,
             )  # fmt: skip
             if state.fixed is not None:
                 row.answer = "; ".join([state.fixed] * len(row.task.hops))
@@ -182,16 +182,14 @@ class _Batch:
         What was kept for it counts into `row.state`.
         """
         chat, state, room = self.agent.chat, self.state, self.config.context
-        head = task.prompt(row.task, direct=not state.searches, each=row.scene.each)
+        head = row.scene.instruction
         instruction = len(chat.prompt(head))
         beside = chat.count("\n" + _NOTES.format(text="")) + len(opened)
         notes = state.text(self.agent, row, self.config, room - instruction - beside) if row.notes else ""
         above = [head, _NOTES.format(text=notes)] if notes else [head]
-        shown = [step.shown for step in row.steps if step.kind == "turn"]
-        first = 0 if state.every else max(0, len(shown) - 1)  # of the turns shown
-        left_out = 0
+        shown, left_out = row.scene.seen, 0
         while True:
-            turns = shown[first + left_out :]
+            turns = shown[left_out:]
             ids = chat.prompt("\n".join([*above, *[_LEFT_OUT] * bool(left_out), *turns])) + opened
             if len(ids) <= room or len(turns) <= 1:
                 break

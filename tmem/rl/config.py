@@ -11,7 +11,7 @@ CHOICES = {
     "eval_split": ("dev", "test"), "difficulty": (1, 2, 3), "replay": ("snapshot", "log"), "layout": ("ddp", "fsdp"),
     "rl_answers": ("sampled", "greedy", "scored", "logp"), "policy": ("full", "lora"),
     "rl_credit": ("rollout", "action"), "rl_average": ("tokens", "actions", "constant"), "rl_ratio": ("token", "sequence"),
-    "rl_dead": ("counted", "dropped"),
+    "rl_dead": ("counted", "dropped"), "method": ("tmem", "mem1", "full"),
 }  # fmt: skip
 OF_PASSAGES = ("data", "join", "cut_words", "swap_names", "resolve_dates")
 # Settings that came later, and what was done without them; then those that mean nothing to a run from before.
@@ -19,6 +19,7 @@ BEFORE = {
     "policy": "full",
     "data": [],
     "each": False,
+    "method": "tmem",
     "warm_read": 0.0,
     "warm_keep": 0.0,
     "warm_decay": 0.0,
@@ -63,7 +64,8 @@ class TrainConfig:
     objectives       an episode asks 1 to so many questions at once, drawn at random
     turns            before the answer is asked for; of verifiers: replies of an episode at most
     turn_tokens      that a turn may say; so of verifiers
-    each             whether every question is asked by itself when the search is over, of Δ alone; else a turn answers all
+    each             whether every question is asked by itself when the search is over; else a turn answers all
+    method           whose turns are trained: "tmem", or, for a comparison in which each has its own adapter, "mem1" or "full"
 
     Of verifiers, see tmem.tasks.verifiers_env:
     environment      the name of an installed environment, or a .py file of one; it is imported
@@ -147,6 +149,7 @@ class TrainConfig:
     turns: int
     turn_tokens: int
     each: bool
+    method: str
     environment: str
     warm_steps: int
     warm_plain: int
@@ -208,6 +211,10 @@ class TrainConfig:
             )
         if self.corpus and self.task != "search":
             raise ValueError(f'preset: [train] corpus: task {self.task!r} has no search; set task = "search" or leave it out.')
+        if self.method != "tmem" and self.task != "search":
+            raise ValueError(
+                f'preset: [train] method: expected "tmem", as task {self.task!r} has no search, got {self.method!r}.'
+            )
         if self.environment and self.task != "verifiers":
             raise ValueError(
                 f'preset: [train] environment: task {self.task!r} has none; set task = "verifiers" or leave environment out.'

@@ -126,7 +126,7 @@ def examples(
     reading = _reading(agent, config, step, read) if config.warm_read else []
     if step < config.warm_plain:
         writing = [w for stream in streams for p in stream for w in _writing(agent, config, *p, None)]
-        return Examples([*writing, *_acting(agent, config, episodes, None)], reading, [], [*keeping])
+        return Examples([*writing, *_acting(agent, config, episodes, None)[0]], reading, [], [*keeping])
     writing: list[Example] = []
     deltas: list[Snapshot | None] = [None] * len(episodes)
     lessons, under_delta = [Lesson() for _ in episodes], agent.config.write.under_delta
@@ -138,13 +138,14 @@ def examples(
             agent.teach([slots[i] for i in due], [streams[i][j][1] for i in due], [lessons[i] for i in due])
             for i in due:
                 deltas[i] = agent.bank.snapshot(slots[i], optimizer=False)
-        writing += _acting(agent, config, episodes, Taught(slots, lessons, deltas))
+        acting, beside_text = _acting(agent, config, episodes, Taught(slots, lessons, deltas))
     recalling = [
         Example(agent.chat.prompt(agent.asked(q.text)), agent.chat.answer(_right(agent, q)), delta)
-        for delta, episode in zip(deltas, episodes)
+        for i, (delta, episode) in enumerate(zip(deltas, episodes))
+        if i not in beside_text
         for q in episode.questions
     ]
-    return Examples(writing, reading, recalling, [*keeping])
+    return Examples([*writing, *acting], reading, recalling, [*keeping])
 
 
 def _writing(agent: Agent, config: TrainConfig, text: str, pairs: list[Pair], delta: Snapshot | None) -> list[Example]:
@@ -174,10 +175,13 @@ class Taught:
             self.deltas[i] = agent.bank.snapshot(slot, optimizer=False)
 
 
-def _acting(agent: Agent, config: TrainConfig, episodes: Sequence[Episode], taught: Taught | None) -> list[Example]:
+def _acting(
+    agent: Agent, config: TrainConfig, episodes: Sequence[Episode], taught: Taught | None
+) -> tuple[list[Example], set[int]]:
     """What is right in every turn of the scenes, under the Δ of the gold pairs of what left the context before, and what is to
-    be written of that. A scene ends where it does not know what is right; without `taught` where something is learned that its
-    next turns recall.
+    be written of that; and which episodes' questions were asked beside what their scenes kept.
+
+    A scene ends where it does not know what is right; without `taught` where something is learned that its next turns recall.
     """
     out: list[Example] = []
     begun = {i: e.begin(agent.chat.beginning) for i, e in enumerate(episodes) if e.begin is not None}
@@ -207,7 +211,11 @@ def _acting(agent: Agent, config: TrainConfig, episodes: Sequence[Episode], taug
             taught.teach(agent, {i: outcome.pairs for i, outcome in left.items() if outcome.pairs})
         else:
             scenes = {i: scene for i, scene in scenes.items() if i not in left or not scene.recalls}
-    return out
+    kept = {i: scene.kept for i, scene in begun.items() if scene.kept.passage}
+    for found in kept.values():
+        answers = {p.question: p.answer for p in found.pairs}
+        out += _beside(agent, config, found.passage, found.asked, answers, agent.config.learn.unknown, None)
+    return out, {*kept}
 
 
 def _said(said: Sequence[tuple[list[int], list[int], Snapshot | None]]) -> list[Example]:
@@ -239,12 +247,21 @@ def _written(agent: Agent, config: TrainConfig, outcome: Outcome, delta: Snapsho
             out.append(Example(chat.prompt(list_prompt(text, outcome.asked)), chat.answer(render(own)), delta))
         else:
             answers = {p.question: p.answer for p in own}
-            draw = random.Random(f"{config.seed}/{text}")
-            share = SILENT * len(answers) / max(1, len(outcome.asked) - len(answers))
-            for question in (q for q in outcome.asked if q in answers or draw.random() < share):
-                prompt = chat.prompt(beside(text, agent.beside(question)))
-                answer = answers.get(question, agent.config.write.unknown)
-                out.append(Example(prompt, chat.answer(answer), delta, agent.begin(text, prompt)))
+            out += _beside(agent, config, text, outcome.asked, answers, agent.config.write.unknown, delta)
+    return out
+
+
+def _beside(
+    agent: Agent, config: TrainConfig, text: str, asked: Sequence[str], answers: dict[str, str], unknown: str,
+    delta: Snapshot | None,
+) -> list[Example]:  # fmt: skip
+    """Known questions beside a text, one by one: all that it answers, and of the others half as many."""
+    chat, out = agent.chat, []
+    draw = random.Random(f"{config.seed}/{text}")
+    share = SILENT * len(answers) / max(1, len(asked) - len(answers))
+    for question in (q for q in asked if q in answers or draw.random() < share):
+        prompt = chat.prompt(beside(text, agent.beside(question, unknown)))
+        out.append(Example(prompt, chat.answer(answers.get(question, unknown)), delta, agent.begin(text, prompt)))
     return out
 
 

@@ -26,7 +26,7 @@ def task_of(config: TrainConfig) -> Environment:
     if config.task == "search":
         found: Environment = Searches(
             config.data, config.corpus, objectives=config.objectives, turns=config.turns, max_new=config.turn_tokens,
-            each=config.each, step=step,
+            each=config.each, method=config.method, step=step,
         )  # fmt: skip
         found.require("train", config.eval_split)
     elif config.task == "verifiers":

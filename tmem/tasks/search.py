@@ -74,8 +74,10 @@ Questions ({{count}}): {{question}}"""
 
 # Where every question is asked by itself afterwards. No example: whoever searches so was taught to.
 _SEARCH = """\
-Find articles that answer the questions, with a search engine. Each of your turns is one query.
+Find articles that answer the questions, with a search engine. {turn}
 {questions}"""
+_QUERY = "Each of your turns is one query."
+_NOTED = f"{_QUERY} Behind it you note in <think> every question that you know the answer to, with the answer."
 
 _TAG = re.compile(r"<(/?)(think|search|answer)>", re.IGNORECASE)
 _INFORMATION = re.compile(r"<information>.*?(?:</information>|\Z)", re.IGNORECASE | re.DOTALL)
@@ -123,11 +125,12 @@ def compose(hops: Sequence[Hop], n: int) -> list[Objectives]:
 # what the agent sees --------------------------------------------------------------------------------------------------
 
 
-def prompt(task: Objectives, *, direct: bool = False, each: bool = False) -> str:
+def prompt(task: Objectives, *, direct: bool = False, each: bool = False, notes: bool = False) -> str:
     """The instruction with a worked example, and the questions; `direct`: to be answered without a search. each: only the
-    search, without an example, as every question is asked by itself afterwards."""
+    search, without an example, as every question is asked by itself afterwards; `notes`: and a turn notes what is known."""
     if each:
-        return _SEARCH.format(questions="\n".join(f"{i}. {escape(asked(hop))}" for i, hop in enumerate(task.hops, 1)))
+        questions = "\n".join(f"{i}. {escape(asked(hop))}" for i, hop in enumerate(task.hops, 1))
+        return _SEARCH.format(turn=_NOTED if notes else _QUERY, questions=questions)
     return (_DIRECT if direct else _PROMPT).format(count=len(task.hops), question=escape(task.question))
 
 
@@ -169,8 +172,8 @@ class Said:
         return "\n".join(f"<{tag}>{escape(body)}</{tag}>" for tag, body in parts.items() if body is not None)
 
 
-def read(text: str) -> Said:
-    """Understand a generated turn.
+def read(text: str, notes: bool = False) -> Said:
+    """Understand a generated turn; `notes`: its thought stands behind its query.
 
     Blocks do not nest: each ends at its closing tag, at the next tag, or, where none follows, at the end of its line (a
     thought at the end of the text). The first search or answer decides what the turn is; what follows was said without
@@ -186,7 +189,8 @@ def read(text: str) -> Said:
             whole = closed or tag.lower() == "think"
             opened.append((tag.lower(), body.strip() if whole else body.strip().split("\n", 1)[0].strip()))
     first = next((i for i, (tag, _) in enumerate(opened) if tag != "think"), len(opened))
-    think = next((body for _, body in opened[:first] if body), before.strip())
+    thoughts = opened[first:] if notes else opened[:first]
+    think = next((body for tag, body in thoughts if tag == "think" and body), before.strip())
     if first == len(opened):
         return Said(think)
     if opened[first][0] == "search":

@@ -5,7 +5,7 @@ Whether what was found stays in the context is the agent's memory's business: he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,8 +47,9 @@ class SearchScene(Scene):
         max_new  tokens of a turn
         known    the questions stand in the prompts that write down what was found
         stays    what was found stands in the reply to its turn, instead of leaving the context
-        each     every question is asked by itself when the turns are used up. So a turn is a query alone, and none needs what
-                 was learned
+        every    all earlier turns are seen, else the last one alone
+        each     every question is asked by itself when the turns are used up, beside what `stays`. So a turn is a query alone,
+                 and none needs what was learned. Behind its query it notes what is known, where what stays is not seen again
 
     After each action: `said`, as it was understood; `shown`, the turn and its reply as the next may see them; `titles` that it
     found; `answer`, None until there is one.
@@ -56,11 +57,12 @@ class SearchScene(Scene):
 
     def __init__(
         self, task: Objectives, find: Tool[list[Document]] | None, clip: Clip, *, turns: int, max_new: int = 128,
-        observation: int = OBSERVATION, known: bool = True, stays: bool = False, each: bool = False,
+        observation: int = OBSERVATION, known: bool = True, stays: bool = False, every: bool = False, each: bool = False,
     ):  # fmt: skip
-        self.each, self.recalls = each, not each
+        self.each, self.recalls, self.every, self.notes = each, not each, every, each and stays and not every
         self.task, self.find, self.clip, self.turns, self.max_new = task, find, clip, turns, max_new
         self.observation, self.known, self.stays = observation, known, stays
+        self.history: list[str] = []  # the turns with their replies
         self.taken = 0
         self.said, self.shown, self.titles = search.Said(), "", ()
         self.answer: str | None = None
@@ -84,16 +86,32 @@ class SearchScene(Scene):
             return search.OPEN_SEARCH
         return search.OPEN_TURN if self.taken < self.turns else search.OPEN_ANSWER
 
+    @property
+    def seen(self) -> list[str]:
+        """The turns that the next one sees."""
+        return self.history if self.every else self.history[-1:]
+
+    @property
+    def instruction(self) -> str:
+        """What every turn sees above them."""
+        return search.prompt(self.task, direct=not self.turns, each=self.each, notes=self.notes)
+
+    @property
+    def kept(self) -> Outcome:
+        """The turns that are seen, where what was found stays in them and every question is asked by itself."""
+        text = "\n".join(self.seen) if self.stays and self.each else ""
+        return Outcome(text, self.questions, self._pairs(self.met.values())) if text else Outcome()
+
     def observe(self) -> Observation | None:
-        """The instruction with the questions, and the last turn."""
+        """The instruction with the questions, and the turns that are seen again."""
         if self.over:
             return None
-        text = "\n".join(filter(None, (search.prompt(self.task, each=self.each), self.shown)))
+        text = "\n".join([self.instruction, *self.seen])
         return Observation(text, self.opened, "turn" if self.taken < self.turns else "answer", self.max_new)
 
     def act(self, said: str) -> Outcome:
         """Search, or answer. Without a turn left only an answer is read."""
-        last, self.said, self.titles = self.taken >= self.turns, search.read(said), ()
+        last, self.said, self.titles = self.taken >= self.turns, search.read(said, self.notes), ()
         self.taken += 1
         self.shown = str(self.said)
         if self.each:
@@ -104,6 +122,7 @@ class SearchScene(Scene):
             return Outcome()
         reply, outcome = self._reply(self.said.query)
         self.shown += "\n" + search.information(reply, self.turns - self.taken)
+        self.history.append(self.shown)
         return outcome
 
     def _reply(self, query: str | None) -> tuple[str, Outcome]:
@@ -141,7 +160,8 @@ class SearchScene(Scene):
             return None
         query = next(filter(None, map(self._query, self.task.hops)), None)
         if self.each:
-            return query and f"<search>{query}</search>"
+            known = " ".join(f"{p.question} {search.escape(p.answer)}" for p in self._pairs(self.met.values()))
+            return query and f"<search>{query}</search>" + f"\n<think>{known}</think>" * bool(self.notes and known)
         answer = f"<answer>{'; '.join(hop.answers[0] for hop in self.task.hops)}</answer>"
         if self.taken >= self.turns:
             return answer
@@ -169,7 +189,7 @@ class SearchScene(Scene):
         text = " ".join(d.text for title, d in self.met.items() if title in hop.evidence)
         return next((a for a in hop.answers if _stands(a, text)), "")
 
-    def _pairs(self, new: Sequence[Document]) -> tuple[Pair, ...]:
+    def _pairs(self, new: Iterable[Document]) -> tuple[Pair, ...]:
         """Of every question that new evidence answers the pair to learn."""
         found = {d.title for d in new}
         told = [(hop, self._answered(hop)) for hop in self.task.hops if found & set(hop.evidence)]

@@ -19,9 +19,12 @@ from .search import Objectives
 from .search_scene import SearchScene, engine
 from .task import Environment
 
-__all__ = ["SPLITS", "Searches", "side"]
+__all__ = ["MEMORIES", "SPLITS", "Searches", "side"]
 
 SPLITS = {"train": 60, "dev": 20, "test": 20}  # per cent of the questions: their files are small
+
+# What the turns of a method are like, as its State has it (tmem.methods).
+MEMORIES = {"tmem": {}, "mem1": {"stays": True}, "full": {"stays": True, "every": True}}
 
 
 class Searches(Environment):
@@ -32,7 +35,9 @@ class Searches(Environment):
         objectives  an episode asks 1 to so many questions, drawn at random
         turns       before the answer is asked for
         max_new     tokens of a turn
-        each        every question is asked by itself when the search is over, of Δ alone; else a turn answers them all
+        each        every question is asked by itself when the search is over; else a turn answers them all
+        method      whose turns they are: what was found leaves the context ("tmem"), or stays in the last turn ("mem1") or in
+                    all ("full"), and there each question is asked beside it
         step        episodes of a training step at most; with it no question comes twice in an epoch, see tmem.tasks.mixture
 
     Raises FileNotFoundError, and ValueError for no data, a file of another format, or records that ask several questions.
@@ -40,9 +45,10 @@ class Searches(Environment):
 
     def __init__(
         self, data: Sequence[str], documents: Sequence[str] = (), *, objectives: int = 1, turns: int = 3, max_new: int = 96,
-        each: bool = False, step: int = 1,
+        each: bool = False, method: str = "tmem", step: int = 1,
     ):  # fmt: skip
         self.objectives, self.turns, self.max_new, self.each, self.step = objectives, turns, max_new, each, step
+        self.memory = MEMORIES[method]
         self.weights = mixture.weighted(data)
         if not self.weights:
             raise ValueError("search: no data; name files of questions with --data FILE or, in [train] of a preset, data.")
@@ -94,7 +100,7 @@ class Searches(Environment):
         return dict(zip(("em", "f1"), search.compared(answer, question.answers)))
 
     def _scene(self, task: Objectives, clip) -> SearchScene:
-        return SearchScene(task, self.find, clip, turns=self.turns, max_new=self.max_new, each=self.each)
+        return SearchScene(task, self.find, clip, turns=self.turns, max_new=self.max_new, each=self.each, **self.memory)
 
 
 def side(question: str) -> str:
