@@ -58,7 +58,7 @@ from .measure import WrongNumbers, ceilings
 from .padded import batch_of
 
 PARTS = ("write", "learn", "answer", "score", "backward", "optimizer")
-AIMS = {"cpu": 4.0, "cuda": 15.0}  # how many times faster a whole step is to be
+AIMS = {"cpu": 6.0, "cuda": 20.0}  # how many times faster a whole step is to be
 OUTSIDE = 0.1  # of a step that may pass outside of ops
 # What the ways may differ by: mean |Δ log p|; an answer token's loss before and after learning, as a share of the loss before;
 # relative RMS of θ0's gradient. bf16 says little about a gradient: given tokens are improbable, and where two roundings

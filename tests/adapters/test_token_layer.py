@@ -166,6 +166,39 @@ def test_a_cpu_decodes_by_rows(monkeypatch, family, dtype):
     assert (together - want).abs().mean() < 1.1 * (theirs - want).abs().mean()
 
 
+@pytest.mark.parametrize("rows", [True, False], ids=["rows", "kernels"])
+@pytest.mark.parametrize("name", ["q_proj", "o_proj", "gate_proj", "down_proj", "lm_head"])
+def test_what_stands_beside_a_layer_is_added(monkeypatch, name, rows):
+    """By a hook, as an adapter over few bits is: under a bank's Δ, on a layer without one, and on a CPU's rows."""
+    network = tiny.model()
+    bank = tiny_bank.bank_of(network)
+    tiny_bank.fill(bank, bank.alloc())
+    module = next(m for key, m in network.named_modules() if key.endswith(name))
+    monkeypatch.setattr(token, "fits_rows", lambda model: rows)
+    monkeypatch.setattr(token, "fits", lambda model, device: not rows)
+    said = {"0": [4] * 6, "1": [5] * 6}
+
+    def found(fits=True):
+        bank.__dict__.pop("_decode_steps", None)
+        with monkeypatch.context() as patch, forced(said):
+            if not fits:
+                patch.setattr(token, "fits_rows", lambda model: False)
+                patch.setattr(token, "fits", lambda model, device: False)
+            some = decode(
+                network, [[7, 8, 9], [11] * 9], bank=bank, slots=[0, -1], end=0, max_new=6, temperature=1.0, keys=["0", "1"],
+                fixed=not rows,
+            )  # fmt: skip
+        return torch.tensor([g.logprobs for g in some])
+
+    before = found()
+    module.register_forward_hook(
+        lambda module, given, y: y + given[0].sum(-1, keepdim=True) * torch.linspace(0, 1, y.shape[-1])
+    )
+    after, theirs = found(), found(fits=False)
+    assert (after - before).abs().max() > 1e-3
+    assert (after - theirs).abs().max() < 1e-4
+
+
 def test_autocast_to_another_dtype_is_left_to_the_layers(monkeypatch):
     calls, plain = [], token.layers
     monkeypatch.setattr(token, "layers", lambda *args, **named: (calls.append(1), plain(*args, **named))[1])

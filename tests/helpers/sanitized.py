@@ -82,6 +82,7 @@ def inside(*arguments: str) -> None:
     torch.ops.load_library = lambda path: load(str(BUILD / "libtmem_cpu.so") if path.endswith("libtmem_cpu.so") else path)
     import checks
     import fuzz
+    import pass_checks
     import token_checks
     from fuzz import FUZZED
 
@@ -96,6 +97,8 @@ def inside(*arguments: str) -> None:
     mine = checks.strided, checks.attend, checks.step, checks.copy, checks.decode
     for check in (*mine, *token_checks.TOKEN, *token_checks.CPU):
         check(ops)
+    for check in pass_checks.PASS:
+        check(torch.ops.tmem)
     print(f"{calls} calls, and {calls} spoiled ones past the checks, of which {raw} were refused,", end=" ")
 
 

@@ -442,10 +442,14 @@ def add_rows_(y: Tensor, x: Tensor, site: Site, slot: Tensor, rank: Tensor, scal
 
 
 def alone(site: Site, x: Tensor) -> Tensor:
-    """What the layer makes of x without an adapter, in memory of its own."""
-    if site.plain:
+    """What the layer and its hooks make of x without an adapter, in memory of its own."""
+    if bases.hooked(site.module):
+        with routes.alone():
+            y = site.module(x)
+    elif site.plain:
         return F.linear(x, site.module._parameters["weight"], site.module._parameters["bias"])
-    y = type(site.module).forward(site.module, x)
+    else:
+        y = type(site.module).forward(site.module, x)
     return y.clone(memory_format=torch.contiguous_format) if y._is_view() or not y.is_contiguous() else y
 
 

@@ -141,7 +141,7 @@ class _Rows(_Step):
     """The same with products of few rows, on a CPU."""
 
     def product(self, module: nn.Module, x: Tensor) -> Tensor:
-        own = module in self.sites or as_built(module)
+        own = (module in self.sites or as_built(module)) and not bases.hooked(module)
         return product(module, x) if own and bases.plain_weight(module) is not None else super().product(module, x)
 
 
@@ -152,5 +152,5 @@ def product(module: nn.Module, x: Tensor) -> Tensor:
 
 def logits(model: nn.Module, n: Tensor) -> Tensor:
     """What `layers` gave with `rows`, [M,D] -> logits fp32 [M,V]."""
-    own = bases.plain_weight(model.lm_head) is not None
+    own = bases.plain_weight(model.lm_head) is not None and not bases.hooked(model.lm_head)
     return fw.logits(model, n, normed=True, linear=partial(product, model.lm_head) if own else None)

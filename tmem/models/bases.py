@@ -45,6 +45,11 @@ def is_linear(module: nn.Module) -> bool:
     return all(isinstance(size, int) for size in sizes)
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody runs before a module's forward or after it, such as merge.Beside."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
     """All that a module's parameters and buffers consist of: of one in few bits its codes, their scales, and what these are
     made of."""

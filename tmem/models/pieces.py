@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import PASS_PARTS, gated_product, kernel_for, rms_norm, rotate
+from . import bases
 from .families import FAMILIES
 
 GELU = {"SiLU": False, "SiLUActivation": False, "GELUTanh": True}  # of an activation's class: whether it is GELU by tanh
@@ -71,8 +72,8 @@ def whole(layer: nn.Module, dtype: torch.dtype) -> bool:
 
 def _shared(module: nn.Module) -> bool:
     """Whether somebody runs before a module's own code, after it, or instead of it."""
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return "forward" in vars(module) or any(hooks)
+    backward = module._backward_hooks or module._backward_pre_hooks
+    return "forward" in vars(module) or bases.hooked(module) or bool(backward)
 
 
 def run(
