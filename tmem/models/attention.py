@@ -158,7 +158,7 @@ class _Short(torch.autograd.Function):
         rows = (query * scaling).reshape(batch, groups, -1, size)
         scores = (rows @ key.transpose(-1, -2)).view(batch, groups, -1, length, length)
         scores += bias[:, :, None]
-        p = scores.softmax(-1).view(batch, groups, -1, length)
+        p = torch._softmax(scores, -1, False).view(batch, groups, -1, length)  # torch.autocast would leave it in fp32
         ctx.save_for_backward(query, key, value, p)
         ctx.scaling = scaling
         return (p @ value).view(batch, heads, length, size)

@@ -2,7 +2,7 @@
 where a module of transformers does so many times, forward and backward.
 
 Products and attention stay as they are. transformers' modules run where others have a part in a layer: hooks such as FSDP's,
-another `forward`, checkpoints, torch.autocast and torch.compile.
+another `forward`, checkpoints, torch.autocast to another dtype and torch.compile.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ def known(model: nn.Module, layers: nn.ModuleList) -> bool:
 
 def serve(model: nn.Module, layers: nn.ModuleList, hidden: Tensor) -> bool:
     """Whether ops serve a pass over `hidden` [B, T, D], in layers that are `whole`."""
-    if torch._C._is_any_autocast_enabled() or torch.compiler.is_compiling():
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != hidden.dtype or torch.compiler.is_compiling():
         return False
     if hidden.dtype == torch.float64:  # in which transformers' norms compute in fp32, and bits of fp64 are not theirs
         return False
-    return all(kernel_for(op, hidden.device.type) != "PyTorch reference" for op in PASS_PARTS) and known(model, layers)
+    return all(kernel_for(op, device) != "PyTorch reference" for op in PASS_PARTS) and known(model, layers)
 
 
 def whole(layer: nn.Module, dtype: torch.dtype) -> bool:
