@@ -74,7 +74,7 @@ def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: 
     Each of these runs by itself:
       rsvd      about 5 minutes
       init      about 45 minutes
-      train     about 10 minutes
+      train     about 20 minutes
       eval      about 10 minutes
       serve     about 15 minutes
       soak      hours
