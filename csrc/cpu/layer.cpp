@@ -24,7 +24,7 @@ static Tensor made_like(const Tensor& x) { return torch::stable::empty_like(x); 
 // f(first, end) over `count` pieces of a given cost, in multiply-adds.
 template <class F>
 static void share(int64_t count, int64_t cost, F f) {
-  torch::stable::parallel_for(0, count, std::max<int64_t>(1, TASK / std::max<int64_t>(1, cost)), f);
+  torch::stable::parallel_for(0, count, grain(cost), f);
 }
 
 // Vectors of elements, as whole ones begin where another thread's end.

@@ -76,8 +76,10 @@ def test_logits_at_positions_are_as_near_to_the_model_in_fp64_as_its_own():
         network, wide, rows = model(family), model(family, torch.float64), texts()
         wide.load_state_dict(network.state_dict())
         places = ((1, 62), (2, 63), (3, 5), (3, 64))
-        some = fw.token_logits(network, fw.pad(rows, 130, dummies=False), *map(list, zip(*places)))
+        asked = fw.pad(rows, 130, dummies=False), *map(list, zip(*places))
+        some = fw.token_logits(network, *asked)
         own, exact = (torch.stack([theirs(one, rows[i])[at] for i, at in places]) for one in (network, wide))
+        assert_close("at positions", fw.token_logits(wide, *asked), exact, TOLERANCE[torch.float64])
         assert rel_rms(some.double(), exact) < 1.5 * rel_rms(own.double(), exact) < 1e-5
 
 
