@@ -216,6 +216,7 @@ class Route:
         self.writes, self.versions = bank.writes, [bank.version[s] for s in self.used]
         self.freed, self.tenancy = bank.freed, [bank.tenancy[s] for s in self.used]
         self._segments: dict[torch.Size, Segments] = {}
+        self._laid: dict[torch.Size, Callable[[], Segments]] = {}  # those that are made when a layer asks
         self.number: int | None = None  # by which a compiled backward finds it
         self._shrunk: tuple[Tensor, int | None, dict[Site, Tensor]] | None = None
         # A leaf that requires grad makes autograd visit the adapters although neither x nor the base weight need it.
@@ -224,8 +225,10 @@ class Route:
     def segments(self, x: Tensor) -> Segments:
         """The segments of an input [B, ..., K]: one per batch row, and one without a slot for what is padding."""
         self.alive()
-        found = self._segments.get(x.shape[:-1])
-        return found or self._segments.setdefault(x.shape[:-1], self._cut(x))
+        shape = x.shape[:-1]
+        if (found := self._segments.get(shape)) is None:
+            found = self._segments[shape] = self._laid[shape]() if shape in self._laid else self._cut(x)
+        return found
 
     def _cut(self, x: Tensor) -> Segments:
         if x.dim() < 2 or x.shape[0] != len(self.slots):
@@ -255,10 +258,13 @@ class Route:
     def narrow(self, counts: Sequence[int], length: int) -> None:
         """From now on inputs [length, 1, K] are served too: counts[i] tokens of batch row i, row after row, then some without a
         slot."""
-        off = torch.tensor([0, *itertools.accumulate(counts), length], dtype=torch.int32, device=self.bank.device)
-        slot = torch.tensor([*self.slots, -1], dtype=torch.int32, device=self.bank.device)
-        filled = bits(s for s, n in zip(self.slots, counts) if s >= 0 and n)
-        self._segments[torch.Size((length, 1))] = self._of(off, slot, length, filled)
+
+        def made() -> Segments:
+            off = torch.tensor([0, *itertools.accumulate(counts), length], dtype=torch.int32, device=self.bank.device)
+            slot = torch.tensor([*self.slots, -1], dtype=torch.int32, device=self.bank.device)
+            return self._of(off, slot, length, bits(s for s, n in zip(self.slots, counts) if s >= 0 and n))
+
+        self._laid[torch.Size((length, 1))] = made
 
     def lay(self, shape: torch.Size, off: Tensor, slot: Tensor) -> None:
         """From now on these are the segments of inputs of this shape [B, ...], int32 [G+1] and [G], whatever they hold when an
@@ -267,7 +273,8 @@ class Route:
         Nobody on the host knows which slots have rows then: whoever writes these tensors answers for the slots, and what their
         gradients held before counts as zero.
         """
-        self._segments[shape] = self._of(off, slot, shape.numel(), 0)
+        self._segments.pop(shape, None)
+        self._laid[shape] = lambda: self._of(off, slot, shape.numel(), 0)
 
     def shrink(self, site: Site, x: Tensor) -> Tensor | None:
         """z of a site whose neighbours read the same x: all of theirs are made at its first use. None: make your own."""
