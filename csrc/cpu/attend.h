@@ -2,32 +2,11 @@
 // columns that the row sees are read. Sums run over the width lane by lane and over the columns in order, so that a row's
 // bits depend on what it sees alone.
 #pragma once
+#include "exp.h"
 #include "kernels.h"
 #include "vec.h"
 
 namespace {
-
-// e^x to 2 ulp for x <= 0 (Cephes' expf: x = n ln 2 + r, a polynomial in r); below -87 the least normal number stands for 0.
-TMEM_INLINE f32v exp_of(f32v x) {
-  const f32v floor = {-87.f, -87.f, -87.f, -87.f, -87.f, -87.f, -87.f, -87.f,
-                      -87.f, -87.f, -87.f, -87.f, -87.f, -87.f, -87.f, -87.f};
-  const i32v low = (i32v)(x < floor);
-  x = (f32v)((low & (i32v)floor) | (~low & (i32v)x));
-  const f32v shifted = x * 1.44269504088896341f + 12582912.f;  // 1.5 * 2^23: the fraction is rounded away
-  const f32v n = shifted - 12582912.f;
-  const f32v r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  f32v y = 1.9875691500e-4f * r + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * (r * r) + r + 1.f;
-  return (f32v)((i32v)y + (__builtin_convertvector(n, i32v) << 23));
-}
-TMEM_INLINE f64v exp_of(f64v x) {
-  for (int i = 0; i < 8; i++) x[i] = __builtin_exp(x[i]);
-  return x;
-}
 
 // Scores of C columns, next to each other in `columns`, for N heads: p[n * stride + c].
 template <int N, int C, class T>
@@ -76,11 +55,10 @@ TMEM_INLINE typename Compute<T>::scalar exponentials(typename Compute<T>::scalar
   for (; i < count; i += L) {
     if (i + L > count)
       for (int64_t j = count; j < i + L; j++) p[j] = top;  // computed with, then taken out
-    vec e = exp_of(load(p + i) - top);
+    store(p + i, exp_of(load(p + i) - top));
     if (i + L > count)
-      for (int64_t j = count - i; j < L; j++) e[j] = 0;
-    store(p + i, e);
-    total += e;
+      for (int64_t j = count; j < i + L; j++) p[j] = 0;
+    total += load(p + i);
   }
   return sum(total);
 }
@@ -120,13 +98,14 @@ TMEM_INLINE void attend_heads(const tmem::Attend& a, const T* q, const T* k, con
                               int64_t count, typename Compute<T>::scalar* p) {
   constexpr int L = Compute<T>::lanes;
   const int64_t stride = (count + L - 1) / L * L;
+  constexpr int TILE = SUMS / N >= 4 ? 4 : SUMS / N >= 2 ? 2 : 1;
   int64_t i = 0;
-  for (; i + 4 <= count; i += 4) score<N, 4>(a, q, k, columns + i, p + i, stride);
+  for (; i + TILE <= count; i += TILE) score<N, TILE>(a, q, k, columns + i, p + i, stride);
   for (; i < count; i++) score<N, 1>(a, q, k, columns + i, p + i, stride);
   typename Compute<T>::scalar total[N];
   for (int n = 0; n < N; n++) total[n] = exponentials<T>(p + n * stride, count);
   int64_t d = 0;
-  for (; d + 4 * L <= a.width; d += 4 * L) mix<N, 4>(a, v, o, columns, count, p, stride, total, d);
+  for (; d + TILE * L <= a.width; d += TILE * L) mix<N, TILE>(a, v, o, columns, count, p, stride, total, d);
   for (; d < a.width; d += L) mix<N, 1>(a, v, o, columns, count, p, stride, total, d);
 }
 

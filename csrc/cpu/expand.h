@@ -61,11 +61,11 @@ void expand(const tmem::Expand& a, int64_t first, int64_t end) {
     for (int64_t lo = 0; lo < a.width; lo += EXPAND_TILE) {
       const int64_t hi = least(lo + EXPAND_TILE, a.width);
       int64_t row = from;
-      for (; row + 4 <= to; row += 4) expand_rows<4, 4, O, F>(a, row, slot, lo, hi);
+      for (; row + ROWS <= to; row += ROWS) expand_rows<ROWS, ACROSS, O, F>(a, row, slot, lo, hi);
       // A single row comes from memory, which few streams of many columns serve badly. Many need more sums at once.
       for (; row < to; row++)
-        if (a.seg.rank[slot] <= 16)
-          expand_rows<1, 4, O, F>(a, row, slot, lo, hi);
+        if (SUMS < 16 || a.seg.rank[slot] <= 16)
+          expand_rows<1, (SUMS < 4 ? SUMS : 4), O, F>(a, row, slot, lo, hi);
         else
           expand_rows<1, 8, O, F>(a, row, slot, lo, hi);
     }

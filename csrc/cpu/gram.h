@@ -6,13 +6,11 @@
 
 namespace {
 
-typedef float f32h __attribute__((vector_size(32)));
-
 TMEM_INLINE void add_squares(f64v* sums, f32v x) {
-  f32h half[2];
-  memcpy(half, &x, sizeof half);
+  float all[16];
+  store(all, x);
   for (int k = 0; k < 2; k++) {
-    const f64v y = __builtin_convertvector(half[k], f64v);
+    const f64v y = load_double(all + 8 * k);
     sums[k] += y * y;
   }
 }
@@ -68,8 +66,8 @@ TMEM_INLINE void gram_columns(const tmem::Gram& a, int64_t segment, int64_t d, i
   const scalar* z = static_cast<const scalar*>(a.z) + lo * a.z_stride;
   const V* v = static_cast<const V*>(a.v) + lo * a.v_stride + d;
   int64_t j = 0;
-  for (; j + 4 <= rank; j += 4)
-    gram_block<4, N>(g + j * a.g_rank_stride, a.g_rank_stride, z + j, a.z_stride, v, a.v_stride, rows, columns, fresh,
+  for (; j + ROWS <= rank; j += ROWS)
+    gram_block<ROWS, N>(g + j * a.g_rank_stride, a.g_rank_stride, z + j, a.z_stride, v, a.v_stride, rows, columns, fresh,
                      squares);
   for (; j < rank; j++)
     gram_block<1, N>(g + j * a.g_rank_stride, a.g_rank_stride, z + j, a.z_stride, v, a.v_stride, rows, columns, fresh,
@@ -84,7 +82,7 @@ double gram(const tmem::Gram& a, const int64_t* segments, int64_t count, int64_t
     const bool fresh = a.fresh && i == 0;
     f64v* summed = a.squares && i == count - 1 ? squares : nullptr;
     int64_t d = first;
-    for (; d + 4 * L <= end; d += 4 * L) gram_columns<4, V>(a, segments[i], d, 4 * L, fresh, summed);
+    for (; d + ACROSS * L <= end; d += ACROSS * L) gram_columns<ACROSS, V>(a, segments[i], d, ACROSS * L, fresh, summed);
     for (; d < end; d += L) gram_columns<1, V>(a, segments[i], d, end - d, fresh, summed);
   }
   return sum((squares[0] + squares[2]) + (squares[1] + squares[3]));

@@ -2,31 +2,11 @@
 // rotation of queries and keys, each in one pass over memory. A row's sums run over its width lane by lane, so that its bits
 // depend on that row alone. Forward rounds where transformers' modules do; backward rounds once.
 #pragma once
-#include "attend.h"
 #include "kernels.h"
-#include "vec.h"
+#include "pieces.h"
 
 namespace {
 
-// f(d, left) for the vectors of a row, of which `left` elements are there: all of them, but for the last one. Written out
-// twice, so that the whole ones need not ask.
-template <class T, class F>
-TMEM_INLINE void each(int64_t width, F f) {
-  constexpr int L = Compute<T>::lanes;
-  int64_t d = 0;
-  for (; d + L <= width; d += L) f(d, int64_t(L));
-  if (d < width) f(d, width - d);
-}
-#define TMEM_EACH [&](int64_t d, int64_t left) __attribute__((always_inline))
-
-template <class T>
-TMEM_INLINE typename Compute<T>::vec load_some(const T* p, int64_t left) {
-  return left < Compute<T>::lanes ? load_first(p, left) : load(p);
-}
-template <class T>
-TMEM_INLINE void store_some(T* p, typename Compute<T>::vec x, int64_t left) {
-  left < Compute<T>::lanes ? store_first(p, x, left) : store(p, x);
-}
 // x as it reads back from memory.
 template <class T>
 TMEM_INLINE typename Compute<T>::vec rounded(typename Compute<T>::vec x) {
@@ -38,34 +18,6 @@ template <>
 TMEM_INLINE_MEMBER f32v rounded<bf16>(f32v x) {
   return (f32v)(to_bf16(x) & 0xffff0000u);
 }
-
-// e^x, or e^most of a larger x: no infinity, which times zero is none of the numbers.
-TMEM_INLINE f32v bounded_exp(f32v x) {
-  const f32v most = f32v{} + 87.f;
-  const i32v high = (i32v)(x > most);
-  return exp_of((f32v)((high & (i32v)most) | (~high & (i32v)x)));
-}
-TMEM_INLINE f64v bounded_exp(f64v x) {
-  const f64v most = f64v{} + 700.;
-  const i64v high = (i64v)(x > most);
-  return exp_of((f64v)((high & (i64v)most) | (~high & (i64v)x)));
-}
-
-// f(g) = g * s with s = sigmoid(t), and with `rest` = 1 - s its derivative s + g s (1 - s) t'. silu: t = g; GELU by tanh:
-// t = 2 sqrt(2 / pi) (g + 0.044715 g^3), as (1 + tanh(z)) / 2 = sigmoid(2 z). Without cancellation on either side.
-template <class vec>
-struct Gate {
-  vec s, rest, slope;
-
-  template <class T>
-  static TMEM_INLINE_MEMBER Gate of(vec g, bool gelu) {
-    using scalar = typename Compute<T>::scalar;
-    constexpr scalar A = 1.5957691216057308, B = A * 0.044715;
-    const vec one = vec{} + scalar(1), t = gelu ? g * (A + B * g * g) : g;
-    const vec e = bounded_exp(-t), s = one / (one + e);
-    return {s, e * s, gelu ? A + 3 * B * g * g : one};
-  }
-};
 
 template <class T>
 void gated_product(const tmem::GatedProduct& a, int64_t first, int64_t end) {
@@ -92,37 +44,16 @@ void gated_product_backward(const tmem::GatedProduct& a, int64_t first, int64_t 
   });
 }
 
-// (mean(x^2) + eps)^-1/2 of a row, from the sum of its squares.
-template <class T>
-TMEM_INLINE typename Compute<T>::scalar inverse_rms(const tmem::RmsNorm& a, typename Compute<T>::scalar squares) {
-  using scalar = typename Compute<T>::scalar;
-  const scalar mean = squares / scalar(a.width) + scalar(a.eps);
-  return 1 / (sizeof(scalar) == 8 ? __builtin_sqrt(mean) : __builtin_sqrtf(mean));
-}
-
 template <class T>
 void rms_norm(const tmem::RmsNorm& a, int64_t first, int64_t end) {
   using vec = typename Compute<T>::vec;
   using scalar = typename Compute<T>::scalar;
-  constexpr int L = Compute<T>::lanes;
   const T* weight = static_cast<const T*>(a.weight);
   const scalar plus = a.plus;
   for (int64_t row = first; row < end; row++) {
     const T* x = static_cast<const T*>(a.x) + row * a.width;
     T* y = static_cast<T*>(a.y) + row * a.width;
-    vec squares[4] = {};
-    int64_t begin = 0;
-    for (; begin + 4 * L <= a.width; begin += 4 * L)
-#pragma GCC unroll 4
-      for (int u = 0; u < 4; u++) {
-        const vec v = load(x + begin + u * L);
-        squares[u] += v * v;
-      }
-    each<T>(a.width - begin, TMEM_EACH {
-      const vec v = load_some(x + begin + d, left);
-      squares[0] += v * v;
-    });
-    const scalar r = inverse_rms<T>(a, sum((squares[0] + squares[2]) + (squares[1] + squares[3])));
+    const scalar r = inverse_rms(x, a.width, a.eps);
     each<T>(a.width, TMEM_EACH {
       const vec v = load_some(x + d, left) * r, w = plus + load_some(weight + d, left);
       store_some(y + d, (plus == 0 ? rounded<T>(v) : v) * w, left);
@@ -156,7 +87,7 @@ void rms_norm_backward(const tmem::RmsNorm& a, int64_t first, int64_t end, void*
       squares[0] += v * v;
       dots[0] += load_some(dy + begin + d, left) * (plus + load_some(weight + begin + d, left)) * v;
     });
-    const scalar r = inverse_rms<T>(a, sum(squares[0] + squares[1]));
+    const scalar r = inverse_rms_of(sum(squares[0] + squares[1]), a.width, a.eps);
     const scalar along = r * r * (sum(dots[0] + dots[1]) / scalar(a.width));
     each<T>(a.width, TMEM_EACH {
       const vec v = load_some(x + d, left), g = load_some(dy + d, left);

@@ -62,31 +62,32 @@ TMEM_INLINE void product_tile(const tmem::Product& p, int64_t row, int64_t outpu
                              D::get_first(w + n * p.w_row + k, p.depth - k));
   T* y = static_cast<T*>(p.y) + row * p.outputs + output;
   const T* bias = p.bias ? static_cast<const T*>(p.bias) + output : nullptr;
+#ifdef __AVX512F__
   if constexpr (M == 4 && N == 4 && Compute<T>::lanes == 16) {
     T made[16], added[16];
     for (int m = 0; bias && m < 4; m++) memcpy(added + 4 * m, bias, 4 * sizeof(T));
     store(made, bias ? sums(total) + load(added) : sums(total));
     for (int m = 0; m < 4; m++) memcpy(y + m * p.outputs, made + 4 * m, 4 * sizeof(T));
-  } else {
-    for (int m = 0; m < M; m++)
-      for (int n = 0; n < N; n++) {
-        typename D::vec one = {sum(total[m][n])};
-        if (bias) one += load_first(bias + n, 1);
-        store_first(y + m * p.outputs + n, one, 1);
-      }
+    return;
   }
+#endif
+  for (int m = 0; m < M; m++)
+    for (int n = 0; n < N; n++) {
+      const auto one = sum(total[m][n]);
+      put_one(y + m * p.outputs + n, bias ? one + get_one(bias + n) : one);
+    }
 }
 
 template <class T, int N>
 TMEM_INLINE void product_outputs(const tmem::Product& p, int64_t output) {
   int64_t row = 0;
-  for (; row + 4 <= p.rows; row += 4) product_tile<T, 4, N>(p, row, output);
+  for (; row + DOT_ROWS <= p.rows; row += DOT_ROWS) product_tile<T, DOT_ROWS, N>(p, row, output);
   for (; row < p.rows; row++) product_tile<T, 1, N>(p, row, output);
 }
 
 template <class T>
 void product(const tmem::Product& p, int64_t output, int64_t end) {
-  for (; output + 4 <= end; output += 4) product_outputs<T, 4>(p, output);
+  for (; output + DOT_ACROSS <= end; output += DOT_ACROSS) product_outputs<T, DOT_ACROSS>(p, output);
   for (; output < end; output++) product_outputs<T, 1>(p, output);
 }
 

@@ -46,7 +46,7 @@ TMEM_INLINE void shrink_rows(const tmem::Shrink& a, int64_t row, int64_t slot) {
   scalar* z = static_cast<scalar*>(a.z) + row * a.ranks;
   const int64_t rank = a.seg.rank[slot];
   const scalar scale = a.scale[slot];
-  constexpr int N = M == 1 ? 8 : 4;  // enough independent sums to hide the latency of an addition
+  constexpr int N = M == 1 ? (SUMS < 16 ? SUMS : 8) : DOT_ACROSS;  // enough independent sums to hide the latency of an addition
   int64_t j = 0;
   for (; j + N <= rank; j += N)
     dot_block<M, N>(v, a.v_stride, f + j * a.f.rank_stride, a.f.rank_stride, a.width, scale, z + j, a.ranks);
@@ -67,7 +67,7 @@ void shrink(const tmem::Shrink& a, int64_t first, int64_t end) {
       continue;
     }
     int64_t row = lo;
-    for (; row + 4 <= hi; row += 4) shrink_rows<4, V, F>(a, row, slot);
+    for (; row + DOT_ROWS <= hi; row += DOT_ROWS) shrink_rows<DOT_ROWS, V, F>(a, row, slot);
     for (; row < hi; row++) shrink_rows<1, V, F>(a, row, slot);
   }
 }

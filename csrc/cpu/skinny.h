@@ -7,11 +7,8 @@
 
 namespace {
 
-#ifdef __AVX512F__
-constexpr int TILE_ROWS = 12;  // times one or two vectors: half or three quarters of the 32 registers
-#else
-constexpr int TILE_ROWS = 4;
-#endif
+// Times one vector or, of the most registers, two: half to three quarters of all.
+constexpr int TILE_ROWS = VECTORS >= 32 ? 12 : VECTORS >= 8 ? 6 : 2;
 
 template <int M, int N, bool ALONG_ROWS>
 TMEM_INLINE void skinny_tile(const tmem::Skinny& s, int64_t row, int64_t column, int64_t first, int64_t end) {
@@ -44,7 +41,7 @@ TMEM_INLINE void skinny_tile(const tmem::Skinny& s, int64_t row, int64_t column,
 template <int M, bool ALONG_ROWS>
 TMEM_INLINE void skinny_rows(const tmem::Skinny& s, int64_t row, int64_t first, int64_t end) {
   int64_t column = 0;
-  for (; column + 32 <= s.columns; column += 32) skinny_tile<M, 2, ALONG_ROWS>(s, row, column, first, end);
+  for (; VECTORS >= 32 && column + 32 <= s.columns; column += 32) skinny_tile<M, 2, ALONG_ROWS>(s, row, column, first, end);
   for (; column < s.columns; column += 16) skinny_tile<M, 1, ALONG_ROWS>(s, row, column, first, end);
 }
 
@@ -52,7 +49,7 @@ template <bool ALONG_ROWS>
 TMEM_INLINE void skinny_block(const tmem::Skinny& s, int64_t row, int64_t rows, int64_t first, int64_t end) {
   const int64_t stop = row + rows;
   for (; row + TILE_ROWS <= stop; row += TILE_ROWS) skinny_rows<TILE_ROWS, ALONG_ROWS>(s, row, first, end);
-  for (; row + 4 <= stop; row += 4) skinny_rows<4, ALONG_ROWS>(s, row, first, end);
+  for (; row + ROWS <= stop; row += ROWS) skinny_rows<ROWS, ALONG_ROWS>(s, row, first, end);
   for (; row < stop; row++) skinny_rows<1, ALONG_ROWS>(s, row, first, end);
 }
 
@@ -99,7 +96,9 @@ float magnitude(const void* from, int64_t row_stride, int64_t column_stride, int
   }
   W few[16] = {};
   memcpy(few, &most, sizeof most);
-  return load(few)[0];
+  float all[16];
+  store(all, load(few));
+  return all[0];
 }
 
 }  // namespace

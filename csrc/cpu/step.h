@@ -5,9 +5,6 @@
 
 namespace {
 
-TMEM_INLINE float root(float x) { return __builtin_sqrtf(x); }
-TMEM_INLINE double root(double x) { return __builtin_sqrt(x); }
-
 // 8 sums in double, element i into sum i % 8, then a tree.
 template <class T>
 double sum_of_squares(const void* data, int64_t count) {

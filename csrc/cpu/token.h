@@ -2,46 +2,26 @@
 // and the rotation. Sums of adapters come in the accumulator's type, and results are rounded once. A row's bits depend on that
 // row alone: its vectors are the same ones whatever is computed beside it.
 #pragma once
-#include "attend.h"
 #include "kernels.h"
-#include "step.h"
-#include "vec.h"
+#include "pieces.h"
 
 namespace {
 
-// The next n elements, or a whole vector of them.
-template <class T>
-TMEM_INLINE typename Compute<T>::vec get(const T* p, int64_t n) {
-  return n >= Compute<T>::lanes ? load(p) : load_first(p, n);
-}
-template <class T>
-TMEM_INLINE void put(T* p, typename Compute<T>::vec x, int64_t n) {
-  n >= Compute<T>::lanes ? store(p, x) : store_first(p, x, n);
-}
-
-// Of another type, to which double leads by way of float.
-TMEM_INLINE void put(double* p, f32v x, int64_t n) {
-  for (int64_t i = 0; i < least(n, 16); i++) p[i] = x[i];
+// To memory of another type, to which double leads by way of float.
+TMEM_INLINE void store_some(double* p, f32v x, int64_t left) {
+  float all[16];
+  store(all, x);
+  for (int64_t i = 0; i < least(left, 16); i++) p[i] = all[i];
 }
 template <class C>
-TMEM_INLINE void put(C* p, f64v x, int64_t n) {
-  f32v narrow = {};
-  for (int i = 0; i < 8; i++) narrow[i] = (float)x[i];
-  store_first(p, narrow, least(n, 8));
+TMEM_INLINE void store_some(C* p, f64v x, int64_t left) {
+  double all[8];
+  float narrow[16] = {};
+  store(all, x);
+  for (int i = 0; i < 8; i++) narrow[i] = (float)all[i];
+  store_first(p, load(narrow), least(left, 8));
 }
-TMEM_INLINE void put(double* p, f64v x, int64_t n) { n >= 8 ? store(p, x) : store_first(p, x, n); }
-
-// (mean(x²) + eps)^-1/2
-template <class T>
-TMEM_INLINE typename Compute<T>::scalar inverse_rms(const T* x, int64_t width, double eps) {
-  using scalar = typename Compute<T>::scalar;
-  typename Compute<T>::vec squares = {};
-  for (int64_t d = 0; d < width; d += Compute<T>::lanes) {
-    const auto y = get(x + d, width - d);
-    squares += y * y;
-  }
-  return 1 / root(sum(squares) / (scalar)width + (scalar)eps);
-}
+TMEM_INLINE void store_some(double* p, f64v x, int64_t left) { left < 8 ? store_first(p, x, left) : store(p, x); }
 
 // sum: what the row's projection and its adapter gave.
 template <class T>
@@ -55,39 +35,27 @@ void token_norm(const tmem::TokenNorm& a, int64_t row, const void* sum) {
   T *h = static_cast<T*>(a.h) + row * a.width, *n = static_cast<T*>(a.n) + row * a.width;
   const scalar plus = a.plus;
   if (before) {
-    for (int64_t d = 0; d < a.width; d += L) put(h + d, get(made + d, a.width - d), a.width - d);
+    for (int64_t d = 0; d < a.width; d += L) store_some(h + d, load_some(made + d, a.width - d), a.width - d);
     const scalar inverse = inverse_rms(h, a.width, a.eps);
     for (int64_t d = 0; d < a.width; d += L) {
       const int64_t left = a.width - d;
-      const vec normed = get(h + d, left) * inverse * (plus + get(before + d, left));
-      put(h + d, get(residual + d, left) + normed, left);
+      const vec normed = load_some(h + d, left) * inverse * (plus + load_some(before + d, left));
+      store_some(h + d, load_some(residual + d, left) + normed, left);
     }
   } else {
     for (int64_t d = 0; d < a.width; d += L) {
       const int64_t left = a.width - d;
-      put(h + d, get(residual + d, left) + get(made + d, left), left);
+      store_some(h + d, load_some(residual + d, left) + load_some(made + d, left), left);
     }
   }
   const scalar inverse = inverse_rms(h, a.width, a.eps);
   for (int64_t d = 0; d < a.width; d += L) {
     const int64_t left = a.width - d;
-    put(n + d, get(h + d, left) * inverse * (plus + get(weight + d, left)), left);
+    store_some(n + d, load_some(h + d, left) * inverse * (plus + load_some(weight + d, left)), left);
   }
 }
 
-// 1 / (1 + e^-x), from e^-|x|, which does not overflow. exp_of(f32v) ends at e^-87, below which it is zero here.
-TMEM_INLINE f32v sigmoid(f32v x) {
-  const i32v negative = (i32v)(x < 0.f), gone = (i32v)(x < -87.f);
-  const f32v e = exp_of((f32v)((i32v)x | INT32_MIN));
-  return (f32v)(~gone & ((negative & (i32v)(e / (1.f + e))) | (~negative & (i32v)(1.f / (1.f + e)))));
-}
-TMEM_INLINE f64v sigmoid(f64v x) {
-  const i64v negative = (i64v)(x < 0.);
-  const f64v e = exp_of((f64v)((i64v)x | INT64_MIN));
-  return (f64v)((negative & (i64v)(e / (1. + e))) | (~negative & (i64v)(1. / (1. + e))));
-}
-
-// o = f(gate)·up. GELU by tanh is x·sigmoid(2u) where it is written x/2·(1 + tanh(u)), u = √(2/π)·(x + 0.044715 x³).
+// o = f(gate)·up, see Gate.
 template <class T>
 void token_glu(const tmem::TokenGlu& a, int64_t row, const void* gate, const void* up) {
   using scalar = typename Compute<T>::scalar;
@@ -96,9 +64,8 @@ void token_glu(const tmem::TokenGlu& a, int64_t row, const void* gate, const voi
   T* o = static_cast<T*>(a.o) + row * a.width;
   for (int64_t d = 0; d < a.width; d += Compute<T>::lanes) {
     const int64_t left = a.width - d;
-    const vec x = get(gates + d, left);
-    const vec u = a.gelu ? (scalar)1.5957691216057308 * (x + (scalar)0.044715 * (x * x * x)) : x;
-    put(o + d, x * sigmoid(u) * get(ups + d, left), left);
+    const vec x = load_some(gates + d, left);
+    store_some(o + d, x * Gate<vec>::template of<T>(x, a.gelu).s * load_some(ups + d, left), left);
   }
 }
 
@@ -112,17 +79,17 @@ TMEM_INLINE void rotate(const tmem::TokenRope& a, int64_t row, const T* x, const
   const scalar inverse = weight ? inverse_rms(x, a.size, a.eps) : 1;
   for (int64_t d = 0; d < a.size; d += L) {
     const int64_t left = a.size - d;
-    const vec y = get(x + d, left);
-    put(scratch + d, weight ? y * inverse * ((scalar)a.plus + get(static_cast<const scalar*>(weight) + d, left)) : y, left);
+    const vec y = load_some(x + d, left);
+    store_some(scratch + d, weight ? y * inverse * ((scalar)a.plus + load_some(static_cast<const scalar*>(weight) + d, left)) : y, left);
   }
   const int64_t half = a.size / 2;
   const scalar* cos = static_cast<const scalar*>(a.cos) + row * a.cos_row;
   const scalar* sin = static_cast<const scalar*>(a.sin) + row * a.sin_row;
   for (int64_t d = 0; d < half; d += L) {
     const int64_t left = half - d;
-    const vec low = get(scratch + d, left), high = get(scratch + half + d, left);
-    put(to + d, low * get(cos + d, left) - high * get(sin + d, left), left);
-    put(to + half + d, high * get(cos + half + d, left) + low * get(sin + half + d, left), left);
+    const vec low = load_some(scratch + d, left), high = load_some(scratch + half + d, left);
+    store_some(to + d, low * load_some(cos + d, left) - high * load_some(sin + d, left), left);
+    store_some(to + half + d, high * load_some(cos + half + d, left) + low * load_some(sin + half + d, left), left);
   }
 }
 
@@ -135,7 +102,7 @@ void token_rope(const tmem::TokenRope& a, int64_t row, void* scratch) {
   const int64_t at = a.at[row];
   if (at < 0 || at >= a.columns) {
     const typename Compute<T>::vec nan = (scalar)__builtin_nan("") + (typename Compute<T>::vec){};
-    for (int64_t d = 0; d < a.heads * a.size; d += Compute<T>::lanes) put(out + d, nan, a.heads * a.size - d);
+    for (int64_t d = 0; d < a.heads * a.size; d += Compute<T>::lanes) store_some(out + d, nan, a.heads * a.size - d);
     return;
   }
   const T* q = static_cast<const T*>(a.q) + row * a.q_row;
@@ -146,7 +113,7 @@ void token_rope(const tmem::TokenRope& a, int64_t row, void* scratch) {
   for (int64_t g = 0; g < a.groups; g++) {
     rotate(a, row, k + g * a.size, a.k_weight, keys + g * a.key_head, head);
     for (int64_t d = 0; d < a.size; d += Compute<T>::lanes)
-      put(values + g * a.value_head + d, get(v + g * a.size + d, a.size - d), a.size - d);
+      store_some(values + g * a.value_head + d, load_some(v + g * a.size + d, a.size - d), a.size - d);
   }
 }
 

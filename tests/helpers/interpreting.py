@@ -1,6 +1,7 @@
 """Triton's interpreter as the tests use it: `mended` once, before the first launch, in a process that has not imported Triton.
 
-It keeps bf16 as whole numbers, which it multiplies, and cuts off where it should round. It patches triton.language again in
+It keeps bf16 as whole numbers, which it multiplies, and cuts off where it should round. Its products are numpy's, where the bits
+of a row depend on the processor's BLAS and on what is computed beside it: here they are summed in fp64. It patches triton.language again in
 every call of every function, and sets beside each sum of whole numbers another in 64 bits, which only a debug run looks at.
 """
 
@@ -16,7 +17,7 @@ from triton.runtime import interpreter
 
 
 def mended() -> None:
-    """Have the interpreter round, widen and multiply bf16 as torch does, patch once and add once."""
+    """Have the interpreter round and widen bf16 as torch does, multiply in fp64, patch once and add once."""
     mend_bf16()
     patch_once()
     interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
@@ -37,7 +38,7 @@ def patch_once() -> None:
 def mend_bf16() -> None:
     """The bits are kept as whole numbers."""
     builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
-    plain_cast, plain_dot = builder.cast_impl, builder.create_dot
+    plain_cast = builder.cast_impl
 
     def widened(x):
         return (x.data.astype(np.uint32) << 16).view(np.float32)
@@ -50,7 +51,8 @@ def mend_bf16() -> None:
             return handle(bits.view(np.uint16), tl.bfloat16)
         return plain_cast(self, x, dtype)
 
-    def dot(self, a, b, *rest):
-        return plain_dot(self, *(handle(widened(x), tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)), *rest)
+    def dot(self, a, b, d, *_precision):
+        a, b = ((widened(x) if x.dtype.scalar == tl.bfloat16 else x.data).astype(np.float64) for x in (a, b))
+        return handle((a @ b).astype(d.data.dtype) + d.data, d.dtype.scalar)
 
     builder.cast_impl, builder.create_dot = cast, dot
