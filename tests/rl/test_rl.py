@@ -165,6 +165,30 @@ def test_rollouts_that_share_a_prompt_share_a_row_and_do_not_see_each_other(monk
     assert worst(wrong) > 1e-3
 
 
+def test_questions_that_begin_alike_share_a_row_and_do_not_see_each_other(monkeypatch):
+    """What they begin with is computed once for those of one rollout; another's stand under another Δ."""
+    agent = agent_of(slots=8)
+    rollouts = rollouts_of(agent, monkeypatch)
+    for rollout in rollouts:  # one more question, which begins as the last one
+        asked = rollout.actions[-1]
+        begin = asked.prompt[: of_rows.SHARED]
+        rollout.actions.append(dataclasses.replace(asked, prompt=begin + asked.prompt[: of_rows.SHARED : -1]))
+    rows, logits = [], Replicated.logits
+    monkeypatch.setattr(Replicated, "logits", lambda self, ids, *where: rows.append(ids.numel()) or logits(self, ids, *where))
+    together, one = replayed(agent, rollouts, tokens=1)  # each row alone
+    shared, rows[:] = sum(rows), []
+    monkeypatch.setattr(of_rows, "JOINED", 0)
+    apart, other = replayed(agent, rollouts, tokens=1)
+    assert shared == sum(rows) - len(rollouts) * of_rows.SHARED
+    assert_close("gradient", one, other, 1e-5)
+    assert together.loss == pytest.approx(apart.loss, rel=1e-5)
+    assert together.entropy == pytest.approx(apart.entropy, rel=1e-5)
+    monkeypatch.setattr(of_rows, "JOINED", 256)
+    wrong = branches_in_sight.backward(agent, policy_of(agent), rollouts, each(rollouts), 100)
+    policy_of(agent).drop()
+    assert wrong.loss != pytest.approx(apart.loss, rel=1e-4)
+
+
 def test_delta_is_a_constant_of_the_update(monkeypatch):
     """The gradient must be that of a model in which Δ is merged; one that reaches Δ's rows is caught."""
     agent = agent_of(slots=8)

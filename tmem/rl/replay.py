@@ -4,11 +4,13 @@ The Δ of an action comes from a snapshot of its row (`snapshot`) or is learned 
 numbers, no memory for snapshots, and every online update done twice.
 
 Rollouts of a group begin with the same prompt under the same Δ = 0. What they said to it goes through the model as branches of
-one row, so that the prompt, most of the tokens, is computed once, forward and backward.
+one row, so that the prompt, most of the tokens, is computed once, forward and backward. So is what the questions of one rollout
+begin with.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from ..agent.teach import Lesson
 from ..episode import Pair
 from .loss import PLAIN, Objective, policy_loss, token_logp
 from .policy import Policy
-from .rows import Row, grouped, logits_of
+from .rows import Row, grouped, joined, logits_of
 
 
 @dataclass
@@ -154,14 +156,21 @@ Passes = list[tuple[list[list[Sample]], Callable[[], AbstractContextManager[list
 
 
 def shared(samples: Sequence[Sample], under: Callable[[Sample], Hashable]) -> list[list[Sample]]:
-    """The samples by rows, those with one prompt and the same Δ, which `under` names, together."""
-    return grouped(samples, lambda s: (under(s), s.action.prompt), lambda s: len(s.action.generation.ids))
+    """The samples by rows: those under the same Δ, which `under` names, with one prompt or prompts that begin alike."""
+
+    def size(sample: Sample) -> int:
+        return len(sample.action.generation.ids)
+
+    rows = grouped(samples, lambda s: (under(s), s.action.prompt), size)
+    return joined(rows, under, lambda s: s.action.prompt, size)
 
 
 def row_of(samples: Sequence[Sample]) -> Row:
-    """The prompt that samples share, and what was said to it."""
-    said = [s.action.generation.ids for s in samples]
-    return Row(samples[0].action.prompt, said, [0] * len(said))
+    """What the prompts of samples begin with, and what goes on from there in each: the rest of it, and what was said."""
+    prompts = [s.action.prompt for s in samples]
+    trunk = os.path.commonprefix(prompts)
+    rests = [prompt[len(trunk) :] for prompt in prompts]
+    return Row(trunk, [rest + s.action.generation.ids for rest, s in zip(rests, samples)], [len(rest) for rest in rests])
 
 
 def _from_snapshots(agent, rollouts, samples, tokens) -> Iterator[Passes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -14,6 +15,9 @@ from ..adapters.bank import AdapterBank
 from .policy import Policy
 
 LONGEST = 1024  # tokens of a row of several texts: attention between branches is computed and masked
+# Of texts that begin alike and go on otherwise: tokens of their row at most, and that each saves at least. A longer row costs
+# more in attention than it saves in products.
+JOINED, SHARED = 256, 8
 
 Text = TypeVar("Text")
 
@@ -76,6 +80,33 @@ def grouped(
         row.append(text)
         open_[key] = row, used + size(text)
     return rows
+
+
+def joined(
+    rows: Iterable[list[Text]], under: Callable[[Text], Hashable], prompt: Callable[[Text], Sequence[int]],
+    size: Callable[[Text], int],
+) -> list[list[Text]]:  # fmt: skip
+    """Rows of texts of one prompt each, those of prompts that begin alike put together where that saves tokens.
+
+    under: the Δ of a text; size: tokens that it says.
+    """
+    out: list[list[Text]] = []
+    open_: dict[Hashable, tuple[list[Text], list[int], int]] = {}  # by Δ: a row, how it begins, and its tokens
+    for row in rows:
+        own, said = list(prompt(row[0])), sum(map(size, row))
+        if (begun := open_.get(under(row[0]))) is not None:
+            texts, trunk, before = begun
+            common = os.path.commonprefix([trunk, own])
+            apart = before + len(own) + said
+            # Of each text its prompt's rest, of each row its prompt no longer.
+            whole = apart + sum((n - 1) * (len(x) - len(common)) for n, x in ((len(texts), trunk), (len(row), own))) - len(common)
+            if whole <= min(JOINED, apart - SHARED):
+                texts += row
+                open_[under(row[0])] = texts, common, whole
+                continue
+        out.append(list(row))
+        open_[under(row[0])] = out[-1], own, len(own) + said
+    return out
 
 
 def logits_of(policy: Policy, bank: AdapterBank, rows: Sequence[Row]) -> Tensor:
