@@ -156,7 +156,7 @@ def head(model: nn.Module, hidden: Tensor, normed: bool = False, linear: Callabl
 
 def token_logits(
     model: nn.Module, ids: Tensor, rows: list[int], columns: list[int],
-    positions: Tensor | None = None, branches: Tensor | None = None,
+    positions: Tensor | None = None, branches: Tensor | None = None, *, narrow: bool = False,
 ) -> Tensor:  # fmt: skip
     """Logits [len(rows), V], in the model's dtype, at positions (row, column) of right-padded `ids` int64 [B, T]; the head
     runs nowhere else.
@@ -165,6 +165,7 @@ def token_logits(
 
     positions, branches  int64 [B, T]: where every token stands in its own text, and which one of the texts that share the
                          beginning of the row, branch 0, it belongs to; None: every row is one text
+    narrow               nor does the last layer after its attention: `layers` with `at`
     """
     length = ids.shape[1]
     if positions is None:
@@ -172,8 +173,10 @@ def token_logits(
         for row, column in zip(rows, columns):
             ends[row] = max(ends[row], column + 1)
         positions = standing(model.config, ends, length, ids.device)
-    hidden = layers(model, embed(model, ids), positions, None if branches is None else Branches(branches), by_pieces=True)
-    return head(model, hidden[rows, columns])
+    mask = None if branches is None else Branches(branches)
+    at = torch.tensor([row * length + column for row, column in zip(rows, columns)], device=ids.device) if narrow else None
+    hidden = layers(model, embed(model, ids), positions, mask, by_pieces=True, at=at)
+    return head(model, hidden[rows, columns] if at is None else hidden)
 
 
 class KVCache:

@@ -30,7 +30,7 @@ class _Pieces(nn.Module):
         self.model = model
 
     def forward(self, *where) -> Tensor:
-        return fw.token_logits(self.model, *where)
+        return fw.token_logits(self.model, *where, narrow=True)
 
 
 def falling(left: float, share: float) -> float:
@@ -56,7 +56,8 @@ class Policy:
         self.reference: list[Tensor] = []
 
     def logits(self, ids: Tensor, rows: list[int], columns: list[int], *layout: Tensor) -> Tensor:
-        """Logits [len(rows), V] at positions of `ids` int64 [B, T], differentiable in θ0; see forward.token_logits."""
+        """Logits [len(rows), V] at positions of `ids` int64 [B, T], differentiable in θ0; see forward.token_logits. Open routes
+        must serve [len(rows), 1, K] as well: see Route.narrow."""
         return self.pieces(ids, rows, columns, *layout)
 
     @contextmanager

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..adapters import routes
 from ..adapters.bank import AdapterBank
 from .policy import Policy
 
@@ -112,6 +113,8 @@ def joined(
 def logits_of(policy: Policy, bank: AdapterBank, rows: Sequence[Row]) -> Tensor:
     """Logits [labels, V] that predict the labels of the rows, differentiable in θ0."""
     columns = [row.columns() for row in rows]
+    for route in routes.here():
+        route.narrow([len(found) for found in columns], sum(map(len, columns)))
     places = [r for r, found in enumerate(columns) for _ in found]
     layout: list[Tensor] = []
     if any(len(row.branches) > 1 for row in rows):
