@@ -140,8 +140,10 @@ def test_it_takes_the_bytes_that_it_says_and_leaves_embeddings_norms_and_head(bi
 def test_the_default_model_in_nf4_remembers_what_it_was_told():
     with Memory.from_pretrained(bits="nf4") as memory:
         assert "nf4" in memory.agent.model.config._name_or_path
-        memory.learn([("Where do I live?", "Ghent")])
-        assert memory.ask("Where do I live?").strip(".") == "Ghent"
+        # Of a single pair the end of the answer is hardly learned, and whether it is depends on the processor's rounding.
+        told = {"Where do I live?": "Ghent", "What is my dog called?": "Biscuit", "Which tea do I like?": "Assam"}
+        memory.learn(list(told.items()))
+        assert {question: memory.ask(question).strip(".") for question in told} == told
 
 
 @pytest.fixture(scope="module")
