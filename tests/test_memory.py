@@ -83,8 +83,8 @@ def test_a_saved_memory_answers_the_same_and_forget_forgets(taught, tmp_path):
     assert [again.ask(q) for q in questions] != [memory.ask(q) for q in questions]
 
 
-def test_observe_writes_when_the_window_is_full_and_lets_go_of_the_text(taught):
-    memory, _ = taught
+def test_observe_writes_when_the_window_is_full_and_lets_go_of_the_text():
+    memory = Memory(agent_of(config=CONFIG))
     line = "Petra: my cat has been asleep on the piano all day, can you imagine?\n"
     assert memory.observe(line) == [] and memory._context
     (entry, *_) = memory.observe(line * 30)

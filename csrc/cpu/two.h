@@ -2,6 +2,7 @@
 // longer than a register in memory, and stores and loads it for every operation.
 #pragma once
 #include <type_traits>
+#include <utility>
 
 #define TMEM_INLINE_MEMBER inline __attribute__((always_inline))
 #define TMEM_INLINE static TMEM_INLINE_MEMBER

@@ -163,6 +163,18 @@ def tightest(rows: dict[str, dict], kind: Callable[[str], str]) -> list[str]:
     return list({kind(name): name for name in reversed(order)}.values())
 
 
+def of_tests(rows: dict[str, dict]) -> set[str]:
+    """What `make test` compiles for sm_90, by the rows of Triton's kernels there: all but those of fp16, which are the code of
+    bf16, and of them of each kernel the types and rank that take most registers."""
+    half = {name: row for name, row in rows.items() if "fp16" in name}
+    return rows.keys() - half.keys() | set(tightest(half, alone))
+
+
+def alone(name: str) -> str:
+    """The name of a kernel without types and rank."""
+    return re.sub(r"( (fp32|bf16|fp16))+( \d+)?$", "", name)
+
+
 def within(taken: dict[str, targets.Compiled], architecture: str) -> None:
     """No kernel spills, and each keeps to its row."""
     allowed = of_triton(json.loads(FILE.read_text()), architecture)

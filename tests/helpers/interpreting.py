@@ -1,8 +1,8 @@
 """Triton's interpreter as the tests use it: `mended` once, before the first launch, in a process that has not imported Triton.
 
-It keeps bf16 as whole numbers, which it multiplies, and cuts off where it should round. Its products are numpy's, where the bits
-of a row depend on the processor's BLAS and on what is computed beside it: here they are summed in fp64. It patches triton.language again in
-every call of every function, and sets beside each sum of whole numbers another in 64 bits, which only a debug run looks at.
+It keeps bf16 as whole numbers, which it multiplies, and cuts off where it should round. Its products are numpy's, where a row's
+bits depend on the processor's BLAS and on what is beside it. They are summed in fp64 here. It patches triton.language again
+in every call of every function, and sets beside each sum of whole numbers another in 64 bits, which only a debug run looks at.
 """
 
 import functools

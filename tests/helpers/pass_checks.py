@@ -58,6 +58,13 @@ def products(ops) -> None:
                 for name, one, other in zip(("o", "d_gate", "d_up"), got, (want, *gradients)):
                     assert one.dtype == dtype and one.shape == gate.shape
                     assert_close(name, one, other, TOLERANCES[dtype])
+        far = torch.finfo(dtype).max / 2  # where e^-x is nothing, however large x is
+        gate, one = torch.tensor([-far, far], dtype=dtype), torch.ones(2, dtype=dtype)
+        for got, want in zip(
+            (ops.gated_product(gate, one, False), *ops.gated_product_backward(one, gate, one, False)),
+            ([0, far], [0, 1], [0, far]),
+        ):
+            assert torch.equal(got, torch.tensor(want, dtype=dtype))
     strided = rows(5, 80, dtype=torch.float32)
     gate, up = strided[:, ::2], strided[:, 1::2]
     want = reference.gated_product(gate.double(), up.double(), False)

@@ -4,7 +4,6 @@ test_triton_tiles.py and test_triton_rows.py."""
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +33,7 @@ of_this_triton = pytest.mark.skipif(
 def test_the_tightest_kernels_for_another_card_are_within_their_budgets(architecture):
     """Of each kernel the types and rank that take most registers; budgets.py compiles all, for whoever changes a kernel."""
     rows = budgets.of_triton(ROWS, architecture)
-    names = budgets.tightest(rows, lambda name: re.sub(r"( (fp32|bf16|fp16))+( \d+)?$", "", name))
+    names = budgets.tightest(rows, budgets.alone)
     budgets.within(budgets.triton(architecture, names), architecture)
 
 

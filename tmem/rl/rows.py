@@ -96,12 +96,13 @@ def joined(
     for row in rows:
         own, said = list(prompt(row[0])), sum(map(size, row))
         if (begun := open_.get(under(row[0]))) is not None:
-            texts, trunk, before = begun
+            texts, trunk, tokens = begun
             common = os.path.commonprefix([trunk, own])
-            apart = before + len(own) + said
-            # Of each text its prompt's rest, of each row its prompt no longer.
-            whole = apart + sum((n - 1) * (len(x) - len(common)) for n, x in ((len(texts), trunk), (len(row), own))) - len(common)
-            if whole <= min(JOINED, apart - SHARED):
+            # The beginning is there once; what it no longer covers of a prompt is there for each text.
+            repeated = ((len(texts) - 1) * (len(trunk) - len(common)), (len(row) - 1) * (len(own) - len(common)))
+            saved = len(common) - sum(repeated)
+            whole = tokens + len(own) + said - saved
+            if whole <= JOINED and saved >= SHARED:
                 texts += row
                 open_[under(row[0])] = texts, common, whole
                 continue
