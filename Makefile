@@ -18,7 +18,7 @@ NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make train    teach the default model to write what will be asked (about 14 minutes on 2 cores)'
+	@echo 'make train    teach the default model to write what will be asked (15 to 20 minutes on 2 cores)'
 	@echo 'make serve    an OpenAI-compatible server whose users have memories, at http://127.0.0.1:8420'
 	@echo 'make test     run the test suite'
 	@echo 'make sanitize random calls of the CPU kernels under AddressSanitizer and UBSan (about 3 minutes)'
