@@ -35,7 +35,7 @@ def main() -> None:
 
     \b
     Examples:
-      tmem train --preset stream                    warm start and RL: 15 to 20 minutes
+      tmem train --preset stream                    warm start and RL: 20 minutes
       tmem report runs/train                        one page: what was learned
       tmem eval --task stream --methods none,tmem   compare methods on a task
       tmem eval --task locomo --data locomo10.json --limit 20
