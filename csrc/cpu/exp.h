@@ -7,8 +7,7 @@ namespace {
 // e^x to 2 ulp for x <= 0 (Cephes' expf: x = n ln 2 + r, a polynomial in r); below -87 the least normal number stands for 0.
 TMEM_INLINE f32v exp_of(f32v x) {
   const f32v floor = f32v{} - 87.f;
-  const i32v low = (i32v)(x < floor);
-  x = (f32v)((low & (i32v)floor) | (~low & (i32v)x));
+  x = choose(x < floor, floor, x);
   const f32v shifted = x * 1.44269504088896341f + 12582912.f;  // 1.5 * 2^23: the fraction is rounded away
   const f32v n = shifted - 12582912.f;
   const f32v r = (x - n * 0.693359375f) - n * -2.12194440e-4f;

@@ -50,9 +50,10 @@ struct Gate {
   static TMEM_INLINE_MEMBER Gate of(vec g, bool gelu) {
     using scalar = typename Compute<T>::scalar;
     constexpr scalar A = 1.5957691216057308, B = A * 0.044715;
+    // From here on e^-|t| counts as nothing: exp_of(f32v) ends at e^-87, which times a large g would be no small number.
+    constexpr scalar END = sizeof(scalar) == 8 ? 746 : 87;
     const vec one = vec{} + scalar(1), t = gelu ? g * (A + B * g * g) : g, size = choose(t < 0, -t, t);
-    // exp_of(f32v) ends at e^-87, which times a large g would be no small number.
-    const vec e = exp_of(-size), large = one / (one + e), small = choose(size > 87, vec{}, e * large);
+    const vec e = exp_of(-size), large = one / (one + e), small = choose(size > END, vec{}, e * large);
     return {choose(t < 0, small, large), choose(t < 0, large, small), gelu ? A + 3 * B * g * g : one};
   }
 };

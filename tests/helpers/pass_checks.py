@@ -65,6 +65,10 @@ def products(ops) -> None:
             ([0, far], [0, 1], [0, far]),
         ):
             assert torch.equal(got, torch.tensor(want, dtype=dtype))
+    deep = torch.tensor([-100.0, -600.0]).double()  # where fp32 has nothing left
+    for one in deep:
+        o = ops.gated_product(one[None], torch.ones(1).double(), False)
+        assert_close("o of a low gate", o, reference.gated_product(one[None], torch.ones(1).double(), False), 1e-12)
     strided = rows(5, 80, dtype=torch.float32)
     gate, up = strided[:, ::2], strided[:, 1::2]
     want = reference.gated_product(gate.double(), up.double(), False)
