@@ -126,10 +126,11 @@ def test_the_installed_command_answers():
     assert done.returncode == 0 and done.stdout.startswith("tmem 0.")
 
 
-def listed():
+def listed(device="cpu"):
     from tmem import ops
 
-    return (*ops.OPS, *ops.TOKEN_PARTS, *ops.SVD_PARTS)
+    of_a_cpu = (*ops.CPU_PARTS, *ops.PASS_PARTS) if device == "cpu" else ()
+    return (*ops.OPS, *ops.TOKEN_PARTS, *ops.SVD_PARTS, *of_a_cpu)
 
 
 def test_info_tells_versions_devices_model_and_kernels():
@@ -142,7 +143,7 @@ def test_info_tells_versions_devices_model_and_kernels():
     assert facts["kernels"]["cpu"] == {op: ops.kernel_for(op, "cpu") for op in listed()}
     shown = CliRunner().invoke(cli.main, ["info"], catch_exceptions=False).output
     assert facts["versions"]["torch"] in shown
-    assert all(op in shown for op in listed())
+    assert all(op in shown for op in listed()) and "not taken" not in shown
 
 
 def test_info_says_what_a_gpu_computes_as_plain_pytorch(monkeypatch):
@@ -161,9 +162,9 @@ def test_info_says_what_a_gpu_computes_as_plain_pytorch(monkeypatch):
 
         monkeypatch.setattr(ops, "kernel_for", kernel)
         shown = " ".join(CliRunner().invoke(cli.main, ["info"], catch_exceptions=False).output.split())
-        assert ("Plain PyTorch serves" in shown) == (words is not None)
+        assert ("Plain PyTorch serves" in shown) == (words is not None) and "not taken" in shown
         if words:
-            named = ", ".join(op for op in listed() if op in without)
+            named = ", ".join(op for op in listed("cuda") if op in without)
             assert f"Plain PyTorch serves {named} on the GPU" in shown and words in shown
     monkeypatch.undo()
     assert torch.cuda.is_available() or "Plain PyTorch" not in CliRunner().invoke(cli.main, ["info"]).output

@@ -16,7 +16,8 @@ from tmem import reference
 from tmem.ops import OPS, TOKEN_PARTS
 from tmem.testing import TOLERANCES
 
-FUZZED = (*OPS, *TOKEN_PARTS)
+PASS = "rms_norm", "gated_product", "rotate", "row_linear"  # of a layer in a pass over labels, or of few rows
+FUZZED = (*OPS, *TOKEN_PARTS, *PASS)
 OUTPUTS = {
     "lora_expand_": ["o"], "lora_gram_": ["g", "squares"], "lora_backward_": ["g", "squares"], "lora_decode_": ["y"],
     "lora_gram_step_": ["param", "m", "v", "copy", "squares"], "bank_copy_": ["matrices"],
@@ -178,6 +179,8 @@ def valid(seed: int, op: str) -> Call:
         arguments = {"y": y, "x": x, "a": a, "bt": bt, "row_slot": seg["seg_slot"], "rank": seg["rank"], "scale": scale}
     elif op in TOKEN_PARTS:
         arguments = _of_a_token(draw, op, batch, dtype, factor_dtype, {"x": x, "scale": scale})
+    elif op in PASS:
+        arguments = _of_a_pass(draw, op, dtype, x, n)
     elif op == "attend":
         groups, length, width = draw.randint(1, 3), draw.choice((0, 1, 5, 16, 37)), draw.size(100)
         q = draw.numbers(rows, groups * draw.randint(1, 5), width, dtype=dtype)
@@ -251,6 +254,26 @@ def _of_a_token(draw: Draw, op: str, batch: dict, dtype, factor_dtype, given: di
     return {"y": numbers(rows, n), "residual": numbers(rows, n), **fixed, **adapter}
 
 
+def _of_a_pass(draw: Draw, op: str, dtype, x: Tensor, n: int) -> dict:
+    """Arguments of an op of PASS."""
+
+    def numbers(*shape):
+        return draw.numbers(*shape, dtype=dtype)
+
+    if op == "row_linear":
+        w = numbers(n, x.shape[1]) / max(1, x.shape[1]) ** 0.5
+        return {"x": x, "w": w, "bias": numbers(n) if draw.random() < 0.5 else None}
+    if op == "gated_product":
+        return {"gate": 3 * numbers(len(x), n), "up": numbers(len(x), n), "gelu": draw.random() < 0.5}
+    if op == "rms_norm":
+        x = x if draw.random() < 0.5 else numbers(draw.randint(0, 3), len(x), x.shape[1])
+        return {"x": x, "weight": numbers(x.shape[-1]), "eps": draw.choice((0.1, 2.0)), "plus": draw.choice((0.0, 1.0))}
+    batch, length, heads, back = draw.randint(0, 3), draw.choice((0, 1, 5, 9)), draw.randint(1, 3), draw.random() < 0.5
+    size, waves = 2 * draw.size(40), draw.choice((1, batch))
+    x = numbers(batch, heads, length, size) if back else numbers(batch, length, heads, size)
+    return {"x": x, "cos": numbers(waves, length, size), "sin": numbers(waves, length, size), "back": back}
+
+
 def _squares(draw: Draw, g: Tensor) -> dict:
     if draw.random() < 0.5:
         return {}
@@ -283,9 +306,9 @@ def _formula(call: Call, arguments: dict) -> dict[str, Tensor]:
 def _magnitudes(op: str, arguments: dict) -> dict:
     """The same with every term of every sum positive: what roundings are measured against."""
     kept = ("seg_slot", "source", "row_slot", "seg_off", "rank", "target", *(("q", "k") if op == "attend" else ()))
-    if op == "rope_write_":  # the half that is turned is also negated
+    if op in ("rope_write_", "rotate"):  # the half that is turned is also negated
         sin = arguments["sin"].abs()
-        sin[:, : sin.shape[1] // 2] *= -1
+        sin[..., : sin.shape[-1] // 2] *= -1
         return {**_magnitudes("", arguments), "sin": sin}
     if op == "lora_gram_step_":  # a step is subtracted
         arguments = {**arguments, "hyper": arguments["hyper"] * torch.tensor([-1, 1, 1, 1, 1, 1])}
@@ -408,7 +431,7 @@ def _spoil(draw: Draw, kind: str, op: str, name: str, x) -> object:
             return x
         return x.resolve_neg().to(draw.choice((torch.int64, torch.complex64, torch.uint8, torch.float8_e5m2)))
     if kind == "more dimensions":
-        return x if op == "bank_copy_" and name == "matrices" else x if (op, name) == ("lora_linear", "x") else x[None]
+        return x if (op, name) in (("bank_copy_", "matrices"), ("lora_linear", "x"), ("rms_norm", "x")) else x[None]
     if kind == "other size":  # of what has one size alone, given the other arguments
         return torch.zeros(x.shape[0] + 7, *x.shape[1:], dtype=x.dtype) if name in OF_ONE_SIZE else x
     if kind == "no dimension":

@@ -63,12 +63,13 @@ def _facts() -> dict:
     except loading.ModelError:
         folder, cached = None, False
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-    listed = (*ops.OPS, *ops.TOKEN_PARTS, *ops.SVD_PARTS)
+    listed = {device: (*ops.OPS, *ops.TOKEN_PARTS, *ops.SVD_PARTS) for device in devices}
+    listed["cpu"] += (*ops.CPU_PARTS, *ops.PASS_PARTS)  # a GPU takes torch's modules for these
     return {
         "versions": machine.versions(),
         "machine": machine.machine(),
         "model": {"name": loading.DEFAULT, "folder": folder and str(folder), "cached": cached, "adapter": adapter_over(None)},
-        "kernels": {device: {op: ops.kernel_for(op, device) for op in listed} for device in devices},
+        "kernels": {device: {op: ops.kernel_for(op, device) for op in listed[device]} for device in devices},
     }
 
 
@@ -96,7 +97,7 @@ def _print(facts: dict) -> None:
     console.print(grid, highlight=False)
     table = Table("op", *kernels, title="\nkernel that serves each op", title_justify="left", title_style="")
     for op in kernels["cpu"]:
-        table.add_row(op, *(kernels[device][op] for device in kernels))
+        table.add_row(op, *(kernels[device].get(op, "not taken") for device in kernels))
     console.print(table)
     if sentence := slow_on_gpu(kernels):
         console.print(f"\n{sentence}", highlight=False)
