@@ -5,8 +5,8 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
+import forked
 import pytest
 import tiny_eval
 from click.testing import CliRunner
@@ -272,15 +272,10 @@ def test_what_earlier_methods_computed_is_not_forgotten(run):
     assert run("squad", ["none"], resume=True)["methods"]["dense"] == before and before["embedded_tokens"] > 0
 
 
-def live(out, *words):
-    script = str(Path(tiny_eval.__file__))
-    return subprocess.run([sys.executable, script, str(out), *words], capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    found = live(out)
+    found = subprocess.run([sys.executable, tiny_eval.__file__, out], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     return out
 
@@ -290,9 +285,9 @@ def test_a_run_that_was_killed_gives_the_same_answers(undisturbed, tmp_path, whe
     """SIGKILL again and again. Between batches nothing is asked twice; while one is written, it alone is asked again."""
     out = tmp_path / "out"
     for i, count in enumerate(counts):
-        killed = live(out, "--kill", where, str(count), *["--resume"] * (i > 0))
+        killed = forked.run(tiny_eval.__file__, out, "--kill", where, count, *["--resume"] * (i > 0))
         assert killed.returncode == -signal.SIGKILL, killed.stderr
-    found = live(out, "--resume")
+    found = forked.run(tiny_eval.__file__, out, "--resume")
     assert found.returncode == 0, found.stderr
     assert settled(out) == settled(undisturbed)
     assert len(results(out)["runs"]) == len(counts) + 1

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import tiny_eval
 import tiny_run
@@ -127,9 +128,8 @@ def test_without_locks_it_says_so(tmp_path, monkeypatch):
 
 def test_two_evaluations_of_one_folder_count_no_question_twice(tmp_path):
     out = tmp_path / "run" / "out"
-    command = [sys.executable, str(Path(tiny_eval.__file__)), str(out)]
-    several = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    ends = sorted((p.communicate()[1].splitlines()[-1:], p.returncode) for p in several)
+    several = [forked.Script(tiny_eval.__file__, out) for _ in range(2)]
+    ends = sorted((done.stderr.splitlines()[-1:], done.returncode) for done in (script.end() for script in several))
     assert [code for _, code in ends] == [0, 1] and re.search("in use by process|already holds results", ends[1][0][0]), ends
     rows = read_jsonl(out / "answers.jsonl")
     assert len({(r["method"], r["seed"], r["id"]) for r in rows}) == len(rows) == 24

@@ -5,11 +5,12 @@ With --kill it kills itself when its N-th request comes.
 
 import os
 import signal
-import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import forked
 import tiny_run
 import torch
 
@@ -19,17 +20,17 @@ from tmem.rl.worker import Worker
 
 @contextmanager
 def worker(folder, *words):
-    """(process, address) of a worker of its own while the block runs."""
-    command = [sys.executable, __file__, str(folder / "worker"), "--port", "0", *map(str, words)]
-    with (folder / "said.txt").open("a") as log:
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=log, text=True, cwd=Path(__file__).parent)
+    """(script, address) of a worker in a process of its own while the block runs."""
+    script = forked.Script(__file__, folder / "worker", "--port", 0, *words)
     try:
-        said = process.stderr.readline()
-        assert "--workers http" in said, said + process.stderr.read()
-        yield process, said.split("--workers ")[1].strip()
+        while "\n" not in (said := Path(script.said[1].name).read_text()):
+            assert script.process.is_alive(), said
+            time.sleep(0.02)
+        assert "--workers http" in said, said
+        yield script, said.split("--workers ")[1].split()[0]
     finally:
-        process.kill()
-        process.communicate()
+        script.process.kill()
+        script.end()
 
 
 if __name__ == "__main__":

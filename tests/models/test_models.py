@@ -5,19 +5,18 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from tiny import model as random_model
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from tmem import machine
+from tmem import cli, machine
 from tmem.files.folders import atomic_file, atomic_folder
 from tmem.models import loading
 from tmem.models.gguf import convert
@@ -180,10 +179,9 @@ def test_code_of_a_models_folder_never_runs_and_nobody_is_asked(case, tmp_path, 
 @pytest.mark.parametrize("verb", [["plan"], ["info"], ["eval", "--limit", "1", "--methods", "none"]])
 def test_no_verb_asks_on_stdin(verb, tmp_path):
     folder = folder_with_code(tmp_path / "m", "config of an unknown family")
-    command = [sys.executable, "-m", "tmem", *verb, "--model", str(folder)]
-    done = subprocess.run(command, input="y\n" * 100, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and "asks for code of its own" in done.stderr and "Traceback" not in done.stderr
-    assert not (folder / "ran").exists() and "[y/N]" not in done.stdout + done.stderr
+    found = CliRunner().invoke(cli.main, [*verb, "--model", str(folder)], input="y\n" * 100)
+    assert found.exit_code == 2 and "asks for code of its own" in found.stderr and "Traceback" not in found.stderr
+    assert not (folder / "ran").exists() and "[y/N]" not in found.output
 
 
 def test_every_from_pretrained_of_transformers_refuses_code():

@@ -5,18 +5,17 @@ import http.server
 import json
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
 
+import forked
 import pytest
 import torch
 from test_few_bits import HERE, packed
 from test_low_rank import EXTRA, adapter_of
 from test_scenes import EPISODES as SCENES
-from test_trainer import SCRIPT, one_thread, torchrun  # noqa: F401
+from test_trainer import SCRIPT, one_thread, together  # noqa: F401
 from tiny import Letters, model
 from tiny_agent import CONFIG, EPISODES
 from tiny_bank import fill
@@ -416,9 +415,9 @@ def of_workers(out):
 def test_a_run_with_a_worker_that_is_killed_has_the_same_numbers(tmp_path, built_in, helper):
     """Amid the second step; whoever watches is told once."""
     out, warned = tmp_path / "run", []
-    with worker(tmp_path, "--kill", 10) as (process, url):
+    with worker(tmp_path, "--kill", 10) as (killed, url):
         start(out, extra=EXTRA, **BRIEF, workers=Workers([url, helper])).run(trainer.Progress(warn=warned.append))
-        assert process.wait() == -signal.SIGKILL
+        assert killed.end().returncode == -signal.SIGKILL
     assert_same(out, built_in)
     found = of_workers(out)
     assert found == [(2, 0, 0), (1, 1, 1)]
@@ -444,21 +443,7 @@ def test_a_run_without_workers_ends_before_the_warm_start(tmp_path):
 
 def test_a_run_that_is_killed_resumes_to_the_same_bits_with_workers_or_without(tmp_path, built_in, helper):
     out = tmp_path / "run"
-    command = [
-        sys.executable,
-        SCRIPT,
-        str(out),
-        "--kill",
-        "rollout",
-        "2",
-        "--brief",
-        "--extra",
-        EXTRA,
-        "--tell",
-        "--workers",
-        helper,
-    ]
-    started = subprocess.run(command, capture_output=True, text=True)
+    started = forked.run(SCRIPT, out, "--kill", "rollout", 2, "--brief", "--extra", EXTRA, "--tell", "--workers", helper)
     assert started.returncode == -signal.SIGKILL, started.stderr
     again = start(out, extra=EXTRA, **BRIEF, resume=True, workers=Workers([helper]))
     again.run(stop=lambda: False)
@@ -467,8 +452,7 @@ def test_a_run_that_is_killed_resumes_to_the_same_bits_with_workers_or_without(t
 
 def test_two_ranks_share_workers(tmp_path, built_in, helper):
     out = tmp_path / "run"
-    done = torchrun(out, "--brief", "--extra", EXTRA, "--tell", "--workers", helper)
-    assert done.returncode == 0, done.stderr[-3000:]
+    together(out, "--brief", "--extra", EXTRA, "--tell", "--workers", helper)
     for mine, theirs in zip(lines(out), lines(built_in), strict=True):
         for key in ("reward", "tokens", "written", "shout", "norm"):
             assert mine.get(key) == pytest.approx(theirs.get(key), rel=1e-5, abs=1e-5), key

@@ -2,10 +2,9 @@
 
 import json
 import signal
-import subprocess
-import sys
 from importlib.util import find_spec
 
+import forked
 import peft
 import pytest
 import torch
@@ -154,8 +153,7 @@ def test_a_run_trains_an_adapter_over_few_bits(undisturbed):
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, undisturbed):
     """Where only the optimizer has the step. What a checkpoint holds is an adapter, of which test_low_rank.py kills one too."""
     out = tmp_path / "undisturbed"
-    command = [sys.executable, SCRIPT, str(out), "--kill", "update", "4", "--extra", EXTRA, "--bits", "nf4"]
-    started = subprocess.run(command, capture_output=True, text=True)
+    started = forked.run(SCRIPT, out, "--kill", "update", 4, "--extra", EXTRA, "--bits", "nf4")
     assert started.returncode == -signal.SIGKILL, started.stderr
     (file, *_) = sorted(out.glob("checkpoints/step-*/*.safetensors"))[-1:]
     assert all(".lora_" in name for name in load_file(file))

@@ -3,15 +3,14 @@
 import functools
 import json
 import signal
-import subprocess
-import sys
 
+import forked
 import peft
 import pytest
 import tiny_run
 import torch
 from safetensors.torch import load_file
-from test_trainer import SCRIPT, one_thread, torchrun  # noqa: F401
+from test_trainer import SCRIPT, one_thread, together  # noqa: F401
 from tiny import model
 from tiny_bank import IDS, bank_of, fill, logits
 from tiny_folder import folder_of
@@ -176,8 +175,7 @@ def test_a_run_trains_an_adapter_and_keeps_little(undisturbed):
 @pytest.mark.parametrize("where, count", [("update", 4), ("checkpoint", 9)])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, undisturbed, where, count):
     out = tmp_path / "undisturbed"
-    command = [sys.executable, SCRIPT, str(out), "--kill", where, str(count), "--extra", EXTRA]
-    started = subprocess.run(command, capture_output=True, text=True)
+    started = forked.run(SCRIPT, out, "--kill", where, count, "--extra", EXTRA)
     assert started.returncode == -signal.SIGKILL, started.stderr
     (file, *_) = sorted(out.glob("checkpoints/step-*/*.safetensors"))[-1:]
     assert all(".lora_" in name for name in load_file(file)) and len(load_file(file)) in (56, 3 * 56)
@@ -187,8 +185,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, undisturbed, where, cou
 
 def test_two_processes_train_as_one(tmp_path, undisturbed):
     out = tmp_path / "undisturbed"
-    done = torchrun(out, "--extra", EXTRA)
-    assert done.returncode == 0, done.stderr[-3000:]
+    together(out, "--extra", EXTRA)
     for phase in ("rl", "sft"):
         mine, theirs = adapter_of(out, phase), adapter_of(undisturbed[0], phase)
         for name in theirs:

@@ -3,11 +3,10 @@
 import dataclasses
 import json
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
+import forked
 import pytest
 import tiny_run
 import torch
@@ -468,8 +467,7 @@ def one_thread():
 
 def test_a_killed_run_of_searches_resumes_to_the_same_bits(tmp_path):
     whole, out = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
-    words = ["--search", "--kill", "rollout", "2"]
-    died = subprocess.run([sys.executable, tiny_run.__file__, str(out), *words], capture_output=True, text=True)
+    died = forked.run(tiny_run.__file__, out, "--search", "--kill", "rollout", 2)
     assert died.returncode == -signal.SIGKILL, died.stderr
     started = start(whole, **tiny_run.SEARCHED)
     started.run()

@@ -12,6 +12,7 @@ import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import pytest
 import tiny_run
 import torch
@@ -149,7 +150,7 @@ def test_what_is_logged_is_documented_and_what_is_documented_is_logged(tmp_path,
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, undisturbed, where, count):
     """While a checkpoint is written, between two writes of a batch of rollouts, and when only the optimizer has θ0's step."""
     out = tmp_path / "undisturbed"
-    started = subprocess.run([sys.executable, SCRIPT, str(out), "--kill", where, str(count)], capture_output=True, text=True)
+    started = forked.run(SCRIPT, out, "--kill", where, count)
     assert started.returncode == -signal.SIGKILL, started.stderr
     assert lines(out) != lines(undisturbed[0])
     start(out, resume=True).run()
@@ -555,10 +556,10 @@ def test_a_refreshed_subspace_survives_a_resume(tmp_path):
 # several processes -------------------------------------------------------------------------------------------------------
 
 
-def torchrun(out, *options, ranks=2):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "0"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", SCRIPT, str(out), *options]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+def together(out, *options):
+    """A run of two ranks, to its end."""
+    for done in forked.ranks(2, SCRIPT, out, *options):
+        assert done.returncode == 0, done.stderr[-3000:]
 
 
 def assert_close_run(out, undisturbed):
@@ -577,8 +578,7 @@ def assert_close_run(out, undisturbed):
 @pytest.mark.parametrize("layout", ["ddp", "fsdp"])
 def test_two_processes_train_as_one(tmp_path, undisturbed, layout):
     out = tmp_path / "undisturbed"
-    done = torchrun(out, "--extra", f'layout = "{layout}"')
-    assert done.returncode == 0, done.stderr[-3000:]
+    together(out, "--extra", f'layout = "{layout}"')
     assert_close_run(out, undisturbed)
 
 
@@ -586,8 +586,7 @@ def test_two_processes_train_as_one_in_bf16_where_one_has_nothing_to_evaluate(tm
     """A short run: ranks that lived different numbers of episodes must still gather and reduce in step."""
     dtype, tolerance = torch.bfloat16, 1e-2  # 8 bits a number
     start(tmp_path / "one", dtype=dtype, **SHORT).run()
-    done = torchrun(tmp_path / "two", "--short", "--dtype", "bfloat16", "--extra", 'layout = "fsdp"')
-    assert done.returncode == 0, done.stderr[-3000:]
+    together(tmp_path / "two", "--short", "--dtype", "bfloat16", "--extra", 'layout = "fsdp"')
     mine, theirs = ([r for r in lines(tmp_path / name) if r["phase"] == "warm"] for name in ("two", "one"))
     for row, other in zip(mine, theirs, strict=True):
         for key in ("loss", "recall_loss", "grad_norm"):  # of the second step too, so after an update
@@ -597,8 +596,11 @@ def test_two_processes_train_as_one_in_bf16_where_one_has_nothing_to_evaluate(tm
 
 
 def test_a_rank_that_is_killed_ends_the_run_and_it_resumes(tmp_path, undisturbed):
+    """Started by torchrun itself, as users do."""
     out = tmp_path / "undisturbed"
-    done = torchrun(out, "--kill", "update", "4")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", SCRIPT, str(out), "--kill", "update", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode != 0 and "SIGKILL" in done.stderr
     assert [r["phase"] for r in lines(out)][-1] == "rl"
     start(out, resume=True).run()
@@ -608,8 +610,7 @@ def test_a_rank_that_is_killed_ends_the_run_and_it_resumes(tmp_path, undisturbed
 def test_a_run_resumes_on_another_number_of_processes_and_in_another_layout(tmp_path, undisturbed):
     out = tmp_path / "undisturbed"
     run_until(out, "rl", 0)  # alone
-    done = torchrun(out, "--resume", "--extra", 'layout = "fsdp"')
-    assert done.returncode == 0, done.stderr[-3000:]
+    together(out, "--resume", "--extra", 'layout = "fsdp"')
     assert_close_run(out, undisturbed)
 
 

@@ -1,6 +1,7 @@
 """A worker over HTTP: who may ask, what is refused, and `tmem worker` as a user types it."""
 
 import dataclasses
+import os
 import signal
 import sys
 
@@ -108,11 +109,11 @@ def test_a_worker_with_a_key_asks_for_it(theta):
 
 
 def test_a_worker_ends_by_a_signal_as_other_verbs_do(tmp_path):
-    with worker(tmp_path) as (process, url):
+    with worker(tmp_path) as (script, url):
         assert httpx.get(f"{url}/health").json() == {"status": "ok", "theta": ""}
-        process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=60)[1]
-        assert process.returncode == 143 and "The server has ended. The run asks its other workers." in said
+        os.kill(script.process.pid, signal.SIGTERM)
+        done = script.end()
+        assert done.returncode == 143 and "The server has ended. The run asks its other workers." in done.stderr
 
 
 def test_the_command_says_in_a_sentence_what_is_wrong(tmp_path, monkeypatch):

@@ -4,10 +4,10 @@ import dataclasses
 import json
 import random
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import tiny_run
 import torch
@@ -106,8 +106,7 @@ def one_thread():
 def test_a_killed_run_of_conversations_resumes_to_the_same_bits(tmp_path, one_thread):
     """Killed between the optimizer's step and the model's: all of RL's rollouts of that step are taken again."""
     whole, out = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
-    words = ["--talk", "--kill", "update", "2"]
-    died = subprocess.run([sys.executable, tiny_run.__file__, str(out), *words], capture_output=True, text=True)
+    died = forked.run(tiny_run.__file__, out, "--talk", "--kill", "update", 2)
     assert died.returncode == -signal.SIGKILL, died.stderr
     started = start(whole, **tiny_run.TALKED)
     started.run()
