@@ -407,17 +407,20 @@ def time_grpo_step(quick: bool, watch: Callable[[str, int, int], None], kept: Ca
 def needs(ours: Ours, limits: dict[str, float], dtype: str) -> dict[str, dict]:
     """Of every part the tokens, the least flops and bytes, and the seconds for them at this run's GEMM and copy rates.
 
-    Counted are the linear layers and the head where a logit is needed; adapters, attention and norms come on top.
+    Counted are the linear layers, those of the last one that come after its attention for labels alone, and the head where a
+    logit is needed; adapters, attention and norms come on top.
     write, answer  prompts at the GEMM rate, a prompt under Δ = 0 once; then steps that produce one token for every rollout at
                    once and read all weights, at the copy rate or the GEMM rate, whichever takes longer. tokens: generated
     learn          layers below the first adapted one once; in an epoch those above forward and, for dX, backward (not
                    through the lowest), and forward again for the loss at the end. tokens: of all epochs
-    backward       forward, dX and dW of every action. tokens: of the actions, with their prompts
+    backward       forward, dX and dW of every action; what actions of one Δ begin with alike counts once, where the trainer
+                   puts them into one row. tokens: of the actions, with their prompts
     optimizer      θ0's parameter, gradient and two moments read, parameter and moments written, in fp32
     """
     agent, rollouts = ours.agent, ours.rollouts
     shape = Shape.of(agent.model.config)
     layer, head = sum(k * n for k, n in shape.sizes().values()), shape.hidden * shape.vocab
+    after = sum(k * n for name, (k, n) in shape.sizes().items() if name not in ("q_proj", "k_proj", "v_proj", "qkv_proj"))
     decoder, bottom = shape.layers * layer, agent.bank.first_layer * layer
     top = decoder - bottom
     gemm, copy = limits[f"{dtype} GF/s"] * 1e9, limits["copy GB/s"] * 1e9
@@ -442,7 +445,11 @@ def needs(ours: Ours, limits: dict[str, float], dtype: str) -> dict[str, dict]:
         learned[0] += sum(tokens)
         learned[1] += 2 * bottom * trunk + (4 * top - 2 * layer) * sum(tokens) + 2 * top * sum(tokens[:1])
         learned[1] += labels * head * (4 * epochs + 2)
+        learned[1] -= after * (4 * (sum(tokens) - epochs * labels) + 2 * (sum(tokens[:1]) - labels))
     actions = [a for r in rollouts for a in r.actions]
+    samples = [replay.Sample(i, a, 1.0) for i, r in enumerate(rollouts) for a in r.actions]
+    rows = [replay.row_of(row) for row in replay.shared(samples, lambda s: id(s.action.delta))]
+    computed = sum(len(row.ids) for row in rows)
     seen = sum(len(a.prompt) + len(a.generation.ids) for a in actions)
     parameters = sum(p.numel() for p in ours.policy.params)
     out = {
@@ -450,7 +457,7 @@ def needs(ours: Ours, limits: dict[str, float], dtype: str) -> dict[str, dict]:
         "learn": compute(*learned),
         "answer": decode([a for a in actions if a.kind == "answer"]),
         "score": compute(0, 0),
-        "backward": compute(seen, 6 * (seen * decoder + ours.total * head)),
+        "backward": compute(seen, 6 * (computed * (decoder - after) + ours.total * (after + head))),
         "optimizer": {"tokens": 0, "flops": 0, "bytes": 28 * parameters, "least": 28 * parameters / copy},
     }
     whole = {key: sum(found[key] for found in out.values()) for key in ("flops", "bytes", "least")}
