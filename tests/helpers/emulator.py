@@ -1,11 +1,10 @@
 """The CUDA kernels' library, compiled for the CPU, and what scripts say of it."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import torch
 from filelock import FileLock
 
@@ -20,7 +19,7 @@ def build(folder: Path, *flags: str) -> Path:
     library.parent.mkdir(parents=True, exist_ok=True)
     work = library.with_suffix(".part")
     command = [
-        "g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-pthread", "-DTMEM_EMULATED", *flags,
+        "g++", "-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-pthread", "-DTMEM_EMULATED", *flags,
         "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{HELPERS / 'emulation'}", f"-isystem{torch_folder / 'include'}",
         "-x", "c++", *map(str, SOURCES), f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-o", str(work),
     ]  # fmt: skip
@@ -33,8 +32,6 @@ def build(folder: Path, *flags: str) -> Path:
 
 def told(library: Path, name: str, *arguments: str, gpu: tuple[int, int] = H100) -> dict[str, str]:
     """What a script of this folder says of a library, on a GPU of this compute capability and shared memory of a block."""
-    command = [sys.executable, str(HELPERS / name), str(library), *arguments]
-    env = {**os.environ, "TMEM_EMULATED_GPU": "{} {}".format(*gpu)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    done = forked.run(HELPERS / name, library, *arguments, TMEM_EMULATED_GPU="{} {}".format(*gpu))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

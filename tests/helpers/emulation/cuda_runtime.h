@@ -3,6 +3,7 @@
 // of a warp meet at every shuffle, threads of a block at every barrier; whatever lies between runs one thread after
 // another, so a missing barrier shows as a wrong number. It finds no error of memory order between blocks.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -108,10 +109,11 @@ struct Meeting {
   long round = 0;
 };
 
+// Begun by a context, and left and gone on with by jumps: swapcontext would call the system every time.
 struct Fiber {
   ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[STACK]};
-  bool done = false;
+  jmp_buf left;
+  bool begun = false, done = false;
 };
 
 struct Block {
@@ -121,14 +123,24 @@ struct Block {
   std::vector<std::array<uint32_t, 6>> words;  // what each thread brings to a product of its warp
   std::vector<std::vector<Copy>> copies;  // that each thread has under way
   Meeting all;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   size_t current = 0;
   std::function<void()> body;
 };
 
 inline thread_local Block* block = nullptr;
+inline thread_local std::vector<std::unique_ptr<char[]>> stacks;  // of one block after another
 
-inline void pause() { swapcontext(&block->fibers[block->current].context, &block->scheduler); }
+inline void pause() {
+  if (!_setjmp(block->fibers[block->current].left)) _longjmp(block->scheduler, 1);
+}
+
+inline void go_on(Fiber& fiber) {
+  if (_setjmp(block->scheduler)) return;
+  if (fiber.begun) _longjmp(fiber.left, 1);
+  fiber.begun = true;
+  setcontext(&fiber.context);
+}
 
 inline void meet(Meeting& meeting) {
   const long round = meeting.round;
@@ -175,19 +187,21 @@ inline void run_block(unsigned threads, std::function<void()> body) {
   mine.all.members = threads;
   for (unsigned i = 0; i < threads; i++) mine.warps[i / 32].members++;
   block = &mine;
-  for (Fiber& fiber : mine.fibers) {
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = STACK;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, enter, 0);
+  while (stacks.size() < threads) stacks.emplace_back(new char[STACK]);
+  for (unsigned i = 0; i < threads; i++) {
+    ucontext_t& context = mine.fibers[i].context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = stacks[i].get();
+    context.uc_stack.ss_size = STACK;
+    context.uc_link = nullptr;
+    makecontext(&context, enter, 0);
   }
   for (unsigned running = threads; running;) {
     running = 0;
     for (mine.current = 0; mine.current < threads; mine.current++) {
       if (mine.fibers[mine.current].done) continue;
       threadIdx = dim3(mine.current, 0, 0);
-      swapcontext(&mine.scheduler, &mine.fibers[mine.current].context);
+      go_on(mine.fibers[mine.current]);
       running += !mine.fibers[mine.current].done;
     }
   }
