@@ -30,25 +30,24 @@ struct Dot<bf16> {  // pairs of products: twice the rate, no widening
 };
 #endif
 
-template <class T, int M, int N>
+// AHEAD: what the next outputs read is fetched meanwhile.
+template <class T, int M, int N, bool AHEAD = false>
 TMEM_INLINE void product_tile(const tmem::Product& p, int64_t row, int64_t output) {
   using D = Dot<T>;
   const T* x = static_cast<const T*>(p.x) + row * p.x_row;
   const T* w = static_cast<const T*>(p.w) + output * p.w_row;
-  // Of more rows than one tile the second computes from the cache: time to fetch what the next outputs read.
-  const bool ahead = row == M && output + 2 * N <= p.outputs;
   typename D::vec total[M][N] = {};
   int64_t k = 0;
   for (; k + D::count <= p.depth; k += D::count) {
     typename D::terms b[N];
 #pragma GCC unroll 8
     for (int n = 0; n < N; n++) {
-      b[n] = D::get(w + n * p.w_row + k);
-      if (ahead) __builtin_prefetch(w + (n + N) * p.w_row + k);
+      b[n] = held(D::get(w + n * p.w_row + k));
+      if (AHEAD) __builtin_prefetch(w + (n + N) * p.w_row + k);
     }
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      const typename D::terms a = D::get(x + m * p.x_row + k);
+      const typename D::terms a = held(D::get(x + m * p.x_row + k));
 #pragma GCC unroll 8
       for (int n = 0; n < N; n++) total[m][n] = D::add(total[m][n], a, b[n]);
     }
@@ -81,7 +80,11 @@ TMEM_INLINE void product_tile(const tmem::Product& p, int64_t row, int64_t outpu
 template <class T, int N>
 TMEM_INLINE void product_outputs(const tmem::Product& p, int64_t output) {
   int64_t row = 0;
-  for (; row + DOT_ROWS <= p.rows; row += DOT_ROWS) product_tile<T, DOT_ROWS, N>(p, row, output);
+  for (; row + DOT_ROWS <= p.rows; row += DOT_ROWS)
+    if (row == DOT_ROWS && output + 2 * N <= p.outputs)  // the second tile computes from the cache and has time to fetch
+      product_tile<T, DOT_ROWS, N, true>(p, row, output);
+    else
+      product_tile<T, DOT_ROWS, N>(p, row, output);
   for (; row < p.rows; row++) product_tile<T, 1, N>(p, row, output);
 }
 

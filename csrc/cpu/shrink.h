@@ -16,10 +16,10 @@ TMEM_INLINE void dot_block(const V* v, int64_t v_stride, const F* f, int64_t f_s
   for (; d + L <= width; d += L) {
     vec y[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; n++) y[n] = load(f + n * f_stride + d);
+    for (int n = 0; n < N; n++) y[n] = held(load(f + n * f_stride + d));
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      const vec x = load(v + m * v_stride + d);
+      const vec x = held(load(v + m * v_stride + d));
 #pragma GCC unroll 8
       for (int n = 0; n < N; n++) acc[m][n] += x * y[n];
     }

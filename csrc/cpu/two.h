@@ -76,4 +76,17 @@ TMEM_INLINE Two<H> operator~(Two<H> x) {
   return {~x.lo, ~x.hi};
 }
 
+// x, in registers from here on: of halves GCC would read what several products share from memory again for each.
+template <class V>
+TMEM_INLINE V held(V x) {
+#ifdef __x86_64__
+  if constexpr (sizeof x < 64) asm("" : "+x"(x));
+#endif
+  return x;
+}
+template <class H>
+TMEM_INLINE Two<H> held(Two<H> x) {
+  return {held(x.lo), held(x.hi)};
+}
+
 }  // namespace
