@@ -21,7 +21,7 @@ help:
 	@echo 'make train    teach the default model to write what will be asked (15 to 20 minutes on 2 cores)'
 	@echo 'make serve    an OpenAI-compatible server whose users have memories, at http://127.0.0.1:8420'
 	@echo 'make test     run the test suite'
-	@echo 'make sanitize random calls of the CPU kernels under AddressSanitizer and UBSan (about 3 minutes)'
+	@echo 'make sanitize random calls of the CPU kernels under AddressSanitizer and UBSan (3 to 6 minutes)'
 	@echo 'make bench    time the ops against other ways to do the same'
 	@echo 'make gpu      benches, tournament, tests of the kernels of an NVIDIA GPU, into results/gpu (9 minutes a call, two calls)'
 	@echo 'make gpu-train  base, warm start, RL and evaluations on an NVIDIA GPU, into results/gpu-train (stops after 8 minutes)'

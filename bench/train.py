@@ -449,7 +449,7 @@ def needs(ours: Ours, limits: dict[str, float], dtype: str) -> dict[str, dict]:
     actions = [a for r in rollouts for a in r.actions]
     samples = [replay.Sample(i, a, 1.0) for i, r in enumerate(rollouts) for a in r.actions]
     rows = [replay.row_of(row) for row in replay.shared(samples, lambda s: id(s.action.delta))]
-    computed = sum(len(row.ids) for row in rows)
+    in_rows = sum(len(row.ids) for row in rows)
     seen = sum(len(a.prompt) + len(a.generation.ids) for a in actions)
     parameters = sum(p.numel() for p in ours.policy.params)
     out = {
@@ -457,7 +457,7 @@ def needs(ours: Ours, limits: dict[str, float], dtype: str) -> dict[str, dict]:
         "learn": compute(*learned),
         "answer": decode([a for a in actions if a.kind == "answer"]),
         "score": compute(0, 0),
-        "backward": compute(seen, 6 * (computed * (decoder - after) + ours.total * (after + head))),
+        "backward": compute(seen, 6 * (in_rows * (decoder - after) + ours.total * (after + head))),
         "optimizer": {"tokens": 0, "flops": 0, "bytes": 28 * parameters, "least": 28 * parameters / copy},
     }
     whole = {key: sum(found[key] for found in out.values()) for key in ("flops", "bytes", "least")}

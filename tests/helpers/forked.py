@@ -10,6 +10,7 @@ import runpy
 import socket
 import sys
 import tempfile
+from multiprocessing.connection import wait
 from subprocess import CompletedProcess
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -46,10 +47,19 @@ def run(script, *arguments, **environment: str) -> CompletedProcess:
 
 
 def ranks(size: int, script, *arguments) -> list[CompletedProcess]:
-    """What the processes of one world end with, each in the environment that torchrun gives it."""
+    """What the processes of one world end with, each in the environment that torchrun gives it. Where one fails, the others, which
+    would wait for it, are killed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     world = {"TORCHELASTIC_RUN_ID": "forked", "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [Script(script, *arguments, RANK=str(r), LOCAL_RANK=str(r), **world) for r in range(size)]
+    left = {script.process.sentinel: script.process for script in started}
+    while left:
+        for ended in wait(list(left)):
+            process = left.pop(ended)
+            process.join()
+            if process.exitcode:
+                for other in left.values():
+                    other.kill()
     return [script.end() for script in started]

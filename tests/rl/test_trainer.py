@@ -558,8 +558,8 @@ def test_a_refreshed_subspace_survives_a_resume(tmp_path):
 
 def together(out, *options):
     """A run of two ranks, to its end."""
-    for done in forked.ranks(2, SCRIPT, out, *options):
-        assert done.returncode == 0, done.stderr[-3000:]
+    done = forked.ranks(2, SCRIPT, out, *options)
+    assert not any(rank.returncode for rank in done), "\n".join(rank.stderr[-3000:] for rank in done)
 
 
 def assert_close_run(out, undisturbed):
