@@ -47,8 +47,8 @@ def run(script, *arguments, **environment: str) -> CompletedProcess:
 
 
 def ranks(size: int, script, *arguments) -> list[CompletedProcess]:
-    """What the processes of one world end with, each in the environment that torchrun gives it. Where one fails, the others, which
-    would wait for it, are killed."""
+    """What the processes of one world end with, each in the environment that torchrun gives it. Where one fails, the others are
+    killed, which would wait for it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
