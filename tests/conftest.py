@@ -9,11 +9,14 @@ from processes import share_of
 if share := share_of(os.environ):
     os.environ.setdefault("OMP_NUM_THREADS", str(share))
 
+from tmem.machine import rows_apart, sleep_soon  # noqa: E402
+
+sleep_soon()  # as every command does, before torch is loaded
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from tiny_cli import tmem  # noqa: E402, F401
 
-from tmem.machine import rows_apart  # noqa: E402
 from tmem.models import loading  # noqa: E402
 
 # With deterministic algorithms, which poison memory, cuBLAS asks for a workspace of fixed size. Read when CUDA starts.

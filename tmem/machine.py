@@ -99,6 +99,18 @@ def rows_apart() -> bool:
     return cpu_bf16() != "amx" or (limit not in ("", "ALL", "DEFAULT") and "AMX" not in limit)
 
 
+def sleep_soon() -> None:
+    """Ask libgomp to let threads sleep that have waited for others for some tens of microseconds, not for milliseconds. Call it
+    before torch is imported.
+
+    A thread that spins uses up its share of a core. Where another process wants one, the system puts such a thread aside just
+    when the others need it, and a decoded token waits so hundreds of times. The price is waking threads where a core is free.
+    For commands, not for libraries: it holds for the whole process. OMP_WAIT_POLICY and GOMP_SPINCOUNT overrule it.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+
+
 def give_memory_back(share: float = 0.3) -> bool:
     """Give freed memory back to the system if this process holds more than `share` of the machine's; whether it did."""
     trim = _glibc("malloc_trim")

@@ -1,6 +1,7 @@
 """The command's frame: help that teaches, errors as one sentence, Ctrl-C, and what `tmem info` tells."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -300,3 +301,14 @@ def test_info_names_the_adapter_that_is_given_as_a_model(tmp_path):
     (tmp_path / "mine/adapter_model.safetensors").unlink()
     found = CliRunner().invoke(cli.main, ["info", "--model", str(tmp_path / "mine")])
     assert found.exit_code == 2 and "adapter_model.safetensors is missing" in found.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp is torch's on Linux")
+@pytest.mark.parametrize("chosen, spins", [({}, "4000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")])
+def test_waiting_threads_sleep_soon_unless_somebody_chose_otherwise(chosen, spins):
+    """libgomp itself tells what it was asked for when torch loaded it."""
+    given = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    script = "from tmem.cli import main; main.callback(); import torch"
+    environment = {**given, "OMP_DISPLAY_ENV": "verbose", **chosen}
+    told = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True).stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in told

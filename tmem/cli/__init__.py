@@ -2,7 +2,7 @@
 
 import click
 
-from ..machine import rows_apart
+from ..machine import rows_apart, sleep_soon
 from ..models.quantised import hush
 from .group import Verbs
 
@@ -49,5 +49,6 @@ def main() -> None:
     A user's error is one sentence and exit code 2. TMEM_DEBUG=1 shows where it arose. TMEM_CACHE names the folder of
     converted models [default: ~/.cache/tmem].
     """
+    sleep_soon()
     rows_apart()
     hush()
