@@ -108,6 +108,23 @@ def test_fsdp_divides_what_it_shards_and_sends_for_every_pass():
     few, many = (budget.sent(shape, fsdp, ranks=8, passes=n).bytes for n in (1, 10))
     ddp = [budget.sent(shape, TRAIN, ranks=8, passes=n).bytes for n in (1, 10)]
     assert many > 5 * few and ddp[0] == ddp[1]
+    again = dataclasses.replace(TRAIN, rl_updates=3)
+    assert budget.sent(shape, again, ranks=8, passes=10).bytes == 3 * ddp[1]
+    n, share = budget.trained(shape, fsdp), 7 / 8
+    again = dataclasses.replace(fsdp, rl_updates=3, rl_kl=0.1)  # 60 of the updates, 10 of the reference, 1 for rollouts
+    assert budget.sent(shape, again, ranks=8, passes=10).bytes == share * n * (2 * 71 + 4 * 30)
+
+
+def test_every_update_the_reference_and_every_reply_are_counted():
+    shape, paper = budget.SHAPES["qwen3-4b"], agent_config("paper")
+    one = budget.flops(shape, paper, TRAIN, ranks=1)
+    twice = budget.flops(shape, paper, dataclasses.replace(TRAIN, rl_updates=2), ranks=1)
+    pulled = budget.flops(shape, paper, dataclasses.replace(TRAIN, rl_kl=0.1), ranks=1)
+    assert twice["update"] == 2 * one["update"] and twice["generate"] == one["generate"]
+    assert pulled["update"] * 6 == pytest.approx(one["update"] * 8)
+    many = dataclasses.replace(paper, write=dataclasses.replace(paper.write, replies=24))
+    spoken = [budget.flops(shape, config, TRAIN, ranks=1)["generate"] for config in (paper, many)]
+    assert 20 * spoken[0] < spoken[1] < 24 * spoken[0]
 
 
 def test_a_target_that_no_decoder_has_is_one_sentence():

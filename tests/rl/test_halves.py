@@ -41,6 +41,7 @@ def test_halves_are_of_all_questions_each_once_and_the_same_for_a_group():
     assert halves(rows, "0/halves/0/0") == [(a, b), (c, d)] and halves(rows[::-1], "0/halves/0/0") == [(c, d), (a, b)]
     assert len({tuple(halves(rows, f"0/halves/{step}/0")) for step in range(40)}) == 10  # ways to choose two of five
     assert halves([[1.0], [2.0]], "k") == halves([], "k") == halves([[], []], "k") == []
+    assert halves([[1.0, 2.0, 3.0], [0.0]], "k") == halves([[1.0], [1.0, 2.0]], "k") == []  # one ended before its questions
 
 
 def test_a_reward_of_noise_has_none_and_one_of_the_rollout_has_some():

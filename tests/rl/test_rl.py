@@ -28,6 +28,7 @@ from tmem.rl import rollout as ro
 from tmem.rl import rows as of_rows
 from tmem.rl.loss import Objective
 from tmem.rl.policy import Replicated
+from tmem.rl.world import World
 from tmem.tasks import Task, stream
 from tmem.testing import assert_close
 
@@ -248,6 +249,34 @@ def test_dead_groups_and_empty_worlds_cost_nothing(monkeypatch):
     found = replay.backward(agent, policy, rollouts, each(rollouts, (0.0, 0.0, 0.0)), 100)
     assert found.tokens == 0 and all(p.grad is None for p in policy.params)
     assert replay.backward(agent, policy, [], [], 1).loss == 0.0
+
+
+def test_with_a_kl_term_a_rollout_without_an_advantage_is_pulled_to_the_reference_as_the_others_are(monkeypatch):
+    """An advantage of 0 is the limit of one near 0, as the formula says, and its tokens are not counted as live."""
+    agent = agent_of(slots=8)
+    rollouts, policy = rollouts_of(agent, monkeypatch), policy_of(agent)
+    policy.remember()
+    policy.params[3].data.mul_(1.1)
+    policy.publish()
+
+    def pulled(*advantages):
+        found = replay.backward(agent, policy, rollouts, each(rollouts, advantages), 100, Objective(beta=0.1))
+        gradient = torch.cat([p.grad.flatten() for p in policy.params])
+        policy.drop()
+        return found, gradient
+
+    none, near, some = pulled(0.0, 0.0, 0.0), pulled(1e-9, 1e-9, 1e-9), pulled(1.0, 0.0, -1.0)
+    assert none[0].loss > 0 and none[0].tokens == near[0].tokens == near[0].live and none[0].live == 0
+    assert_close("gradient", none[1], near[1], 1e-5)
+    assert 0 < some[0].live < some[0].tokens == near[0].tokens
+
+
+@pytest.mark.parametrize("dead, said", [("counted", [2, 1, 2]), ("dropped", [2])])
+def test_groups_without_variance_are_left_out_of_the_batch_where_they_do_not_count(dead, said):
+    group = [grpo.Group([f"{g}{i}" for i in range(n)], [], []) for g, n in (("a", 2), ("b", 1), ("c", 2))]
+    advantages = [[1.0, 0.0], [-1.0], [0.0], [0.0], [0.0, 0.0]]
+    batch = grpo._counted(dataclasses.replace(TRAIN, rl_dead=dead), group, advantages)
+    assert batch == [(f"{g}{i}", own) for (g, i), own in zip(("a0", "a1", "b0", "c0", "c1"), advantages)][: sum(said)]
 
 
 def test_a_batch_normalised_loss_is_caught():
@@ -471,6 +500,22 @@ def test_questions_beside_a_passage_are_worded_and_bare_and_now_and_then_strange
         assert [(e.prompt, e.answer) for e in again.reading] == [(e.prompt, e.answer) for e in found.reading]
     assert 0.4 < worded / own < 0.9
     assert 0 < strange < 12 * sum(len(supervised.passages(agent, e)) for e in episodes)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_what_is_read_beside_a_passage_does_not_depend_on_the_number_of_ranks(size):
+    """Also where a rank has a passage alone: questions of another passage are those of all ranks."""
+    agent = agent_of(config=dataclasses.replace(CONFIG, write=dataclasses.replace(CONFIG.write, replies=8)))
+    config = dataclasses.replace(TRAIN, warm_plain=100, warm_read=1.0)
+    episodes = [dataclasses.replace(stream.episode(str(i), "train", 1), questions=()) for i in range(size)]
+    strange = 0
+    for step in range(8):
+        alone = supervised.examples(agent, config, step, episodes).reading
+        ranks = [supervised.examples(agent, config, step, episodes, (), World(r, size)).reading for r in range(size)]
+        assert all(ranks) and sum(map(len, ranks)) == len(alone)
+        assert [e.prompt for rank in ranks for e in rank] == [e.prompt for e in alone]  # a rank has one episode here
+        strange += sum(agent.chat.text(e.answer) == CONFIG.learn.unknown for e in alone)
+    assert strange
 
 
 def test_of_many_replies_at_most_so_many_are_shown():

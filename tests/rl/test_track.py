@@ -112,6 +112,15 @@ def test_a_resumed_run_goes_on_in_the_same_tracked_run_and_sends_no_line_twice(t
     assert len(fake.steps) == 16 and json.loads((tmp_path / FILE).read_text())[name] == held[name]
 
 
+def test_steps_that_are_taken_again_by_the_clock_are_sent_again_and_what_follows_them_too(tmp_path, fake):
+    """A control that ends by its seconds may have fewer steps after a kill: the lines behind the checkpoint are other ones."""
+    followed("tensorboard", tmp_path, range(6))
+    with tracked("tensorboard", tmp_path, {}, [].append, lines=4) as take:
+        for line in (0, 1, 2, 3, 40, 50):
+            take({**STEP, "step": line})
+    assert fake.steps == list(range(6)) and [values["rl/step"] for _, values in fake.got][-2:] == [40, 50]
+
+
 def test_a_step_that_was_sent_and_not_written_down_is_purged_by_tensorboard(tmp_path, fake, monkeypatch):
     with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
         killed.setattr(track, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -624,6 +624,52 @@ def test_tasks_of_ones_own_train(tmp_path):
         assert run.run()["reward_rl"] is not None
 
 
+OWN = """
+from tmem.tasks import Task, stream
+
+class Own(Task):
+    def episode(self, key, split):
+        return stream.episode(key, split, 1)
+
+    def score(self, question, answer):
+        return {"f1": float(%r)}
+"""
+
+
+def test_a_task_of_ones_own_that_changed_is_not_gone_on_with(tmp_path):
+    mine = tmp_path / "own.py"
+    mine.write_text(OWN % 1)
+    own = {"task": f"{mine}:Own", "reward": "f1"}
+    run_until(tmp_path / "run", "warm", 0, **own)
+    held = json.loads((tmp_path / "run" / "run.json").read_text())
+    mine.write_text(OWN % 0)
+    with pytest.raises(ValueError, match=r"with other settings \(data_blake2b.*another --out"):
+        start(tmp_path / "run", resume=True, **own)
+    del held["data_blake2b"]  # as a run of before has it
+    (tmp_path / "run" / "run.json").write_text(json.dumps(held))
+    start(tmp_path / "run", resume=True, **own)
+
+
+@pytest.mark.parametrize("score, said", [("nan", "score 'f1' of episode '.*' is nan; expected a finite number"),
+                                         ("inf", "is inf; expected a finite number")])  # fmt: skip
+def test_a_score_that_is_no_number_is_one_sentence(tmp_path, score, said):
+    (tmp_path / "own.py").write_text(OWN % score)
+    with pytest.raises(ValueError, match=said):
+        start(tmp_path / "run", task=f"{tmp_path / 'own.py'}:Own").run()
+
+
+def test_a_reward_that_is_no_score_of_the_task_is_one_sentence(tmp_path):
+    (tmp_path / "own.py").write_text(OWN % 1)
+    with pytest.raises(ValueError, match=r"has no score 'f2', which is the reward; its scores: f1\."):
+        start(tmp_path / "run", task=f"{tmp_path / 'own.py'}:Own", reward="f2").run()
+
+
+def test_there_are_slots_for_the_episodes_of_a_supervised_step(tmp_path):
+    """More than rollouts take: they were missed by the control, after all of RL."""
+    summary = start(tmp_path / "run", warm_episodes=9, warm_plain=1, warm_steps=1, control_steps=1, eval_episodes=1).run()
+    assert summary["reward_sft"] is not None
+
+
 def test_memory_that_was_kept_is_given_back():
     script = """
 import os, torch

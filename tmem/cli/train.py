@@ -154,7 +154,8 @@ def train(
     )  # fmt: skip
     again = shlex.join(["tmem", "train", *_said(said), "--resume"])
     sends = track and world.first
-    with tracked(track, out, _settings(trainer), live.warn) if sends else nullcontext(lambda row: None) as send:
+    tracking = tracked(track, out, _settings(trainer), live.warn, trainer.state["rows"]) if sends else None
+    with tracking or nullcontext(lambda row: None) as send:
         summary = _watched(trainer, again, send, quiet)
     world.leave()
     if world.first:

@@ -311,30 +311,35 @@ def passes(agent: AgentConfig, train: TrainConfig, *, ranks: int, writes: int = 
 
 
 def sent(shape: Shape, train: TrainConfig, *, ranks: int, passes: int, bf16: bool = True) -> Item:
-    """Bytes that one rank sends in a step of `passes` micro-batches. No Δ, no snapshot and no rollout leaves its rank."""
+    """Bytes that one rank sends in a step whose updates have `passes` micro-batches each. No Δ, no snapshot and no rollout leaves its rank."""
     n, compute, part = trained(shape, train), 2 if bf16 else 4, (ranks - 1) / ranks
     if train.layout == "fsdp":
-        gathers = 2 * passes + 1  # forward, backward of each pass; once for the next rollouts
-        return Item("sent per step", part * n * (compute * gathers + 4 * passes),
-                    f"{gathers} all-gathers of {compute}·N, {passes} reduce-scatters of 4·N")  # fmt: skip
-    return Item("sent per step", 2 * part * 4 * n, "one all-reduce of 4·N, whatever the number of passes")
+        scatters = train.rl_updates * passes
+        # Forward and backward of each pass, forward of the reference in the first update; once for the next rollouts.
+        gathers = 2 * scatters + bool(train.rl_kl) * passes + 1
+        return Item("sent per step", part * n * (compute * gathers + 4 * scatters),
+                    f"{gathers} all-gathers of {compute}·N, {scatters} reduce-scatters of 4·N")  # fmt: skip
+    often = f"{train.rl_updates} all-reduces" if train.rl_updates > 1 else "one all-reduce"
+    return Item("sent per step", 2 * part * 4 * n * train.rl_updates, f"{often} of 4·N, whatever the number of passes")
 
 
 def flops(
     shape: Shape, agent: AgentConfig, train: TrainConfig, *, ranks: int, writes: int = 6, pairs: int = 16, questions: int = 4
 ) -> dict[str, float]:
     """Floating-point operations of one rank's GRPO step, by part: 2 a parameter and token forward, 4 backward (2 where W is
-    frozen, 2 more where activations are computed again), the head only where it is needed."""
+    frozen, 2 more where activations are computed again), the head only where it is needed. Every update of a batch counts, and a
+    pass forward of the reference."""
     rollouts = -(-train.rl_episodes // ranks) * train.rl_group
     passed_over = (shape.layers - len(shape.dense)) * (shape.experts - shape.chosen) * 3 * shape.hidden * shape.inner
     body = shape.parameters - passed_over - shape.vocab * shape.hidden * (1 if shape.tied else 2)
     head = shape.vocab * shape.hidden
     window, new = agent.write.window, agent.write.max_new
     adapted = body * min(agent.adapter.last_layers, shape.layers) / shape.layers
-    generated = rollouts * (writes * new + questions * agent.answer.max_new)
+    generated = rollouts * (writes * new * agent.write.replies + questions * agent.answer.max_new)
     read = rollouts * (writes * window + questions * ASKED)
     tokens = rollouts * writes * pairs * 48 * agent.learn.epochs
     update = (8.0 if train.checkpointing else 6.0) - 2.0 * (train.policy == "lora")
+    update = update * train.rl_updates + 2.0 * bool(train.rl_kl)
     return {
         "read": 2.0 * body * read,
         "generate": 2.0 * (body + head) * generated,

@@ -17,7 +17,7 @@ from .config import TrainConfig
 from .halves import Halves, correlation, halves
 from .loss import Objective, advantages, dead
 from .policy import Policy, falling
-from .rollout import Scores, means, out_of_memory, reward, rewarded, sample, scores
+from .rollout import Scores, means, out_of_memory, require, reward, rewarded, sample, scores
 from .world import largest
 
 
@@ -88,8 +88,10 @@ def step(
 def _updated(agent, policy, config, groups, advantage, rate, clock) -> tuple[dict, float, int, list]:
     """`rl_updates` updates on one batch: what the trainer found, the largest gradient norm, how many were skipped, and the
     actions. Loss, KL, entropy, ratio and clipping are means over the updates; |Δ log p| is the first's, before θ0 moved."""
-    rollouts, objective = [r for g in groups for r in g.rollouts], objective_of(config, agent)
-    (total,) = policy.world.total(_counted(config, groups, advantage))
+    batch, objective = _counted(config, groups, advantage), objective_of(config, agent)
+    rollouts, advantage = [r for r, _ in batch], [own for _, own in batch]
+    sizes = [len(a.generation.ids) for r in rollouts for a in r.actions]
+    (total,) = policy.world.total(sum(sizes) if config.rl_average == "tokens" else sum(n > 0 for n in sizes))
     replayed, found, norms = None, [], []
     for _ in range(config.rl_updates):
         with clock("update"):
@@ -97,9 +99,10 @@ def _updated(agent, policy, config, groups, advantage, rate, clock) -> tuple[dic
                 agent, policy, rollouts, advantage, max(1, total), objective,
                 tokens=config.micro_tokens, mode=config.replay, before=replayed,
             )  # fmt: skip
-        found.append(_compared(policy, replayed))
+        tokens, compared = _compared(policy, replayed)
+        found.append(compared)
         with clock("optimizer"):
-            norms += [policy.step(rate, config.grad_clip)] if found[-1]["live_tokens"] else []
+            norms += [policy.step(rate, config.grad_clip)] if tokens else []
             policy.drop()
     moving = ("loss", "kl", "entropy", "ratio", "clipped")
     compared = {**found[0], **{name: sum(f[name] for f in found) / len(found) for name in moving}}
@@ -114,14 +117,16 @@ def objective_of(config: TrainConfig, agent: Agent) -> Objective:
     )
 
 
-def _counted(config: TrainConfig, groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> int:
-    """What this rank adds to the divisor of the loss: tokens, or actions; of groups without an advantage where these count."""
-    said, own = [], iter(advantages)
+def _counted(
+    config: TrainConfig, groups: Sequence[Group], advantages: Sequence[Sequence[float]]
+) -> list[tuple[Rollout, Sequence[float]]]:  # fmt: skip
+    """The rollouts that the loss is a mean over, with their advantages: groups without one where these count."""
+    batch, own = [], iter(advantages)
     for group in groups:
-        theirs = [next(own) for _ in group.rollouts]
-        if config.rl_dead == "counted" or any(map(any, theirs)):
-            said += [len(a.generation.ids) for r in group.rollouts for a in r.actions]
-    return sum(said) if config.rl_average == "tokens" else sum(n > 0 for n in said)
+        theirs = [(rollout, next(own)) for rollout in group.rollouts]
+        if config.rl_dead == "counted" or any(any(mine) for _, mine in theirs):
+            batch += theirs
+    return batch
 
 
 def _told(group: Group, config: TrainConfig, key: str) -> Told:
@@ -152,19 +157,20 @@ def _advantages(agent: Agent, config: TrainConfig, groups: Sequence[Group]) -> l
     return [[float(a)] * len(r.actions) for a, r in zip(found, (r for g in groups for r in g.rollouts))]
 
 
-def _compared(policy: Policy, replayed: replay.Replayed) -> dict:
-    """The loss of all ranks, and how the trainer's log-probabilities compare with the sampler's, as logged."""
+def _compared(policy: Policy, replayed: replay.Replayed) -> tuple[float, dict]:
+    """How many tokens all ranks replayed, and as logged the loss and how the trainer's log-probabilities compare with the
+    sampler's."""
     offs = sum(off * n for _, _, _, n, off, _ in replayed.actions)
-    loss, live, *sums, off = policy.world.total(
-        replayed.loss, replayed.tokens, replayed.kl, replayed.entropy, replayed.ratio, replayed.clipped, offs
+    loss, live, tokens, *sums, off = policy.world.total(
+        replayed.loss, replayed.live, replayed.tokens, replayed.kl, replayed.entropy, replayed.ratio, replayed.clipped, offs
     )
     worst, worst_action = policy.world.most(
         largest(most for *_, most in replayed.actions), largest(mean for *_, mean, _ in replayed.actions)
     )
-    return {
+    return tokens, {
         "loss": loss, "live_tokens": int(live),
-        **{name: value / max(1.0, live) for name, value in zip(("kl", "entropy", "ratio", "clipped"), sums)},
-        "dlogp": off / max(1.0, live), "dlogp_worst_segment": worst_action, "dlogp_worst_token": worst,
+        **{name: value / max(1.0, tokens) for name, value in zip(("kl", "entropy", "ratio", "clipped"), sums)},
+        "dlogp": off / max(1.0, tokens), "dlogp_worst_segment": worst_action, "dlogp_worst_token": worst,
     }  # fmt: skip
 
 
@@ -220,6 +226,7 @@ def _sampled(agent, task, config, number, keys: dict[int, str], note, clock) -> 
         return [g for part in parts for g in _sampled(agent, task, config, number, part, note, clock)]
     with clock("score"):
         found = [scores(task, r) for r in rollouts]
+        require(found, [r.episode for r in rollouts], rewarded(config))
     n = config.rl_group
     return [
         Group(rollouts[i : i + n], found[i : i + n], [reward(s, config) for s in found[i : i + n]])

@@ -19,10 +19,10 @@ def halves(rewards: Sequence[Sequence[float]], key: str) -> Halves:
     """Per rollout of a group the mean reward of each half of its episode's questions, which are drawn by `key` for all alike.
 
     rewards[g][q] is what rollout g got for question q. Of an odd number the second half has one more. A single question has no
-    halves: then there are none of any rollout.
+    halves, nor have rollouts of which one ended with other questions than the rest: then there are none of any rollout.
     """
     n = len(rewards[0]) if rewards else 0
-    if n < 2:
+    if n < 2 or any(len(row) != n for row in rewards):
         return []
     order = random.Random(key).sample(range(n), n)
     first, second = order[: n // 2], order[n // 2 :]

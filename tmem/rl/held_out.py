@@ -16,7 +16,7 @@ from ..stats import bootstrap
 from ..tasks.task import Environment
 from .config import TrainConfig
 from .log import finite
-from .rollout import means, scores
+from .rollout import means, require, scores
 from .world import World
 
 MODES = {"greedy": 0.0, "sampled": 1.0}
@@ -65,7 +65,9 @@ def _evaluated(trainer: Run, phase: str, index: int, mode: str, episodes: Sequen
         trainer.agent, episodes, [f"{trainer.config.seed}/eval/{e.id}" for e in episodes], temperature=MODES[mode], clock=clock,
         on_event=tell,
     )  # fmt: skip
-    found = world.gathered([scores(trainer.task, r).values for r in rollouts])
+    own = [scores(trainer.task, r) for r in rollouts]
+    require(own, episodes, trainer.config.reward)
+    found = world.gathered([one.values for one in own])
     records = world.gathered([record(r) for r in rollouts])
     if world.first:
         with atomic_file(trainer.out / "episodes" / f"{phase}-{mode}.md") as work:

@@ -54,8 +54,13 @@ class Replayed:
 
     @property
     def tokens(self) -> int:
-        """Those that have an advantage."""
+        """All of them."""
         return sum(len(s.action.generation.ids) for s in self.samples)
+
+    @property
+    def live(self) -> int:
+        """Those that have an advantage."""
+        return sum(len(s.action.generation.ids) for s in self.samples if s.advantage)
 
     @property
     def actions(self) -> list[tuple[int, str, int, int, float, float]]:
@@ -77,9 +82,10 @@ def backward(
     tokens  padded tokens in one forward and backward pass
     mode    where an action's Δ comes from: "snapshot" or "log"
     before  what the update before this one found on the same batch; None: this is the batch's first
-    Actions whose advantage is 0 contribute nothing and are skipped. All ranks must call this together.
+    Actions whose advantage is 0 contribute nothing but a KL term, and without one they are skipped. All ranks must call this
+    together.
     """
-    out = Replayed(_samples(rollouts, advantages) if before is None else before.samples)
+    out = Replayed(_samples(rollouts, advantages, objective) if before is None else before.samples)
     rounds = _from_logs if mode == "log" else _from_snapshots
     for passes in rounds(agent, rollouts, out.samples, tokens):
         if objective.beta and before is None:
@@ -94,12 +100,12 @@ def backward(
     return out
 
 
-def _samples(rollouts: Sequence[Rollout], advantages: Sequence[Sequence[float]]) -> list[Sample]:
+def _samples(rollouts: Sequence[Rollout], advantages: Sequence[Sequence[float]], objective: Objective) -> list[Sample]:
     return [
         Sample(i, action, advantage)
         for i, (rollout, own) in enumerate(zip(rollouts, advantages))
         for action, advantage in zip(rollout.actions, own, strict=True)
-        if advantage != 0.0 and action.generation.ids
+        if (advantage != 0.0 or objective.beta) and action.generation.ids
     ]
 
 

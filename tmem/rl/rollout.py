@@ -83,8 +83,8 @@ def scores(task: Environment, rollout: Rollout) -> Scores:
     """Score one rollout's answers, scene and writes."""
     episode, log = rollout.episode, rollout.log
     rows = [likely._asdict() for likely in rollout.likely]
-    rows = rows or [task.score(q, a) for q, a in zip(episode.questions, rollout.answers)]
-    rows = [*(rollout.scene.scores() if rollout.scene else []), *rows]
+    rows = rows or [_finite(episode, task.score(q, a)) for q, a in zip(episode.questions, rollout.answers)]
+    rows = [*(_finite(episode, row) for row in (rollout.scene.scores() if rollout.scene else [])), *rows]
     written = [(p, e.passage) for e in log for p in e.written.pairs]
     grounded = [is_in(p.answer, passage) for p, passage in written]
     asked = {normalise(q.text) for q in episode.questions}
@@ -109,6 +109,22 @@ def scores(task: Environment, rollout: Rollout) -> Scores:
         leaked=_mean(others) if others else None,
         **(_of_scene(rollout) if rollout.scene else {}),
     )
+
+
+def _finite(episode: Episode, row: dict[str, float]) -> dict[str, float]:
+    """The scores of one question or objective, as an environment gave them; one that is no finite number is an error of it."""
+    for name, value in row.items():
+        if not math.isfinite(value):
+            raise ValueError(f"task: the score {name!r} of episode {episode.id!r} is {value}; expected a finite number.")
+    return row
+
+
+def require(found: Sequence[Scores], episodes: Sequence[Episode], name: str) -> None:
+    """ValueError where an episode has no score of this name, which is the reward."""
+    for one, episode in zip(found, episodes):
+        if name not in one.scores:
+            there = ", ".join(one.scores) or "none at all"
+            raise ValueError(f"task: episode {episode.id!r} has no score {name!r}, which is the reward; its scores: {there}.")
 
 
 def _of_scene(rollout: Rollout) -> dict[str, float]:

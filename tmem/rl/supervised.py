@@ -22,6 +22,7 @@ from .loss import token_logp
 from .policy import Policy
 from .replay import micro_batches
 from .rows import Row, grouped, logits_of
+from .world import ALONE, World
 
 WORDED = 0.67  # share of the questions beside a passage that are asked as an agent asks
 STRANGE = 0.25  # share of the passages beside which another passage's question is asked
@@ -109,9 +110,10 @@ class Examples:
 
 
 def examples(
-    agent: Agent, config: TrainConfig, step: int, episodes: Sequence[Episode], keeping: Sequence[Example] = ()
-) -> Examples:
-    """The examples of one step's training episodes, beside those of `keeping`.
+    agent: Agent, config: TrainConfig, step: int, everyone: Sequence[Episode], keeping: Sequence[Example] = (),
+    world: World = ALONE,
+) -> Examples:  # fmt: skip
+    """This rank's examples of one step's training episodes, beside those of `keeping`. everyone: the episodes of all ranks.
 
     Passage j with its gold pairs is to be written under the Δ that learning the gold pairs before it gives, as in a
     rollout: a model that writes well only while it has learned nothing stops writing after its first write. Where a rollout
@@ -121,9 +123,9 @@ def examples(
     In the first `warm_plain` steps Δ = 0 and no questions: how to write comes first, and costs half as much to teach.
     The turns of scenes are taken as `Scene.right` says, after the stream was learned; see `_acting`.
     """
+    episodes, places = world.share(everyone), world.share(range(len(everyone)))
+    reading = _reading(agent, config, step, everyone, places) if config.warm_read else []
     streams = [passages(agent, e) for e in episodes]
-    read = [(*passage, never(episode)) for episode, stream in zip(episodes, streams) for passage in stream]
-    reading = _reading(agent, config, step, read) if config.warm_read else []
     if step < config.warm_plain:
         writing = [w for stream in streams for p in stream for w in _writing(agent, config, *p, None)]
         return Examples([*writing, *_acting(agent, config, episodes, None)[0]], reading, [], [*keeping])
@@ -274,15 +276,20 @@ def _right(agent: Agent, question: Question) -> str:
     return agent.config.learn.unknown if question.category == "abstention" else question.answers[0]
 
 
-def _reading(agent: Agent, config: TrainConfig, step: int, read: Sequence[tuple[str, list[Pair], list[str]]]) -> list[Example]:
-    """Of every passage some gold pairs, asked beside it, and now and then what it does not answer: a question of another
-    passage, and one of those that it seems to answer.
+def _reading(
+    agent: Agent, config: TrainConfig, step: int, everyone: Sequence[Episode], places: Sequence[int]
+) -> list[Example]:  # fmt: skip
+    """Of every passage of the episodes at `places` some gold pairs, asked beside it, and now and then what it does not answer:
+    a question of another passage of the step, whichever rank has that, and one of those that it seems to answer.
 
     Most are asked in the words of `Agent.beside`, and some of these with another word for abstaining, which is then right;
     others bare: a model that is asked in one wording alone forgets the others.
     """
     chat, out = agent.chat, []
-    for i, (text, pairs, untold) in enumerate(read):
+    read = [(place, *passage, never(e)) for place, e in enumerate(everyone) for passage in passages(agent, e)]
+    for i, (place, text, pairs, untold) in enumerate(read):
+        if place not in places:
+            continue
         draw = random.Random(f"{config.seed}/read/{step}/{i}")
         few = shown(text, pairs, config, agent.config.write.replies)
         asked = [
@@ -290,7 +297,8 @@ def _reading(agent: Agent, config: TrainConfig, step: int, read: Sequence[tuple[
             for p in _some(few, -(-len(few) // 2), draw)
         ]
         own = {normalise(p.question) for p in pairs}
-        others = [p.question for _, other, _ in [*read[:i], *read[i + 1 :]] for p in other if normalise(p.question) not in own]
+        strange = [p.question for _, _, other, _ in [*read[:i], *read[i + 1 :]] for p in other]
+        others = [question for question in strange if normalise(question) not in own]
         for found, share in ((others, STRANGE), (untold, UNTOLD)):
             if found and draw.random() < share:
                 word = _word(agent, draw)

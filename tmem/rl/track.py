@@ -100,8 +100,12 @@ def library(name: str) -> Any:
 
 
 @contextmanager
-def tracked(name: str, out: Path, settings: dict, warn: Callable[[str], None]) -> Iterator[Callable[[Row], None]]:
+def tracked(
+    name: str, out: Path, settings: dict, warn: Callable[[str], None], lines: int | None = None
+) -> Iterator[Callable[[Row], None]]:  # fmt: skip
     """A function that takes every line of metrics.jsonl in its order, those of before a resume first.
+
+    lines: so many are left of before. Those behind them were steps that are taken again, and are sent again.
 
     Training does not depend on it: what a tracker raises while training is under way is told to `warn` once, and a later resume
     sends what is missing. Raises ValueError where the tracker is not installed or cannot begin.
@@ -109,6 +113,7 @@ def tracked(name: str, out: Path, settings: dict, warn: Callable[[str], None]) -
     file, found = out / FILE, library(name)
     held = read_object(file) if file.exists() else {}
     mine = held.setdefault(name, {"run": uuid.uuid4().hex[:12], "lines": 0})
+    mine["lines"] = mine["lines"] if lines is None else min(mine["lines"], lines)
     try:
         tracker = TRACKERS[name][1](found, out, mine["run"], mine["lines"], settings)
     except Exception as error:

@@ -51,6 +51,7 @@ from ..machine import give_memory_back
 from ..models import loading
 from ..models.chat import Chat
 from ..models.families import trainable
+from ..tasks.task import source
 from . import checkpoint, grpo, halves, held_out, keep, supervised
 from .config import BEFORE, IDLE, train_config
 from .log import Log
@@ -163,10 +164,10 @@ def _supervised_step(trainer: Trainer, phase: str, number: int, left: float) -> 
     config, world, policy = trainer.config, trainer.world, trainer.policy
     clock, start, step = Clock(), time.perf_counter(), trainer.state["step"]
     keys = [f"{config.seed}/warm/{number}/{i}" for i in range(config.warm_episodes)]
-    episodes = [trainer.task.episode(key, "train") for key in world.share(keys)]
+    episodes = [trainer.task.episode(key, "train") for key in keys]
     with clock("examples"):
         keeping = world.share(keep.drawn(trainer.kept, config.seed, number))
-        parts = supervised.examples(trainer.agent, config, number, episodes, keeping).parts
+        parts = supervised.examples(trainer.agent, config, number, episodes, keeping, world).parts
     counts = world.total(*(len(part) for part in parts))
     if step == 0 and not any(counts):
         return None
@@ -285,6 +286,8 @@ class Trainer:
             older = "memory" in held["AgentConfig"]
             held["AgentConfig"] = recorded(held["AgentConfig"])
             held["TrainConfig"] = {**self._unsaid(), **held["TrainConfig"]}
+            for file in source(self.config.task):  # a run of before does not name it
+                held.setdefault("data_blake2b", {}).setdefault(file, digest(file))
             if held != self._settings():
                 changed = _differences(held, self._settings())
                 raise ValueError(
@@ -316,8 +319,8 @@ class Trainer:
             settings[type(config).__name__] = dataclasses.asdict(config)
         for name in ("save_every", "layout", "micro_tokens", "checkpointing"):
             del settings["TrainConfig"][name]
-        if self.task.files:
-            settings["data_blake2b"] = {file: digest(file) for file in self.task.files}
+        if files := [*self.task.files, *source(self.config.task)]:
+            settings["data_blake2b"] = {file: digest(file) for file in files}
         return json.loads(json.dumps(settings))
 
     def _unsaid(self) -> dict:
@@ -376,8 +379,10 @@ class Trainer:
         self.progress.phase("load", 0, 1, name)
         model, policy = self._loaded()
         dtype = loading.default_dtype(next(model.parameters()).device)
-        share = -(-self.config.rl_episodes // self.world.size)
-        slots = max(share * self.config.rl_group, -(-self.config.eval_episodes // self.world.size))
+        warm, rollouts, held = (
+            -(-n // self.world.size) for n in (self.config.warm_episodes, self.config.rl_episodes, self.config.eval_episodes)
+        )
+        slots = max(warm, rollouts * self.config.rl_group, held)
         self.agent = Agent.build(model, self.tokenizer, self.agent_config, slots=slots)
         self.policy: Policy = policy or self._whole(model, dtype)
         self.policy.checkpointing = self.config.checkpointing

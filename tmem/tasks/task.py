@@ -62,10 +62,10 @@ def find_task(name: str) -> Environment:
     """
     if clbench.is_clbench(name):
         raise ValueError(f"preset: [train] task: {clbench.EVALUATION_ONLY}")
-    file, _, cls = name.partition(":")
-    path = Path(file)
-    if path.suffix != ".py" or not cls:
+    cls = name.partition(":")[2]
+    if not source(name) or not cls:
         raise ValueError(f"preset: [train] task: expected stream, passages, search, verifiers or file.py:Class, got {name!r}.")
+    path = Path(*source(name))
     if not path.is_file():
         raise ValueError(f"preset: [train] task: there is no file {path}; give its path from where you start tmem.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -78,3 +78,9 @@ def find_task(name: str) -> Environment:
             f"preset: [train] task: {path} has no class {cls} derived from tmem.tasks.Task or tmem.tasks.Environment."
         )
     return found()
+
+
+def source(name: str) -> list[str]:
+    """The file in which a task of one's own stands, `file.py:Class`; of the others none."""
+    file = name.partition(":")[0]
+    return [file] if Path(file).suffix == ".py" else []
