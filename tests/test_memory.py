@@ -293,9 +293,9 @@ def test_memories_on_one_model_stay_apart(tiny_one, tmp_path):
         assert answers(second) == empty and answers(third) == of_second
         third.close()
         third.close()
-        for use in (lambda: third.ask("?"), lambda: third.learn(pairs(1)), third.forget, lambda: third.observe("a " * 90)):
-            with pytest.raises(RuntimeError, match="the memory is closed; make another one"):
-                use()
+        for verb, given in (("ask", "?"), ("learn", pairs(1)), ("forget", None), ("observe", "a " * 90), ("write", None)):
+            with pytest.raises(RuntimeError, match=f"{verb}.*: the memory is closed; make another one"):
+                getattr(third, verb)(*([] if given is None else [given]))
         assert answers(first.another()) == empty
     assert first.slot is None
 
@@ -312,6 +312,34 @@ def test_of_a_fact_stated_anew_the_new_pair_replaces_the_old_one(tiny_one, tmp_p
     record["pairs"] = [["What is Ada's job?", "pilot"], *record["pairs"]]
     (tmp_path / "m/tmem.json").write_text(json.dumps(record))
     assert [p.answer for p in memory.another(str(tmp_path / "m")).pairs] == ["baker", "a cook"]
+
+
+def test_questions_that_differ_in_a_sign_are_different_facts(tiny_one):
+    memory = tiny_one()
+    told = [(f"Who designed {name}?", who) for name, who in (("C", "Ritchie"), ("C++", "Stroustrup"), ("C#", "Hejlsberg"))]
+    memory.learn(told)
+    memory.learn([("who designed c++", "Bjarne")])
+    assert [(p.question, p.answer) for p in memory.pairs] == [told[0], ("who designed c++", "Bjarne"), told[2]]
+
+
+def test_a_question_that_has_no_room_in_the_model_is_one_sentence(tiny_one):
+    memory = tiny_one()
+    room = memory.agent.model.config.max_position_embeddings
+    with pytest.raises(ValueError, match=rf"^ask: .* have \d+ tokens, .* the model has room for {room}; shorten the question"):
+        memory.ask("x" * room)
+    assert isinstance(memory.ask("x?"), str)
+
+
+def test_a_trained_adapter_is_not_replaced_by_a_memory(tiny_one, tmp_path):
+    memory, before = tiny_one(), {"adapter_config.json": b"{}", "adapter_model.safetensors": b"mine"}
+    (tmp_path / "trained").mkdir()
+    for name, content in before.items():
+        (tmp_path / "trained" / name).write_bytes(content)
+    with pytest.raises(OSError):
+        memory.save(tmp_path / "trained")
+    assert {f.name: f.read_bytes() for f in (tmp_path / "trained").iterdir()} == before
+    for _ in range(2):  # its own folder it does replace
+        memory.save(tmp_path / "memory")
 
 
 NO_PAIRS = (None, 5, "ab", {"q?": "a"}, [], ())
@@ -333,6 +361,9 @@ def test_what_is_no_pair_or_no_text_is_one_sentence_and_learns_nothing(tiny_one)
                 use(value)
     with pytest.raises(ValueError, match="ask: the question is empty"):
         memory.ask(" ")
+    for use in (memory.ask, memory.observe, lambda half: memory.learn([("What?", half)])):
+        with pytest.raises(ValueError, match="holds half of a surrogate pair"):
+            use("x \ud800")
     assert not memory.pairs and not memory._context and memory.agent.bank.delta_norm(memory.slot) == 0.0
     memory.learn(iter([["What?", "x"], *pairs(1)]))
     assert len(memory.pairs) == 2
@@ -342,6 +373,8 @@ def test_a_memory_that_cannot_be_opened_takes_no_room(tiny_one, tmp_path):
     memory = tiny_one(2)
     memory.save(tmp_path / "m")
     (tmp_path / "m" / "adapter_model.safetensors").write_text("x")
+    with pytest.raises(ValueError, match="'.' is no folder with a name of its own"):
+        memory.another("")
     for path in (tmp_path / "nowhere", tmp_path / "m"):
         with pytest.raises((ValueError, OSError)):
             memory.another(str(path))

@@ -24,9 +24,10 @@ from .episode import Pair
 from .models import loading
 from .models.lora import fingerprint
 from .terminal.progress import Lines
-from .words import normalise
+from .words import identity, whole
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much in all
+_VERBS = dict.fromkeys(("_take", "_write_next"), "observe or write")  # what a caller called
 
 
 def _alone(method):
@@ -36,7 +37,7 @@ def _alone(method):
     def call(self: Memory, *args, **kwargs):
         with self._lock:
             if self.slot is None:
-                raise RuntimeError(f"{method.__name__}: the memory is closed; make another one.")
+                raise RuntimeError(f"{_VERBS.get(method.__name__, method.__name__)}: the memory is closed; make another one.")
             return method(self, *args, **kwargs)
 
     return call
@@ -201,7 +202,7 @@ class Memory:
         due = self._context[: min(self.agent.config.learn.every, max(0, len(self._context) - waiting))]
         if due:
             draft = Draft.joined(self.agent.write(due, [self._row] * len(due), [known] * len(due) if known else None))
-            told = {normalise(p.question): -math.inf for p in self.pairs}  # what a silent text must not unlearn
+            told = {identity(p.question): -math.inf for p in self.pairs}  # what a silent text must not unlearn
             draft = replace(draft, written=surest(draft.written, told | self._sure, self.agent.config.learn.unknown))
             (learned,) = self.agent.teach([self._row], [draft.written.pairs], [self._lesson])
             entry = LogEntry.of(draft, learned)
@@ -235,12 +236,18 @@ class Memory:
         An answer from which the weights do not know the question again is "unknown" (`Agent.settled`). With text in the prompt
         the answer stands.
 
-        Raises ValueError for what is no text, or empty.
+        Raises ValueError for what is no text, or empty, or has no room in the model beside an answer.
         """
         if not _text("ask", question).strip():
             raise ValueError("ask: the question is empty; expected text.")
-        prompt = "\n\n".join([*self._context, self.agent.asked(question)])
-        (reply,) = self.agent.say([prompt], [self._row], max_new=self.agent.config.answer.max_new)
+        agent, most = self.agent, self.agent.config.answer.max_new
+        ids, room = agent.chat.prompt("\n\n".join([*self._context, agent.asked(question)])), agent.model.config
+        if len(ids) + most > room.max_position_embeddings:
+            raise ValueError(
+                f"ask: the question and the text that waits have {len(ids)} tokens, up to {most} are to come, the model has "
+                f"room for {room.max_position_embeddings}; shorten the question."
+            )
+        (reply,) = agent.say([ids], [self._row], max_new=most)
         return first_line(reply.text) if self._context else self.agent.settled([question], [reply], [self._row])[0]
 
     @_alone
@@ -302,7 +309,7 @@ def made_by(agent: Agent) -> dict:
 def _text(verb: str, value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{verb}: expected text, got {type(value).__name__}.")
-    return value
+    return whole(verb, value)
 
 
 def _questions(verb: str, known: Sequence[str]) -> list[str]:
@@ -320,5 +327,5 @@ def told_pairs(values: Iterable[tuple[str, str] | Pair]) -> list[Pair]:
         parts = (value.question, value.answer) if isinstance(value, Pair) else value
         if not (isinstance(parts, (tuple, list)) and len(parts) == 2 and all(isinstance(p, str) and p.strip() for p in parts)):
             raise ValueError(f"learn: pair {n} is {value!r:.60}; expected (question, answer), two texts that are not empty.")
-        out.append(Pair(*parts))
+        out.append(Pair(*(whole(f"learn: pair {n}", part) for part in parts)))
     return out

@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from tiny import PLAIN
 
 from tmem import cli
+from tmem.cli import listening
 
 pytest.importorskip("starlette", reason="needs tmem[serve]")
 uvicorn = pytest.importorskip("uvicorn", reason="needs tmem[serve]")
@@ -92,6 +94,31 @@ def test_a_signal_ends_the_server_while_it_answers(started):
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and said.splitlines()[-1].startswith("The server has ended"), said
     assert time.monotonic() - began < 30 and "Traceback" not in said, said
+
+
+def test_a_connection_that_asks_nothing_is_closed_and_one_that_asks_is_not(monkeypatch):
+    """Connections are bounded: idle ones would keep others out for as long as they like."""
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+    monkeypatch.setattr(listening, "SILENT", 0.5)
+    settings = uvicorn.Config(app, lifespan="off", log_level="error", http=listening._impatient())
+    with listening.listening("127.0.0.1", 0) as (place, url):
+        server = uvicorn.Server(settings)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
+        thread.start()
+        try:
+            with socket.create_connection(place.getsockname()) as idle, httpx.Client() as client:
+                idle.settimeout(20)
+                assert client.get(url).status_code == 204
+                assert idle.recv(1) == b""
+                assert client.get(url).status_code == 204
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def test_a_place_that_is_taken_is_one_sentence(tmem):

@@ -73,9 +73,12 @@ def test_a_memory_moves_to_another_server(tmp_path):
         client.post("/v1/memories/ada/learn", json={"pairs": told})
         client.post("/v1/memories/ada/observe", json={"text": "it waits"})
         found = client.get("/v1/memories/ada/archive")
+        store_model = client.get("/v1/models").json()["data"][0]["id"]
         said = client.post("/v1/completions", json={"prompt": "what is m?", "user": "ada", "max_tokens": 10}).json()
         assert client.get("/v1/memories/nobody/archive").status_code == 404
     assert found.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(found.content)) as packed:  # a client learns no path of the server
+        assert json.loads(packed.read("adapter_config.json"))["base_model_name_or_path"] == store_model
     with serving(tmp_path / "b") as (client, store):
         made = put(client, "eva", found.content)
         assert made.status_code == 201 and made.json() == {"name": "eva", "pairs": 4}

@@ -193,6 +193,23 @@ def test_a_memory_is_named_in_three_ways_and_each_is_its_own(client, served):
     assert store.log("m3") == [] and store.waits("m3") is None
 
 
+def test_a_header_names_the_memory_that_a_body_does_in_any_script(client, served):
+    store, body = served[1], {"messages": [{"role": "user", "content": "?"}], "max_tokens": 2}
+    before = len(store)
+    assert client.post("/v1/chat/completions", headers={"X-Memory": "Åda 漢".encode()}, json=body).status_code == 200
+    assert client.post("/v1/chat/completions", json={**body, "user": "Åda 漢"}).status_code == 200
+    assert "Åda 漢" in store and len(store) == before + 1
+    found = client.post("/v1/chat/completions", headers={"X-Memory": b"\xc5da"}, json=body)
+    assert found.status_code == 400 and "X-Memory: it is not UTF-8" in found.text
+    store.delete("Åda 漢")
+
+
+def test_a_temperature_near_zero_harms_nobody(client):
+    """Logits divided by it leave fp32: no token was drawn, and everybody's answers in the batch ended."""
+    ways = [ask(client, "what?", max_tokens=6, temperature=t) for t in (0.0, 1e-45, 3e-39, 1.4e-38, 1e-37, 1e-5)]
+    assert [said(way) for way in ways] == [said(ways[0])] * len(ways)
+
+
 def test_without_a_memory_a_conversation_has_the_models_own_turns():
     said = lambda *turns: _turns(chat_request({"messages": [{"role": r, "content": t} for r, t in turns]}, None, MODEL))  # noqa: E731
     assert said(("user", "a")) == ([], "a")

@@ -25,7 +25,7 @@ from tmem.agent.agent import Agent, Draft
 from tmem.agent.write import Written
 from tmem.episode import Pair
 from tmem.files.folders import Busy
-from tmem.store import database
+from tmem.store import database, kept
 from tmem.store.database import Write
 from tmem.store.facts import of_one_fact
 from tmem.store.history import digest, known
@@ -241,6 +241,75 @@ def test_out_and_in_again(store, tmp_path):
     with pytest.raises(FileNotFoundError):
         store.import_from("cleo", tmp_path / "nowhere")
     assert "cleo" not in store and [m.name for m in store.memories()] == ["ada", "ben"]
+
+
+def test_a_failing_import_deletes_nothing_that_others_were_told_meanwhile(store, tmp_path, monkeypatch):
+    """Between its first look and its last another thread may make the memory, and be told that it keeps what it says."""
+    told(store, "ada", "a")
+    store.export("ada", tmp_path / "out")
+    opened = kept.Kept.open_from
+
+    def meanwhile(self, path):
+        store.make(self.name)
+        opened(self, path)
+
+    monkeypatch.setattr(kept.Kept, "open_from", meanwhile)
+    with pytest.raises(Taken, match="import_from: there is a memory 'ben'"):
+        store.import_from("ben", tmp_path / "out")
+    with pytest.raises(FileNotFoundError):
+        store.import_from("cleo", tmp_path / "nowhere")
+    for name in ("ben", "cleo"):
+        assert store.log(name) == [] and not bits(store, name).any()
+        told(store, name, "b")
+    rows = {f.stem for f in store.folder.glob("rows/??/*.safetensors")}
+    assert len(rows) == 3  # nothing is left of what was not imported
+    with pytest.raises(Taken):
+        store.import_from("ada", tmp_path / "out")
+    assert asked(store, "ada") and len(store.log("ada")) == 1
+
+
+def test_facts_whose_questions_differ_in_a_sign_are_deleted_and_corrected_alone(store):
+    store.make("ada")
+    told = [("Who designed C?", "Ritchie"), ("Who designed C++?", "Stroustrup"), ("Who designed C#?", "Hejlsberg")]
+    store.learn("ada", told)
+    store.correct("ada", "who designed c++", "Bjarne")
+    store.delete_fact("ada", "Who designed C?")
+    assert [(f.question, f.answer) for f in store.pairs("ada")] == [(told[1][0], "Bjarne"), told[2]]
+
+
+def test_an_empty_database_beside_rows_is_refused_and_removes_none(tmp_path):
+    """As a broken copy leaves it: the rows are what is left of the memories."""
+    with store_at(tmp_path / "store") as store:
+        told(store, "ada", "a")
+        answers = asked(store, "ada")
+    file = tmp_path / "store" / "store.sqlite"
+    whole = file.read_bytes()
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="store.sqlite is empty, and there are rows of memories .* restore it from a copy"):
+        store_at(tmp_path / "store")
+    for beside in tmp_path.glob("store/store.sqlite-*"):
+        beside.unlink()
+    file.write_bytes(whole)
+    with store_at(tmp_path / "store") as store:
+        assert asked(store, "ada") == answers
+        for row in store.folder.glob("rows/??/*.safetensors"):
+            row.unlink()
+    with (
+        store_at(tmp_path / "store") as store,
+        pytest.raises(FileNotFoundError, match="is gone; undo to the memory's last write"),
+    ):
+        asked(store, "ada")
+    with store_at(tmp_path / "store") as store:
+        store.undo("ada", 1)
+        assert asked(store, "ada") == answers
+
+
+def test_a_closed_store_says_so(store):
+    store.make("ada")
+    store.close()
+    for use in (store.memories, lambda: store.make("ben"), lambda: store.ask("ada", "?"), lambda: len(store)):
+        with pytest.raises(RuntimeError, match="the store is closed; open it again"):
+            use()
 
 
 def test_a_deleted_memory_leaves_nothing(store):

@@ -23,7 +23,8 @@ def write_memory(
     record = {"digest": "", "made_with": made_with, "pairs": [[p.question, p.answer] for p in pairs], "context": list(context)}
     blank = json.dumps(record, indent=1, ensure_ascii=False)
     digest = _digest({**adapter, RECORD: _bytes(blank)})
-    write_folder(path, {**adapter, RECORD: _bytes(blank.replace('"digest": ""', f'"digest": "{digest}"', 1))})
+    files = {**adapter, RECORD: _bytes(blank.replace('"digest": ""', f'"digest": "{digest}"', 1))}
+    write_folder(path, files, RECORD)  # an adapter that is no memory, such as a trained one, is not replaced
 
 
 def read_memory(path: Path) -> tuple[dict[str, bytes], dict, list[Pair], list[str]]:

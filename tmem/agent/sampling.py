@@ -42,11 +42,14 @@ def uniforms(key: str, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64))).random(count)
 
 
+COLD = 1e-4  # a temperature below which logits divided by it leave fp32
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the tokens of a generation are chosen.
 
-    temperature  0: the likeliest ones. Above, they are drawn by noise that depends on `key` and the position
+    temperature  below COLD: the likeliest ones. Above, they are drawn by noise that depends on `key` and the position
     top_p        of a drawn token's nucleus, see nucleus.py; 1: all tokens
     key          of the noise
     rank         how many tokens are likelier than the first one; of greedy decoding only
@@ -95,7 +98,7 @@ def _chosen(
 ) -> tuple[Tensor, Tensor]:
     """Of rows that are sampled in one way: token int64 [rows], log-probability [rows]."""
     temperature, top_p = way
-    if temperature <= 0.0:
+    if temperature < COLD:
         token = ranked(logits, [0 if count else s.how.rank for s, count in zip(samplers, counts)])
         return token, logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
     logp = nucleus((logits if temperature == 1.0 else logits / temperature).log_softmax(-1), top_p)

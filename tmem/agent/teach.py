@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..episode import Pair
-from ..words import content, normalise
+from ..words import content, identity
 from .learn import LearnConfig
 from .probe import about, names
 
@@ -27,7 +27,7 @@ class Lesson:
 
 def newest(pairs: Iterable[Pair]) -> list[Pair]:
     """Of several pairs with one question the last, where the first one stood."""
-    return list({normalise(p.question): p for p in pairs}.values())
+    return list({identity(p.question): p for p in pairs}.values())
 
 
 def chosen(earlier: Sequence[Pair], new: Sequence[Pair], config: LearnConfig) -> list[Pair]:
@@ -47,8 +47,8 @@ def rehearsal(earlier: Sequence[Pair], new: Sequence[Pair], limit: int) -> list[
 
     An earlier pair whose question is asked anew is left out: the new answer stands.
     """
-    asked = {normalise(p.question) for p in new}
-    return _spaced(newest(p for p in earlier if normalise(p.question) not in asked), limit)
+    asked = {identity(p.question) for p in new}
+    return _spaced(newest(p for p in earlier if identity(p.question) not in asked), limit)
 
 
 def contrast(past: Sequence[Pair], new: Sequence[Pair], known: Sequence[Pair], limit: int, unknown: str) -> list[Pair | None]:

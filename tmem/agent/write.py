@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..episode import Pair
-from ..words import POLAR, content, normalise
+from ..words import POLAR, content, identity, normalise
 from .passages import absolute
 
 _LIST = "Write each fact above as a question that names the person, and a short answer, on two lines:\nQ: question\nA: answer"
@@ -98,7 +98,7 @@ def parse(text: str, *, finished: bool = True, limit: int = 64) -> Written:
 
 
 def _keep(out: Written, found: dict[str, Pair], pair: Pair, limit: int) -> None:
-    key = normalise(pair.question)
+    key = identity(pair.question)
     if key in found:
         same = normalise(found[key].answer) == normalise(pair.answer)
         out.duplicates += same
@@ -124,10 +124,10 @@ def asked_of(answers: Sequence[str], texts: Sequence[str], finished: Sequence[bo
             out.malformed += 1
         elif not normalise(question):
             out.empty += 1
-        elif normalise(question) in found:
+        elif identity(question) in found:
             out.duplicates += 1
         else:
-            found[normalise(question)] = Pair(question, answer)
+            found[identity(question)] = Pair(question, answer)
     out.pairs = list(found.values())
     return out
 
@@ -187,12 +187,12 @@ def surest(written: Written, before: Mapping[str, float], unknown: str = "") -> 
     unknown: what is learned for a known question that no passage has answered yet; "": nothing is.
     """
     beaten = {key for key, sure in written.sure.items() if before.get(key, -math.inf) > sure}
-    out = dataclasses.replace(written, pairs=[p for p in written.pairs if normalise(p.question) not in beaten])
+    out = dataclasses.replace(written, pairs=[p for p in written.pairs if identity(p.question) not in beaten])
     out.sure = {key: sure for key, sure in written.sure.items() if key not in beaten}
     out.conflicts += len(written.pairs) - len(out.pairs)
     if unknown:
-        settled = {*before, *(normalise(p.question) for p in written.pairs)}
-        left = {key: q for q in written.silent if (key := normalise(q)) not in settled}
+        settled = {*before, *(identity(p.question) for p in written.pairs)}
+        left = {key: q for q in written.silent if (key := identity(q)) not in settled}
         out.pairs += [Pair(question, unknown) for question in left.values()]
     return out
 
@@ -232,7 +232,7 @@ def parse_answers(
             out.silent.append(question)
         else:
             _keep(out, found, Pair(question, absolute(said, passage)), len(questions))
-            out.sure[normalise(question)] = sureness(question, passage, said_with)
+            out.sure[identity(question)] = sureness(question, passage, said_with)
     out.pairs = list(found.values())
     return out
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..serve.tenants import Tenants
 
 ENVIRONMENT = "TMEM_KEYS"  # lines as in the file of --keys
+SILENT = 20.0  # seconds that a connection may be open before its first request has begun
 GRACE = 5  # seconds that answers under way have when the server is to end
 
 
@@ -80,6 +81,19 @@ def listening(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
         yield place, f"http://{name}:{place.getsockname()[1]}"
 
 
+def _impatient() -> type:
+    """uvicorn's protocol, which closes a connection whose first request has not begun after SILENT seconds: connections are
+    bounded, and idle ones would keep others out."""
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    class Impatient(AutoHTTPProtocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(SILENT, lambda: transport.close() if self.cycle is None else None)
+
+    return Impatient
+
+
 def run(app: Any, place: socket.socket, queue: int, kept: str) -> None:
     """Serve until a signal comes, and log each request. What is under way then has GRACE seconds to end; says that it ended,
     with the sentence `kept`, and raises as Ctrl-C and SIGTERM do for any verb."""
@@ -87,8 +101,9 @@ def run(app: Any, place: socket.socket, queue: int, kept: str) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     settings = uvicorn.Config(
-        app, access_log=False, log_level="warning", limit_concurrency=4 * queue + 64, timeout_graceful_shutdown=GRACE
-    )
+        app, access_log=False, log_level="warning", limit_concurrency=4 * queue + 64, timeout_graceful_shutdown=GRACE,
+        http=_impatient(),
+    )  # fmt: skip
     try:
         uvicorn.Server(settings).run(sockets=[place])
     except (KeyboardInterrupt, SystemExit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def mcp(store: Path, memory: str, **opened: Any) -> None:
         raise ValueError("tmem mcp needs the package mcp: pip install 'tmem[mcp]'.") from error
     from ..store.store import MemoryStore
 
+    logging.getLogger("mcp").setLevel(logging.WARNING)  # else it logs names and texts of failed calls
     with MemoryStore.open(store, slots=1, **opened) as memories:
         click.echo(f"memory {memory!r} of {store}; {len(memories)} memories there", err=True)
         tools(memories, memory).run("stdio")

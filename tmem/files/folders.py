@@ -317,6 +317,8 @@ def _is_at(handle: int, folder: Path) -> bool:
 
 def aside(path: Path | str) -> Path:
     """Where the folder of this name is set aside."""
+    if not Path(path).name:
+        raise ValueError(f"{str(path)!r} is no folder with a name of its own; give one.")
     return Path(path).with_name(f".{Path(path).name}{ASIDE}")
 
 

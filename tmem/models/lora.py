@@ -82,9 +82,9 @@ def lora_files(
     return {CONFIG: json.dumps(config, indent=1).encode(), WEIGHTS: save(tensors, metadata={"format": "pt", **metadata})}
 
 
-def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
-    """An adapter folder of these files, by name; atomic."""
-    with atomic_folder(path, CONFIG) as work:
+def write_folder(path: Path, files: Mapping[str, bytes], marker: str = CONFIG) -> None:
+    """An adapter folder of these files, by name; atomic. marker: the file by which a folder may be replaced."""
+    with atomic_folder(path, marker) as work:
         for name, content in files.items():
             (work / name).write_bytes(content)
 

@@ -311,7 +311,10 @@ def passes(agent: AgentConfig, train: TrainConfig, *, ranks: int, writes: int = 
 
 
 def sent(shape: Shape, train: TrainConfig, *, ranks: int, passes: int, bf16: bool = True) -> Item:
-    """Bytes that one rank sends in a step whose updates have `passes` micro-batches each. No Δ, no snapshot and no rollout leaves its rank."""
+    """Bytes that one rank sends in a step whose updates have `passes` micro-batches each.
+
+    No Δ, no snapshot and no rollout leaves its rank.
+    """
     n, compute, part = trained(shape, train), 2 if bf16 else 4, (ranks - 1) / ranks
     if train.layout == "fsdp":
         scatters = train.rl_updates * passes
@@ -327,8 +330,8 @@ def flops(
     shape: Shape, agent: AgentConfig, train: TrainConfig, *, ranks: int, writes: int = 6, pairs: int = 16, questions: int = 4
 ) -> dict[str, float]:
     """Floating-point operations of one rank's GRPO step, by part: 2 a parameter and token forward, 4 backward (2 where W is
-    frozen, 2 more where activations are computed again), the head only where it is needed. Every update of a batch counts, and a
-    pass forward of the reference."""
+    frozen, 2 more where activations are computed again), the head only where it is needed. Every update of a batch counts, and
+    a pass forward of the reference."""
     rollouts = -(-train.rl_episodes // ranks) * train.rl_group
     passed_over = (shape.layers - len(shape.dense)) * (shape.experts - shape.chosen) * 3 * shape.hidden * shape.inner
     body = shape.parameters - passed_over - shape.vocab * shape.hidden * (1 if shape.tied else 2)

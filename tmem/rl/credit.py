@@ -127,9 +127,9 @@ def _alone(agent: Agent, action: Action) -> Written:
 
 def pairs_of(written: Sequence[Written], entry: LogEntry) -> list[int]:
     """How many of an entry's pairs each of its actions wrote. A question counts for the first one that asked it."""
-    left, out = {words.normalise(p.question) for p in entry.written.pairs}, []
+    left, out = {words.identity(p.question) for p in entry.written.pairs}, []
     for own in written:
-        mine = left & {words.normalise(p.question) for p in own.pairs}
+        mine = left & {words.identity(p.question) for p in own.pairs}
         left -= mine
         out.append(len(mine))
     return out

@@ -11,11 +11,11 @@ from starlette.responses import Response
 
 from ..store.kept import Kept
 from .engine import Work
-from .requests import HEADER, ChatRequest, chat_request
+from .requests import ChatRequest, chat_request
 from .server import server_of, submit
 from .talk import Talk
 from .tenants import tenant_of
-from .wire import body_of, while_connected
+from .wire import body_of, memory_header, while_connected
 from .words import SOURCE, catch_up, line, prompt, read
 
 MOST = 256  # tokens of an answer where the request does not say
@@ -24,7 +24,7 @@ MOST = 256  # tokens of an answer where the request does not say
 async def chat(request: Request) -> Response:
     """Answer the last message of a conversation; a memory reads what is new of it first, and the last message after."""
     server = server_of(request)
-    asked = chat_request(await body_of(request), request.headers.get(HEADER), server.model)
+    asked = chat_request(await body_of(request), memory_header(request), server.model)
     tenant, new = tenant_of(request), False
     if asked.memory is not None:
         name = tenant.inside(asked.memory)

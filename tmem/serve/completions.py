@@ -9,11 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..store.kept import Kept
-from .requests import HEADER, CompletionRequest, completion_request
+from .requests import CompletionRequest, completion_request
 from .server import server_of
 from .talk import Talk
 from .tenants import tenant_of
-from .wire import body_of
+from .wire import body_of, memory_header
 from .words import continued
 
 MOST = 16  # tokens where the request does not say, as OpenAI has it
@@ -21,7 +21,7 @@ MOST = 16  # tokens where the request does not say, as OpenAI has it
 
 async def completions(request: Request) -> Response:
     """Go on with a text, without a chat's turns."""
-    asked = completion_request(await body_of(request), request.headers.get(HEADER), server_of(request).model)
+    asked = completion_request(await body_of(request), memory_header(request), server_of(request).model)
     if asked.memory is not None:
         asked = replace(asked, memory=tenant_of(request).inside(asked.memory))
     return await _TextTalk(request, asked).response()

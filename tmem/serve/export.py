@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..adapters.memory_file import RECORD
+from ..adapters.memory_file import RECORD, read_memory, write_memory
 from ..adapters.peft import peft_files
 from ..models.lora import CONFIG, WEIGHTS
 from ..store.database import Write
@@ -41,9 +41,13 @@ async def weights(request: Request) -> Response:
 
 async def config(request: Request) -> Response:
     """The config beside them. It names the model as it is served, not where it lies on the server."""
-    found = json.loads((await _files(request))[CONFIG])
-    found["base_model_name_or_path"] = server_of(request).model
-    return Response(json.dumps(found, indent=1), media_type="application/json")
+    found = _named((await _files(request))[CONFIG], server_of(request).model)
+    return Response(found, media_type="application/json")
+
+
+def _named(config: bytes, model: str) -> bytes:
+    """An adapter's config with another name of its base model."""
+    return json.dumps({**json.loads(config), "base_model_name_or_path": model}, indent=1).encode()
 
 
 async def _files(request: Request) -> dict[str, bytes]:
@@ -57,16 +61,22 @@ async def _files(request: Request) -> dict[str, bytes]:
 
 
 async def archive(request: Request) -> Response:
-    """The folder that `Memory.save` writes, in a zip archive: the adapter, the pairs, and the text that waits."""
-    store, name = server_of(request).store, memory_of(request)
+    """The folder that `Memory.save` writes, in a zip archive: the adapter, the pairs, and the text that waits.
+
+    Its config is that of the route beside this one.
+    """
+    server, name = server_of(request), memory_of(request)
 
     def packed() -> bytes:
         with TemporaryDirectory() as folder:
-            store.export(name, Path(folder) / "memory")
+            path = Path(folder) / "memory"
+            server.store.export(name, path)
+            adapter, *told = read_memory(path)
+            write_memory(path, {**adapter, CONFIG: _named(adapter[CONFIG], server.model)}, *told)
             content = io.BytesIO()
             with zipfile.ZipFile(content, "w") as into:  # random numbers do not get smaller
                 for file in FILES:
-                    into.write(Path(folder) / "memory" / file, file)
+                    into.write(path / file, file)
             return content.getvalue()
 
     content = await worked(request, packed)

@@ -17,6 +17,7 @@ from ..files.objects import parsed
 from ..store.store import Missing, Taken
 from .engine import Full
 from .fields import Refused
+from .requests import HEADER
 from .tenants import Tenant
 
 MOST_BYTES = 1 << 20  # of a body
@@ -39,6 +40,15 @@ async def body_of(request: Request) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise Refused("the body is not a JSON object; send an object.")
     return found
+
+
+def memory_header(request: Request) -> str | None:
+    """The memory that the header names, in UTF-8 as in a body. Raises Refused."""
+    value = request.headers.get(HEADER)
+    try:
+        return value and value.encode("latin-1").decode()
+    except UnicodeDecodeError as error:
+        raise Refused(f"{HEADER}: it is not UTF-8; send the name in UTF-8.") from error
 
 
 async def content_of(request: Request, kind: str, most: int, seconds: float) -> bytes:

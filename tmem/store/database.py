@@ -111,7 +111,7 @@ class Database:
 
     def __init__(self, file: Path):
         """Raises ValueError for a file that is no such database, or one of a newer schema."""
-        self.file, self._lock = file, threading.RLock()
+        self.file, self._lock, self._closed = file, threading.RLock(), False
         self._connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
         try:
             self._open()
@@ -137,15 +137,22 @@ class Database:
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             self._connection.close()
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """What the block does is one transaction: on the disk when it ends, or not done at all.
+        """What the block does is one transaction: on the disk when it ends, or not done at all. A block within another is part
+        of that one.
 
         Raises OSError where the disk does not take it.
         """
         with self._lock:
+            if self._closed:
+                raise RuntimeError("the store is closed; open it again.")
+            if self._connection.in_transaction:
+                yield
+                return
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
                 try:
@@ -164,6 +171,8 @@ class Database:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _run(self, statement: str, values: Sequence) -> sqlite3.Cursor:
+        if self._closed:
+            raise RuntimeError("the store is closed; open it again.")
         try:
             return self._connection.execute(statement, values)
         except sqlite3.OperationalError as error:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..agent.teach import Lesson
-from ..words import content, normalise
+from ..words import content, identity, normalise
 from .database import Told, Write
 
 
@@ -58,7 +58,7 @@ def facts(writes: Sequence[Write]) -> list[Fact]:
     found: dict[str, Fact] = {}
     for w in writes:
         for t in w.told if w.kept else ():
-            found[normalise(t.question)] = Fact(
+            found[identity(t.question)] = Fact(
                 t.question, t.answer, w.id, w.time, w.source, w.passage, w.loss_before, w.loss_after, t.corrected
             )
     return list(found.values())
@@ -67,12 +67,12 @@ def facts(writes: Sequence[Write]) -> list[Fact]:
 def of_one_fact(question: str, writes: Sequence[Write]) -> list[Told]:
     """All pairs that tell the fact which `question` asks for: those of the question itself, whatever their answers, and those
     with one of these answers whose question shares at least half of its words with it."""
-    key, words = normalise(question), content(question)
+    key, words = identity(question), content(question)
     told = [t for w in writes for t in w.told]
-    answers = {normalise(t.answer) for t in told if normalise(t.question) == key}
+    answers = {normalise(t.answer) for t in told if identity(t.question) == key}
 
     def same(t: Told) -> bool:
         alike = 2 * len(words & content(t.question)) >= max(1, len(words))
-        return normalise(t.question) == key or (normalise(t.answer) in answers and alike)
+        return identity(t.question) == key or (normalise(t.answer) in answers and alike)
 
     return [t for t in told if same(t)]

@@ -42,7 +42,10 @@ class Rows:
     def read(self, name: str, digest: str) -> Snapshot:
         """Raises FileNotFoundError for a file that is gone, ValueError for one that is not as it was written."""
         file = self._file(name)
-        content = file.read_bytes()
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{file} is gone; undo to the memory's last write, which learns it again.") from error
         if _digest(content) != digest:
             raise ValueError(
                 f"{file} is damaged: it is not what was written; undo to the memory's last write, which learns it again."
@@ -51,6 +54,10 @@ class Rows:
 
     def remove(self, name: str) -> None:
         self._file(name).unlink(missing_ok=True)
+
+    def any(self) -> Path | None:
+        """A file of a row, if there is one."""
+        return next(self.folder.glob("??/*.safetensors"), None)
 
     def sweep(self, needed: set[str]) -> None:
         """Remove the files that no write names, and half-written ones: a kill came between a file and its transaction, or

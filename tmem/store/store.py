@@ -17,7 +17,7 @@ from ..episode import Pair
 from ..files.folders import LOCK, UNFINISHED, Lock, atomic_file
 from ..memory import made_by, told_pairs
 from ..models import loading
-from ..words import normalise
+from ..words import identity, sound, whole
 from .database import Database, State, Told, Write, without
 from .facts import About, Fact, facts, lesson_of, of_one_fact
 from .kept import Change, Kept
@@ -118,6 +118,8 @@ class MemoryStore:
     def _begin(self, relearn: bool) -> None:
         """Have the bank compute with the store's own A, and refuse what the store was not made with."""
         made, mine = self._db.setting("made_with"), {**made_by(self.agent), **dict(_settings(self.agent))}
+        if made is None and (row := self._rows.any()):
+            raise ValueError(f"{self._db.file} is empty, and there are rows of memories ({row}); restore it from a copy.")
         other = [k for k, v in mine.items() if made.get(k) != v] if made else []
         if made is None or (other and relearn):
             self._make(mine)
@@ -191,7 +193,7 @@ class MemoryStore:
         return self._db.count()
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and _sound(name) and self._db.state(name) is not None
+        return isinstance(name, str) and sound(name) and self._db.state(name) is not None
 
     def make(self, name: str, *, exist_ok: bool = False) -> None:
         """A new memory, which knows nothing. exist_ok: one of this name is as good.
@@ -203,7 +205,12 @@ class MemoryStore:
             if self._db.state(name) is None:
                 self._db.make(name)
             elif not exist_ok:
-                raise Taken(f"make: there is a memory {name!r:.60}; choose another name, or delete it first.")
+                self._free("make", name)
+
+    def _free(self, verb: str, name: str) -> None:
+        """Raises Taken where there is a memory of this name."""
+        if self._db.state(name) is not None:
+            raise Taken(f"{verb}: there is a memory {name!r:.60}; choose another name, or delete it first.")
 
     def delete(self, name: str) -> None:
         """Delete a memory, with its log and its files."""
@@ -220,8 +227,7 @@ class MemoryStore:
         """A new memory that starts as an exact copy of another. Raises ValueError as `make` does."""
         _name("fork", new)
         with self.using([name]), self._db.change():
-            if self._db.state(new) is not None:
-                raise Taken(f"fork: there is a memory {new!r:.60}; choose another name, or delete it first.")
+            self._free("fork", new)
             state = self._state(name)
             copy = self._db.make(new)
             self._db.keep(replace(state, id=copy))
@@ -240,18 +246,27 @@ class MemoryStore:
         Raises ValueError as `make` does and for a folder that is damaged or was made with another model, FileNotFoundError
         for a missing one.
         """
-        self.make(name)
-        try:
-            with self.using([name]) as (memory,):
+        _name("import_from", name)
+        with self._slots.alone([name], True) as (memory,):
+            self._free("import_from", name)
+            memory.whole, row = False, ""
+            try:
                 memory.open_from(Path(path))
                 row, digest = self._rows.write(name, self.agent.bank.snapshot(memory.row))
                 told, norm = tuple(Told(p.question, p.answer) for p in memory.pairs), self.agent.bank.delta_norm(memory.row)
                 write = Write(1, time(), "import", "", "", told, 0, None, None, norm, True, "", row, digest)
-                self._keep_state(memory, write)
-                return write
-        except BaseException:
-            self.delete(name)
-            raise
+                with self._db.change():  # the name is there with what it holds, or not at all
+                    self._free("import_from", name)
+                    self._db.make(name)
+                    self._keep_state(memory, write)
+            except BaseException:
+                if row:
+                    self._remove([row])
+                if self._db.state(name) is None:  # else it is another thread's, and is filled from the disk
+                    memory.close()
+                raise
+            memory.messages, memory.done, memory.whole = [], [], True
+            return write
 
     # reading, learning, asking -------------------------------------------------------------------------------------
 
@@ -429,7 +444,7 @@ class MemoryStore:
         if len(again) > start:
             row = self._rows.write(memory.name, self.agent.bank.snapshot(memory.row))
             again[-1] = replace(again[-1], row=row[0], digest=row[1])
-        asked = {normalise(p.question) for p in lesson.pairs}
+        asked = {identity(p.question) for p in lesson.pairs}
         sure = {key: value for key, value in state.sure.items() if key in asked}
         state = replace(state, waiting=tuple(waiting), source=state.source if waiting else "", sure=sure)
         old = self._db.rows(state.id)
@@ -587,21 +602,11 @@ def _with(write: Write, learned: Learned) -> Write:
     )  # fmt: skip
 
 
-def _sound(text: str) -> bool:
-    """Whether UTF-8 has bytes for it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _texts(verb: str, **values: object) -> None:
     for what, value in values.items():
         if not isinstance(value, str):
             raise ValueError(f"{verb}: {what}: expected text, got {type(value).__name__}.")
-        if not _sound(value):
-            raise ValueError(f"{verb}: {what} holds half of a surrogate pair, which is no character; send valid Unicode.")
+        whole(f"{verb}: {what}", value)
 
 
 def _name(verb: str, name: object) -> None:

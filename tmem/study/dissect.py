@@ -22,7 +22,7 @@ from ..rl import neutral
 from ..rl.rollout import means
 from ..rl.supervised import passages
 from ..tasks import metrics, stream
-from ..words import normalise
+from ..words import identity, normalise
 
 Writes = Sequence[Sequence[Pair]]  # of one episode, in order
 
@@ -150,8 +150,8 @@ def recall_matrix(agent: Agent, writes: Sequence[Writes]) -> list[list[float | N
         for k, e in enumerate(group.indices):
             if j < len(writes[e]):
                 for i in range(j + 1):
-                    later = {normalise(p.question) for w in writes[e][i + 1 : j + 1] for p in w}
-                    asked += [(k, i, p) for p in writes[e][i] if normalise(p.question) not in later]
+                    later = {identity(p.question) for w in writes[e][i + 1 : j + 1] for p in w}
+                    asked += [(k, i, p) for p in writes[e][i] if identity(p.question) not in later]
         said = agent.answer([paraphrase(p.question) for *_, p in asked], [group.slots[k] for k, *_ in asked])
         for (_, i, pair), text in zip(asked, said):
             found[j][i].append(normalise(text) == normalise(pair.answer))

@@ -30,7 +30,7 @@ from ..models.chat import Chat
 from ..models.tiny import default_or_tiny
 from ..ops import batched_rsvd
 from ..tasks import stream
-from ..words import normalise
+from ..words import identity
 
 RANK, LAST_LAYERS = 16, 12  # those of the default preset
 SAME_LR = {"adamw": 1e-3, "sgd": 5e-3}  # AdamW: of the default preset; SGD: where `sigma` learns
@@ -68,7 +68,7 @@ def facts_of(seed: int, split: str, count: int) -> Facts:
     found: dict[str, tuple[Pair, Pair]] = {}
     for pairs, probes in zip(episode.pairs, stream.probes(episode)):
         for pair, probe in zip(pairs, probes[::2], strict=True):
-            found[normalise(pair.question)] = pair, Pair(probe.text, pair.answer)
+            found[identity(pair.question)] = pair, Pair(probe.text, pair.answer)
     some = list(found.values())[-count:]
     if len(some) < count:
         raise ValueError(f"bench init: {episode.id} has {len(some)} facts, expected {count}.")
