@@ -14,13 +14,16 @@ def test_two_sessions_of_an_agent_share_a_memory(tmp_path):
     asked = {"question": "How is Petra's cat called?"}
     told = {"question": "What is the name of Petra's cat?", "answer": "Minka"}
 
-    async def session(*calls):
+    async def session(*calls, errlog=sys.stderr):
         command = StdioServerParameters(command=sys.executable, args=["-m", "tmem", "mcp", "--store", str(tmp_path / "s")])
-        async with Client(stdio_client(command)) as client:
+        async with Client(stdio_client(command, errlog=errlog)) as client:
             return [(await client.call_tool(tool, arguments)).content[0].text for tool, arguments in calls]
 
     assert asyncio.run(session(("learn", told), ("ask", asked))) == ["Learned 1 fact:\n" + " ".join(told.values()), "Minka"]
     assert asyncio.run(session(("ask", asked))) == ["Minka"]
+    with open(tmp_path / "log", "w") as log:  # hosts keep it: what was asked is not in it, nor that somebody has a secret
+        (said,) = asyncio.run(session(("forget", {"question": "What is the secret?"}), errlog=log))
+    assert "secret" in said and "secret" not in (tmp_path / "log").read_text()
 
 
 def test_mcp_without_its_package_says_how_to_get_it(tmem, monkeypatch):
