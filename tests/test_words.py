@@ -7,7 +7,8 @@ from tmem.words import identity
 
 @pytest.mark.parametrize(
     "one, other",
-    [("Who wrote *Dracula*?", "who wrote  Dracula"), ("What is Petra's job?", "What is Petra’s job ?"),
+    [("What is 7-3?", "What is 7 - 3?"), ("Who ruled 2010–2012?", "Who ruled 2010 - 2012?"), ("❤️?", "❤?"),
+     ("Who wrote *Dracula*?", "who wrote  Dracula"), ("What is Petra's job?", "What is Petra’s job ?"),
      ("When was COVID-19?", "When was Covid 19?"),
      ("Ada - who is she?", "Ada, who is she?"), ("Wo ist die Straße?", "WO IST DIE STRASSE?"),
      ("Qui est Rene\u0301e?", "Qui est Renée?")],

@@ -2,16 +2,16 @@
 
 import re
 import unicodedata
-from functools import lru_cache
 
 _FUNCTION_WORDS = frozenset(
     "a an the is are was were do does did has have had of s to in on at for with by from and or it its what which who whom "
     "whose when where how that this her his their".split()
 )
 POLAR = ("yes", "no")  # answers that stand in no text
-# Words, signs that tell questions apart (C, C# and C++; 7 + 3 and 7 * 3), a star that is no emphasis, a minus that is no
-# hyphen.
-_TELLING = re.compile(r"\w+|[#%&/@+<=>^|~$]|(?<=\w)\*(?=\w)|(?<=\s)\*(?=\s)|(?<!\w)-(?=\s*\d)")
+# Words, signs that tell questions apart (C, C# and C++; 7 + 3 and 7 * 3), a star that is no emphasis, a minus before a number
+# that is no hyphen behind a word.
+_TELLING = re.compile(r"\w+|[#%&/@+<=>^|~$]|(?<=\w)\*(?=\w)|(?<=\s)\*(?=\s)|(?<![^\W\d])-(?=\s*\d)")
+_ALIKE = {**dict.fromkeys((0x2010, 0x2011, 0x2013, 0x2212), "-"), 0xFE0E: None, 0xFE0F: None}  # dashes; forms of a picture
 _SIGNS = ("Sm", "Sc", "So")  # Unicode's categories of mathematical signs, currencies and pictures
 
 
@@ -20,13 +20,12 @@ def normalise(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-@lru_cache(maxsize=1 << 14)
 def identity(question: str) -> str:
     """Two questions with the same form are the same question: case, spaces and punctuation do not count.
 
     Signs do, and marks on letters, such as the vowels of Hindi.
     """
-    text = unicodedata.normalize("NFC", question).casefold()
+    text = unicodedata.normalize("NFC", question).casefold().translate(_ALIKE)
     return " ".join(_TELLING.findall(text if text.isascii() else "".join(map(_as_words, text))))
 
 

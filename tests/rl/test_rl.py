@@ -275,7 +275,7 @@ def test_with_a_kl_term_a_rollout_without_an_advantage_is_pulled_to_the_referenc
 def test_groups_without_variance_are_left_out_of_the_batch_where_they_do_not_count(dead, said):
     group = [grpo.Group([f"{g}{i}" for i in range(n)], [], []) for g, n in (("a", 2), ("b", 1), ("c", 2))]
     advantages = [[1.0, 0.0], [-1.0], [0.0], [0.0], [0.0, 0.0]]
-    batch = grpo._counted(dataclasses.replace(TRAIN, rl_dead=dead), group, advantages)
+    batch = grpo._batch(dataclasses.replace(TRAIN, rl_dead=dead), group, advantages)
     assert batch == [(f"{g}{i}", own) for (g, i), own in zip(("a0", "a1", "b0", "c0", "c1"), advantages)][: sum(said)]
 
 

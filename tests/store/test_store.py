@@ -22,12 +22,13 @@ from tiny_store import SETTINGS, asked, bits, store_at
 
 from tmem import Memory, MemoryStore
 from tmem.agent.agent import Agent, Draft
+from tmem.agent.teach import Lesson
 from tmem.agent.write import Written
 from tmem.episode import Pair
 from tmem.files.folders import Busy
 from tmem.store import database, kept
 from tmem.store.database import Write
-from tmem.store.facts import of_one_fact
+from tmem.store.facts import of_one_fact, sure_of
 from tmem.store.history import digest, known
 from tmem.store.store import NEWEST, Missing, Taken, Telling
 
@@ -266,6 +267,33 @@ def test_a_failing_import_deletes_nothing_that_others_were_told_meanwhile(store,
     with pytest.raises(Taken):
         store.import_from("ada", tmp_path / "out")
     assert asked(store, "ada") and len(store.log("ada")) == 1
+
+
+def test_an_import_that_waited_for_a_memory_that_went_takes_its_place(store, tmp_path):
+    """And the slots are as many as before: one that a closed memory took was lost."""
+    told(store, "ada", "a")
+    store.export("ada", tmp_path / "out")
+    with ThreadPoolExecutor(1) as other, store._slots.alone(["ben"]) as (closed,):
+        waits = other.submit(store.import_from, "ben", tmp_path / "out")
+        while len(store._slots._pins) < 2:
+            time.sleep(0.01)
+        closed.close()
+    with pytest.raises(ValueError, match="there is a memory"):
+        store.import_from("ben", tmp_path / "out")
+    assert waits.exception() is None and asked(store, "ben") == asked(store, "ada")
+    assert store.resident == sum(store.agent.bank.used)
+    for name in "xyz":
+        told(store, name, "a")
+    assert store.resident == sum(store.agent.bank.used) == 3
+
+
+def test_how_sure_an_answer_is_counts_in_a_store_of_before():
+    lesson = Lesson(
+        [Pair("Who designed C++?", "Stroustrup"), Pair("Who is Ada?", "a cook"), Pair("7 + 3?", "10"), Pair("7 - 3?", "4")]
+    )
+    before = {"who designed c": -0.1, "who is ada": -0.2, "7 3": -0.3, "gone": -0.4}
+    assert sure_of(lesson, before) == {"who designed c + +": -0.1, "who is ada": -0.2}
+    assert sure_of(lesson, {"7 + 3": -1.0, "7 3": -2.0}) == {"7 + 3": -1.0}
 
 
 def test_facts_whose_questions_differ_in_a_sign_are_deleted_and_corrected_alone(store):

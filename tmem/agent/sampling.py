@@ -42,7 +42,7 @@ def uniforms(key: str, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64))).random(count)
 
 
-COLD = 1e-4  # a temperature below which logits divided by it leave fp32
+COLD = 1e-4  # a temperature below which nothing but the likeliest token is drawn, long before logits / temperature leave fp32
 
 
 @dataclass(frozen=True)

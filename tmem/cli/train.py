@@ -154,7 +154,9 @@ def train(
     )  # fmt: skip
     again = shlex.join(["tmem", "train", *_said(said), "--resume"])
     sends = track and world.first
-    tracking = tracked(track, out, _settings(trainer), live.warn, trainer.state["rows"]) if sends else None
+    by_clock = trainer.state["phase"] == "sft" and not trainer.config.control_steps  # its steps may be other ones after a kill
+    lines = trainer.state["rows"] if by_clock else None
+    tracking = tracked(track, out, _settings(trainer), live.warn, lines) if sends else None
     with tracking or nullcontext(lambda row: None) as send:
         summary = _watched(trainer, again, send, quiet)
     world.leave()

@@ -72,7 +72,7 @@ def chosen(task: str, methods: Sequence[str] | None) -> list[str]:
     names = list(dict.fromkeys(USUAL[task] if methods is None else methods))
     unknown = [name for name in names if name not in every]
     if unknown or not names:
-        raise ValueError(f"methods of {task}: expected some of {', '.join(every)}, got {', '.join(unknown) or 'nothing'}.")
+        raise ValueError(f"methods of {task}: expected some of {', '.join(every)}, got {', '.join(unknown) or 'none'}.")
     return names
 
 

@@ -88,10 +88,9 @@ def step(
 def _updated(agent, policy, config, groups, advantage, rate, clock) -> tuple[dict, float, int, list]:
     """`rl_updates` updates on one batch: what the trainer found, the largest gradient norm, how many were skipped, and the
     actions. Loss, KL, entropy, ratio and clipping are means over the updates; |Δ log p| is the first's, before θ0 moved."""
-    batch, objective = _counted(config, groups, advantage), objective_of(config, agent)
+    (total,) = policy.world.total(_counted(config, groups, advantage))
+    batch, objective = _batch(config, groups, advantage), objective_of(config, agent)
     rollouts, advantage = [r for r, _ in batch], [own for _, own in batch]
-    sizes = [len(a.generation.ids) for r in rollouts for a in r.actions]
-    (total,) = policy.world.total(sum(sizes) if config.rl_average == "tokens" else sum(n > 0 for n in sizes))
     replayed, found, norms = None, [], []
     for _ in range(config.rl_updates):
         with clock("update"):
@@ -117,7 +116,13 @@ def objective_of(config: TrainConfig, agent: Agent) -> Objective:
     )
 
 
-def _counted(
+def _counted(config: TrainConfig, groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> int:
+    """What this rank adds to the divisor of the loss: tokens, or actions."""
+    sizes = [len(a.generation.ids) for r, _ in _batch(config, groups, advantages) for a in r.actions]
+    return sum(sizes) if config.rl_average == "tokens" else sum(n > 0 for n in sizes)
+
+
+def _batch(
     config: TrainConfig, groups: Sequence[Group], advantages: Sequence[Sequence[float]]
 ) -> list[tuple[Rollout, Sequence[float]]]:  # fmt: skip
     """The rollouts that the loss is a mean over, with their advantages: groups without one where these count."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 
@@ -114,8 +115,8 @@ def scores(task: Environment, rollout: Rollout) -> Scores:
 def _finite(episode: Episode, row: dict[str, float]) -> dict[str, float]:
     """The scores of one question or objective, as an environment gave them; one that is no finite number is an error of it."""
     for name, value in row.items():
-        if not math.isfinite(value):
-            raise ValueError(f"task: the score {name!r} of episode {episode.id!r} is {value}; expected a finite number.")
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"task: the score {name!r} of episode {episode.id!r} is {value!r}; expected a finite number.")
     return row
 
 

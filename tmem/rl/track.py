@@ -1,7 +1,7 @@
 """Trackers: the fields of metrics.jsonl and sample episodes, sent to TensorBoard, Weights & Biases or Trackio as they are made.
 
 Each line of metrics.jsonl is one step of the tracked run. OUT/track.json remembers the run and how many lines it has. So a
-resumed run goes on in it, sends no line twice, and sends those that it lacks.
+resumed run goes on in it, sends no step twice, and sends those that it lacks.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def tracked(
 ) -> Iterator[Callable[[Row], None]]:  # fmt: skip
     """A function that takes every line of metrics.jsonl in its order, those of before a resume first.
 
-    lines: so many are left of before. Those behind them were steps that are taken again, and are sent again.
+    lines: so many are left of before; those behind them were steps that others take the place of, which are sent as well.
+    None: the steps that are taken again are the same.
 
     Training does not depend on it: what a tracker raises while training is under way is told to `warn` once, and a later resume
     sends what is missing. Raises ValueError where the tracker is not installed or cannot begin.

@@ -140,16 +140,19 @@ class Database:
             self._closed = True
             self._connection.close()
 
+    def _check(self) -> None:
+        if self._closed:
+            raise RuntimeError("the store is closed; open it again.")
+
     @contextmanager
     def change(self) -> Iterator[None]:
         """What the block does is one transaction: on the disk when it ends, or not done at all. A block within another is part
-        of that one.
+        of that one, and ends with it.
 
         Raises OSError where the disk does not take it.
         """
         with self._lock:
-            if self._closed:
-                raise RuntimeError("the store is closed; open it again.")
+            self._check()
             if self._connection.in_transaction:
                 yield
                 return
@@ -168,11 +171,11 @@ class Database:
     def emptied(self) -> None:
         """Have nothing of what was deleted stand in the write-ahead log."""
         with self._lock:
+            self._check()
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _run(self, statement: str, values: Sequence) -> sqlite3.Cursor:
-        if self._closed:
-            raise RuntimeError("the store is closed; open it again.")
+        self._check()
         try:
             return self._connection.execute(statement, values)
         except sqlite3.OperationalError as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..agent.teach import Lesson
@@ -51,6 +52,20 @@ def lesson_of(writes: Sequence[Write]) -> Lesson:
         if write.kept:
             lesson.remember(write.pairs)
     return lesson
+
+
+def sure_of(lesson: Lesson, kept: Mapping[str, float]) -> dict[str, float]:
+    """How sure the answers to a lesson's questions are, by `identity`, of what a store kept. One of before kept them by
+    `normalise`; where two questions share that form, it is not known of which it was."""
+    old = Counter(normalise(p.question) for p in lesson.pairs)
+    found: dict[str, float] = {}
+    for p in lesson.pairs:
+        key, before = identity(p.question), normalise(p.question)
+        if key in kept:
+            found[key] = kept[key]
+        elif before in kept and old[before] == 1:
+            found[key] = kept[before]
+    return found
 
 
 def facts(writes: Sequence[Write]) -> list[Fact]:

@@ -17,9 +17,9 @@ from ..episode import Pair
 from ..files.folders import LOCK, UNFINISHED, Lock, atomic_file
 from ..memory import made_by, told_pairs
 from ..models import loading
-from ..words import identity, sound, whole
+from ..words import sound, whole
 from .database import Database, State, Told, Write, without
-from .facts import About, Fact, facts, lesson_of, of_one_fact
+from .facts import About, Fact, facts, lesson_of, of_one_fact, sure_of
 from .kept import Change, Kept
 from .rows import Rows
 from .slots import Asleep, Slots
@@ -247,26 +247,33 @@ class MemoryStore:
         for a missing one.
         """
         _name("import_from", name)
-        with self._slots.alone([name], True) as (memory,):
-            self._free("import_from", name)
-            memory.whole, row = False, ""
-            try:
-                memory.open_from(Path(path))
-                row, digest = self._rows.write(name, self.agent.bank.snapshot(memory.row))
-                told, norm = tuple(Told(p.question, p.answer) for p in memory.pairs), self.agent.bank.delta_norm(memory.row)
-                write = Write(1, time(), "import", "", "", told, 0, None, None, norm, True, "", row, digest)
-                with self._db.change():  # the name is there with what it holds, or not at all
-                    self._free("import_from", name)
-                    self._db.make(name)
-                    self._keep_state(memory, write)
-            except BaseException:
-                if row:
-                    self._remove([row])
-                if self._db.state(name) is None:  # else it is another thread's, and is filled from the disk
-                    memory.close()
-                raise
-            memory.messages, memory.done, memory.whole = [], [], True
-            return write
+        self._free("import_from", name)
+        while True:
+            with self._slots.alone([name], True) as (memory,):
+                if memory.slot is not None:  # else it was closed while this thread waited
+                    return self._import(memory, path)
+
+    def _import(self, memory: Kept, path: str | Path) -> Write:
+        """`import_from` into a slot that this thread has."""
+        name, memory.whole, row = memory.name, False, ""
+        self._free("import_from", name)
+        try:
+            memory.open_from(Path(path))
+            row, digest = self._rows.write(name, self.agent.bank.snapshot(memory.row))
+            told, norm = tuple(Told(p.question, p.answer) for p in memory.pairs), self.agent.bank.delta_norm(memory.row)
+            write = Write(1, time(), "import", "", "", told, 0, None, None, norm, True, "", row, digest)
+            with self._db.change():  # the name is there with what it holds, or not at all
+                self._free("import_from", name)
+                self._db.make(name)
+                self._keep_state(memory, write)
+        except BaseException:
+            if row:
+                self._remove([row])
+            if self._db.state(name) is None:  # else it is another thread's, and is filled from the disk
+                memory.close()
+            raise
+        memory.messages, memory.done, memory.whole = [], [], True
+        return write
 
     # reading, learning, asking -------------------------------------------------------------------------------------
 
@@ -361,7 +368,7 @@ class MemoryStore:
         return self._db.messages(self._state(name).id)
 
     def ask(self, name: str, question: str) -> str:
-        """A short answer, greedy, as `Memory.ask` gives it. Raises ValueError for what is no text, or empty."""
+        """A short answer, greedy, as `Memory.ask` gives it. Raises ValueError for what is no text, or empty, or too long."""
         with self.using([name]) as (memory,):
             return memory.ask(question)
 
@@ -444,8 +451,7 @@ class MemoryStore:
         if len(again) > start:
             row = self._rows.write(memory.name, self.agent.bank.snapshot(memory.row))
             again[-1] = replace(again[-1], row=row[0], digest=row[1])
-        asked = {identity(p.question) for p in lesson.pairs}
-        sure = {key: value for key, value in state.sure.items() if key in asked}
+        sure = sure_of(lesson, state.sure)
         state = replace(state, waiting=tuple(waiting), source=state.source if waiting else "", sure=sure)
         old = self._db.rows(state.id)
         with self._db.change():
@@ -514,7 +520,8 @@ class MemoryStore:
             self._learn_again(memory, writes, state.waiting)
         else:
             self._restore(memory, last.row if last else "", last.digest if last else "")
-            memory.begin(lesson_of(writes), state.waiting, state.source, state.sure)
+            lesson = lesson_of(writes)
+            memory.begin(lesson, state.waiting, state.source, sure_of(lesson, state.sure))
         memory.messages, memory.done, memory.whole = [], [], True
 
     def _restore(self, memory: Kept, row: str | None, digest: str) -> None:
