@@ -411,6 +411,57 @@ def test_the_copy_follows_every_write(tmp_path):
     assert follows()
 
 
+def test_biases_alone_are_trained_under_a_route_that_learns_nothing():
+    """Against the same Δ merged into the weights."""
+    network, merged = model("qwen2"), model("qwen2")
+    bank = bank_of(network)
+    slot = bank.alloc()
+    fill(bank, slot)
+    for one in (network, merged):
+        for name, p in one.named_parameters():
+            p.requires_grad_(name.endswith("bias"))
+    layers = dict(merged.named_modules())
+    with torch.no_grad():
+        for site in bank.sites:
+            a, b = (site.of(site.a, slot) if bank.train_a else site.a)[0], site.of(site.bt, slot)[0]
+            layers[site.name].weight += float(bank.scale[slot]) * b.T @ a
+    with bank.route([slot] * 3, learn=False):
+        network(IDS).logits.square().mean().backward()
+    merged(IDS).logits.square().mean().backward()
+    biases = [(p.grad, q.grad) for (n, p), q in zip(network.named_parameters(), merged.parameters()) if n.endswith("bias")]
+    assert biases and all(got is not None for got, _ in biases)
+    for got, want in biases:
+        assert_close("bias", got, want, 1e-4)
+
+
+def test_factors_that_do_not_fit_change_nothing():
+    bank = bank_of(model())
+    before, subspace = [f.clone() for f in bank.factors], bank.subspace
+    last = [*bank.factors[:-1], torch.zeros(7, 5)]
+    for factors, why in ((bank.factors[:2], "factors, got 2"), (last, rf"factor {len(last) - 1} of shape .*, got \[7, 5\]"),
+                         ([f[:1] for f in bank.factors], r"factor 0 of shape")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^take: expected .*{why}"):
+            bank.take(factors)
+        assert all(torch.equal(a, b) for a, b in zip(before, bank.factors)) and bank.subspace == subspace
+
+
+def test_a_setting_that_is_no_number_takes_no_slot():
+    bank = bank_of(model(), slots=2)
+    for options in ({"lr": "0.1"}, {"rank": 1.5}, {"alpha": float("nan")}, {"alpha": float("inf")}):
+        for _ in range(3):
+            with pytest.raises((ValueError, TypeError)):
+                bank.alloc(**options)
+    assert not any(bank.used)
+    slot = bank.alloc(alpha=-2.0)
+    fill(bank, slot)
+    assert bank.delta_norm(slot) > 0
+    bank.free(slot)
+    with pytest.raises(KeyError), bank.borrowed(2) as slots:
+        bank.free(slots[0])
+        raise KeyError
+    assert not any(bank.used)
+
+
 def test_a_name_that_is_no_setting_takes_no_slot():
     bank = bank_of(model())
     with pytest.raises(ValueError, match="got 'lrr'"):

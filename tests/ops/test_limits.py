@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tmem import ops
+from tmem.ops import _triton
 from tmem.testing import TOLERANCES, assert_close, make_case, segments
 
 
@@ -29,6 +30,19 @@ def test_offsets_beyond_2_to_31_elements():
     bank.zero_()
     ops.lora_gram_(bank, z, x, *case.seg)
     assert torch.equal(bank, ops.lora_gram(z, case.x, *case.seg))
+
+
+def test_ranks_beyond_2_to_31_elements():
+    """C++ counts them in int64; Triton's kernels, which do not, are given a copy."""
+    case = make_case([1, 1, 1], [0, 1, 0], [128, 128], k=64, n=64, dtype=torch.bfloat16)
+    a = torch.empty(127 * (2**24 + 2**18) + 128, dtype=case.a.dtype).as_strided((2, 128, 64), (64, 2**24 + 2**18, 1))
+    a.copy_(case.a)
+    assert a.stride(1) * 127 > 2**31
+    assert torch.equal(
+        ops.lora_shrink(case.x, a, *case.seg, case.scale), ops.lora_shrink(case.x, case.a, *case.seg, case.scale)
+    )
+    lines = _triton._lines(a)
+    assert lines.is_contiguous() and torch.equal(lines, case.a) and _triton._lines(case.a) is case.a
 
 
 def test_rows_of_a_bank_beyond_2_to_31_elements():

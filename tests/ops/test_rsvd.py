@@ -470,3 +470,11 @@ def test_wrong_implementations_are_caught(name, monkeypatch):
         monkeypatch.setattr(room, fault, getattr(wrong, fault))
     with pytest.raises((AssertionError, torch.linalg.LinAlgError)):
         WRONG[name]()
+
+
+@pytest.mark.parametrize("power", [-300, -200, -100, 0, 100, 200, 300])
+def test_fp64_of_any_size_is_as_accurate(power):
+    w = torch.randn(60, 40, dtype=torch.float64)
+    (found,) = ops.batched_rsvd([w * 10.0**power], 40)
+    want = torch.linalg.svdvals(w)
+    assert ((found.S / 10.0**power - want).abs() / want[0]).max() < 1e-13

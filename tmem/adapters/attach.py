@@ -496,7 +496,8 @@ def _forward(bank: Bank, site: Site, x: Tensor) -> Tensor:
     given = x  # which projections share, where each has a cast of its own
     if torch._C._is_any_autocast_enabled():
         x, w, bias = _autocast.linear(x, w, bias)
-    if torch.is_grad_enabled() and (route.learn or x.requires_grad or w.requires_grad):
+    followed = x.requires_grad or w.requires_grad or (bias is not None and bias.requires_grad)
+    if torch.is_grad_enabled() and (route.learn or followed):
         z = None
         if bank.reads_once:
             with torch.no_grad():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import math
 import operator
 import threading
 from collections.abc import Iterator, Sequence
@@ -202,8 +203,13 @@ class AdapterBank:
     def take(self, factors: Sequence[Tensor]) -> None:
         """Make `factors` A: one [rank, in_features] for every adapted layer, as of `factors`.
 
-        Raises RuntimeError while a slot is in use, as `renew` does.
+        Raises RuntimeError while a slot is in use, as `renew` does, and ValueError for others than these, with none taken.
         """
+        shapes, own = [list(f.shape) for f in factors], [list(f.shape) for f in self.factors]
+        if shapes != own:
+            i = next((i for i, (got, want) in enumerate(zip(shapes, own)) if got != want), None)
+            what = f"{len(own)} factors, got {len(shapes)}" if i is None else f"factor {i} of shape {own[i]}, got {shapes[i]}"
+            raise ValueError(f"take: expected {what}.")
         with self.lock:
             self._must_be_idle("take")
             for site, factor, new in zip(self.sites, self._factors, factors):
@@ -254,8 +260,10 @@ class AdapterBank:
         Raises ValueError for a bad rank or an unknown setting, RuntimeError when no slot is free.
         """
         rank = self.max_rank if rank is None else rank
-        if not 1 <= rank <= self.max_rank:
+        if rank != int(rank) or not 1 <= rank <= self.max_rank:
             raise ValueError(f"alloc: rank: expected 1..{self.max_rank}, got {rank}.")
+        if alpha is not None and not math.isfinite(alpha):
+            raise ValueError(f"alloc: alpha: expected a finite number, got {alpha}.")
         self._known(hyper)
         with self.lock:
             if all(self.used):
@@ -267,12 +275,12 @@ class AdapterBank:
     def _occupy(self, slots: list[int], rank: int, scale: float, hyper: dict[str, float]) -> None:
         """Give these slots, all free, to new tenants with Δ = 0; one transfer for their indices and one for the settings."""
         where = self._indices(slots)
-        for slot in slots:
+        row = torch.tensor([hyper[name] for name in ops.HYPER], dtype=self.hyper.dtype, device=self.device)
+        for slot in slots:  # nothing that is given can fail from here on
             self.used[slot] = True
             self.tenancy[slot] += 1
         self.rank.index_fill_(0, where, rank)
         self.scale.index_fill_(0, where, scale)
-        row = torch.tensor([hyper[name] for name in ops.HYPER], dtype=self.hyper.dtype, device=self.device)
         self.hyper.index_copy_(0, where, row.expand(len(slots), -1))
         self._clear(slots)
 
@@ -303,7 +311,8 @@ class AdapterBank:
             yield slots
         finally:
             for slot in slots:
-                self.free(slot)
+                if self.used[slot]:
+                    self.free(slot)
 
     @contextlib.contextmanager
     def holding(self, snapshots: Sequence[Snapshot | None]) -> Iterator[list[int]]:
@@ -404,7 +413,8 @@ class AdapterBank:
                 raise ValueError(f"configure: expected some of {', '.join(ops.HYPER)}, got {name!r}.")
 
     def is_zero(self, slot: int) -> bool:
-        """Whether Δ = 0 for certain: nothing was learned into this slot or restored to it."""
+        """Whether Δ = 0 for certain: nothing was learned into this slot or restored to it. Of a slot with an A of its own it
+        is not certain."""
         self.check(slot, "is_zero")
         return not bool(self.param[slot].any())
 
@@ -539,7 +549,7 @@ class AdapterBank:
             a = (site.of(site.a, slot) if self.train_a else site.a)[:, :r].double()
             b = site.of(site.bt, slot)[:, :r].double()
             total += float(((a @ a.mT) * (b @ b.mT)).sum())
-        return float(self.scale[slot]) * max(total, 0.0) ** 0.5
+        return abs(float(self.scale[slot])) * max(total, 0.0) ** 0.5
 
     # under the model -----------------------------------------------------------------------------------------------
 

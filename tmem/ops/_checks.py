@@ -198,6 +198,11 @@ def factor(op: str, name: str, f: Tensor, activation: Tensor, slots: int, ranks:
     shape(op, name, f, None, ranks, width)
 
 
+def named_factors(a: Sequence[Tensor], bt: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Factors by the names that messages have for them."""
+    return {f"{name}[{i}]": f for name, several in (("a", a), ("bt", bt)) for i, f in enumerate(several)}
+
+
 def adapters(
     op: str, y: Mapping[str, Tensor], x: Tensor | None, a: Sequence[Tensor], bt: Sequence[Tensor], row_slot: Tensor | None,
     rank: Tensor | None, scale: Tensor | None, values: bool = True,
@@ -208,7 +213,7 @@ def adapters(
     like = next(iter(y.values()))
     if x is None or row_slot is None or rank is None or scale is None or not len(a) == len(bt) == len(y):
         raise ValueError(f"{op}: adapters are x, {len(y)} of a and of bt, row_slot, rank and scale; give all or none")
-    factors = {f"factor {i}": f for i, f in enumerate((*a, *bt))}
+    factors = named_factors(a, bt)
     same_device(op, like, x=x, row_slot=row_slot, rank=rank, scale=scale, **factors)  # before values are read
     shape(op, "rank", rank, None)
     dtype(op, "x", x, like.dtype)

@@ -26,8 +26,9 @@ def _kernels(stem: str) -> ModuleType:
 
 
 def _lines(x: Tensor) -> Tensor:
-    """An input whose last dimension is contiguous: itself, or a copy."""
-    return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
+    """An input whose last dimension is contiguous, and whose ranks lie within 2^31 elements: itself, or a copy."""
+    near = x.dim() < 3 or (x.shape[1] - 1) * x.stride(1) < 2**31
+    return x if near and (x.shape[-1] <= 1 or x.stride(-1) == 1) else x.contiguous()
 
 
 def _on_one_device(op, like, *others) -> None:

@@ -83,7 +83,6 @@ def lora_decode_multi_(
         _checks.dtype(op, f"y[{i}]", one, *((y[0].dtype,) if i else _checks.ACTIVATION))
     outputs = {f"y[{i}]": one for i, one in enumerate(y)}
     _checks.adapters(op, outputs, x, a, bt, row_slot, rank, scale)
-    factors = {f"factor {i}": f for i, f in enumerate((*a, *bt))}
-    _checks.written(op, outputs, {"x": x, **factors, "row_slot": row_slot, "rank": rank, "scale": scale})
+    _checks.written(op, outputs, {"x": x, **_checks.named_factors(a, bt), "row_slot": row_slot, "rank": rank, "scale": scale})
     _multi(y, x, a, bt, row_slot, rank, scale)
     _checks.changed(*y)

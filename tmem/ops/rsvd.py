@@ -114,14 +114,15 @@ class _Group:
     """Matrices of one shape, dtype and device, and where they stand in the list.
 
     members [b]; most [b], the largest magnitudes; scale [b], a power of two that brings them into [1/2, 1), but 2^±100 at
-    most, which leaves room for sums at the ends of fp32; key [b] of the sketch.
+    most (2^±1000 of fp64), which leaves room for sums at the ends of its range; key [b] of the sketch.
     """
 
     def __init__(self, w: Sequence[Tensor], members: list[int], most: Tensor | None = None):
         self.w, self.members, self.shape = list(w), members, tuple(w[0].shape)
         self.most = _svd.scan(self.w) if most is None else most
         mantissa, exponent = torch.frexp(self.most)
-        self.scale = torch.ldexp(torch.ones_like(self.most), -exponent.clamp(-100, 100))
+        end = 1000 if self.most.dtype == torch.float64 else 100
+        self.scale = torch.exp2(-exponent.clamp(-end, end).to(self.most.dtype))
         self.key = (mantissa.float() * 2**24).long()
 
     def of(self, members: list[int]) -> _Group:
