@@ -501,9 +501,11 @@ class AdapterBank:
             lengths   real tokens of each row, which come first; adapters do no work on the padding behind them, whose
                       outputs are then the base model's.
 
-        The route belongs to what ran under it: layers that are recomputed in backward (gradient checkpointing) run with
-        it again. Raises ValueError for a slot that is out of range or free and for lengths that are not one per row,
-        RuntimeError if the bank is detached or the model's checkpointing hides adapters from autograd.
+        The route belongs to what ran under it: layers that transformers' gradient checkpointing, enabled before, computes
+        again in backward run with it again. With a checkpoint of your own, run backward within the block.
+
+        Raises ValueError for a slot that is out of range or free and for lengths that are not one per row, RuntimeError if the
+        bank is detached or the model's checkpointing hides adapters from autograd.
         """
         route = self.hold(slots, learn=learn, lengths=lengths)
         if self.sites and "forward" not in vars(self.sites[0].module):
