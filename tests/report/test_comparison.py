@@ -135,6 +135,13 @@ def test_scale_rows_unfinished_runs_and_stand_in_judges_are_not_ranked(run, tmp_
     rows = table(part, "Scores")
     assert [r["method"] for r in rows] == ["oracle (scale)", "constant (scale)", "none", "tmem", "none", "tmem"]
     assert [r["n"] for r in rows] == ["30"] * 4 + ["1 of 30"] * 2
+    run("cut", scores=(("constant", 2), ("none", 4), ("tmem", 2)))
+    file = tmp_path / "cut/results.json"
+    results = json.loads(file.read_text())
+    for name in ("none", "tmem"):
+        results["methods"][name]["n"] -= 1
+    write_json(file, results)
+    assert "tmem is first by F1" in parts(tmp_path, ["cut"])[0]["headline"]
     run("tie", scores=(("none", 2), ("tmem", 2)))
     assert "none and tmem are first" in parts(tmp_path, ["tie"])[0]["headline"]
     run("zero", scores=(("none", 99), ("tmem", 99)), rows=1)
@@ -229,6 +236,8 @@ def test_stripping_leaves_no_text_and_all_figures(run, tmp_path):
     (tmp_path / "a/verdicts.jsonl").write_text(
         json.dumps({"method": "tmem", "seed": 0, "id": "q0", "score": 1.0, "reason": SECRET, "rubrics": [1, 0]}) + "\n"
     )
+    file = tmp_path / "a/results.json"
+    write_json(file, json.loads(file.read_text()) | {"judge": {"why": f"the reply {SECRET!r} is not in the form asked for"}})
     out = tmp_path / "stripped"
     found = CliRunner().invoke(cli.main, ["report", whole, "--strip", str(out)])
     assert found.exit_code == 0, found.output

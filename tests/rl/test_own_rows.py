@@ -108,6 +108,18 @@ def test_an_adapter_of_other_weights_is_refused_before_any_is_merged(tmp_path):
     assert network.config._name_or_path == want.config._name_or_path
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_head_of_its_own_under_a_config_that_ties_it_is_not_passed_over(tmp_path, alike):
+    """transformers keeps the head of such files; ranks that read their own rows would have tied it away."""
+    folder = folder_of(tmp_path / "m", tie_word_embeddings=True)
+    (file,) = folder.glob("*.safetensors")
+    held = load_file(file)
+    assert "lm_head.weight" not in held
+    held["lm_head.weight"] = held["model.embed_tokens.weight"] + (0.0 if alike else 0.1)
+    save_file(held, file, metadata={"format": "pt"})
+    assert (loading.unfilled(folder) is not None) == alike
+
+
 def test_an_adapter_over_few_bits_is_left_to_what_names_the_fault(tmp_path):
     folder = folder_of(tmp_path / "m")
     over = adapter_over(folder)

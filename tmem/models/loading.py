@@ -17,6 +17,7 @@ from .gguf.convert import converted, folder_of
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from .shards import Readable
@@ -206,6 +207,8 @@ def unfilled(
     known = {key for key, _ in model.named_parameters(remove_duplicate=False)}
     if not wanted.keys() <= weights.keys() <= known or any(weights[key].shape != shape for key, shape in wanted.items()):
         return None
+    if not _tied_alike(model, weights):
+        return None
     prepare(model)
     model.config._name_or_path = _HUB_ID if name is None or str(name) == DEFAULT else str(resolve(name))
     if adapter is None:
@@ -213,6 +216,19 @@ def unfilled(
     over = over_rows(model, adapter, weights)
     model.config._name_or_path += f" with the adapter {adapter}"
     return model.to(torch.float32).eval(), tokenizer, over
+
+
+def _tied_alike(model: PreTrainedModel, weights: Mapping[str, Readable]) -> bool:
+    """Whether what the model ties together is one in its files as well, where they hold each by itself."""
+    import torch
+
+    first: dict[nn.Parameter, str] = {}
+    for key, parameter in model.named_parameters(remove_duplicate=False):
+        if key in weights and (other := first.setdefault(parameter, key)) != key:
+            for start in range(0, len(parameter), 4096):
+                if not torch.equal(weights[key].rows(start, start + 4096), weights[other].rows(start, start + 4096)):
+                    return False
+    return True
 
 
 def load_tokenizer(name: str | Path | None = None) -> PreTrainedTokenizerBase:

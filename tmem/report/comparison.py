@@ -97,8 +97,11 @@ def _verdict(rows: Sequence[Mapping], metric: str | None, names: Mapping[str, st
     def asked(r: Mapping) -> tuple:
         return r["n"], r["found"].get("judged", 0) if metric == "judge" else 0
 
-    most = max(map(asked, rows))
-    ranked = [r for r in rows if r["method"] not in SCALE and asked(r) == most and metric in r["found"]]
+    methods = [r for r in rows if r["method"] not in SCALE]
+    most = max(map(asked, methods), default=(0, 0))
+    ranked = [r for r in methods if asked(r) == most and metric in r["found"]]
+    if not ranked:
+        return "no method to rank"
     best = max((r["found"][metric] for r in ranked), default=0.0)
     if best <= 0:
         return f"no method scores above 0 by {names[metric]}"

@@ -245,7 +245,8 @@ def searches(by: Mapping[str, Run]) -> Iterator[Grid]:
         note = (
             "Means over sets of questions. Evidence found: share of the articles that the answers rest on. Right count: sets "
             "with as many answers as questions; the others score 0. MEM1's peak, tokens: without instruction and questions, "
-            "over the sets with an answer right. Prompt × generated: MEM1's dependency, summed over a set's steps."
+            "over the sets with an answer right. Prompt × generated is summed over a set's steps, as MEM1's dependency, "
+            "which leaves instruction and questions out."
         )
         rows = [[label, _method(m), *(_searched(k, f.get(k)) for k in shown)] for label, m, f in every]
         yield Grid("Searching", ["run", "method", *map(names.get, shown)], rows, note, soft=[m in SCALE for _, m, _ in every])

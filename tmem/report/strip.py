@@ -30,7 +30,8 @@ def strip(run: Path, out: Path) -> None:
         raise FileNotFoundError(f"strip: {run} holds no answers.jsonl; results.json can be passed on as it is.")
     _write(out / "answers.jsonl", found.answers)
     _write(out / "readings.jsonl", found.readings)
-    write_json(out / "results.json", found.results)
+    judge = found.results.get("judge")  # its reason may quote a reply
+    write_json(out / "results.json", found.results | ({"judge": {**judge, "why": None}} if judge else {}))
 
 
 def without_texts(row: Mapping[str, Any]) -> dict:
