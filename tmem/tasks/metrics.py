@@ -78,12 +78,19 @@ def squad(text: str) -> str:
 
 
 def squad_f1(prediction: str, question: Question) -> float:
-    """Token F1 with the best answer after SQuAD's normalisation: lower case, no punctuation, no a, an, the."""
+    """Token F1 with the best answer after SQuAD's normalisation: lower case, no punctuation, no a, an, the.
+
+    Of a question without an answer it is 1.0 for an abstention, else 0.0, as in SQuAD 2.0.
+    """
+    if question.category == "abstention":
+        return float(abstains(prediction))
     return max(token_f1(squad(prediction).split(), squad(answer).split()) for answer in question.answers)
 
 
 def squad_em(prediction: str, question: Question) -> float:
-    """1.0 when the prediction equals one of the answers after SQuAD's normalisation, else 0.0."""
+    """1.0 when the prediction equals an answer after SQuAD's normalisation, else 0.0; without an answer as `squad_f1`."""
+    if question.category == "abstention":
+        return squad_f1(prediction, question)
     return float(squad(prediction) in map(squad, question.answers))
 
 
