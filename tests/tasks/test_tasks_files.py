@@ -434,7 +434,7 @@ def check_squad(rules):
 
 def test_a_squad_question_without_an_answer_is_right_or_wrong_and_nothing_between():
     untold = replace(asked(*metrics.ABSTENTIONS), category="abstention")
-    for said, right in (("unknown", 1), ("No information available on that.", 1), ("No", 0), ("available", 0), ("1066", 0), ("", 0)):
+    for said, right in (("unknown", 1), ("No information available on that.", 1), ("No", 0), ("available", 0), ("", 0)):
         assert metrics.squad_f1(said, untold) == metrics.squad_em(said, untold) == right, said
 
 
