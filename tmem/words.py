@@ -10,7 +10,7 @@ _FUNCTION_WORDS = frozenset(
 POLAR = ("yes", "no")  # answers that stand in no text
 # Words, signs that tell questions apart (C, C# and C++; 7 + 3 and 7 * 3), a star that is no emphasis, a minus before a number
 # that is no hyphen behind a word.
-_TELLING = re.compile(r"\w+|[#%&/@+<=>^|~$]|(?<=\w)\*(?=\w)|(?<=\s)\*(?=\s)|(?<![^\W\d])-(?=\s*\d)")
+_TELLING = re.compile(r"\w+|[#%&@+<=>^|~$]|(?<=\w)\*(?=\w)|(?<=\s)\*(?=\s)|(?<![^\W\d])-(?=\s*\d)")
 _ALIKE = {**dict.fromkeys((0x2010, 0x2011, 0x2013, 0x2212), "-"), 0xFE0E: None, 0xFE0F: None}  # dashes; forms of a picture
 _SIGNS = ("Sm", "Sc", "So")  # Unicode's categories of mathematical signs, currencies and pictures
 

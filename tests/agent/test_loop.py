@@ -34,7 +34,7 @@ from tmem.models import loading
 from tmem.models.chat import Chat
 from tmem.rl.trainer import Trainer
 from tmem.testing import assert_close
-from tmem.words import normalise
+from tmem.words import identity
 
 EVERY = [(family, torch.float32) for family in FAMILIES] + [("llama", torch.bfloat16), ("gemma", torch.bfloat16)]
 
@@ -313,7 +313,7 @@ def test_passages_that_are_due_together_are_learned_in_one_update(monkeypatch, u
     for j in range(0, len(parts), 2):
         two = parts[j : j + 2]
         drafts = by_hand.write(two, [slot] * len(two), keys=[f"k/write{j + k}" for k in range(len(two))])
-        pairs = {normalise(p.question): p for d in drafts for p in d.written.pairs}
+        pairs = {identity(p.question): p for d in drafts for p in d.written.pairs}
         by_hand.teach([slot], [list(pairs.values())], [lesson])
         assert rollout.log[j // 2].written.empty == len(two)
         assert rollout.log[j // 2].written.pairs == list(pairs.values())
