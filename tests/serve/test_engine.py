@@ -288,8 +288,15 @@ def test_what_is_asked_of_memories_is_settled_together_as_it_is_alone(tmp_path, 
 
         monkeypatch.setattr(agent, "settled", counted, raising=False)
         engine = Engine(store, 20, list)
-        hold = threading.Event()
-        engine.submit(Say(None, lambda _: hold.wait(20) and agent.chat.prompt("x"), lambda _: False, 1))
+        began, hold = threading.Event(), threading.Event()
+
+        def held(_):  # so that all that follow wait for one pass
+            began.set()
+            assert hold.wait(20)
+            return agent.chat.prompt("x")
+
+        engine.submit(Say(None, held, lambda _: False, 1))
+        assert began.wait(20)
         jobs = [engine.submit(asks(agent, name, q)) for name, q in zip(names, questions)]
         plain = engine.submit(asks(agent, "a", questions[0], asks=""))
         hold.set()
