@@ -1,4 +1,4 @@
-"""When two texts are the same question or name the same things: the form in which they are compared."""
+"""Texts: whether one is sound, and when two are the same question or name the same things."""
 
 import re
 import unicodedata

@@ -478,3 +478,12 @@ def test_fp64_of_any_size_is_as_accurate(power):
     (found,) = ops.batched_rsvd([w * 10.0**power], 40)
     want = torch.linalg.svdvals(w)
     assert ((found.S / 10.0**power - want).abs() / want[0]).max() < 1e-13
+
+
+@pytest.mark.parametrize("dtype, end", [(torch.float32, 100), (torch.float64, 1000)], ids=str)
+def test_what_a_matrix_is_scaled_by_is_a_power_of_two_to_the_bit(dtype, end):
+    """Any other number would round every element."""
+    w = [torch.full((3, 2), 2.0**power, dtype=torch.float64).to(dtype) for power in range(-end, end)]
+    scale = rsvd._Group(w, list(range(len(w)))).scale
+    assert scale.dtype == dtype and (torch.frexp(scale).mantissa == 0.5).all()
+    assert torch.equal(scale * torch.stack(w).amax((1, 2)), torch.full_like(scale, 0.5))

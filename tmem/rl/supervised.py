@@ -123,9 +123,10 @@ def examples(
     In the first `warm_plain` steps Δ = 0 and no questions: how to write comes first, and costs half as much to teach.
     The turns of scenes are taken as `Scene.right` says, after the stream was learned; see `_acting`.
     """
-    episodes, places = world.share(everyone), world.share(range(len(everyone)))
-    reading = _reading(agent, config, step, everyone, places) if config.warm_read else []
-    streams = [passages(agent, e) for e in episodes]
+    every = [passages(agent, e) for e in everyone]
+    episodes, streams, mine = world.share(everyone), world.share(every), set(world.share(range(len(everyone))))
+    read = [(i in mine, *passage, never(everyone[i])) for i, stream in enumerate(every) for passage in stream]
+    reading = _reading(agent, config, step, read) if config.warm_read else []
     if step < config.warm_plain:
         writing = [w for stream in streams for p in stream for w in _writing(agent, config, *p, None)]
         return Examples([*writing, *_acting(agent, config, episodes, None)[0]], reading, [], [*keeping])
@@ -277,18 +278,17 @@ def _right(agent: Agent, question: Question) -> str:
 
 
 def _reading(
-    agent: Agent, config: TrainConfig, step: int, everyone: Sequence[Episode], places: Sequence[int]
+    agent: Agent, config: TrainConfig, step: int, read: Sequence[tuple[bool, str, list[Pair], list[str]]]
 ) -> list[Example]:  # fmt: skip
-    """Of every passage of the episodes at `places` some gold pairs, asked beside it, and now and then what it does not answer:
-    a question of another passage of the step, whichever rank has that, and one of those that it seems to answer.
+    """Of every passage that is this rank's some gold pairs, asked beside it, and now and then what it does not answer: a
+    question of another passage of the step, whichever rank has that, and one of those that it seems to answer.
 
     Most are asked in the words of `Agent.beside`, and some of these with another word for abstaining, which is then right;
     others bare: a model that is asked in one wording alone forgets the others.
     """
     chat, out = agent.chat, []
-    read = [(place, *passage, never(e)) for place, e in enumerate(everyone) for passage in passages(agent, e)]
-    for i, (place, text, pairs, untold) in enumerate(read):
-        if place not in places:
+    for i, (mine, text, pairs, untold) in enumerate(read):
+        if not mine:
             continue
         draw = random.Random(f"{config.seed}/read/{step}/{i}")
         few = shown(text, pairs, config, agent.config.write.replies)

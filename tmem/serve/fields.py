@@ -7,6 +7,8 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
+from ..words import sound
+
 
 class Refused(ValueError):
     """A request that is not served; becomes an error of OpenAI's shape."""
@@ -35,7 +37,7 @@ def only(body: Mapping[str, Any], *names: str) -> None:
 
 def whole(where: str, text: str) -> str:
     """Text that UTF-8 has bytes for."""
-    if any("\ud800" <= c <= "\udfff" for c in text):
+    if not sound(text):
         raise Refused(f"{where}: it holds half of a surrogate pair, which is no character; send valid Unicode.", where)
     return text
 

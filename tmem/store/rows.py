@@ -55,7 +55,7 @@ class Rows:
     def remove(self, name: str) -> None:
         self._file(name).unlink(missing_ok=True)
 
-    def any(self) -> Path | None:
+    def first(self) -> Path | None:
         """A file of a row, if there is one."""
         return next(self.folder.glob("??/*.safetensors"), None)
 

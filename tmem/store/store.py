@@ -118,7 +118,7 @@ class MemoryStore:
     def _begin(self, relearn: bool) -> None:
         """Have the bank compute with the store's own A, and refuse what the store was not made with."""
         made, mine = self._db.setting("made_with"), {**made_by(self.agent), **dict(_settings(self.agent))}
-        if made is None and (row := self._rows.any()):
+        if made is None and (row := self._rows.first()):
             raise ValueError(f"{self._db.file} is empty, and there are rows of memories ({row}); restore it from a copy.")
         other = [k for k, v in mine.items() if made.get(k) != v] if made else []
         if made is None or (other and relearn):
@@ -202,12 +202,12 @@ class MemoryStore:
         """
         _name("make", name)
         with self._db.change():
+            if not exist_ok:
+                self._must_be_new("make", name)
             if self._db.state(name) is None:
                 self._db.make(name)
-            elif not exist_ok:
-                self._free("make", name)
 
-    def _free(self, verb: str, name: str) -> None:
+    def _must_be_new(self, verb: str, name: str) -> None:
         """Raises Taken where there is a memory of this name."""
         if self._db.state(name) is not None:
             raise Taken(f"{verb}: there is a memory {name!r:.60}; choose another name, or delete it first.")
@@ -227,7 +227,7 @@ class MemoryStore:
         """A new memory that starts as an exact copy of another. Raises ValueError as `make` does."""
         _name("fork", new)
         with self.using([name]), self._db.change():
-            self._free("fork", new)
+            self._must_be_new("fork", new)
             state = self._state(name)
             copy = self._db.make(new)
             self._db.keep(replace(state, id=copy))
@@ -247,7 +247,7 @@ class MemoryStore:
         for a missing one.
         """
         _name("import_from", name)
-        self._free("import_from", name)
+        self._must_be_new("import_from", name)
         while True:
             with self._slots.alone([name], True) as (memory,):
                 if memory.slot is not None:  # else it was closed while this thread waited
@@ -256,14 +256,14 @@ class MemoryStore:
     def _import(self, memory: Kept, path: str | Path) -> Write:
         """`import_from` into a slot that this thread has."""
         name, memory.whole, row = memory.name, False, ""
-        self._free("import_from", name)
+        self._must_be_new("import_from", name)
         try:
             memory.open_from(Path(path))
             row, digest = self._rows.write(name, self.agent.bank.snapshot(memory.row))
             told, norm = tuple(Told(p.question, p.answer) for p in memory.pairs), self.agent.bank.delta_norm(memory.row)
             write = Write(1, time(), "import", "", "", told, 0, None, None, norm, True, "", row, digest)
             with self._db.change():  # the name is there with what it holds, or not at all
-                self._free("import_from", name)
+                self._must_be_new("import_from", name)
                 self._db.make(name)
                 self._keep_state(memory, write)
         except BaseException:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..words import sound
+
 __all__ = ["Record", "check_limit", "content", "distinct", "draw", "files", "listed", "read", "text"]
 
 _KINDS = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
@@ -93,11 +95,8 @@ def _named(kinds: Sequence[type]) -> str:
 def _checked(value: Any, kinds: tuple[type, ...], where: str) -> Any:
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise ValueError(f"{where} is {_KINDS.get(type(value), 'null')}; expected {_named(kinds)}.")
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{where} holds half a surrogate pair; expected Unicode text.") from error
+    if isinstance(value, str) and not sound(value):
+        raise ValueError(f"{where} holds half a surrogate pair; expected Unicode text.")
     return value
 
 
