@@ -388,6 +388,51 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
     return (p @ v).flatten(1, 2).to(q.dtype)
 
 
+def attend_branches(q: Tensor, k: Tensor, v: Tensor, runs: Tensor, scale: float, window: int) -> tuple[Tensor, Tensor]:
+    """o [B,T,H,D] and lse [B,H,T]: attention of texts that share the beginning of a row, and log Σ_c e^(scale·q·k) of its softmax.
+
+    q [B,H,T,D]; k and v [B,G,T,D]; runs int32 [1 or B,N+1]: run r of a row is its tokens [runs[r], runs[r+1]). A token sees run 0
+    and what precedes it in its own run, itself last; with a window of those the last so many. Behind the last run is padding:
+    zeros.
+    """
+    wide = q.dtype if q.dtype == torch.float64 else torch.float32
+    seen = _seen_in_runs(runs, q.shape[2], window)
+    rows = q.to(wide).unflatten(1, (k.shape[1], -1))
+    scores = (rows @ k.to(wide).transpose(-1, -2)[:, :, None] * scale).masked_fill(~seen[:, None, None], -torch.inf)
+    real = seen.any(-1)[:, None, None]
+    lse = torch.where(real, scores.logsumexp(-1), 0)
+    p = torch.where(real[..., None], (scores - lse[..., None]).exp(), 0)
+    o = (p @ v.to(wide)[:, :, None]).flatten(1, 2)
+    return o.transpose(1, 2).contiguous().to(q.dtype), lse.flatten(1, 2)
+
+
+def attend_branches_backward(
+    d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, runs: Tensor, scale: float, window: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv: with P the softmax and dP = dO Vᵀ, dV = Pᵀ dO, dS = scale P ∘ (dP - rowsum(dO ∘ O)), dQ = dS K, dK = dSᵀ Q."""
+    wide = q.dtype if q.dtype == torch.float64 else torch.float32
+    seen = _seen_in_runs(runs, q.shape[2], window)[:, None, None]
+    rows, grad, out = (x.to(wide).unflatten(1, (k.shape[1], -1)) for x in (q, d_o.transpose(1, 2), o.transpose(1, 2)))
+    keys, values = (x.to(wide)[:, :, None] for x in (k, v))
+    scores = rows @ keys.transpose(-1, -2) * scale - lse.unflatten(1, (k.shape[1], -1))[..., None]
+    p = torch.where(seen, scores.exp(), 0)
+    ds = p * (grad @ values.transpose(-1, -2) - (grad * out).sum(-1, keepdim=True)) * scale
+    dq, dk, dv = ds @ keys, (ds.transpose(-1, -2) @ rows).sum(2), (p.transpose(-1, -2) @ grad).sum(2)
+    return dq.flatten(1, 2).to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
+
+
+def _seen_in_runs(runs: Tensor, tokens: int, window: int) -> Tensor:
+    """bool [1 or B,T,T]: which tokens (columns) a token (row) sees."""
+    at = torch.arange(tokens, device=runs.device)
+    own = torch.searchsorted(runs[:, 1:].contiguous(), at.to(runs.dtype).expand(len(runs), -1).contiguous(), right=True)
+    query, key = own[:, :, None], own[:, None, :]
+    seen = ((key == 0) | (key == query)) & (at[:, None] >= at) & (query < runs.shape[1] - 1)
+    if window:
+        past = seen.cumsum(-1)
+        seen &= past > past[..., -1:] - window
+    return seen
+
+
 # What a decoder's layer does for one new token of every row, beside its products with frozen weights. Sums are those of the
 # accumulator's dtype, and every result is rounded once. `x, a, bt, row_slot, rank, scale` are those of lora_decode_, with a
 # list of factors for the projections of one x; without adapters the lists are empty and the rest None.

@@ -1,6 +1,7 @@
 // All kernels for one instruction set: compiled once for each with its flags, TMEM_ISA naming it. Nothing but the table
 // leaves this file, so that no function of another instruction set can be linked in its place.
 #include "attend.h"
+#include "branches.h"
 #include "expand.h"
 #include "gram.h"
 #include "kernels.h"
@@ -35,8 +36,12 @@ const Kernels TMEM_JOIN(kernels_, TMEM_ISA) = {
     {sum_of_squares<float>, nullptr, nullptr, sum_of_squares<double>},
     {update<float>, nullptr, nullptr, update<double>},
     {attend<float>, attend<bf16>, attend<f16>, attend<double>},
+    {attend_branches<float>, attend_branches<bf16>, attend_branches<f16>, attend_branches<double>},
+    {attend_branches_backward<float>, attend_branches_backward<bf16>, attend_branches_backward<f16>,
+     attend_branches_backward<double>},
+    attend_branches_scratch,
     {product<float>, product<bf16>, product<f16>, product<double>},
-    skinny,
+    skinny<float>,
     {widen<float>, widen<bf16>, widen<f16>},
     {magnitude<float, uint32_t>, magnitude<bf16, uint16_t>, magnitude<f16, uint16_t>},
     {token_norm<float>, token_norm<bf16>, token_norm<f16>, token_norm<double>},

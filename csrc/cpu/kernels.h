@@ -65,17 +65,21 @@ struct Update {  // one stretch of one row of the bank; scalars ready to use, m 
   bool clear;  // the gradient is zeroed
 };
 
-// c [rows, columns] = a x, or += if `add`; x [depth, columns] and c contiguous, columns a multiple of 16. Element (i, k) of a
-// lies at k*stride + i if along_rows, else at i*stride + k.
-struct Skinny {
-  const float* a;
+// c [rows, columns] = a x, or += if `add`; columns a multiple of 16. Element (i, k) of a lies at k*stride + i if along_rows,
+// else at i*stride + k; rows of x [depth, columns] and of c lie x_row and c_row apart.
+template <class S>
+struct SkinnyOf {
+  const S* a;
   int64_t stride;
   bool along_rows;
-  const float* x;
-  float* c;
+  const S* x;
+  int64_t x_row;
+  S* c;
+  int64_t c_row;
   int64_t depth, columns;
   bool add;
 };
+using Skinny = SkinnyOf<float>;
 
 // o[row, h] = sum over visible columns c of softmax(scale q[row, h] . k[row, g, c]) v[row, g, c], g = h / share; strides in
 // elements, the width contiguous; o [rows, heads * share, width] contiguous.
@@ -86,6 +90,24 @@ struct Attend {
   int64_t heads, share, width;
   double scale;
 };
+
+// Texts that share the beginning of a row. Run r of a row is its tokens [runs[r], runs[r + 1]); run 0 is the beginning. A token
+// sees run 0 and, of its own run, itself and what is before it; of these the last `window` alone, if that is not 0. Strides in
+// elements, the width contiguous; o [rows, tokens, heads * share, width], dq [rows, heads * share, tokens, width], dk and dv
+// [rows, heads, tokens, width] contiguous; lse [rows, heads * share, tokens] in the accumulator's type.
+struct AttendBranches {
+  const void *q, *k, *v, *grad;  // grad and what is written beside it: backward alone
+  void *o, *lse, *dq, *dk, *dv;
+  int64_t q_row, q_head, q_token, k_row, k_head, k_token, v_row, v_head, v_token, grad_row, grad_token, grad_head;
+  const int32_t* runs;
+  int64_t runs_row, count;  // how many runs a row has
+  int64_t tokens, heads, share, width, window;
+  double scale;
+  int64_t longest;  // most columns that a token sees
+  bool backward;
+};
+// Tokens times `share` that are computed together.
+constexpr int64_t QUERIES = 96;
 
 struct Product {  // y[m,n] = sum over k of x[m,k] w[n,k], + bias[n] if given; y [rows, outputs] contiguous
   const void *x, *w, *bias;
@@ -159,6 +181,10 @@ struct Kernels {
   double (*sum_of_squares[ELEMENTS])(const void* x, int64_t count);
   void (*update[ELEMENTS])(const Update&);
   void (*attend[ELEMENTS])(const Attend&, int64_t row, int64_t head, const int32_t* columns, int64_t count, void* scratch);
+  // One run for one head of k, in forward; all runs for one in backward. scratch: see branches.h
+  void (*attend_branches[ELEMENTS])(const AttendBranches&, int64_t row, int64_t head, int64_t run, void* scratch);
+  void (*attend_branches_backward[ELEMENTS])(const AttendBranches&, int64_t row, int64_t head, void* scratch);
+  int64_t (*attend_branches_scratch)(const AttendBranches&);  // how many numbers of the accumulator's type
   void (*product[ELEMENTS])(const Product&, int64_t first_output, int64_t end_output);
   void (*skinny)(const Skinny&, int64_t first_row, int64_t end_row);
   void (*widen[WEIGHTS])(const void* from, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns, float* out);

@@ -10,50 +10,55 @@ namespace {
 // Times one vector or, of the most registers, two: half to three quarters of all.
 constexpr int TILE_ROWS = VECTORS >= 32 ? 12 : VECTORS >= 8 ? 6 : 2;
 
-template <int M, int N, bool ALONG_ROWS>
-TMEM_INLINE void skinny_tile(const tmem::Skinny& s, int64_t row, int64_t column, int64_t first, int64_t end) {
-  const float* a = s.a + (ALONG_ROWS ? row + first * s.stride : row * s.stride + first);
-  const float* x = s.x + first * s.columns + column;
-  f32v acc[M][N] = {};
+template <int M, int N, bool ALONG_ROWS, class S>
+TMEM_INLINE void skinny_tile(const tmem::SkinnyOf<S>& s, int64_t row, int64_t column, int64_t first, int64_t end) {
+  using vec = typename Compute<S>::vec;
+  constexpr int L = Compute<S>::lanes;
+  const S* a = s.a + (ALONG_ROWS ? row + first * s.stride : row * s.stride + first);
+  const S* x = s.x + first * s.x_row + column;
+  vec acc[M][N] = {};
   for (int64_t k = first; k < end; k++) {
-    f32v y[N];
+    vec y[N];
 #pragma GCC unroll 4
-    for (int n = 0; n < N; n++) y[n] = load(x + 16 * n);
+    for (int n = 0; n < N; n++) y[n] = load(x + L * n);
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
-      const float one = ALONG_ROWS ? a[m] : a[m * s.stride];
+      const S one = ALONG_ROWS ? a[m] : a[m * s.stride];
 #pragma GCC unroll 4
       for (int n = 0; n < N; n++) acc[m][n] += one * y[n];
     }
     a += ALONG_ROWS ? s.stride : 1;
-    x += s.columns;
+    x += s.x_row;
   }
-  float* c = s.c + row * s.columns + column;
+  S* c = s.c + row * s.c_row + column;
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
     for (int n = 0; n < N; n++) {
-      float* to = c + m * s.columns + 16 * n;
+      S* to = c + m * s.c_row + L * n;
       store(to, first == 0 && !s.add ? acc[m][n] : load(to) + acc[m][n]);
     }
 }
 
-template <int M, bool ALONG_ROWS>
-TMEM_INLINE void skinny_rows(const tmem::Skinny& s, int64_t row, int64_t first, int64_t end) {
+template <int M, bool ALONG_ROWS, class S>
+TMEM_INLINE void skinny_rows(const tmem::SkinnyOf<S>& s, int64_t row, int64_t first, int64_t end) {
+  constexpr int L = Compute<S>::lanes;
   int64_t column = 0;
-  for (; VECTORS >= 32 && column + 32 <= s.columns; column += 32) skinny_tile<M, 2, ALONG_ROWS>(s, row, column, first, end);
-  for (; column < s.columns; column += 16) skinny_tile<M, 1, ALONG_ROWS>(s, row, column, first, end);
+  for (; VECTORS >= 32 && column + 2 * L <= s.columns; column += 2 * L)
+    skinny_tile<M, 2, ALONG_ROWS>(s, row, column, first, end);
+  for (; column < s.columns; column += L) skinny_tile<M, 1, ALONG_ROWS>(s, row, column, first, end);
 }
 
-template <bool ALONG_ROWS>
-TMEM_INLINE void skinny_block(const tmem::Skinny& s, int64_t row, int64_t rows, int64_t first, int64_t end) {
+template <bool ALONG_ROWS, class S>
+TMEM_INLINE void skinny_block(const tmem::SkinnyOf<S>& s, int64_t row, int64_t rows, int64_t first, int64_t end) {
   const int64_t stop = row + rows;
   for (; row + TILE_ROWS <= stop; row += TILE_ROWS) skinny_rows<TILE_ROWS, ALONG_ROWS>(s, row, first, end);
   for (; row + ROWS <= stop; row += ROWS) skinny_rows<ROWS, ALONG_ROWS>(s, row, first, end);
   for (; row < stop; row++) skinny_rows<1, ALONG_ROWS>(s, row, first, end);
 }
 
-void skinny(const tmem::Skinny& s, int64_t row, int64_t end_row) {
+template <class S>
+void skinny(const tmem::SkinnyOf<S>& s, int64_t row, int64_t end_row) {
   if (s.along_rows) {  // a block of the depth is read in full before the next
     for (int64_t k = 0; k < s.depth; k += tmem::DEPTH)
       skinny_block<true>(s, row, end_row - row, k, least(k + tmem::DEPTH, s.depth));

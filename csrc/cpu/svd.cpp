@@ -148,7 +148,8 @@ Tensor svd_product(const std::vector<Tensor>& w, const Tensor& x, std::optional<
     float* to = static_cast<float*>(out.mutable_data_ptr()) + (i * m + row) * columns;
     std::vector<float> widened, result(whole ? 0 : rows * width);
     Skinny s = matrices.rows(i, row, rows, widened);
-    s.x = right(i), s.c = whole ? to : result.data(), s.columns = width;
+    s.x = right(i), s.c = whole ? to : result.data();
+    s.columns = s.x_row = s.c_row = width;
     if (n == 0) std::fill(s.c, s.c + rows * width, 0.f);
     kernels().skinny(s, 0, rows);
     if (!whole)
@@ -185,7 +186,7 @@ Tensor svd_gram(const std::vector<Tensor>& w, const Tensor& x, const Tensor& sca
     for (int64_t row = 0; row < m; row += DEPTH) {
       const int64_t rows = std::min(DEPTH, m - row);
       Skinny s = matrices.rows(i, row, rows, widened);
-      s.x = right.data(), s.c = inner.data(), s.columns = width;
+      s.x = right.data(), s.c = inner.data(), s.columns = s.x_row = s.c_row = width;
       kernels().skinny(s, 0, rows);
       for (int64_t k = 0; k < rows * width; k++) inner[k] *= by[i];
       s.along_rows = !s.along_rows;  // its transpose

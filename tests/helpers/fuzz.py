@@ -16,7 +16,7 @@ from tmem import reference
 from tmem.ops import OPS, TOKEN_PARTS
 from tmem.testing import TOLERANCES
 
-PASS = "rms_norm", "gated_product", "rotate", "row_linear"  # of a layer in a pass over labels, or of few rows
+PASS = "rms_norm", "gated_product", "rotate", "row_linear", "attend_branches"  # of a layer in a pass over labels, or of few rows
 FUZZED = (*OPS, *TOKEN_PARTS, *PASS)
 OUTPUTS = {
     "lora_expand_": ["o"], "lora_gram_": ["g", "squares"], "lora_backward_": ["g", "squares"], "lora_decode_": ["y"],
@@ -268,10 +268,24 @@ def _of_a_pass(draw: Draw, op: str, dtype, x: Tensor, n: int) -> dict:
     if op == "rms_norm":
         x = x if draw.random() < 0.5 else numbers(draw.randint(0, 3), len(x), x.shape[1])
         return {"x": x, "weight": numbers(x.shape[-1]), "eps": draw.choice((0.1, 2.0)), "plus": draw.choice((0.0, 1.0))}
+    if op == "attend_branches":
+        return _of_texts(draw, numbers)
     batch, length, heads, back = draw.randint(0, 3), draw.choice((0, 1, 5, 9)), draw.randint(1, 3), draw.random() < 0.5
     size, waves = 2 * draw.size(40), draw.choice((1, batch))
     x = numbers(batch, heads, length, size) if back else numbers(batch, length, heads, size)
     return {"x": x, "cos": numbers(waves, length, size), "sin": numbers(waves, length, size), "back": back}
+
+
+def _of_texts(draw: Draw, numbers) -> dict:
+    """Arguments of attend_branches: rows of a beginning and of up to three texts, of any lengths, with padding behind them."""
+    batch, groups, size, length = draw.randint(0, 3), draw.randint(1, 3), draw.size(40), draw.choice((0, 1, 9, 40, 150))
+    q, count = numbers(batch, groups * draw.randint(1, 4), length, size), draw.randint(1, 4)
+    cuts = [sorted(draw.randint(0, length) for _ in range(count)) for _ in range(draw.choice((1, batch)))]
+    runs = torch.tensor([[0, *row] for row in cuts], dtype=torch.int32).view(len(cuts), 1 + count)
+    return {
+        "q": q, "k": numbers(batch, groups, length, size), "v": numbers(batch, groups, length, size), "runs": runs,
+        "scale": draw.choice((0.3, 0.1, 0.0, -0.2)), "window": draw.choice((0, 0, 1, 7, 60)),
+    }  # fmt: skip
 
 
 def _squares(draw: Draw, g: Tensor) -> dict:
@@ -295,7 +309,7 @@ def _compare(name: str, got: Tensor, want: Tensor, terms: Tensor, tolerance: flo
 def _formula(call: Call, arguments: dict) -> dict[str, Tensor]:
     """What the reference makes of these arguments: results and what it writes, by name."""
     found = getattr(reference, call.op)(**arguments)
-    found = found[:1] if call.op == "lora_linear" else found if isinstance(found, tuple) else (found,)
+    found = found[:1] if call.op in ("lora_linear", "attend_branches") else found if isinstance(found, tuple) else (found,)
     named = {f"result {i}": x for i, x in enumerate(found) if x is not None}
     for name in OUTPUTS.get(call.op, ()):
         x = arguments.get(name)
@@ -305,7 +319,7 @@ def _formula(call: Call, arguments: dict) -> dict[str, Tensor]:
 
 def _magnitudes(op: str, arguments: dict) -> dict:
     """The same with every term of every sum positive: what roundings are measured against."""
-    kept = ("seg_slot", "source", "row_slot", "seg_off", "rank", "target", *(("q", "k") if op == "attend" else ()))
+    kept = ("seg_slot", "source", "row_slot", "seg_off", "rank", "target", *(("q", "k") if op in ("attend", "attend_branches") else ()))
     if op in ("rope_write_", "rotate"):  # the half that is turned is also negated
         sin = arguments["sin"].abs()
         sin[..., : sin.shape[-1] // 2] *= -1
@@ -457,6 +471,12 @@ def _bad_value(draw: Draw, op: str, arguments: dict) -> tuple[str | None, object
         return name, x
     if op in ("attend", "bank_step_"):
         return None, None
+    if op == "attend_branches":
+        x = arguments["runs"].clone()
+        if not x.numel():
+            return None, None
+        x[draw.randrange(len(x)), draw.randrange(x.shape[1])] = draw.choice((-1, 10**6, -(2**31), 2**31 - 1))
+        return "runs", x
     slots = "row_slot" if "row_slot" in arguments else "seg_slot"
     if arguments.get(slots) is None:
         return None, None

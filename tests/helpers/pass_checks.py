@@ -98,6 +98,79 @@ def rotations(ops) -> None:
             assert_close("dx", back, dx, TOLERANCES[dtype])
 
 
+TEXTS = (  # tokens of a beginning, and of the texts behind it: heads of q and of k, width, window
+    ((5, 9, 3, 1), 9, 3, 64, 0), ((0, 4, 7), 2, 2, 20, 0), ((13,), 6, 1, 16, 0), ((40, 70, 0, 35), 4, 2, 33, 0),
+    ((20, 30, 9), 6, 2, 64, 11), ((150, 140, 1), 4, 4, 8, 130), ((3, 2), 100, 1, 4, 0), ((2, 3), 2, 1, 0, 0), ((0,), 2, 1, 8, 0),
+)  # fmt: skip
+
+
+def runs_of(*rows):
+    """Of rows of runs by their lengths."""
+    count = max(map(len, rows))
+    ends = [[0, *torch.tensor([*row, *[0] * (count - len(row))]).cumsum(0).tolist()] for row in rows]
+    return torch.tensor(ends, dtype=torch.int32)
+
+
+def attended(q, k, v, runs, scale, window):
+    """By torch's attention, text after text: each with its beginning in front of it, alone."""
+    repeated = [x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v)]
+    out = torch.zeros(len(q), q.shape[2], *q.shape[1::2], dtype=q.dtype)
+    for row, ends in enumerate(runs.expand(len(q), -1).tolist()):
+        begun = list(range(ends[1]))
+        for run, (first, end) in enumerate(zip(ends, ends[1:])):
+            text = begun * (run > 0) + list(range(first, end))
+            at = torch.arange(len(text))
+            seen = (at <= at[:, None]) & (at > at[:, None] - (window or len(text)))
+            alone = [x[row : row + 1, :, text] for x in (q, *repeated)]
+            found = torch.nn.functional.scaled_dot_product_attention(*alone, attn_mask=seen, scale=scale)[0].transpose(0, 1)
+            out[row, first:end] = found[len(text) - (end - first) :]
+    return out
+
+
+def branches(ops) -> None:
+    """o, lse, dq, dk and dv of texts that share a beginning, with padding behind them, windows and any strides."""
+    for dtype in DTYPES:
+        for texts, heads, shared, size, window in TEXTS:
+            length = sum(texts) + 3
+            runs = runs_of(texts, texts[:1]) if len(texts) > 2 else runs_of(texts)
+            q = rows(2, length, heads, size + 1, dtype=dtype)[..., :size].transpose(1, 2)
+            k, v = rows(2, 2, length, shared, size, dtype=dtype).transpose(2, 3)
+            grad = rows(2, heads, length, size, dtype=dtype).transpose(1, 2)
+            arguments = runs, 0.3, window
+            want, gradients = exact(lambda q, k, v, arguments=arguments: attended(q, k, v, *arguments), (q, k, v), grad)
+            o, lse = ops.attend_branches(q, k, v, *arguments)
+            _, expected = reference.attend_branches(q.double(), k.double(), v.double(), *arguments)
+            got = ops.attend_branches_backward(grad, q, k, v, o, lse, *arguments)
+            assert o.dtype == dtype and o.is_contiguous() and lse.dtype == (dtype if dtype == torch.float64 else torch.float32)
+            assert_close("o", o, want, TOLERANCES[dtype])
+            assert_close("lse", lse, expected, TOLERANCES[lse.dtype])
+            for name, one, other in zip(("dq", "dk", "dv"), got, gradients):
+                assert one.dtype == dtype and one.shape == other.shape
+                assert_close(name, one, other, 2 * TOLERANCES[dtype])  # o and grad were rounded before
+
+
+def company(ops) -> None:
+    """A text has the bits that it has alone, beside others of NaN and padding of NaN, however much of its beginning is shared."""
+    for dtype in DTYPES:
+        for window in (0, 140):
+            q, k, v = rows(1, 6, 170, 20, dtype=dtype), *rows(2, 1, 2, 170, 20, dtype=dtype)
+
+            def texts(x, beginning, first, end, gap):
+                """Tokens of x as a row: the beginning, a text of NaN, the text, and padding."""
+                nan = torch.full_like(x[:, :, :gap], NAN)
+                return torch.cat([x[:, :, :beginning], nan, x[:, :, first:end], nan], 2)
+
+            alone, _ = ops.attend_branches(q, k, v, runs_of((170,)), 0.3, window)
+            for beginning, gap in ((1, 5), (40, 3), (131, 60)):
+                row = [texts(x, beginning, beginning, 170, gap) for x in (q, k, v)]
+                o, _ = ops.attend_branches(*row, runs_of((beginning, gap, 170 - beginning)), 0.3, window)
+                real = [*range(beginning), *range(beginning + gap, 170 + gap)]
+                assert torch.equal(o[:, real], alone), "a text depends on its row"
+            part, _ = ops.attend_branches(q[:, :, :90], k[:, :, :90], v[:, :, :90], runs_of((30, 60)), 0.3, window)
+            other, _ = ops.attend_branches(q[:, :, :90], k[:, :, :90], v[:, :, :90], runs_of((30, 60)).expand(1, -1), 0.3, window)
+            assert torch.equal(part, other) and torch.equal(part[:, :30], alone[:, :30])
+
+
 def neighbours(ops) -> None:
     """A row has the bits that it has alone, wherever it lies, beside rows of NaN."""
     for dtype in DTYPES:
@@ -126,4 +199,4 @@ def neighbours(ops) -> None:
                 assert torch.equal(a[0], c[row]) and torch.equal(b[row], c[row]), "a row depends on its neighbours"
 
 
-PASS = [norms, products, rotations, neighbours]
+PASS = [norms, products, rotations, branches, company, neighbours]

@@ -24,6 +24,10 @@ WRONG = {
     "rms_norm_of_all_rows": pass_checks.neighbours,
     "gated_product_slope_of_silu": pass_checks.products,
     "rotate_back_goes_on": pass_checks.rotations,
+    "branches_as_one_text": pass_checks.branches,
+    "branches_keep_the_last": pass_checks.branches,
+    "branches_count_columns": pass_checks.branches,
+    "branches_with_padding": pass_checks.company,
 }
 
 
@@ -32,7 +36,7 @@ def test_values(check):
     check(RIGHT)
 
 
-@pytest.mark.parametrize("check", [pass_checks.norms, pass_checks.products, pass_checks.rotations], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("check", [c for c in pass_checks.PASS if c not in (pass_checks.neighbours, pass_checks.company)], ids=lambda c: c.__name__)
 def test_formulas(check):
     """What serves elsewhere."""
     check(FORMULAS)
@@ -52,16 +56,22 @@ def arguments(name, dtype=torch.float32):
     x, other, third = (torch.randn(2, 5, 18).to(dtype) for _ in range(3))
     norm = {"x": x, "weight": other[0, 0].clone(), "eps": 1e-5, "plus": 1.0}
     gated = {"gate": x, "up": other, "gelu": True}
+    q, k, v = (torch.randn(2, heads, 9, 18).to(dtype) for heads in (4, 2, 2))
+    texts = {"q": q, "k": k, "v": v, "runs": pass_checks.runs_of((2, 3, 4), (3, 3)), "scale": 0.5, "window": 4}
+    o, lse = reference.attend_branches(**texts)
     return {
         "rms_norm": norm,
         "rms_norm_backward": {"dy": third, **norm, "need_dw": True},
         "gated_product": gated,
         "gated_product_backward": {"grad": third, **gated},
         "rotate": {"x": torch.randn(2, 5, 3, 18).to(dtype), "cos": other, "sin": third[:1].expand(2, -1, -1), "back": False},
+        "attend_branches": texts,
+        "attend_branches_backward": {"d_o": torch.randn_like(o), **{n: texts[n] for n in "qkv"}, "o": o, "lse": lse,
+                                     **{n: texts[n] for n in ("runs", "scale", "window")}},
     }[name]
 
 
-LEAVES = {"rms_norm": ("x", "weight"), "gated_product": ("gate", "up"), "rotate": ("x",)}
+LEAVES = {"rms_norm": ("x", "weight"), "gated_product": ("gate", "up"), "rotate": ("x",), "attend_branches": ("q", "k", "v")}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16, torch.float64], ids=str)
@@ -102,6 +112,8 @@ def test_threads_change_no_bit(dtype):
     """Of enough rows for all of them; the weight's gradient is a sum over rows."""
     x, dy, weight = (torch.randn(n, 200).to(dtype) for n in (3001, 3001, 1))
     heads, wave = torch.randn(4, 700, 6, 20).to(dtype), torch.randn(1, 700, 20).to(dtype)
+    q, kv = heads.transpose(1, 2), heads[:, :, :3].transpose(1, 2)
+    texts = pass_checks.runs_of((200, 300, 100, 90)), 0.3, 0
     found, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
@@ -109,7 +121,8 @@ def test_threads_change_no_bit(dtype):
             found.append([
                 ops.rms_norm(x, weight[0], 1e-5, 0.0), *RIGHT.rms_norm_backward(dy, x, weight[0], 1e-5, 0.0, True),
                 ops.gated_product(x, dy, False), *RIGHT.gated_product_backward(dy, x, x, True),
-                ops.rotate(heads, wave, wave),
+                ops.rotate(heads, wave, wave), *RIGHT.attend_branches(q, kv, kv, *texts),
+                *RIGHT.attend_branches_backward(heads, q, kv, kv, *RIGHT.attend_branches(q, kv, kv, *texts), *texts),
             ])  # fmt: skip
     finally:
         torch.set_num_threads(before)
@@ -167,6 +180,14 @@ def test_autocast_and_forward_mode(name):
         ("rotate", {"back": True}, ValueError, r"cos must have shape \[2, 3, 18\], got \[2, 5, 18\]"),
         ("rotate", {"sin": torch.zeros(1, 5, 18)}, ValueError, r"sin must have shape \[2, 5, 18\]"),
         ("rotate", {"sin": torch.zeros(2, 5, 18, requires_grad=True)}, ValueError, "sin must not require grad"),
+        ("attend_branches", {"k": torch.zeros(2, 3, 9, 18), "v": torch.zeros(2, 3, 9, 18)}, ValueError, "q must have a multiple of k's 3 heads, got 4"),
+        ("attend_branches", {"v": torch.zeros(2, 2, 8, 18)}, ValueError, r"v must have shape \[2, 2, 9, 18\]"),
+        ("attend_branches", {"v": torch.zeros(2, 2, 9, 18).half()}, TypeError, "v must be float32, got float16"),
+        ("attend_branches", {"runs": torch.zeros(3, 2).int()}, ValueError, r"runs must have shape \[1 or 2, 2 or more\]"),
+        ("attend_branches", {"runs": torch.zeros(2, 4)}, TypeError, "runs must be int32, got float32"),
+        ("attend_branches", {"runs": pass_checks.runs_of((4, 6))}, ValueError, "from 0 to at most 9, got 0 to 10 in row 0"),
+        ("attend_branches", {"runs": pass_checks.runs_of((4, -1, 2))}, ValueError, "not decrease, got 4 then 3 in row 0"),
+        ("attend_branches", {"window": -1}, ValueError, r"window must be 0 \(none\) or more, got -1"),
     ],
 )  # fmt: skip
 def test_errors_are_one_sentence(name, change, error, why):
@@ -185,6 +206,12 @@ def test_errors_are_one_sentence(name, change, error, why):
         ("rotate", {"x": torch.zeros(2, 5, 3, 17)}, "even width, got 17"),
         ("rotate", {"cos": torch.zeros(3, 5, 18)}, "cos must have 1 or 2 rows, got 3"),
         ("rotate", {"sin": torch.zeros(2, 5, 16)}, "sin must have size 18 in dimension 2, got 16"),
+        ("attend_branches", {"runs": pass_checks.runs_of((4, 6))}, "from 0 to at most 9, got 0 to 10 in row 0"),
+        ("attend_branches", {"runs": pass_checks.runs_of((4, -1, 2))}, "not decrease, got 4 then 3 in row 0"),
+        ("attend_branches", {"k": torch.zeros(2, 3, 9, 18), "v": torch.zeros(2, 3, 9, 18)}, "a multiple of k's 3 heads, got 4"),
+        ("attend_branches", {"window": -1}, "window must be 0"),
+        ("attend_branches_backward", {"lse": torch.zeros(2, 4, 8)}, "lse must have size 9 in dimension 2, got 8"),
+        ("attend_branches_backward", {"d_o": torch.zeros(2, 9, 4, 18).half()}, "d_o must be Float, got Half"),
     ],
 )
 def test_what_skips_the_checks_of_python_is_refused_too(name, change, why):

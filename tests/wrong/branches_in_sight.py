@@ -5,9 +5,10 @@ from tmem.rl import replay
 
 
 def backward(*arguments, **options):
-    rows = masks.Branches.rows
+    rows, runs = masks.Branches.rows, masks.Branches.runs
     masks.Branches.rows = lambda self, start, stop: rows(masks.Branches(self.numbers * 0), start, stop)
+    masks.Branches.runs = property(lambda self: runs.fget(masks.Branches(self.numbers * 0)))
     try:
         return replay.backward(*arguments, **options)
     finally:
-        masks.Branches.rows = rows
+        masks.Branches.rows, masks.Branches.runs = rows, runs

@@ -1,5 +1,6 @@
-"""How attention is computed: by torch's own kernels, of which none is given a mask of a whole long text, and by products of our
-own where torch's lose: one new token per row (by the op `attend`), and bf16 sequences of some hundred tokens on a CPU.
+"""How attention is computed: by torch's own kernels, of which none is given a mask of a whole long text, and in ways of our own
+where torch's lose: one new token per row (by the op `attend`), and on a CPU branches and sequences of some hundred tokens (by
+`attend_branches`, of bf16 by products).
 
 A pass over T tokens takes memory in proportion to T. Texts from their beginning are causal, which kernels know without a mask;
 windows and branches go chunk after chunk of queries, each with its own part of the mask.
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from ..ops import attend
+from ..ops import attend, attend_branches
 from ..ops._once import once_differentiable
 from ..ops.attend import WIDEST
 from . import masks
@@ -26,21 +27,27 @@ MOST = 1024  # tokens; the probabilities of a layer are kept for backward, in bf
 QUERIES = 1024  # at once with a mask; a shorter text is one chunk, whose bits are those of the causal kernel
 
 
-def choose(hidden: Tensor, mask: Tensor | masks.Branches | None, window: int | None, cached: bool) -> Callable:
+def choose(
+    hidden: Tensor, mask: Tensor | masks.Branches | None, window: int | None, cached: bool, by_pieces: bool = False
+) -> Callable:
     """What computes attention in a forward pass over `hidden` [B, T, D].
 
     mask    what every token sees: bool 4-D, or its rule; None: the tokens before it, which are all of this pass
     window  of these the last so many alone; None: all
     cached  keys and values are kept
+    by_pieces  what a layer is made of goes by ops
 
-    torch's flash attention on CPUs spends two to six times as long on a short bf16 backward as four products.
+    torch's flash attention on CPUs computes what a mask hides, and spends two to six times as long on a short bf16 backward as
+    four products.
     """
-    length = hidden.shape[1]
+    length, half = hidden.shape[1], hidden.dtype == torch.bfloat16
+    if by_pieces and (runs := _runs(mask, length, half)) is not None:
+        return partial(_branches, runs=runs, window=window or 0)
     whole = isinstance(mask, masks.Branches) and length <= QUERIES
     mask = mask.rows(0, length) if whole else mask
     if cached and length == 1 and mask is not None:
         return partial(_one_token, mask=masks.windowed(mask, window))
-    if not cached and hidden.device.type == "cpu" and hidden.dtype == torch.bfloat16 and length <= MOST:
+    if not cached and hidden.device.type == "cpu" and half and length <= MOST:
         if torch.is_grad_enabled():
             mask = masks.causal(length) if mask is None else mask
             return partial(_short, bias=masks.bias(masks.windowed(mask, window), hidden.dtype))
@@ -52,6 +59,13 @@ def choose(hidden: Tensor, mask: Tensor | masks.Branches | None, window: int | N
         return _causal
     before, most = masks.shown(window - 1), min(QUERIES, masks.shown(length))
     return partial(_windows, bias=masks.band(most, before, window, hidden), before=before)
+
+
+def _runs(mask: Tensor | masks.Branches | None, length: int, half: bool) -> Tensor | None:
+    """What attend_branches takes, where it is the fastest: of branches, and of short sequences in fp32."""
+    if isinstance(mask, masks.Branches):
+        return mask.runs
+    return torch.tensor([[0, length]], dtype=torch.int32) if mask is None and not half and length <= MOST else None
 
 
 def _sdpa(*args, attend_by: Callable | None = None, **kwargs) -> tuple[Tensor, None]:
@@ -71,6 +85,13 @@ def _causal(module, query, key, value, _mask, scaling=None, **_kwargs) -> tuple[
         (key, value), grouped = _repeated(query, key, value), False
     out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _branches(module, query, key, value, _mask, scaling=None, *, runs: Tensor, window: int, **_kwargs) -> tuple[Tensor, None]:
+    """L = T, runs and window as attend_branches takes them."""
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key = query.to(value.dtype), key.to(value.dtype)  # see _short
+    return attend_branches(query, key, value, runs, scaling, window), None
 
 
 def _masked(module, query, key, value, _mask, *, mask: Tensor, **kwargs) -> tuple[Tensor, None]:

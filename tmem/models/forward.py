@@ -84,8 +84,11 @@ def layers(
     of, rotaries = surroundings(model, hidden, positions, start=start, stop=stop)
     if mask is None and cache is not None and cache.length:
         raise ValueError(f"forward: the cache holds {cache.length} columns; mask must say which of these every token sees.")
-    attend_by = {kind: choose(hidden, mask, window(config, kind), cache is not None) for kind in rotaries}
     by_pieces = by_pieces and cache is None and pieces.serve(model, decoder.layers, hidden)
+    dropout = model.training and bool(getattr(config, "attention_dropout", 0.0))
+    attend_by = {
+        kind: choose(hidden, mask, window(config, kind), cache is not None, by_pieces and not dropout) for kind in rotaries
+    }
     own = decoder.layers[start:stop]
     for layer, kind in zip(own, of):
         if by_pieces and pieces.whole(layer, hidden.dtype):

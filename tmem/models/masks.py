@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -32,6 +33,31 @@ class Branches:
         old = torch.arange(self.padded, device=self.before.device) < self.before
         rows = max(len(old), len(new))
         return torch.cat([part.expand(rows, 1, stop - start, -1) for part in (old[:, None, None], new)], -1)
+
+    @property
+    def runs(self) -> Tensor | None:
+        """int32 [1 or B, N+1], as ops.attend_branches takes them: where in a row the trunk ends, and each of its branches. None
+        where tokens of a branch do not stand side by side, the trunk's first, or where others precede them."""
+        rows = None if self.before is not None else [_ends(row) for row in self.numbers.tolist()]
+        if rows is None or None in rows:
+            return None
+        longest = max(map(len, rows), default=2)
+        return torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows], dtype=torch.int32).view(-1, longest)
+
+
+def _ends(numbers: list[int]) -> list[int] | None:
+    """Where the runs of a row end, from 0 and the trunk's on. What follows the branches and is on none of them is padding."""
+    groups = [(number, len(list(group))) for number, group in groupby(numbers)]
+    if len(groups) > 1 and groups[-1][0] == 0:
+        groups.pop()
+    if not groups or groups[0][0]:
+        groups.insert(0, (0, 0))
+    if len({number for number, _ in groups}) < len(groups):
+        return None
+    ends = [0]
+    for _, length in groups:
+        ends.append(ends[-1] + length)
+    return ends
 
 
 def causal(length: int, device: torch.device | str = "cpu") -> Tensor:

@@ -20,6 +20,7 @@ from tmem.ops._layer import PARTS as LAYER_PARTS
 from tmem.ops._registry import defined, kernel_for, load_compiled, serve
 from tmem.ops.attend import attend
 from tmem.ops.backward import lora_backward_
+from tmem.ops.branches import attend_branches
 from tmem.ops.copy import bank_copy_
 from tmem.ops.decode import lora_decode_, lora_decode_multi_
 from tmem.ops.expand import lora_expand_
@@ -41,8 +42,9 @@ from tmem.ops.step import HYPER, bank_step_
 SVD_PARTS = tuple(name for name in defined if name.startswith("svd_"))  # what batched_rsvd is made of
 TOKEN_PARTS = "lora_decode_multi_", "lora_norm", "lora_glu", "rope_write_"  # what a decoder's layer does for one token a row
 CPU_PARTS = ("row_linear",)  # and on a CPU its products
-PASS_PARTS = (  # what a decoder's layer does in a pass over labels on a CPU, beside its products and attention
-    "rms_norm", "rms_norm_backward", "gated_product", "gated_product_backward", "rotate",
+PASS_PARTS = (  # what a decoder's layer does in a pass over labels on a CPU, beside its products
+    "rms_norm", "rms_norm_backward", "gated_product", "gated_product_backward", "rotate", "attend_branches",
+    "attend_branches_backward",
 )  # fmt: skip
 OPS = tuple(name for name in defined if name not in (*SVD_PARTS, *LAYER_PARTS, *TOKEN_PARTS, *CPU_PARTS, *PASS_PARTS))
 
@@ -55,6 +57,7 @@ __all__ = [
     "SVD_PARTS",
     "TOKEN_PARTS",
     "attend",
+    "attend_branches",
     "bank_copy_",
     "bank_step_",
     "batched_rsvd",

@@ -286,3 +286,15 @@ def _slots(op: str, name: str, item: str, slots: Tensor, rank: Tensor, stored: i
             raise ValueError(f"{op}: {name} names slot {slot} at {item} {i}, but that slot is freed (rank 0)")
         if slot >= 0 and not 1 <= ranks[slot] <= stored:
             raise ValueError(f"{op}: rank of slot {slot} must be in 1..{stored} (stored ranks), got {ranks[slot]}")
+
+
+def runs(op: str, runs: Tensor, tokens: int) -> None:
+    """Offsets of the runs of every row, from 0, nondecreasing, to at most `tokens`."""
+    if torch.compiler.is_compiling() or type(runs) is not Tensor or not runs.is_cpu:
+        return
+    for row, own in enumerate(runs.tolist()):
+        if own[0] != 0 or own[-1] > tokens:
+            raise ValueError(f"{op}: runs must go from 0 to at most {tokens}, got {own[0]} to {own[-1]} in row {row}")
+        for one, other in zip(own, own[1:]):
+            if other < one:
+                raise ValueError(f"{op}: runs must not decrease, got {one} then {other} in row {row}")

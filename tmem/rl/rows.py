@@ -15,7 +15,7 @@ from ..adapters import routes
 from ..adapters.bank import AdapterBank
 from .policy import Policy
 
-LONGEST = 1024  # tokens of a row of several texts: attention between branches is computed and masked
+LONGEST = 2048  # tokens of a row of several texts: on a GPU attention between branches is computed and masked
 # Of texts that begin alike and go on otherwise: tokens of their row at most, and that each saves at least. A longer row costs
 # more in attention than it saves in products.
 JOINED, SHARED = 256, 8
