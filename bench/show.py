@@ -26,6 +26,7 @@ TITLES = {
     "overhead": "a chain of tiny layers, forward and backward, and its ops without layers and autograd: ms, ratio to base",
     "model": "8 ragged episodes through the whole decoder, forward and backward: ms, ratio to base",
     "update": "one online update, 8 tokens of each pair labelled: ms, ratio to the plain way",
+    "branches": "attention of texts that share the beginning of a row, forward and backward: ms, ratio to tmem",
     "step": "one AdamW step of all adapters, tmem and torch's fused: ms, ratio to one flat tensor, % of copy bandwidth",
     "fused": "the gradients of all layers and one step by them, in one op a layer and apart: ms, ratio to apart",
     "idle": "the same step among idle rows: ms, ratio",

@@ -389,11 +389,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tenso
 
 
 def attend_branches(q: Tensor, k: Tensor, v: Tensor, runs: Tensor, scale: float, window: int) -> tuple[Tensor, Tensor]:
-    """o [B,T,H,D] and lse [B,H,T]: attention of texts that share the beginning of a row, and log Σ_c e^(scale·q·k) of its softmax.
+    """o [B,T,H,D] and lse [B,H,T]: attention of texts that share the beginning of a row, and log Σ_c e^(scale·q·k).
 
-    q [B,H,T,D]; k and v [B,G,T,D]; runs int32 [1 or B,N+1]: run r of a row is its tokens [runs[r], runs[r+1]). A token sees run 0
-    and what precedes it in its own run, itself last; with a window of those the last so many. Behind the last run is padding:
-    zeros.
+    q [B,H,T,D]; k and v [B,G,T,D]; runs int32 [1 or B,N+1]: run r of a row is its tokens [runs[r], runs[r+1]). A token sees
+    run 0 and what precedes it in its own run, itself last; with a window of those the last so many. Behind the last run is
+    padding: zeros.
     """
     wide = q.dtype if q.dtype == torch.float64 else torch.float32
     seen = _seen_in_runs(runs, q.shape[2], window)
@@ -409,7 +409,8 @@ def attend_branches(q: Tensor, k: Tensor, v: Tensor, runs: Tensor, scale: float,
 def attend_branches_backward(
     d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, runs: Tensor, scale: float, window: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk and dv: with P the softmax and dP = dO Vᵀ, dV = Pᵀ dO, dS = scale P ∘ (dP - rowsum(dO ∘ O)), dQ = dS K, dK = dSᵀ Q."""
+    """dq, dk and dv. With P the softmax and dP = dO Vᵀ: dV = Pᵀ dO, dS = scale P ∘ (dP - rowsum(dO ∘ O)), dQ = dS K,
+    dK = dSᵀ Q."""
     wide = q.dtype if q.dtype == torch.float64 else torch.float32
     seen = _seen_in_runs(runs, q.shape[2], window)[:, None, None]
     rows, grad, out = (x.to(wide).unflatten(1, (k.shape[1], -1)) for x in (q, d_o.transpose(1, 2), o.transpose(1, 2)))

@@ -124,13 +124,13 @@ WAYS = (by_memory, by_rollout, by_scored_rollout, by_evaluation, by_dissection)
 @pytest.fixture
 def seen(monkeypatch):
     """(prompts that were taught, prompts that were asked), as token ids; a write is always PAIR."""
-    taught, asked, block, decode, probable = [], [], learning._block, agents.decode, scored.log_probabilities
+    taught, asked, trunks, decode, probable = [], [], learning._trunks, agents.decode, scored.log_probabilities
 
-    def of_learning(model, bank, group, *rest):
-        for row in group:
+    def of_learning(model, bank, groups):
+        for row in (row for group, _ in groups for row in group):
             read = [(number, token) for c, (number, token) in enumerate(zip(row.numbers, row.ids)) if c not in row.labels]
             taught.extend([token for n, token in read if n in (0, number)] for number in sorted({*row.numbers} - {0}))
-        return block(model, bank, group, *rest)
+        return trunks(model, bank, groups)
 
     def of_saying(model, prompts, **how):
         asked.extend(prompts)
@@ -140,7 +140,7 @@ def seen(monkeypatch):
         asked.extend(agent.chat.prompt(p) for p in prompts)
         return probable(agent, prompts, *rest)
 
-    monkeypatch.setattr(learning, "_block", of_learning)
+    monkeypatch.setattr(learning, "_trunks", of_learning)
     monkeypatch.setattr(agents, "decode", of_saying)
     monkeypatch.setattr(scored, "log_probabilities", of_scoring)
     monkeypatch.setattr(agents, "parse", lambda *_, **__: Written([PAIR]))

@@ -16,7 +16,7 @@ from tmem import reference
 from tmem.ops import OPS, TOKEN_PARTS
 from tmem.testing import TOLERANCES
 
-PASS = "rms_norm", "gated_product", "rotate", "row_linear", "attend_branches"  # of a layer in a pass over labels, or of few rows
+PASS = "rms_norm", "gated_product", "rotate", "row_linear", "attend_branches"  # of a pass over labels, or of few rows
 FUZZED = (*OPS, *TOKEN_PARTS, *PASS)
 OUTPUTS = {
     "lora_expand_": ["o"], "lora_gram_": ["g", "squares"], "lora_backward_": ["g", "squares"], "lora_decode_": ["y"],
@@ -319,7 +319,7 @@ def _formula(call: Call, arguments: dict) -> dict[str, Tensor]:
 
 def _magnitudes(op: str, arguments: dict) -> dict:
     """The same with every term of every sum positive: what roundings are measured against."""
-    kept = ("seg_slot", "source", "row_slot", "seg_off", "rank", "target", *(("q", "k") if op in ("attend", "attend_branches") else ()))
+    kept = ("seg_slot", "source", "row_slot", "seg_off", "rank", "target", *(("q", "k") if op.startswith("attend") else ()))
     if op in ("rope_write_", "rotate"):  # the half that is turned is also negated
         sin = arguments["sin"].abs()
         sin[..., : sin.shape[-1] // 2] *= -1

@@ -36,7 +36,7 @@ def test_values(check):
     check(RIGHT)
 
 
-@pytest.mark.parametrize("check", [c for c in pass_checks.PASS if c not in (pass_checks.neighbours, pass_checks.company)], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("check", pass_checks.FORMULAS, ids=lambda check: check.__name__)
 def test_formulas(check):
     """What serves elsewhere."""
     check(FORMULAS)
@@ -66,8 +66,13 @@ def arguments(name, dtype=torch.float32):
         "gated_product_backward": {"grad": third, **gated},
         "rotate": {"x": torch.randn(2, 5, 3, 18).to(dtype), "cos": other, "sin": third[:1].expand(2, -1, -1), "back": False},
         "attend_branches": texts,
-        "attend_branches_backward": {"d_o": torch.randn_like(o), **{n: texts[n] for n in "qkv"}, "o": o, "lse": lse,
-                                     **{n: texts[n] for n in ("runs", "scale", "window")}},
+        "attend_branches_backward": {
+            "d_o": torch.randn_like(o),
+            **{n: texts[n] for n in "qkv"},
+            "o": o,
+            "lse": lse,
+            **{n: texts[n] for n in ("runs", "scale", "window")},
+        },
     }[name]
 
 
@@ -180,7 +185,7 @@ def test_autocast_and_forward_mode(name):
         ("rotate", {"back": True}, ValueError, r"cos must have shape \[2, 3, 18\], got \[2, 5, 18\]"),
         ("rotate", {"sin": torch.zeros(1, 5, 18)}, ValueError, r"sin must have shape \[2, 5, 18\]"),
         ("rotate", {"sin": torch.zeros(2, 5, 18, requires_grad=True)}, ValueError, "sin must not require grad"),
-        ("attend_branches", {"k": torch.zeros(2, 3, 9, 18), "v": torch.zeros(2, 3, 9, 18)}, ValueError, "q must have a multiple of k's 3 heads, got 4"),
+        ("attend_branches", dict.fromkeys("kv", torch.zeros(2, 3, 9, 18)), ValueError, "a multiple of k's 3 heads, got 4"),
         ("attend_branches", {"v": torch.zeros(2, 2, 8, 18)}, ValueError, r"v must have shape \[2, 2, 9, 18\]"),
         ("attend_branches", {"v": torch.zeros(2, 2, 9, 18).half()}, TypeError, "v must be float32, got float16"),
         ("attend_branches", {"runs": torch.zeros(3, 2).int()}, ValueError, r"runs must have shape \[1 or 2, 2 or more\]"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -24,6 +25,8 @@ from .renderings import asked_back, worded
 from .spans import picked, ranked
 from .teach import Lesson, chosen
 from .write import Written, answered, asked_of, beside, first_line, list_prompt, parse, parse_answers, stands, together
+
+OPENING = 16  # tokens before a question that are read by themselves, or more
 
 
 @dataclass(frozen=True)
@@ -173,13 +176,17 @@ class Agent:
         keys: Sequence[str] | None = None,
         ranks: Sequence[int] | None = None,
         watch: Callable[[int, int], bool] | None = None,
+        questions: bool = False,
     ) -> list[Reply]:
         """What the model says to each prompt under the Δ of its slot (-1, or no slots at all: the model alone).
 
         prompts   user turns as text, or token ids
+        questions  many are asked: the words before each are read once for all under one Δ, in a pass of their own
         The others are those of `decode`.
         """
         ids = [p if isinstance(p, list) else self.chat.prompt(p) for p in prompts]
+        if questions:
+            begins = [self._opened(p) for p in ids]
         bank = None if slots is None else self.bank
         generate: Generate = partial(decode, self.model, watch=watch)
         if self.elsewhere is not None and watch is None:
@@ -189,6 +196,18 @@ class Agent:
             top_p=top_p, keys=keys, ranks=ranks,
         )  # fmt: skip
         return [self.replied(p, g, begin) for p, g, begin in zip(ids, found, begins or [0] * len(ids))]
+
+    def _opened(self, prompt: Sequence[int]) -> int:
+        """How many of a prompt's tokens are the words before a question; 0 where they are fewer than OPENING."""
+        begin = len(os.path.commonprefix([self._opening, list(prompt[:-1])]))
+        return begin if begin >= OPENING else 0
+
+    @functools.cached_property
+    def _opening(self) -> list[int]:
+        """What every question begins with when it is asked."""
+        return list(
+            os.path.commonprefix([self.chat.prompt(self.asked(question)) for question in ("What is it?", "Who was there?")])
+        )
 
     def decoding(self) -> Decoding:
         """A batch that prompts join and leave at any step, under the Δ of their slots; what it says has `chat.ends` as ends."""
@@ -236,7 +255,7 @@ class Agent:
 
     def answer(self, questions: Sequence[str], slots: Sequence[int] | None = None) -> list[str]:
         """Short answers to questions, worded by `asked`, greedy; slots as in `say`. See `settled`."""
-        said = self.say([self.asked(q) for q in questions], slots, max_new=self.config.answer.max_new)
+        said = self.say([self.asked(q) for q in questions], slots, max_new=self.config.answer.max_new, questions=True)
         return self.settled(questions, said, [-1] * len(questions) if slots is None else slots)
 
     def write(

@@ -60,11 +60,11 @@ class Block(Protocol):
 
 
 def label_losses(
-    model, hidden: Tensor, positions: Tensor, branches: Tensor, start: int, at: Tensor, targets: Tensor, weights: Tensor
+    model, hidden: Tensor, positions: Tensor, branches: fw.Branches, start: int, at: Tensor, targets: Tensor, weights: Tensor
 ) -> Tensor:
     """The loss of every label times its weight [L], of a pass over hidden [B, T, D] from layer `start` on; at: int64 [L], the
     places of the labels' states in the B · T. Routes must serve [L, 1, K] as well, see Route.narrow."""
-    hidden = fw.layers(model, hidden, positions, fw.Branches(branches), start=start, by_pieces=True, at=at)
+    hidden = fw.layers(model, hidden, positions, branches, start=start, by_pieces=True, at=at)
     return F.cross_entropy(fw.logits(model, hidden), targets, reduction="none") * weights
 
 
@@ -156,7 +156,7 @@ class Step:
         self.route.lay(self.hidden.shape[:-1], self.off, self.slot)
         self.route.lay(torch.Size((self.extent.labels, 1)), self.label_off, self.label_slot)
         with routes.alone([self.route]):
-            inputs = self.hidden, self.positions, self.branches
+            inputs = self.hidden, self.positions, fw.Branches(self.branches)
             losses = label_losses(self.model, *inputs, self.start, self.at, self.targets, self.weights)
             losses.sum().backward()
         self.losses.copy_(losses.detach())

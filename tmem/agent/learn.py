@@ -5,7 +5,7 @@ another: most are far shorter than the bucket they would be padded to. What all 
 question, is computed once a row. What each episode gets is what it would get alone, bit for bit: its loss is normalised by its
 own label count, a row is one slot's, only rows of one length bucket share a batch, and those of a slot never split over two
 batches. The frozen trunk below the lowest adapted layer runs once per update and rendering (not where it draws dropout anew in
-every pass), logits exist only at labels.
+every pass), and once for all slots that are taught the same, such as the rollouts of one episode. Logits exist only at labels.
 """
 
 from __future__ import annotations
@@ -65,19 +65,25 @@ class _Row:
     positions: list[int]  # of every token in its own sequence
     numbers: list[int]  # of every token's sequence, from 1; 0 is the beginning
     labels: list[int]  # columns of the answers' tokens
+    texts: list[tuple[int, ...]]  # each sequence, whole
 
     @classmethod
     def begun(cls, slot: int, trunk: list[int]) -> _Row:
         """A row without sequences yet."""
-        return cls(slot, len(trunk), list(trunk), list(range(len(trunk))), [0] * len(trunk), [])
+        return cls(slot, len(trunk), list(trunk), list(range(len(trunk))), [0] * len(trunk), [], [])
 
     def add(self, ids: list[int], prompt: int) -> None:
         """One more sequence, whose first `prompt` tokens are read and not said."""
         own = len(ids) - self.trunk
+        self.texts.append(tuple(ids))
         self.labels += range(len(self.ids) + prompt - self.trunk, len(self.ids) + own)
         self.numbers += [1 + (self.numbers[-1] if self.numbers else 0)] * own
         self.positions += range(self.trunk, len(ids))
         self.ids += ids[self.trunk :]
+
+    def places(self) -> list[tuple[int, int]]:
+        """Of every token a sequence of the row that has it, by its number from 0, and the token's place there."""
+        return [(max(0, number - 1), at) for number, at in zip(self.numbers, self.positions)]
 
 
 def packed(slot: int, sequences: Sequence[tuple[list[int], int]]) -> list[_Row]:
@@ -284,15 +290,17 @@ def _minibatches(model, bank, jobs, chat, config, turn: int = 0) -> Minibatches:
                 own = packed(slot, sequences)
                 rows.setdefault(fw.bucket(max(len(row.ids) for row in own)), []).append(own)
                 labels[slot] = sum(len(row.labels) for row in own)
-        blocks = []
+        groups: list[tuple[list[_Row], int]] = []  # and the bucket
         for length, slots in sorted(rows.items()):
             group: list[_Row] = []
             for own in slots:
                 if group and (len(group) + len(own)) * length > MAX_TOKENS:
-                    blocks.append(_block(model, bank, group, length, labels))
+                    groups.append((group, length))
                     group = []
                 group += own
-            blocks.append(_block(model, bank, group, length, labels))
+            groups.append((group, length))
+        made = _trunks(model, bank, groups)
+        blocks = [_block(bank, group, length, hidden, labels) for (group, length), hidden in zip(groups, made)]
         out.append(blocks)
     return out
 
@@ -311,13 +319,47 @@ def _encoded(chat: Chat, pair: Pair, config: LearnConfig) -> tuple[list[int], in
     return prompt + answer[: config.max_pair_tokens - len(prompt)], len(prompt)
 
 
+def _trunks(model, bank: AdapterBank, groups: list[tuple[list[_Row], int]]) -> list[Tensor]:
+    """What the layers below the first adapted one make of the rows of each group, [B, T, D] of its bucket T.
+
+    Where a text's bits depend on no other text of its row, the same text is computed once for all slots.
+    """
+    counted = [text for group, _ in groups for row in group for text in row.texts]
+    texts = dict.fromkeys(counted)
+    if 4 * len(texts) > 3 * len(counted) or not fw.apart(model):
+        return [_trunk(model, bank, *group) for group in groups]
+    once = packed(-1, [(list(text), len(text)) for text in texts])
+    length = fw.bucket(max(len(row.ids) for row in once))
+    at_once = max(1, MAX_TOKENS // length)
+    hidden = torch.cat([_trunk(model, bank, once[i : i + at_once], length) for i in range(0, len(once), at_once)]).flatten(0, 1)
+    where = {
+        (row.texts[number], at): r * length + column
+        for r, row in enumerate(once) for column, (number, at) in enumerate(row.places())
+    }  # fmt: skip
+    for r, row in enumerate(once):  # what a row's sequences begin with stands there once
+        where |= {(text, at): r * length + at for text in row.texts for at in range(row.trunk)}
+    out = []
+    for group, bucket in groups:
+        rows = [[where[row.texts[number], at] for number, at in row.places()] for row in group]
+        index = fw.pad(rows, bucket, device=bank.device, dummies=False)
+        out.append(hidden[index])
+    return out
+
+
 @torch.no_grad()
-def _block(model, bank, group: list[_Row], length: int, labels: dict[int, int]) -> _Block:
-    kinds = ([row.ids for row in group], [row.positions for row in group], [row.numbers for row in group])
+def _trunk(model, bank: AdapterBank, rows: list[_Row], length: int) -> Tensor:
+    kinds = [row.ids for row in rows], [row.positions for row in rows], [row.numbers for row in rows]
     # No dummy rows: products have 16 rows and more.
     ids, positions, numbers = (fw.pad(kind, length, device=bank.device, dummies=False) for kind in kinds)
-    embedded, branches = fw.embed(model, ids), fw.Branches(numbers)
-    hidden = fw.layers(model, embedded, positions, branches, stop=trunk_layers(model, bank), by_pieces=True)
+    embedded, branches = fw.embed(model, ids), fw.Branches.counted(numbers)
+    return fw.layers(model, embedded, positions, branches, stop=trunk_layers(model, bank), by_pieces=True)
+
+
+def _block(bank: AdapterBank, group: list[_Row], length: int, hidden: Tensor, labels: dict[int, int]) -> _Block:
+    positions, numbers = (
+        fw.pad(kind, length, device=bank.device, dummies=False)
+        for kind in ([row.positions for row in group], [row.numbers for row in group])
+    )
     # The state at column c predicts token c + 1.
     spots = [(r, c - 1, row.ids[c], 1.0 / labels[row.slot]) for r, row in enumerate(group) for c in row.labels]
     return _Block.filled(hidden, positions, numbers, [row.slot for row in group], [len(row.ids) for row in group], spots)
@@ -352,7 +394,7 @@ def _pass(model, bank, blocks: list[_Block], *, backward: bool) -> dict[int, flo
         with bank.route(block.slots, learn=backward, lengths=block.lengths):
             for route in routes.here():
                 route.narrow(labelled(block), len(block.targets))
-            inputs = block.hidden, block.positions, block.branches
+            inputs = block.hidden, block.positions, fw.Branches.counted(block.branches)
             found = label_losses(model, *inputs, trunk_layers(model, bank), at, targets, weights)
             if backward:
                 found.sum().backward()

@@ -322,6 +322,7 @@ class _Batch:
                 max_new=agent.config.answer.max_new,
                 temperature=self.how.temperature if sampled else 0.0,
                 keys=[f"{r.key}/answer/{q.id}" for r, _, q in asked],
+                questions=True,
             )
             answers = [first_line(r.text) for r in replies] if sampled else agent.settled(
                 [q.text for *_, q in asked], replies, [slot for _, slot, _ in asked]

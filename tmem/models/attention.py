@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from ..ops import attend, attend_branches
+from ..ops import attend
 from ..ops._once import once_differentiable
 from ..ops.attend import WIDEST
 from . import masks
@@ -91,7 +91,8 @@ def _branches(module, query, key, value, _mask, scaling=None, *, runs: Tensor, w
     """L = T, runs and window as attend_branches takes them."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key = query.to(value.dtype), key.to(value.dtype)  # see _short
-    return attend_branches(query, key, value, runs, scaling, window), None
+    # Not by the public function, which reads the values of `runs`: the kernel alone does.
+    return torch.ops.tmem.attend_branches(query, key, value, runs, scaling, window)[0], None
 
 
 def _masked(module, query, key, value, _mask, *, mask: Tensor, **kwargs) -> tuple[Tensor, None]:

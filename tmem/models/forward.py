@@ -10,6 +10,7 @@ there is a label, and what each token sees is said by the caller, so that a row'
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +110,18 @@ def layers(
     return hidden if at is None else hidden.flatten(0, 1).index_select(0, at)
 
 
+def apart(model: nn.Module) -> bool:
+    """Whether no text's bits depend on the others of its row, nor on its place there, in passes by pieces: where ops serve
+    these on a CPU, and on a GPU, where none are promised."""
+    decoder, some = parts(model), next(model.parameters())
+    if some.is_cuda:
+        return True
+    return (
+        pieces.serve(model, decoder.layers, some) and all(pieces.whole(layer, some.dtype) for layer in decoder.layers)
+        and not (model.training and getattr(model.config, "attention_dropout", 0.0))
+    )  # fmt: skip
+
+
 def surroundings(
     model: nn.Module, hidden: Tensor, positions: Tensor, *, start: int = 0, stop: int | None = None
 ) -> tuple[list[str], dict[str, tuple[Tensor, Tensor]]]:
@@ -157,9 +170,25 @@ def head(model: nn.Module, hidden: Tensor, normed: bool = False, linear: Callabl
     return out if over is None else out / getattr(model.config, over)
 
 
+class Below(NamedTuple):
+    """Texts as the first layers compute them, before other rows of the same tokens go on from there.
+
+    ids        int64 [B', T'], right-padded
+    positions  int64 [B', T'], and so are the branches: see token_logits
+    at         int64 [B, T]: where each of the other rows' tokens stands among the B'·T'
+    layers     how many compute them so
+    """
+
+    ids: Tensor
+    positions: Tensor
+    branches: Tensor
+    at: Tensor
+    layers: int
+
+
 def token_logits(
-    model: nn.Module, ids: Tensor, rows: list[int], columns: list[int],
-    positions: Tensor | None = None, branches: Tensor | None = None, *, narrow: bool = False,
+    model: nn.Module, ids: Tensor, rows: list[int], columns: list[int], positions: Tensor | None = None,
+    branches: Tensor | None = None, below: Below | None = None, *, narrow: bool = False,
 ) -> Tensor:  # fmt: skip
     """Logits [len(rows), V], in the model's dtype, at positions (row, column) of right-padded `ids` int64 [B, T]; the head
     runs nowhere else.
@@ -168,6 +197,7 @@ def token_logits(
 
     positions, branches  int64 [B, T]: where every token stands in its own text, and which one of the texts that share the
                          beginning of the row, branch 0, it belongs to; None: every row is one text
+    below                the same tokens in other rows, for the first layers
     narrow               nor does the last layer after its attention: `layers` with `at`
     """
     length = ids.shape[1]
@@ -176,9 +206,15 @@ def token_logits(
         for row, column in zip(rows, columns):
             ends[row] = max(ends[row], column + 1)
         positions = standing(model.config, ends, length, ids.device)
-    mask = None if branches is None else Branches(branches)
+    mask = None if branches is None else Branches.counted(branches)
     at = torch.tensor([row * length + column for row, column in zip(rows, columns)], device=ids.device) if narrow else None
-    hidden = layers(model, embed(model, ids), positions, mask, by_pieces=True, at=at)
+    if below is None:
+        hidden, start = embed(model, ids), 0
+    else:
+        others, start = Branches.counted(below.branches), below.layers
+        hidden = layers(model, embed(model, below.ids), below.positions, others, stop=start, by_pieces=True)
+        hidden = hidden.flatten(0, 1).index_select(0, below.at.flatten()).unflatten(0, below.at.shape)
+    hidden = layers(model, hidden, positions, mask, start=start, by_pieces=True, at=at)
     return head(model, hidden[rows, columns] if at is None else hidden)
 
 

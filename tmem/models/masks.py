@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -15,14 +14,17 @@ GROUP = 16  # columns of keys and values that attention sees together, see forwa
 class Branches:
     """Texts that share the beginning of a row: a token sees what precedes it on branch 0, the trunk, and on its own branch.
 
-    numbers  int64 [1 or B, T]: the branch of every token
+    numbers  int64 [1 or B, T]: the branch of every token, from 1 on, each side by side; 0 on the trunk, which comes first, and
+             in padding behind the branches
     before   int64 [B, 1]: the tokens are preceded by others, of which row b's first before[b] are seen; None: by none
     padded   the columns in which those stand
+    most     branches of a row at most; None: as many as there are tokens
     """
 
     numbers: Tensor
     before: Tensor | None = None
     padded: int = 0
+    most: int | None = None
 
     def rows(self, start: int, stop: int) -> Tensor:
         """bool [1 or B, 1, stop - start, padded + stop]: what tokens `start` to `stop` see; none sees a column behind these."""
@@ -34,30 +36,26 @@ class Branches:
         rows = max(len(old), len(new))
         return torch.cat([part.expand(rows, 1, stop - start, -1) for part in (old[:, None, None], new)], -1)
 
+    @classmethod
+    def counted(cls, numbers: Tensor) -> Branches:
+        """Those of a pass that may read values: how many there are."""
+        return cls(numbers, most=int(numbers.max()) if numbers.numel() and not numbers.is_cuda else None)
+
     @property
     def runs(self) -> Tensor | None:
         """int32 [1 or B, N+1], as ops.attend_branches takes them: where in a row the trunk ends, and each of its branches. None
-        where tokens of a branch do not stand side by side, the trunk's first, or where others precede them."""
-        rows = None if self.before is not None else [_ends(row) for row in self.numbers.tolist()]
-        if rows is None or None in rows:
+        where others precede the tokens. No value is read on the host."""
+        if self.before is not None:
             return None
-        longest = max(map(len, rows), default=2)
-        return torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows], dtype=torch.int32).view(-1, longest)
-
-
-def _ends(numbers: list[int]) -> list[int] | None:
-    """Where the runs of a row end, from 0 and the trunk's on. What follows the branches and is on none of them is padding."""
-    groups = [(number, len(list(group))) for number, group in groupby(numbers)]
-    if len(groups) > 1 and groups[-1][0] == 0:
-        groups.pop()
-    if not groups or groups[0][0]:
-        groups.insert(0, (0, 0))
-    if len({number for number, _ in groups}) < len(groups):
-        return None
-    ends = [0]
-    for _, length in groups:
-        ends.append(ends[-1] + length)
-    return ends
+        rows, length = self.numbers.shape
+        at = torch.arange(length, device=self.numbers.device)
+        end = torch.where(self.numbers != 0, at + 1, 0).amax(-1, keepdim=True) if length else self.numbers.new_zeros(rows, 1)
+        end = torch.where(end == 0, length, end)  # what is on no branch and follows them is padding
+        begins = torch.where(self.numbers.diff(dim=-1) != 0, at[1:], length)
+        trunk = torch.where(self.numbers[:, :1] != 0, 0, length)
+        found = torch.cat([trunk, begins, torch.full_like(end, length)], 1).sort(-1).values.minimum(end)
+        found = torch.cat([torch.zeros_like(end), found], 1).to(torch.int32)
+        return found if self.most is None else found[:, : self.most + 2]
 
 
 def causal(length: int, device: torch.device | str = "cpu") -> Tensor:

@@ -1,4 +1,4 @@
-"""attend_branches: attention of texts that share the beginning of a row, in a pass over labels; differentiable in q, k and v."""
+"""attend_branches: attention of texts that share the beginning of a row, in a pass over labels; differentiable."""
 
 import torch
 from torch import Tensor
@@ -55,11 +55,13 @@ def attend_branches(q: Tensor, k: Tensor, v: Tensor, runs: Tensor, scale: float,
     """o[b,t,h] = Σ_c softmax_c(scale·q[b,h,t]·k[b,g,c]) v[b,g,c] over the tokens c that token t sees; head h reads key head
     g = h // (H/G). [B,T,H,D]
 
-    q [B,H,T,D]; k and v [B,G,T,D], any strides, G a divisor of H; all of one dtype, fp32, bf16, fp16 (sums in fp32, rounded once
-    at the end) or fp64. runs int32 [1 or B,N+1], from 0 and not decreasing: run r of a row is its tokens [runs[r], runs[r+1]).
-    Run 0 is the beginning that the row's texts share. A token sees run 0, and itself and what precedes it in its own run; of these
-    the last `window` alone, if that is not 0. What is behind the last run is padding, whose o is 0. Differentiable in q, k and
-    v. On a CPU a text has the bits that it has alone: they depend neither on what else is in its row, nor on how much of its
+    q [B,H,T,D]; k and v [B,G,T,D], any strides, G a divisor of H; all of one dtype, fp32, bf16, fp16 (sums in fp32, rounded
+    once at the end) or fp64. runs int32 [1 or B,N+1], from 0 and not decreasing: run r of a row is its tokens
+    [runs[r], runs[r+1]). Run 0 is the beginning that the row's texts share. A token sees run 0, and itself and what precedes it
+    in its own run; of these the last `window` alone, if that is not 0. What is behind the last run is padding, whose o is 0.
+    What a token does not see is not read, but for what follows it in its own run, which must be finite. Differentiable in q, k
+    and v; the logarithms of the softmax's sums are kept for that, [B,H,T].
+    On a CPU a text has the bits that it has alone: they depend neither on what else is in its row, nor on how much of its
     beginning is shared, nor on threads. Memory grows as T. Raises ValueError or TypeError before anything is computed.
     """
     op = "attend_branches"

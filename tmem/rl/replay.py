@@ -5,12 +5,11 @@ numbers, no memory for snapshots, and every online update done twice.
 
 Rollouts of a group begin with the same prompt under the same Δ = 0. What they said to it goes through the model as branches of
 one row, so that the prompt, most of the tokens, is computed once, forward and backward. So is what the questions of one rollout
-begin with.
+begin with, and below the layers that have a Δ what several rollouts read and say alike.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -173,10 +172,7 @@ def shared(samples: Sequence[Sample], under: Callable[[Sample], Hashable]) -> li
 
 def row_of(samples: Sequence[Sample]) -> Row:
     """What the prompts of samples begin with, and what goes on from there in each: the rest of it, and what was said."""
-    prompts = [s.action.prompt for s in samples]
-    trunk = os.path.commonprefix(prompts)
-    rests = [prompt[len(trunk) :] for prompt in prompts]
-    return Row(trunk, [rest + s.action.generation.ids for rest, s in zip(rests, samples)], [len(rest) for rest in rests])
+    return Row.of([(s.action.prompt, s.action.generation.ids) for s in samples])
 
 
 def _from_snapshots(agent, rollouts, samples, tokens) -> Iterator[Passes]:

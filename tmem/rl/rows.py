@@ -1,4 +1,7 @@
-"""Texts that begin alike as one row of a pass: the beginning, computed once, then what continues it, branch after branch."""
+"""Texts that begin alike as one row of a pass: the beginning, computed once, then what continues it, branch after branch.
+
+Rows under several Δ have layers in common, those below the first adapted one. There the same text is computed once for all Δ.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from ..adapters import routes
 from ..adapters.bank import AdapterBank
+from ..models.forward import Below
 from .policy import Policy
 
 LONGEST = 2048  # tokens of a row of several texts: on a GPU attention between branches is computed and masked
@@ -37,6 +41,18 @@ class Row:
     trunk: list[int]
     branches: list[list[int]] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, texts: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Row:
+        """Of texts (what is read, what is said)."""
+        trunk = os.path.commonprefix([list(read) for read, _ in texts])
+        rests = [list(read[len(trunk) :]) for read, _ in texts]
+        return cls(trunk, [rest + list(said) for rest, (_, said) in zip(rests, texts)], [len(rest) for rest in rests])
+
+    @property
+    def texts(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """(What is read, what is said) of every branch."""
+        return [((*self.trunk, *b[:first]), tuple(b[first:])) for b, first in zip(self.branches, self.labels)]
 
     @property
     def ids(self) -> list[int]:
@@ -117,11 +133,46 @@ def logits_of(policy: Policy, bank: AdapterBank, rows: Sequence[Row]) -> Tensor:
     for route in routes.here():
         route.narrow([len(found) for found in columns], sum(map(len, columns)))
     places = [r for r, found in enumerate(columns) for _ in found]
-    layout: list[Tensor] = []
+    layout: list[Tensor | Below | None] = []
     if any(len(row.branches) > 1 for row in rows):
         layout = [padded(x, bank.device) for x in zip(*(row.layout() for row in rows))]
+    if (under_all := below(rows, bank.first_layer, bank.device)) is not None:
+        layout = [*(layout or (None, None)), under_all]
     ids = padded([row.ids for row in rows], bank.device)
     return policy.logits(ids, places, list(itertools.chain(*columns)), *layout)
+
+
+def below(rows: Sequence[Row], layers: int, device) -> Below | None:
+    """The rows as the first `layers` compute them, which no Δ reaches: every text once. None where that saves little."""
+    texts = list(dict.fromkeys(text for row in rows for text in row.texts))
+    if not layers or len(texts) == sum(len(row.branches) for row in rows):
+        return None
+
+    def size(text) -> int:
+        return len(text[1])
+
+    alike = joined(grouped(texts, lambda text: (None, text[0]), size), lambda _: None, lambda text: text[0], size)
+    once = [Row.of(row) for row in alike]
+    longest = max(len(row.ids) for row in once)
+    if 4 * len(once) * longest > 3 * len(rows) * max(len(row.ids) for row in rows):
+        return None
+    where = {text: spots for r, row in enumerate(once) for text, spots in zip(row.texts, _columns(row, r * longest))}
+    at = []
+    for row in rows:
+        spots = [where[text] for text in row.texts]
+        own, trunk = [len(read) + len(said) for read, said in row.texts], len(row.trunk)
+        at.append([*spots[0][:trunk], *(spot for mine, end in zip(spots, own) for spot in mine[trunk:end])])
+    positions, branches = (padded(x, device) for x in zip(*(row.layout() for row in once)))
+    return Below(padded([row.ids for row in once], device), positions, branches, padded(at, device), layers)
+
+
+def _columns(row: Row, first: int) -> list[list[int]]:
+    """Of every text of a row the columns of its tokens, counted from `first`."""
+    trunk, start, out = len(row.trunk), len(row.trunk), []
+    for branch in row.branches:
+        out.append([first + c for c in (*range(trunk), *range(start, start + len(branch)))])
+        start += len(branch)
+    return out
 
 
 def padded(sequences: Sequence[list[int]], device) -> Tensor:
