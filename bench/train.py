@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from ..adapters.bank import AdapterBank, Snapshot
 from ..agent.agent import Agent
 from ..agent.config import LOOP_PRESET, agent_config
-from ..agent.learn import computed
+from ..agent.learn import packed, rows_of
 from ..agent.loop import Action, Clock, Rollout, run
 from ..agent.renderings import rendered
 from ..agent.sampling import forced
@@ -51,6 +51,7 @@ from ..rl.config import train_config
 from ..rl.loss import Objective, policy_loss
 from ..rl.policy import Policy, Replicated
 from ..rl.rollout import scores
+from ..rl.rows import Row, below
 from ..tasks.stream import Stream
 from ..testing import rel_rms
 from .busy import Busy
@@ -132,9 +133,13 @@ class Ours:
         config = self.agent.config.learn
         return rendered(pairs, epoch, config.renderings, config.unknown, config.reverse)
 
-    def tokens(self, pairs: Sequence[Pair], epoch: int) -> int:
+    def rows(self, pairs: Sequence[Pair], epoch: int) -> list:
         """What an epoch of these pairs passes through the model."""
-        return computed(self.agent.chat, self.taught(pairs, epoch), self.agent.config.learn)
+        return rows_of(self.agent.chat, self.taught(pairs, epoch), self.agent.config.learn)
+
+    def tokens(self, pairs: Sequence[Pair], epoch: int) -> int:
+        """How many tokens that are."""
+        return sum(len(row.ids) for row in self.rows(pairs, epoch))
 
     def _epochs(self, rollout: Rollout) -> int:
         """After how many of its epochs what a rollout learned was enough."""
@@ -409,12 +414,14 @@ def needs(ours: Ours, limits: dict[str, float], dtype: str) -> dict[str, dict]:
 
     Counted are the linear layers, those of the last one that come after its attention for labels alone, and the head where a
     logit is needed; adapters, attention and norms come on top.
-    write, answer  prompts at the GEMM rate, a prompt under Δ = 0 once; then steps that produce one token for every rollout at
-                   once and read all weights, at the copy rate or the GEMM rate, whichever takes longer. tokens: generated
-    learn          layers below the first adapted one once; in an epoch those above forward and, for dX, backward (not
-                   through the lowest), and forward again for the loss at the end. tokens: of all epochs
+    write, answer  prompts at the GEMM rate, a prompt under Δ = 0 once, and what the questions of one rollout begin with; then
+                   steps that produce one token for every rollout at once and read all weights, at the copy rate or the GEMM
+                   rate, whichever takes longer. tokens: generated
+    learn          layers below the first adapted one once for each text of a rendering; in an epoch those above forward and,
+                   for dX, backward (not through the lowest), and forward again for the loss at the end. tokens: of all epochs
     backward       forward, dX and dW of every action; what actions of one Δ begin with alike counts once, where the trainer
-                   puts them into one row. tokens: of the actions, with their prompts
+                   puts them into one row, and below the first adapted layer what rollouts have alike. tokens: of the actions,
+                   with their prompts
     optimizer      θ0's parameter, gradient and two moments read, parameter and moments written, in fp32
     """
     agent, rollouts = ours.agent, ours.rollouts
@@ -427,9 +434,13 @@ def needs(ours: Ours, limits: dict[str, float], dtype: str) -> dict[str, dict]:
     itemsize = agent.bank.model.dtype.itemsize
 
     def decode(actions: list[Action]) -> dict:
-        prompts = {(tuple(a.prompt), id(a.delta) if a.delta else 0): len(a.prompt) for a in actions}
+        read_of = set()  # tokens by what precedes them, under which Δ
+        begins = agent.opened([a.prompt for a in actions])  # of a write nothing
+        for a, begin in zip(actions, begins):
+            under = id(a.delta) if a.delta else 0
+            read_of |= {(under, tuple(a.prompt[:begin] if i < begin else a.prompt), i) for i in range(len(a.prompt))}
         said = [len(a.generation.ids) for a in actions]
-        read = 2 * (sum(prompts.values()) * decoder + len(actions) * head)
+        read = 2 * (len(read_of) * decoder + len(actions) * head)
         stepped, bytes_ = 2 * (sum(said) - len(said)) * (decoder + head), (max(said) - 1) * (decoder + head) * itemsize
         least = read / gemm + max(stepped / gemm, bytes_ / copy)
         return {"tokens": sum(said), "flops": read + stepped, "bytes": bytes_, "least": least}
@@ -438,18 +449,25 @@ def needs(ours: Ours, limits: dict[str, float], dtype: str) -> dict[str, dict]:
         return {"tokens": tokens, "flops": flops, "bytes": 0, "least": flops / gemm}
 
     learned = [0, 0]
+    for turn in range(agent.config.learn.turns):
+        texts = {text for r in rollouts for row in ours.rows(r.pairs, turn) for text in row.texts}
+        learned[1] += 2 * bottom * sum(len(row.ids) for row in packed(0, [(list(text), len(text)) for text in texts]))
     for rollout, epochs in zip(rollouts, ours.epochs):
         labels = sum(len(agent.chat.answer(p.answer)) for p in rollout.pairs)
         tokens = [ours.tokens(rollout.pairs, epoch) for epoch in range(epochs)]
-        trunk = sum(tokens[: agent.config.learn.turns])
         learned[0] += sum(tokens)
-        learned[1] += 2 * bottom * trunk + (4 * top - 2 * layer) * sum(tokens) + 2 * top * sum(tokens[:1])
+        learned[1] += (4 * top - 2 * layer) * sum(tokens) + 2 * top * sum(tokens[:1])
         learned[1] += labels * head * (4 * epochs + 2)
         learned[1] -= after * (4 * (sum(tokens) - epochs * labels) + 2 * (sum(tokens[:1]) - labels))
     actions = [a for r in rollouts for a in r.actions]
     samples = [replay.Sample(i, a, 1.0) for i, r in enumerate(rollouts) for a in r.actions]
-    rows = [replay.row_of(row) for row in replay.shared(samples, lambda s: id(s.action.delta))]
+    shared = replay.shared(samples, lambda s: id(s.action.delta))
+    rows = [replay.row_of(row) for row in shared]
     in_rows = sum(len(row.ids) for row in rows)
+    parts = replay.micro_batches(
+        [row.ids for row in rows], ours.config.micro_tokens, [row[0].action.delta for row in shared], agent.bank
+    )
+    lower = sum(_below([rows[i] for i in part], agent.bank.first_layer) for part in parts)
     seen = sum(len(a.prompt) + len(a.generation.ids) for a in actions)
     parameters = sum(p.numel() for p in ours.policy.params)
     out = {
@@ -457,11 +475,19 @@ def needs(ours: Ours, limits: dict[str, float], dtype: str) -> dict[str, dict]:
         "learn": compute(*learned),
         "answer": decode([a for a in actions if a.kind == "answer"]),
         "score": compute(0, 0),
-        "backward": compute(seen, 6 * (in_rows * (decoder - after) + ours.total * (after + head))),
+        "backward": compute(seen, 6 * (lower * bottom + in_rows * (top - after) + ours.total * (after + head))),
         "optimizer": {"tokens": 0, "flops": 0, "bytes": 28 * parameters, "least": 28 * parameters / copy},
     }
     whole = {key: sum(found[key] for found in out.values()) for key in ("flops", "bytes", "least")}
     return {**out, "whole": {"tokens": ours.total, **whole}}
+
+
+def _below(rows: list[Row], layers: int) -> int:
+    """Tokens of rows below the adapted layers, what they have alike once."""
+    found = below(rows, layers, "cpu")
+    if found is None:
+        return sum(len(row.ids) for row in rows)
+    return len({spot for row, own in zip(rows, found.at.tolist()) for spot in own[: len(row.ids)]})
 
 
 # what a person sees ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -186,7 +185,7 @@ class Agent:
         """
         ids = [p if isinstance(p, list) else self.chat.prompt(p) for p in prompts]
         if questions:
-            begins = [self._opened(p) for p in ids]
+            begins = self.opened(ids)
         bank = None if slots is None else self.bank
         generate: Generate = partial(decode, self.model, watch=watch)
         if self.elsewhere is not None and watch is None:
@@ -197,17 +196,12 @@ class Agent:
         )  # fmt: skip
         return [self.replied(p, g, begin) for p, g, begin in zip(ids, found, begins or [0] * len(ids))]
 
-    def _opened(self, prompt: Sequence[int]) -> int:
-        """How many of a prompt's tokens are the words before a question; 0 where they are fewer than OPENING."""
-        begin = len(os.path.commonprefix([self._opening, list(prompt[:-1])]))
-        return begin if begin >= OPENING else 0
-
-    @functools.cached_property
-    def _opening(self) -> list[int]:
-        """What every question begins with when it is asked."""
-        return list(
-            os.path.commonprefix([self.chat.prompt(self.asked(question)) for question in ("What is it?", "Who was there?")])
-        )
+    def opened(self, prompts: Sequence[Sequence[int]]) -> list[int]:
+        """How many tokens of each prompt are the words before a question; 0 where they are fewer than OPENING."""
+        probes = [self.chat.prompt(self.asked(question)) for question in ("What is it?", "Who was there?")]
+        opening = os.path.commonprefix(probes)
+        found = [len(os.path.commonprefix([opening, list(prompt[:-1])])) for prompt in prompts]
+        return [begin if begin >= OPENING else 0 for begin in found]
 
     def decoding(self) -> Decoding:
         """A batch that prompts join and leave at any step, under the Δ of their slots; what it says has `chat.ends` as ends."""

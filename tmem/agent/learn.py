@@ -308,8 +308,13 @@ def _minibatches(model, bank, jobs, chat, config, turn: int = 0) -> Minibatches:
 def computed(chat: Chat, pairs: Sequence[Pair], config: LearnConfig) -> int:
     """Tokens that an epoch of one slot computes of these pairs, worded as it teaches them: padding does not count, and what
     they begin with counts once a row."""
+    return sum(len(row.ids) for row in rows_of(chat, pairs, config))
+
+
+def rows_of(chat: Chat, pairs: Sequence[Pair], config: LearnConfig) -> list[_Row]:
+    """The rows of an epoch of one slot, minibatch after minibatch."""
     parts = (pairs[at : at + config.batch] for at in range(0, len(pairs), config.batch))
-    return sum(len(row.ids) for part in parts for row in packed(0, [_encoded(chat, pair, config) for pair in part]))
+    return [row for part in parts for row in packed(0, [_encoded(chat, pair, config) for pair in part])]
 
 
 def _encoded(chat: Chat, pair: Pair, config: LearnConfig) -> tuple[list[int], int]:
