@@ -1,5 +1,7 @@
 """What several slots are taught alike goes through the frozen trunk once, and each learns the bits that it learns alone."""
 
+import dataclasses
+
 import pytest
 import torch
 from tiny import FAMILIES, pairs
@@ -36,6 +38,21 @@ def test_each_slot_learns_the_bits_that_it_learns_alone(family, dtype):
         patch.setattr(learning, "_trunks", trunk_of_the_first._trunks)
         with pytest.raises(AssertionError):
             same(learned(family, dtype, GROUP), alone)
+
+
+@pytest.mark.parametrize("last_layers", [4, 2])
+def test_where_embeddings_ask_for_gradients_they_are_taught_alike_too(last_layers):
+    """transformers has them ask where a layer's activations are computed again."""
+    found = []
+    for asks in (False, True):
+        config = dataclasses.replace(CONFIG, adapter=dataclasses.replace(CONFIG.adapter, last_layers=last_layers))
+        agent = agent_of(config=config)
+        if asks:
+            agent.model.enable_input_require_grads()
+        slots = [agent.bank.alloc() for _ in GROUP[:3]]
+        results = learn(agent.model, agent.bank, list(zip(slots, GROUP)), agent.chat, CONFIG.learn)
+        found.append([(result, agent.bank.param[slot].clone()) for result, slot in zip(results, slots)])
+    same(*found)
 
 
 @pytest.mark.parametrize("hooked", [False, True])

@@ -22,6 +22,7 @@ PROVIDERS = {
     "experts": ({"base", "tmem", "loop", "padded bmm", "grouped stacked"}, "base"),
     "model": ({"base", "tmem", "padded bmm"}, "base"),
     "update": ({"plain", "trunk once", "logits at labels", "tmem: both"}, "plain"),
+    "branches": ({"tmem", "torch sdpa, masked", "torch sdpa, text by text"}, "tmem"),
     "step": ({"tmem", "tmem, sums to make", "group per slot", "flat", "flat, zeroing"}, "flat"),
     "fused": ({"tmem", "gram, then step"}, "gram, then step"),
     "idle": ({"tmem", "tmem, no idle rows"}, "tmem, no idle rows"),

@@ -324,6 +324,7 @@ def _encoded(chat: Chat, pair: Pair, config: LearnConfig) -> tuple[list[int], in
     return prompt + answer[: config.max_pair_tokens - len(prompt)], len(prompt)
 
 
+@torch.no_grad()  # embeddings may ask for gradients, as transformers has them with checkpoints
 def _trunks(model, bank: AdapterBank, groups: list[tuple[list[_Row], int]]) -> list[Tensor]:
     """What the layers below the first adapted one make of the rows of each group, [B, T, D] of its bucket T.
 
@@ -351,7 +352,6 @@ def _trunks(model, bank: AdapterBank, groups: list[tuple[list[_Row], int]]) -> l
     return out
 
 
-@torch.no_grad()
 def _trunk(model, bank: AdapterBank, rows: list[_Row], length: int) -> Tensor:
     kinds = [row.ids for row in rows], [row.positions for row in rows], [row.numbers for row in rows]
     # No dummy rows: products have 16 rows and more.
