@@ -199,8 +199,8 @@ class Agent:
     def opened(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         """How many tokens of each prompt are the words before a question; 0 where they are fewer than OPENING."""
         probes = [self.chat.prompt(self.asked(question)) for question in ("What is it?", "Who was there?")]
-        opening = os.path.commonprefix(probes)
-        found = [len(os.path.commonprefix([opening, list(prompt[:-1])])) for prompt in prompts]
+        opening = list(os.path.commonprefix(probes))
+        found = [len(os.path.commonprefix([opening, list(prompt)[:-1]])) for prompt in prompts]
         return [begin if begin >= OPENING else 0 for begin in found]
 
     def decoding(self) -> Decoding:
