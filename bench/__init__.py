@@ -42,23 +42,15 @@ from . import (
 from .measure import Settings, ceilings, measured
 
 BENCHES = {
-    "lora": {
-        "lora": lora,
-        "bits": bits,
-        "experts": experts,
-        "overhead": overhead,
-        "model": model,
-        "update": update,
-        "branches": branches,
-    },
+    "lora": {"lora": lora, "bits": bits, "experts": experts, "overhead": overhead, "model": model, "update": update},
     "step": {"step": step, "fused": fused, "idle": idle},
     "decode": {"decode": decode, "attend": attend, "token": token, "loop": loop},
     "forward": {"forward": forward},
+    "branches": {"branches": branches},
 }
 """What `tmem bench NAME` runs: training with adapters (one layer, one in few bits, a mixture of experts, tiny layers, the whole
-decoder, one online update, attention of texts that begin alike), their optimizer step (also inside the op of the gradient),
-decoding with them, its attention and the rest of its layers; and adapters forward alone, beside the kernels of serving engines.
-"""
+decoder, one online update), their optimizer step (also inside the op of the gradient), decoding with them, its attention and
+the rest of its layers; adapters forward alone, beside the kernels of serving engines; attention of texts that begin alike."""
 STUDIES = {
     "rsvd": rsvd.compare_svds,
     "init": init.compare_inits,

@@ -40,7 +40,7 @@ def _roofline(found: dict, path: Path) -> Path:
             knee = rate / copy
             axes.plot([low, knee, max(high, knee)], [low * copy, rate, rate], color=shade, linewidth=1, alpha=0.7)
             axes.annotate(f"GEMM {dtype}", (max(high, knee), rate), ha="right", va="bottom", fontsize=8, color=shade)
-        marks = {"lora": "o", "model": "s", "update": "D", "step": "^", "decode": "v"}
+        marks = {"lora": "o", "model": "s", "update": "D", "step": "^", "decode": "v", "branches": "P"}
         for bench, mark in marks.items():
             rows = [r for r in ours if r["bench"] == bench]
             if rows:

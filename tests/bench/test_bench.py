@@ -72,7 +72,7 @@ def test_the_json_holds_every_provider_of_every_case(names, tmp_path):
 
 def test_an_unknown_bench_is_refused():
     assert CliRunner().invoke(cli.main, ["bench", "lars"]).exit_code == 2
-    with pytest.raises(ValueError, match="expected lora or step or decode or forward, got 'lars'"):
+    with pytest.raises(ValueError, match="expected lora or step or decode or forward or branches, got 'lars'"):
         bench.run(["lars"])
 
 

@@ -9,7 +9,7 @@ import click
 from ..agent.config import DEFAULT_PRESET
 from .group import refuse
 
-OPS = ("lora", "step", "decode", "forward")
+OPS = ("lora", "step", "decode", "forward", "branches")
 ALONE = ("rsvd", "init", "train", "eval", "serve", "soak", "promises")
 OF = {"soak": ("preset", "settings", "chains", "writes"), "serve": ("users", "requests", "seed", "slots")}  # whose an option is
 
@@ -68,7 +68,7 @@ class Counts(click.ParamType):
 def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: int | None, **of_one) -> None:
     """Time the ops against other ways to do the same.
 
-    With no name: lora, step, decode and forward, about 8 minutes on 2 cores.
+    With no name: lora, step, decode, forward and branches, about 9 minutes on 2 cores.
 
     \b
     Each of these runs by itself:
@@ -92,6 +92,9 @@ def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: 
 
     forward: adapters of one layer, forward alone. On a GPU it is also compared with the kernels of vLLM and SGLang, where
     these are installed.
+
+    branches: attention of texts that share the beginning of a row, forward and backward, compared with torch's under a mask
+    and text by text.
 
     rsvd: truncated decompositions of all of a model's weights, as time against captured energy. They are compared with
     torch's, PEFT's and scikit-learn's.
