@@ -30,27 +30,61 @@ struct Dot<bf16> {  // pairs of products: twice the rate, no widening
 };
 #endif
 
-// AHEAD: what the next outputs read is fetched meanwhile.
-template <class T, int M, int N, bool AHEAD = false>
-TMEM_INLINE void product_tile(const tmem::Product& p, int64_t row, int64_t output) {
+// A tile has TILE_X rows of x and TILE_W of W. Where a vector is two registers, one half of all sums is added to after the other,
+// so that three quarters of the registers hold sums.
+template <class T>
+constexpr bool BY_HALVES = 2 * BYTES == 64 && sizeof(T) >= 4;
+constexpr int TILE_X = DOT_ROWS;
+template <class T>
+constexpr int TILE_W = BY_HALVES<T> ? 3 : DOT_ACROSS;
+template <class T>
+constexpr int64_t LINE = 64 / sizeof(T);  // of the cache, in elements
+
+template <class T, int M, int N>
+TMEM_INLINE void product_terms(const T* x, int64_t x_row, const T* w, int64_t w_row, typename Dot<T>::vec total[M][N]) {
+  using D = Dot<T>;
+  if constexpr (BY_HALVES<T>) {
+    using half = typename Register<T>::type;
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++, x += D::count / 2, w += D::count / 2) {
+      half b[N];
+#pragma GCC unroll 8
+      for (int n = 0; n < N; n++) b[n] = held(Memory<half>::get(w + n * w_row));
+#pragma GCC unroll 8
+      for (int m = 0; m < M; m++) {
+        const half a = held(Memory<half>::get(x + m * x_row));
+#pragma GCC unroll 8
+        for (int n = 0; n < N; n++) (h ? total[m][n].hi : total[m][n].lo) += a * b[n];
+      }
+    }
+  } else {
+    typename D::terms b[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) b[n] = held(D::get(w + n * w_row));
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) {
+      const typename D::terms a = held(D::get(x + m * x_row));
+#pragma GCC unroll 8
+      for (int n = 0; n < N; n++) total[m][n] = D::add(total[m][n], a, b[n]);
+    }
+  }
+}
+
+// Meanwhile the lines `fetch` to `stop` of each of the next N rows of W are fetched.
+template <class T, int M, int N>
+TMEM_INLINE void product_tile(const tmem::Product& p, int64_t row, int64_t output, int64_t fetch = 0, int64_t stop = 0) {
   using D = Dot<T>;
   const T* x = static_cast<const T*>(p.x) + row * p.x_row;
   const T* w = static_cast<const T*>(p.w) + output * p.w_row;
   typename D::vec total[M][N] = {};
   int64_t k = 0;
   for (; k + D::count <= p.depth; k += D::count) {
-    typename D::terms b[N];
+    if (fetch < stop) {
 #pragma GCC unroll 8
-    for (int n = 0; n < N; n++) {
-      b[n] = held(D::get(w + n * p.w_row + k));
-      if (AHEAD) __builtin_prefetch(w + (n + N) * p.w_row + k);
+      for (int n = 0; n < N; n++) __builtin_prefetch(w + (n + N) * p.w_row + fetch * LINE<T>);
+      fetch++;
     }
-#pragma GCC unroll 8
-    for (int m = 0; m < M; m++) {
-      const typename D::terms a = held(D::get(x + m * p.x_row + k));
-#pragma GCC unroll 8
-      for (int n = 0; n < N; n++) total[m][n] = D::add(total[m][n], a, b[n]);
-    }
+    product_terms<T, M, N>(x + k, p.x_row, w + k, p.w_row, total);
   }
   if (k < p.depth)
 #pragma GCC unroll 8
@@ -77,20 +111,22 @@ TMEM_INLINE void product_tile(const tmem::Product& p, int64_t row, int64_t outpu
     }
 }
 
+// Each tile but the first, which reads W itself, fetches a share of what the next outputs read.
 template <class T, int N>
 TMEM_INLINE void product_outputs(const tmem::Product& p, int64_t output) {
-  int64_t row = 0;
-  for (; row + DOT_ROWS <= p.rows; row += DOT_ROWS)
-    if (row == DOT_ROWS && output + 2 * N <= p.outputs)  // the second tile computes from the cache and has time to fetch
-      product_tile<T, DOT_ROWS, N, true>(p, row, output);
-    else
-      product_tile<T, DOT_ROWS, N>(p, row, output);
-  for (; row < p.rows; row++) product_tile<T, 1, N>(p, row, output);
+  const int64_t tiles = p.rows / TILE_X, lines = output + 2 * N <= p.outputs ? (p.depth + LINE<T> - 1) / LINE<T> : 0;
+  int64_t fetch = 0;
+  for (int64_t tile = 0; tile < tiles; tile++) {
+    const int64_t stop = tile ? lines * tile / (tiles - 1) : 0;
+    product_tile<T, TILE_X, N>(p, tile * TILE_X, output, fetch, stop);
+    fetch = stop;
+  }
+  for (int64_t row = tiles * TILE_X; row < p.rows; row++) product_tile<T, 1, N>(p, row, output);
 }
 
 template <class T>
 void product(const tmem::Product& p, int64_t output, int64_t end) {
-  for (; output + DOT_ACROSS <= end; output += DOT_ACROSS) product_outputs<T, DOT_ACROSS>(p, output);
+  for (; output + TILE_W<T> <= end; output += TILE_W<T>) product_outputs<T, TILE_W<T>>(p, output);
   for (; output < end; output++) product_outputs<T, 1>(p, output);
 }
 
