@@ -68,7 +68,7 @@ def providers(case: BranchesCase, device: str) -> dict[str, Provider]:
     grad, scale = random(case.rows, case.tokens, case.heads, case.size), case.size**-0.5
     ends = [0, case.shared, *(case.shared + case.own * (i + 1) for i in range(case.texts))]
     runs = torch.tensor([ends], dtype=torch.int32, device=device)
-    seen = reference._seen_in_runs(runs, case.tokens, 0)[0]
+    seen = reference.seen_in_runs(runs, case.rows, case.tokens, 0)[0]
 
     def tmem():
         return attend_branches(q, k, v, runs, scale)

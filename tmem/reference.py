@@ -396,7 +396,7 @@ def attend_branches(q: Tensor, k: Tensor, v: Tensor, runs: Tensor, scale: float,
     padding: zeros.
     """
     wide = q.dtype if q.dtype == torch.float64 else torch.float32
-    seen = _seen_in_runs(runs, q.shape[2], window)
+    seen = seen_in_runs(runs, len(q), q.shape[2], window)
     rows = q.to(wide).unflatten(1, (k.shape[1], -1))
     scores = (rows @ k.to(wide).transpose(-1, -2)[:, :, None] * scale).masked_fill(~seen[:, None, None], -torch.inf)
     real = seen.any(-1)[:, None, None]
@@ -412,7 +412,7 @@ def attend_branches_backward(
     """dq, dk and dv. With P the softmax and dP = dO Vᵀ: dV = Pᵀ dO, dS = scale P ∘ (dP - rowsum(dO ∘ O)), dQ = dS K,
     dK = dSᵀ Q."""
     wide = q.dtype if q.dtype == torch.float64 else torch.float32
-    seen = _seen_in_runs(runs, q.shape[2], window)[:, None, None]
+    seen = seen_in_runs(runs, len(q), q.shape[2], window)[:, None, None]
     rows, grad, out = (x.to(wide).unflatten(1, (k.shape[1], -1)) for x in (q, d_o.transpose(1, 2), o.transpose(1, 2)))
     keys, values = (x.to(wide)[:, :, None] for x in (k, v))
     scores = rows @ keys.transpose(-1, -2) * scale - lse.unflatten(1, (k.shape[1], -1))[..., None]
@@ -422,12 +422,14 @@ def attend_branches_backward(
     return dq.flatten(1, 2).to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
 
 
-def _seen_in_runs(runs: Tensor, tokens: int, window: int) -> Tensor:
-    """bool [1 or B,T,T]: which tokens (columns) a token (row) sees."""
-    at = torch.arange(tokens, device=runs.device)
-    own = torch.searchsorted(runs[:, 1:].contiguous(), at.to(runs.dtype).expand(len(runs), -1).contiguous(), right=True)
-    query, key = own[:, :, None], own[:, None, :]
-    seen = ((key == 0) | (key == query)) & (at[:, None] >= at) & (query < runs.shape[1] - 1)
+def seen_in_runs(runs: Tensor, rows: int, tokens: int, window: int) -> Tensor:
+    """bool [1 or rows,T,T]: which tokens (columns) a token (row) sees, of runs [1 or rows,N+1], or of one row any number."""
+    at, offsets = torch.arange(tokens, device=runs.device), runs.shape[1]
+    table = runs.reshape(1, -1) if rows == 1 else runs
+    last = torch.searchsorted(table.contiguous(), at.to(runs.dtype).expand(len(table), -1).contiguous(), right=True) - 1
+    own, run = last // offsets, last % offsets  # the rows of runs; those behind the last offset of a row are padding
+    alike = (own[:, :, None] == own[:, None, :]) & ((run[:, None, :] == 0) | (run[:, None, :] == run[:, :, None]))
+    seen = alike & (at[:, None] >= at) & (run[:, :, None] < offsets - 1)
     if window:
         past = seen.cumsum(-1)
         seen &= past > past[..., -1:] - window

@@ -39,7 +39,8 @@ struct Texts {
     STD_TORCH_CHECK(window >= 0, op, ": window must be 0 (none) or more, got ", window);
     check_dtype(op, "runs", runs, ScalarType::Int);
     check_dim(op, "runs", runs, 2);
-    STD_TORCH_CHECK(runs.size(0) == 1 || runs.size(0) == rows, op, ": runs must have 1 or ", rows, " rows, got ", runs.size(0));
+    STD_TORCH_CHECK(runs.size(0) == 1 || rows == 1 || runs.size(0) == rows, op, ": runs must have 1 or ", rows, " rows, got ",
+                    runs.size(0));
     STD_TORCH_CHECK(runs.size(1) > 1, op, ": runs must have 2 columns or more, got ", runs.size(1));
     q = readable(q), k = readable(k), v = readable(v), runs = torch::stable::contiguous(runs);
     a.q = q.const_data_ptr(), a.k = k.const_data_ptr(), a.v = v.const_data_ptr();
@@ -47,12 +48,15 @@ struct Texts {
     a.k_row = k.stride(0), a.k_head = k.stride(1), a.k_token = k.stride(2);
     a.v_row = v.stride(0), a.v_head = v.stride(1), a.v_token = v.stride(2);
     a.runs = static_cast<const int32_t*>(runs.const_data_ptr());
+    a.joined = rows == 1, a.rows = a.joined ? runs.size(0) : rows;
     a.count = runs.size(1) - 1, a.runs_row = runs.size(0) == 1 ? 0 : a.count + 1;
     a.tokens = tokens, a.heads = heads, a.share = q.size(1) / heads, a.width = width, a.window = window, a.scale = scale;
     for (int64_t row = 0; row < runs.size(0); row++) {
       const int32_t* own = a.runs + row * a.runs_row;
-      STD_TORCH_CHECK(own[0] == 0 && own[a.count] <= tokens, op, ": runs must go from 0 to at most ", tokens, ", got ", own[0],
-                      " to ", own[a.count], " in row ", row);
+      const bool follows = a.joined && row;
+      const int64_t before = follows ? own[-1] : 0;
+      STD_TORCH_CHECK((follows ? own[0] >= before : own[0] == 0) && own[a.count] <= tokens, op, ": runs must go from ", before,
+                      " to at most ", tokens, ", got ", own[0], " to ", own[a.count], " in row ", row);
       for (int64_t r = 0; r < a.count; r++) {
         STD_TORCH_CHECK(own[r] <= own[r + 1], op, ": runs must not decrease, got ", own[r], " then ", own[r + 1], " in row ", row);
         a.longest = std::max<int64_t>(a.longest, own[r + 1] - own[r] + (r ? own[1] : 0));
@@ -64,7 +68,7 @@ struct Texts {
   template <class F>
   void share_out(int64_t tasks, int64_t parts, F f) const {
     const int64_t numbers = kernels().attend_branches_scratch(a);
-    const int64_t cost = 2 * a.share * a.tokens * a.longest * width / parts;
+    const int64_t cost = 2 * a.share * a.tokens * a.longest * width / parts / (a.joined ? a.rows : 1);
     torch::stable::parallel_for(0, tasks, grain(cost), [&](int64_t first, int64_t end) {
       std::vector<char> scratch(numbers * (q.scalar_type() == ScalarType::Double ? 8 : 4));
       for (int64_t task = first; task < end; task++) f(task, scratch.data());
@@ -84,14 +88,16 @@ std::tuple<Tensor, Tensor> attend_branches(const Tensor& q, const Tensor& k, con
   if (texts.rows == 0 || a.tokens == 0) return {o, lse};
   a.o = o.mutable_data_ptr(), a.lse = lse.mutable_data_ptr();
   const int64_t size = accumulator(q) == ScalarType::Double ? 8 : 4;
-  for (int64_t row = 0; row < texts.rows; row++) {  // padding
-    const int64_t end = (a.runs + row * a.runs_row)[a.count], left = a.tokens - end;
+  for (int64_t text = 0; text < a.rows; text++) {  // what is behind the last run of a row, up to the next
+    const int32_t* own = a.runs + text * a.runs_row;
+    const int64_t row = a.joined ? 0 : text, end = own[a.count];
+    const int64_t left = (a.joined && text + 1 < a.rows ? own[a.count + 1] : a.tokens) - end;
     if (bytes) std::memset(static_cast<char*>(a.o) + (row * a.tokens + end) * bytes, 0, left * bytes);
     for (int64_t h = 0; h < heads; h++)
       std::memset(static_cast<char*>(a.lse) + ((row * heads + h) * a.tokens + end) * size, 0, left * size);
   }
   const auto kernel = kernels().attend_branches[element_of(q)];
-  texts.share_out(texts.rows * a.heads * a.count, a.count, [&](int64_t task, void* scratch) {
+  texts.share_out(a.rows * a.heads * a.count, a.count, [&](int64_t task, void* scratch) {
     kernel(a, task / a.count / a.heads, task / a.count % a.heads, task % a.count, scratch);
   });
   return {o, lse};
@@ -127,7 +133,7 @@ std::tuple<Tensor, Tensor, Tensor> attend_branches_backward(const Tensor& d_o, c
   a.o = const_cast<void*>(out.const_data_ptr()), a.lse = const_cast<void*>(logs.const_data_ptr());  // read only
   a.dq = dq.mutable_data_ptr(), a.dk = dk.mutable_data_ptr(), a.dv = dv.mutable_data_ptr();
   const auto kernel = kernels().attend_branches_backward[element_of(q)];
-  texts.share_out(texts.rows * a.heads, 1,
+  texts.share_out(a.rows * a.heads, 1,
                   [&](int64_t task, void* scratch) { kernel(a, task / a.heads, task % a.heads, scratch); });
   return {dq, dk, dv};
 }

@@ -14,13 +14,19 @@ namespace {
 
 TMEM_INLINE int64_t whole(int64_t count) { return (count + 15) / 16 * 16; }  // for skinny's columns
 
+// What is behind a row's last run, up to the next row.
+TMEM_INLINE int64_t padding(const tmem::AttendBranches& a, int64_t row) { return a.runs[row * a.runs_row + a.count]; }
+TMEM_INLINE int64_t padding_end(const tmem::AttendBranches& a, int64_t row) {
+  return a.joined && row + 1 < a.rows ? a.runs[(row + 1) * a.runs_row] : a.tokens;
+}
+
 // The columns that the tokens of one run see: those of the beginning, then the run's own.
 struct Run {
-  int64_t trunk, first, count;
+  int64_t begin, trunk, first, count;
 
   static TMEM_INLINE_MEMBER Run of(const tmem::AttendBranches& a, int64_t row, int64_t run) {
     const int32_t* runs = a.runs + row * a.runs_row;
-    return {run ? runs[1] : 0, runs[run], runs[run + 1] - runs[run]};
+    return {runs[0], run ? runs[1] - runs[0] : 0, runs[run], runs[run + 1] - runs[run]};
   }
 };
 
@@ -135,12 +141,11 @@ TMEM_INLINE S softmax(S* s, int64_t columns, const Seen<S>& seen, S scale, S* ls
   return all;
 }
 
-// What a row's texts read, for one head of k: `trunk` tokens of its beginning, then `count` from `first` on.
+// What the tokens of a run read, for one head of k: the row's beginning, then the run itself.
 template <class T, class S>
-TMEM_INLINE void pack_run(const T* from, int64_t stride, int64_t first, int64_t trunk, int64_t count, int64_t width, S* to,
-                          int64_t wide) {
-  pack(from, stride, trunk, width, to, wide);
-  pack(from + first * stride, stride, count, width, to + trunk * wide, wide);
+TMEM_INLINE void pack_run(const T* from, int64_t stride, const Run& r, int64_t width, S* to, int64_t wide) {
+  pack(from + r.begin * stride, stride, r.trunk, width, to, wide);
+  pack(from + r.first * stride, stride, r.count, width, to + r.trunk * wide, wide);
 }
 
 template <class T>
@@ -148,13 +153,14 @@ void attend_branches(const tmem::AttendBranches& a, int64_t row, int64_t head, i
   using S = typename Compute<T>::scalar;
   const Run r = Run::of(a, row, run);
   const Scratch<S> w(a, memory);
+  if (a.joined) row = 0;
   const T* q = static_cast<const T*>(a.q) + row * a.q_row + head * a.share * a.q_head;
   const T* k = static_cast<const T*>(a.k) + row * a.k_row + head * a.k_head;
   const T* v = static_cast<const T*>(a.v) + row * a.v_row + head * a.v_head;
   const int64_t heads = a.heads * a.share;
-  pack_run(k, a.k_token, r.first, r.trunk, r.count, a.width, w.v, w.wide);  // until it is turned
+  pack_run(k, a.k_token, r, a.width, w.v, w.wide);  // until it is turned
   turn(w.v, r.trunk + r.count, w.wide, w.turned_k, w.long_);
-  pack_run(v, a.v_token, r.first, r.trunk, r.count, a.width, w.v, w.wide);
+  pack_run(v, a.v_token, r, a.width, w.v, w.wide);
   Tile t = Tile::of(a, r, 0);
   for (; t.tokens; t = Tile::of(a, r, t.token + t.tokens)) {
     for (int64_t i = 0; i < t.tokens; i++)
@@ -180,11 +186,12 @@ void attend_branches(const tmem::AttendBranches& a, int64_t row, int64_t head, i
 
 // With P = softmax and dP = dO Vᵀ: dV = Pᵀ dO, dS = scale P ∘ (dP - rowsum(dO ∘ O)), dQ = dS K, dK = dSᵀ Q.
 template <class T>
-void attend_branches_backward(const tmem::AttendBranches& a, int64_t row, int64_t head, void* memory) {
+void attend_branches_backward(const tmem::AttendBranches& a, int64_t texts, int64_t head, void* memory) {
   using S = typename Compute<T>::scalar;
   using vec = typename Compute<T>::vec;
   constexpr int L = Compute<T>::lanes;
   const Scratch<S> w(a, memory);
+  const int64_t row = a.joined ? 0 : texts;
   const int64_t heads = a.heads * a.share, first_head = head * a.share, size = a.tokens * a.width;
   const T* q = static_cast<const T*>(a.q) + row * a.q_row + first_head * a.q_head;
   const T* k = static_cast<const T*>(a.k) + row * a.k_row + head * a.k_head;
@@ -194,7 +201,7 @@ void attend_branches_backward(const tmem::AttendBranches& a, int64_t row, int64_
   const S* lse = static_cast<const S*>(a.lse) + (row * heads + first_head) * a.tokens;
   T* dq = static_cast<T*>(a.dq) + (row * heads + first_head) * size;
   T *dk = static_cast<T*>(a.dk) + (row * a.heads + head) * size, *dv = static_cast<T*>(a.dv) + (row * a.heads + head) * size;
-  const Run trunk = Run::of(a, row, 0);
+  const Run trunk = Run::of(a, texts, 0);
   const auto keep = [&](int64_t from, int64_t to, int64_t count) {  // columns of scratch, to tokens of dk and dv
     for (int64_t i = 0; i < count; i++)
       each<T>(a.width, TMEM_EACH {
@@ -203,7 +210,7 @@ void attend_branches_backward(const tmem::AttendBranches& a, int64_t row, int64_
       });
   };
   for (int64_t run = 0; run < a.count; run++) {
-    const Run r = Run::of(a, row, run);
+    const Run r = Run::of(a, texts, run);
     const int64_t own = r.trunk * w.wide, added = r.count * w.wide;
     // The beginning's columns stay, and what is added to them, from the first run, which is the beginning itself.
     memset(w.dk + own, 0, added * sizeof(S)), memset(w.dv + own, 0, added * sizeof(S));
@@ -250,9 +257,9 @@ void attend_branches_backward(const tmem::AttendBranches& a, int64_t row, int64_
     }
     if (run) keep(r.trunk, r.first, r.count);
   }
-  keep(0, 0, trunk.count);
+  keep(0, trunk.begin, trunk.count);
   // Padding has no gradient.
-  const int64_t end = (a.runs + row * a.runs_row)[a.count], bytes = (a.tokens - end) * a.width * sizeof(T);
+  const int64_t end = padding(a, texts), bytes = (padding_end(a, texts) - end) * a.width * sizeof(T);
   if (!bytes) return;
   memset(dk + end * a.width, 0, bytes), memset(dv + end * a.width, 0, bytes);
   for (int64_t h = 0; h < a.share; h++) memset(dq + h * size + end * a.width, 0, bytes);

@@ -91,7 +91,8 @@ struct Attend {
   double scale;
 };
 
-// Texts that share the beginning of a row. Run r of a row is its tokens [runs[r], runs[r + 1]); run 0 is the beginning. A token
+// Texts that share the beginning of a row. Run r of a row is its tokens [runs[r], runs[r + 1]); run 0 is the beginning. Rows are
+// those of the tensors or, if `joined`, all in the one row that these have, one behind another. A token
 // sees run 0 and, of its own run, itself and what is before it; of these the last `window` alone, if that is not 0. Strides in
 // elements, the width contiguous; o [rows, tokens, heads * share, width], dq [rows, heads * share, tokens, width], dk and dv
 // [rows, heads, tokens, width] contiguous; lse [rows, heads * share, tokens] in the accumulator's type.
@@ -100,11 +101,11 @@ struct AttendBranches {
   void *o, *lse, *dq, *dk, *dv;
   int64_t q_row, q_head, q_token, k_row, k_head, k_token, v_row, v_head, v_token, grad_row, grad_token, grad_head;
   const int32_t* runs;
-  int64_t runs_row, count;  // how many runs a row has
+  int64_t rows, runs_row, count;  // rows of runs, and how many runs each has
   int64_t tokens, heads, share, width, window;
   double scale;
   int64_t longest;  // most columns that a token sees
-  bool backward;
+  bool backward, joined;
 };
 // Tokens times `share` that are computed together.
 constexpr int64_t QUERIES = 96;

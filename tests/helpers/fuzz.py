@@ -277,11 +277,15 @@ def _of_a_pass(draw: Draw, op: str, dtype, x: Tensor, n: int) -> dict:
 
 
 def _of_texts(draw: Draw, numbers) -> dict:
-    """Arguments of attend_branches: rows of a beginning and of up to three texts, of any lengths, with padding behind them."""
+    """Arguments of attend_branches: rows of a beginning and of up to three texts, of any lengths, with padding behind them;
+    in a batch of one also several such rows one behind another."""
     batch, groups, size, length = draw.randint(0, 3), draw.randint(1, 3), draw.size(40), draw.choice((0, 1, 9, 40, 150))
     q, count = numbers(batch, groups * draw.randint(1, 4), length, size), draw.randint(1, 4)
-    cuts = [sorted(draw.randint(0, length) for _ in range(count)) for _ in range(draw.choice((1, batch)))]
-    runs = torch.tensor([[0, *row] for row in cuts], dtype=torch.int32).view(len(cuts), 1 + count)
+    cuts = [[0, *sorted(draw.randint(0, length) for _ in range(count))] for _ in range(draw.choice((1, batch)))]
+    if batch == 1 and draw.random() < 0.5:  # rows one behind another
+        ends = [0, *sorted(draw.randint(0, length) for _ in range(draw.randint(1, 3) * (1 + count) - 1))]
+        cuts = [ends[i : i + 1 + count] for i in range(0, len(ends), 1 + count)]
+    runs = torch.tensor(cuts, dtype=torch.int32).view(len(cuts), 1 + count)
     return {
         "q": q, "k": numbers(batch, groups, length, size), "v": numbers(batch, groups, length, size), "runs": runs,
         "scale": draw.choice((0.3, 0.1, 0.0, -0.2)), "window": draw.choice((0, 0, 1, 7, 60)),

@@ -148,6 +148,20 @@ def branches(ops) -> None:
             for name, one, other in zip(("dq", "dk", "dv"), got, gradients):
                 assert one.dtype == dtype and one.shape == other.shape
                 assert_close(name, one, other, 2 * TOLERANCES[dtype])  # o, which it reads, was rounded
+            joined = behind(q), behind(k), behind(v)
+            arguments = (runs.expand(2, -1) + torch.tensor([[0], [length]])).int(), 0.3, window
+            o, lse = ops.attend_branches(*joined, *arguments)
+            assert_close("o of rows one behind another", o, behind(want, 1), TOLERANCES[dtype])
+            assert_close("lse of rows one behind another", lse, behind(expected), TOLERANCES[lse.dtype])
+            for name, one, other in zip(
+                ("dq", "dk", "dv"), ops.attend_branches_backward(behind(grad, 1), *joined, o, lse, *arguments), gradients
+            ):
+                assert_close(f"{name} of rows one behind another", one, behind(other), 2 * TOLERANCES[dtype])
+
+
+def behind(x, dim=2):
+    """Rows [B,...] one behind another along the dimension of tokens, in a batch of one."""
+    return torch.cat(list(x.split(1)), dim)
 
 
 def company(ops) -> None:
@@ -169,6 +183,12 @@ def company(ops) -> None:
                 assert torch.equal(o[:, real], alone), "a text depends on its row"
             part, _ = ops.attend_branches(*(x[:, :, :90] for x in (q, k, v)), runs_of((30, 60)), 0.3, window)
             assert torch.equal(part, alone[:, :90])
+            nan = torch.full_like(alone[:, :7].transpose(1, 2), NAN)
+            row = [torch.cat([nan[:, : x.shape[1]], x[:, :, :50], x, nan[:, : x.shape[1]]], 2) for x in (q, k, v)]
+            runs = torch.tensor([[0, 2, 7], [7, 17, 57], [57, 87, 227]]).int()
+            o, _ = ops.attend_branches(*row, runs, 0.3, window)
+            assert torch.equal(o[:, 57:227], alone), "a text depends on the rows before its own"
+            assert torch.equal(o[:, 7:57], alone[:, :50]) and not o[:, 227:].any()
 
 
 def neighbours(ops) -> None:

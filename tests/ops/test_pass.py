@@ -26,6 +26,7 @@ WRONG = {
     "rotate_back_goes_on": pass_checks.rotations,
     "branches_as_one_text": pass_checks.branches,
     "branches_keep_the_last": pass_checks.branches,
+    "branches_joined_as_one_row": pass_checks.branches,
     "branches_count_columns": pass_checks.branches,
     "branches_with_padding": pass_checks.company,
 }
@@ -76,6 +77,7 @@ def arguments(name, dtype=torch.float32):
     }[name]
 
 
+JOINED = {"q": torch.zeros(1, 4, 9, 18), **dict.fromkeys("kv", torch.zeros(1, 2, 9, 18))}
 LEAVES = {"rms_norm": ("x", "weight"), "gated_product": ("gate", "up"), "rotate": ("x",), "attend_branches": ("q", "k", "v")}
 
 
@@ -192,6 +194,8 @@ def test_autocast_and_forward_mode(name):
         ("attend_branches", {"runs": torch.zeros(2, 4)}, TypeError, "runs must be int32, got float32"),
         ("attend_branches", {"runs": pass_checks.runs_of((4, 6))}, ValueError, "from 0 to at most 9, got 0 to 10 in row 0"),
         ("attend_branches", {"runs": pass_checks.runs_of((4, -1, 2))}, ValueError, "not decrease, got 4 then 3 in row 0"),
+        ("attend_branches", JOINED | {"runs": torch.tensor([[0, 5], [4, 9]]).int()}, ValueError, "from 5 to at most 9, got 4"),
+        ("attend_branches", JOINED | {"runs": torch.tensor([[1, 5], [5, 9]]).int()}, ValueError, "from 0 to at most 9, got 1"),
         ("attend_branches", {"window": -1}, ValueError, r"window must be 0 \(none\) or more, got -1"),
     ],
 )  # fmt: skip
@@ -213,6 +217,7 @@ def test_errors_are_one_sentence(name, change, error, why):
         ("rotate", {"sin": torch.zeros(2, 5, 16)}, "sin must have size 18 in dimension 2, got 16"),
         ("attend_branches", {"runs": pass_checks.runs_of((4, 6))}, "from 0 to at most 9, got 0 to 10 in row 0"),
         ("attend_branches", {"runs": pass_checks.runs_of((4, -1, 2))}, "not decrease, got 4 then 3 in row 0"),
+        ("attend_branches", JOINED | {"runs": torch.tensor([[0, 5], [4, 9]]).int()}, "from 5 to at most 9, got 4 to 9 in row 1"),
         ("attend_branches", {"k": torch.zeros(2, 3, 9, 18), "v": torch.zeros(2, 3, 9, 18)}, "a multiple of k's 3 heads, got 4"),
         ("attend_branches", {"window": -1}, "window must be 0"),
         ("attend_branches_backward", {"lse": torch.zeros(2, 4, 8)}, "lse must have size 9 in dimension 2, got 8"),

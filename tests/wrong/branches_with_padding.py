@@ -6,7 +6,7 @@ from tmem import reference
 
 
 def attend_branches(q, k, v, runs, scale, window):
-    seen = reference._seen_in_runs(runs, q.shape[2], window)[:, None, None]
+    seen = reference.seen_in_runs(runs, len(q), q.shape[2], window)[:, None, None]
     rows = q.unflatten(1, (k.shape[1], -1))
     scores = (rows @ k.transpose(-1, -2)[:, :, None] * scale).masked_fill(~seen, -torch.inf)
     o = (scores.softmax(-1).nan_to_num() @ v[:, :, None]).flatten(1, 2)

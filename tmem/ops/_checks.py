@@ -288,13 +288,21 @@ def _slots(op: str, name: str, item: str, slots: Tensor, rank: Tensor, stored: i
             raise ValueError(f"{op}: rank of slot {slot} must be in 1..{stored} (stored ranks), got {ranks[slot]}")
 
 
-def runs(op: str, runs: Tensor, tokens: int) -> None:
-    """Offsets of the runs of every row, from 0, nondecreasing, to at most `tokens`."""
+def runs(op: str, runs: Tensor, rows: int, tokens: int) -> None:
+    """Offsets of the runs of every row, nondecreasing, from 0, or in a batch of one from where the row before ends, to at most
+    `tokens`."""
+    if runs.dim() != 2 or (runs.shape[0] not in (1, rows) and rows != 1) or runs.shape[1] < 2:
+        many = "any" if rows == 1 else f"1 or {rows}"
+        raise ValueError(f"{op}: runs must have shape [{many}, 2 or more], got {list(runs.shape)}")
+    dtype(op, "runs", runs, torch.int32)
     if torch.compiler.is_compiling() or type(runs) is not Tensor or not runs.is_cpu:
         return
+    before = 0
     for row, own in enumerate(runs.tolist()):
-        if own[0] != 0 or own[-1] > tokens:
-            raise ValueError(f"{op}: runs must go from 0 to at most {tokens}, got {own[0]} to {own[-1]} in row {row}")
+        follows = row > 0 and rows == 1
+        if (own[0] < before if follows else own[0] != 0) or own[-1] > tokens:
+            raise ValueError(f"{op}: runs must go from {before} to at most {tokens}, got {own[0]} to {own[-1]} in row {row}")
         for one, other in zip(own, own[1:]):
             if other < one:
                 raise ValueError(f"{op}: runs must not decrease, got {one} then {other} in row {row}")
+        before = own[-1] if rows == 1 else 0

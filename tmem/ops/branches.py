@@ -58,7 +58,8 @@ def attend_branches(q: Tensor, k: Tensor, v: Tensor, runs: Tensor, scale: float,
     q [B,H,T,D]; k and v [B,G,T,D], any strides, G a divisor of H; all of one dtype, fp32, bf16, fp16 (sums in fp32, rounded
     once at the end) or fp64. runs int32 [1 or B,N+1], from 0 and not decreasing: run r of a row is its tokens
     [runs[r], runs[r+1]). Run 0 is the beginning that the row's texts share. A token sees run 0, and itself and what precedes it
-    in its own run; of these the last `window` alone, if that is not 0. What is behind the last run is padding, whose o is 0.
+    in its own run; of these the last `window` alone, if that is not 0. What is behind the last run is padding, whose o is 0. In
+    a batch of one, rows of texts may stand one behind another: runs [any,N+1] then has a row for each, from where it begins.
     What a token does not see is not read, but for what follows it in its own run, which must be finite. Differentiable in q, k
     and v; the logarithms of the softmax's sums are kept for that, [B,H,T].
     On a CPU a text has the bits that it has alone: they depend neither on what else is in its row, nor on how much of its
@@ -74,11 +75,8 @@ def attend_branches(q: Tensor, k: Tensor, v: Tensor, runs: Tensor, scale: float,
         raise ValueError(f"{op}: q must have a multiple of k's {k.shape[1]} heads, got {heads}")
     for name, x in (("k", k), ("v", v)):
         _checks.dtype(op, name, x, q.dtype)
-    if runs.dim() != 2 or runs.shape[0] not in (1, rows) or runs.shape[1] < 2:
-        raise ValueError(f"{op}: runs must have shape [1 or {rows}, 2 or more], got {list(runs.shape)}")
-    _checks.dtype(op, "runs", runs, torch.int32)
     if window < 0:
         raise ValueError(f"{op}: window must be 0 (none) or more, got {window}")
     _checks.same_device(op, q, k=k, v=v, runs=runs)
-    _checks.runs(op, runs, tokens)
+    _checks.runs(op, runs, rows, tokens)
     return _op(q, k, v, runs, scale, window)[0]
