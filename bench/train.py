@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from ..adapters.bank import AdapterBank, Snapshot
 from ..agent.agent import Agent
 from ..agent.config import LOOP_PRESET, agent_config
-from ..agent.learn import packed, rows_of
+from ..agent.learn import joins, packed, rows_of
 from ..agent.loop import Action, Clock, Rollout, run
 from ..agent.renderings import rendered
 from ..agent.sampling import forced
@@ -135,7 +135,7 @@ class Ours:
 
     def rows(self, pairs: Sequence[Pair], epoch: int) -> list:
         """What an epoch of these pairs passes through the model."""
-        return rows_of(self.agent.chat, self.taught(pairs, epoch), self.agent.config.learn)
+        return rows_of(self.agent.chat, self.taught(pairs, epoch), self.agent.config.learn, joins(self.agent.model))
 
     def tokens(self, pairs: Sequence[Pair], epoch: int) -> int:
         """How many tokens that are."""
@@ -451,7 +451,8 @@ def needs(ours: Ours, limits: dict[str, float], dtype: str) -> dict[str, dict]:
     learned = [0, 0]
     for turn in range(agent.config.learn.turns):
         texts = {text for r in rollouts for row in ours.rows(r.pairs, turn) for text in row.texts}
-        learned[1] += 2 * bottom * sum(len(row.ids) for row in packed(0, [(list(text), len(text)) for text in texts]))
+        once = packed(0, [(list(text), len(text)) for text in texts], joins(agent.model))
+        learned[1] += 2 * bottom * sum(len(row.ids) for row in once)
     for rollout, epochs in zip(rollouts, ours.epochs):
         labels = sum(len(agent.chat.answer(p.answer)) for p in rollout.pairs)
         tokens = [ours.tokens(rollout.pairs, epoch) for epoch in range(epochs)]

@@ -422,6 +422,39 @@ def attend_branches_backward(
     return dq.flatten(1, 2).to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
 
 
+AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 27}  # probabilities of token_logp: those of a CPU stay in its cache
+
+
+def _few(logits: Tensor):
+    """Rows at a time, and their logits in the accumulator's dtype."""
+    rows = max(1, AT_ONCE.get(logits.device.type, 1 << 24) // max(1, logits.shape[1]))
+    for start in range(0, len(logits), rows):
+        part = logits[start : start + rows]
+        yield slice(start, start + rows), part if part.dtype == torch.float64 else part.float()
+
+
+def token_logp(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log softmax(logits)[ids], log Σ e^logits and -Σ p log p.  logits [M,V], ids int64 [M] -> [M] each."""
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    chosen, total, entropy = (logits.new_empty(len(logits), dtype=dtype) for _ in range(3))
+    for rows, part in _few(logits):
+        total[rows] = part.logsumexp(-1)
+        chosen[rows] = part.gather(-1, ids[rows, None])[:, 0] - total[rows]
+        logp = part - total[rows, None]
+        terms = logp.exp().mul_(logp).masked_fill_(logp == -torch.inf, 0.0)  # 0 log 0 = 0
+        entropy[rows] = -terms.sum(-1)
+    return chosen, total, entropy
+
+
+def token_logp_backward(grad: Tensor, logits: Tensor, ids: Tensor, lse: Tensor) -> Tensor:
+    """d logits = grad (onehot(id) - softmax(logits))."""
+    out = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    for rows, part in _few(logits):
+        p = (part - lse[rows, None]).exp_().mul_(-grad[rows, None])
+        out[rows] = p.scatter_add_(-1, ids[rows, None], grad[rows, None]).to(out.dtype)
+    return out
+
+
 def seen_in_runs(runs: Tensor, rows: int, tokens: int, window: int) -> Tensor:
     """bool [1 or rows,T,T]: which tokens (columns) a token (row) sees, of runs [1 or rows,N+1], or of one row any number."""
     at, offsets = torch.arange(tokens, device=runs.device), runs.shape[1]

@@ -11,6 +11,7 @@
 #include "skinny.h"
 #include "step.h"
 #include "token.h"
+#include "token_logp.h"
 
 #define TMEM_JOIN2(a, b) a##b
 #define TMEM_JOIN(a, b) TMEM_JOIN2(a, b)
@@ -51,6 +52,8 @@ const Kernels TMEM_JOIN(kernels_, TMEM_ISA) = {
     {gated_product_backward<float>, gated_product_backward<bf16>, gated_product_backward<f16>, gated_product_backward<double>},
     {rms_norm<float>, rms_norm<bf16>, rms_norm<f16>, rms_norm<double>},
     {rms_norm_backward<float>, rms_norm_backward<bf16>, rms_norm_backward<f16>, rms_norm_backward<double>},
+    {token_logp<float>, token_logp<bf16>, token_logp<f16>, token_logp<double>},
+    {token_logp_backward<float>, token_logp_backward<bf16>, token_logp_backward<f16>, token_logp_backward<double>},
     {rotate<float>, rotate<bf16>, rotate<f16>, rotate<double>},
 };
 

@@ -158,6 +158,14 @@ struct RmsNorm {  // y = x (mean(x^2) + eps)^-1/2 (plus + weight); backward dx o
   double eps, plus;
 };
 
+// Rows of `width` logits, next to each other, and one of these a row; logp, lse, entropy and grad in the accumulator's type.
+struct TokenLogp {  // logp = log softmax(logits)[id], lse = log Σ e^logits; backward out [rows, width] of grad
+  const void *logits, *grad;
+  const int64_t* ids;
+  void *logp, *lse, *entropy, *out;  // backward reads lse
+  int64_t logits_row, width;
+};
+
 // Heads with their width contiguous and even; strides in elements.
 struct Rotate {  // o = x cos + (-x2, x1) sin; back: its transpose
   const void *x, *cos, *sin;
@@ -198,6 +206,8 @@ struct Kernels {
   void (*rms_norm[ELEMENTS])(const RmsNorm&, int64_t first_row, int64_t end_row);
   // dw, of the accumulator's type, null or added to: the rows' sum, in order.
   void (*rms_norm_backward[ELEMENTS])(const RmsNorm&, int64_t first_row, int64_t end_row, void* dw);
+  void (*token_logp[ELEMENTS])(const TokenLogp&, int64_t row);
+  void (*token_logp_backward[ELEMENTS])(const TokenLogp&, int64_t row);
   void (*rotate[ELEMENTS])(const Rotate&, int64_t first_token, int64_t end_token);
 };
 

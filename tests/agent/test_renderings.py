@@ -15,7 +15,7 @@ from tmem.agent import loop, scored
 from tmem.agent.agent import Draft, Reply
 from tmem.agent.config import agent_config
 from tmem.agent.decode import Generation
-from tmem.agent.learn import Learned, _encoded, computed, learn, packed
+from tmem.agent.learn import Learned, _encoded, joins, learn, packed, rows_of
 from tmem.agent.loop import LogEntry
 from tmem.agent.probe import asked_back, paraphrase
 from tmem.agent.renderings import rendered, worded
@@ -239,10 +239,10 @@ def test_an_epoch_takes_the_tokens_of_one_rendering_of_each_pair():
     config = dataclasses.replace(SEVERAL.learn, epochs=4)
     (learned,) = learn(agent.model, agent.bank, [(agent.bank.alloc(), job)], agent.chat, config)
     taught = [[_encoded(agent.chat, p, config) for p in rendered(job, epoch, RENDERINGS, "no idea")] for epoch in range(4)]
-    rows = [row for part in taught for at in (0, 4) for row in packed(0, part[at : at + 4])]
+    rows = [row for part in taught for at in (0, 4) for row in packed(0, part[at : at + 4], joins(agent.model))]
     assert learned.tokens == sum(len(row.ids) for row in rows) < sum(len(ids) for part in taught for ids, _ in part)
-    said = [computed(agent.chat, rendered(job, epoch, RENDERINGS, "no idea"), config) for epoch in range(4)]
-    assert learned.tokens == sum(said)
+    said = [rows_of(agent.chat, rendered(job, epoch, RENDERINGS, "no idea"), config, joins(agent.model)) for epoch in range(4)]
+    assert learned.tokens == sum(len(row.ids) for rows in said for row in rows)
 
 
 def test_no_slot_stops_before_it_was_taught_in_every_rendering():

@@ -191,6 +191,38 @@ def company(ops) -> None:
             assert torch.equal(o[:, 7:57], alone[:, :50]) and not o[:, 227:].any()
 
 
+def chances(ops) -> None:
+    """logp, lse, entropy and d logits of rows of every tail, strided, of no rows, of likely and impossible tokens, and NaN."""
+    for dtype in DTYPES:
+        sums = torch.float64 if dtype == torch.float64 else torch.float32
+        close = 1e-12 if dtype == torch.float64 else 2e-6  # sums are fp32 whatever the logits are
+        for count, width in ((7, 33), (5, 1), (3, 2100), (4, 16), (0, 9), (2, 49152)):
+            logits, ids, grad = (
+                5 * rows(count, 2 * width, dtype=dtype)[:, :width],
+                torch.randint(width, (count,)),
+                rows(count, dtype=sums),
+            )
+            if count > 2 and width > 20:
+                logits[0] += 90
+                logits[1, 3:] -= 300
+                logits[2, 5:] = -torch.inf
+            want, gradients = exact(lambda x, ids=ids: x.log_softmax(-1).gather(-1, ids[:, None])[:, 0], (logits,), grad)
+            p = logits.double().softmax(-1)
+            logp, lse, entropy = ops.token_logp(logits, ids)
+            assert logp.dtype == lse.dtype == entropy.dtype == sums
+            likely = want.isfinite()
+            assert torch.equal(logp.isfinite(), likely)
+            assert_close("logp", logp[likely], want[likely], close)
+            assert_close("lse", lse, logits.double().logsumexp(-1), close)
+            assert_close("entropy", entropy, torch.special.entr(p).sum(-1), close)
+            got = ops.token_logp_backward(grad, logits, ids, lse)
+            assert got.dtype == dtype and got.is_contiguous()
+            assert_close("d logits", got, gradients[0], max(10 * close, TOLERANCES[dtype]))
+    x = torch.tensor([[1.0, NAN, *[2.0] * 40], [1.0] * 42, [*[2.0] * 41, NAN]])
+    found = ops.token_logp(x, torch.tensor([0, 5, 1]))
+    assert all(one.isnan().tolist() == [True, False, True] for one in found)
+
+
 def neighbours(ops) -> None:
     """A row has the bits that it has alone, wherever it lies, beside rows of NaN."""
     for dtype in DTYPES:
@@ -204,6 +236,9 @@ def neighbours(ops) -> None:
             for gelu in (False, True):
                 yield ops.gated_product(x, dy, gelu)
                 yield from ops.gated_product_backward(dy, x, x, gelu)
+            ids = torch.arange(len(x)) * 0 + 7
+            logp, lse, entropy = ops.token_logp(x, ids)
+            yield from (logp, lse, entropy, ops.token_logp_backward(logp, x, ids, lse))
             yield ops.rotate(heads, *wave, False)[0, 0]
             yield ops.rotate(heads.transpose(1, 2), *wave, True)[0, :, 0]
 
@@ -219,5 +254,5 @@ def neighbours(ops) -> None:
                 assert torch.equal(a[0], c[row]) and torch.equal(b[row], c[row]), "a row depends on its neighbours"
 
 
-FORMULAS = [norms, products, rotations, branches]
+FORMULAS = [norms, products, rotations, branches, chances]
 PASS = [*FORMULAS, company, neighbours]

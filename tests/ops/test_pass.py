@@ -29,6 +29,8 @@ WRONG = {
     "branches_joined_as_one_row": pass_checks.branches,
     "branches_count_columns": pass_checks.branches,
     "branches_with_padding": pass_checks.company,
+    "token_logp_counts_the_impossible": pass_checks.chances,
+    "token_logp_forgets_the_token": pass_checks.chances,
 }
 
 
@@ -60,6 +62,7 @@ def arguments(name, dtype=torch.float32):
     q, k, v = (torch.randn(2, heads, 9, 18).to(dtype) for heads in (4, 2, 2))
     texts = {"q": q, "k": k, "v": v, "runs": pass_checks.runs_of((2, 3, 4), (3, 3)), "scale": 0.5, "window": 4}
     o, lse = reference.attend_branches(**texts)
+    said = {"logits": x[0].clone(), "ids": torch.tensor([0, 17, 3, 3, 9])}
     return {
         "rms_norm": norm,
         "rms_norm_backward": {"dy": third, **norm, "need_dw": True},
@@ -74,11 +77,16 @@ def arguments(name, dtype=torch.float32):
             "lse": lse,
             **{n: texts[n] for n in ("runs", "scale", "window")},
         },
+        "token_logp": said,
+        "token_logp_backward": {"grad": lse[0, 0, :5].clone(), **said, "lse": reference.token_logp(**said)[1]},
     }[name]
 
 
 JOINED = {"q": torch.zeros(1, 4, 9, 18), **dict.fromkeys("kv", torch.zeros(1, 2, 9, 18))}
-LEAVES = {"rms_norm": ("x", "weight"), "gated_product": ("gate", "up"), "rotate": ("x",), "attend_branches": ("q", "k", "v")}
+LEAVES = {
+    "rms_norm": ("x", "weight"), "gated_product": ("gate", "up"), "rotate": ("x",), "attend_branches": ("q", "k", "v"),
+    "token_logp": ("logits",),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16, torch.float64], ids=str)
@@ -90,12 +98,17 @@ def test_opcheck(name, dtype):
     torch.library.opcheck(getattr(torch.ops.tmem, name).default, (), given)
 
 
+def first(out):
+    """What has a gradient."""
+    return out[0] if isinstance(out, tuple) else out
+
+
 @pytest.mark.parametrize("name", LEAVES)
 def test_gradients_are_those_of_finite_differences(name):
     given = arguments(name, torch.float64)
 
     def call(*leaves):
-        return getattr(ops, name)(**{**given, **dict(zip(LEAVES[name], leaves))})
+        return first(getattr(ops, name)(**{**given, **dict(zip(LEAVES[name], leaves))}))
 
     assert torch.autograd.gradcheck(call, [given[leaf].requires_grad_() for leaf in LEAVES[name]])
     if name == "rotate":
@@ -107,7 +120,7 @@ def test_gradients_are_those_of_finite_differences(name):
 def test_gradients_have_the_dtypes_of_their_leaves_and_the_second_is_refused(name):
     given = arguments(name, BF16)
     leaves = [given[leaf].requires_grad_() for leaf in LEAVES[name]]
-    out = getattr(ops, name)(**given)
+    out = first(getattr(ops, name)(**given))
     found = torch.autograd.grad(out.float().square().sum(), leaves, create_graph=True)
     assert [g.dtype for g in found] == [BF16] * len(leaves)
     with pytest.raises(RuntimeError, match=f"{name}: only first derivatives are defined"):
@@ -120,7 +133,7 @@ def test_threads_change_no_bit(dtype):
     x, dy, weight = (torch.randn(n, 200).to(dtype) for n in (3001, 3001, 1))
     heads, wave = torch.randn(4, 700, 6, 20).to(dtype), torch.randn(1, 700, 20).to(dtype)
     q, kv = heads.transpose(1, 2), heads[:, :, :3].transpose(1, 2)
-    texts = pass_checks.runs_of((200, 300, 100, 90)), 0.3, 0
+    texts, ids = (pass_checks.runs_of((200, 300, 100, 90)), 0.3, 0), torch.randint(200, (3001,))
     found, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
@@ -129,6 +142,7 @@ def test_threads_change_no_bit(dtype):
                 ops.rms_norm(x, weight[0], 1e-5, 0.0), *RIGHT.rms_norm_backward(dy, x, weight[0], 1e-5, 0.0, True),
                 ops.gated_product(x, dy, False), *RIGHT.gated_product_backward(dy, x, x, True),
                 ops.rotate(heads, wave, wave), *RIGHT.attend_branches(q, kv, kv, *texts),
+                *RIGHT.token_logp(x, ids), RIGHT.token_logp_backward(dy[:, 0].float(), x, ids, RIGHT.token_logp(x, ids)[1]),
                 *RIGHT.attend_branches_backward(heads, q, kv, kv, *RIGHT.attend_branches(q, kv, kv, *texts), *texts),
             ])  # fmt: skip
     finally:
@@ -196,6 +210,9 @@ def test_autocast_and_forward_mode(name):
         ("attend_branches", {"runs": pass_checks.runs_of((4, -1, 2))}, ValueError, "not decrease, got 4 then 3 in row 0"),
         ("attend_branches", JOINED | {"runs": torch.tensor([[0, 5], [4, 9]]).int()}, ValueError, "from 5 to at most 9, got 4"),
         ("attend_branches", JOINED | {"runs": torch.tensor([[1, 5], [5, 9]]).int()}, ValueError, "from 0 to at most 9, got 1"),
+        ("token_logp", {"ids": torch.zeros(4).long()}, ValueError, r"ids must have shape \[5\], got \[4\]"),
+        ("token_logp", {"ids": torch.zeros(5).int()}, TypeError, "ids must be int64, got int32"),
+        ("token_logp", {"ids": torch.full((5,), 18)}, ValueError, r"ids must be in 0..17, got 18 in row 0"),
         ("attend_branches", {"window": -1}, ValueError, r"window must be 0 \(none\) or more, got -1"),
     ],
 )  # fmt: skip
@@ -217,9 +234,12 @@ def test_errors_are_one_sentence(name, change, error, why):
         ("rotate", {"sin": torch.zeros(2, 5, 16)}, "sin must have size 18 in dimension 2, got 16"),
         ("attend_branches", {"runs": pass_checks.runs_of((4, 6))}, "from 0 to at most 9, got 0 to 10 in row 0"),
         ("attend_branches", {"runs": pass_checks.runs_of((4, -1, 2))}, "not decrease, got 4 then 3 in row 0"),
-        ("attend_branches", JOINED | {"runs": torch.tensor([[0, 5], [4, 9]]).int()}, "from 5 to at most 9, got 4 to 9 in row 1"),
+        ("attend_branches", JOINED | {"runs": torch.tensor([[0, 5], [4, 9]]).int()}, "from 5 to at most 9, got 4 to 9"),
         ("attend_branches", {"k": torch.zeros(2, 3, 9, 18), "v": torch.zeros(2, 3, 9, 18)}, "a multiple of k's 3 heads, got 4"),
         ("attend_branches", {"window": -1}, "window must be 0"),
+        ("token_logp", {"ids": torch.full((5,), -1)}, "ids must be in 0..17, got -1 in row 0"),
+        ("token_logp_backward", {"lse": torch.zeros(4)}, "lse must have size 5 in dimension 0, got 4"),
+        ("token_logp_backward", {"grad": torch.zeros(5).half()}, "grad must be Float, got Half"),
         ("attend_branches_backward", {"lse": torch.zeros(2, 4, 8)}, "lse must have size 9 in dimension 2, got 8"),
         ("attend_branches_backward", {"d_o": torch.zeros(2, 9, 4, 18).half()}, "d_o must be Float, got Half"),
     ],

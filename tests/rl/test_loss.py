@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from tmem.rl.loss import Objective, _TokenLogp, advantages, dead, k3, policy_loss, token_logp
-from tmem.testing import assert_close
+from tmem.rl.loss import Objective, advantages, dead, k3, policy_loss
 
 KL = Objective(beta=0.1)
 
@@ -72,36 +71,6 @@ def test_a_batch_may_be_split_and_permuted_and_padded_with_weight_zero():
     assert float(sum(split)) == pytest.approx(whole, rel=1e-5)
     padded = [torch.cat([t, torch.full((3,), v)]) for t, v in ((new, -9.0), (old, -2.0), (adv, 5.0), (weight, 0.0), (ref, 0.0))]
     assert float(policy_loss(*padded[:4], KL, reference=padded[4]).loss) == pytest.approx(whole, rel=1e-5)
-
-
-def test_entropy_of_known_distributions():
-    def entropy(logits):
-        return float(token_logp(torch.tensor([logits]), torch.tensor([0]))[1])
-
-    assert entropy([2.0] * 8) == pytest.approx(math.log(8), rel=1e-5)
-    assert entropy([0.0, -100.0, -100.0]) == pytest.approx(0, abs=1e-5)
-    assert entropy([1.0, 1.0, -math.inf]) == pytest.approx(math.log(2), rel=1e-5)
-    assert math.isnan(entropy([1.0, math.nan]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("at_once", [1, 100, 1 << 21])
-def test_log_probabilities_of_tokens_are_those_of_log_softmax(dtype, at_once, monkeypatch):
-    monkeypatch.setitem(_TokenLogp.AT_ONCE, "cpu", at_once)
-    logits = (5 * torch.randn(7, 33)).to(dtype).requires_grad_()
-    ids, weight = torch.randint(33, (7,)), torch.randn(7, dtype=torch.float64)
-    exact = logits.detach().double().requires_grad_()
-    want = exact.log_softmax(-1)
-    (want.gather(-1, ids[:, None])[:, 0] * weight).sum().backward()
-    logp, entropy = token_logp(logits, ids)
-    assert logp.dtype == entropy.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert not entropy.requires_grad
-    (logp.double() * weight).sum().backward()
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-6}[dtype]  # bf16: sums are fp32 all the same
-    assert_close("logp", logp, want.gather(-1, ids[:, None])[:, 0], tolerance)
-    assert_close("entropy", entropy, -(want.exp() * want).sum(-1), max(tolerance, 1e-12))
-    assert logits.grad.dtype == dtype
-    assert_close("gradient", logits.grad, exact.grad, 4e-3 if dtype == torch.bfloat16 else 10 * tolerance)
 
 
 def test_bad_shapes_and_a_missing_reference_are_named():

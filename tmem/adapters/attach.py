@@ -258,13 +258,20 @@ class Route:
     def narrow(self, counts: Sequence[int], length: int) -> None:
         """From now on inputs [length, 1, K] are served too: counts[i] tokens of batch row i, row after row, then some without a
         slot."""
+        self._count(counts, torch.Size((length, 1)))
 
+    def join(self, length: int) -> None:
+        """From now on inputs [1, length, K] are served too: the real tokens of every batch row, row after row, then some
+        without a slot."""
+        self._count(self.lengths or (), torch.Size((1, length)))
+
+    def _count(self, counts: Sequence[int], shape: torch.Size) -> None:
         def made() -> Segments:
-            off = torch.tensor([0, *itertools.accumulate(counts), length], dtype=torch.int32, device=self.bank.device)
+            off = torch.tensor([0, *itertools.accumulate(counts), shape.numel()], dtype=torch.int32, device=self.bank.device)
             slot = torch.tensor([*self.slots, -1], dtype=torch.int32, device=self.bank.device)
-            return self._of(off, slot, length, bits(s for s, n in zip(self.slots, counts) if s >= 0 and n))
+            return self._of(off, slot, shape.numel(), bits(s for s, n in zip(self.slots, counts) if s >= 0 and n))
 
-        self._laid[torch.Size((length, 1))] = made
+        self._laid[shape] = made
 
     def lay(self, shape: torch.Size, off: Tensor, slot: Tensor) -> None:
         """From now on these are the segments of inputs of this shape [B, ...], int32 [G+1] and [G], whatever they hold when an

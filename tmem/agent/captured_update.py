@@ -15,7 +15,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from ..adapters.attach import Route
 from ..adapters.bank import AdapterBank, changed, counts_as_zero, move
 from ..models import forward as fw
 from ..models.families import FAMILIES
+from ..models.masks import Rule
 from .graphs import addresses, captured
 
 # Of a step at most, padded tokens · D². With more, arithmetic takes longer than launches, and a graph saves less than the rows
@@ -40,7 +41,8 @@ class Block(Protocol):
 
     hidden         [B, T, D], what the layers below the adapted ones make of them
     positions      int64 [B, T]
-    branches       int64 [B, T], see models.masks.Branches
+    seen           the tokens that every token sees, Branches of padded rows
+    starts         of each row where it begins among the B · T tokens
     slots          of each row
     lengths        of each row its real tokens, which come first
     rows, columns  of each label: where the state is that predicts it
@@ -50,7 +52,7 @@ class Block(Protocol):
 
     hidden: Tensor
     positions: Tensor
-    branches: Tensor
+    seen: Any
     slots: list[int]
     lengths: list[int]
     rows: list[int]
@@ -58,20 +60,24 @@ class Block(Protocol):
     targets: list[int]
     weights: list[float]
 
+    @property
+    def starts(self) -> list[int]: ...
+
 
 def label_losses(
-    model, hidden: Tensor, positions: Tensor, branches: fw.Branches, start: int, at: Tensor, targets: Tensor, weights: Tensor
+    model, hidden: Tensor, positions: Tensor, seen: Rule, start: int, at: Tensor, targets: Tensor, weights: Tensor
 ) -> Tensor:
     """The loss of every label times its weight [L], of a pass over hidden [B, T, D] from layer `start` on; at: int64 [L], the
     places of the labels' states in the B · T. Routes must serve [L, 1, K] as well, see Route.narrow."""
-    hidden = fw.layers(model, hidden, positions, branches, start=start, by_pieces=True, at=at)
+    hidden = fw.layers(model, hidden, positions, seen, start=start, by_pieces=True, at=at)
+    if hidden.is_cpu:  # not by the public function, which reads the values of `targets`: the kernel alone does
+        return torch.ops.tmem.token_logp(fw.head(model, hidden), targets)[0] * -weights
     return F.cross_entropy(fw.logits(model, hidden), targets, reduction="none") * weights
 
 
 def places(block: Block) -> list[int]:
     """Where the labels' states are among all tokens of a block."""
-    length = block.hidden.shape[1]
-    return [row * length + column for row, column in zip(block.rows, block.columns)]
+    return [block.starts[row] + column for row, column in zip(block.rows, block.columns)]
 
 
 def labelled(block: Block) -> list[int]:
@@ -132,8 +138,7 @@ class Step:
     def take(self, block: Block, moves: bool) -> None:
         """Have a block as input. moves: its slots are stepped."""
         rows, spare = len(block.slots), self.extent.labels - len(block.targets)
-        for mine, theirs in ((self.hidden, block.hidden), (self.positions, block.positions), (self.branches, block.branches)):
-            mine[:rows] = theirs
+        self.hidden[:rows], self.positions[:rows], self.branches[:rows] = block.hidden, block.positions, block.seen.numbers
         self._segments(block.slots, block.lengths, labelled(block))
         _put(self.at, [*places(block), *[0] * spare])
         _put(self.targets, [*block.targets, *[0] * spare])

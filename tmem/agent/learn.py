@@ -2,15 +2,18 @@
 
 All episodes learn in the same minibatches. A slot's sequences are packed into rows, several to a row, none of which sees
 another: most are far shorter than the bucket they would be padded to. What all of them begin with, such as the words before a
-question, is computed once a row. What each episode gets is what it would get alone, bit for bit: its loss is normalised by its
-own label count, a row is one slot's, only rows of one length bucket share a batch, and those of a slot never split over two
-batches. The frozen trunk below the lowest adapted layer runs once per update and rendering (not where it draws dropout anew in
-every pass), and once for all slots that are taught the same, such as the rollouts of one episode. Logits exist only at labels.
+question, is computed once a row. Where ops serve the pass on a CPU, rows are joined, one behind another, and nothing is padded.
+
+What each episode gets is what it would get alone, bit for bit: its loss is normalised by its own label count, a row is one
+slot's, padded rows share a batch with those of their own bucket only, and those of a slot never split over two batches.
+The frozen trunk below the lowest adapted layer runs once per update and rendering (not where it draws dropout anew in every
+pass), and once for all slots that are taught the same, such as the rollouts of one episode. Logits exist only at labels.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 from collections import Counter
@@ -27,13 +30,15 @@ from ..episode import Pair
 from ..models import forward as fw
 from ..models.chat import Chat
 from ..models.families import FAMILIES
+from ..models.masks import Branches, Joined
 from .captured_update import FixedSteps, fits, label_losses, labelled, places
 from .config import LearnConfig
 from .renderings import rendered
 from .turns import turn
 
 MAX_TOKENS = 8192  # padded tokens in one forward pass; bounds activation memory
-PACKED = 128  # tokens of a row of several sequences: longer rows waste less on padding, and more on attention that is masked
+PACKED = 128  # tokens of a padded row of several sequences: longer ones waste less on padding, more on attention that is masked
+TILE = 16  # tokens: products have whole tiles of rows
 
 Minibatches = list[list["_Block"]]
 
@@ -86,12 +91,14 @@ class _Row:
         return [(max(0, number - 1), at) for number, at in zip(self.numbers, self.positions)]
 
 
-def packed(slot: int, sequences: Sequence[tuple[list[int], int]]) -> list[_Row]:
+def packed(slot: int, sequences: Sequence[tuple[list[int], int]], joined: bool = False) -> list[_Row]:
     """Sequences (token ids, how many of them are the prompt) in rows that have the fewest tokens once they are padded. A row
-    has PACKED tokens at most, or as many as the longest sequence has."""
+    has PACKED tokens at most, or as many as the longest sequence has. joined: rows are not padded, and have MAX_TOKENS."""
     longest = max(len(ids) for ids, _ in sequences)
     # A label's state is computed at the token before it, which is each sequence's own.
     trunk = os.path.commonprefix([ids[: prompt - 1] for ids, prompt in sequences]) if len(sequences) > 1 else []
+    if joined:
+        return _filled(slot, trunk, sequences, MAX_TOKENS)
     rooms = {fw.bucket(n) for n in range(longest, max(PACKED, longest) + 1)}
     return min((_filled(slot, trunk, sequences, room) for room in sorted(rooms)), key=_padded)
 
@@ -114,15 +121,16 @@ def _padded(rows: list[_Row]) -> tuple[int, int]:
 
 @dataclass
 class _Block:
-    """Rows of one bucket: trunk output [B, T, D], positions and branches int64 [B, T], slot and length per row, and the
-    labels as flat positions with weights.
+    """Rows that learn together: trunk output [B, T, D], positions int64 [B, T], what every token sees, slot and length per row,
+    and the labels as places in rows with weights.
 
+    Padded rows have a batch row each; joined ones stand one behind another in one, and what fills its last tile is nobody's.
     Labels are filled up to a multiple of 4 with dummies of weight 0.
     """
 
     hidden: Tensor
     positions: Tensor
-    branches: Tensor
+    seen: Branches | Joined
     slots: list[int]
     lengths: list[int]  # real tokens per row
     rows: list[int]
@@ -131,10 +139,21 @@ class _Block:
     weights: list[float]  # 1 / labels of this slot in this minibatch
 
     @classmethod
-    def filled(cls, hidden, positions, branches, slots, lengths, labels: list[tuple[int, int, int, float]]) -> _Block:
+    def filled(cls, hidden, positions, seen, slots, lengths, labels: list[tuple[int, int, int, float]]) -> _Block:
         """From labels (row, column, target, weight)."""
         labels = labels + [(0, 0, 0, 0.0)] * (fw.filled(len(labels)) - len(labels))
-        return cls(hidden, positions, branches, slots, lengths, *(list(x) for x in zip(*labels)))
+        return cls(hidden, positions, seen, slots, lengths, *(list(x) for x in zip(*labels)))
+
+    @property
+    def joined(self) -> bool:
+        return isinstance(self.seen, Joined)
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each row begins among the B · T tokens."""
+        if self.joined:
+            return [0, *itertools.accumulate(self.lengths[:-1])]
+        return [row * self.hidden.shape[1] for row in range(len(self.slots))]
 
     def only(self, slots: set[int]) -> _Block | None:
         """The rows of these slots alone; None if there are none."""
@@ -147,10 +166,19 @@ class _Block:
         labels = [
             (place[r], c, t, w) for r, c, t, w in zip(self.rows, self.columns, self.targets, self.weights) if w and r in place
         ]
-        return self.filled(
-            self.hidden[keep], self.positions[keep], self.branches[keep],
-            [self.slots[r] for r in keep], [self.lengths[r] for r in keep], labels,
-        )  # fmt: skip
+        if isinstance(self.seen, Joined):
+            starts, seen = self.starts, self.seen.only(keep)
+            where = [range(starts[r], starts[r] + self.lengths[r]) for r in keep]
+            at = _laid(where, None, self.hidden.device)[0]
+            hidden, positions = self.hidden[:, at], self.positions[:, at]
+        else:
+            hidden, positions, seen = self.hidden[keep], self.positions[keep], Branches.counted(self.seen.numbers[keep])
+        return self.filled(hidden, positions, seen, [self.slots[r] for r in keep], [self.lengths[r] for r in keep], labels)
+
+
+def joins(model) -> bool:
+    """Whether rows are joined: on a CPU, where ops serve the pass, and where no route that others opened counts batch rows."""
+    return next(model.parameters()).is_cpu and fw.apart(model) and not routes.opened()
 
 
 @torch.inference_mode(False)  # gradients are taken whatever the caller has switched off
@@ -182,14 +210,16 @@ def learn(
     for slot, _ in active:
         bank.configure(slot, lr=config.lr, clip=config.clip, weight_decay=config.weight_decay)
 
-    @functools.cache
-    def made(of: int) -> Minibatches:
-        with turn():
-            return _minibatches(model, bank, active, chat, config, of)
-
     at_fixed = None
     if (bank.device.type == "cuda" if fixed is None else fixed) and fits(model, bank):
         at_fixed = FixedSteps.of(model, bank, trunk_layers(model, bank))
+    joined = at_fixed is None and joins(model)
+
+    @functools.cache
+    def made(of: int) -> Minibatches:
+        with turn():
+            return _minibatches(model, bank, active, chat, config, of, joined)
+
     step = functools.partial(_step, model, bank, tenants, at_fixed)
     parts = {slot: math.ceil(len(pairs) / config.batch) for slot, pairs in active}
     first, tokens = _descend(step, made, parts, config, on_step)
@@ -277,44 +307,42 @@ def _accumulate(total: dict[int, float], losses: dict[int, float]) -> None:
         total[slot] = total.get(slot, 0.0) + value
 
 
-def _minibatches(model, bank, jobs, chat, config, turn: int = 0) -> Minibatches:
+def _minibatches(model, bank, jobs, chat, config, turn: int = 0, joined: bool = False) -> Minibatches:
     """Those of an epoch: minibatch j holds pairs [j·batch, (j+1)·batch) of every slot that has so many, in the rendering of
     the epoch's turn."""
     jobs, out = [(slot, rendered(pairs, turn, config.renderings, config.unknown, config.reverse)) for slot, pairs in jobs], []
     for start in range(0, max((len(p) for _, p in jobs), default=0), config.batch):
-        rows: dict[int, list[list[_Row]]] = {}  # bucket -> those of each slot
+        rows: dict[int, list[list[_Row]]] = {}  # bucket, 0 of joined rows -> those of each slot
         labels: dict[int, int] = {}
         for slot, pairs in jobs:
             sequences = [_encoded(chat, pair, config) for pair in pairs[start : start + config.batch]]
             if sequences:
-                own = packed(slot, sequences)
-                rows.setdefault(fw.bucket(max(len(row.ids) for row in own)), []).append(own)
+                own = packed(slot, sequences, joined)
+                length = 0 if joined else fw.bucket(max(len(row.ids) for row in own))
+                rows.setdefault(length, []).append(own)
                 labels[slot] = sum(len(row.labels) for row in own)
-        groups: list[tuple[list[_Row], int]] = []  # and the bucket
-        for length, slots in sorted(rows.items()):
-            group: list[_Row] = []
-            for own in slots:
-                if group and (len(group) + len(own)) * length > MAX_TOKENS:
-                    groups.append((group, length))
-                    group = []
-                group += own
-            groups.append((group, length))
+        groups = [(group, length or None) for length, slots in sorted(rows.items()) for group in _groups(slots, length or None)]
         made = _trunks(model, bank, groups)
         blocks = [_block(bank, group, length, hidden, labels) for (group, length), hidden in zip(groups, made)]
         out.append(blocks)
     return out
 
 
-def computed(chat: Chat, pairs: Sequence[Pair], config: LearnConfig) -> int:
-    """Tokens that an epoch of one slot computes of these pairs, worded as it teaches them: padding does not count, and what
-    they begin with counts once a row."""
-    return sum(len(row.ids) for row in rows_of(chat, pairs, config))
+def _groups(slots: list[list[_Row]], length: int | None) -> list[list[_Row]]:
+    """The rows of slots in passes of MAX_TOKENS, or of one slot that has more."""
+    groups: list[list[_Row]] = [[]]
+    for own in slots:
+        tokens = sum(length or len(row.ids) for row in [*groups[-1], *own])
+        if groups[-1] and tokens > MAX_TOKENS:
+            groups.append([])
+        groups[-1] += own
+    return groups
 
 
-def rows_of(chat: Chat, pairs: Sequence[Pair], config: LearnConfig) -> list[_Row]:
-    """The rows of an epoch of one slot, minibatch after minibatch."""
+def rows_of(chat: Chat, pairs: Sequence[Pair], config: LearnConfig, joined: bool = False) -> list[_Row]:
+    """The rows of an epoch of one slot, minibatch after minibatch. Padding aside, an epoch computes their tokens."""
     parts = (pairs[at : at + config.batch] for at in range(0, len(pairs), config.batch))
-    return [row for part in parts for row in packed(0, [_encoded(chat, pair, config) for pair in part])]
+    return [row for part in parts for row in packed(0, [_encoded(chat, pair, config) for pair in part], joined)]
 
 
 def _encoded(chat: Chat, pair: Pair, config: LearnConfig) -> tuple[list[int], int]:
@@ -325,8 +353,8 @@ def _encoded(chat: Chat, pair: Pair, config: LearnConfig) -> tuple[list[int], in
 
 
 @torch.no_grad()  # embeddings may ask for gradients, as transformers has them with checkpoints
-def _trunks(model, bank: AdapterBank, groups: list[tuple[list[_Row], int]]) -> list[Tensor]:
-    """What the layers below the first adapted one make of the rows of each group, [B, T, D] of its bucket T.
+def _trunks(model, bank: AdapterBank, groups: list[tuple[list[_Row], int | None]]) -> list[Tensor]:
+    """What the layers below the first adapted one make of the rows of each group, [B, T, D] as `_laid` lays them.
 
     Where a text's bits depend on no other text of its row, the same text is computed once for all slots.
     """
@@ -334,40 +362,56 @@ def _trunks(model, bank: AdapterBank, groups: list[tuple[list[_Row], int]]) -> l
     texts = dict.fromkeys(counted)
     if 4 * len(texts) > 3 * len(counted) or not fw.apart(model):
         return [_trunk(model, bank, *group) for group in groups]
-    once = packed(-1, [(list(text), len(text)) for text in texts])
-    length = fw.bucket(max(len(row.ids) for row in once))
-    at_once = max(1, MAX_TOKENS // length)
-    hidden = torch.cat([_trunk(model, bank, once[i : i + at_once], length) for i in range(0, len(once), at_once)]).flatten(0, 1)
-    where = {
-        (row.texts[number], at): r * length + column
-        for r, row in enumerate(once) for column, (number, at) in enumerate(row.places())
-    }  # fmt: skip
-    for r, row in enumerate(once):  # what a row's sequences begin with stands there once
-        where |= {(text, at): r * length + at for text in row.texts for at in range(row.trunk)}
-    out = []
-    for group, bucket in groups:
-        rows = [[where[row.texts[number], at] for number, at in row.places()] for row in group]
-        index = fw.pad(rows, bucket, device=bank.device, dummies=False)
-        out.append(hidden[index])
-    return out
+    joined = groups[0][1] is None
+    once = packed(-1, [(list(text), len(text)) for text in texts], joined)
+    length = None if joined else fw.bucket(max(len(row.ids) for row in once))
+    made, where, begin = [], {}, 0
+    for part in _groups([[row] for row in once], length):
+        hidden = _trunk(model, bank, part, length)
+        for row, start in zip(part, _starts(part, length)):
+            start += begin
+            where |= {(row.texts[number], at): start + column for column, (number, at) in enumerate(row.places())}
+            # What a row's sequences begin with stands there once.
+            where |= {(text, at): start + at for text in row.texts for at in range(row.trunk)}
+        made.append(hidden.flatten(0, 1))
+        begin += len(made[-1])
+    states = torch.cat(made)
+    return [
+        states[_laid([[where[row.texts[number], at] for number, at in row.places()] for row in group], length, bank.device)]
+        for group, length in groups
+    ]
 
 
-def _trunk(model, bank: AdapterBank, rows: list[_Row], length: int) -> Tensor:
-    kinds = [row.ids for row in rows], [row.positions for row in rows], [row.numbers for row in rows]
-    # No dummy rows: products have 16 rows and more.
-    ids, positions, numbers = (fw.pad(kind, length, device=bank.device, dummies=False) for kind in kinds)
-    embedded, branches = fw.embed(model, ids), fw.Branches.counted(numbers)
-    return fw.layers(model, embedded, positions, branches, stop=trunk_layers(model, bank), by_pieces=True)
+def _trunk(model, bank: AdapterBank, rows: list[_Row], length: int | None) -> Tensor:
+    ids, positions, seen = _read(rows, length, bank.device)
+    return fw.layers(model, fw.embed(model, ids), positions, seen, stop=trunk_layers(model, bank), by_pieces=True)
 
 
-def _block(bank: AdapterBank, group: list[_Row], length: int, hidden: Tensor, labels: dict[int, int]) -> _Block:
-    positions, numbers = (
-        fw.pad(kind, length, device=bank.device, dummies=False)
-        for kind in ([row.positions for row in group], [row.numbers for row in group])
-    )
+def _read(rows: list[_Row], length: int | None, device: torch.device) -> tuple[Tensor, Tensor, Branches | Joined]:
+    """Token ids and positions of rows, as `_laid` lays them, and what every token sees."""
+    ids, positions = (_laid(kind, length, device) for kind in ([row.ids for row in rows], [row.positions for row in rows]))
+    numbers = [row.numbers for row in rows]
+    return ids, positions, Joined.of(numbers) if length is None else Branches.counted(_laid(numbers, length, device))
+
+
+def _laid(rows: Sequence[Sequence[int]], length: int | None, device: torch.device) -> Tensor:
+    """A number for every token, int64 [B, T]: rows padded to `length`; with None [1, T], one behind another, in whole tiles."""
+    if length is not None:  # no dummy rows: products have 16 rows and more
+        return fw.pad([list(row) for row in rows], length, device=device, dummies=False)
+    flat = list(itertools.chain.from_iterable(rows))
+    return torch.tensor([flat + [0] * (-len(flat) % TILE)], device=device)
+
+
+def _starts(rows: list[_Row], length: int | None) -> list[int]:
+    """Where each of them begins among all tokens, so laid."""
+    return [0, *itertools.accumulate(length or len(row.ids) for row in rows[:-1])]
+
+
+def _block(bank: AdapterBank, group: list[_Row], length: int | None, hidden: Tensor, labels: dict[int, int]) -> _Block:
+    _, positions, seen = _read(group, length, bank.device)
     # The state at column c predicts token c + 1.
     spots = [(r, c - 1, row.ids[c], 1.0 / labels[row.slot]) for r, row in enumerate(group) for c in row.labels]
-    return _Block.filled(hidden, positions, numbers, [row.slot for row in group], [len(row.ids) for row in group], spots)
+    return _Block.filled(hidden, positions, seen, [row.slot for row in group], [len(row.ids) for row in group], spots)
 
 
 def _step(
@@ -399,7 +443,9 @@ def _pass(model, bank, blocks: list[_Block], *, backward: bool) -> dict[int, flo
         with bank.route(block.slots, learn=backward, lengths=block.lengths):
             for route in routes.here():
                 route.narrow(labelled(block), len(block.targets))
-            inputs = block.hidden, block.positions, fw.Branches.counted(block.branches)
+                if block.joined:
+                    route.join(block.hidden.shape[1])
+            inputs = block.hidden, block.positions, block.seen
             found = label_losses(model, *inputs, trunk_layers(model, bank), at, targets, weights)
             if backward:
                 found.sum().backward()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from .. import machine
 from ..agent.config import DEFAULT_PRESET
 from .group import refuse
 
@@ -120,6 +121,8 @@ def bench(names: tuple[str, ...], json_file: Path | None, quick: bool, threads: 
     """
     from ..bench.show import bench as watch
 
+    if names == ("train",):
+        machine.keep_memory()  # as `tmem train` does
     own = OF.get(names[0], ()) if len(names) == 1 else ()
     refuse(f"bench {' '.join(names)}".strip(), [option for option in of_one if option not in own])
     watch(names, json_file, quick=quick, threads=threads, **{option: of_one[option] for option in own})

@@ -28,7 +28,7 @@ QUERIES = 1024  # at once with a mask; a shorter text is one chunk, whose bits a
 
 
 def choose(
-    hidden: Tensor, mask: Tensor | masks.Branches | None, window: int | None, cached: bool, by_pieces: bool = False
+    hidden: Tensor, mask: Tensor | masks.Rule | None, window: int | None, cached: bool, by_pieces: bool = False
 ) -> Callable:
     """What computes attention in a forward pass over `hidden` [B, T, D].
 
@@ -38,11 +38,13 @@ def choose(
     by_pieces  what a layer is made of goes by ops
 
     torch's flash attention on CPUs computes what a mask hides, and spends two to six times as long on a short bf16 backward as
-    four products.
+    four products. Raises ValueError for joined rows in another pass than one by pieces.
     """
     length, half = hidden.shape[1], hidden.dtype == torch.bfloat16
     if by_pieces and (runs := _runs(mask, length, half)) is not None:
         return partial(_branches, runs=runs, window=window or 0)
+    if isinstance(mask, masks.Joined):
+        raise ValueError("attention: rows one behind another are served in passes by pieces alone; pad them to one length.")
     whole = isinstance(mask, masks.Branches) and length <= QUERIES
     mask = mask.rows(0, length) if whole else mask
     if cached and length == 1 and mask is not None:
@@ -61,9 +63,9 @@ def choose(
     return partial(_windows, bias=masks.band(most, before, window, hidden), before=before)
 
 
-def _runs(mask: Tensor | masks.Branches | None, length: int, half: bool) -> Tensor | None:
+def _runs(mask: Tensor | masks.Rule | None, length: int, half: bool) -> Tensor | None:
     """What attend_branches takes, where it is the fastest: of branches, and of short sequences in fp32."""
-    if isinstance(mask, masks.Branches):
+    if isinstance(mask, masks.Rule):
         return mask.runs
     return torch.tensor([[0, length]], dtype=torch.int32) if mask is None and not half and length <= MOST else None
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import pieces
 from .attention import choose
 from .families import APART, FAMILIES, SLIDING, kinds, unlike
-from .masks import Branches, shown
+from .masks import Branches, Rule, shown
 from .rope import positions as standing
 from .rope import rotation
 
@@ -62,7 +62,7 @@ def layers(
     model: nn.Module,
     hidden: Tensor,
     positions: Tensor,
-    mask: Tensor | Branches | None,
+    mask: Tensor | Rule | None,
     *,
     start: int = 0,
     stop: int | None = None,
@@ -239,9 +239,10 @@ class KVCache:
             kept = []
             for which in range(2):
                 sources = [cache._kv[layer][which][rows, :, : cache.length] for cache, rows in parts]
-                total = sources[0].new_zeros(sum(map(len, sources)), sources[0].shape[1], out.capacity, sources[0].shape[3])
+                total = sources[0].new_empty(sum(map(len, sources)), sources[0].shape[1], out.capacity, sources[0].shape[3])
+                total[:, :, out.length :] = 0
                 for place, source in zip(total.split([len(s) for s in sources]), sources):
-                    place[:, :, : source.shape[2]] = source
+                    place[:, :, : out.length] = source
                 kept.append(total)
             out._kv[layer] = (kept[0], kept[1])
         return out
@@ -257,7 +258,9 @@ class KVCache:
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
         if layer_idx not in self._kv:
             shape = (key.shape[0], key.shape[1], self.capacity, key.shape[3])
-            self._kv[layer_idx] = (key.new_zeros(shape), value.new_zeros(shape))
+            self._kv[layer_idx] = (key.new_empty(shape), value.new_empty(shape))
+            for kept in self._kv[layer_idx]:
+                kept[:, :, self.length + key.shape[2] :] = 0
         end = self.length + key.shape[2]
         for kept, new in zip(self._kv[layer_idx], (key, value)):
             kept[:, :, self.length : end] = new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,37 @@ class Branches:
         found = torch.cat([trunk, begins, torch.full_like(end, length)], 1).sort(-1).values.minimum(end)
         found = torch.cat([torch.zeros_like(end), found], 1).to(torch.int32)
         return found if self.most is None else found[:, : self.most + 2]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Rows of branches one behind another in a batch of one, where each takes no more room than it has tokens: a token sees
+    those of its own row, as with Branches. In passes by pieces alone.
+
+    runs  int32 [R, N+1], as ops.attend_branches takes them
+    """
+
+    runs: Tensor
+
+    @classmethod
+    def of(cls, numbers: list[list[int]]) -> Joined:
+        """From the branch of every token, row by row."""
+        ends, at = [], 0
+        for row in numbers:
+            branches = Counter(row)
+            own = [at, *(at := at + branches[number] for number in range(max(row, default=0) + 1))]
+            ends.append(own)
+        most = max(map(len, ends))
+        return cls(torch.tensor([own + [own[-1]] * (most - len(own)) for own in ends], dtype=torch.int32))
+
+    def only(self, rows: list[int]) -> Joined:
+        """Some of the rows, one behind another again."""
+        runs = self.runs[rows]
+        lengths = runs[:, -1] - runs[:, 0]
+        return Joined((runs - runs[:, :1] + (lengths.cumsum(0) - lengths)[:, None]).to(torch.int32))
+
+
+Rule = Branches | Joined
 
 
 def causal(length: int, device: torch.device | str = "cpu") -> Tensor:

@@ -38,13 +38,14 @@ from tmem.ops.rotate import rotate
 from tmem.ops.rsvd import batched_rsvd
 from tmem.ops.shrink import lora_shrink, lora_shrink_multi
 from tmem.ops.step import HYPER, bank_step_
+from tmem.ops.token_logp import token_logp
 
 SVD_PARTS = tuple(name for name in defined if name.startswith("svd_"))  # what batched_rsvd is made of
 TOKEN_PARTS = "lora_decode_multi_", "lora_norm", "lora_glu", "rope_write_"  # what a decoder's layer does for one token a row
 CPU_PARTS = ("row_linear",)  # and on a CPU its products
 PASS_PARTS = (  # what a decoder's layer does in a pass over labels on a CPU, beside its products
     "rms_norm", "rms_norm_backward", "gated_product", "gated_product_backward", "rotate", "attend_branches",
-    "attend_branches_backward",
+    "attend_branches_backward", "token_logp", "token_logp_backward",
 )  # fmt: skip
 OPS = tuple(name for name in defined if name not in (*SVD_PARTS, *LAYER_PARTS, *TOKEN_PARTS, *CPU_PARTS, *PASS_PARTS))
 
@@ -80,6 +81,7 @@ __all__ = [
     "rope_write_",
     "rotate",
     "row_linear",
+    "token_logp",
 ]
 
 load_compiled()

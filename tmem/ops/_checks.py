@@ -306,3 +306,12 @@ def runs(op: str, runs: Tensor, rows: int, tokens: int) -> None:
             if other < one:
                 raise ValueError(f"{op}: runs must not decrease, got {one} then {other} in row {row}")
         before = own[-1] if rows == 1 else 0
+
+
+def below(op: str, name: str, x: Tensor, end: int) -> None:
+    """Whole numbers from 0 on, below `end`."""
+    if torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cpu:
+        return
+    for row, one in enumerate(x.tolist()):
+        if not 0 <= one < end:
+            raise ValueError(f"{op}: {name} must be in 0..{end - 1}, got {one} in row {row}")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def advantages(rewards: Tensor, *, normalise: bool = True, eps: float = 1e-6) -> Tensor:
@@ -34,52 +33,6 @@ def k3(new: Tensor, reference: Tensor) -> Tensor:
     that π drew (Schulman, "Approximating KL divergence", 2020)."""
     difference = reference - new
     return difference.exp() - difference - 1
-
-
-def token_logp(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """log softmax(logits)[ids] and, not differentiable, the entropy -Σ p log p in nats, both fp32 [tokens].
-
-    logits [tokens, V] as the head gives them, ids int64 [tokens]; sums in fp32 (fp64 for fp64). Probabilities exist for a few
-    rows at a time, in the backward pass too, so of [tokens, V] there are only the logits and their gradient.
-    """
-    return _TokenLogp.apply(logits, ids)
-
-
-class _TokenLogp(torch.autograd.Function):
-    """d logits = g (onehot(id) - softmax(logits))."""
-
-    AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 27}  # probabilities: those of a CPU stay in its cache
-
-    @staticmethod
-    def _parts(logits: Tensor):
-        rows = max(1, _TokenLogp.AT_ONCE.get(logits.device.type, 1 << 24) // max(1, logits.shape[1]))
-        for start in range(0, len(logits), rows):
-            part = logits[start : start + rows]
-            yield slice(start, start + rows), part if part.dtype == torch.float64 else part.float()
-
-    @staticmethod
-    def forward(ctx, logits, ids):
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        chosen, total, entropy = (logits.new_empty(len(logits), dtype=dtype) for _ in range(3))
-        for rows, part in _TokenLogp._parts(logits):
-            total[rows] = part.logsumexp(-1)
-            chosen[rows] = part.gather(-1, ids[rows, None])[:, 0] - total[rows]
-            logp = part - total[rows, None]
-            terms = logp.exp().mul_(logp).masked_fill_(logp == -torch.inf, 0.0)  # 0 log 0 = 0
-            entropy[rows] = -terms.sum(-1)
-        ctx.save_for_backward(logits, ids, total)
-        ctx.mark_non_differentiable(entropy)
-        return chosen, entropy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad, _):
-        logits, ids, total = ctx.saved_tensors
-        out = torch.empty_like(logits)
-        for rows, part in _TokenLogp._parts(logits):
-            p = (part - total[rows, None]).exp_().mul_(-grad[rows, None])
-            out[rows] = p.scatter_add_(-1, ids[rows, None], grad[rows, None])
-        return out, None
 
 
 @dataclass(frozen=True)

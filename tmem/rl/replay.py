@@ -23,7 +23,8 @@ from ..agent.agent import Agent
 from ..agent.loop import Action, Rollout
 from ..agent.teach import Lesson
 from ..episode import Pair
-from .loss import PLAIN, Objective, policy_loss, token_logp
+from ..ops import token_logp
+from .loss import PLAIN, Objective, policy_loss
 from .policy import Policy
 from .rows import Row, grouped, joined, logits_of
 

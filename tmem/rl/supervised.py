@@ -16,9 +16,9 @@ from ..agent.passages import cut
 from ..agent.teach import Lesson, rehearsal
 from ..agent.write import ONE, beside, list_prompt, render, render_one
 from ..episode import Episode, Outcome, Pair, Question, Scene
+from ..ops import token_logp
 from ..words import normalise
 from .config import TrainConfig
-from .loss import token_logp
 from .policy import Policy
 from .replay import micro_batches
 from .rows import Row, grouped, logits_of
