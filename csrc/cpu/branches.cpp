@@ -59,7 +59,7 @@ struct Texts {
                       " to at most ", tokens, ", got ", own[0], " to ", own[a.count], " in row ", row);
       for (int64_t r = 0; r < a.count; r++) {
         STD_TORCH_CHECK(own[r] <= own[r + 1], op, ": runs must not decrease, got ", own[r], " then ", own[r + 1], " in row ", row);
-        a.longest = std::max<int64_t>(a.longest, own[r + 1] - own[r] + (r ? own[1] : 0));
+        a.longest = std::max<int64_t>(a.longest, own[r + 1] - own[r] + (r ? own[1] - own[0] : 0));
       }
     }
   }
@@ -88,10 +88,8 @@ std::tuple<Tensor, Tensor> attend_branches(const Tensor& q, const Tensor& k, con
   if (texts.rows == 0 || a.tokens == 0) return {o, lse};
   a.o = o.mutable_data_ptr(), a.lse = lse.mutable_data_ptr();
   const int64_t size = accumulator(q) == ScalarType::Double ? 8 : 4;
-  for (int64_t text = 0; text < a.rows; text++) {  // what is behind the last run of a row, up to the next
-    const int32_t* own = a.runs + text * a.runs_row;
-    const int64_t row = a.joined ? 0 : text, end = own[a.count];
-    const int64_t left = (a.joined && text + 1 < a.rows ? own[a.count + 1] : a.tokens) - end;
+  for (int64_t text = 0; text < a.rows; text++) {
+    const int64_t row = a.row_of_tensors(text), end = a.padding(text), left = a.padding_end(text) - end;
     if (bytes) std::memset(static_cast<char*>(a.o) + (row * a.tokens + end) * bytes, 0, left * bytes);
     for (int64_t h = 0; h < heads; h++)
       std::memset(static_cast<char*>(a.lse) + ((row * heads + h) * a.tokens + end) * size, 0, left * size);

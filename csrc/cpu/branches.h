@@ -14,12 +14,6 @@ namespace {
 
 TMEM_INLINE int64_t whole(int64_t count) { return (count + 15) / 16 * 16; }  // for skinny's columns
 
-// What is behind a row's last run, up to the next row.
-TMEM_INLINE int64_t padding(const tmem::AttendBranches& a, int64_t row) { return a.runs[row * a.runs_row + a.count]; }
-TMEM_INLINE int64_t padding_end(const tmem::AttendBranches& a, int64_t row) {
-  return a.joined && row + 1 < a.rows ? a.runs[(row + 1) * a.runs_row] : a.tokens;
-}
-
 // The columns that the tokens of one run see: those of the beginning, then the run's own.
 struct Run {
   int64_t begin, trunk, first, count;
@@ -149,11 +143,11 @@ TMEM_INLINE void pack_run(const T* from, int64_t stride, const Run& r, int64_t w
 }
 
 template <class T>
-void attend_branches(const tmem::AttendBranches& a, int64_t row, int64_t head, int64_t run, void* memory) {
+void attend_branches(const tmem::AttendBranches& a, int64_t texts, int64_t head, int64_t run, void* memory) {
   using S = typename Compute<T>::scalar;
-  const Run r = Run::of(a, row, run);
+  const Run r = Run::of(a, texts, run);
   const Scratch<S> w(a, memory);
-  if (a.joined) row = 0;
+  const int64_t row = a.row_of_tensors(texts);
   const T* q = static_cast<const T*>(a.q) + row * a.q_row + head * a.share * a.q_head;
   const T* k = static_cast<const T*>(a.k) + row * a.k_row + head * a.k_head;
   const T* v = static_cast<const T*>(a.v) + row * a.v_row + head * a.v_head;
@@ -191,7 +185,7 @@ void attend_branches_backward(const tmem::AttendBranches& a, int64_t texts, int6
   using vec = typename Compute<T>::vec;
   constexpr int L = Compute<T>::lanes;
   const Scratch<S> w(a, memory);
-  const int64_t row = a.joined ? 0 : texts;
+  const int64_t row = a.row_of_tensors(texts);
   const int64_t heads = a.heads * a.share, first_head = head * a.share, size = a.tokens * a.width;
   const T* q = static_cast<const T*>(a.q) + row * a.q_row + first_head * a.q_head;
   const T* k = static_cast<const T*>(a.k) + row * a.k_row + head * a.k_head;
@@ -259,7 +253,7 @@ void attend_branches_backward(const tmem::AttendBranches& a, int64_t texts, int6
   }
   keep(0, trunk.begin, trunk.count);
   // Padding has no gradient.
-  const int64_t end = padding(a, texts), bytes = (padding_end(a, texts) - end) * a.width * sizeof(T);
+  const int64_t end = a.padding(texts), bytes = (a.padding_end(texts) - end) * a.width * sizeof(T);
   if (!bytes) return;
   memset(dk + end * a.width, 0, bytes), memset(dv + end * a.width, 0, bytes);
   for (int64_t h = 0; h < a.share; h++) memset(dq + h * size + end * a.width, 0, bytes);

@@ -92,10 +92,10 @@ struct Attend {
 };
 
 // Texts that share the beginning of a row. Run r of a row is its tokens [runs[r], runs[r + 1]); run 0 is the beginning. Rows are
-// those of the tensors or, if `joined`, all in the one row that these have, one behind another. A token
-// sees run 0 and, of its own run, itself and what is before it; of these the last `window` alone, if that is not 0. Strides in
-// elements, the width contiguous; o [rows, tokens, heads * share, width], dq [rows, heads * share, tokens, width], dk and dv
-// [rows, heads, tokens, width] contiguous; lse [rows, heads * share, tokens] in the accumulator's type.
+// those of the tensors or, if `joined`, all in the one row that these have, one behind another. A token sees run 0 and, of its own
+// run, itself and what is before it; of these the last `window` alone, if that is not 0. Strides in elements, the width contiguous;
+// o [rows, tokens, heads * share, width], dq [rows, heads * share, tokens, width], dk and dv [rows, heads, tokens, width]
+// contiguous; lse [rows, heads * share, tokens] in the accumulator's type.
 struct AttendBranches {
   const void *q, *k, *v, *grad;  // grad and what is written beside it: backward alone
   void *o, *lse, *dq, *dk, *dv;
@@ -106,6 +106,11 @@ struct AttendBranches {
   double scale;
   int64_t longest;  // most columns that a token sees
   bool backward, joined;
+
+  int64_t row_of_tensors(int64_t row) const { return joined ? 0 : row; }
+  // What is behind a row's last run, up to the next row.
+  int64_t padding(int64_t row) const { return runs[row * runs_row + count]; }
+  int64_t padding_end(int64_t row) const { return joined && row + 1 < rows ? runs[(row + 1) * runs_row] : tokens; }
 };
 // Tokens times `share` that are computed together.
 constexpr int64_t QUERIES = 96;

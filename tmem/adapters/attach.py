@@ -262,8 +262,10 @@ class Route:
 
     def join(self, length: int) -> None:
         """From now on inputs [1, length, K] are served too: the real tokens of every batch row, row after row, then some
-        without a slot."""
-        self._count(self.lengths or (), torch.Size((1, length)))
+        without a slot. Raises ValueError for a route without lengths."""
+        if self.lengths is None:
+            raise ValueError("route: rows are joined by their lengths; open the route with lengths.")
+        self._count(self.lengths, torch.Size((1, length)))
 
     def _count(self, counts: Sequence[int], shape: torch.Size) -> None:
         def made() -> Segments:

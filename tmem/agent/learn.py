@@ -36,7 +36,7 @@ from .config import LearnConfig
 from .renderings import rendered
 from .turns import turn
 
-MAX_TOKENS = 8192  # padded tokens in one forward pass; bounds activation memory
+MAX_TOKENS = 8192  # in one forward pass, padding among them; bounds activation memory
 PACKED = 128  # tokens of a padded row of several sequences: longer ones waste less on padding, more on attention that is masked
 TILE = 16  # tokens: products have whole tiles of rows
 
