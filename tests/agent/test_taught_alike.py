@@ -29,8 +29,11 @@ def same(got, want):
     assert all(torch.equal(one, other) for (_, one), (_, other) in zip(got, want))
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("family, dtype", KINDS)
-def test_each_slot_learns_the_bits_that_it_learns_alone(family, dtype):
+def test_each_slot_learns_the_bits_that_it_learns_alone(family, dtype, padded, monkeypatch):
+    if padded:
+        monkeypatch.setattr(learning, "joins", lambda _: False)
     alone = [learned(family, dtype, [job])[0] for job in GROUP]
     same(learned(family, dtype, GROUP), alone)
     same(learned(family, dtype, GROUP[::-1])[::-1], alone)

@@ -16,7 +16,8 @@ from tmem import reference
 from tmem.ops import OPS, TOKEN_PARTS
 from tmem.testing import TOLERANCES
 
-PASS = "rms_norm", "gated_product", "rotate", "row_linear", "attend_branches"  # of a pass over labels, or of few rows
+# Of a pass over labels, or of few rows.
+PASS = "rms_norm", "gated_product", "rotate", "row_linear", "attend_branches", "token_logp"
 FUZZED = (*OPS, *TOKEN_PARTS, *PASS)
 OUTPUTS = {
     "lora_expand_": ["o"], "lora_gram_": ["g", "squares"], "lora_backward_": ["g", "squares"], "lora_decode_": ["y"],
@@ -270,6 +271,9 @@ def _of_a_pass(draw: Draw, op: str, dtype, x: Tensor, n: int) -> dict:
         return {"x": x, "weight": numbers(x.shape[-1]), "eps": draw.choice((0.1, 2.0)), "plus": draw.choice((0.0, 1.0))}
     if op == "attend_branches":
         return _of_texts(draw, numbers)
+    if op == "token_logp":
+        ids = [draw.randrange(n) for _ in range(len(x) if n else 0)]
+        return {"logits": numbers(len(ids), n), "ids": torch.tensor(ids, dtype=torch.int64)}
     batch, length, heads, back = draw.randint(0, 3), draw.choice((0, 1, 5, 9)), draw.randint(1, 3), draw.random() < 0.5
     size, waves = 2 * draw.size(40), draw.choice((1, batch))
     x = numbers(batch, heads, length, size) if back else numbers(batch, length, heads, size)
@@ -313,6 +317,8 @@ def _compare(name: str, got: Tensor, want: Tensor, terms: Tensor, tolerance: flo
 def _formula(call: Call, arguments: dict) -> dict[str, Tensor]:
     """What the reference makes of these arguments: results and what it writes, by name."""
     found = getattr(reference, call.op)(**arguments)
+    if call.op == "token_logp":
+        found = found[::2]  # the op keeps the middle one for its backward
     found = found[:1] if call.op in ("lora_linear", "attend_branches") else found if isinstance(found, tuple) else (found,)
     named = {f"result {i}": x for i, x in enumerate(found) if x is not None}
     for name in OUTPUTS.get(call.op, ()):
@@ -323,7 +329,17 @@ def _formula(call: Call, arguments: dict) -> dict[str, Tensor]:
 
 def _magnitudes(op: str, arguments: dict) -> dict:
     """The same with every term of every sum positive: what roundings are measured against."""
-    kept = ("seg_slot", "source", "row_slot", "seg_off", "rank", "target", *(("q", "k") if op.startswith("attend") else ()))
+    kept = (
+        "seg_slot",
+        "source",
+        "row_slot",
+        "seg_off",
+        "rank",
+        "target",
+        *(("q", "k") if op.startswith("attend") else ()),
+        "logits",
+        "ids",
+    )
     if op in ("rope_write_", "rotate"):  # the half that is turned is also negated
         sin = arguments["sin"].abs()
         sin[..., : sin.shape[-1] // 2] *= -1
@@ -481,6 +497,12 @@ def _bad_value(draw: Draw, op: str, arguments: dict) -> tuple[str | None, object
             return None, None
         x[draw.randrange(len(x)), draw.randrange(x.shape[1])] = draw.choice((-1, 10**6, -(2**31), 2**31 - 1))
         return "runs", x
+    if op == "token_logp":
+        x = arguments["ids"].clone()
+        if not len(x):
+            return None, None
+        x[draw.randrange(len(x))] = draw.choice((-1, arguments["logits"].shape[1], 2**62, -(2**63)))
+        return "ids", x
     slots = "row_slot" if "row_slot" in arguments else "seg_slot"
     if arguments.get(slots) is None:
         return None, None

@@ -12,6 +12,7 @@ from tmem.adapters.bank import AdapterBank
 from tmem.models import forward as fw
 from tmem.models import pieces
 from tmem.models.families import FAMILIES
+from tmem.models.masks import Joined
 from tmem.testing import assert_close
 
 KNOWN = [*(family for family in TINY), "mistral+window", "qwen3+windows", "gemma3_text"]
@@ -215,3 +216,11 @@ def test_a_norm_in_another_dtype_is_called(counted):
     with pytest.raises(RuntimeError, match="same dtype"):
         fw.layers(made, fw.embed(made, IDS), AT, None, by_pieces=True)
     assert not counted
+
+
+def test_joined_rows_are_refused_where_no_op_serves_them():
+    """torch's attention would take a mask of all rows."""
+    seen = Joined.of([[0, 0, 1], [0, 1, 2]])
+    with pytest.raises(ValueError, match="in passes by pieces alone; pad them to one length"):
+        made = network()
+        fw.layers(made, fw.embed(made, IDS[:1, :16]), AT[:, :16], seen)

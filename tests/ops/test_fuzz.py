@@ -30,7 +30,7 @@ def served(**others):
     ["gram_overwrites", "missing_scale", "attend_wrong_head", "decode_wraps_around", "copy_forgets_zero", "stored_rank",
      "projections_of_one", "glu_gates_the_up", "norm_without_residual", "norm_before_after_the_sum", "rope_turns_pairs",
      "rope_writes_the_last_column", "rms_norm_of_all_rows", "rotate_back_goes_on", "row_linear_drops_the_tail",
-     "branches_as_one_text"],
+     "branches_as_one_text", "token_logp_of_the_last_but_one"],
 )  # fmt: skip
 def test_wrong_implementations_are_caught(name):
     """A call goes wrong within the first few hundred of the op at fault, and its seed is named."""

@@ -2,6 +2,7 @@
 PyTorch and transformers see of them."""
 
 import importlib
+import math
 from types import SimpleNamespace
 
 import pass_checks
@@ -43,6 +44,21 @@ def test_values(check):
 def test_formulas(check):
     """What serves elsewhere."""
     check(FORMULAS)
+
+
+@pytest.mark.parametrize("at_once", [1, 100])
+def test_the_formula_of_log_probabilities_takes_a_few_rows_at_a_time(at_once, monkeypatch):
+    monkeypatch.setitem(reference.AT_ONCE, "cpu", at_once)
+    pass_checks.chances(FORMULAS)
+
+
+def test_entropy_of_known_distributions():
+    def entropy(*logits):
+        return float(ops.token_logp(torch.tensor([logits]), torch.tensor([0]))[1])
+
+    assert entropy(*[2.0] * 8) == pytest.approx(math.log(8), rel=1e-5)
+    assert entropy(0.0, -100.0, -100.0) == pytest.approx(0, abs=1e-5)
+    assert entropy(1.0, 1.0, -math.inf) == pytest.approx(math.log(2), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", WRONG)
