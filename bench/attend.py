@@ -1,4 +1,7 @@
-"""Bench `attend`: the decode loop's attention, one new token of every row against its cached keys and values."""
+"""Bench `attend`: the decode loop's attention, one new token of every row against its cached keys and values.
+
+All rows begin with the same columns, as many as the shortest one has. "tmem, alike" is told so, which a CPU makes use of.
+"""
 
 from __future__ import annotations
 
@@ -69,12 +72,18 @@ def providers(case: AttendCase, device: str) -> dict[str, Provider]:
     q = random(case.rows, case.heads, case.size)
     columns = case.bucket or case.length
     k, v = (random(case.rows, case.groups, columns, case.size) for _ in range(2))
+    for x in (k, v):
+        x[:, :, : case.length // 2] = x[:1, :, : case.length // 2]
+    alike = torch.tensor([[0, case.length // 2]] * case.rows, dtype=torch.int32, device=device)
     mask = torch.arange(columns, device=device) < torch.tensor(case.seen, device=device)[:, None]
     scale = case.size**-0.5
     oracle = {"o": reference.attend(q.double(), k.double(), v.double(), mask, scale)}
 
     def tmem():
         return attend(q, k, v, mask, scale)
+
+    def told():
+        return attend(q, k, v, mask, scale, alike)
 
     def folded():
         """Query heads of one key head as rows of one product, so that keys are not repeated."""
@@ -86,4 +95,6 @@ def providers(case: AttendCase, device: str) -> dict[str, Provider]:
         return out[:, :, 0]
 
     ways = {"tmem": tmem, "torch sdpa, folded": folded, "torch sdpa, enable_gqa": grouped}
+    if device == "cpu":
+        ways["tmem, alike"] = told
     return {name: Provider(way, lambda way=way: {"o": way()}, oracle) for name, way in ways.items()}

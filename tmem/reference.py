@@ -374,10 +374,10 @@ def dense_svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.linalg.svd(a, full_matrices=False, driver="gesvd" if a.is_cuda else None)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, alike: Tensor | None = None) -> Tensor:
     """o[b,h] = Σ_c softmax_c(scale·q[b,h]·k[b,g,c]) v[b,g,c] over the visible columns, g = h // (H/G); zeros if there are none.
 
-    q [B,H,D]; k and v [B,G,L,D]; mask bool [B,L].
+    q [B,H,D]; k and v [B,G,L,D]; mask bool [B,L]. alike: where else columns may be read, see ops.attend; here they are not.
     """
     wide = q.dtype if q.dtype == torch.float64 else torch.float32
     seen = mask[:, None, :, None]

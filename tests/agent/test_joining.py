@@ -8,8 +8,10 @@ from tiny import pairs
 from tiny_agent import CONFIG, agent_of
 from wrong import joining_unclean
 
+from tmem.adapters import token
 from tmem.agent.decode import Decoding, Prompt
 from tmem.agent.learn import learn
+from tmem.agent.prefill import widths
 from tmem.agent.sampling import Sampling
 from tmem.agent.steps import _Columns
 
@@ -75,6 +77,39 @@ def test_at_fixed_addresses_too(temperature):
         assert row.tokens == want.ids and row.logprobs == pytest.approx(want.logprobs, abs=1e-4)
 
 
+def said_beside(agent, prompts):
+    """What prompts say that are decoded together, and the `alike` of their steps."""
+    told, plain = [], token.layers
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token, "layers", lambda *args, **named: (told.append(named["alike"].tolist()), plain(*args, **named))[1])
+        with decoding_of(agent, ends=frozenset()) as decoding:
+            rows = decoding.join(prompts)
+            while decoding.alive:
+                decoding.step()
+    return [row.generation for row in rows], told
+
+
+def test_what_rows_read_alike_is_read_once_in_a_step(monkeypatch):
+    """The same prompt, or the same beginning, under the same Δ, in the places that rows have by then."""
+    agent = learned()
+    agent.bank.reset(2)
+    one, other = (agent.chat.prompt(text) for text in ("what is x, if y is two?", "what is x, if y is ten?"))
+    width = widths(one, begin := 20)
+    assert one[:begin] == other[:begin]
+    which = [(one, 0, begin), (other, 0, begin), (one, 0, begin), (one, 1, begin), (one, -1, 0), (one, 2, 0), (one, -1, 0)]
+    prompts = [Prompt(ids, 9 if i else 3, slot, start, HOWS[i % 3]) for i, (ids, slot, start) in enumerate(which)]
+    want = [said_alone(agent, prompt, ends=frozenset()) for prompt in prompts]
+    found, told = said_beside(agent, prompts)
+    assert found == want
+    begun, whole = width[0], sum(width)
+    read = widths(one, 0)[1]  # the prompts without a beginning come first, and the last row is a dummy
+    before, after = [[0, 0], [0, read], [0, read], [3, 0]], [[6, 0], [7, 0]]
+    assert told[0] == [*before, [3, begun], [3, whole], *after]
+    assert told[-1] == [*before, [4, 0], [4, begun], *after]  # the first one has ended
+    monkeypatch.setattr("tmem.agent.decode.under", lambda bank, slot: -1)
+    assert said_beside(agent, prompts)[0] != want, "the wrong implementation, which mixes Δ, is caught"
+
+
 def after_a_bad_one(agent, fixed):
     """What is said in the place of a row that computed with NaN, and whether a number is left of that one.
 
@@ -85,8 +120,9 @@ def after_a_bad_one(agent, fixed):
         decoding.join([Prompt(ids, 2, 0), *[Prompt(ids, 40, 1)] * 3])
         decoding.step()
         (row,) = decoding.join([Prompt(ids[:9], 20, 2)])
+        decoding.step()
         columns = decoding._steps.steps.cache if fixed else decoding._steps.cache
-        clean = bool(columns.memory.isfinite().all())
+        clean = bool(columns.memory[..., : columns.shown, :].isfinite().all())
         while decoding.alive:
             decoding.step()
     return row.generation, clean

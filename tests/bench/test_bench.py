@@ -28,7 +28,7 @@ PROVIDERS = {
     "idle": ({"tmem", "tmem, no idle rows"}, "tmem, no idle rows"),
     "decode": ({"base", "transformers' layers", "tmem"}, "base"),
     "loop": ({"base", "tmem", "base, not captured", "tmem, not captured"}, "base"),
-    "attend": ({"tmem", "torch sdpa, folded", "torch sdpa, enable_gqa"}, "tmem"),
+    "attend": ({"tmem", "tmem, alike", "torch sdpa, folded", "torch sdpa, enable_gqa"}, "tmem"),
     "token": ({"tmem", "apart"}, "apart"),
     "forward": ({"base", "tmem", "grouped bank", "vllm", "sglang"}, "base"),
 }

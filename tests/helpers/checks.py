@@ -137,6 +137,29 @@ def attend(ops) -> None:
         assert torch.equal(ops.attend(far, keys, values, torch.ones(1, 2, dtype=torch.bool), 1.0), 0 * far + 2)
 
 
+def alike(ops) -> None:
+    """What rows begin with is read where another row has it, in whatever layout that can be told, and changes no bit."""
+    pairs = torch.tensor([[0, 0], [0, 20], [2, 40], [0, 7], [2, 33], [4, 0], [2, 40]], dtype=torch.int32)
+    mask = torch.arange(40) % 7 != torch.arange(7)[:, None]
+    mask[6] = False
+    for dtype in {d for d, _ in DTYPES}:
+        q, own = torch.randn(7, 6, 20).to(dtype), torch.randn(2, 7, 2, 40, 20).to(dtype)
+        for row, (source, columns) in enumerate(pairs.tolist()):
+            own[:, row, :, :columns] = own[:, source, :, :columns]
+        want = ops.attend(q, *own, mask, 0.3)
+        lost = own.clone()
+        for row, (source, columns) in enumerate(pairs.tolist()):
+            if source != row:
+                lost[:, row, :, :columns] = NAN
+        for x in (own, lost):
+            heads_second = x.transpose(2, 3).contiguous().transpose(2, 3)
+            for k, v in (x, heads_second):
+                assert torch.equal(ops.attend(q, k, v, mask, 0.3, pairs), want)
+        columns_first = own.permute(0, 3, 1, 2, 4).contiguous().permute(0, 2, 3, 1, 4)
+        for k, v in (columns_first, (own[0], own[1].transpose(1, 2).contiguous().transpose(1, 2)), (columns_first[0], own[1])):
+            assert torch.equal(ops.attend(q, k, v, mask, 0.3, pairs), ops.attend(q, k, v, mask, 0.3))
+
+
 def strided(ops) -> None:
     """Views of any stride: read right, and written through their strides without touching what lies between."""
     case = make_case([5, 3, 9], [1, -1, 0], [4, 3], k=24, n=40)

@@ -188,6 +188,12 @@ def valid(seed: int, op: str) -> Call:
         keys, values = (draw.numbers(rows, groups, length, width, dtype=dtype) for _ in range(2))
         mask = torch.rand(rows, length, generator=draw.generator) < draw.choice((0.2, 0.8, 1))
         arguments = {"q": q, "k": keys, "v": values, "mask": mask, "scale": draw.choice((0.3, 1, 0.0, -0.5))}
+        if draw.random() < 0.5:
+            pairs = [(draw.randint(0, row), draw.randint(0, length)) for row in range(rows)]
+            for row, (source, columns) in enumerate(pairs):
+                for x in (keys, values):
+                    x[row, :, :columns] = x[source, :, :columns]
+            arguments["alike"] = torch.tensor(pairs, dtype=torch.int32).view(rows, 2)
     elif op == "bank_step_":
         dtype = draw.choice(checks.BANK_DTYPES)
         param, grad, m, v = (draw.numbers(4, k, dtype=dtype) for _ in range(4))
@@ -489,6 +495,10 @@ def _bad_value(draw: Draw, op: str, arguments: dict) -> tuple[str | None, object
             return None, None
         x[draw.randrange(len(x))] = draw.choice((-2, 5, 2**31 - 1, -(2**31)))
         return name, x
+    if op == "attend" and arguments.get("alike") is not None and len(arguments["alike"]):
+        x = arguments["alike"].clone()
+        x[draw.randrange(len(x)), draw.randrange(2)] = draw.choice((-1, 10**6, -(2**31), 2**31 - 1))
+        return "alike", x
     if op in ("attend", "bank_step_"):
         return None, None
     if op == "attend_branches":

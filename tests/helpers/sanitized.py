@@ -94,7 +94,7 @@ def inside(*arguments: str) -> None:
     raw = 0
     for seed in range(calls):
         raw += fuzz.refused_raw(seed, FUZZED[seed % len(FUZZED)])
-    mine = checks.strided, checks.attend, checks.step, checks.copy, checks.decode
+    mine = checks.strided, checks.attend, checks.alike, checks.step, checks.copy, checks.decode
     for check in (*mine, *token_checks.TOKEN, *token_checks.CPU):
         check(ops)
     for check in pass_checks.PASS:

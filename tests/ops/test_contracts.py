@@ -431,10 +431,10 @@ def test_inference_mode():
 def test_no_object_reaches_an_attribute_error(name):
     """Every argument in turn is None, a list, an array, a number, sparse, nested, quantised, of no dimension."""
     right = given_to(name)
-    optional = {"lora_linear": {2}, "bank_step_": {2, 3}, "lora_gram_step_": {1, 2}, "lora_norm": {2}}.get(name, set())
+    optional = {"attend": {5}, "lora_linear": {2}, "bank_step_": {2, 3}, "lora_gram_step_": {1, 2}, "lora_norm": {2}}
     for i, x in enumerate(right):
         tensor = x[0] if isinstance(x, list) else x
-        wrong = [[1.0], {}, object(), "x", *([] if i in optional else [None])]
+        wrong = [[1.0], {}, object(), "x", *([] if i in optional.get(name, ()) else [None])]
         if isinstance(tensor, torch.Tensor):
             wrong += [3, 0.5, tensor.numpy() if tensor.dtype != BF16 else 3, torch.zeros((), dtype=tensor.dtype)]
             wrong += [torch.nested.as_nested_tensor([torch.ones(2), torch.ones(3)])]

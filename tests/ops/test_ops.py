@@ -21,7 +21,7 @@ NAMES = ops.OPS
 SETS = ["baseline", "avx2", "avx512", "avx512bf16"]
 
 
-@pytest.mark.parametrize("check", [*checks.ALL, checks.rows_alone], ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", [*checks.ALL, checks.rows_alone, checks.alike], ids=lambda check: check.__name__)
 def test_ops(check):
     check(ops)
 
@@ -61,6 +61,7 @@ WRONG = {
     "decode_wraps_around": checks.decode,
     "attend_reads_all": checks.attend,
     "attend_wrong_head": checks.attend,
+    "attend_alike_too_far": checks.alike,
     "copies_first_factor": checks.several,
     "copies_idle_rows": checks.step_copy,
     "copy_forgets_zero": checks.copy,

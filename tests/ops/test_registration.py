@@ -31,7 +31,7 @@ def arguments(name, dtype=torch.float32, case=None):
         ),
         "attend": (
             torch.randn(3, 6, 20).to(dtype), *(torch.randn(3, 2, 9, 20).to(dtype) for _ in range(2)),
-            torch.arange(9) < torch.tensor([[9], [4], [0]]), 0.2,
+            torch.arange(9) < torch.tensor([[9], [4], [0]]), 0.2, torch.tensor([[0, 0], [1, 9], [2, 3]], dtype=torch.int32),
         ),
         "bank_copy_": ([torch.randn(3, 5), torch.ones(3)], torch.tensor([1]).int(), torch.tensor([0]).int()),
         "lora_shrink": (case.x, case.a, *case.seg, case.scale),

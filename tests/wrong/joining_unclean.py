@@ -1,8 +1,8 @@
-"""Takes over what was read, or rows of before, without clearing what the row held before: 0 · NaN of masked columns is NaN."""
+"""Takes over what was read, or rows of before, and leaves what the row held before: 0 · NaN of masked columns is NaN."""
 
 
 def put(self, places, part):
-    """As of tmem.agent.steps._Columns, without the line that clears."""
+    """As of tmem.agent.steps._Columns, without a word on which columns that leaves to be zeroed."""
     at = self.rows.new_tensor(places)
     cache, rows = part
     for layer in range(len(self.memory)):

@@ -62,17 +62,17 @@ def known(model: nn.Module) -> bool:
 
 def layers(
     model: nn.Module, hidden: Tensor, positions: Tensor, mask: Tensor, cache: Columns, route: Route | None, *,
-    rows: bool = False,
+    rows: bool = False, alike: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """As `forward.layers` of all layers and one token a row, hidden [M,1,D], and the norm after them: [M,D].
 
-    rows: products are those of `row_linear`, on a CPU.
+    rows: products are those of `row_linear`, on a CPU. alike: of the cache's rows, see ops.attend.
     """
     decoder, count = fw.parts(model), len(hidden)
     kinds, rotaries = fw.surroundings(model, hidden, positions)
     masks = {kind: windowed(mask, fw.window(model.config, kind))[:, 0, 0].expand(count, -1) for kind in rotaries}
     waves = {kind: tuple(x[:, 0].expand(count, -1) for x in rotary) for kind, rotary in rotaries.items()}
-    step, own = (_Rows if rows else _Step)(model, hidden, route), list(decoder.layers)
+    step, own = (_Rows if rows else _Step)(model, hidden, route, alike), list(decoder.layers)
     h = hidden[:, 0]
     n = own[0].input_layernorm(h)
     nexts = [*(layer.input_layernorm for layer in own[1:]), decoder.norm]
@@ -88,8 +88,8 @@ def layers(
 class _Step:
     """The pieces of a layer under a route, or without one."""
 
-    def __init__(self, model: nn.Module, hidden: Tensor, route: Route | None):
-        self.plus = FAMILIES[model.config.model_type].norms
+    def __init__(self, model: nn.Module, hidden: Tensor, route: Route | None, alike: Tensor | None):
+        self.plus, self.alike = FAMILIES[model.config.model_type].norms, alike
         self.sites: dict[nn.Module, Site] = {}
         if route is not None:
             self.sites = {site.module: site for site in route.bank.sites}
@@ -117,7 +117,7 @@ class _Step:
         weights = [None if norm is None else norm.weight for norm in norms]
         eps = 0.0 if norms[0] is None else pieces.eps(norms[0])
         q = _rope_write_(*cache, *made, *rotary, at, *weights, eps, self.plus)
-        x = _attend(q.to(cache[0].dtype), *cache, seen, module.scaling).flatten(1).to(n.dtype)
+        x = _attend(q.to(cache[0].dtype), *cache, seen, module.scaling, self.alike).flatten(1).to(n.dtype)
         return self.product(module.o_proj, x), x
 
     def norm(self, y: Tensor, h: Tensor, before: nn.Module | None, norm: nn.Module, of: nn.Module, x: Tensor):

@@ -10,6 +10,7 @@ its noise from its own key. So what a row generates does not depend on its neigh
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from torch import Tensor
 from ..adapters.bank import AdapterBank
 from ..models import forward as fw
 from ..models.families import outgrown
-from .prefill import Prompts, read, widths
+from .prefill import Prompts, read, under, widths
 from .sampling import Sampler, Sampling, choose, slight
 from .steps import Growing, Lent, Part, Spots
 from .turns import turn
@@ -63,6 +64,8 @@ class Row:
     """A prompt under way.
 
     read, begin  the tokens that it was last read as, and how many of them first
+    read_as      a number for its beginning and one for all that was read: rows that were read together have the same where keys
+                 and values are the same
     ended        it takes no step any more
     """
 
@@ -71,6 +74,7 @@ class Row:
     begin: int
     sampler: Sampler
     held: Callable[[], None] | None  # raises where its slot is somebody else's by now
+    read_as: tuple[int, ...] = ()
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finished: bool = False
@@ -127,6 +131,8 @@ class Decoding:
         self._steps: Growing | Lent = Lent(self._until, model, bank) if fixed else Growing(model, bank)
         self._rows: list[Row | None] = []  # of each place; None: it serves nobody
         self._read: Tensor | None = None  # bool [rows, columns]: where the prompts stand; None: to be made
+        self._alike: Tensor | None = None  # as Spots.alike; None: to be made, at fixed addresses never
+        self._numbers = itertools.count()
 
     def __enter__(self) -> Decoding:
         return self
@@ -177,6 +183,11 @@ class Decoding:
 
     def _joined(self, rows: list[Row]) -> None:
         slots = None if self.bank is None else [row.prompt.slot for row in rows]
+        named: dict[tuple[int, ...], int] = {}
+        for row in rows:
+            key = under(self.bank, row.prompt.slot), row.begin
+            texts = row.read[: row.begin], row.read
+            row.read_as = tuple(named.setdefault((*key, *text), next(self._numbers)) for text in texts)
         prompts = Prompts([row.read for row in rows], [row.begin for row in rows], slots)
         coming = [row for row in rows if row.prompt.most > 1]  # those that may take a step and have no place yet
         for members, found in read(self.model, self.bank, prompts):
@@ -205,7 +216,7 @@ class Decoding:
         self._steps.put(places, part)
         for place, row in zip(places, rows):
             self._rows[place] = row
-        self._read = None
+        self._read = self._alike = None
 
     def _columns(self, row: Row) -> int:
         """Those that a row is to have: as far as it may go, or some ahead where there can be more later."""
@@ -218,7 +229,7 @@ class Decoding:
         kept = [i for i, row in enumerate(self._rows) if row is not None]
         self._steps.resize(kept, fw.filled(rows), -(-columns // ROOM) * ROOM, like)
         self._rows = [self._rows[i] for i in kept] + [None] * (self._steps.rows - len(kept))
-        self._read = None
+        self._read = self._alike = None
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -242,7 +253,7 @@ class Decoding:
             self._add([row for _, row in alive], logits)
         for place, row in alive:
             if row.ended:
-                self._rows[place] = None
+                self._rows[place] = self._alike = None  # from now on others are written in its place
 
     def _read_again(self) -> None:
         """Read rows that outgrow what their keys were computed for as prompts are read, which gives them one token more."""
@@ -253,7 +264,7 @@ class Decoding:
             if row.held is not None:
                 row.held()
             row.read, row.begin = [*row.prompt.ids, *row.tokens], 0
-        self._rows = [None if row in rows else row for row in self._rows]
+        self._rows, self._alike = [None if row in rows else row for row in self._rows], None
         self._join(rows)
 
     def _spots(self, alive: Sequence[tuple[int, Row]]) -> Spots:
@@ -268,8 +279,10 @@ class Decoding:
         at = torch.arange(self._steps.columns, device=self.device)
         if self._read is None:
             self._read = self._prompts(at)
+        if self._alike is None and self._steps.grows:
+            self._alike = self._same()
         visible = self._read | ((at >= first[:, None]) & (at <= column[:, None]))
-        return Spots(token, position, column, slots, visible, fw.shown(max(spots[2]) + 1))
+        return Spots(token, position, column, slots, visible, fw.shown(max(spots[2]) + 1), self._alike)
 
     def _prompts(self, at: Tensor) -> Tensor:
         """bool [rows, columns]: where the prompts stand."""
@@ -280,6 +293,17 @@ class Decoding:
                 begins[place] = [row.begin, row.begun[0], row.begun[0] + rest]
         begin, padded, stop = torch.tensor(begins, device=self.device).T[:, :, None]
         return (at < begin) | ((at >= padded) & (at < stop))
+
+    def _same(self) -> Tensor:
+        """Of every row, as ops.attend takes it, the first that has read the same, or that has the same beginning."""
+        first: dict[int, int] = {}
+        found = []
+        for place, row in enumerate(self._rows):
+            read = () if row is None else zip(row.begun, row.read_as)
+            others = [(columns, first.setdefault(number, place)) for columns, number in read]
+            columns, other = max((pair for pair in others if pair[1] != place), default=(0, place))
+            found.append((other, columns))
+        return torch.tensor(found, dtype=torch.int32, device=self.device)
 
     def _add(self, rows: Sequence[Row], logits: Tensor) -> None:
         """Choose the next token of these rows out of logits [rows, V]."""

@@ -87,6 +87,11 @@ def routed(bank: AdapterBank | None, slots: list[int] | None, lengths: list[int]
         yield route
 
 
+def under(bank: AdapterBank | None, slot: int) -> int:
+    """The slot whose Δ changes what the model computes, -1: none does."""
+    return -1 if slot == -1 or bank is None or bank.is_zero(slot) else slot
+
+
 def at_once(first: int, then: int) -> int:
     """How many prompts of these `widths` one pass reads."""
     return max(1, AT_ONCE // (first + then))
@@ -172,7 +177,7 @@ def _shared(
     and for every member the number among these of the one that stands for it: one with the same tokens up to the end of its
     span, the span begun at the same token, under the same Δ."""
     slots = prompts.slots_of(members)
-    deltas = {s: -1 if s == -1 or bank.is_zero(s) else s for s in set(slots or ())}
+    deltas = {s: under(bank, s) for s in set(slots or ())}
     places: dict[tuple, int] = {}
     firsts, source = [], []
     for k, (i, (start, stop)) in enumerate(zip(members, spans)):

@@ -7,6 +7,7 @@ CUDA graph and replayed. Elsewhere the same function runs step by step.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -57,16 +58,16 @@ def _make_room(kept: dict[tuple, Steps], need: int, device: torch.device) -> Non
 class _Columns:
     """Keys and values [rows, heads, columns, head_dim] of every layer; a step writes in row r the column at[r].
 
-    Attention sees the first `shown` columns. What is masked must be finite, so a row that was used is cleared before it is used
-    again.
+    Attention sees the first `shown` columns. What is masked must be finite: what nobody has written is zeroed when it is first
+    shown, and again where a row served somebody before.
     """
 
     def __init__(self, model, rows: int, columns: int, like: Tensor):
-        self.memory = like.new_zeros(self.shape(model, rows, columns))
+        self.memory = like.new_empty(self.shape(model, rows, columns))
         self.rows = torch.arange(rows, device=like.device)
         self.at = torch.zeros_like(self.rows)
-        self.shown = columns
-        self._used: set[int] = set()  # rows that held something since all was zero
+        self.shown = 0
+        self._written = [0] * rows  # columns of each row that were written or zeroed for whom it serves
 
     @staticmethod
     def shape(model, rows: int, columns: int) -> tuple[int, ...]:
@@ -86,31 +87,37 @@ class _Columns:
         keys, values = self.memory[index]
         return keys[:, :, : self.shown], values[:, :, : self.shown]
 
+    def show(self, columns: int) -> None:
+        """Have attention see so many columns of all rows."""
+        for written, alike in itertools.groupby(range(len(self._written)), self._written.__getitem__):
+            rows = list(alike)
+            if written < columns:
+                self.memory[:, :, rows[0] : rows[-1] + 1, :, written:columns] = 0.0
+        self._written = [max(written, columns) for written in self._written]
+        self.shown = columns
+
     def move(self, other: _Columns, rows: Sequence[int]) -> None:
-        """Have these rows of another one as the first, and nothing behind their columns."""
-        columns = min(self.memory.shape[4], other.memory.shape[4])
+        """Have these rows of another one as the first."""
+        written = [min(other._written[row], self.memory.shape[4]) for row in rows]
         taken = torch.tensor(rows, dtype=torch.int64, device=self.rows.device)
-        self.memory[:, :, : len(rows), :, :columns] = other.memory[:, :, taken, :, :columns]
-        if self._used:
-            self.memory[:, :, : len(rows), :, columns:] = 0.0
-        self._used.update(range(len(rows)))
+        self.memory[:, :, : len(rows), :, : max(written)] = other.memory[:, :, taken, :, : max(written)]
+        self._written[: len(rows)] = written
 
     def put(self, places: Sequence[int], part: Part) -> None:
         """Have what was read in these rows."""
-        if stale := [place for place in places if place in self._used]:
-            self.memory.index_fill_(2, torch.tensor(stale, device=self.rows.device), 0.0)
-        self._used.update(places)
         at = torch.tensor(places, dtype=torch.int64, device=self.rows.device)
         cache, rows = part
         for layer in range(len(self.memory)):
             for mine, read in zip(self.memory[layer], cache.layer(layer)):
                 mine[at, :, : cache.length] = read[rows, :, : cache.length].to(mine.dtype)
+        for place in places:
+            self._written[place] = cache.length
 
 
 @dataclass(frozen=True)
 class Spots:
     """What one step computes: of every row the token, its position, the column of its keys and values (int64 [rows] each), its
-    slot, and the columns that it sees, bool [rows, columns]. Nobody sees more than the first `shown`."""
+    slot, and the columns that it sees, bool [rows, columns]. Nobody sees more than the first `shown`. alike: see ops.attend."""
 
     token: Tensor
     position: Tensor
@@ -118,6 +125,7 @@ class Spots:
     slots: list[int]
     visible: Tensor
     shown: int
+    alike: Tensor | None = None
 
 
 class Steps:
@@ -130,6 +138,7 @@ class Steps:
         self.ids, self.position = (torch.zeros(rows, 1, dtype=torch.int64, device=device) for _ in range(2))
         self.mask = torch.zeros(rows, 1, 1, columns, dtype=torch.bool, device=device)
         self.cache = _Columns(model, rows, columns, weight)
+        self.cache.show(columns)
         self.route = None if bank is None else Route(bank, [-1] * rows, learn=False)
         self.slots: list[int] | None = None  # those that the route names
         self.logits: Tensor | None = None
@@ -216,13 +225,15 @@ class Growing:
 
     def __call__(self, spots: Spots) -> Tensor:
         """Logits [rows, V] of the next tokens, fp32."""
-        self.cache.at, self.cache.shown = spots.column, spots.shown
+        self.cache.at = spots.column
+        self.cache.show(spots.shown)
         mask = spots.visible[:, None, None, : spots.shown]
         with routed(self.bank, None if self.bank is None else spots.slots) as route:
             embedded, position = fw.embed(self.model, spots.token[:, None]), spots.position[:, None]
             if self.by_rows and not _lowered(embedded.dtype):
                 with torch.autocast("cpu", enabled=False):
-                    normed = token.layers(self.model, embedded, position, mask, self.cache, route, rows=True)
+                    where = position, mask, self.cache
+                    normed = token.layers(self.model, embedded, *where, route, rows=True, alike=spots.alike)
                     return token.logits(self.model, normed)
             hidden = fw.layers(self.model, embedded, position, mask, cache=self.cache)[:, 0]
         return fw.logits(self.model, hidden)
@@ -254,6 +265,7 @@ class Lent:
             steps = lent.enter_context(Steps.lend(self.model, self.bank, rows, columns))
             if self.steps is not None and kept:
                 steps.cache.move(self.steps.cache, kept)
+                steps.cache.show(steps.mask.shape[3])
             before, self._lent = self._lent, lent.pop_all()
         before.close()
         self.steps = steps
@@ -262,6 +274,7 @@ class Lent:
     def put(self, places: Sequence[int], part: Part) -> None:
         """As `Growing.put`."""
         self.steps.cache.put(places, part)
+        self.steps.cache.show(self.columns)
 
     def __call__(self, spots: Spots) -> Tensor:
         return self.steps(spots)

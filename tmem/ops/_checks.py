@@ -308,6 +308,16 @@ def runs(op: str, runs: Tensor, rows: int, tokens: int) -> None:
         before = own[-1] if rows == 1 else 0
 
 
+def alike(op: str, pairs: Tensor, columns: int) -> None:
+    """Of every row another, or itself, and how many of its columns."""
+    if torch.compiler.is_compiling() or type(pairs) is not Tensor or not pairs.is_cpu:
+        return
+    for row, (other, count) in enumerate(pairs.tolist()):
+        if not (0 <= other < len(pairs) and 0 <= count <= columns):
+            most, got = f"a row below {len(pairs)} and at most {columns} columns", f"{other} and {count} in row {row}"
+            raise ValueError(f"{op}: alike must name {most}, got {got}")
+
+
 def below(op: str, name: str, x: Tensor, end: int) -> None:
     """Whole numbers from 0 on, below `end`."""
     if torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cpu:
