@@ -43,6 +43,14 @@ def test_a_first_line_is_a_header_if_it_is_one_short_field(chunk, lines):
     assert found.state == len("\n".join(line for line in chunk.splitlines() if line.strip()).encode()), "headers are kept once"
 
 
+def test_a_label_below_a_header_is_not_found_for_its_word():
+    chunks = "DATE: 8 May 2023\nCONVERSATION:\nAda: hi\nBen: a long conversation, that was", "DATE: 9 May 2023\nCONVERSATION:"
+    found = Lines.of(episode(*chunks))
+    assert found.lines == ["[DATE: 8 May 2023] Ada: hi", "[DATE: 8 May 2023] Ben: a long conversation, that was"]
+    assert found.ranked("Use DATE of CONVERSATION")[0] == 1
+    assert Lines.of(episode("if x:\nELSE:\ny")).lines == ["if x:", "ELSE:", "y"], "of a text without a header all is text"
+
+
 def test_nothing_is_found_in_nothing():
     assert (Lines.of(episode("", "\n \n")).ranked("what?"), Lines.of(episode()).state) == ([], 0)
 

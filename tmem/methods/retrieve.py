@@ -13,6 +13,7 @@ from ..models.embed import Embedder
 # What a chunk's first line is where it says something about all the others: `DATE: 8 May 2023`, `Date: ...`, `TITLE: Normans`,
 # one capitalised word, a colon and at most 100 characters. Roles (`user: ...`) are lower case, and long lines are text.
 HEADER = re.compile(r"[A-Z][A-Za-z]*: \S.{0,99}")
+LABEL = re.compile(r"\s*[A-Z]+:\s*")  # `CONVERSATION:` below a header says nothing, and would be found for its word
 
 
 def header(chunk: str) -> str:
@@ -56,12 +57,14 @@ class Lines:
 
     @classmethod
     def of(cls, episode: Episode, embed: Embedder | None = None) -> Lines:
-        """The lines of an episode, each with the header of its chunk where that has one (HEADER); headers are kept once."""
+        """The lines of an episode, each with the header of its chunk where that has one (HEADER); headers are kept once, and
+        a LABEL below them is none."""
         out, kept = [], []
         for chunk in episode.chunks:
             lines = [line for line in chunk.splitlines() if line.strip()]
+            if said := header(chunk):
+                lines = [line for line in lines if not LABEL.fullmatch(line)]
             kept += lines
-            said = header(chunk)
             out += [f"[{said}] {line}" for line in lines[1:]] if said else lines
         return cls(out, embed, "\n".join(kept))
 
