@@ -85,6 +85,14 @@ def keep_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up, on a GPU or in the CPU's allocator, or that no address reaches so far."""
+    import torch
+
+    said = "can't allocate memory", "Storage size calculation overflowed"
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(one in str(error) for one in said)
+
+
 def rows_apart() -> bool:
     """Ask MKL for fp32 products in which a row's bits do not depend on how many rows there are; whether bf16's have that too.
     Call it before the first product.

@@ -141,6 +141,14 @@ def test_many_slots_are_taken_and_cleared_as_one_is(train_a):
     assert bool(bank.param.any()) == train_a
 
 
+@pytest.mark.parametrize("slots", [10**10, 10**16])
+def test_more_slots_than_there_is_memory_for_are_refused(slots):
+    network = model()
+    with pytest.raises(ValueError, match=rf"^AdapterBank: {slots} slots of rank 4 take [0-9,.]+ GiB, more than there is"):
+        AdapterBank(network, slots, 4)
+    assert not any("forward" in vars(module) for module in network.modules())
+
+
 def test_slots_that_are_free_out_of_range_or_used_up_are_refused():
     bank = bank_of(model(), slots=1)
     with pytest.raises(ValueError, match="slot 0 is free"), bank.route([0]):

@@ -451,6 +451,8 @@ def test_data_without_enough_questions_and_settings_that_mean_nothing_are_one_se
             task_of(dataclasses.replace(TRAIN, **wanted, **other))
     with pytest.raises(ValueError, match="corpus: task 'stream' has no search"):
         dataclasses.replace(TRAIN, corpus=(corpus,))
+    with pytest.raises(ValueError, match="objectives: expected 1, as task 'stream' asks no questions of a search, got 3"):
+        dataclasses.replace(TRAIN, objectives=3)
 
 
 # a run -----------------------------------------------------------------------------------------------------------------

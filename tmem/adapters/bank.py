@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..machine import out_of_memory
 from ..models.bases import device_of, dtype_of, shape_of, weight_of
 from .attach import Route, Site, attach, bits, clear, detach, find_sites, routed_checkpoints, slots_of
 from .compiled import Compiled
@@ -121,12 +122,22 @@ class AdapterBank:
 
         sizes = [(padded(s.inputs) if train_a else 0, padded(s.outputs)) for s in self.sites]
         offsets, width = lay_out([rank * (k + n) for k, n in sizes], [s.experts for s in self.sites])
-        self.param = torch.zeros(slots, width, dtype=dtype, device=device)
-        self._grad = torch.zeros_like(self.param)
+        kinds = [dtype] * (4 if optimizer == "adamw" else 2) + [weights if weights in _HALF else torch.bfloat16] * copy
+        try:
+            made = [torch.zeros(slots, width, dtype=kind, device=device) for kind in kinds]
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            size = sum(kind.itemsize for kind in kinds) * slots * width / 2**30
+            raise ValueError(
+                f"AdapterBank: {slots} slots of rank {rank} take {size:,.1f} GiB, more than there is on {device}; give fewer "
+                "slots or a lower rank."
+            ) from error
+        self.copy = made.pop() if copy else None
+        self.param, self._grad = made[:2]
+        self.m = made[2] if optimizer == "adamw" else None
+        self.v = made[3] if optimizer == "adamw" else None
         self._shown = 0  # a bit for every slot whose gradient others may have written since its last step
-        self.m = torch.zeros_like(self.param) if optimizer == "adamw" else None
-        self.v = torch.zeros_like(self.param) if optimizer == "adamw" else None
-        self.copy = torch.zeros_like(self.param, dtype=weights if weights in _HALF else torch.bfloat16) if copy else None
         self.step_count = torch.zeros(slots, dtype=torch.int32, device=device)
         self.rank = torch.zeros(slots, dtype=torch.int32, device=device)
         self.scale = torch.ones(slots, dtype=torch.float32, device=device)

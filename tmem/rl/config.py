@@ -211,6 +211,11 @@ class TrainConfig:
             )
         if self.corpus and self.task != "search":
             raise ValueError(f'preset: [train] corpus: task {self.task!r} has no search; set task = "search" or leave it out.')
+        if self.objectives > 1 and self.task != "search":
+            raise ValueError(
+                f"preset: [train] objectives: expected 1, as task {self.task!r} asks no questions of a search, got "
+                f'{self.objectives}; set task = "search" or leave it out.'
+            )
         if self.method != "tmem" and self.task != "search":
             raise ValueError(
                 f'preset: [train] method: expected "tmem", as task {self.task!r} has no search, got {self.method!r}.'

@@ -11,13 +11,14 @@ import torch
 
 from ..agent.agent import Agent
 from ..agent.loop import Clock, Rollout
+from ..machine import out_of_memory
 from ..tasks.task import Environment
 from . import credit, neutral, replay
 from .config import TrainConfig
 from .halves import Halves, correlation, halves
 from .loss import Objective, advantages, dead
 from .policy import Policy, falling
-from .rollout import Scores, means, out_of_memory, require, reward, rewarded, sample, scores
+from .rollout import Scores, means, require, reward, rewarded, sample, scores
 from .world import largest
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
-import torch
-
 from ..agent.agent import Agent
 from ..agent.loop import Clock, Rollout, run
 from ..agent.probe import names
@@ -179,8 +177,3 @@ def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is used up, on a GPU or in the CPU's allocator."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
