@@ -183,11 +183,8 @@ class Decoding:
 
     def _joined(self, rows: list[Row]) -> None:
         slots = None if self.bank is None else [row.prompt.slot for row in rows]
-        named: dict[tuple[int, ...], int] = {}
-        for row in rows:
-            key = under(self.bank, row.prompt.slot), row.begin
-            texts = row.read[: row.begin], row.read
-            row.read_as = tuple(named.setdefault((*key, *text), next(self._numbers)) for text in texts)
+        if self._steps.grows:
+            self._name(rows)
         prompts = Prompts([row.read for row in rows], [row.begin for row in rows], slots)
         coming = [row for row in rows if row.prompt.most > 1]  # those that may take a step and have no place yet
         for members, found in read(self.model, self.bank, prompts):
@@ -209,6 +206,15 @@ class Decoding:
         columns = max(map(self._columns, rows))
         if columns > self._steps.columns or self._rows.count(None) < len(rows):
             self._resize(len(self.alive) + len(rows), max(columns, self._steps.columns), like)
+
+    def _name(self, rows: Sequence[Row]) -> None:
+        """Give rows that are read together their `read_as`."""
+        deltas = {slot: under(self.bank, slot) for slot in {row.prompt.slot for row in rows}}
+        named: dict[tuple[int, ...], int] = {}
+        for row in rows:
+            texts = row.read[: row.begin], row.read
+            keys = [(deltas[row.prompt.slot], row.begin, *text) for text in texts]
+            row.read_as = tuple(named.setdefault(key, next(self._numbers)) for key in keys)
 
     def _put(self, rows: Sequence[Row], part: Part) -> None:
         """Give rows free places, and take over what was read of them."""
